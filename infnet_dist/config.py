@@ -1,0 +1,315 @@
+"""Every knob of a run, as frozen and strict models: one YAML file is one run.
+
+Read with `load_config("configs/smoke.yaml", ["training.epochs=2"])`. A YAML file holds only what
+differs from the defaults below. Unknown keys and ill-typed values raise `ConfigError` in one line
+that names the nearest valid key, or the expected type and unit.
+"""
+
+import difflib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, ValidationError
+
+from infnet_dist.errors import ConfigError
+
+ShardingTypeName = Literal["table_wise", "row_wise", "column_wise"]
+
+
+class Section(BaseModel):
+    """A frozen section of the run file; unknown keys are errors."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=False)
+
+
+class RunConfig(Section):
+    """What the run is called and where its folder stands."""
+
+    name: str = Field("run", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", description="run name")
+    folder: Path = Field(Path("runs"), description="folder that holds <name>/<run id>/")
+    seed: int = Field(0, ge=0, description="seed of tables, tower, shuffling")
+
+
+class SyntheticIngest(Section):
+    """Logs made up with a planted truth (`infnet_dist.synthetic`)."""
+
+    source: Literal["synthetic"]
+    num_rows: int = Field(200_000, ge=100, description="impressions over all splits")
+    num_users: int = Field(2_000, ge=2, description="users")
+    num_items: int = Field(2_000, ge=2, description="items")
+    num_authors: int = Field(200, ge=1, description="authors")
+    num_topics: int = Field(12, ge=2, description="latent topics of items and users")
+    history_length: int = Field(20, ge=1, description="items kept per behaviour")
+    valid_share: float = Field(0.1, gt=0, lt=0.5, description="last share of rows: valid")
+    test_share: float = Field(0.1, ge=0, lt=0.5, description="share of rows after valid: test")
+    rows_per_part: int = Field(1_000_000, ge=1, description="rows per Parquet file")
+    row_group_rows: int = Field(16_384, ge=1, description="rows per Parquet row group")
+    seed: int = Field(0, ge=0, description="seed of the world and its logs")
+
+
+class KuaiRandIngest(Section):
+    """KuaiRand logs, as published (CSV) or as our Parquet slice; the layout is recognised."""
+
+    source: Literal["kuairand"]
+    path: Path = Field(description="folder of the raw files")
+    valid_from: str = Field("2022-05-04", description="first day of valid, Beijing time")
+    test_from: str | None = Field(None, description="first day of test, Beijing time; null: none")
+    min_base_rate: float = Field(
+        0.01, ge=0, le=1, description="signals rarer than this in train make no task"
+    )
+    history_length: int = Field(50, ge=1, description="items kept per behaviour")
+    rows_per_part: int = Field(1_000_000, ge=1, description="rows per Parquet file")
+    row_group_rows: int = Field(16_384, ge=1, description="rows per Parquet row group")
+
+
+IngestConfig = Annotated[SyntheticIngest | KuaiRandIngest, Field(discriminator="source")]
+
+
+class DataConfig(Section):
+    """Which training set is read, and how."""
+
+    path: Path = Field(description="training set folder (holds manifest.json)")
+    features: tuple[str, ...] | None = Field(
+        None, description="names of the features to use; null: all of the training set"
+    )
+    tasks: tuple[str, ...] | None = Field(None, description="tasks to train; null: all")
+    batch_size: int = Field(512, ge=1, description="rows per worker and step")
+    shuffle_rows: int = Field(65_536, ge=1, description="rows shuffled together in memory")
+    prefetch_batches: int = Field(4, ge=1, description="batches read ahead of the step")
+
+
+class TableConfig(Section):
+    """One embedding table; its number of rows is a fact of the training set."""
+
+    embedding_dim: int | None = Field(None, ge=4, multiple_of=4, description="floats per row")
+    sharding_types: tuple[ShardingTypeName, ...] | None = Field(
+        None, description="sharding types the planner may choose from; null: all supported"
+    )
+
+
+class TablesConfig(Section):
+    """Defaults of all embedding tables and exceptions by table name."""
+
+    embedding_dim: int = Field(16, ge=4, multiple_of=4, description="floats per row")
+    data_type: Literal["fp32", "fp16"] = Field("fp32", description="type of the rows")
+    overrides: dict[str, TableConfig] = Field(default_factory=dict, description="by table name")
+
+
+class InfnetConfig(Section):
+    """INFNet v2, "Aggregate and Broadcast"."""
+
+    name: Literal["infnet"] = "infnet"
+    token_dim: int = Field(32, ge=1, description="token width D")
+    num_blocks: int = Field(2, ge=1, description="blocks")
+    num_hubs: int = Field(16, ge=1, description="categorical hubs n_c")
+    num_shared_tasks: int = Field(2, ge=0, description="shared task tokens n_s")
+    num_heads: int = Field(2, ge=1, description="attention heads; must divide token_dim")
+    dropout: float = Field(0.0, ge=0, lt=1, description="dropout of token embeddings")
+
+
+class InfnetPaperConfig(Section):
+    """INFNet v1, "A Task-aware Information Flow Network"."""
+
+    name: Literal["infnet_paper"]
+    token_dim: int = Field(32, ge=1, description="token width D")
+    num_blocks: int = Field(2, ge=1, description="blocks")
+    num_proxies: int = Field(4, ge=1, description="categorical proxies m")
+    num_shared_tasks: int = Field(2, ge=1, description="shared task tokens N_s")
+    num_heads: int = Field(2, ge=1, description="attention heads; must divide token_dim")
+    dropout: float = Field(0.0, ge=0, lt=1, description="dropout of token embeddings")
+
+
+def _model_name(value: Any) -> str:
+    """Discriminator with a default: a `model:` section without a name is INFNet v2."""
+    get = value.get if isinstance(value, dict) else lambda key, other: getattr(value, key, other)
+    return str(get("name", "infnet"))
+
+
+ModelConfig = Annotated[
+    Annotated[InfnetConfig, Tag("infnet")] | Annotated[InfnetPaperConfig, Tag("infnet_paper")],
+    Discriminator(_model_name),
+]
+
+
+class SparseOptimizerConfig(Section):
+    """Row-wise Adagrad, fused into the backward pass of the tables."""
+
+    learning_rate: float = Field(0.05, gt=0, description="learning rate")
+    eps: float = Field(1e-8, gt=0, description="added to the root of the accumulator")
+
+
+class DenseOptimizerConfig(Section):
+    """AdamW for everything that isn't a table."""
+
+    learning_rate: float = Field(1e-3, gt=0, description="learning rate after warm-up")
+    weight_decay: float = Field(0.0, ge=0, description="decoupled weight decay")
+    warmup_steps: int = Field(0, ge=0, description="steps of linear warm-up")
+
+
+class TrainingConfig(Section):
+    """How long to train and how often to look."""
+
+    epochs: int = Field(1, ge=1, description="passes over the train split")
+    max_steps: int | None = Field(None, ge=1, description="stop after so many steps; null: don't")
+    log_every_steps: int = Field(50, ge=1, description="steps between two log lines")
+    eval_every_steps: int | None = Field(
+        None, ge=1, description="steps between evaluations; null: at the end of each epoch"
+    )
+    task_weights: dict[str, float] = Field(
+        default_factory=dict, description="loss weight by task; 1 where not named"
+    )
+
+
+class ShardingConfig(Section):
+    """Where the rows of the tables live."""
+
+    plan: Path | Literal["auto"] = Field("auto", description="plan file, or auto: TorchRec's")
+
+
+class CheckpointConfig(Section):
+    """When to save, and how many checkpoints to keep."""
+
+    every_steps: int | None = Field(
+        None, ge=1, description="steps between checkpoints; null: at the end of each epoch"
+    )
+    keep_last: int = Field(2, ge=1, description="newest checkpoints kept")
+
+
+class ScalingConfig(Section):
+    """Workers, as in `ray.train.ScalingConfig`."""
+
+    num_workers: int = Field(2, ge=1, description="worker processes")
+    use_gpu: bool = Field(False, description="one GPU per worker")
+    resources_per_worker: dict[str, float] = Field(
+        default_factory=lambda: {"CPU": 1.0}, description="Ray resources per worker"
+    )
+    timeout_s: float = Field(600.0, gt=0, description="seconds a collective may take")
+
+
+class TrackingConfig(Section):
+    """Where metrics go beside the console and metrics.jsonl."""
+
+    wandb: Literal["auto", "online", "offline", "disabled"] = Field(
+        "auto", description="auto: online with an API key, otherwise offline"
+    )
+    project: str = Field("infnet_dist", description="W&B project")
+
+
+class Config(Section):
+    """One run."""
+
+    run: RunConfig = RunConfig()
+    ingest: IngestConfig | None = None
+    data: DataConfig
+    tables: TablesConfig = TablesConfig()
+    model: ModelConfig = InfnetConfig()
+    sparse_optimizer: SparseOptimizerConfig = SparseOptimizerConfig()
+    dense_optimizer: DenseOptimizerConfig = DenseOptimizerConfig()
+    training: TrainingConfig = TrainingConfig()
+    sharding: ShardingConfig = ShardingConfig()
+    checkpoint: CheckpointConfig = CheckpointConfig()
+    scaling: ScalingConfig = ScalingConfig()
+    tracking: TrackingConfig = TrackingConfig()
+
+
+def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
+    """Read a run file and apply `key.path=value` overrides (values are YAML).
+
+    Args:
+        path: the YAML file.
+        overrides: e.g. `["scaling.num_workers=1", "data.features=[user_id, item_id]"]`.
+
+    Raises:
+        ConfigError: the file is missing or no mapping, a key is unknown, a value is ill-typed.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise ConfigError(f"no config file {path}; the ready ones are in configs/")
+    try:
+        raw = yaml.safe_load(path.read_text()) or {}
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{path} is not YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(raw, dict):
+        raise ConfigError(f"{path} holds a {type(raw).__name__}, expected sections such as 'data:'")
+    for override in overrides:
+        _apply_override(raw, override)
+    return parse_config(raw, source=str(path))
+
+
+def parse_config(raw: dict[str, Any], source: str = "config") -> Config:
+    """Turn nested dictionaries into a checked `Config`; errors as in `load_config`."""
+    try:
+        return Config.model_validate(raw)
+    except ValidationError as error:
+        problems = [_explain(problem) for problem in error.errors()]
+        raise ConfigError(f"{source}: " + "; ".join(problems)) from None
+
+
+def dump_config(config: Config) -> str:
+    """The resolved config as YAML; `load_config` of it gives the same config."""
+    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
+
+
+def _apply_override(raw: dict[str, Any], override: str) -> None:
+    key, equals, text = override.partition("=")
+    if not equals or not key:
+        raise ConfigError(f"--set {override!r}: expected key.path=value, e.g. training.epochs=2")
+    *parents, last = key.split(".")
+    section = raw
+    for parent in parents:
+        if section.get(parent) is None:
+            section[parent] = {}
+        section = section[parent]
+        if not isinstance(section, dict):
+            raise ConfigError(f"--set {override!r}: {parent!r} is a value, not a section")
+    try:
+        section[last] = yaml.safe_load(text)
+    except yaml.YAMLError:
+        raise ConfigError(f"--set {override!r}: the value is not YAML; quote it") from None
+
+
+def _explain(problem: Any) -> str:
+    """One line for one pydantic error, naming key, value, expectation and unit."""
+    tags = {"synthetic", "kuairand", "infnet", "infnet_paper"}
+    parts = [str(part) for part in problem["loc"] if part not in tags]
+    section, field = _find(parts)
+    if problem["type"] == "extra_forbidden":
+        valid = list(section.model_fields) if section else []
+        near = difflib.get_close_matches(parts[-1], valid, n=1)
+        hint = f"did you mean {near[0]!r}?" if near else f"valid keys: {', '.join(valid)}"
+        return f"unknown key {'.'.join(parts)!r}; {hint}"
+    if problem["type"] == "missing":
+        return f"missing key {'.'.join(parts)!r} ({field.description if field else 'required'})"
+    message = problem["msg"].removeprefix("Value error, ")
+    message = message[0].lower() + message[1:]
+    unit = f" ({field.description})" if field is not None and field.description else ""
+    return f"{'.'.join(parts)}: got {problem['input']!r}, {message}{unit}"
+
+
+def _find(parts: list[str]) -> tuple[type[BaseModel] | None, Any]:
+    """The section that holds the key `parts`, and the key's field if there is one."""
+    candidates: list[type[BaseModel]] = [Config]
+    field = None
+    for depth, part in enumerate(parts):
+        owner = next((model for model in candidates if part in model.model_fields), None)
+        if owner is None:
+            last = depth == len(parts) - 1
+            return (candidates[0] if last and candidates else None), field
+        field = owner.model_fields[part]
+        if depth == len(parts) - 1:
+            return owner, field
+        candidates = _sections(field.annotation)
+    return None, field
+
+
+def _sections(annotation: Any) -> list[type[BaseModel]]:
+    """Section models inside an annotation, e.g. the members of a union."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return [annotation]
+    if get_origin(annotation) is Annotated:
+        return _sections(get_args(annotation)[0])
+    if get_origin(annotation) is Union or get_args(annotation):
+        return [model for arg in get_args(annotation) for model in _sections(arg)]
+    return []

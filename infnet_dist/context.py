@@ -1,0 +1,171 @@
+"""Where the library runs: rank, world size, device, storage. Nothing else reads the environment.
+
+`WorkerContext` is the library's whole idea of its surroundings. It is made inside a worker whose
+process group exists (Ray Train or `local_process_group` made it) and offers the few collectives
+that the library needs, so that all ranks fail together.
+"""
+
+import contextlib
+import os
+import socket
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as dist
+
+from infnet_dist.errors import ConfigError, UserError
+
+ROOT_VARIABLE = "INFNET_ROOT"
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class WorkerContext:
+    """One worker among `world_size`; its process group is torch's default group."""
+
+    rank: int
+    world_size: int
+    local_rank: int
+    local_world_size: int
+    device: torch.device
+
+    @classmethod
+    def from_process_group(cls, device: torch.device | None = None) -> "WorkerContext":
+        """The context of this process; `device` defaults to the local GPU or the CPU."""
+        assert dist.is_initialized(), "make a process group first"
+        local_rank = int(os.environ.get("LOCAL_RANK", dist.get_rank()))
+        return cls(
+            rank=dist.get_rank(),
+            world_size=dist.get_world_size(),
+            local_rank=local_rank,
+            local_world_size=int(os.environ.get("LOCAL_WORLD_SIZE", dist.get_world_size())),
+            device=device or torch.device("cpu"),
+        )
+
+    @property
+    def is_first(self) -> bool:
+        """True on the rank that writes logs and manifests."""
+        return self.rank == 0
+
+    def barrier(self) -> None:
+        """Wait for all ranks."""
+        dist.barrier()
+
+    def sum(self, values: torch.Tensor) -> torch.Tensor:
+        """Element-wise sum of a tensor over all ranks."""
+        total = values.clone()
+        dist.all_reduce(total)
+        return total
+
+    def gather(self, value: Any) -> list[Any]:
+        """The picklable `value` of every rank, in rank order, on every rank."""
+        values: list[Any] = [None] * self.world_size
+        dist.all_gather_object(values, value)
+        return values
+
+    def broadcast(self, value: T) -> T:
+        """Rank 0's picklable `value`, on every rank."""
+        box = [value]
+        dist.broadcast_object_list(box, src=0)
+        return box[0]
+
+    def together(self, action: Callable[[], T]) -> T:
+        """Run `action` on this rank; if it fails on any rank, fail on all of them, and at once.
+
+        Raises:
+            UserError: the first failing rank's message (its own type where that rank is this one).
+        """
+        error: BaseException | None = None
+        result: T | None = None
+        try:
+            result = action()
+        except Exception as caught:
+            error = caught
+        found = [m for m in self.gather(_describe(error)) if m is not None]
+        if error is not None:
+            raise error
+        if found:
+            raise UserError(found[0])
+        return result  # type: ignore[return-value]
+
+
+def _describe(error: BaseException | None) -> str | None:
+    if error is None:
+        return None
+    return str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
+
+
+def backend_for(use_gpu: bool) -> str:
+    """The process group's backend: the one place that chooses between gloo and NCCL.
+
+    With GPUs, gloo stands beside NCCL for tensors on the CPU (metrics, manifests, error messages).
+    """
+    return "cpu:gloo,cuda:nccl" if use_gpu else "gloo"
+
+
+def device_for(use_gpu: bool, local_rank: int) -> torch.device:
+    """The device of a worker; on GPUs also makes it the current one."""
+    if not use_gpu:
+        return torch.device("cpu")
+    if not torch.cuda.is_available():
+        raise ConfigError("scaling.use_gpu is true, but torch sees no GPU here; set it to false")
+    device = torch.device("cuda", local_rank)
+    torch.cuda.set_device(device)
+    return device
+
+
+@contextlib.contextmanager
+def local_process_group(
+    rank: int, world_size: int, *, use_gpu: bool, port: int, timeout_s: float
+) -> Iterator[WorkerContext]:
+    """A process group of `world_size` processes on this machine, for runs without Ray."""
+    os.environ.update(
+        RANK=str(rank),
+        WORLD_SIZE=str(world_size),
+        LOCAL_RANK=str(rank),
+        LOCAL_WORLD_SIZE=str(world_size),
+    )
+    device = device_for(use_gpu, rank)
+    dist.init_process_group(
+        backend_for(use_gpu),
+        init_method=f"tcp://127.0.0.1:{port}",
+        rank=rank,
+        world_size=world_size,
+        timeout=timedelta(seconds=timeout_s),
+    )
+    try:
+        yield WorkerContext.from_process_group(device)
+    finally:
+        dist.destroy_process_group()
+
+
+def free_port() -> int:
+    """A TCP port that is free on the loopback interface at this moment."""
+    with socket.socket() as sock:
+        sock.bind(("127.0.0.1", 0))
+        return int(sock.getsockname()[1])
+
+
+def resolve_path(path: Path) -> Path:
+    """Make a path of a run file absolute: relative ones stand under $INFNET_ROOT.
+
+    Without the variable they stand under the current folder, except in a submitted Ray job: that
+    runs in a throw-away copy of the working folder.
+
+    Raises:
+        ConfigError: a relative path in a Ray job without $INFNET_ROOT.
+    """
+    if path.is_absolute():
+        return path
+    root = os.environ.get(ROOT_VARIABLE)
+    if root is None and "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ:
+        raise ConfigError(
+            f"path {str(path)!r} is relative, and a Ray job runs in a throw-away copy of the "
+            f"working folder; make it absolute, or submit with --runtime-env-json "
+            f'\'{{"env_vars": {{"{ROOT_VARIABLE}": "/where/data/and/runs/stand"}}}}\''
+        )
+    return Path(root or Path.cwd()).resolve() / path

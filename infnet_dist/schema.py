@@ -1,0 +1,205 @@
+"""Columns -> features -> tables, and tasks: what a training set means. Pure data.
+
+A *table* is a set of embedding rows. A *feature* reads columns and looks rows up in a table; several
+features may share one table (the candidate item and the items of a history). Names are TorchRec's.
+
+    categorical  int64 column                         one id per row           one token
+    sequence     list<int64> columns, newest first    items of one behaviour   one token per item
+    dense        float column with `boundaries`       bucketised to an id      one token
+    dense        float column without                 standardised             one token for all
+"""
+
+from collections.abc import Iterable
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from infnet_dist.errors import DataError, unknown_name
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Table(_Part):
+    """Embedding rows; ids are in [0, num_embeddings)."""
+
+    name: str
+    num_embeddings: int = Field(ge=1)
+
+
+class CategoricalFeature(_Part):
+    """One int64 id per row. By convention id 0 means unknown or missing."""
+
+    name: str
+    table: str
+    column: str
+
+
+class SequenceAttribute(_Part):
+    """One attribute of the items of a behaviour, e.g. the author: a list<int64> column."""
+
+    name: str
+    table: str
+    column: str
+
+
+class SequenceFeature(_Part):
+    """One behaviour (click, like, ...): parallel lists, newest item first.
+
+    `time_gap_column` (list<int64>) holds the seconds between the item's event and the row, > 0.
+    """
+
+    name: str
+    attributes: tuple[SequenceAttribute, ...] = Field(min_length=1)
+    max_length: int = Field(ge=1)
+    time_gap_column: str | None = None
+
+
+class DenseFeature(_Part):
+    """A number. With `boundaries` it is bucketised, otherwise standardised by mean and std.
+
+    A bucketised feature reads a table of its own name: row 0 is null, row 1 + i is the bucket i.
+    `boundaries`, `mean` and `std` come from the training window only.
+    """
+
+    name: str
+    column: str
+    boundaries: tuple[float, ...] | None = None
+    mean: float = 0.0
+    std: float = Field(1.0, gt=0)
+
+
+class Task(_Part):
+    """A binary target in {0, 1}. `truth_column` holds P(label = 1) where it is known."""
+
+    name: str
+    column: str
+    truth_column: str | None = None
+
+
+class TableFeature(_Part):
+    """One key of the KeyedJaggedTensor and the table it reads."""
+
+    key: str
+    table: str
+
+
+class Schema(_Part):
+    """The features, tables and tasks of a training set.
+
+    Raises:
+        DataError: a name stands twice, or a feature reads an unknown table.
+    """
+
+    tables: tuple[Table, ...]
+    categorical: tuple[CategoricalFeature, ...] = ()
+    sequences: tuple[SequenceFeature, ...] = ()
+    dense: tuple[DenseFeature, ...] = ()
+    tasks: tuple[Task, ...]
+    group_column: str
+    time_column: str
+
+    @model_validator(mode="after")
+    def _check(self) -> "Schema":
+        names = [f.name for f in (*self.categorical, *self.sequences, *self.dense)]
+        _check_unique("feature", names)
+        _check_unique("table", [table.name for table in self.tables])
+        _check_unique("task", [task.name for task in self.tasks])
+        tables = {table.name for table in self.tables}
+        for feature in self.table_features:
+            if feature.table not in tables:
+                message = unknown_name("table", feature.table, tables)
+                raise DataError(f"feature {feature.key!r} reads an {message}")
+        return self
+
+    @property
+    def bucketised(self) -> tuple[DenseFeature, ...]:
+        """Dense features that become ids."""
+        return tuple(f for f in self.dense if f.boundaries is not None)
+
+    @property
+    def numeric(self) -> tuple[DenseFeature, ...]:
+        """Dense features that stay numbers."""
+        return tuple(f for f in self.dense if f.boundaries is None)
+
+    @property
+    def fields(self) -> tuple[TableFeature, ...]:
+        """The one-id-per-row features in token order: categorical, then bucketised."""
+        return tuple(
+            [TableFeature(key=f.name, table=f.table) for f in self.categorical]
+            + [TableFeature(key=f.name, table=f.name) for f in self.bucketised]
+        )
+
+    @property
+    def table_features(self) -> tuple[TableFeature, ...]:
+        """All keys of the KeyedJaggedTensor in order: fields, then sequence attributes."""
+        return self.fields + tuple(
+            TableFeature(key=sequence_key(s, a), table=a.table)
+            for s in self.sequences
+            for a in s.attributes
+        )
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """Every column of the training set that the reader needs, without duplicates."""
+        columns = [f.column for f in (*self.categorical, *self.dense)]
+        for sequence in self.sequences:
+            columns += [a.column for a in sequence.attributes]
+            columns += [sequence.time_gap_column] if sequence.time_gap_column else []
+        for task in self.tasks:
+            columns += [task.column] + ([task.truth_column] if task.truth_column else [])
+        return tuple(dict.fromkeys([*columns, self.group_column]))
+
+    def table(self, name: str) -> Table:
+        """The table `name`; DataError names the nearest one."""
+        for table in self.tables:
+            if table.name == name:
+                return table
+        raise DataError(unknown_name("table", name, (t.name for t in self.tables)))
+
+    def select(
+        self, features: Iterable[str] | None = None, tasks: Iterable[str] | None = None
+    ) -> "Schema":
+        """The schema with only these features and tasks (None: all), and the tables they read.
+
+        Raises:
+            DataError: an unknown feature or task, or nothing left.
+        """
+        every = (*self.categorical, *self.sequences, *self.dense)
+        kept_features = _pick("feature", features, [f.name for f in every])
+        kept_tasks = _pick("task", tasks, [t.name for t in self.tasks])
+        picked = self.model_copy(
+            update={
+                "categorical": tuple(f for f in self.categorical if f.name in kept_features),
+                "sequences": tuple(f for f in self.sequences if f.name in kept_features),
+                "dense": tuple(f for f in self.dense if f.name in kept_features),
+                "tasks": tuple(t for t in self.tasks if t.name in kept_tasks),
+            }
+        )
+        if not picked.fields:
+            raise DataError("no categorical or bucketised feature is selected; name at least one")
+        read = {feature.table for feature in picked.table_features}
+        tables = tuple(table for table in self.tables if table.name in read)
+        return picked.model_copy(update={"tables": tables})
+
+
+def sequence_key(sequence: SequenceFeature, attribute: SequenceAttribute) -> str:
+    """Key of a sequence attribute in the KeyedJaggedTensor, e.g. `click.item`."""
+    return f"{sequence.name}.{attribute.name}"
+
+
+def _check_unique(kind: str, names: list[str]) -> None:
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice:
+        raise DataError(f"{kind} {twice[0]!r} is declared twice; rename one")
+
+
+def _pick(kind: str, wanted: Iterable[str] | None, known: list[str]) -> set[str]:
+    if wanted is None:
+        return set(known)
+    names = set(wanted)
+    for name in sorted(names - set(known)):
+        raise DataError(unknown_name(kind, name, known))
+    if not names:
+        raise DataError(f"no {kind} is selected; known: {', '.join(known)}")
+    return names
