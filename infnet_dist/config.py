@@ -5,14 +5,14 @@ differs from the defaults below. Unknown keys and ill-typed values raise `Config
 that names the nearest valid key, or the expected type and unit.
 """
 
-import difflib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, Union, get_args, get_origin
+from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, ValidationError
 
+from infnet_dist.config_messages import explain
 from infnet_dist.errors import ConfigError
 
 ShardingTypeName = Literal["table_wise", "row_wise", "column_wise"]
@@ -243,8 +243,7 @@ def parse_config(raw: dict[str, Any], source: str = "config") -> Config:
     try:
         return Config.model_validate(raw)
     except ValidationError as error:
-        problems = [_explain(problem) for problem in error.errors()]
-        raise ConfigError(f"{source}: " + "; ".join(problems)) from None
+        raise ConfigError(f"{source}: " + "; ".join(explain(error.errors(), Config))) from None
 
 
 def dump_config(config: Config) -> str:
@@ -268,48 +267,3 @@ def _apply_override(raw: dict[str, Any], override: str) -> None:
         section[last] = yaml.safe_load(text)
     except yaml.YAMLError:
         raise ConfigError(f"--set {override!r}: the value is not YAML; quote it") from None
-
-
-def _explain(problem: Any) -> str:
-    """One line for one pydantic error, naming key, value, expectation and unit."""
-    tags = {"synthetic", "kuairand", "infnet", "infnet_paper"}
-    parts = [str(part) for part in problem["loc"] if part not in tags]
-    section, field = _find(parts)
-    if problem["type"] == "extra_forbidden":
-        valid = list(section.model_fields) if section else []
-        near = difflib.get_close_matches(parts[-1], valid, n=1)
-        hint = f"did you mean {near[0]!r}?" if near else f"valid keys: {', '.join(valid)}"
-        return f"unknown key {'.'.join(parts)!r}; {hint}"
-    if problem["type"] == "missing":
-        return f"missing key {'.'.join(parts)!r} ({field.description if field else 'required'})"
-    message = problem["msg"].removeprefix("Value error, ")
-    message = message[0].lower() + message[1:]
-    unit = f" ({field.description})" if field is not None and field.description else ""
-    return f"{'.'.join(parts)}: got {problem['input']!r}, {message}{unit}"
-
-
-def _find(parts: list[str]) -> tuple[type[BaseModel] | None, Any]:
-    """The section that holds the key `parts`, and the key's field if there is one."""
-    candidates: list[type[BaseModel]] = [Config]
-    field = None
-    for depth, part in enumerate(parts):
-        owner = next((model for model in candidates if part in model.model_fields), None)
-        if owner is None:
-            last = depth == len(parts) - 1
-            return (candidates[0] if last and candidates else None), field
-        field = owner.model_fields[part]
-        if depth == len(parts) - 1:
-            return owner, field
-        candidates = _sections(field.annotation)
-    return None, field
-
-
-def _sections(annotation: Any) -> list[type[BaseModel]]:
-    """Section models inside an annotation, e.g. the members of a union."""
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        return [annotation]
-    if get_origin(annotation) is Annotated:
-        return _sections(get_args(annotation)[0])
-    if get_origin(annotation) is Union or get_args(annotation):
-        return [model for arg in get_args(annotation) for model in _sections(arg)]
-    return []

@@ -67,6 +67,12 @@ class WorkerContext:
         dist.all_gather_object(values, value)
         return values
 
+    def gather_to_first(self, value: T) -> list[T] | None:
+        """The picklable `value` of every rank, in rank order, on rank 0; None on the others."""
+        values: list[Any] | None = [None] * self.world_size if self.is_first else None
+        dist.gather_object(value, values, dst=0)
+        return values
+
     def broadcast(self, value: T) -> T:
         """Rank 0's picklable `value`, on every rank."""
         box = [value]

@@ -1,0 +1,62 @@
+# Everything runs from .venv, which `make install` fills. Start with `make smoke`.
+SHELL := /bin/bash
+.DEFAULT_GOAL := help
+
+# The pins hold for Python 3.11 (pyproject.toml says why).
+PYTHON ?= $(shell command -v python3.11 || echo python3)
+# cpu or gpu: which build of fbgemm. Remembered in .venv, so `make test` keeps a GPU install.
+EXTRA ?= $(shell cat .venv/extra 2>/dev/null || echo cpu)
+CONFIG ?= configs/smoke.yaml
+BIN := .venv/bin
+STAMP := .venv/installed-$(EXTRA)
+TESTS := $(wildcard tests/unit tests/multiprocess tests/integration tests/faults)
+
+.PHONY: help install smoke test lint format types bench doctor clean
+
+help:  ## Show this list
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+install: $(STAMP)  ## Fill .venv with the pinned packages; EXTRA=gpu for CUDA machines
+
+$(STAMP): pyproject.toml requirements/constraints.txt requirements/no-deps.txt
+	$(PYTHON) -c 'import sys; v = sys.version_info[:2]; v == (3, 11) or sys.exit("Python 3.11 is needed, $(PYTHON) is %d.%d; give another one: make install PYTHON=/path/to/python3.11" % v)'
+	$(PYTHON) -m venv .venv
+	rm -f .venv/installed-*
+	# Both builds of fbgemm write the same folder: the other one must go first.
+	[ "$$(cat .venv/extra 2>/dev/null || echo $(EXTRA))" = $(EXTRA) ] || \
+	    $(BIN)/python -m pip uninstall --yes fbgemm-gpu fbgemm-gpu-cpu
+	$(BIN)/python -m pip install -e ".[$(EXTRA),dev]" -c requirements/constraints.txt
+	$(BIN)/python -m pip install --no-deps -r requirements/no-deps.txt
+	echo $(EXTRA) > .venv/extra
+	touch $@
+
+smoke: $(STAMP)  ## Make a small training set, train 2 workers, evaluate, show the result (CPU)
+	OMP_NUM_THREADS=1 $(BIN)/python -m ray_jobs.smoke --config $(CONFIG)
+
+test: lint types  ## What CI runs: lint, types, then all tests
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(TESTS)
+
+lint: $(STAMP)  ## Style and spelling
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/codespell
+
+format: $(STAMP)  ## Rewrite the code in the project's style
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+types: $(STAMP)  ## Check type annotations
+	$(BIN)/mypy
+
+bench: $(STAMP)  ## Run every script of benchmarks/
+	@for script in $(wildcard benchmarks/*.py); do \
+	    echo "== $$script"; OMP_NUM_THREADS=1 $(BIN)/python $$script || exit 1; \
+	done
+
+# Without OMP_NUM_THREADS=1: the doctor judges the surroundings as the user has them.
+doctor: $(STAMP)  ## Can this machine train? What is wrong, and the command that mends it
+	$(BIN)/python -m infnet_dist.doctor
+
+clean:  ## Delete .venv, caches and the smoke run's data
+	rm -rf .venv .infnet build *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	find infnet_dist ray_jobs tests benchmarks -name __pycache__ -prune -exec rm -rf {} +

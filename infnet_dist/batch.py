@@ -1,0 +1,68 @@
+"""RankingBatch: what one worker reads for one step.
+
+Letters: B rows, N plain numbers, K tasks, L history items over all behaviours (each padded).
+"""
+
+from dataclasses import dataclass, fields, replace
+from typing import Any
+
+import torch
+from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
+from torchrec.streamable import Pipelineable
+
+
+@dataclass(frozen=True)
+class BatchRows:
+    """Where a batch came from: intervals [start, stop) of an epoch's shuffled order."""
+
+    epoch: int
+    intervals: tuple[tuple[int, int], ...]
+
+
+@dataclass
+class RankingBatch(Pipelineable):
+    """B rows; the last of an epoch may be padding, which has no ids and weight 0.
+
+    Attributes:
+        sparse_features: ids by key (`Schema.table_features` order), int64; padding rows are empty.
+        dense_BN: float32, standardised numbers.
+        time_gap_BL: int64, bucket of the time since each history item; 0 where there is none.
+        labels_BK: float32 in {0, 1}.
+        weights_B: float32; 0 marks padding.
+        group_B: int64, the user for gAUC.
+        truth_BK: float32, P(label = 1) where it is known (synthetic logs), else NaN.
+        rows: where the batch came from.
+    """
+
+    sparse_features: KeyedJaggedTensor
+    dense_BN: torch.Tensor
+    time_gap_BL: torch.Tensor
+    labels_BK: torch.Tensor
+    weights_B: torch.Tensor
+    group_B: torch.Tensor
+    truth_BK: torch.Tensor
+    rows: BatchRows
+
+    @property
+    def num_rows(self) -> int:
+        """Real rows, without padding."""
+        return sum(stop - start for start, stop in self.rows.intervals)
+
+    def to(self, device: torch.device, non_blocking: bool = False) -> "RankingBatch":
+        """A copy on `device`."""
+        return self._map(lambda part: part.to(device=device, non_blocking=non_blocking))
+
+    def pin_memory(self) -> "RankingBatch":
+        """A copy in pinned host memory, for asynchronous copies to a GPU."""
+        return self._map(lambda part: part.pin_memory())
+
+    def record_stream(self, stream: torch.Stream) -> None:
+        """Tell the allocator that `stream` uses these tensors."""
+        for part in self._tensors().values():
+            part.record_stream(stream)
+
+    def _tensors(self) -> dict[str, Any]:
+        return {f.name: getattr(self, f.name) for f in fields(self) if f.name != "rows"}
+
+    def _map(self, function: Any) -> "RankingBatch":
+        return replace(self, **{name: function(part) for name, part in self._tensors().items()})

@@ -1,0 +1,126 @@
+"""Pydantic's findings in a run file, told in the run file's own words.
+
+Each message names the key, what was given, what is expected with its unit, and the nearest valid
+key where one is unknown. `config` alone uses this.
+"""
+
+import difflib
+from collections.abc import Sequence
+from types import UnionType
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
+
+from pydantic import BaseModel
+from pydantic.fields import FieldInfo
+
+from infnet_dist.errors import unknown_name
+
+# By the start of pydantic's error types: int_parsing, int_type, int_from_float, ...
+_EXPECTED = {
+    "int_": "an integer",
+    "float_": "a number",
+    "finite_number": "a finite number",
+    "bool_": "true or false",
+    "string_type": "text",
+    "path_": "a path",
+    "tuple_type": "a list",
+    "dict_type": "a section of keys",
+    "model_": "a section of keys",
+    "greater_than_equal": "at least {ge}",
+    "greater_than": "more than {gt}",
+    "less_than_equal": "at most {le}",
+    "less_than": "less than {lt}",
+    "multiple_of": "a multiple of {multiple_of}",
+    "literal_error": "{expected}",
+    "string_pattern_mismatch": "text that matches {pattern}",
+    "invalid_key": "text as a key",
+}
+
+
+def explain(problems: Sequence[Any], root: type[BaseModel]) -> list[str]:
+    """One line for each wrong key of a run file.
+
+    Args:
+        problems: `ValidationError.errors()`.
+        root: the model that was validated.
+    """
+    found: dict[str, str] = {}
+    for problem in problems:
+        place = _Place(root)
+        for part in problem["loc"]:
+            place.enter(part)
+        key = ".".join(place.parts)
+        message = _message(problem, key, place)
+        if key in found and problem["type"] == "literal_error":
+            # A value of several kinds, e.g. a path or 'auto': pydantic tells each kind apart.
+            found[key] = f"{found[key]}, or {problem['ctx']['expected']}"
+        else:
+            found.setdefault(key, message)
+    return list(found.values())
+
+
+class _Place:
+    """Where a problem lies: follows pydantic's location through sections, unions and tables."""
+
+    def __init__(self, root: type[BaseModel]) -> None:
+        self.annotation: Any = root
+        self.parts: list[str] = []
+        self.section: type[BaseModel] | None = None
+        self.field: FieldInfo | None = None
+
+    def enter(self, part: str | int) -> None:
+        """Go one step down; labels that pydantic gives to union members are no part of the key."""
+        members = sections(self.annotation)
+        if len(members) > 1 and part in members:
+            self.annotation = members[str(part)]
+        elif len(members) == 1 and get_origin(self.annotation) is not dict:
+            self.section = next(iter(members.values()))
+            self.field = self.section.model_fields.get(str(part))
+            self.annotation = self.field.annotation if self.field else None
+            self.parts.append(str(part))
+        elif get_origin(self.annotation) is dict:
+            self.annotation = get_args(self.annotation)[1]
+            self.parts.append(str(part))
+        elif isinstance(part, int):
+            self.parts.append(str(part))
+
+
+def sections(annotation: Any) -> dict[str, type[BaseModel]]:
+    """The section models inside an annotation, by the value of their first field's Literal."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        first = next(iter(annotation.model_fields.values()), None)
+        tagged = first is not None and get_origin(first.annotation) is Literal
+        tag = get_args(first.annotation)[0] if first and tagged else annotation.__name__
+        return {tag: annotation}
+    if get_origin(annotation) in (Annotated, Union, UnionType):
+        found: dict[str, type[BaseModel]] = {}
+        for argument in get_args(annotation):
+            found |= sections(argument)
+        return found
+    return {}
+
+
+def _message(problem: Any, key: str, place: _Place) -> str:
+    kind, members = problem["type"], sections(place.annotation)
+    described = place.field.description if place.field else None
+    unit = f" ({described})" if described else ""
+    if kind == "extra_forbidden":
+        return f"unknown key {key!r}; {_nearest(place)}"
+    if kind == "missing" and len(members) == 1:
+        keys = ", ".join(*(model.model_fields for model in members.values()))
+        return f"missing section {key!r} (keys: {keys})"
+    if kind == "missing":
+        return f"missing key {key!r}{unit}"
+    if kind == "union_tag_invalid":
+        return unknown_name(f"kind of {key}", problem["ctx"]["tag"], members)
+    if kind == "union_tag_not_found":
+        tag = str(problem["ctx"]["discriminator"]).strip("'")
+        return f"missing key '{key}.{tag}'; expected one of: {', '.join(members)}"
+    text = next((text for start, text in _EXPECTED.items() if kind.startswith(start)), None)
+    expected = text.format_map(problem.get("ctx", {})) if text else f"other: {problem['msg']}"
+    return f"{key}{unit}: got {problem['input']!r}, expected {expected}"
+
+
+def _nearest(place: _Place) -> str:
+    valid = list(place.section.model_fields) if place.section else []
+    near = difflib.get_close_matches(place.parts[-1], valid, n=1)
+    return f"did you mean {near[0]!r}?" if near else f"valid keys: {', '.join(valid)}"

@@ -1,0 +1,154 @@
+"""Checks a split before training: files, columns, types, id ranges, labels, numbers.
+
+Integers are checked from the statistics in the Parquet footers, without reading data; columns
+without statistics, and floats (whose statistics ignore NaN), are read. Each rank checks its share
+of the parts; call through `WorkerContext.together`, so that all ranks fail together.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from infnet_dist.data.manifest import Manifest, Part, arrow_type
+from infnet_dist.errors import DataError
+from infnet_dist.schema import Schema
+
+
+@dataclass(frozen=True)
+class _Range:
+    """Allowed values of an integer column, both ends included."""
+
+    column: str
+    low: int
+    high: int
+    meaning: str
+
+
+def check_feed(rows: int, *, split: str, num_workers: int, batch_size: int) -> None:
+    """Raise DataError if `rows` don't fill a single step of all workers."""
+    if rows < num_workers * batch_size:
+        raise DataError(
+            f"{split} has {rows} rows, too few for one step of {num_workers} workers x "
+            f"{batch_size} rows; lower data.batch_size or scaling.num_workers"
+        )
+
+
+def check_columns(folder: Path, manifest: Manifest, schema: Schema) -> None:
+    """Check that the first part of every split has the columns and types of `schema`.
+
+    Raises:
+        DataError: names file and column, and the type found and expected.
+    """
+    for split in manifest.splits.values():
+        _check_types(folder, split.parts[0], schema)
+
+
+def check_split(
+    folder: Path, manifest: Manifest, schema: Schema, *, split: str, rank: int, world_size: int
+) -> None:
+    """Check this rank's share of a split's parts.
+
+    Raises:
+        DataError: names file, row group, column and the offending value.
+    """
+    parts = manifest.split(split).parts
+    ranges = list(_allowed(schema))
+    for part in parts[rank::world_size]:
+        _check_types(folder, part, schema)
+        with pq.ParquetFile(folder / part.file) as file:
+            groups = tuple(
+                file.metadata.row_group(i).num_rows for i in range(file.num_row_groups)
+            )
+            if groups != part.row_groups:
+                raise DataError(
+                    f"{folder / part.file} has {sum(groups)} rows in {len(groups)} row groups, its "
+                    f"manifest says {part.rows} in {len(part.row_groups)}; ingest again"
+                )
+            for group in range(file.num_row_groups):
+                _check_integers(file, part, group, ranges)
+                _check_floats(file, part, group, schema)
+
+
+def _check_types(folder: Path, part: Part, schema: Schema) -> None:
+    path = folder / part.file
+    if not path.is_file():
+        raise DataError(f"{path} is missing, but the manifest lists it; ingest again")
+    try:
+        found = pq.read_schema(path)
+    except (OSError, pa.ArrowException) as error:
+        raise DataError(f"{path} is not a readable Parquet file: {error}; ingest again") from None
+    for column in schema.columns:
+        expected = arrow_type(schema, column)
+        if column not in found.names:
+            raise DataError(f"{path} lacks column {column!r} ({expected}); ingest again")
+        got = found.field(column).type
+        if got != expected:
+            raise DataError(f"{path}: column {column!r} is {got}, expected {expected}")
+
+
+def _allowed(schema: Schema) -> Iterator[_Range]:
+    for feature in schema.categorical:
+        yield _ids(schema, feature.column, feature.table)
+    for sequence in schema.sequences:
+        for attribute in sequence.attributes:
+            yield _ids(schema, attribute.column, attribute.table)
+    for task in schema.tasks:
+        yield _Range(task.column, 0, 1, f"label of task {task.name!r} must be 0 or 1")
+
+
+def _ids(schema: Schema, column: str, table: str) -> _Range:
+    last = schema.table(table).num_embeddings - 1
+    return _Range(column, 0, last, f"id is outside table {table!r} (0 to {last})")
+
+
+def _check_integers(file: pq.ParquetFile, part: Part, group: int, ranges: list[_Range]) -> None:
+    metadata = file.metadata.row_group(group)
+    places = {
+        metadata.column(i).path_in_schema.split(".")[0]: i for i in range(metadata.num_columns)
+    }
+    for allowed in ranges:
+        statistics = metadata.column(places[allowed.column]).statistics
+        if statistics is not None and statistics.has_min_max and statistics.has_null_count:
+            low, high, nulls = statistics.min, statistics.max, statistics.null_count
+            if "list" in str(file.schema_arrow.field(allowed.column).type):
+                nulls = 0  # an empty list counts as a null of its leaf
+        else:
+            low, high, nulls = _scan(file, group, allowed.column)
+        where = f"{part.file}, row group {group}, column {allowed.column!r}"
+        if nulls:
+            raise DataError(f"{where}: {nulls} nulls; write 0 for a missing id; ingest again")
+        for value in (low, high):
+            if value is not None and not allowed.low <= value <= allowed.high:
+                raise DataError(f"{where}: got {value}, {allowed.meaning}; ingest again")
+
+
+def _scan(file: pq.ParquetFile, group: int, column: str) -> tuple[int | None, int | None, int]:
+    """Smallest and largest value and number of nulls, by reading the column."""
+    values = file.read_row_group(group, columns=[column]).column(column)
+    if pa.types.is_list(values.type):
+        values = pc.list_flatten(values)
+    bounds = pc.min_max(values).as_py()
+    return bounds["min"], bounds["max"], values.null_count
+
+
+def _check_floats(file: pq.ParquetFile, part: Part, group: int, schema: Schema) -> None:
+    numeric = {feature.column for feature in schema.numeric}
+    columns = [feature.column for feature in schema.dense]
+    if not columns:
+        return
+    table = file.read_row_group(group, columns=columns)
+    for column in columns:
+        values = table.column(column)
+        where = f"{part.file}, row group {group}, column {column!r}"
+        if column in numeric and values.null_count:
+            raise DataError(f"{where}: {values.null_count} nulls; fill them in ingest")
+        numbers = values.drop_null().to_numpy()
+        bad = ~np.isfinite(numbers)
+        if bad.any():
+            value = numbers[bad][0]
+            raise DataError(f"{where}: got {value}, numbers must be finite; ingest again")

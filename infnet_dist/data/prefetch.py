@@ -1,0 +1,53 @@
+"""Runs an iterator ahead of its consumer in a background thread."""
+
+import queue
+import threading
+from collections.abc import Iterator
+from typing import TypeVar
+
+T = TypeVar("T")
+
+_POLL_S = 0.1
+
+
+def prefetch(source: Iterator[T], depth: int) -> Iterator[T]:
+    """Yield what `source` yields, with up to `depth` items made ahead.
+
+    An exception of `source` is raised here, in its place. Closing the returned generator, or just
+    dropping it, ends the thread.
+    """
+    results: queue.Queue[tuple[str, object]] = queue.Queue(maxsize=depth)
+    stopped = threading.Event()
+
+    def put(kind: str, value: object) -> None:
+        while not stopped.is_set():
+            try:
+                results.put((kind, value), timeout=_POLL_S)
+                return
+            except queue.Full:
+                continue
+
+    def work() -> None:
+        try:
+            for item in source:
+                put("item", item)
+                if stopped.is_set():
+                    return
+            put("end", None)
+        except BaseException as error:
+            put("error", error)
+
+    thread = threading.Thread(target=work, name="prefetch", daemon=True)
+    thread.start()
+    try:
+        while True:
+            kind, value = results.get()
+            if kind == "end":
+                return
+            if kind == "error":
+                assert isinstance(value, BaseException)
+                raise value
+            yield value  # type: ignore[misc]
+    finally:
+        stopped.set()
+        thread.join()

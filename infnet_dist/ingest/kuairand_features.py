@@ -1,0 +1,231 @@
+"""KuaiRand logs in the common form -> one id or number per row and feature, and what they mean.
+
+Everything that is learned from data (vocabularies, boundaries, priors) comes from the training
+window: the rows before `valid_from` and the exposures before them. Counters run along with the
+rows and freeze at the end of the window.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from infnet_dist.ingest.counters import EventCounts, pair_keys, smoothed_rate
+from infnet_dist.ingest.encode import Vocabulary, float_column, quantile_boundaries
+from infnet_dist.ingest.kuairand_logs import (
+    USER_CATEGORIES,
+    USER_NUMBERS,
+    VIDEO_CATEGORIES,
+    RawLogs,
+)
+from infnet_dist.schema import CategoricalFeature, DenseFeature, Table
+
+IntArray = npt.NDArray[np.int64]
+FloatArray = npt.NDArray[np.float64]
+
+NUM_BUCKETS = 32
+PRIOR_STRENGTH = 10.0  # trials that the average rate weighs in a smoothed rate
+ITEM_ATTRIBUTES = ("video", "author", "tag")
+_SIGNALS = {"click": "is_click", "long_view": "long_view", "like": "is_like"}
+_BEIJING_MS = 8 * 3_600_000
+_HOUR_MS, _DAY_MS = 3_600_000, 86_400_000
+
+
+class Entities:
+    """All users, or all videos, that occur anywhere, with the attributes that their file gives.
+
+    Args:
+        key: `user_id` or `video_id`.
+        described: the users or videos file.
+        occurring: ids that occur in rows and past events.
+        seen: ids that occur in the training window; vocabularies hold only their values.
+    """
+
+    def __init__(
+        self, key: str, described: pa.Table, occurring: list[IntArray], seen: list[IntArray]
+    ) -> None:
+        """Join the attributes to every id; null where the file doesn't have the id."""
+        self._ids = np.unique(np.concatenate([*occurring, described[key].to_numpy()]))
+        ids = pa.array(self._ids)
+        position = pc.index_in(ids, value_set=described[key])
+        columns = [n for n in described.column_names if n != key]
+        self._attributes = described.select(columns).take(position).append_column(key, ids)
+        self._seen = np.searchsorted(self._ids, np.unique(np.concatenate(seen)))
+
+    def __len__(self) -> int:
+        """How many there are."""
+        return len(self._ids)
+
+    def index(self, ids: IntArray) -> IntArray:
+        """Position of each id, in [0, len(self))."""
+        return np.searchsorted(self._ids, ids)
+
+    def encode(self, column: str) -> tuple[IntArray, int]:
+        """Ids of every entity's `column`, and how many rows their table needs."""
+        values = self._attributes[column].combine_chunks()
+        vocabulary = Vocabulary.fit(values.take(pa.array(self._seen)))
+        return vocabulary.encode(values), vocabulary.num_embeddings
+
+    def numbers(self, column: str) -> FloatArray:
+        """Every entity's `column`, NaN where null."""
+        return pc.fill_null(self._attributes[column], np.nan).to_numpy()
+
+
+@dataclass
+class Features:
+    """The columns of all rows, their features and their tables.
+
+    Attributes:
+        columns: feature column -> int64 array or float32 Arrow array, one value per row.
+        users: all users; `users.index` gives the dense user number that histories need.
+        video_codes: int64 [videos, ITEM_ATTRIBUTES], ids of every video.
+        videos: all videos, aligned with `video_codes`.
+    """
+
+    users: Entities
+    videos: Entities
+    video_codes: IntArray
+    columns: dict[str, IntArray | pa.Array] = field(default_factory=dict)
+    tables: list[Table] = field(default_factory=list)
+    categorical: list[CategoricalFeature] = field(default_factory=list)
+    dense: list[DenseFeature] = field(default_factory=list)
+
+    def add_categorical(self, name: str, ids: IntArray, num_embeddings: int) -> None:
+        """A field with a table of its own."""
+        self.columns[name] = ids
+        self.tables.append(Table(name=name, num_embeddings=num_embeddings))
+        self.categorical.append(CategoricalFeature(name=name, table=name, column=name))
+
+    def add_bucketised(self, name: str, values: FloatArray, num_train: int) -> None:
+        """A number, bucketised by boundaries of the first `num_train` rows; NaN is missing."""
+        boundaries = quantile_boundaries(values[:num_train], NUM_BUCKETS)
+        self.columns[name] = float_column(values)
+        self.tables.append(Table(name=name, num_embeddings=len(boundaries) + 2))
+        self.dense.append(DenseFeature(name=name, column=name, boundaries=boundaries))
+
+    def add_standardised(self, name: str, values: FloatArray, num_train: int) -> None:
+        """A number that stays one; the mean of the first `num_train` rows stands in for NaN."""
+        known = values[:num_train][~np.isnan(values[:num_train])]
+        mean, std = (float(known.mean()), float(known.std())) if len(known) else (0.0, 0.0)
+        self.columns[name] = float_column(np.where(np.isnan(values), mean, values))
+        self.dense.append(DenseFeature(name=name, column=name, mean=mean, std=std or 1.0))
+
+
+def build_features(logs: RawLogs, valid_from_ms: int) -> Features:
+    """All features but the histories, for every row of `logs.rows`."""
+    rows = logs.rows
+    time_ms = rows["time_ms"].to_numpy()
+    num_train = int(np.searchsorted(time_ms, valid_from_ms))
+    users = _entities(logs, "user_id", logs.users, valid_from_ms)
+    videos = _entities(logs, "video_id", logs.videos, valid_from_ms)
+    user = users.index(rows["user_id"].to_numpy())
+    video = videos.index(rows["video_id"].to_numpy())
+
+    video_tables = {"video": videos.encode("video_id")}
+    for column in VIDEO_CATEGORIES:
+        video_tables[column.removesuffix("_id")] = videos.encode(column)
+    user_tables = {"user": users.encode("user_id")} | {c: users.encode(c) for c in USER_CATEGORIES}
+    item_codes = np.stack([video_tables[name][0] for name in ITEM_ATTRIBUTES], axis=1)
+    features = Features(users=users, videos=videos, video_codes=item_codes)
+
+    for index, tables in ((user, user_tables), (video, video_tables)):
+        for name, (codes, num_embeddings) in tables.items():
+            features.add_categorical(name, codes[index], num_embeddings)
+    beijing_ms = time_ms + _BEIJING_MS
+    context = {
+        "tab": rows["tab"].combine_chunks(),
+        "hour": pa.array(beijing_ms // _HOUR_MS % 24),
+        "weekday": pa.array(beijing_ms // _DAY_MS % 7),
+    }
+    for name, values in context.items():
+        vocabulary = Vocabulary.fit(values[:num_train])
+        features.add_categorical(name, vocabulary.encode(values), vocabulary.num_embeddings)
+
+    duration_ms = pc.fill_null(rows["duration_ms"], np.nan).to_numpy()
+    features.add_bucketised("duration_ms", duration_ms, num_train)
+    features.add_standardised("log_duration_s", np.log1p(duration_ms / 1000), num_train)
+    for column in USER_NUMBERS:
+        features.add_bucketised(column, users.numbers(column)[user], num_train)
+    user_codes = user_tables["user"][0]
+    for name, values in _counters(logs, features, user_codes, valid_from_ms).items():
+        features.add_bucketised(name, values, num_train)
+    return features
+
+
+def _entities(logs: RawLogs, key: str, described: pa.Table, valid_from_ms: int) -> Entities:
+    sources = [logs.rows, *logs.past.values()]
+    occurring = [table[key].to_numpy() for table in sources]
+    seen = [table[key].to_numpy()[_in_window(table, valid_from_ms)] for table in sources]
+    return Entities(key, described, occurring, seen)
+
+
+def _in_window(table: pa.Table, valid_from_ms: int) -> npt.NDArray[np.bool_]:
+    return table["time_ms"].to_numpy() < valid_from_ms
+
+
+def _counters(
+    logs: RawLogs, features: Features, user_codes: IntArray, valid_from_ms: int
+) -> dict[str, FloatArray]:
+    """Impressions and smoothed rates so far, per user, video, author and (user, author)."""
+    events, weights = _events(logs, valid_from_ms)
+    event_keys = _counter_keys(events, features, user_codes)
+    row_keys = _counter_keys(logs.rows, features, user_codes)
+    times, row_times = events["time_ms"].to_numpy(), logs.rows["time_ms"].to_numpy()
+    names = list(_SIGNALS)
+    known = {name: weights[:, 1 + i] for i, name in enumerate(names)}
+    happened = {name: weights[:, 1 + len(names) + i] for i, name in enumerate(names)}
+    prior = {n: float(happened[n].sum() / max(known[n].sum(), 1.0)) for n in names}
+
+    counters: dict[str, FloatArray] = {}
+    for key, keys in event_keys.items():
+        sums = EventCounts(keys, times, weights).before(row_keys[key], row_times)
+        counters[f"{key}_impressions"] = sums[:, 0]
+        for i, name in enumerate(names):
+            counters[f"{key}_{name}_rate"] = smoothed_rate(
+                sums[:, 1 + len(names) + i],
+                sums[:, 1 + i],
+                prior=prior[name],
+                strength=PRIOR_STRENGTH,
+            )
+    return counters
+
+
+def _events(logs: RawLogs, valid_from_ms: int) -> tuple[pa.Table, FloatArray]:
+    """Impressions of the training window, and what each adds.
+
+    Returns:
+        user_id, video_id and time_ms of E events, and float64 [E, 1 + 2 x signals]: 1, whether
+        each signal is known, whether it happened. Past exposures don't say whether they were
+        clicked.
+    """
+    keys = ["user_id", "video_id", "time_ms"]
+    tables, weights = [], []
+    for table in (logs.past["exposed"], logs.rows):
+        window = table.filter(pa.array(_in_window(table, valid_from_ms)))
+        known, happened = [], []
+        for column in _SIGNALS.values():
+            has = column in window.column_names
+            known.append(np.full(window.num_rows, float(has)))
+            happened.append(window[column].to_numpy() if has else np.zeros(window.num_rows))
+        tables.append(window.select(keys))
+        weights.append(np.stack([np.ones(window.num_rows), *known, *happened], axis=1))
+    return pa.concat_tables(tables).combine_chunks(), np.concatenate(weights)
+
+
+def _counter_keys(
+    table: pa.Table, features: Features, user_codes: IntArray
+) -> Mapping[str, IntArray]:
+    """What impressions are counted by; 0 is unknown."""
+    user = user_codes[features.users.index(table["user_id"].to_numpy())]
+    items = features.video_codes[features.videos.index(table["video_id"].to_numpy())]
+    video, author = (items[:, ITEM_ATTRIBUTES.index(name)] for name in ("video", "author"))
+    num_authors = int(features.video_codes[:, ITEM_ATTRIBUTES.index("author")].max()) + 1
+    return {
+        "user": user,
+        "video": video,
+        "author": author,
+        "user_author": pair_keys(user, author, num_authors),
+    }

@@ -1,0 +1,143 @@
+"""Reads chosen columns of a raw CSV or Parquet file, typed; a bad file ends in one line."""
+
+import csv
+from collections.abc import Iterable
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.csv
+import pyarrow.parquet as pq
+
+from infnet_dist.errors import DataError
+
+Columns = dict[str, pa.DataType]
+_NULLS = ["", "NaN", "nan", "NULL", "null", "None"]
+_MAX_TIME_MS = 1 << 43  # HistoryBuilder packs times into so many bits
+_PLAIN = {pa.int64(): "integers", pa.float64(): "numbers", pa.string(): "text"}
+
+
+def read_columns(path: Path, columns: Columns) -> pa.Table:
+    """These columns of a `.csv` or `.parquet` file, in this order and of these types.
+
+    int64 columns (ids, times) must be complete; in float64 columns NaN becomes null.
+
+    Raises:
+        DataError: the file is unreadable, lacks a column or holds values of another type.
+    """
+    try:
+        table = _read_csv(path, columns) if path.suffix == ".csv" else _read_parquet(path, columns)
+    except (pa.ArrowInvalid, pa.ArrowTypeError, UnicodeDecodeError) as error:
+        reason = " ".join(str(error).split())
+        raise DataError(f"{path} can't be read ({reason}); fetch or export it again") from None
+    for name, kind in columns.items():
+        if kind == pa.int64():
+            _check_complete(table, name, path)
+    return table.combine_chunks()
+
+
+def check_flags(table: pa.Table, names: Iterable[str], path: Path) -> pa.Table:
+    """The table with these columns as int8; DataError names the first value outside {0, 1}."""
+    for name in names:
+        column = table[name]
+        good = pc.fill_null(pc.is_in(column, value_set=pa.array([0, 1], column.type)), False)
+        if not pc.all(good, min_count=0).as_py():
+            row = pc.index(good, False).as_py()
+            raise DataError(
+                f"{path}: column {name} is {_text(column[row].as_py())} in row {row} (from 0), "
+                "expected 0 or 1; repair or remove the row"
+            )
+        table = table.set_column(table.column_names.index(name), name, column.cast(pa.int8()))
+    return table
+
+
+def check_unique(table: pa.Table, key: str, path: Path) -> pa.Table:
+    """The table; DataError if two rows share a key, as a join would then multiply rows."""
+    values, counts = np.unique(table[key].to_numpy(), return_counts=True)
+    if np.any(counts > 1):
+        raise DataError(
+            f"{path}: {key} {values[counts > 1][0]} stands in {counts[counts > 1][0]} rows, "
+            f"expected one row per {key}; remove the others"
+        )
+    return table
+
+
+def _read_csv(path: Path, columns: Columns) -> pa.Table:
+    with path.open(encoding="utf-8-sig", newline="") as file:
+        header = next(csv.reader(file), [])
+    _check_present(header, columns, path)
+    options = pyarrow.csv.ConvertOptions(
+        include_columns=list(columns),
+        column_types=columns,
+        null_values=_NULLS,
+        strings_can_be_null=True,
+    )
+    return pyarrow.csv.read_csv(path, convert_options=options)
+
+
+def _read_parquet(path: Path, columns: Columns) -> pa.Table:
+    found = pq.read_schema(path)
+    _check_present(found.names, columns, path)
+    for name, kind in columns.items():
+        got = found.field(name).type
+        if _family(got) != _family(kind):
+            expected = f"lists of {_PLAIN[kind.value_type]}" if _is_list(kind) else _PLAIN[kind]
+            raise DataError(
+                f"{path}: column {name} has type {got}, expected {expected}; convert the column"
+            )
+    table = pq.read_table(path, columns=list(columns)).cast(pa.schema(columns))
+    for i, (name, kind) in enumerate(columns.items()):
+        if kind == pa.float64():
+            values = pc.if_else(pc.is_nan(table[name]), pa.scalar(None, kind), table[name])
+            table = table.set_column(i, name, values)
+    return table
+
+
+def _check_present(found: list[str], columns: Columns, path: Path) -> None:
+    missing = [name for name in columns if name not in found]
+    if missing:
+        raise DataError(
+            f"{path} lacks column {', '.join(missing)}; it has {', '.join(found) or 'none'}: "
+            "add the column or fetch the file again"
+        )
+
+
+def _check_complete(table: pa.Table, name: str, path: Path) -> None:
+    column = table[name]
+    if column.null_count:
+        row = pc.index(pc.is_null(column), True).as_py()
+        raise DataError(
+            f"{path}: column {name} is empty in row {row} (from 0), expected an integer; "
+            "repair or remove the row"
+        )
+    if not name.endswith("time_ms"):
+        return
+    bad = pc.or_(pc.less(column, 0), pc.greater_equal(column, _MAX_TIME_MS))
+    if pc.any(bad).as_py():
+        row = pc.index(bad, True).as_py()
+        raise DataError(
+            f"{path}: column {name} is {column[row]} in row {row} (from 0), expected milliseconds "
+            "since 1970; repair or remove the row"
+        )
+
+
+def _is_list(kind: pa.DataType) -> bool:
+    return pa.types.is_list(kind) or pa.types.is_large_list(kind)
+
+
+def _family(kind: pa.DataType) -> str:
+    """Types that a cast may turn into each other; a wrong value still ends the cast."""
+    if _is_list(kind):
+        return "list of " + _family(kind.value_type)
+    if pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_boolean(kind):
+        return "number"
+    if pa.types.is_string(kind) or pa.types.is_large_string(kind):
+        return "text"
+    return str(kind)
+
+
+def _text(value: object) -> str:
+    if value is None:
+        return "empty"
+    return f"{value:g}" if isinstance(value, float) else str(value)

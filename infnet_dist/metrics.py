@@ -1,0 +1,167 @@
+"""Ranking metrics: exact pure functions, and a thin state that gathers scores over ranks.
+
+Keys are `split/metric/task`, e.g. `valid/auc/click`. Where a metric isn't defined (one class only)
+it is NaN.
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from infnet_dist.context import WorkerContext
+
+Array = npt.NDArray
+
+
+def auc(scores: Array, labels: Array) -> float:
+    """Area under the ROC curve, exact, ties counted half.
+
+    Args:
+        scores: [n], any monotone score.
+        labels: [n] in {0, 1}.
+
+    Returns:
+        P(score of a positive > score of a negative) + half of P(equal); NaN with one class.
+    """
+    return _grouped_auc(scores, labels, np.zeros(len(scores), np.int64))
+
+
+def gauc(scores: Array, labels: Array, groups: Array) -> float:
+    """Mean AUC within groups that have both classes, weighted by their rows (impressions).
+
+    Args:
+        scores: [n], any monotone score.
+        labels: [n] in {0, 1}.
+        groups: [n] integer ids, e.g. users.
+
+    Returns:
+        NaN if no group has both classes.
+    """
+    return _grouped_auc(scores, labels, groups)
+
+
+def log_loss(logits: Array, labels: Array) -> float:
+    """Mean binary cross entropy in nats, from logits [n] (so it never meets log 0)."""
+    if len(logits) == 0:
+        return float("nan")
+    logits = logits.astype(np.float64)
+    return float(np.mean(np.logaddexp(0.0, logits) - labels * logits))
+
+
+def normalized_entropy(logits: Array, labels: Array) -> float:
+    """Log loss over the entropy of the label mean (He et al. 2014, equation 1); NaN, one class."""
+    rate = float(np.mean(labels)) if len(labels) else float("nan")
+    if not 0.0 < rate < 1.0:
+        return float("nan")
+    entropy = -(rate * np.log(rate) + (1 - rate) * np.log1p(-rate))
+    return log_loss(logits, labels) / float(entropy)
+
+
+def calibration(logits: Array, labels: Array) -> float:
+    """Mean predicted probability over mean label: 1 is calibrated; NaN without a positive."""
+    positives = float(np.sum(labels))
+    if positives == 0.0:
+        return float("nan")
+    return float(np.sum(1.0 / (1.0 + np.exp(-logits.astype(np.float64))))) / positives
+
+
+def _grouped_auc(scores: Array, labels: Array, groups: Array) -> float:
+    """Mean over two-class groups of the rank-sum AUC, weighted by group size."""
+    if len(scores) == 0:
+        return float("nan")
+    order = np.lexsort((scores, groups))
+    scores, labels, groups = scores[order], labels[order].astype(np.float64), groups[order]
+    new_group = np.concatenate([[True], groups[1:] != groups[:-1]])
+    first = np.flatnonzero(new_group)
+    size = np.diff(np.append(first, len(scores)))
+
+    new_score = new_group | np.concatenate([[True], scores[1:] != scores[:-1]])
+    tie = np.cumsum(new_score) - 1
+    tie_first = np.flatnonzero(new_score)
+    tie_last = np.append(tie_first[1:], len(scores)) - 1
+    rank = ((tie_first + tie_last) / 2.0)[tie] - np.repeat(first, size) + 1.0  # mean rank of a tie
+
+    positives = np.add.reduceat(labels, first)
+    negatives = size - positives
+    both = (positives > 0) & (negatives > 0)
+    if not both.any():
+        return float("nan")
+    rank_sum = np.add.reduceat(rank * labels, first)[both]
+    positives, negatives, size = positives[both], negatives[both], size[both]
+    per_group = (rank_sum - positives * (positives + 1) / 2) / (positives * negatives)
+    return float(np.average(per_group, weights=size))
+
+
+class _Scores(NamedTuple):
+    logits_BK: Array
+    labels_BK: Array
+    truth_BK: Array
+    group_B: Array
+
+
+class MetricState:
+    """Collects the scores of one evaluation on this rank; `compute` gathers and reduces once."""
+
+    def __init__(self, tasks: Sequence[str]) -> None:
+        """An empty state for tasks in column order."""
+        self._tasks = list(tasks)
+        self._batches: list[_Scores] = []
+
+    def update(
+        self,
+        logits_BK: torch.Tensor,
+        labels_BK: torch.Tensor,
+        *,
+        truth_BK: torch.Tensor,
+        group_B: torch.Tensor,
+        weights_B: torch.Tensor,
+    ) -> None:
+        """Add a batch; rows of weight 0 (padding) are left out."""
+        real = weights_B > 0
+        self._batches.append(
+            _Scores(
+                *(
+                    part[real].detach().float().cpu().numpy()
+                    for part in (logits_BK, labels_BK, truth_BK)
+                ),
+                group_B[real].cpu().numpy(),
+            )
+        )
+
+    def compute(self, context: WorkerContext, split: str) -> dict[str, dict[str, float]]:
+        """Gather the scores of all ranks on rank 0, compute there, hand the result to all.
+
+        Returns:
+            `model` (every metric and `rows`) and `optimum`: the same metrics of the true
+            probabilities, empty where those aren't known.
+        """
+        gathered = context.gather_to_first(self._batches)
+        result: dict[str, dict[str, float]] = {}
+        if gathered is not None:
+            every = [batch for batches in gathered for batch in batches]
+            scores = _Scores(*(np.concatenate(parts) for parts in zip(*every, strict=True)))
+            result = {
+                "model": self._evaluate(scores, scores.logits_BK, split),
+                "optimum": self._optimum(scores, split),
+            }
+        return context.broadcast(result)
+
+    def _optimum(self, scores: _Scores, split: str) -> dict[str, float]:
+        if np.isnan(scores.truth_BK).any():
+            return {}
+        truth = np.clip(scores.truth_BK.astype(np.float64), 1e-7, 1 - 1e-7)
+        return self._evaluate(scores, np.log(truth) - np.log1p(-truth), split)
+
+    def _evaluate(self, scores: _Scores, logits_BK: Array, split: str) -> dict[str, float]:
+        metrics: dict[str, float] = {}
+        for k, task in enumerate(self._tasks):
+            logits, labels = logits_BK[:, k], scores.labels_BK[:, k]
+            metrics[f"{split}/auc/{task}"] = auc(logits, labels)
+            metrics[f"{split}/gauc/{task}"] = gauc(logits, labels, scores.group_B)
+            metrics[f"{split}/log_loss/{task}"] = log_loss(logits, labels)
+            metrics[f"{split}/normalized_entropy/{task}"] = normalized_entropy(logits, labels)
+            metrics[f"{split}/calibration/{task}"] = calibration(logits, labels)
+        return metrics

@@ -1,0 +1,151 @@
+"""RankingModel (servable, knows no labels) and TrainModel -> (loss, StepOutput).
+
+The order of reading: ids -> SparseArch -> TokenArch -> tower -> logits -> loss.
+"""
+
+from typing import NamedTuple
+
+import torch
+from torch import nn
+from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
+
+from infnet_dist.batch import RankingBatch
+from infnet_dist.config import Config, InfnetConfig
+from infnet_dist.data.collate import NUM_TIME_GAP_BUCKETS
+from infnet_dist.errors import ConfigError, unknown_name
+from infnet_dist.losses import MultiTaskLoss
+from infnet_dist.models.infnet import INFNet
+from infnet_dist.models.infnet_paper import INFNetPaper
+from infnet_dist.schema import Schema
+from infnet_dist.sparse import SparseArch, SparseEmbeddings
+from infnet_dist.tokens import TokenArch
+
+
+class DenseArch(nn.Module):
+    """Everything that isn't a table: tokens and tower. Replicated on every worker."""
+
+    def __init__(self, tokens: TokenArch, tower: nn.Module) -> None:
+        """Put the tower on the tokens."""
+        super().__init__()
+        self.tokens = tokens
+        self.tower = tower
+
+    def forward(
+        self, embeddings: SparseEmbeddings, dense_BN: torch.Tensor, time_gap_BL: torch.Tensor
+    ) -> torch.Tensor:
+        """Logits [B, K]."""
+        logits_BK: torch.Tensor = self.tower(self.tokens(*embeddings, dense_BN, time_gap_BL))
+        return logits_BK
+
+
+class RankingModel(nn.Module):
+    """The servable model: ids and numbers -> logits [B, K]."""
+
+    def __init__(self, sparse: SparseArch, dense: DenseArch) -> None:
+        """Join the sharded and the replicated part."""
+        super().__init__()
+        self.sparse = sparse
+        self.dense = dense
+
+    def forward(
+        self, sparse_features: KeyedJaggedTensor, dense_BN: torch.Tensor, time_gap_BL: torch.Tensor
+    ) -> torch.Tensor:
+        """Logits [B, K]; arguments as in `RankingBatch`."""
+        logits_BK: torch.Tensor = self.dense(self.sparse(sparse_features), dense_BN, time_gap_BL)
+        return logits_BK
+
+
+class StepOutput(NamedTuple):
+    """What a step leaves for metrics, detached: logits [B, K] and mean BCE per task [K]."""
+
+    logits_BK: torch.Tensor
+    task_loss_K: torch.Tensor
+
+
+class TrainModel(nn.Module):
+    """The ranking model and its loss, as one module that DistributedModelParallel wraps."""
+
+    def __init__(self, model: RankingModel, loss: MultiTaskLoss) -> None:
+        """Keep the servable model free of labels."""
+        super().__init__()
+        self.model = model
+        self.loss = loss
+
+    def forward(self, batch: RankingBatch) -> tuple[torch.Tensor, StepOutput]:
+        """The loss of this worker's batch, and its detached by-products."""
+        logits_BK = self.model(batch.sparse_features, batch.dense_BN, batch.time_gap_BL)
+        loss, task_loss_K = self.loss(logits_BK, batch.labels_BK, batch.weights_B)
+        return loss, StepOutput(logits_BK.detach(), task_loss_K.detach())
+
+
+def embedding_dims(config: Config, schema: Schema) -> dict[str, int]:
+    """Embedding width by table.
+
+    Raises:
+        ConfigError: `tables.overrides` names an unknown table.
+    """
+    known = [table.name for table in schema.tables]
+    for name in config.tables.overrides:
+        if name not in known:
+            raise ConfigError(f"tables.overrides: {unknown_name('table', name, known)}")
+    overrides = config.tables.overrides
+    return {
+        name: (overrides[name].embedding_dim if name in overrides else None)
+        or config.tables.embedding_dim
+        for name in known
+    }
+
+
+def build_train_model(
+    config: Config, schema: Schema, *, table_device: torch.device | None = None
+) -> TrainModel:
+    """The unsharded model; the dense part is on the CPU and seeded by `run.seed`.
+
+    Args:
+        config: the run.
+        schema: the selected features and tasks.
+        table_device: "meta" where the tables will be sharded; None: the CPU.
+
+    Raises:
+        ConfigError: unknown table or task name, or heads that don't divide the token width.
+    """
+    tasks = [task.name for task in schema.tasks]
+    for name in config.training.task_weights:
+        if name not in tasks:
+            raise ConfigError(f"training.task_weights: {unknown_name('task', name, tasks)}")
+    dims = embedding_dims(config, schema)
+    sparse = SparseArch(schema, dims, data_type=config.tables.data_type, device=table_device)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(config.run.seed)
+        dense = _build_dense(config, schema, dims)
+    weights = [config.training.task_weights.get(task, 1.0) for task in tasks]
+    return TrainModel(RankingModel(sparse, dense), MultiTaskLoss(weights))
+
+
+def _build_dense(config: Config, schema: Schema, dims: dict[str, int]) -> DenseArch:
+    options = config.model
+    if options.token_dim % options.num_heads:
+        raise ConfigError(
+            f"model.num_heads: {options.num_heads} doesn't divide model.token_dim "
+            f"{options.token_dim}; choose a divisor"
+        )
+    lengths = [sequence.max_length for sequence in schema.sequences]
+    tokens = TokenArch(
+        field_dims=[dims[field.table] for field in schema.fields],
+        sequence_dims=[sum(dims[a.table] for a in s.attributes) for s in schema.sequences],
+        sequence_lengths=lengths,
+        num_numbers=len(schema.numeric),
+        num_tasks=len(schema.tasks),
+        token_dim=options.token_dim,
+        num_time_gap_buckets=NUM_TIME_GAP_BUCKETS,
+        positions=isinstance(options, InfnetConfig),
+        dropout=options.dropout,
+    )
+    tower_class = INFNet if isinstance(options, InfnetConfig) else INFNetPaper
+    tower = tower_class(
+        num_fields=tokens.num_fields,
+        sequence_lengths=lengths,
+        num_tasks=len(schema.tasks),
+        **options.model_dump(exclude={"name", "dropout"}),
+    )
+    return DenseArch(tokens, tower)

@@ -1,0 +1,1 @@
+"""The towers, one file per paper, torch only: Tokens -> logits [B, K]."""

@@ -1,0 +1,78 @@
+"""Blocks that several towers share.
+
+Letters: B batch, Q queries, N keys, D token width, h heads, F behaviours, L history tokens.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import nn
+from torch.nn import functional
+
+
+def mlp(in_dim: int, hidden_dim: int, out_dim: int) -> nn.Sequential:
+    """Linear, SiLU, Linear; the last bias starts at 0."""
+    last = nn.Linear(hidden_dim, out_dim)
+    nn.init.zeros_(last.bias)
+    return nn.Sequential(nn.Linear(in_dim, hidden_dim), nn.SiLU(), last)
+
+
+def attend(
+    query_BQD: torch.Tensor,
+    key_BND: torch.Tensor,
+    value_BND: torch.Tensor,
+    *,
+    num_heads: int,
+    mask_BN: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """Multi-head softmax(Q K^T / sqrt(d)) V, without projections.
+
+    Args:
+        query_BQD: projected queries.
+        key_BND: projected keys.
+        value_BND: projected values.
+        num_heads: h; D is a multiple of it.
+        mask_BN: bool, False keys are left out. A row with no key left gets 0, never NaN.
+
+    Returns:
+        [B, Q, D].
+    """
+    query, key, value = (_split(x, num_heads) for x in (query_BQD, key_BND, value_BND))
+    if mask_BN is None:
+        return _join(functional.scaled_dot_product_attention(query, key, value))
+    any_B = mask_BN.any(dim=1)
+    usable_BN = mask_BN | ~any_B.unsqueeze(1)  # an all-False row would make the softmax NaN
+    mixed = functional.scaled_dot_product_attention(
+        query, key, value, attn_mask=usable_BN[:, None, None, :]
+    )
+    return _join(mixed) * any_B[:, None, None]
+
+
+def behaviour_matrix(sequence_lengths: Sequence[int]) -> torch.Tensor:
+    """float32 [L, F]: 1 where history place l belongs to behaviour f."""
+    behaviour_L = torch.repeat_interleave(
+        torch.arange(len(sequence_lengths)), torch.tensor(list(sequence_lengths), dtype=torch.long)
+    )
+    return functional.one_hot(behaviour_L, max(len(sequence_lengths), 1)).float()
+
+
+def _split(x_BND: torch.Tensor, num_heads: int) -> torch.Tensor:
+    return x_BND.unflatten(-1, (num_heads, -1)).transpose(1, 2)
+
+
+def _join(x_BhNd: torch.Tensor) -> torch.Tensor:
+    return x_BhNd.transpose(1, 2).flatten(-2)
+
+
+class TaskHeads(nn.Module):
+    """y_k = MLP_k(T_k): separate parameters per task (INFNet v1 and v2, head)."""
+
+    def __init__(self, num_tasks: int, token_dim: int) -> None:
+        """One MLP per task."""
+        super().__init__()
+        self.heads = nn.ModuleList(mlp(token_dim, token_dim, 1) for _ in range(num_tasks))
+
+    def forward(self, task_BKD: torch.Tensor) -> torch.Tensor:
+        """Task tokens -> logits [B, K]."""
+        logits = [head(task_BKD[:, k]) for k, head in enumerate(self.heads)]
+        return torch.cat(logits, dim=1)

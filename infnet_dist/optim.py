@@ -1,0 +1,44 @@
+"""Optimizers: row-wise Adagrad fused in the tables' backward, AdamW with warm-up for the rest."""
+
+import torch
+from torch import nn
+from torch.distributed.optim import (
+    _apply_optimizer_in_backward as apply_optimizer_in_backward,
+)
+from torchrec.optim import RowWiseAdagrad
+from torchrec.optim.keyed import KeyedOptimizerWrapper
+from torchrec.optim.optimizers import in_backward_optimizer_filter
+
+from infnet_dist.config import DenseOptimizerConfig, SparseOptimizerConfig
+
+
+def apply_sparse_optimizer(collection: nn.Module, config: SparseOptimizerConfig) -> None:
+    """Attach row-wise Adagrad to every table; call it before sharding."""
+    apply_optimizer_in_backward(
+        RowWiseAdagrad,
+        collection.parameters(),
+        {"lr": config.learning_rate, "eps": config.eps},
+    )
+
+
+def make_dense_optimizer(model: nn.Module, config: DenseOptimizerConfig) -> KeyedOptimizerWrapper:
+    """AdamW over every parameter that no table's backward updates; its state exists at once.
+
+    Without state before the first step, a checkpoint would restore nothing into it.
+    """
+    parameters = dict(in_backward_optimizer_filter(model.named_parameters()))
+    optimizer = KeyedOptimizerWrapper(
+        parameters,
+        lambda params: torch.optim.AdamW(
+            params, lr=config.learning_rate, weight_decay=config.weight_decay
+        ),
+    )
+    optimizer.init_state()
+    return optimizer
+
+
+def dense_learning_rate(config: DenseOptimizerConfig, step: int) -> float:
+    """Learning rate of step `step` (the first is 0): linear warm-up, then constant."""
+    if step >= config.warmup_steps:
+        return config.learning_rate
+    return config.learning_rate * (step + 1) / (config.warmup_steps + 1)

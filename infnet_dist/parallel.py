@@ -1,0 +1,141 @@
+"""The golden order, in one visible function.
+
+meta build -> sparse optimizer in backward -> plan -> DistributedModelParallel -> tables filled ->
+dense optimizer. The same calls run on gloo with CPUs and on NCCL with GPUs.
+"""
+
+import hashlib
+from typing import NamedTuple
+
+import torch
+import torch.distributed as dist
+from torch import nn
+from torch.distributed._shard.sharded_tensor import ShardedTensor
+from torchrec.distributed.model_parallel import DistributedModelParallel
+from torchrec.distributed.types import ShardingEnv
+from torchrec.optim.keyed import CombinedOptimizer, KeyedOptimizerWrapper
+
+from infnet_dist.config import Config
+from infnet_dist.context import WorkerContext
+from infnet_dist.model import build_train_model
+from infnet_dist.optim import apply_sparse_optimizer, make_dense_optimizer
+from infnet_dist.planning import (
+    CollectionSharder,
+    Plan,
+    Workers,
+    check_plan,
+    find_collection,
+    load_plan,
+    make_plan,
+    to_sharding_plan,
+)
+from infnet_dist.schema import Schema
+
+_CHUNK_ROWS = 4096
+
+
+class ShardedModel(NamedTuple):
+    """A TrainModel spread over the workers.
+
+    Attributes:
+        model: takes a RankingBatch, returns (loss, StepOutput).
+        optimizer: all state, sparse (fused) and dense, for checkpoints.
+        dense_optimizer: the part that a step must call.
+        plan: where the tables' shards live.
+    """
+
+    model: DistributedModelParallel
+    optimizer: CombinedOptimizer
+    dense_optimizer: KeyedOptimizerWrapper
+    plan: Plan
+
+
+def build_sharded_model(config: Config, schema: Schema, context: WorkerContext) -> ShardedModel:
+    """Build, plan, shard and fill the model; every rank calls it.
+
+    Raises:
+        PlanError: the plan file doesn't fit, or no plan can be made.
+        ConfigError: unknown table or task names.
+    """
+    train_model = build_train_model(config, schema, table_device=torch.device("meta"))
+    _, collection = find_collection(train_model)
+    apply_sparse_optimizer(collection, config.sparse_optimizer)
+    plan = context.together(lambda: get_plan(config, train_model, workers_of(context)))
+    plan = context.broadcast(plan)
+    model = DistributedModelParallel(
+        module=train_model,
+        env=ShardingEnv.from_process_group(dist.group.WORLD),
+        device=context.device,
+        plan=to_sharding_plan(plan, train_model, context.device),
+        sharders=[CollectionSharder()],
+    )
+    fill_tables(model, seed=config.run.seed)
+    dense_optimizer = make_dense_optimizer(model, config.dense_optimizer)
+    optimizer = CombinedOptimizer([model.fused_optimizer, ("dense", dense_optimizer)])
+    return ShardedModel(model, optimizer, dense_optimizer, plan)
+
+
+def workers_of(context: WorkerContext) -> Workers:
+    """The workers of this run, as a plan knows them."""
+    return Workers(
+        world_size=context.world_size,
+        local_world_size=context.local_world_size,
+        device=context.device.type,
+    )
+
+
+def get_plan(config: Config, train_model: nn.Module, workers: Workers) -> Plan:
+    """The plan file of the run, checked; or TorchRec's plan where it says auto."""
+    if config.sharding.plan != "auto":
+        plan = load_plan(config.sharding.plan)
+        check_plan(plan, train_model, workers)
+        return plan
+    return make_plan(
+        train_model,
+        workers,
+        batch_size=config.data.batch_size,
+        sharding_types={name: t.sharding_types for name, t in config.tables.overrides.items()},
+    )
+
+
+def fill_tables(model: nn.Module, *, seed: int) -> None:
+    """Initialise every table's rows uniformly in +-1/sqrt(num_embeddings), as TorchRec does.
+
+    A row's values depend on (seed, table, row) alone, so runs under different plans and numbers of
+    workers start from the same model. (Seeding by rank, the usual way, can't do that; seeding all
+    ranks alike gives row-wise shards the same rows.)
+    """
+    for name, tensor in _table_states(model):
+        table = name.split(".")[-2]
+        rows, columns = tensor.size()
+        bound = rows**-0.5
+        for shard in tensor.local_shards():
+            row, column = shard.metadata.shard_offsets
+            _fill(shard.tensor, (seed, table), row, column, columns, bound)
+
+
+def _fill(
+    shard: torch.Tensor, key: tuple[int, str], row: int, column: int, width: int, bound: float
+) -> None:
+    stop = row + shard.shape[0]
+    for chunk in range(row // _CHUNK_ROWS, -(-stop // _CHUNK_ROWS)):
+        generator = torch.Generator().manual_seed(_stable_seed(*key, chunk))
+        values = torch.rand(_CHUNK_ROWS, width, generator=generator).mul_(2 * bound).sub_(bound)
+        first, last = max(row, chunk * _CHUNK_ROWS), min(stop, (chunk + 1) * _CHUNK_ROWS)
+        part = values[first - chunk * _CHUNK_ROWS : last - chunk * _CHUNK_ROWS]
+        with torch.no_grad():
+            shard[first - row : last - row].copy_(part[:, column : column + shard.shape[1]])
+
+
+def _stable_seed(seed: int, table: str, chunk: int) -> int:
+    """63 bits of (seed, table, chunk), equal in every process (unlike `hash`)."""
+    digest = hashlib.blake2b(f"{seed}/{table}/{chunk}".encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "little") >> 1
+
+
+def _table_states(model: nn.Module) -> list[tuple[str, ShardedTensor]]:
+    return [
+        (name, tensor)
+        for name, tensor in model.state_dict().items()
+        if isinstance(tensor, ShardedTensor)
+    ]

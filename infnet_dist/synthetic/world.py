@@ -1,0 +1,170 @@
+"""A made-up world of users, items and authors in which every probability is known.
+
+P(label = 1) of a row is the sigmoid of a sum that differs by task:
+
+    match       the item's topic is one of the user's *current* favourites; they drift, so only
+                recent history tells. The largest part, and no sum of id effects can express it
+    item        author, topic, duration and a hidden quality of the item's own
+    user        age group and a hidden tendency
+    taste       age group x topic
+    context     tab; days since the item's upload
+
+Bait topics and long durations raise `click` and lower `long_view`: the tasks are correlated and
+yet in conflict.
+
+A share of the feed is personal: drawn from a current favourite topic. So clicks concentrate on the
+favourites, and the last few already tell them.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from infnet_dist.config import SyntheticIngest
+
+IntArray = npt.NDArray[np.int64]
+FloatArray = npt.NDArray[np.float64]
+
+TASKS = ("click", "like", "long_view")
+NUM_AGE_GROUPS = 6
+NUM_TABS = 4
+START_MS = 1_704_067_200_000  # 2024-01-01, UTC
+DAY_MS = 86_400_000
+
+# Logit weights by task, in the order of TASKS.
+MATCH = np.array([2.3, 2.4, 2.3])
+PER_DAY = np.array([-0.012, -0.008, 0.006])
+
+# A favourite lasts about so many of the user's own impressions. Counted in impressions, not in
+# hours, heavy and light users alike show their present taste in their last `history_length` clicks.
+PERSONAL_SHARE = 0.45  # of the feed
+
+# First words of the seeds, so that no two streams of random numbers coincide.
+_WORLD_STREAM, _ROWS_STREAM, _LABEL_STREAM, _PILOT_STREAM = range(4)
+
+
+@dataclass(frozen=True)
+class Impressions:
+    """Who was shown what, and when; int64 [n] each, ids from 1, times strictly increasing."""
+
+    users: IntArray
+    items: IntArray
+    tabs: IntArray
+    times_ms: IntArray
+
+
+@dataclass(frozen=True)
+class World:
+    """Users, items and authors; row 0 of every array stands for the unknown and is never drawn.
+
+    Attributes:
+        seed: seed of the world and of its logs.
+        num_topics: topics are 1 to num_topics.
+        step_ms: row i happens within [i, i + 1) x step_ms after START_MS.
+        user_cdf: cumulated share of the impressions, float64 [users + 1].
+        item_order: the items by topic, int64 [items + 1].
+        item_cdf: cumulated share of the impressions in that order, float64 [items + 1].
+        topic_cdf: share of all items of lower topics, float64 [topics + 2].
+        item_author: int64 [items + 1].
+        item_topic: int64 [items + 1].
+        item_duration_s: float32 [items + 1].
+        item_upload_ms: int64 [items + 1], before START_MS.
+        user_age_group: int64 [users + 1].
+        favourite_ms: how long a favourite of the user lasts, float64 [users + 1].
+        favourite_phase: when it changes, in [0, 1), float64 [users + 1, favourites].
+        item_effect: float64 [items + 1, tasks], like all effects below.
+        user_effect: by user.
+        tab_effect: by tab.
+        taste_effect: by age group and topic.
+        intercept: brings the mean probabilities to BASE_RATES, float64 [tasks].
+    """
+
+    seed: int
+    num_topics: int
+    step_ms: int
+    user_cdf: FloatArray
+    item_order: IntArray
+    item_cdf: FloatArray
+    topic_cdf: FloatArray
+    item_author: IntArray
+    item_topic: IntArray
+    item_duration_s: npt.NDArray[np.float32]
+    item_upload_ms: IntArray
+    user_age_group: IntArray
+    favourite_ms: FloatArray
+    favourite_phase: FloatArray
+    item_effect: FloatArray
+    user_effect: FloatArray
+    tab_effect: FloatArray
+    taste_effect: FloatArray
+    intercept: FloatArray
+
+    def impressions(self, first_row: int, num_rows: int) -> Impressions:
+        """Rows `first_row` to `first_row + num_rows` of the log; the same for the same arguments.
+
+        Row i lies in the i-th step of time, so chunks need not know each other to be in order.
+        """
+        rng = np.random.default_rng([_ROWS_STREAM, self.seed, first_row])
+        rows = np.arange(first_row, first_row + num_rows)
+        return self._draw(rng, rows)
+
+    def labels(self, first_row: int, truth: FloatArray) -> npt.NDArray[np.bool_]:
+        """Draw each label independently with its own probability; bool [n, tasks]."""
+        rng = np.random.default_rng([_LABEL_STREAM, self.seed, first_row])
+        return rng.random(truth.shape) < truth
+
+    def truth(self, rows: Impressions) -> FloatArray:
+        """P(label = 1) of each row and task, float64 [n, tasks]."""
+        return _sigmoid(self.logits(rows))
+
+    def logits(self, rows: Impressions) -> FloatArray:
+        """Log odds of `truth`; see the module's docstring for the parts."""
+        topics = self.item_topic[rows.items]
+        match = self.is_favourite(rows.users, topics, rows.times_ms)
+        return (
+            self.intercept
+            + match[:, None] * MATCH
+            + self.item_effect[rows.items]
+            + self.user_effect[rows.users]
+            + self.taste_effect[self.user_age_group[rows.users], topics]
+            + self.tab_effect[rows.tabs]
+            + self.item_age_days(rows)[:, None] * PER_DAY
+        )
+
+    def item_age_days(self, rows: Impressions) -> FloatArray:
+        """Days from the item's upload to the row."""
+        return (rows.times_ms - self.item_upload_ms[rows.items]) / DAY_MS
+
+    def is_favourite(self, users: IntArray, topics: IntArray, times_ms: IntArray) -> npt.NDArray:
+        """Whether the topic is one of the user's favourites at that time, bool [n]."""
+        return (self.favourites(users, times_ms) == topics[:, None]).any(axis=1)
+
+    def favourites(self, users: IntArray, times_ms: IntArray) -> IntArray:
+        """The users' favourite topics at that time, int64 [n, favourites]; some may coincide.
+
+        Each favourite is a hash of user and period: nothing is remembered, however long the log.
+        """
+        periods = (times_ms - START_MS) / self.favourite_ms[users]
+        period = np.floor(periods[:, None] + self.favourite_phase[users]).astype(np.uint64)
+        slot = np.arange(self.favourite_phase.shape[1], dtype=np.uint64)
+        key = _mix(np.full(1, self.seed, np.uint64))
+        key = _mix(key + users.astype(np.uint64))[:, None]
+        key = _mix(_mix(key + slot) + period)
+        return (key % np.uint64(self.num_topics)).astype(np.int64) + 1
+
+    def _draw(self, rng: np.random.Generator, rows: IntArray) -> Impressions:
+        times_ms = START_MS + rows * self.step_ms + rng.integers(0, self.step_ms, len(rows))
+        users = np.searchsorted(self.user_cdf, rng.random(len(rows)), side="right")
+        favourites = self.favourites(users, times_ms)
+        chosen = rng.integers(0, favourites.shape[1], len(rows))
+        topic = favourites[np.arange(len(rows)), chosen]
+        low, high = self.topic_cdf[topic], self.topic_cdf[topic + 1]
+        # A topic without items can't be served; such rows come from the whole catalogue.
+        whole = (rng.random(len(rows)) >= PERSONAL_SHARE) | (high <= low)
+        low, high = np.where(whole, 0.0, low), np.where(whole, 1.0, high)
+        place = low + (high - low) * rng.random(len(rows))
+        ranks = np.searchsorted(self.item_cdf, place, side="right")
+        items = self.item_order[np.minimum(ranks, len(self.item_order) - 1)]
+        tabs = rng.integers(1, NUM_TABS + 1, len(rows))
+        return Impressions(users, items, tabs, times_ms)

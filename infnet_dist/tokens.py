@@ -1,0 +1,109 @@
+"""Embeddings -> categorical, sequence and task tokens, all of width D (infnet.md section 1).
+
+Letters: B batch, M field tokens, L history tokens of all behaviours, K tasks, D token width,
+N plain numbers, E embedding width.
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import nn
+
+
+class Tokens(NamedTuple):
+    """What every model reads.
+
+    Attributes:
+        categorical_BMD: one token per field.
+        sequence_BLD: one token per history item, behaviours one after the other, newest first;
+            zeros where padded.
+        mask_BL: bool, True where there is an item.
+        task_BKD: one learnable token per task.
+    """
+
+    categorical_BMD: torch.Tensor
+    sequence_BLD: torch.Tensor
+    mask_BL: torch.Tensor
+    task_BKD: torch.Tensor
+
+
+class TokenArch(nn.Module):
+    """Projects embeddings and numbers to tokens.
+
+    Args:
+        field_dims: E of each field.
+        sequence_dims: summed E of the item attributes of each behaviour.
+        sequence_lengths: L_f of each behaviour.
+        num_numbers: N; their projection is one more field token when N > 0.
+        num_tasks: K.
+        token_dim: D.
+        num_time_gap_buckets: rows of the time-gap embedding.
+        positions: whether sequence tokens carry a learnable position and a time-gap embedding
+            (INFNet v2; v1 has neither).
+        dropout: dropout of the projected field and sequence tokens.
+    """
+
+    def __init__(
+        self,
+        *,
+        field_dims: Sequence[int],
+        sequence_dims: Sequence[int],
+        sequence_lengths: Sequence[int],
+        num_numbers: int,
+        num_tasks: int,
+        token_dim: int,
+        num_time_gap_buckets: int,
+        positions: bool = True,
+        dropout: float = 0.0,
+    ) -> None:
+        """Make one projection per field and behaviour."""
+        super().__init__()
+        self.fields = nn.ModuleList(nn.Linear(dim, token_dim) for dim in field_dims)
+        self.numbers = nn.Linear(num_numbers, token_dim) if num_numbers else None
+        self.items = nn.ModuleList(nn.Linear(dim, token_dim) for dim in sequence_dims)
+        self.task_KD = nn.Parameter(torch.randn(num_tasks, token_dim) * token_dim**-0.5)
+        self.dropout = nn.Dropout(dropout)
+        self.token_dim = token_dim
+        self.num_fields = len(field_dims) + (num_numbers > 0)
+        self.position_LD = self.time_gap = None
+        if positions and sequence_lengths:
+            length = sum(sequence_lengths)
+            self.position_LD = nn.Parameter(torch.randn(length, token_dim) * 0.02)
+            self.time_gap = nn.Embedding(num_time_gap_buckets, token_dim)
+            nn.init.normal_(self.time_gap.weight, std=0.02)
+
+    def forward(
+        self,
+        fields: Sequence[torch.Tensor],
+        sequences: Sequence[torch.Tensor],
+        masks: Sequence[torch.Tensor],
+        dense_BN: torch.Tensor,
+        time_gap_BL: torch.Tensor,
+    ) -> Tokens:
+        """Make tokens.
+
+        Args:
+            fields: one [B, E] per field.
+            sequences: one [B, L_f, sum of E] per behaviour.
+            masks: one bool [B, L_f] per behaviour.
+            dense_BN: standardised numbers.
+            time_gap_BL: int64 buckets, 0 where padded.
+        """
+        categorical = [project(x_BE) for project, x_BE in zip(self.fields, fields, strict=True)]
+        if self.numbers is not None:
+            categorical.append(self.numbers(dense_BN))
+        categorical_BMD = self.dropout(torch.stack(categorical, dim=1))
+        batch = len(categorical_BMD)
+        if not sequences:
+            sequence_BLD = categorical_BMD.new_zeros(batch, 0, self.token_dim)
+            mask_BL = torch.zeros(batch, 0, dtype=torch.bool, device=sequence_BLD.device)
+        else:
+            items = [f(x_BLE) for f, x_BLE in zip(self.items, sequences, strict=True)]
+            sequence_BLD = torch.cat(items, dim=1)
+            if self.position_LD is not None and self.time_gap is not None:
+                sequence_BLD = sequence_BLD + self.position_LD + self.time_gap(time_gap_BL)
+            mask_BL = torch.cat(list(masks), dim=1)
+            sequence_BLD = self.dropout(sequence_BLD).masked_fill(~mask_BL.unsqueeze(-1), 0.0)
+        task_BKD = self.task_KD.expand(batch, -1, -1)
+        return Tokens(categorical_BMD, sequence_BLD, mask_BL, task_BKD)

@@ -1,0 +1,184 @@
+"""Where metrics go: the console and metrics.jsonl always, W&B beside them. Never stops a run.
+
+The same names everywhere: `split/metric/task`, `perf/samples_per_s`, against step and examples.
+"""
+
+import json
+import logging
+import math
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Protocol
+
+from infnet_dist.config import TrackingConfig
+
+log = logging.getLogger("infnet_dist")
+
+Metrics = dict[str, float]
+
+
+class Tracker(Protocol):
+    """Takes metrics; `finish` returns where they can be looked at, if anywhere."""
+
+    def log(self, metrics: Metrics, *, step: int, examples: int) -> None:
+        """Record metrics of a step."""
+
+    def finish(self) -> str | None:
+        """Flush and close."""
+
+
+class NullTracker:
+    """Tracks nothing: for all ranks but the first."""
+
+    def log(self, metrics: Metrics, *, step: int, examples: int) -> None:
+        """Do nothing."""
+
+    def finish(self) -> str | None:
+        """Nothing to close."""
+        return None
+
+
+class JsonlTracker:
+    """One JSON object per call, flushed at once: the source of truth. NaN becomes null."""
+
+    def __init__(self, path: Path) -> None:
+        """Append to `path`."""
+        self._file = path.open("a")
+
+    def log(self, metrics: Metrics, *, step: int, examples: int) -> None:
+        """Write a line."""
+        values = {k: v if math.isfinite(v) else None for k, v in metrics.items()}
+        self._file.write(json.dumps({"step": step, "examples": examples, **values}) + "\n")
+        self._file.flush()
+
+    def finish(self) -> str | None:
+        """Close the file."""
+        self._file.close()
+        return self._file.name
+
+
+class WandbTracker:
+    """A W&B run. Whatever fails is warned about once, then W&B is left alone."""
+
+    def __init__(
+        self, config: TrackingConfig, *, folder: Path, run_id: str, settings: dict[str, Any]
+    ) -> None:
+        """Start a run; `settings` is the resolved config shown with it."""
+        self._run: Any = None
+        self._try(lambda: self._start(config, folder, run_id, settings))
+
+    def log(self, metrics: Metrics, *, step: int, examples: int) -> None:
+        """Log against `step`."""
+        self._try(lambda: self._run and self._run.log({**metrics, "examples": examples}, step=step))
+
+    def finish(self) -> str | None:
+        """Close the run; its URL, or the folder of an offline run."""
+        run = self._run
+        if run is None:
+            return None
+        place = run.url if run.url else str(Path(run.dir).parent)
+        self._try(run.finish)
+        return place
+
+    def _start(
+        self, config: TrackingConfig, folder: Path, run_id: str, settings: dict[str, Any]
+    ) -> None:
+        import wandb  # here: importing it takes seconds that only rank 0 should spend
+
+        self._run = wandb.init(
+            project=config.project,
+            id=run_id,
+            name=run_id,
+            dir=str(folder),
+            mode=wandb_mode(config.wandb),
+            config=settings,
+            resume="allow" if wandb_mode(config.wandb) == "online" else None,
+            settings=wandb.Settings(
+                init_timeout=30,
+                x_transaction_log_flush_interval=1.0,  # a killed run loses a second, not 15
+                console="off",
+                silent=True,
+            ),
+        )
+
+    def _try(self, action: Callable[[], Any]) -> None:
+        try:
+            action()
+        except Exception as error:
+            log.warning("W&B failed and is left alone from here on (%s)", error)
+            self._run = None
+
+
+class Trackers:
+    """Several trackers as one; `finish` returns the last place given."""
+
+    def __init__(self, *trackers: Tracker) -> None:
+        """Log to all of them, in order."""
+        self._trackers = trackers
+
+    def log(self, metrics: Metrics, *, step: int, examples: int) -> None:
+        """Log to all."""
+        for tracker in self._trackers:
+            tracker.log(metrics, step=step, examples=examples)
+
+    def finish(self) -> str | None:
+        """Finish all."""
+        return [tracker.finish() for tracker in self._trackers][-1]
+
+
+def wandb_mode(wanted: str) -> str:
+    """W&B's mode: `auto` is online with an API key, otherwise offline, without asking."""
+    if wanted != "auto":
+        return wanted
+    if os.environ.get("WANDB_MODE"):
+        return os.environ["WANDB_MODE"]
+    netrc = Path(os.environ.get("NETRC", Path.home() / ".netrc"))
+    has_key = bool(os.environ.get("WANDB_API_KEY")) or (
+        netrc.is_file() and "wandb" in netrc.read_text(errors="ignore")
+    )
+    return "online" if has_key else "offline"
+
+
+def make_tracker(
+    config: TrackingConfig, *, folder: Path, run_id: str, settings: dict[str, Any]
+) -> Tracker:
+    """The tracker of rank 0: metrics.jsonl in `folder`, and W&B unless disabled."""
+    jsonl = JsonlTracker(folder / "metrics.jsonl")
+    if config.wandb == "disabled":
+        return Trackers(jsonl, NullTracker())
+    return Trackers(
+        jsonl, WandbTracker(config, folder=folder, run_id=run_id, settings=settings)
+    )
+
+
+def plot_curves(metrics_jsonl: Path, image: Path) -> None:
+    """Draw every metric that has two or more points against examples, one panel per kind."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    records = [json.loads(line) for line in metrics_jsonl.read_text().splitlines()]
+    curves: dict[str, dict[str, list[tuple[int, float]]]] = {}
+    for record in records:
+        for key, value in record.items():
+            if "/" in key and value is not None:
+                split, metric, *rest = key.split("/")
+                curve = curves.setdefault(f"{split}/{metric}", {}).setdefault("/".join(rest), [])
+                curve.append((record["examples"], value))
+    columns = 3
+    rows = max(1, math.ceil(len(curves) / columns))
+    figure, axes = pyplot.subplots(rows, columns, figsize=(5 * columns, 3 * rows), squeeze=False)
+    for axis in axes.flat[len(curves) :]:
+        axis.set_visible(False)
+    for axis, (title, lines) in zip(axes.flat, sorted(curves.items()), strict=False):
+        for label, points in lines.items():
+            axis.plot(*zip(*points, strict=True), marker="." if len(points) < 30 else "", label=label)
+        axis.set_title(title)
+        axis.set_xlabel("examples")
+        if any(lines):
+            axis.legend(fontsize="small")
+    figure.tight_layout()
+    figure.savefig(image, dpi=100)
+    pyplot.close(figure)

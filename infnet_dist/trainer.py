@@ -1,0 +1,449 @@
+"""One loop for training and evaluation.
+
+`train` and `evaluate_checkpoint` are what a worker runs, under Ray Train or a local launcher.
+Both open a `Session` (training set, sharded model) and iterate over `stream`.
+"""
+
+import json
+import logging
+import math
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import psutil
+import torch
+from tqdm import tqdm
+
+from infnet_dist import checkpoint
+from infnet_dist.batch import RankingBatch
+from infnet_dist.checkpoint import Progress
+from infnet_dist.config import Config, dump_config
+from infnet_dist.context import WorkerContext
+from infnet_dist.data.check import check_columns, check_feed, check_split
+from infnet_dist.data.manifest import Manifest, read_manifest
+from infnet_dist.data.order import Interval, merge
+from infnet_dist.data.reader import Reader
+from infnet_dist.errors import UserError
+from infnet_dist.metrics import MetricState
+from infnet_dist.optim import dense_learning_rate
+from infnet_dist.parallel import ShardedModel, build_sharded_model
+from infnet_dist.planning import describe_plan, save_plan
+from infnet_dist.provenance import versions
+from infnet_dist.schema import Schema
+from infnet_dist.tracking import NullTracker, Tracker, make_tracker, plot_curves
+
+log = logging.getLogger("infnet_dist")
+
+
+def open_training_set(config: Config) -> tuple[Manifest, Schema]:
+    """The manifest and the selected features and tasks; cheap, so the driver calls it too.
+
+    Raises:
+        DataError: missing or malformed set, unknown names, or too few rows for one step.
+    """
+    manifest = read_manifest(config.data.path)
+    schema = manifest.schema_.select(config.data.features, config.data.tasks)
+    check_columns(config.data.path, manifest, schema)
+    check_feed(
+        manifest.split("train").rows,
+        split="train",
+        num_workers=config.scaling.num_workers,
+        batch_size=config.data.batch_size,
+    )
+    return manifest, schema
+
+
+@dataclass
+class Session:
+    """An open training set and a sharded model on this worker."""
+
+    config: Config
+    context: WorkerContext
+    manifest: Manifest
+    schema: Schema
+    sharded: ShardedModel
+
+    @classmethod
+    def open(cls, config: Config, context: WorkerContext, *, splits: Sequence[str]) -> "Session":
+        """Check the data of `splits` on all ranks, then build the model."""
+        manifest, schema = context.together(lambda: open_training_set(config))
+        for split in splits:
+            context.together(
+                lambda split=split: check_split(
+                    config.data.path,
+                    manifest,
+                    schema,
+                    split=split,
+                    rank=context.rank,
+                    world_size=context.world_size,
+                )
+            )
+        return cls(config, context, manifest, schema, build_sharded_model(config, schema, context))
+
+    def reader(self, split: str, *, shuffle: bool) -> Reader:
+        """This rank's reader of a split."""
+        data = self.config.data
+        return Reader(
+            folder=data.path,
+            manifest=self.manifest,
+            schema=self.schema,
+            split=split,
+            batch_size=data.batch_size,
+            rank=self.context.rank,
+            world_size=self.context.world_size,
+            seed=self.config.run.seed,
+            shuffle_rows=data.shuffle_rows if shuffle else None,
+            prefetch_batches=data.prefetch_batches,
+        )
+
+
+def stream(
+    batches: Iterator[RankingBatch], device: torch.device
+) -> Iterator[tuple[RankingBatch, float]]:
+    """Batches on the device, each with the seconds that the step waited for it."""
+    while True:
+        start = time.perf_counter()
+        batch = next(batches, None)
+        if batch is None:
+            return
+        if device.type == "cuda":
+            batch = batch.pin_memory().to(device, non_blocking=True)
+        yield batch, time.perf_counter() - start
+
+
+def evaluate(session: Session, split: str) -> dict[str, dict[str, float]]:
+    """Metrics of the model on a split (`model`), and of the planted truth if known (`optimum`)."""
+    model = session.sharded.model
+    state = MetricState([task.name for task in session.schema.tasks])
+    model.eval()
+    with torch.no_grad():
+        batches = session.reader(split, shuffle=False).batches()
+        for batch, _ in stream(batches, session.context.device):
+            _, output = model(batch)
+            state.update(
+                output.logits_BK,
+                batch.labels_BK,
+                truth_BK=batch.truth_BK,
+                group_B=batch.group_B,
+                weights_B=batch.weights_B,
+            )
+    model.train()
+    return state.compute(session.context, split)
+
+
+def evaluate_checkpoint(
+    context: WorkerContext, config: Config, *, path: Path, split: str
+) -> dict[str, Any]:
+    """Load a checkpoint, with any number of workers, and evaluate it on a split.
+
+    Returns:
+        split, rows, checkpoint, step, metrics, optimum.
+    """
+    session = Session.open(config, context, splits=[split])
+    manifest = checkpoint.load(path, session.sharded, context)
+    result = evaluate(session, split)
+    return {
+        "split": split,
+        "rows": session.manifest.split(split).rows,
+        "checkpoint": str(path),
+        "step": manifest.progress.step,
+        "metrics": result["model"],
+        "optimum": result["optimum"],
+    }
+
+
+def train(context: WorkerContext, config: Config, *, run_folder: Path) -> dict[str, Any]:
+    """Train a run, from its newest checkpoint if its folder has one; every rank calls it.
+
+    Returns:
+        The summary that also stands in `summary.json`.
+
+    Raises:
+        UserError: bad data, plan or checkpoint, or a loss that isn't finite; on all ranks.
+    """
+    splits = ["train", "valid"]
+    session = Session.open(config, context, splits=splits)
+    tracker: Tracker = NullTracker()
+    if context.is_first:
+        tracker = _open_run_folder(session, run_folder)
+    training = _Training(session, tracker, run_folder)
+    try:
+        training.run()
+    finally:
+        place = tracker.finish()
+    summary = context.broadcast(training.summary(place))
+    if context.is_first:
+        _write_json(run_folder / "summary.json", summary)
+        plot_curves(run_folder / "metrics.jsonl", run_folder / "curves.png")
+    return summary
+
+
+def _open_run_folder(session: Session, run_folder: Path) -> Tracker:
+    config = session.config
+    run_folder.mkdir(parents=True, exist_ok=True)
+    (run_folder / "config.yaml").write_text(dump_config(config))
+    _write_json(run_folder / "versions.json", versions())
+    save_plan(session.sharded.plan, run_folder / "plan.json")
+    dense = sum(p.numel() for p in session.sharded.dense_optimizer.params.values())
+    log.info("run folder %s", run_folder)
+    log.info("plan:\n%s", describe_plan(session.sharded.plan))
+    log.info("dense parameters: %s", f"{dense:,}")
+    return make_tracker(
+        config.tracking,
+        folder=run_folder,
+        run_id=f"{config.run.name}-{run_folder.name}",
+        settings=config.model_dump(mode="json"),
+    )
+
+
+class _Training:
+    """The state of a training run on one rank."""
+
+    def __init__(self, session: Session, tracker: Tracker, run_folder: Path) -> None:
+        self._session = session
+        self._tracker = tracker
+        self._run_folder = run_folder
+        self._context = session.context
+        self._sharded = session.sharded
+        self._reader = session.reader("train", shuffle=True)
+        self._progress = Progress()
+        self._metrics: dict[str, float] = {}
+        self._read: list[Interval] = []  # by this rank in this epoch
+        self._saved_step: int | None = None
+        self._evaluated_step: int | None = None
+        self._pace = _Pace()
+        self._interval = _Interval(len(session.schema.tasks), self._context.device)
+
+    @property
+    def _folder(self) -> Path:
+        return self._run_folder / "checkpoints"
+
+    def run(self) -> None:
+        """All epochs, evaluation and checkpoints included."""
+        path = self._context.broadcast(checkpoint.newest(self._folder))
+        if path is not None:
+            manifest = checkpoint.load(path, self._sharded, self._context)
+            self._progress = manifest.progress
+            self._metrics = {k: math.nan if v is None else v for k, v in manifest.metrics.items()}
+            self._saved_step = self._evaluated_step = self._progress.step
+            log.info("going on from %s", path)
+        self._total_steps = self._count_steps()
+        while self._progress.epoch < self._session.config.training.epochs and not self._done():
+            self._run_epoch()
+        if self._saved_step != self._progress.step:
+            self._evaluate()
+            self._save()
+
+    def summary(self, place: str | None) -> dict[str, Any]:
+        """What smoke prints and scripts read."""
+        return {
+            "run_folder": str(self._run_folder),
+            "steps": self._progress.step,
+            "examples": self._progress.examples,
+            "samples_per_s": self._pace.rows / max(self._pace.seconds, 1e-9),
+            "train_seconds": self._pace.seconds,
+            "num_workers": self._context.world_size,
+            "checkpoint": str(checkpoint.newest(self._folder)),
+            "curves": str(self._run_folder / "curves.png"),
+            "metrics_jsonl": str(self._run_folder / "metrics.jsonl"),
+            "wandb": place,
+            "metrics": self._metrics,
+        }
+
+    def _count_steps(self) -> int:
+        training = self._session.config.training
+        later_epochs = training.epochs - self._progress.epoch - 1
+        total = self._progress.step
+        if later_epochs >= 0:
+            total += self._reader.num_steps(self._progress.consumed)
+            total += later_epochs * self._reader.num_steps()
+        return min(total, training.max_steps or total)
+
+    def _done(self) -> bool:
+        max_steps = self._session.config.training.max_steps
+        return max_steps is not None and self._progress.step >= max_steps
+
+    def _run_epoch(self) -> None:
+        config = self._session.config
+        epoch, consumed_before = self._progress.epoch, self._progress.consumed
+        self._read = []
+        self._interval.restart()
+        batches = self._reader.batches(epoch, consumed_before)
+        for batch, wait_s in stream(batches, self._context.device):
+            self._step(batch, wait_s)
+            step = self._progress.step
+            if step % config.training.log_every_steps == 0:
+                self._log_interval()
+            if _due(step, config.training.eval_every_steps):
+                self._evaluate()
+            if _due(step, config.checkpoint.every_steps):
+                self._mark_position(consumed_before)
+                self._save()
+            if self._done():
+                break
+        self._log_interval()
+        self._mark_position(consumed_before)
+        if self._progress.consumed == ((0, self._reader.rows),):
+            self._update(epoch=epoch + 1, consumed=())
+            self._evaluate()
+            self._save()
+
+    def _step(self, batch: RankingBatch, wait_s: float) -> None:
+        optimizer = self._sharded.dense_optimizer
+        config = self._session.config.dense_optimizer
+        for group in optimizer.param_groups:
+            group["lr"] = dense_learning_rate(config, self._progress.step)
+        optimizer.zero_grad()
+        loss, output = self._sharded.model(batch)
+        loss.backward()  # rows of the tables are updated here
+        optimizer.step()
+        self._interval.add(loss.detach(), output.task_loss_K, batch, wait_s)
+        self._read += batch.rows.intervals
+        self._update(step=self._progress.step + 1)
+
+    def _update(self, **changes: Any) -> None:
+        self._progress = self._progress.model_copy(update=changes)
+
+    def _mark_position(self, consumed_before: Sequence[Interval]) -> None:
+        """Note what all ranks together have read of the epoch."""
+        every = [i for read in self._context.gather(merge(self._read)) for i in read]
+        self._update(consumed=tuple(merge([*consumed_before, *every])))
+
+    def _log_interval(self) -> None:
+        """Reduce the interval over ranks, check it, and track it. The loop's only wait."""
+        if self._interval.steps == 0:
+            return
+        totals = self._interval.reduce(self._context)
+        self._interval.restart()
+        self._pace.add(totals)
+        self._update(examples=self._progress.examples + totals.rows)
+        step = self._progress.step
+        if not math.isfinite(totals.loss):
+            raise UserError(
+                f"the loss is {totals.loss} between steps {step - totals.steps + 1} and {step}; "
+                f"lower dense_optimizer.learning_rate or sparse_optimizer.learning_rate; the "
+                f"checkpoints in {self._folder} are untouched"
+            )
+        metrics = {"train/loss/total": totals.loss}
+        for task, value in zip(self._session.schema.tasks, totals.task_losses, strict=True):
+            metrics[f"train/log_loss/{task.name}"] = value
+        metrics["perf/samples_per_s"] = totals.rows / totals.seconds
+        metrics["perf/input_wait_share"] = totals.wait_s / totals.seconds
+        metrics["memory/rss_gib"] = psutil.Process().memory_info().rss / 2**30
+        self._tracker.log(metrics, step=step, examples=self._progress.examples)
+        left = (self._total_steps - step) * self._pace.seconds / self._pace.steps
+        self._say(
+            f"step {step:,}/{self._total_steps:,} ({100 * step // self._total_steps} %)  "
+            f"loss {totals.loss:.4f}  {metrics['perf/samples_per_s']:,.0f} samples/s  "
+            f"input wait {metrics['perf/input_wait_share']:.0%}  {tqdm.format_interval(left)} left"
+        )
+
+    def _evaluate(self) -> None:
+        if self._evaluated_step == self._progress.step:
+            return
+        self._log_interval()
+        start = time.perf_counter()
+        self._metrics = evaluate(self._session, "valid")["model"]
+        step, examples = self._progress.step, self._progress.examples
+        self._tracker.log(self._metrics, step=step, examples=examples)
+        scores = "  ".join(
+            f"{task.name} auc {self._metrics[f'valid/auc/{task.name}']:.4f} "
+            f"gauc {self._metrics[f'valid/gauc/{task.name}']:.4f}"
+            for task in self._session.schema.tasks
+        )
+        self._say(f"valid at step {step:,} ({time.perf_counter() - start:.1f} s)  {scores}")
+        self._evaluated_step = step
+        self._interval.restart()
+
+    def _save(self) -> None:
+        self._log_interval()
+        path = checkpoint.save(
+            self._folder,
+            self._sharded,
+            self._session.config,
+            self._context,
+            progress=self._progress,
+            metrics=self._metrics,
+        )
+        self._saved_step = self._progress.step
+        self._say(f"saved {path}")
+        self._interval.restart()
+
+    def _say(self, line: str) -> None:
+        if self._context.is_first:
+            log.info("%s", line)
+
+
+@dataclass
+class _Totals:
+    """An interval over all ranks: mean losses per row, rows, and this rank's seconds."""
+
+    loss: float
+    task_losses: list[float]
+    rows: int
+    wait_s: float
+    seconds: float
+    steps: int
+
+
+@dataclass
+class _Pace:
+    """Sums of this process's intervals, for rates."""
+
+    rows: int = 0
+    seconds: float = 0.0
+    steps: int = 0
+
+    def add(self, totals: _Totals) -> None:
+        self.rows += totals.rows
+        self.seconds += totals.seconds
+        self.steps += totals.steps
+
+
+class _Interval:
+    """Sums between two log lines, kept on the device: no wait for it within the interval."""
+
+    def __init__(self, num_tasks: int, device: torch.device) -> None:
+        self._sums = torch.zeros(1 + num_tasks, dtype=torch.float64, device=device)
+        self.restart()
+
+    def restart(self) -> None:
+        self._sums.zero_()
+        self.steps = self._rows = 0
+        self._wait_s = 0.0
+        self._start = time.perf_counter()
+
+    def add(
+        self, loss: torch.Tensor, task_loss_K: torch.Tensor, batch: RankingBatch, wait_s: float
+    ) -> None:
+        self._sums[0] += loss * len(batch.weights_B)
+        self._sums[1:] += task_loss_K * len(batch.weights_B)
+        self._rows += batch.num_rows
+        self._wait_s += wait_s
+        self.steps += 1
+
+    def reduce(self, context: WorkerContext) -> _Totals:
+        """Sum over ranks; per-row means."""
+        local = torch.tensor([self._rows, self._wait_s], dtype=torch.float64)
+        *sums, rows, wait_s = context.sum(
+            torch.cat([self._sums, local.to(self._sums.device)])
+        ).tolist()
+        return _Totals(
+            loss=sums[0] / rows,
+            task_losses=[value / rows for value in sums[1:]],
+            rows=round(rows),
+            wait_s=wait_s / context.world_size,
+            seconds=max(time.perf_counter() - self._start, 1e-9),
+            steps=self.steps,
+        )
+
+
+def _due(step: int, every: int | None) -> bool:
+    return every is not None and step % every == 0
+
+
+def _write_json(path: Path, value: Any) -> None:
+    path.write_text(json.dumps(value, indent=1) + "\n")

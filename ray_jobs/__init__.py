@@ -1,0 +1,1 @@
+"""Entry points, `python -m ray_jobs.<verb>`; the only place that imports ray."""

@@ -1,0 +1,100 @@
+"""What all entry points share: arguments, logging, and errors as one last line."""
+
+import argparse
+import datetime
+import logging
+import os
+import sys
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+
+from infnet_dist.config import Config, KuaiRandIngest, load_config
+from infnet_dist.context import resolve_path
+from infnet_dist.errors import CheckpointError, UserError
+
+log = logging.getLogger("infnet_dist")
+
+
+def make_parser(module: str, description: str) -> argparse.ArgumentParser:
+    """A parser with --config and --set."""
+    parser = argparse.ArgumentParser(prog=f"python -m {module}", description=description)
+    parser.add_argument("--config", type=Path, required=True, help="run file, e.g. configs/x.yaml")
+    parser.add_argument(
+        "--set",
+        dest="overrides",
+        metavar="KEY.PATH=VALUE",
+        action="append",
+        default=[],
+        help="override a key of the run file, e.g. --set training.epochs=2; repeatable",
+    )
+    return parser
+
+
+def add_launcher(parser: argparse.ArgumentParser) -> None:
+    """Add --launcher."""
+    parser.add_argument(
+        "--launcher",
+        choices=("ray", "local"),
+        default="ray",
+        help="ray: Ray Train on the cluster of $RAY_ADDRESS or a new one; local: plain processes "
+        "on this machine, without Ray (default: ray)",
+    )
+
+
+def read_config(arguments: argparse.Namespace) -> Config:
+    """The run file with its overrides; data and run paths made absolute."""
+    config = load_config(arguments.config, arguments.overrides)
+    update: dict[str, object] = {
+        "run": config.run.model_copy(update={"folder": resolve_path(config.run.folder)}),
+        "data": config.data.model_copy(update={"path": resolve_path(config.data.path)}),
+    }
+    if isinstance(config.ingest, KuaiRandIngest):
+        path = resolve_path(config.ingest.path)
+        update["ingest"] = config.ingest.model_copy(update={"path": path})
+    if config.sharding.plan != "auto":  # reviewed with the code, so it stands beside it
+        plan = config.sharding.plan.absolute()
+        update["sharding"] = config.sharding.model_copy(update={"plan": plan})
+    return config.model_copy(update=update)
+
+
+def new_run_id() -> str:
+    """A run id that sorts by time, e.g. 20261122-111407 (UTC)."""
+    return datetime.datetime.now(datetime.UTC).strftime("%Y%m%d-%H%M%S")
+
+
+def newest_run(config: Config) -> Path:
+    """The newest run folder of `run.name`.
+
+    Raises:
+        CheckpointError: there is none.
+    """
+    folder = config.run.folder / config.run.name
+    runs = sorted(p for p in folder.iterdir() if p.is_dir()) if folder.is_dir() else []
+    if not runs:
+        raise CheckpointError(f"no run in {folder}; train first, or give --run-id or --checkpoint")
+    return runs[-1]
+
+
+def run_main(main: Callable[[], None]) -> None:
+    """Run an entry point: log to stderr, end with code 1 and the root error as the last line."""
+    logging.basicConfig(
+        level=logging.WARNING, format="%(asctime)s %(message)s", datefmt="%H:%M:%S", force=True
+    )
+    log.setLevel(logging.INFO)
+    try:
+        main()
+    except UserError as error:
+        _fail(str(error))
+    except KeyboardInterrupt:
+        _fail("interrupted", code=130)
+    except Exception as error:
+        traceback.print_exc()
+        _fail(f"{type(error).__name__}: {error}")
+
+
+def _fail(message: str, code: int = 1) -> None:
+    sys.stdout.flush()
+    print(f"error: {message}", file=sys.stderr, flush=True)
+    logging.shutdown()
+    os._exit(code)  # Ray's atexit hooks would print after the error, which stays the last line

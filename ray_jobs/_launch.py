@@ -1,0 +1,104 @@
+"""Runs a worker function on N workers: under Ray Train, or as plain local processes.
+
+A worker function takes a `WorkerContext` and keyword arguments, and returns something picklable.
+Both launchers return what rank 0 returned and raise the root error of the first worker that failed.
+"""
+
+import logging
+import os
+import tempfile
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from infnet_dist.config import ScalingConfig
+from infnet_dist.context import WorkerContext, backend_for
+from infnet_dist.errors import UserError
+from ray_jobs._local import run_local, set_up_worker_logging
+
+Worker = Callable[..., Any]
+
+
+def launch(
+    worker: Worker, arguments: dict[str, Any], scaling: ScalingConfig, *, launcher: str, name: str
+) -> Any:
+    """Run `worker(context, **arguments)` on `scaling.num_workers` workers.
+
+    Args:
+        worker: a module-level function.
+        arguments: picklable keyword arguments.
+        scaling: number and kind of workers.
+        launcher: "ray" or "local".
+        name: name of the run in Ray's dashboard.
+
+    Raises:
+        UserError: what the worker raised as such.
+        RuntimeError: any other failure of a worker; the message holds its root error.
+    """
+    if launcher == "local":
+        return run_local(
+            worker,
+            arguments,
+            num_workers=scaling.num_workers,
+            use_gpu=scaling.use_gpu,
+            timeout_s=scaling.timeout_s,
+        )[0]
+    return _launch_ray(worker, arguments, scaling, name)
+
+
+def _launch_ray(
+    worker: Worker, arguments: dict[str, Any], scaling: ScalingConfig, name: str
+) -> Any:
+    os.environ.setdefault("RAY_TRAIN_ENABLE_PRINT_PATCH", "0")  # else every line appears twice
+    os.environ.setdefault("RAY_DEDUP_LOGS", "0")
+    import ray
+    from ray.train import FailureConfig, RunConfig
+    from ray.train import ScalingConfig as RayScalingConfig
+    from ray.train.torch import TorchConfig, TorchTrainer
+    from ray.train.v2.api.exceptions import WorkerGroupError
+
+    if not ray.is_initialized():
+        ray.init(logging_level=logging.WARNING, include_dashboard=False)
+    with tempfile.TemporaryDirectory(prefix="infnet-train-") as scratch:
+        trainer = TorchTrainer(
+            _ray_worker,
+            train_loop_config={
+                "worker": worker,
+                "arguments": arguments,
+                "use_gpu": scaling.use_gpu,
+            },
+            torch_config=TorchConfig(
+                backend=backend_for(scaling.use_gpu), timeout_s=int(scaling.timeout_s)
+            ),
+            scaling_config=RayScalingConfig(
+                num_workers=scaling.num_workers,
+                use_gpu=scaling.use_gpu,
+                resources_per_worker=dict(scaling.resources_per_worker),
+            ),
+            # Our checkpoints don't pass through Ray's storage, so a scratch folder will do.
+            run_config=RunConfig(
+                name=name, storage_path=scratch, failure_config=FailureConfig(max_failures=0)
+            ),
+        )
+        try:
+            return trainer.fit().return_value
+        except WorkerGroupError as error:
+            raise _root_error(error.worker_failures) from None
+
+
+def _root_error(failures: Mapping[int, Exception]) -> Exception:
+    """What went wrong first: a user's error if any rank has one, else the first real exception."""
+    causes = [getattr(error, "_base_exc", error) for _, error in sorted(failures.items())]
+    for cause in causes:
+        if isinstance(cause, UserError):
+            return cause
+    messages = [f"worker {rank}: {cause}" for rank, cause in zip(sorted(failures), causes)]
+    return RuntimeError(messages[0] if messages else "training failed without a worker's error")
+
+
+def _ray_worker(settings: dict[str, Any]) -> Any:
+    """Runs inside each Ray Train worker, whose process group Ray has made."""
+    import ray.train.torch
+
+    set_up_worker_logging()
+    device = ray.train.torch.get_device() if settings["use_gpu"] else None
+    return settings["worker"](WorkerContext.from_process_group(device), **settings["arguments"])

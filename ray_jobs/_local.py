@@ -1,0 +1,140 @@
+"""Runs a worker function in plain processes on this machine: the debugger and the parity check."""
+
+import logging
+import multiprocessing
+import os
+import sys
+import time
+import traceback
+from collections.abc import Callable
+from multiprocessing.connection import Connection, wait
+from typing import Any
+
+import torch
+
+from infnet_dist.context import free_port, local_process_group
+from infnet_dist.errors import UserError
+
+_GRACE_S = 2.0  # other ranks get this long to report the same error before they are ended
+
+
+def run_local(
+    worker: Callable[..., Any],
+    arguments: dict[str, Any],
+    *,
+    num_workers: int,
+    use_gpu: bool = False,
+    timeout_s: float = 600.0,
+    start_method: str = "spawn",
+) -> list[Any]:
+    """Run `worker(context, **arguments)` on `num_workers` processes with a process group.
+
+    Args:
+        worker: a module-level function (any function with start method "fork").
+        arguments: keyword arguments, the same for all ranks.
+        num_workers: processes.
+        use_gpu: one GPU each.
+        timeout_s: how long a collective may take.
+        start_method: "spawn", or "fork" where the parent hasn't started threads (tests).
+
+    Returns:
+        What each rank returned, in rank order.
+
+    Raises:
+        UserError: what a worker raised as such.
+        RuntimeError: any other failure; the worker has printed its traceback.
+    """
+    methods = multiprocessing.get_context(start_method)
+    port = free_port()
+    processes, pipes = [], []
+    for rank in range(num_workers):
+        receiver, sender = methods.Pipe(duplex=False)
+        process = methods.Process(  # type: ignore[attr-defined]
+            target=_work,
+            args=(sender, worker, arguments, rank, num_workers, use_gpu, port, timeout_s),
+            daemon=True,
+        )
+        process.start()
+        sender.close()
+        processes.append(process)
+        pipes.append(receiver)
+    try:
+        return _collect(pipes)
+    finally:
+        for process in processes:
+            process.join(_GRACE_S)
+            if process.is_alive():
+                process.kill()
+                process.join()
+
+
+def _collect(pipes: list[Connection]) -> list[Any]:
+    """Results in rank order; on a failure, the root error once the others had time to report."""
+    results: dict[int, Any] = {}
+    failures: dict[int, BaseException] = {}
+    open_pipes = dict(enumerate(pipes))
+    deadline: float | None = None
+    while open_pipes and (deadline is None or time.monotonic() < deadline):
+        ready = wait(list(open_pipes.values()), timeout=0.2)
+        for rank, pipe in list(open_pipes.items()):
+            if pipe not in ready:
+                continue
+            del open_pipes[rank]
+            try:
+                kind, value = pipe.recv()
+            except EOFError:
+                kind, value = "error", RuntimeError(f"worker {rank} died without a word")
+            (results if kind == "result" else failures)[rank] = value
+        if failures and deadline is None:
+            deadline = time.monotonic() + _GRACE_S
+    if failures:
+        raise _root(failures)
+    return [results[rank] for rank in range(len(pipes))]
+
+
+def _root(failures: dict[int, BaseException]) -> BaseException:
+    for _, error in sorted(failures.items()):
+        if isinstance(error, UserError):
+            return error
+    return next(iter(failures.values()))
+
+
+def _work(
+    pipe: Connection,
+    worker: Callable[..., Any],
+    arguments: dict[str, Any],
+    rank: int,
+    num_workers: int,
+    use_gpu: bool,
+    port: int,
+    timeout_s: float,
+) -> None:
+    set_up_worker_logging()
+    torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
+    try:
+        with local_process_group(
+            rank, num_workers, use_gpu=use_gpu, port=port, timeout_s=timeout_s
+        ) as context:
+            result = worker(context, **arguments)
+        pipe.send(("result", result))
+    except UserError as error:
+        pipe.send(("error", error))
+    except BaseException as error:
+        traceback.print_exc()
+        message = f"worker {rank}: {type(error).__name__}: {error}"
+        pipe.send(("error", RuntimeError(message)))
+    finally:
+        pipe.close()
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(0)  # a forked child must not run its parent's exit handlers
+
+
+def set_up_worker_logging() -> None:
+    """Our lines at INFO on stderr; torchrec's and fbgemm's many at start only if they matter."""
+    logging.basicConfig(
+        level=logging.WARNING, format="%(asctime)s %(message)s", datefmt="%H:%M:%S", force=True
+    )
+    logging.getLogger("infnet_dist").setLevel(logging.INFO)
+    for name in ("torchrec", "fbgemm_gpu", "torch.distributed"):
+        logging.getLogger(name).setLevel(logging.ERROR)

@@ -1,0 +1,133 @@
+"""The whole way on this machine: ingest, train with 2 workers, evaluate, show the result.
+
+    python -m ray_jobs.smoke [--config configs/smoke.yaml] [--root .infnet] [--set key.path=value]
+
+This is what `make smoke` runs. It starts a Ray of its own, submits each step with Ray's real
+command line, as on a cluster, stops at the first failure with that step's exit code, and ends Ray.
+"""
+
+import argparse
+import json
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console, Group, RenderableType
+from rich.table import Table
+
+from infnet_dist.config import Config, load_config
+from infnet_dist.errors import UserError
+from ray_jobs._local_ray import LocalRay
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+# Ray's data tasks hang silently where the workers hold all CPUs.
+SPARE_CPUS = 2
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the three steps and print their summary; returns the exit code."""
+    parser = argparse.ArgumentParser(description="ingest, train and evaluate on this machine")
+    parser.add_argument("--config", type=Path, default=REPOSITORY / "configs" / "smoke.yaml")
+    parser.add_argument("--root", type=Path, default=Path(".infnet"), help="for data and runs")
+    parser.add_argument("--set", nargs="*", default=[], metavar="KEY.PATH=VALUE", dest="overrides")
+    args = parser.parse_args(argv)
+    try:
+        config = load_config(args.config, args.overrides)
+    except UserError as error:
+        print(error, file=sys.stderr)
+        return 2
+    root = args.root.resolve()
+    root.mkdir(parents=True, exist_ok=True)
+    run_id = datetime.now(UTC).strftime("%Y%m%d-%H%M%S")
+    started = time.monotonic()
+    code = run_steps(steps_of(args.config, args.overrides, run_id), root, cpus_of(config))
+    if code == 0:
+        folder = root / config.run.folder / config.run.name / run_id
+        summary, evaluation = read_results(folder)
+        seconds = time.monotonic() - started
+        Console().print(format_summary(summary, evaluation, seconds=seconds))
+    return code
+
+
+def cpus_of(config: Config) -> int:
+    """CPUs that Ray must offer so that all workers fit, with some to spare."""
+    per_worker = config.scaling.resources_per_worker.get("CPU", 1.0)
+    return int(config.scaling.num_workers * per_worker + 0.999) + SPARE_CPUS
+
+
+def steps_of(config: Path, overrides: Sequence[str], run_id: str) -> dict[str, list[str]]:
+    """The command of each step, by its heading."""
+    path = config.resolve()
+    if path.is_relative_to(REPOSITORY):  # then it is uploaded, as it would be to a cluster
+        path = path.relative_to(REPOSITORY)
+    common = ["--config", str(path), *(["--set", *overrides] if overrides else [])]
+    run = [*common, "--run-id", run_id]
+    return {
+        "ingest": ["python", "-m", "ray_jobs.ingest", *common],
+        "train": ["python", "-m", "ray_jobs.train", *run],
+        "evaluate": ["python", "-m", "ray_jobs.evaluate", *run],
+    }
+
+
+def run_steps(steps: Mapping[str, list[str]], root: Path, num_cpus: int) -> int:
+    """Submit the steps to a Ray of our own until one fails; returns the last exit code."""
+    console = Console()
+    began = time.monotonic()
+    console.rule(f"start Ray on this machine, {num_cpus} CPUs", align="left")
+    with LocalRay(root, num_cpus) as ray:
+        for number, (name, command) in enumerate(steps.items(), start=1):
+            elapsed = time.monotonic() - began
+            console.rule(f"{number}/{len(steps)} {name}, after {elapsed:.0f} s", align="left")
+            code = ray.submit(command, working_dir=REPOSITORY).returncode
+            if code:
+                console.rule(f"{name} failed with exit code {code}", align="left", style="red")
+                return code
+    return 0
+
+
+def read_results(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    """What train and evaluate wrote into the run's folder."""
+    summary = json.loads((folder / "summary.json").read_text())
+    evaluation = json.loads((folder / "evaluation-valid.json").read_text())
+    return summary, evaluation
+
+
+def format_summary(
+    summary: Mapping[str, Any], evaluation: Mapping[str, Any], *, seconds: float
+) -> RenderableType:
+    """Metrics per task beside the best that the planted truth allows, and where things lie."""
+    split, optimum = evaluation["split"], evaluation.get("optimum") or {}
+    title = f"{split}: {evaluation['rows']:,} rows"
+    metrics = Table("task", "metric", title=title, title_justify="left")
+    metrics.add_column("got", justify="right")
+    metrics.add_column("reachable", justify="right")
+    previous = None
+    for key, value in sorted(evaluation["metrics"].items(), key=_by_task):
+        _, metric, task = key.split("/", 2)
+        if previous not in (None, task):
+            metrics.add_section()
+        best = f"{optimum[key]:.4f}" if key in optimum else "-"
+        metrics.add_row("" if task == previous else task, metric, f"{value:.4f}", best)
+        previous = task
+    facts = Table.grid(padding=(0, 2))
+    facts.add_row("steps", f"{summary['steps']:,}")
+    facts.add_row("examples", f"{summary['examples']:,}")
+    workers = f"{summary['num_workers']} workers"
+    facts.add_row("training", f"{summary['train_seconds']:.1f} s with {workers}")
+    facts.add_row("speed", f"{summary['samples_per_s']:,.0f} samples/s")
+    for name in ("checkpoint", "curves"):
+        facts.add_row(name, str(summary[name]))
+    facts.add_row("W&B", str(summary.get("wandb") or "disabled"))
+    facts.add_row("total", f"{seconds:.0f} s")
+    return Group(metrics, facts)
+
+
+def _by_task(item: tuple[str, float]) -> str:
+    return item[0].split("/", 2)[2]
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,44 @@
+"""Train a run.
+
+    ray job submit --working-dir . -- python -m ray_jobs.train --config configs/smoke.yaml
+    python -m ray_jobs.train --config configs/smoke.yaml --launcher local    # without Ray
+
+A run's folder is <run.folder>/<run.name>/<run id>. Giving the --run-id of an earlier run goes on
+from its newest checkpoint.
+"""
+
+from infnet_dist.planning import load_plan
+from infnet_dist.trainer import open_training_set, train
+from ray_jobs._cli import add_launcher, log, make_parser, new_run_id, read_config, run_main
+from ray_jobs._launch import launch
+
+
+def main() -> None:
+    """Check what can be checked without workers, then train."""
+    parser = make_parser("ray_jobs.train", "Train a run; see configs/README.md.")
+    add_launcher(parser)
+    parser.add_argument("--run-id", help="name of the run's folder (default: the time, UTC)")
+    arguments = parser.parse_args()
+    config = read_config(arguments)
+    open_training_set(config)
+    if config.sharding.plan != "auto":
+        load_plan(config.sharding.plan)
+    run_folder = config.run.folder / config.run.name / (arguments.run_id or new_run_id())
+    summary = launch(
+        train,
+        {"config": config, "run_folder": run_folder},
+        config.scaling,
+        launcher=arguments.launcher,
+        name=f"{config.run.name}-{run_folder.name}",
+    )
+    log.info(
+        "trained %s examples in %s steps, %.0f samples/s; checkpoint %s",
+        f"{summary['examples']:,}",
+        f"{summary['steps']:,}",
+        summary["samples_per_s"],
+        summary["checkpoint"],
+    )
+
+
+if __name__ == "__main__":
+    run_main(main)

@@ -1,0 +1,95 @@
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import psutil
+import pytest
+
+from ray_jobs._local_ray import LocalRay
+
+HELLO = "import os; print('hello from', os.environ['INFNET_ROOT'], os.environ['GREETING'])"
+# Starts a Ray, says where, and waits to be killed.
+HOLDER = """
+import sys, time
+from pathlib import Path
+from ray_jobs._local_ray import LocalRay
+with LocalRay(Path(sys.argv[1]), num_cpus=1) as ray:
+    print(ray.guard.pid, ray.temp_dir, flush=True)
+    time.sleep(600)
+"""
+
+
+@pytest.fixture
+def job_folder(tmp_path: Path) -> Path:
+    folder = tmp_path / "job"
+    folder.mkdir()
+    (folder / "job.py").write_text("import sys; print('leaving'); sys.exit(7)\n")
+    return folder
+
+
+def family(guard_pid: int) -> list[psutil.Process]:
+    guard = psutil.Process(guard_pid)
+    return [guard, *guard.children(recursive=True)]
+
+
+def users_of(temp_dir: Path) -> Iterator[psutil.Process]:
+    """Processes that name the folder; independent of how LocalRay finds its own."""
+    for process in psutil.process_iter(["cmdline"]):
+        if any(str(temp_dir) in word for word in process.info["cmdline"] or ()):
+            yield process
+
+
+def test_two_at_once_and_nothing_left(tmp_path: Path, job_folder: Path) -> None:
+    with LocalRay(tmp_path / "a", num_cpus=1) as one, LocalRay(tmp_path / "b", num_cpus=1) as two:
+        assert one.address != two.address
+        with ThreadPoolExecutor(2) as pool:
+            good = pool.submit(
+                one.submit,
+                ["python", "-c", HELLO],
+                working_dir=job_folder,
+                env={"GREETING": "cheers"},
+            )
+            bad = pool.submit(two.submit, ["python", "job.py"], working_dir=job_folder)
+        assert good.result().returncode == 0, good.result().stdout
+        assert f"hello from {tmp_path / 'a'} cheers" in good.result().stdout
+        assert bad.result().returncode == 7, bad.result().stdout
+        assert "leaving" in bad.result().stdout
+        processes = family(one.guard.pid) + family(two.guard.pid)
+        assert len(processes) > 10
+        assert list(users_of(one.temp_dir))
+    assert [process for process in processes if process.is_running()] == []
+    for ray in (one, two):
+        assert list(users_of(ray.temp_dir)) == []
+        assert not ray.temp_dir.exists()
+
+
+@pytest.mark.faults
+def test_killed_parent_leaves_nothing(tmp_path: Path, repository: Path) -> None:
+    holder = subprocess.Popen(
+        [sys.executable, "-c", HOLDER, str(tmp_path)],
+        stdout=subprocess.PIPE,
+        text=True,
+        cwd=repository,
+    )
+    assert holder.stdout is not None
+    guard_pid, temp_dir = holder.stdout.readline().split()
+    processes = family(int(guard_pid))
+    holder.kill()
+    holder.communicate()
+    deadline = time.monotonic() + 20
+    while any(process.is_running() for process in processes) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert [process for process in processes if process.is_running()] == []
+    assert list(users_of(Path(temp_dir))) == []
+    assert not Path(temp_dir).exists()
+
+
+def test_failing_head_is_told(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    ray = LocalRay(tmp_path, num_cpus=1, object_store_memory=1)  # far below Ray's least
+    with pytest.raises(RuntimeError, match="didn't start"), ray:
+        pass
+    assert "memory" in capfd.readouterr().err
+    assert not ray.temp_dir.exists()

@@ -1,0 +1,226 @@
+from pathlib import Path
+
+import pytest
+import yaml
+from pydantic import ValidationError
+
+from infnet_dist.config import (
+    Config,
+    InfnetConfig,
+    InfnetPaperConfig,
+    SyntheticIngest,
+    dump_config,
+    load_config,
+    parse_config,
+)
+from infnet_dist.errors import ConfigError, UserError
+
+LEAST = {"data": {"path": "data/x"}}
+
+
+def written(folder: Path, text: str) -> Path:
+    path = folder / "run.yaml"
+    path.write_text(text)
+    return path
+
+
+def complaint(**sections: object) -> str:
+    with pytest.raises(ConfigError) as caught:
+        parse_config({**LEAST, **sections}, source="run.yaml")
+    message = str(caught.value)
+    assert message.startswith("run.yaml: ")
+    assert "\n" not in message
+    return message.removeprefix("run.yaml: ")
+
+
+def test_the_least_file_gets_all_defaults(tmp_path: Path):
+    config = load_config(written(tmp_path, "data: {path: data/x}"))
+    assert config.data.path == Path("data/x")
+    assert config.ingest is None
+    assert isinstance(config.model, InfnetConfig)
+    assert config.scaling.resources_per_worker == {"CPU": 1.0}
+
+
+@pytest.mark.parametrize(
+    ("sections", "expected"),
+    [
+        ({"traning": {}}, "unknown key 'traning'; did you mean 'training'?"),
+        (
+            {"dense_optimizer": {"learing_rate": 1}},
+            "unknown key 'dense_optimizer.learing_rate'; did you mean 'learning_rate'?",
+        ),
+        ({"model": {"tokn_dim": 8}}, "unknown key 'model.tokn_dim'; did you mean 'token_dim'?"),
+        (
+            # num_hubs is a key of the other model: the nearest one of *this* model is named.
+            {"model": {"name": "infnet_paper", "num_proxys": 8}},
+            "unknown key 'model.num_proxys'; did you mean 'num_proxies'?",
+        ),
+        (
+            {"ingest": {"source": "kuairand", "path": "x", "valid_form": "2022-05-04"}},
+            "unknown key 'ingest.valid_form'; did you mean 'valid_from'?",
+        ),
+        (
+            {"tables": {"overrides": {"item": {"embedding_dm": 8}}}},
+            "unknown key 'tables.overrides.item.embedding_dm'; did you mean 'embedding_dim'?",
+        ),
+    ],
+)
+def test_unknown_key_names_the_nearest(sections: dict, expected: str):
+    assert complaint(**sections) == expected
+
+
+def test_unknown_key_far_from_all_lists_the_valid_ones():
+    assert complaint(sharding={"zzz": 1}) == "unknown key 'sharding.zzz'; valid keys: plan"
+    # A key of another member of the union is no valid key here.
+    message = complaint(ingest={"source": "synthetic", "min_base_rate": 0.5})
+    assert message.startswith("unknown key 'ingest.min_base_rate'; valid keys: source, num_rows,")
+
+
+@pytest.mark.parametrize(
+    ("sections", "expected"),
+    [
+        (
+            {"training": {"epochs": "two"}},
+            "training.epochs (passes over the train split): got 'two', expected an integer",
+        ),
+        (
+            {"training": {"epochs": 0}},
+            "training.epochs (passes over the train split): got 0, expected at least 1",
+        ),
+        (
+            {"scaling": {"timeout_s": "long"}},
+            "scaling.timeout_s (seconds a collective may take): got 'long', expected a number",
+        ),
+        (
+            {"data": {"path": "x", "tasks": "click"}},
+            "data.tasks (tasks to train; null: all): got 'click', expected a list",
+        ),
+        (
+            {"tables": {"data_type": "bf16"}},
+            "tables.data_type (type of the rows): got 'bf16', expected 'fp32' or 'fp16'",
+        ),
+        (
+            {"tables": {"overrides": {"item": {"embedding_dim": 6}}}},
+            "tables.overrides.item.embedding_dim (floats per row): got 6, expected a multiple of 4",
+        ),
+        (
+            {"sharding": {"plan": 3}},
+            "sharding.plan (plan file, or auto: TorchRec's): got 3, expected a path, or 'auto'",
+        ),
+        ({"training": None}, "training: got None, expected a section of keys"),
+        ({"model": "infnet"}, "model: got 'infnet', expected a section of keys"),
+    ],
+)
+def test_ill_typed_value_names_type_and_unit(sections: dict, expected: str):
+    assert complaint(**sections) == expected
+
+
+def test_key_that_is_no_text_is_told():
+    with pytest.raises(ConfigError, match="1: got 1, expected text as a key"):
+        parse_config({**LEAST, 1: 2})  # type: ignore[dict-item]
+
+
+def test_wrong_kind_names_the_nearest():
+    expected = "unknown kind of model 'infnett'; did you mean 'infnet'?"
+    assert expected in complaint(model={"name": "infnett"})
+    expected = "unknown kind of ingest 'kuairan'; did you mean 'kuairand'?"
+    assert expected in complaint(ingest={"source": "kuairan", "path": "x"})
+
+
+def test_missing_keys_are_named():
+    with pytest.raises(ConfigError, match=r"missing section 'data' \(keys: path, features,"):
+        parse_config({})
+    message = complaint(ingest={"source": "kuairand"})
+    assert message == "missing key 'ingest.path' (folder of the raw files)"
+    message = complaint(ingest={"path": "x"})
+    assert message == "missing key 'ingest.source'; expected one of: synthetic, kuairand"
+
+
+def test_all_problems_are_told_at_once():
+    message = complaint(training={"epochs": 0}, modle={})
+    assert "training.epochs" in message
+    assert "did you mean 'model'" in message
+
+
+def test_members_of_unions_are_chosen_by_name():
+    config = parse_config(
+        {**LEAST, "model": {"name": "infnet_paper"}, "ingest": {"source": "synthetic"}}
+    )
+    assert isinstance(config.model, InfnetPaperConfig)
+    assert isinstance(config.ingest, SyntheticIngest)
+    assert isinstance(parse_config({**LEAST, "model": {"token_dim": 8}}).model, InfnetConfig)
+
+
+def test_set_overrides_the_file_and_reads_yaml(tmp_path: Path):
+    path = written(tmp_path, "data: {path: x}\ntraining: {epochs: 3, log_every_steps: 7}\n")
+    config = load_config(
+        path,
+        [
+            "training.epochs=5",
+            "data.features=[user_id, item_id]",
+            "tables.overrides.item.embedding_dim=8",
+            "training.max_steps=null",
+            "data.path=a=b",
+        ],
+    )
+    assert config.training.epochs == 5
+    assert config.training.log_every_steps == 7
+    assert config.data.features == ("user_id", "item_id")
+    assert config.tables.overrides["item"].embedding_dim == 8
+    assert config.training.max_steps is None
+    assert config.data.path == Path("a=b")
+
+
+@pytest.mark.parametrize(
+    ("override", "expected"),
+    [
+        ("training.epochs", "expected key.path=value"),
+        ("=3", "expected key.path=value"),
+        ("data.path.x=3", "'path' is a value, not a section"),
+        ("training.epochs=[1", "the value is not YAML; quote it"),
+        ("training.epoch=1", "did you mean 'epochs'"),
+    ],
+)
+def test_wrong_set_is_told(tmp_path: Path, override: str, expected: str):
+    with pytest.raises(ConfigError, match=expected.replace(".", r"\.")):
+        load_config(written(tmp_path, "data: {path: x}"), [override])
+
+
+def test_round_trip(tmp_path: Path):
+    config = parse_config(
+        {
+            **LEAST,
+            "run": {"name": "r", "seed": 3},
+            "ingest": {"source": "kuairand", "path": "raw"},
+            "tables": {"overrides": {"item": {"embedding_dim": 8}}},
+            "model": {"name": "infnet_paper", "num_proxies": 2},
+            "training": {"task_weights": {"click": 2.0}},
+            "sharding": {"plan": "plans/a.json"},
+        }
+    )
+    text = dump_config(config)
+    assert load_config(written(tmp_path, text)) == config
+    # Complete: every section and key of the model stands in the dump.
+    assert set(yaml.safe_load(text)) == set(Config.model_fields)
+
+
+def test_config_is_frozen():
+    config = parse_config(LEAST)
+    with pytest.raises(ValidationError):
+        config.training.epochs = 2  # type: ignore[misc]
+
+
+def test_unreadable_files_are_told(tmp_path: Path):
+    with pytest.raises(UserError, match=r"no config file .*nowhere\.yaml; the ready ones"):
+        load_config(tmp_path / "nowhere.yaml")
+    with pytest.raises(ConfigError, match="is not YAML"):
+        load_config(written(tmp_path, "data: {path: [}"))
+    with pytest.raises(ConfigError, match="holds a list, expected sections"):
+        load_config(written(tmp_path, "- a\n- b\n"))
+    with pytest.raises(ConfigError, match="missing section 'data'"):
+        load_config(written(tmp_path, ""))
+
+
+@pytest.mark.parametrize("path", sorted((Path(__file__).parents[2] / "configs").glob("*.yaml")))
+def test_ready_configs_load(path: Path):
+    assert load_config(path).data.path

@@ -1,0 +1,115 @@
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from infnet_dist import doctor
+
+UNDEFINED_SYMBOL = "undefined symbol: _ZN3c105ErrorC2ENS_14SourceLocationE"
+
+
+def examine(repository: Path, *options: str, **environ: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "infnet_dist.doctor", *options],
+        capture_output=True,
+        text=True,
+        cwd=repository,
+        env={**os.environ, "COLUMNS": "200", **environ},
+    )
+
+
+def test_this_machine_is_fit(repository: Path):
+    done = examine(repository, "--json", OMP_NUM_THREADS="1")
+    checks = {check["name"]: check for check in json.loads(done.stdout)}
+    failed = [check for check in checks.values() if check["status"] == "fail"]
+    assert failed == []
+    assert done.returncode == 0
+    assert checks["fused_update"]["detail"] == "row-wise Adagrad changes rows 3, 5, 7 and no other"
+    assert checks["lookup"]["status"] == "ok"
+    assert checks["petastorm"]["status"] == "info"
+    assert checks["threads"]["status"] == "ok"
+
+
+def test_broken_torchrec_fails_and_names_the_command(repository: Path, tmp_path: Path):
+    (tmp_path / "torchrec.py").write_text(f"raise ImportError({UNDEFINED_SYMBOL!r})\n")
+    # Slow to import, and beside the point. Without rich the report is plain text.
+    for name in ("fbgemm_gpu", "ray", "matplotlib", "rich"):
+        (tmp_path / f"{name}.py").write_text("raise ImportError('not here')\n")
+    done = examine(repository, PYTHONPATH=str(tmp_path))
+    assert done.returncode == 1
+    assert f"fail  torchrec                 ImportError: {UNDEFINED_SYMBOL}" in done.stdout
+    mended, command = done.stdout.split("to mend fbgemm_gpu, ")[1].splitlines()[:2]
+    assert mended == "torchrec, lookup, fused_update:"
+    assert command.endswith("torchrec==1.8.0")
+    assert " -m pip install --force-reinstall --no-deps torch==2.13.0 fbgemm-gpu" in command
+    assert "to mend ray, matplotlib:\n    rm -f .venv/installed-* && make install" in done.stdout
+
+
+def test_crash_and_hang_are_findings():
+    crash = doctor.run_probe("x", ["-c", "import os; os.abort()"], "mend it")
+    assert crash == doctor.Check("x", "fail", "the interpreter crashed with SIGABRT", "mend it")
+    sleep = ["-c", "import time; time.sleep(60)"]
+    hang = doctor.run_probe("x", sleep, "mend it", timeout_s=0.5)
+    assert hang == doctor.Check("x", "fail", "no answer within 0.5 s", "mend it")
+
+
+@pytest.mark.parametrize(
+    ("versions", "status", "words"),
+    [
+        (("2.13.0+cpu", "1.8.0", "1.8.0"), "ok", "torch 2.13.0+cpu"),
+        (("2.13.0", "1.8.0", "1.8.0"), "ok", "torch 2.13.0"),
+        (("2.14.0", "1.9.0", "1.9.0"), "warn", "a known triple"),
+        (("2.13.0", "1.9.0", "1.8.0"), "fail", "needs fbgemm and torchrec 1.8"),
+        (("2.14.0", "1.8.0", "1.8.0"), "fail", "needs fbgemm and torchrec 1.9"),
+        (("2.12.0", "1.8.0", "1.8.0"), "fail", "torch known to work: 2.9, 2.13, 2.14"),
+        (("2.13.0", None, "1.8.0"), "fail", "fbgemm missing"),
+    ],
+)
+def test_triple(versions: tuple[str | None, ...], status: str, words: str):
+    check = doctor.check_triple(*versions)
+    assert check.status == status
+    assert words in check.detail
+    assert bool(check.fix) == (status != "ok")
+
+
+@pytest.mark.parametrize(
+    ("threads", "cores", "workers", "status"),
+    [
+        (None, 2, 2, "warn"),
+        ("2", 2, 2, "warn"),
+        ("1", 2, 2, "ok"),
+        ("1", 1, 4, "ok"),  # fewer threads per worker there aren't
+        ("4", 8, 2, "ok"),
+        (None, 1, 1, "ok"),
+        ("many", 4, 2, "warn"),
+    ],
+)
+def test_threads(threads: str | None, cores: int, workers: int, status: str):
+    check = doctor.check_threads(threads, cores, workers)
+    assert check.status == status
+    assert check.fix == ("export OMP_NUM_THREADS=1" if status == "warn" else "")
+
+
+def test_other_python_is_told():
+    assert doctor.check_python((3, 11, 7)).status == "ok"
+    check = doctor.check_python((3, 12, 1))
+    assert (check.status, check.detail) == ("fail", "3.12.1, needed: 3.11")
+
+
+def test_wandb_mode(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert "offline" in doctor.check_wandb({}).detail
+    assert "online" in doctor.check_wandb({"WANDB_API_KEY": "x"}).detail
+    assert "WANDB_MODE=disabled" in doctor.check_wandb({"WANDB_MODE": "disabled"}).detail
+
+
+def test_pip_finds_the_three_known_conflicts_alone():
+    done = subprocess.run(
+        [sys.executable, "-m", "pip", "check"], capture_output=True, text=True, check=False
+    )
+    known = ("petastorm 0.13.1 requires pyspark", "torchrec 1.8.0 requires fbgemm-gpu")
+    known += ("petastorm 0.13.1 has requirement setuptools<70", "No broken requirements")
+    assert [line for line in done.stdout.splitlines() if not line.startswith(known)] == []

@@ -1,0 +1,113 @@
+import json
+from io import StringIO
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from infnet_dist.config import parse_config
+from ray_jobs import smoke
+
+SUMMARY = {
+    "run_folder": "/root/runs/smoke/20261122-111407",
+    "steps": 312,
+    "examples": 160000,
+    "samples_per_s": 12345.6,
+    "train_seconds": 13.0,
+    "num_workers": 2,
+    "checkpoint": "/root/runs/smoke/20261122-111407/checkpoints/step-312",
+    "curves": "/root/runs/smoke/20261122-111407/curves.png",
+    "metrics_jsonl": "/root/runs/smoke/20261122-111407/metrics.jsonl",
+    "wandb": "/root/runs/smoke/20261122-111407/wandb/offline-run-1",
+    "metrics": {"valid/auc/click": 0.71234},
+}
+EVALUATION = {
+    "split": "valid",
+    "rows": 20000,
+    "checkpoint": SUMMARY["checkpoint"],
+    "metrics": {
+        "valid/auc/click": 0.71234,
+        "valid/auc/like": 0.65,
+        "valid/log_loss/click": 0.6,
+    },
+    "optimum": {"valid/auc/click": 0.74, "valid/log_loss/click": 0.58},
+}
+
+
+def shown(summary: dict, evaluation: dict) -> list[str]:
+    out = StringIO()
+    Console(file=out, width=100).print(smoke.format_summary(summary, evaluation, seconds=98.4))
+    return [" ".join(line.replace("│", " ").split()) for line in out.getvalue().splitlines()]
+
+
+def test_metrics_stand_beside_the_optimum(tmp_path: Path):
+    (tmp_path / "summary.json").write_text(json.dumps(SUMMARY))
+    (tmp_path / "evaluation-valid.json").write_text(json.dumps(EVALUATION))
+    lines = shown(*smoke.read_results(tmp_path))
+    assert "valid: 20,000 rows" in lines
+    assert "click auc 0.7123 0.7400" in lines
+    assert "log_loss 0.6000 0.5800" in lines
+    assert "like auc 0.6500 -" in lines
+
+
+def test_speed_and_places():
+    lines = shown(SUMMARY, EVALUATION)
+    assert "speed 12,346 samples/s" in lines
+    assert "training 13.0 s with 2 workers" in lines
+    assert f"checkpoint {SUMMARY['checkpoint']}" in lines
+    assert f"curves {SUMMARY['curves']}" in lines
+    assert f"W&B {SUMMARY['wandb']}" in lines
+    assert "total 98 s" in lines
+
+
+def test_without_wandb_and_optimum():
+    lines = shown(SUMMARY | {"wandb": None}, EVALUATION | {"optimum": {}})
+    assert "W&B disabled" in lines
+    assert "click auc 0.7123 -" in lines
+
+
+def test_steps_share_config_overrides_and_run_id(tmp_path: Path):
+    config = smoke.REPOSITORY / "configs" / "smoke.yaml"
+    steps = smoke.steps_of(config, ["training.epochs=2"], "20261122-111407")
+    assert list(steps) == ["ingest", "train", "evaluate"]
+    common = "--config configs/smoke.yaml --set training.epochs=2"
+    assert " ".join(steps["ingest"]) == f"python -m ray_jobs.ingest {common}"
+    expected = f"python -m ray_jobs.train {common} --run-id 20261122-111407"
+    assert " ".join(steps["train"]) == expected
+    # A file outside the repository isn't uploaded: named by its full path.
+    assert str(tmp_path / "c.yaml") in smoke.steps_of(tmp_path / "c.yaml", [], "x")["train"]
+
+
+@pytest.mark.parametrize(("workers", "cpu", "expected"), [(2, 1.0, 4), (3, 0.5, 4), (1, 2.0, 4)])
+def test_workers_leave_cpus_to_ray(workers: int, cpu: float, expected: int):
+    scaling = {"num_workers": workers, "resources_per_worker": {"CPU": cpu}}
+    config = parse_config({"data": {"path": "x"}, "scaling": scaling})
+    assert smoke.cpus_of(config) == expected
+
+
+def test_wrong_config_is_told_before_ray_starts(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(smoke, "LocalRay", None)
+    path = tmp_path / "c.yaml"
+    path.write_text("data: {path: x}\ntraning: {}\n")
+    assert smoke.main(["--config", str(path), "--root", str(tmp_path)]) == 2
+    assert "did you mean 'training'" in capsys.readouterr().err
+
+
+def test_first_failure_stops(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    submitted = []
+
+    class FakeRay:
+        def __init__(self, root: Path, num_cpus: int) -> None: ...
+        def __enter__(self) -> "FakeRay":
+            return self
+
+        def __exit__(self, *args: object) -> None: ...
+        def submit(self, args: list[str], *, working_dir: Path) -> object:
+            submitted.append(args[0])
+            return type("Done", (), {"returncode": 3 if args[0] == "b" else 0})
+
+    monkeypatch.setattr(smoke, "LocalRay", FakeRay)
+    assert smoke.run_steps({"x": ["a"], "y": ["b"], "z": ["c"]}, tmp_path, 4) == 3
+    assert submitted == ["a", "b"]

@@ -1,0 +1,133 @@
+import ast
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).resolve().parents[2] / "infnet_dist"
+
+# docs/design: a module imports only what stands above it.
+ORDER = [
+    "errors",
+    "config_messages",
+    "config",
+    "schema",
+    "provenance",
+    "context",
+    "batch",
+    "data",
+    "ingest",
+    "synthetic",
+    "sparse",
+    "tokens",
+    "models",
+    "losses",
+    "model",
+    "metrics",
+    "planning",
+    "optim",
+    "parallel",
+    "checkpoint",
+    "tracking",
+    "trainer",
+]
+# Stand apart: the doctor must run where everything else is broken.
+ALONE = ("doctor", "doctor_probes")
+
+
+def modules() -> dict[str, list[Path]]:
+    """Top-level modules of the package and their files."""
+    found: dict[str, list[Path]] = {}
+    for path in sorted(PACKAGE.rglob("*.py")):
+        top = path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+        if top != "__init__":
+            found.setdefault(top, []).append(path)
+    return found
+
+
+def imports(path: Path) -> Iterator[tuple[int, str]]:
+    """Line and full name of everything a file imports, inside functions too."""
+    for node in ast.walk(ast.parse(path.read_text(), str(path))):
+        if isinstance(node, ast.Import):
+            for alias in node.names:
+                yield node.lineno, alias.name
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}:{node.lineno}: relative import; name it in full"
+            for alias in node.names:
+                yield node.lineno, f"{node.module}.{alias.name}"
+
+
+def ours(name: str) -> str | None:
+    """The top-level module that an import of ours names; None for other packages."""
+    package, _, rest = name.partition(".")
+    return rest.split(".")[0] if package == "infnet_dist" else None
+
+
+def place(path: Path, line: int) -> str:
+    return f"{path.relative_to(PACKAGE.parent)}:{line}"
+
+
+def test_every_module_has_a_place():
+    unknown = sorted(set(modules()) - {*ORDER, *ALONE})
+    assert not unknown, f"{unknown} stand in no place of ORDER: put them where they belong"
+    hubs = [path for path in PACKAGE.rglob("*.py") if path.stem in {"util", "utils", "helpers"}]
+    assert not hubs, f"{hubs}: name a module after what it does"
+
+
+@pytest.mark.parametrize("module", ORDER)
+def test_imports_only_what_stands_above(module: str):
+    allowed = set(ORDER[: ORDER.index(module) + 1]) | {"__version__"}
+    wrong = [
+        f"{place(path, line)} imports {name}"
+        for path in modules().get(module, [])
+        for line, name in imports(path)
+        if ours(name) is not None and ours(name) not in allowed
+    ]
+    assert not wrong, f"{module} imports what stands below it: {wrong}"
+
+
+def test_library_knows_nothing_of_ray():
+    wrong = [
+        f"{place(path, line)} imports {name}"
+        for path in PACKAGE.rglob("*.py")
+        if path.stem != "doctor_probes"  # it tries out whether ray loads
+        for line, name in imports(path)
+        if name.split(".")[0] in {"ray", "ray_jobs"}
+    ]
+    assert not wrong, wrong
+
+
+def test_models_are_innocent():
+    allowed = {"torch", *sys.stdlib_module_names}
+    wrong = [
+        f"{place(path, line)} imports {name}"
+        for path in (PACKAGE / "models").rglob("*.py")
+        for line, name in imports(path)
+        if (name.split(".")[0] not in allowed and ours(name) not in {"tokens", "models"})
+        or name.startswith("torch.distributed")
+    ]
+    assert not wrong, f"models/ imports torch, tokens and itself alone: {wrong}"
+
+
+def test_doctor_needs_nothing():
+    allowed = {"rich", *sys.stdlib_module_names}
+    wrong = [
+        name for _, name in imports(PACKAGE / "doctor.py") if name.split(".")[0] not in allowed
+    ]
+    assert not wrong, wrong
+    for module in ALONE:
+        assert not [name for _, name in imports(PACKAGE / f"{module}.py") if ours(name)]
+
+
+def test_package_itself_imports_nothing():
+    assert list(imports(PACKAGE / "__init__.py")) == []
+
+
+def test_a_breach_is_seen(tmp_path: Path):
+    path = tmp_path / "x.py"
+    path.write_text("def f():\n    from infnet_dist.trainer import fit\n    import ray.train\n")
+    assert list(imports(path)) == [(2, "infnet_dist.trainer.fit"), (3, "ray.train")]
+    assert ours("infnet_dist.trainer.fit") == "trainer"
+    assert ours("infnet_dist") == ""
+    assert ours("torch.nn") is None
