@@ -1,7 +1,7 @@
 """Ranking metrics: exact pure functions, and a thin state that gathers scores over ranks.
 
 Keys are `split/metric/task`, e.g. `valid/auc/click`. Where a metric isn't defined (one class only)
-it is NaN.
+it is NaN; so it is where a score is NaN.
 """
 
 from collections.abc import Sequence
@@ -47,13 +47,14 @@ def log_loss(logits: Array, labels: Array) -> float:
     """Mean binary cross entropy in nats, from logits [n] (so it never meets log 0)."""
     if len(logits) == 0:
         return float("nan")
-    logits = logits.astype(np.float64)
-    return float(np.mean(np.logaddexp(0.0, logits) - labels * logits))
+    logits, labels = logits.astype(np.float64), labels.astype(np.float64)
+    # log(1 + exp(-margin)) keeps the tiny loss of a confident, correct row
+    return float(np.mean(np.logaddexp(0.0, np.where(labels > 0, -logits, logits))))
 
 
 def normalized_entropy(logits: Array, labels: Array) -> float:
     """Log loss over the entropy of the label mean (He et al. 2014, equation 1); NaN, one class."""
-    rate = float(np.mean(labels)) if len(labels) else float("nan")
+    rate = float(np.mean(labels, dtype=np.float64)) if len(labels) else float("nan")
     if not 0.0 < rate < 1.0:
         return float("nan")
     entropy = -(rate * np.log(rate) + (1 - rate) * np.log1p(-rate))
@@ -62,15 +63,16 @@ def normalized_entropy(logits: Array, labels: Array) -> float:
 
 def calibration(logits: Array, labels: Array) -> float:
     """Mean predicted probability over mean label: 1 is calibrated; NaN without a positive."""
-    positives = float(np.sum(labels))
+    positives = float(np.sum(labels, dtype=np.float64))
     if positives == 0.0:
         return float("nan")
-    return float(np.sum(1.0 / (1.0 + np.exp(-logits.astype(np.float64))))) / positives
+    predicted = np.exp(-np.logaddexp(0.0, -logits.astype(np.float64)))
+    return float(np.sum(predicted)) / positives
 
 
 def _grouped_auc(scores: Array, labels: Array, groups: Array) -> float:
     """Mean over two-class groups of the rank-sum AUC, weighted by group size."""
-    if len(scores) == 0:
+    if len(scores) == 0 or np.isnan(scores).any():
         return float("nan")
     order = np.lexsort((scores, groups))
     scores, labels, groups = scores[order], labels[order].astype(np.float64), groups[order]
@@ -135,8 +137,8 @@ class MetricState:
         """Gather the scores of all ranks on rank 0, compute there, hand the result to all.
 
         Returns:
-            `model` (every metric and `rows`) and `optimum`: the same metrics of the true
-            probabilities, empty where those aren't known.
+            `model`: every metric; `optimum`: the same metrics of the true probabilities, empty
+            where those aren't known.
         """
         gathered = context.gather_to_first(self._batches)
         result: dict[str, dict[str, float]] = {}

@@ -24,7 +24,9 @@ def apply_sparse_optimizer(collection: nn.Module, config: SparseOptimizerConfig)
 def make_dense_optimizer(model: nn.Module, config: DenseOptimizerConfig) -> KeyedOptimizerWrapper:
     """AdamW over every parameter that no table's backward updates; its state exists at once.
 
-    Without state before the first step, a checkpoint would restore nothing into it.
+    Without state before the first step, a checkpoint would restore nothing into it. TorchRec's
+    `init_state` makes it by a step with zero gradients, which counts as a step in Adam's bias
+    correction; the count goes back to 0.
     """
     parameters = dict(in_backward_optimizer_filter(model.named_parameters()))
     optimizer = KeyedOptimizerWrapper(
@@ -34,6 +36,8 @@ def make_dense_optimizer(model: nn.Module, config: DenseOptimizerConfig) -> Keye
         ),
     )
     optimizer.init_state()
+    for state in optimizer.state.values():
+        state["step"].zero_()
     return optimizer
 
 

@@ -60,8 +60,12 @@ def build_sharded_model(config: Config, schema: Schema, context: WorkerContext) 
     train_model = build_train_model(config, schema, table_device=torch.device("meta"))
     _, collection = find_collection(train_model)
     apply_sparse_optimizer(collection, config.sparse_optimizer)
-    plan = context.together(lambda: get_plan(config, train_model, workers_of(context)))
-    plan = context.broadcast(plan)
+    plan = context.broadcast(
+        context.together(
+            lambda: get_plan(config, train_model, workers_of(context)) if context.is_first else None
+        )
+    )
+    assert plan is not None
     model = DistributedModelParallel(
         module=train_model,
         env=ShardingEnv.from_process_group(dist.group.WORLD),

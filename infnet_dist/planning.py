@@ -20,6 +20,7 @@ from torch.distributed._shard.sharding_spec import EnumerableShardingSpec, Shard
 from torchrec.distributed.embedding import EmbeddingCollectionSharder
 from torchrec.distributed.embedding_types import EmbeddingComputeKernel
 from torchrec.distributed.planner import EmbeddingShardingPlanner, Topology
+from torchrec.distributed.planner.storage_reservations import FixedPercentageStorageReservation
 from torchrec.distributed.planner.types import ParameterConstraints, PlannerError, ShardingOption
 from torchrec.distributed.types import (
     EmbeddingModuleShardingPlan,
@@ -32,6 +33,7 @@ from torchrec.modules.embedding_modules import EmbeddingCollection
 from infnet_dist.errors import PlanError
 
 DEFAULT_SHARDING_TYPES = ("table_wise", "row_wise")
+_RESERVED_SHARE = 0.15  # of a device's memory, for the tower, activations and batches
 
 
 class _Entry(BaseModel):
@@ -142,6 +144,7 @@ def make_plan(
     planner = EmbeddingShardingPlanner(
         topology=_topology(workers),
         batch_size=batch_size,
+        storage_reservation=FixedPercentageStorageReservation(_RESERVED_SHARE),
         constraints={
             table.name: ParameterConstraints(
                 sharding_types=list(sharding_types.get(table.name) or DEFAULT_SHARDING_TYPES)

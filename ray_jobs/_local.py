@@ -3,11 +3,14 @@
 import logging
 import multiprocessing
 import os
+import pickle
 import sys
 import time
 import traceback
+import warnings
 from collections.abc import Callable
 from multiprocessing.connection import Connection, wait
+from multiprocessing.process import BaseProcess
 from typing import Any
 
 import torch
@@ -46,7 +49,8 @@ def run_local(
     """
     methods = multiprocessing.get_context(start_method)
     port = free_port()
-    processes, pipes = [], []
+    processes: list[BaseProcess] = []
+    pipes: list[Connection] = []
     for rank in range(num_workers):
         receiver, sender = methods.Pipe(duplex=False)
         process = methods.Process(  # type: ignore[attr-defined]
@@ -59,7 +63,7 @@ def run_local(
         processes.append(process)
         pipes.append(receiver)
     try:
-        return _collect(pipes)
+        return _collect(pipes, processes)
     finally:
         for process in processes:
             process.join(_GRACE_S)
@@ -68,7 +72,7 @@ def run_local(
                 process.join()
 
 
-def _collect(pipes: list[Connection]) -> list[Any]:
+def _collect(pipes: list[Connection], processes: list[BaseProcess]) -> list[Any]:
     """Results in rank order; on a failure, the root error once the others had time to report."""
     results: dict[int, Any] = {}
     failures: dict[int, BaseException] = {}
@@ -81,9 +85,11 @@ def _collect(pipes: list[Connection]) -> list[Any]:
                 continue
             del open_pipes[rank]
             try:
-                kind, value = pipe.recv()
-            except EOFError:
-                kind, value = "error", RuntimeError(f"worker {rank} died without a word")
+                kind, value = pickle.loads(pipe.recv_bytes())
+            except (EOFError, OSError):
+                processes[rank].join(_GRACE_S)
+                code = processes[rank].exitcode
+                kind, value = "error", RuntimeError(f"worker {rank} died (exit code {code})")
             (results if kind == "result" else failures)[rank] = value
         if failures and deadline is None:
             deadline = time.monotonic() + _GRACE_S
@@ -116,18 +122,23 @@ def _work(
             rank, num_workers, use_gpu=use_gpu, port=port, timeout_s=timeout_s
         ) as context:
             result = worker(context, **arguments)
-        pipe.send(("result", result))
+        _send(pipe, "result", result)
     except UserError as error:
-        pipe.send(("error", error))
+        _send(pipe, "error", error)
     except BaseException as error:
         traceback.print_exc()
         message = f"worker {rank}: {type(error).__name__}: {error}"
-        pipe.send(("error", RuntimeError(message)))
+        _send(pipe, "error", RuntimeError(message))
     finally:
         pipe.close()
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(0)  # a forked child must not run its parent's exit handlers
+
+
+def _send(pipe: Connection, kind: str, value: object) -> None:
+    """By plain pickle: multiprocessing's own would share tensors that die with this process."""
+    pipe.send_bytes(pickle.dumps((kind, value)))
 
 
 def set_up_worker_logging() -> None:
@@ -136,5 +147,7 @@ def set_up_worker_logging() -> None:
         level=logging.WARNING, format="%(asctime)s %(message)s", datefmt="%H:%M:%S", force=True
     )
     logging.getLogger("infnet_dist").setLevel(logging.INFO)
-    for name in ("torchrec", "fbgemm_gpu", "torch.distributed"):
+    # Deprecations inside torch and torchrec, which their users can't mend.
+    warnings.filterwarnings("ignore", category=FutureWarning)
+    for name in ("torchrec", "fbgemm_gpu", "torch.distributed", "torch.fx"):
         logging.getLogger(name).setLevel(logging.ERROR)

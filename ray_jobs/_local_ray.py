@@ -185,6 +185,9 @@ def job_environ(root: Path) -> dict[str, str]:
         "PYTHONUNBUFFERED": "1",
         "RAY_AUTH_MODE": "disabled",  # it listens on loopback alone
         "RAY_DEDUP_LOGS": "0",
+        # Despite its name: with 0, Ray keeps to 127.0.0.1 on any system. Otherwise it replaces
+        # --node-ip-address=127.0.0.1 with the machine's outer address and listens on all of them.
+        "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
         "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",  # otherwise each print appears twice
         "RAY_USAGE_STATS_ENABLED": "0",
         "no_proxy": "127.0.0.1,localhost",

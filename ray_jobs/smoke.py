@@ -17,6 +17,7 @@ from typing import Any
 
 from rich.console import Console, Group, RenderableType
 from rich.table import Table
+from rich.text import Text
 
 from infnet_dist.config import Config, load_config
 from infnet_dist.errors import UserError
@@ -32,7 +33,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description="ingest, train and evaluate on this machine")
     parser.add_argument("--config", type=Path, default=REPOSITORY / "configs" / "smoke.yaml")
     parser.add_argument("--root", type=Path, default=Path(".infnet"), help="for data and runs")
-    parser.add_argument("--set", nargs="*", default=[], metavar="KEY.PATH=VALUE", dest="overrides")
+    parser.add_argument(
+        "--set", action="append", default=[], metavar="KEY.PATH=VALUE", dest="overrides"
+    )
     args = parser.parse_args(argv)
     try:
         config = load_config(args.config, args.overrides)
@@ -48,7 +51,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         folder = root / config.run.folder / config.run.name / run_id
         summary, evaluation = read_results(folder)
         seconds = time.monotonic() - started
-        Console().print(format_summary(summary, evaluation, seconds=seconds))
+        Console().print(format_summary(summary, evaluation, seconds=seconds), crop=False)
     return code
 
 
@@ -63,7 +66,9 @@ def steps_of(config: Path, overrides: Sequence[str], run_id: str) -> dict[str, l
     path = config.resolve()
     if path.is_relative_to(REPOSITORY):  # then it is uploaded, as it would be to a cluster
         path = path.relative_to(REPOSITORY)
-    common = ["--config", str(path), *(["--set", *overrides] if overrides else [])]
+    common = ["--config", str(path)]
+    for override in overrides:
+        common += ["--set", override]
     run = [*common, "--run-id", run_id]
     return {
         "ingest": ["python", "-m", "ray_jobs.ingest", *common],
@@ -112,17 +117,24 @@ def format_summary(
         best = f"{optimum[key]:.4f}" if key in optimum else "-"
         metrics.add_row("" if task == previous else task, metric, f"{value:.4f}", best)
         previous = task
-    facts = Table.grid(padding=(0, 2))
-    facts.add_row("steps", f"{summary['steps']:,}")
-    facts.add_row("examples", f"{summary['examples']:,}")
-    workers = f"{summary['num_workers']} workers"
-    facts.add_row("training", f"{summary['train_seconds']:.1f} s with {workers}")
-    facts.add_row("speed", f"{summary['samples_per_s']:,.0f} samples/s")
-    for name in ("checkpoint", "curves"):
-        facts.add_row(name, str(summary[name]))
-    facts.add_row("W&B", str(summary.get("wandb") or "disabled"))
-    facts.add_row("total", f"{seconds:.0f} s")
-    return Group(metrics, facts)
+    facts = {
+        "steps": f"{summary['steps']:,}",
+        "examples": f"{summary['examples']:,}",
+        "training": f"{summary['train_seconds']:.1f} s with {summary['num_workers']} workers",
+        "speed": f"{summary['samples_per_s']:,.0f} samples/s",
+        "checkpoint": _shorter(summary["checkpoint"]),
+        "curves": _shorter(summary["curves"]),
+        "W&B": _shorter(summary.get("wandb") or "disabled"),
+        "total": f"{seconds:.0f} s",
+    }
+    # Not in a table: paths must stay whole, for copying.
+    lines = "\n".join(f"{name:11} {fact}" for name, fact in facts.items())
+    return Group(metrics, Text(lines, no_wrap=True, overflow="ignore"))
+
+
+def _shorter(path: str) -> str:
+    """A path below the current folder, relative to it; anything else as it is."""
+    return path.removeprefix(f"{Path.cwd()}/")
 
 
 def _by_task(item: tuple[str, float]) -> str:

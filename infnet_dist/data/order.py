@@ -54,7 +54,7 @@ def epoch_order(
         if rows
     ]
     if shuffle_rows is not None:
-        order = np.random.default_rng((seed, epoch)).permutation(len(groups))
+        order = np.random.default_rng((seed, epoch, 0)).permutation(len(groups))
         groups = [groups[i] for i in order]
     blocks: list[Block] = []
     packed: list[RowGroup] = []
@@ -63,7 +63,7 @@ def epoch_order(
         packed.append(group)
         rows += group.rows
         if rows >= (shuffle_rows or 1) or position == len(groups) - 1:
-            block_seed = None if shuffle_rows is None else (seed, epoch, len(blocks))
+            block_seed = None if shuffle_rows is None else (seed, epoch, 1 + len(blocks))
             blocks.append(Block(start, rows, tuple(packed), block_seed))
             start, rows, packed = start + rows, 0, []
     return tuple(blocks)

@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 
 from infnet_dist.batch import BatchRows, RankingBatch
 from infnet_dist.data.collate import Collator
-from infnet_dist.data.manifest import Manifest
+from infnet_dist.data.manifest import Manifest, arrow_type
 from infnet_dist.data.order import Block, Interval, deal, epoch_order, num_steps, remaining
 from infnet_dist.data.prefetch import prefetch
 from infnet_dist.errors import DataError
@@ -123,20 +123,15 @@ class Reader:
             if start + count == stop:
                 pending.pop(0)
         rows = BatchRows(epoch, tuple(intervals))
-        return collate(_one_batch(taken, self.schema, self.folder, self.manifest), rows)
+        return collate(_one_batch(taken, self.schema), rows)
 
 
 def _rows(pending: list[tuple[Interval, pa.Table]]) -> int:
     return sum(stop - start for (start, stop), _ in pending)
 
 
-def _one_batch(
-    tables: list[pa.Table], schema: Schema, folder: Path, manifest: Manifest
-) -> pa.RecordBatch:
-    if not tables:
-        any_part = next(iter(manifest.splits.values())).parts[0].file
-        arrow_schema = pq.read_schema(folder / any_part)
-        tables = [
-            pa.schema([arrow_schema.field(column) for column in schema.columns]).empty_table()
-        ]
-    return pa.concat_tables(tables).combine_chunks().to_batches()[0]
+def _one_batch(tables: list[pa.Table], schema: Schema) -> pa.RecordBatch:
+    if tables:
+        return pa.concat_tables(tables).combine_chunks().to_batches()[0]
+    columns = [(column, arrow_type(schema, column)) for column in schema.columns]
+    return pa.RecordBatch.from_pylist([], schema=pa.schema(columns))

@@ -24,7 +24,7 @@ class INFNet(nn.Module):
         sequence_lengths: L_f of each behaviour; empty for none.
         num_tasks: K.
         token_dim: D.
-        num_blocks: blocks.
+        num_blocks: blocks, at least 2: the last one's hubs of C and S would be read by none.
         num_hubs: categorical hubs n_c.
         num_shared_tasks: shared task tokens n_s, which join the task hubs.
         num_heads: attention heads; divides D.
@@ -44,6 +44,7 @@ class INFNet(nn.Module):
     ) -> None:
         """Make hubs, blocks and heads."""
         super().__init__()
+        assert num_blocks >= 2, "with one block nothing reads C's and S's"
         self.hubs = Hubs(num_fields, sequence_lengths, token_dim, num_hubs, num_shared_tasks)
         hub_counts = {"C": num_hubs, "S": len(sequence_lengths), "T": num_tasks + num_shared_tasks}
         if not sequence_lengths:
@@ -140,10 +141,14 @@ class HubBlock(nn.Module):
         self.num_heads = num_heads
         read_dim = len(hub_counts) * token_dim
         self.key_value = nn.ModuleDict(
-            {g: nn.Linear(token_dim, 2 * token_dim) for g in self.groups}
+            {g: nn.Linear(token_dim, 2 * token_dim, bias=False) for g in self.groups}
         )
-        self.query = nn.ModuleDict({g: nn.Linear(token_dim, token_dim) for g in receivers})
-        self.mix = nn.ModuleDict({g: nn.Linear(read_dim, token_dim) for g in receivers})
+        self.query = nn.ModuleDict(
+            {g: nn.Linear(token_dim, token_dim, bias=False) for g in receivers}
+        )
+        self.mix = nn.ModuleDict(
+            {g: nn.Linear(read_dim, token_dim, bias=False) for g in receivers}
+        )
         self.hub_norm = nn.ModuleDict({g: nn.LayerNorm(token_dim) for g in receivers})
         self.gate = nn.ModuleDict(
             {g: mlp(n * token_dim, token_dim, 2 * token_dim) for g, n in self.receivers.items()}

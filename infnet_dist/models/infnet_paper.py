@@ -25,7 +25,7 @@ class INFNetPaper(nn.Module):
         sequence_lengths: L_f of each behaviour; empty for none.
         num_tasks: K.
         token_dim: D.
-        num_blocks: blocks.
+        num_blocks: blocks, at least 2: the last one's proxies of C and S would be read by none.
         num_proxies: categorical proxies m.
         num_shared_tasks: shared task tokens N_s.
         num_heads: attention heads; divides D.
@@ -45,6 +45,7 @@ class INFNetPaper(nn.Module):
     ) -> None:
         """Make proxies, blocks and heads."""
         super().__init__()
+        assert num_blocks >= 2, "with one block nothing reads C's and S's"
         self.token_dim = token_dim
         self.categorical_proxies = mlp(
             num_fields * token_dim, 4 * token_dim, num_proxies * token_dim
@@ -160,8 +161,8 @@ class CrossAttention(nn.Module):
         self.num_heads = num_heads
         self.query_norm = nn.LayerNorm(token_dim)
         self.key_norm = nn.LayerNorm(token_dim)
-        self.query = nn.Linear(token_dim, token_dim)
-        self.key_value = nn.Linear(token_dim, 2 * token_dim)
+        self.query = nn.Linear(token_dim, token_dim, bias=False)
+        self.key_value = nn.Linear(token_dim, 2 * token_dim, bias=False)
         self.out = nn.Linear(token_dim, token_dim, bias=False)
 
     def forward(

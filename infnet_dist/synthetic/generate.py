@@ -29,12 +29,12 @@ from infnet_dist.schema import (
     Table,
     Task,
 )
+from infnet_dist.synthetic.population import build_world
 from infnet_dist.synthetic.world import (
     NUM_AGE_GROUPS,
     NUM_TABS,
     TASKS,
     World,
-    build_world,
 )
 
 CHUNK_ROWS = 50_000

@@ -21,8 +21,6 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from infnet_dist.config import SyntheticIngest
-
 IntArray = npt.NDArray[np.int64]
 FloatArray = npt.NDArray[np.float64]
 
@@ -32,16 +30,14 @@ NUM_TABS = 4
 START_MS = 1_704_067_200_000  # 2024-01-01, UTC
 DAY_MS = 86_400_000
 
-# Logit weights by task, in the order of TASKS.
+# Logit weights by task, in the order of TASKS; the other effects are drawn in population.py.
 MATCH = np.array([2.3, 2.4, 2.3])
 PER_DAY = np.array([-0.012, -0.008, 0.006])
 
-# A favourite lasts about so many of the user's own impressions. Counted in impressions, not in
-# hours, heavy and light users alike show their present taste in their last `history_length` clicks.
 PERSONAL_SHARE = 0.45  # of the feed
 
 # First words of the seeds, so that no two streams of random numbers coincide.
-_WORLD_STREAM, _ROWS_STREAM, _LABEL_STREAM, _PILOT_STREAM = range(4)
+WORLD_STREAM, ROWS_STREAM, LABEL_STREAM, PILOT_STREAM = range(4)
 
 
 @dataclass(frozen=True)
@@ -105,18 +101,18 @@ class World:
 
         Row i lies in the i-th step of time, so chunks need not know each other to be in order.
         """
-        rng = np.random.default_rng([_ROWS_STREAM, self.seed, first_row])
+        rng = np.random.default_rng([ROWS_STREAM, self.seed, first_row])
         rows = np.arange(first_row, first_row + num_rows)
-        return self._draw(rng, rows)
+        return self.draw(rng, rows)
 
     def labels(self, first_row: int, truth: FloatArray) -> npt.NDArray[np.bool_]:
         """Draw each label independently with its own probability; bool [n, tasks]."""
-        rng = np.random.default_rng([_LABEL_STREAM, self.seed, first_row])
+        rng = np.random.default_rng([LABEL_STREAM, self.seed, first_row])
         return rng.random(truth.shape) < truth
 
     def truth(self, rows: Impressions) -> FloatArray:
         """P(label = 1) of each row and task, float64 [n, tasks]."""
-        return _sigmoid(self.logits(rows))
+        return sigmoid(self.logits(rows))
 
     def logits(self, rows: Impressions) -> FloatArray:
         """Log odds of `truth`; see the module's docstring for the parts."""
@@ -153,7 +149,8 @@ class World:
         key = _mix(_mix(key + slot) + period)
         return (key % np.uint64(self.num_topics)).astype(np.int64) + 1
 
-    def _draw(self, rng: np.random.Generator, rows: IntArray) -> Impressions:
+    def draw(self, rng: np.random.Generator, rows: IntArray) -> Impressions:
+        """Impressions at the places `rows` of the log, ascending."""
         times_ms = START_MS + rows * self.step_ms + rng.integers(0, self.step_ms, len(rows))
         users = np.searchsorted(self.user_cdf, rng.random(len(rows)), side="right")
         favourites = self.favourites(users, times_ms)
@@ -168,3 +165,16 @@ class World:
         items = self.item_order[np.minimum(ranks, len(self.item_order) - 1)]
         tabs = rng.integers(1, NUM_TABS + 1, len(rows))
         return Impressions(users, items, tabs, times_ms)
+
+
+def sigmoid(logits: FloatArray) -> FloatArray:
+    """Probabilities of log odds."""
+    return 1 / (1 + np.exp(-logits))
+
+
+def _mix(keys: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
+    """SplitMix64: a well mixed hash of each key (Steele et al. 2014)."""
+    keys = keys + np.uint64(0x9E3779B97F4A7C15)
+    keys = (keys ^ (keys >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    keys = (keys ^ (keys >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return keys ^ (keys >> np.uint64(31))

@@ -36,7 +36,8 @@ EVALUATION = {
 
 def shown(summary: dict, evaluation: dict) -> list[str]:
     out = StringIO()
-    Console(file=out, width=100).print(smoke.format_summary(summary, evaluation, seconds=98.4))
+    summary_shown = smoke.format_summary(summary, evaluation, seconds=98.4)
+    Console(file=out, width=60).print(summary_shown, crop=False)
     return [" ".join(line.replace("│", " ").split()) for line in out.getvalue().splitlines()]
 
 
@@ -60,6 +61,11 @@ def test_speed_and_places():
     assert "total 98 s" in lines
 
 
+def test_paths_are_short_where_possible():
+    lines = shown(SUMMARY | {"curves": str(Path.cwd() / "runs" / "curves.png")}, EVALUATION)
+    assert "curves runs/curves.png" in lines
+
+
 def test_without_wandb_and_optimum():
     lines = shown(SUMMARY | {"wandb": None}, EVALUATION | {"optimum": {}})
     assert "W&B disabled" in lines
@@ -68,9 +74,9 @@ def test_without_wandb_and_optimum():
 
 def test_steps_share_config_overrides_and_run_id(tmp_path: Path):
     config = smoke.REPOSITORY / "configs" / "smoke.yaml"
-    steps = smoke.steps_of(config, ["training.epochs=2"], "20261122-111407")
+    steps = smoke.steps_of(config, ["run.seed=1", "data.batch_size=8"], "20261122-111407")
     assert list(steps) == ["ingest", "train", "evaluate"]
-    common = "--config configs/smoke.yaml --set training.epochs=2"
+    common = "--config configs/smoke.yaml --set run.seed=1 --set data.batch_size=8"
     assert " ".join(steps["ingest"]) == f"python -m ray_jobs.ingest {common}"
     expected = f"python -m ray_jobs.train {common} --run-id 20261122-111407"
     assert " ".join(steps["train"]) == expected

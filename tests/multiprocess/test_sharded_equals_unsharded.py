@@ -1,0 +1,134 @@
+"""Sharded training against an unsharded model with optimizers written out here."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from infnet_dist.config import Config
+from infnet_dist.context import WorkerContext
+from infnet_dist.model import TrainModel, build_train_model
+from infnet_dist.parallel import workers_of
+from infnet_dist.planning import load_plan, make_plan, save_plan
+from infnet_dist.trainer import Session
+from tests.ranks import run_ranks
+from tests.runs import make_config, make_tiny_set
+
+STEPS = 50
+
+
+@pytest.fixture(scope="module")
+def tiny_set(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_tiny_set(tmp_path_factory.mktemp("data") / "tiny", num_rows=6_000)
+
+
+def full_tables(session: Session) -> dict[str, torch.Tensor]:
+    """Every table gathered on rank 0 (empty elsewhere)."""
+    tables = {}
+    for name, sharded in session.sharded.model.state_dict().items():
+        if "embeddings" in name:
+            whole = torch.empty(sharded.size()) if session.context.is_first else None
+            sharded.gather(dst=0, out=whole)
+            tables[name] = whole
+    return tables if session.context.is_first else {}
+
+
+def train_sharded(context: WorkerContext, *, config: Config) -> dict:
+    session = Session.open(config, context, splits=["train"])
+    before = full_tables(session)
+    losses, sharding = [], {n: t.sharding_type for n, t in session.sharded.plan.tables.items()}
+    for _, batch in zip(range(STEPS), session.reader("train", shuffle=True).batches()):
+        session.sharded.dense_optimizer.zero_grad()
+        loss, _ = session.sharded.model(batch)
+        loss.backward()
+        session.sharded.dense_optimizer.step()
+        losses.append(context.sum(loss.detach()).item() / context.world_size)
+    dense = {
+        name: value.detach().clone()
+        for name, value in session.sharded.model.state_dict().items()
+        if "embeddings" not in name
+    }
+    return {
+        "losses": losses,
+        "before": before,
+        "after": full_tables(session),
+        "dense": dense,
+        "sharding": sharding,
+    }
+
+
+def train_unsharded(context: WorkerContext, *, config: Config, before: dict, ranks: int) -> dict:
+    """One process, whole tables, row-wise Adagrad by its formula, all ranks' batches."""
+    session = Session.open(config, context, splits=[])
+    model: TrainModel = build_train_model(config, session.schema)
+    model.load_state_dict(before, strict=False)
+    tables = {n: p for n, p in model.named_parameters() if "embeddings" in n}
+    dense = [p for n, p in model.named_parameters() if "embeddings" not in n]
+    adamw = torch.optim.AdamW(dense, lr=config.dense_optimizer.learning_rate, weight_decay=0.0)
+    state = {name: torch.zeros(len(p)) for name, p in tables.items()}
+    readers = []
+    for rank in range(ranks):
+        reader = session.reader("train", shuffle=True)
+        object.__setattr__(reader, "rank", rank)
+        object.__setattr__(reader, "world_size", ranks)
+        readers.append(reader.batches())
+    losses = []
+    for _, batches in zip(range(STEPS), zip(*readers, strict=True)):
+        model.zero_grad()
+        loss = sum(model(batch)[0] for batch in batches) / ranks
+        loss.backward()
+        adamw.step()
+        with torch.no_grad():
+            for name, weight in tables.items():
+                state[name] += weight.grad.pow(2).mean(dim=1)
+                scale = state[name].sqrt() + config.sparse_optimizer.eps
+                weight -= config.sparse_optimizer.learning_rate * weight.grad / scale[:, None]
+        losses.append(loss.item())
+    return {"losses": losses, "after": model.state_dict()}
+
+
+def compare(config: Config, ranks: int) -> dict:
+    sharded = run_ranks(train_sharded, ranks, config=config)[0]
+    single = config.model_copy(update={"sharding": type(config.sharding)()})
+    reference = run_ranks(
+        train_unsharded, 1, config=single, before=sharded["before"], ranks=ranks
+    )[0]
+    assert len(sharded["losses"]) == STEPS
+    torch.testing.assert_close(sharded["losses"], reference["losses"], rtol=0, atol=1e-5)
+    for name, weight in (sharded["after"] | sharded["dense"]).items():
+        torch.testing.assert_close(weight, reference["after"][name], rtol=0, atol=1e-5)
+    moved = [n for n, w in sharded["after"].items() if not torch.equal(w, sharded["before"][n])]
+    assert len(moved) == len(sharded["after"]), "every table must have been trained"
+    return sharded["sharding"]
+
+
+@pytest.mark.parametrize("model", ["infnet", "infnet_paper"])
+def test_planned_by_torchrec(tiny_set: Path, tmp_path: Path, model: str) -> None:
+    options = {"name": model, "token_dim": 8, "num_blocks": 2}
+    if model == "infnet_paper":
+        config = make_config(tiny_set, tmp_path)
+        config = config.model_validate(config.model_dump() | {"model": options})
+    else:
+        config = make_config(tiny_set, tmp_path, model=options)
+    sharding = compare(config, ranks=2)
+    assert sharding["user"] == sharding["item"] == "row_wise"
+    assert sharding["author"] == "table_wise"
+
+
+def write_plan(context: WorkerContext, *, config: Config, types: dict, path: Path) -> None:
+    session = Session.open(config, context, splits=[])
+    model = build_train_model(config, session.schema, table_device=torch.device("meta"))
+    plan = make_plan(model, workers_of(context), batch_size=32, sharding_types=types)
+    if context.is_first:
+        save_plan(plan, path)
+
+
+def test_plan_file(tiny_set: Path, tmp_path: Path) -> None:
+    path = tmp_path / "plan.json"
+    config = make_config(tiny_set, tmp_path)
+    types = {"user": ("table_wise",), "item": ("table_wise",), "author": ("row_wise",)}
+    run_ranks(write_plan, 2, config=config, types=types, path=path)
+    config = make_config(tiny_set, tmp_path, sharding={"plan": str(path)})
+    sharding = compare(config, ranks=2)
+    assert sharding == {n: t.sharding_type for n, t in load_plan(path).tables.items()}
+    assert sharding["user"] == "table_wise" and sharding["author"] == "row_wise"

@@ -1,0 +1,15 @@
+"""Turns a plain function into an N-rank gloo test."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torchrec  # noqa: F401  imported before forking, so that a rank starts in milliseconds
+
+from ray_jobs._local import run_local
+
+
+def run_ranks(worker: Callable[..., Any], world_size: int, **arguments: Any) -> list[Any]:
+    """What `worker(context, **arguments)` returned on each rank; its root error is raised here."""
+    return run_local(
+        worker, arguments, num_workers=world_size, timeout_s=60, start_method="fork"
+    )

@@ -1,0 +1,145 @@
+"""Bad training sets: each gets a clear error that names file, row group, column and value."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+import pytest
+
+from infnet_dist.data.check import check_columns, check_feed, check_split
+from infnet_dist.data.manifest import read_manifest
+from infnet_dist.errors import DataError
+from infnet_dist.trainer import open_training_set
+from tests.runs import make_config
+from tests.unit.test_reader import make_set
+
+PART = "train/part-00000.parquet"
+
+
+def check(folder: Path) -> None:
+    manifest = read_manifest(folder)
+    check_split(folder, manifest, manifest.schema_, split="train", rank=0, world_size=1)
+
+
+def rewrite(folder: Path, column: str, change: Any, **options: Any) -> None:
+    """Replace a column of the first part by `change(column)`, keeping the row groups."""
+    table = pq.read_table(folder / PART)
+    place = table.column_names.index(column)
+    changed = pa.chunked_array([change(table.column(column).combine_chunks())])
+    table = table.set_column(place, column, changed)
+    pq.write_table(table, folder / PART, row_group_size=10, **options)
+
+
+def set_value(row: int, value: object) -> Any:
+    def change(column: pa.Array) -> pa.Array:
+        values = column.to_pylist()
+        values[row] = value
+        return pa.array(values, column.type)
+
+    return change
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    make_set(tmp_path / "set", 40, rows_per_part=100, row_group_rows=10)
+    return tmp_path / "set"
+
+
+def test_a_good_set_passes(folder: Path) -> None:
+    check(folder)
+
+
+@pytest.mark.parametrize("statistics", [True, False])
+@pytest.mark.parametrize(
+    ("column", "row", "value", "message"),
+    [
+        ("row", 23, 1_000_000, r"row group 2, column 'row': got 1000000, .*'row' \(0 to 999999\)"),
+        ("row", 3, -1, r"row group 0, column 'row': got -1, id is outside table 'row'"),
+        ("click_author", 35, [50], r"row group 3, column 'click_author': got 50, .*'author'"),
+        ("label", 11, 2, r"row group 1, column 'label': got 2, label of task 'click' must be 0 or"),
+        ("label", 11, None, r"row group 1, column 'label': 1 nulls"),
+        ("age", 12, float("nan"), r"row group 1, column 'age': got nan, numbers must be finite"),
+        ("price", 12, float("inf"), r"row group 1, column 'price': got inf"),
+        ("age", 39, None, r"row group 3, column 'age': 1 nulls"),
+    ],
+)
+def test_bad_values(
+    folder: Path, column: str, row: int, value: object, message: str, statistics: bool
+) -> None:
+    rewrite(folder, column, set_value(row, value), write_statistics=statistics)
+    with pytest.raises(DataError, match=PART + ", " + message):
+        check(folder)
+
+
+def test_missing_column_and_wrong_type(folder: Path) -> None:
+    table = pq.read_table(folder / PART)
+    pq.write_table(table.drop_columns(["click_author"]), folder / PART, row_group_size=10)
+    with pytest.raises(DataError, match="part-00000.parquet lacks column 'click_author'"):
+        check(folder)
+    wrong = table.set_column(0, "row", pc.cast(table.column("row"), pa.string()))
+    pq.write_table(wrong, folder / PART, row_group_size=10)
+    with pytest.raises(DataError, match="column 'row' is string, expected int64"):
+        manifest = read_manifest(folder)
+        check_columns(folder, manifest, manifest.schema_)
+
+
+def test_rows_differ_from_the_manifest(folder: Path) -> None:
+    pq.write_table(pq.read_table(folder / PART).slice(5), folder / PART, row_group_size=10)
+    with pytest.raises(DataError, match="35 rows in 4 row groups, its manifest says 40 in 4"):
+        check(folder)
+
+
+def test_missing_or_unreadable_part(folder: Path) -> None:
+    (folder / PART).write_bytes(b"no parquet")
+    with pytest.raises(DataError, match="not a readable Parquet file"):
+        check(folder)
+    (folder / PART).unlink()
+    with pytest.raises(DataError, match="part-00000.parquet is missing, but the manifest lists it"):
+        check(folder)
+
+
+def test_missing_empty_or_malformed_folder(tmp_path: Path, folder: Path) -> None:
+    with pytest.raises(DataError, match="no such folder; make one with: python -m ray_jobs.ingest"):
+        read_manifest(tmp_path / "absent")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(DataError, match=r"it has no manifest.json"):
+        read_manifest(tmp_path / "empty")
+    manifest = folder / "manifest.json"
+    text = manifest.read_text()
+    manifest.write_text(text[: len(text) // 2])
+    with pytest.raises(DataError, match="is not JSON"):
+        read_manifest(folder)
+    content = json.loads(text)
+    content["splits"]["train"]["rows"] = -4
+    manifest.write_text(json.dumps(content))
+    with pytest.raises(DataError, match=r"splits.train.rows: .*greater than or equal to 0"):
+        read_manifest(folder)
+    manifest.write_text(json.dumps(json.loads(text) | {"format_version": 9}))
+    with pytest.raises(DataError, match="has format 9, this code reads 1"):
+        read_manifest(folder)
+
+
+def test_too_few_rows() -> None:
+    check_feed(64, split="train", num_workers=2, batch_size=32)
+    with pytest.raises(DataError, match=r"63 rows, too few for one step of 2 workers x 32 rows"):
+        check_feed(63, split="train", num_workers=2, batch_size=32)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("features", ["row", "clik"], "unknown feature 'clik'; did you mean 'click'"),
+        ("tasks", ["clicks"], "unknown task 'clicks'; did you mean 'click'"),
+        ("features", ["age"], "no categorical or bucketised feature is selected"),
+        ("batch_size", 4000, "too few for one step"),
+    ],
+)
+def test_selection(folder: Path, tmp_path: Path, key: str, value: object, message: str) -> None:
+    config = make_config(folder, tmp_path, data={"path": str(folder), key: value})
+    with pytest.raises(DataError, match=message):
+        open_training_set(config)
+    assert np.array_equal(pq.read_table(folder / PART)["row"], np.arange(40))  # untouched

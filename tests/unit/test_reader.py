@@ -1,0 +1,235 @@
+"""The reader against the rows on disk: each exactly once, evenly, deterministic, well collated."""
+
+import threading
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+
+from infnet_dist.batch import RankingBatch
+from infnet_dist.data.collate import time_gap_bucket
+from infnet_dist.data.manifest import Manifest
+from infnet_dist.data.prefetch import prefetch
+from infnet_dist.data.reader import Reader
+from infnet_dist.errors import DataError
+from infnet_dist.ingest.writer import TrainingSetWriter
+from infnet_dist.schema import (
+    CategoricalFeature,
+    DenseFeature,
+    Schema,
+    SequenceAttribute,
+    SequenceFeature,
+    Table,
+    Task,
+)
+
+SCHEMA = Schema(
+    tables=(
+        Table(name="row", num_embeddings=1_000_000),
+        Table(name="author", num_embeddings=50),
+        Table(name="price", num_embeddings=5),
+    ),
+    categorical=(CategoricalFeature(name="row", table="row", column="row"),),
+    sequences=(
+        SequenceFeature(
+            name="click",
+            attributes=(
+                SequenceAttribute(name="row", table="row", column="click_row"),
+                SequenceAttribute(name="author", table="author", column="click_author"),
+            ),
+            max_length=3,
+            time_gap_column="click_gap",
+        ),
+    ),
+    dense=(
+        DenseFeature(name="price", column="price", boundaries=(1.0, 2.0, 3.0)),
+        DenseFeature(name="age", column="age", mean=10.0, std=2.0),
+    ),
+    tasks=(Task(name="click", column="label"),),
+    group_column="user",
+    time_column="time_ms",
+)
+
+
+def make_table(rows: int) -> pa.Table:
+    """Row i has i % 6 history items (i * 10, i * 10 + 1, ...), newest first."""
+    lengths = np.arange(rows) % 6
+    offsets = pa.array(np.concatenate([[0], np.cumsum(lengths)]), pa.int32())
+    items = np.concatenate([i * 10 + np.arange(n) for i, n in enumerate(lengths)] or [[]])
+    items = items.astype(np.int64)
+
+    def lists(values: np.ndarray) -> pa.ListArray:
+        return pa.ListArray.from_arrays(offsets, pa.array(values, pa.int64()))
+
+    row = np.arange(rows)
+    return pa.table(
+        {
+            "row": pa.array(row, pa.int64()),
+            "user": pa.array(row % 7 - 3, pa.int64()),
+            "click_row": lists(items),
+            "click_author": lists(items % 50),
+            "click_gap": lists(items + 1),
+            "price": pa.array([None if i % 5 == 4 else i % 5 for i in row], pa.float32()),
+            "age": pa.array(row % 20, pa.float32()),
+            "label": pa.array(row % 2, pa.int8()),
+            "time_ms": pa.array(row, pa.int64()),
+        }
+    )
+
+
+def make_set(folder: Path, rows: int, *, rows_per_part: int, row_group_rows: int) -> Manifest:
+    with TrainingSetWriter(
+        folder, rows_per_part=rows_per_part, row_group_rows=row_group_rows, source={}
+    ) as writer:
+        writer.write("train", make_table(rows))
+        return writer.publish(SCHEMA)
+
+
+def make_reader(folder: Path, manifest: Manifest, **changes: object) -> Reader:
+    settings = {
+        "folder": folder,
+        "manifest": manifest,
+        "schema": SCHEMA,
+        "split": "train",
+        "batch_size": 8,
+        "rank": 0,
+        "world_size": 1,
+        "shuffle_rows": 20,
+    }
+    return Reader(**(settings | changes))
+
+
+def rows_of(batch: RankingBatch) -> list[int]:
+    return batch.sparse_features["row"].values().tolist()
+
+
+@pytest.mark.parametrize("world_size", [1, 2, 3, 5])
+@pytest.mark.parametrize(
+    ("rows", "rows_per_part", "row_group_rows"),
+    [(97, 40, 7), (64, 64, 64), (101, 13, 1), (5, 2, 1), (40, 1000, 1000)],
+)
+def test_each_row_exactly_once(
+    tmp_path: Path, world_size: int, rows: int, rows_per_part: int, row_group_rows: int
+) -> None:
+    manifest = make_set(
+        tmp_path / "s", rows, rows_per_part=rows_per_part, row_group_rows=row_group_rows
+    )
+    seen: list[int] = []
+    steps = set()
+    for rank in range(world_size):
+        reader = make_reader(tmp_path / "s", manifest, rank=rank, world_size=world_size)
+        batches = list(reader.batches())
+        steps.add(len(batches))
+        assert len(batches) == reader.num_steps()
+        for batch in batches:
+            assert batch.weights_B.shape == (8,)
+            assert batch.num_rows == int(batch.weights_B.sum()) == len(rows_of(batch))
+            seen += rows_of(batch)
+    assert len(steps) == 1, "every rank must make the same number of steps"
+    assert sorted(seen) == list(range(rows))
+
+
+def test_order_is_seeded_and_differs_by_epoch(tmp_path: Path) -> None:
+    manifest = make_set(tmp_path / "s", 200, rows_per_part=100, row_group_rows=25)
+
+    def order(**changes: object) -> list[int]:
+        epoch = changes.pop("epoch", 0)
+        reader = make_reader(tmp_path / "s", manifest, **changes)
+        return [row for batch in reader.batches(epoch) for row in rows_of(batch)]
+
+    assert order() == order()
+    assert order() != order(epoch=1)
+    assert order() != order(seed=1)
+    assert order() != list(range(200))
+    assert order(shuffle_rows=None) == list(range(200))
+
+
+@pytest.mark.parametrize(("before", "after"), [(2, 2), (2, 3), (3, 1)])
+def test_the_rest_of_an_epoch_can_be_dealt_again(tmp_path: Path, before: int, after: int) -> None:
+    manifest = make_set(tmp_path / "s", 150, rows_per_part=60, row_group_rows=11)
+    seen: list[int] = []
+    consumed: list[tuple[int, int]] = []
+    for rank in range(before):
+        reader = make_reader(tmp_path / "s", manifest, rank=rank, world_size=before)
+        for _, batch in zip(range(4), reader.batches()):
+            seen += rows_of(batch)
+            consumed += batch.rows.intervals
+    for rank in range(after):
+        reader = make_reader(tmp_path / "s", manifest, rank=rank, world_size=after)
+        for batch in reader.batches(consumed=consumed):
+            seen += rows_of(batch)
+    assert sorted(seen) == list(range(150))
+
+
+def test_collated_values(tmp_path: Path) -> None:
+    manifest = make_set(tmp_path / "s", 11, rows_per_part=100, row_group_rows=4)
+    reader = make_reader(tmp_path / "s", manifest, shuffle_rows=None)
+    first, last = list(reader.batches())
+    assert last.num_rows == 3
+    keys = first.sparse_features
+    assert keys.keys() == ["row", "price", "click.row", "click.author"]
+    assert keys["row"].values().tolist() == list(range(8))
+    assert keys["price"].values().tolist() == [1, 2, 3, 4, 0, 1, 2, 3]  # null is 0
+    assert keys["click.row"].lengths().tolist() == [0, 1, 2, 3, 3, 3, 0, 1]  # cut to 3
+    assert keys["click.row"].values().tolist() == [10, 20, 21, 30, 31, 32, 40, 41, 42, 50, 51, 52, 70]
+    assert keys["click.author"].values().tolist() == [i % 50 for i in keys["click.row"].values()]
+    gaps = time_gap_bucket(np.array([11, 21, 22]))
+    assert first.time_gap_BL[1].tolist() == [gaps[0], 0, 0]
+    assert first.time_gap_BL[2].tolist() == [gaps[1], gaps[2], 0]
+    torch.testing.assert_close(first.dense_BN[:, 0], (torch.arange(8) - 10.0) / 2.0)
+    assert first.labels_BK[:, 0].tolist() == [0, 1] * 4
+    assert first.group_B.tolist() == [-3, -2, -1, 0, 1, 2, 3, -3]
+    assert last.sparse_features["click.row"].lengths().tolist() == [2, 3, 3, 0, 0, 0, 0, 0]
+    assert last.sparse_features["row"].lengths().tolist() == [1, 1, 1, 0, 0, 0, 0, 0]
+    assert last.weights_B.tolist() == [1, 1, 1, 0, 0, 0, 0, 0]
+    assert last.dense_BN[3:].abs().sum() == 0
+
+
+def test_time_gap_buckets() -> None:
+    gaps = np.array([1, 2, 3, 4, 7, 8, 2**29, 2**30, 2**40])
+    assert time_gap_bucket(gaps).tolist() == [1, 2, 2, 3, 3, 4, 30, 31, 31]
+
+
+def test_damaged_part_names_the_file(tmp_path: Path) -> None:
+    manifest = make_set(tmp_path / "s", 50, rows_per_part=100, row_group_rows=10)
+    part = tmp_path / "s" / "train" / "part-00000.parquet"
+    data = bytearray(part.read_bytes())
+    start = pq.ParquetFile(part).metadata.row_group(2).column(0).data_page_offset
+    data[start : start + 40] = b"\xff" * 40
+    part.write_bytes(bytes(data))
+    with pytest.raises(DataError, match="row group 2 of .*part-00000.parquet"):
+        list(make_reader(tmp_path / "s", manifest, shuffle_rows=None).batches())
+
+
+def test_lists_of_different_lengths(tmp_path: Path) -> None:
+    table = make_table(20)
+    other = table.column("click_author").take(pa.array([*range(1, 20), 0]))
+    table = table.set_column(table.column_names.index("click_author"), "click_author", other)
+    with TrainingSetWriter(
+        tmp_path / "s", rows_per_part=50, row_group_rows=50, source={}
+    ) as writer:
+        writer.write("train", table)
+        manifest = writer.publish(SCHEMA)
+    with pytest.raises(DataError, match="'click_row' and 'click_author' have lists of different"):
+        list(make_reader(tmp_path / "s", manifest).batches())
+
+
+def test_prefetch_passes_errors_on_and_stops_when_closed() -> None:
+    def broken() -> object:
+        yield 1
+        raise OSError("disk gone")
+
+    items = prefetch(broken(), depth=2)
+    assert next(items) == 1
+    with pytest.raises(OSError, match="disk gone"):
+        next(items)
+
+    before = threading.active_count()
+    endless = prefetch(iter(int, 1), depth=2)
+    assert next(endless) == 0
+    assert threading.active_count() == before + 1
+    endless.close()
+    assert threading.active_count() == before
