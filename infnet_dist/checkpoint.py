@@ -16,6 +16,7 @@ from pathlib import Path
 
 import torch.distributed.checkpoint as dcp
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from torch.distributed.checkpoint import CheckpointException
 
 from infnet_dist.config import Config, dump_config
 from infnet_dist.context import WorkerContext
@@ -66,14 +67,18 @@ def save(
     progress: Progress,
     metrics: dict[str, float],
 ) -> Path:
-    """Save a checkpoint into `folder`; every rank calls it. Old ones beyond keep_last go after."""
+    """Save a checkpoint into `folder`; every rank calls it. Old ones beyond keep_last go after.
+
+    Raises:
+        CheckpointError: it can't be written (disk full, no rights); on all ranks.
+    """
     final = folder / f"step-{progress.step:08d}"
     partial = folder / f".{final.name}.partial"
     if context.is_first:
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)
     context.barrier()
-    context.together(lambda: dcp.save(_state(sharded), checkpoint_id=partial))
+    context.together(lambda: _save_state(sharded, partial))
     if context.is_first:
         save_plan(sharded.plan, partial / "plan.json")
         (partial / "config.yaml").write_text(dump_config(config))
@@ -95,7 +100,7 @@ def load(path: Path, sharded: ShardedModel, context: WorkerContext) -> Checkpoin
     """Load a checkpoint into a model that may have another plan or world size.
 
     Raises:
-        CheckpointError: incomplete, damaged, or of another model.
+        CheckpointError: incomplete, damaged, or of another model; on all ranks.
     """
     manifest = context.together(lambda: read_manifest(path))
 
@@ -103,11 +108,10 @@ def load(path: Path, sharded: ShardedModel, context: WorkerContext) -> Checkpoin
         state = _state(sharded)
         try:
             dcp.load(state, checkpoint_id=path)
-        except Exception as error:
-            reason = str(error).strip().splitlines()
+        except (Exception, CheckpointException) as error:
             raise CheckpointError(
-                f"{path} doesn't fit this run's model: {reason[-1] if reason else error!r}; "
-                f"use the config that it was trained with ({path / 'config.yaml'})"
+                f"{path} doesn't fit this run's model: {_reason(error)}; use the config that it "
+                f"was trained with ({path / 'config.yaml'})"
             ) from error
         sharded.model.load_state_dict(state["model"])
         sharded.optimizer.load_state_dict(state["optimizer"])
@@ -156,6 +160,22 @@ def newest(folder: Path) -> Path | None:
 
 def _state(sharded: ShardedModel) -> dict[str, object]:
     return {"model": sharded.model.state_dict(), "optimizer": sharded.optimizer.state_dict()}
+
+
+def _save_state(sharded: ShardedModel, folder: Path) -> None:
+    try:
+        dcp.save(_state(sharded), checkpoint_id=folder)
+    except (Exception, CheckpointException) as error:
+        raise CheckpointError(
+            f"can't save to {folder}: {_reason(error)}; earlier checkpoints are untouched"
+        ) from error
+
+
+def _reason(error: BaseException) -> str:
+    """The root error in a line; a CheckpointException (no Exception) holds one per rank."""
+    if isinstance(error, CheckpointException) and error.failures:
+        error = next(iter(error.failures.values()))[0]
+    return str(error).strip().splitlines()[0] if str(error).strip() else repr(error)
 
 
 def _prune(folder: Path, keep_last: int) -> None:

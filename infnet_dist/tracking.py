@@ -77,7 +77,7 @@ class WandbTracker:
         run = self._run
         if run is None:
             return None
-        place = run.url if run.url else str(Path(run.dir).parent)
+        place = str(Path(run.dir).parent) if run.offline else str(run.url)
         self._try(run.finish)
         return place
 

@@ -7,13 +7,13 @@ Both launchers return what rank 0 returned and raise the root error of the first
 import logging
 import os
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 from infnet_dist.config import ScalingConfig
 from infnet_dist.context import WorkerContext, backend_for
 from infnet_dist.errors import UserError
-from ray_jobs._local import run_local, set_up_worker_logging
+from ray_jobs._local import root_error, run_local, set_up_worker_logging
 
 Worker = Callable[..., Any]
 
@@ -82,17 +82,10 @@ def _launch_ray(
         try:
             return trainer.fit().return_value
         except WorkerGroupError as error:
-            raise _root_error(error.worker_failures) from None
-
-
-def _root_error(failures: Mapping[int, Exception]) -> Exception:
-    """What went wrong first: a user's error if any rank has one, else the first real exception."""
-    causes = [getattr(error, "_base_exc", error) for _, error in sorted(failures.items())]
-    for cause in causes:
-        if isinstance(cause, UserError):
-            return cause
-    messages = [f"worker {rank}: {cause}" for rank, cause in zip(sorted(failures), causes)]
-    return RuntimeError(messages[0] if messages else "training failed without a worker's error")
+            root = root_error(error.worker_failures)
+            if isinstance(root, UserError):
+                raise root from None
+            raise RuntimeError(f"{type(root).__name__}: {root}") from error
 
 
 def _ray_worker(settings: dict[str, Any]) -> Any:

@@ -8,12 +8,13 @@ import sys
 import time
 import traceback
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from typing import Any
 
 import torch
+import torch.distributed as dist
 
 from infnet_dist.context import free_port, local_process_group
 from infnet_dist.errors import UserError
@@ -94,15 +95,26 @@ def _collect(pipes: list[Connection], processes: list[BaseProcess]) -> list[Any]
         if failures and deadline is None:
             deadline = time.monotonic() + _GRACE_S
     if failures:
-        raise _root(failures)
+        raise root_error(failures)
     return [results[rank] for rank in range(len(pipes))]
 
 
-def _root(failures: dict[int, BaseException]) -> BaseException:
-    for _, error in sorted(failures.items()):
-        if isinstance(error, UserError):
-            return error
-    return next(iter(failures.values()))
+def root_error(failures: Mapping[int, BaseException]) -> BaseException:
+    """The failure that caused the others, from the error of each failed rank.
+
+    A user's error if any rank has one; otherwise one that isn't just a broken collective, which is
+    how the other ranks notice.
+    """
+    in_order = [error for _, error in sorted(failures.items())]
+    causes = [error for error in in_order if isinstance(error, UserError)]
+    causes += [error for error in in_order if not _is_broken_collective(error)]
+    return (causes + in_order)[0]
+
+
+def _is_broken_collective(error: BaseException) -> bool:
+    return isinstance(error, dist.DistError) or any(
+        word in str(error) for word in ("gloo", "NCCL", "Connection closed by peer")
+    )
 
 
 def _work(
@@ -121,8 +133,7 @@ def _work(
         with local_process_group(
             rank, num_workers, use_gpu=use_gpu, port=port, timeout_s=timeout_s
         ) as context:
-            result = worker(context, **arguments)
-        _send(pipe, "result", result)
+            _send(pipe, "result", worker(context, **arguments))
     except UserError as error:
         _send(pipe, "error", error)
     except BaseException as error:

@@ -44,6 +44,7 @@ _PORT_OPTIONS = (
     "--node-manager-port",
     "--ray-client-server-port",
 )
+_PORT_VARIABLES = ("AUTOSCALER_METRIC_PORT", "DASHBOARD_METRIC_PORT")
 _PR_SET_CHILD_SUBREAPER = 36
 # Lines of the command line that say nothing about the job: a dozen per submission.
 _NOISE = re.compile(
@@ -75,7 +76,12 @@ class LocalRay:
     def __enter__(self) -> "LocalRay":
         # Short and under /tmp: Ray's socket paths may have 107 characters in all.
         self.temp_dir = Path(tempfile.mkdtemp(prefix="inf-", dir="/tmp"))
-        ports = dict(zip(_PORT_OPTIONS, _free_ports(len(_PORT_OPTIONS)), strict=True))
+        jobs_temp_dir = self.temp_dir / "tmp"  # what jobs leave in it goes as well
+        jobs_temp_dir.mkdir()
+        self.environ["TMPDIR"] = str(jobs_temp_dir)
+        names = (*_PORT_OPTIONS, *_PORT_VARIABLES)
+        ports = dict(zip(names, _free_ports(len(names)), strict=True))
+        self.environ |= {name: str(ports.pop(name)) for name in _PORT_VARIABLES}
         self.address = f"127.0.0.1:{ports['--port']}"
         self.dashboard_url = f"http://127.0.0.1:{ports['--dashboard-port']}"
         self.guard = subprocess.Popen(

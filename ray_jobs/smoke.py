@@ -142,4 +142,7 @@ def _by_task(item: tuple[str, float]) -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    try:
+        sys.exit(main())
+    except KeyboardInterrupt:
+        sys.exit("stopped; Ray is ended")

@@ -3,6 +3,7 @@ import sys
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 
 import psutil
@@ -42,6 +43,16 @@ def users_of(temp_dir: Path) -> Iterator[psutil.Process]:
             yield process
 
 
+def listening_on(process: psutil.Process) -> list[tuple[str, int]]:
+    with suppress(psutil.Error):
+        return [
+            (connection.laddr.ip, connection.laddr.port)
+            for connection in process.net_connections("inet")
+            if connection.status == psutil.CONN_LISTEN
+        ]
+    return []
+
+
 def test_two_at_once_and_nothing_left(tmp_path: Path, job_folder: Path) -> None:
     with LocalRay(tmp_path / "a", num_cpus=1) as one, LocalRay(tmp_path / "b", num_cpus=1) as two:
         assert one.address != two.address
@@ -59,6 +70,9 @@ def test_two_at_once_and_nothing_left(tmp_path: Path, job_folder: Path) -> None:
         assert "leaving" in bad.result().stdout
         processes = family(one.guard.pid) + family(two.guard.pid)
         assert len(processes) > 10
+        listening = [address for process in processes for address in listening_on(process)]
+        assert {ip.removeprefix("::ffff:") for ip, _ in listening} == {"127.0.0.1"}
+        assert one.address in {f"127.0.0.1:{port}" for _, port in listening}
         assert list(users_of(one.temp_dir))
     assert [process for process in processes if process.is_running()] == []
     for ray in (one, two):

@@ -1,111 +1,38 @@
 """INFNet v1 (proxies, then a gate) against a loop-by-loop reference of infnet.md section 2."""
 
-import math
-from dataclasses import dataclass
-from typing import Any
-
 import numpy as np
 import pytest
 import torch
 
-from infnet_dist.models.infnet_paper import INFNetPaper
-from infnet_dist.tokens import Tokens
-
-Vector = np.ndarray
-Row = list[Vector]  # tokens of one sample, each a vector of D float64
-
-
-# ---------------------------------------------------------------- the reference, one sample a time
-
-
-class Weights:
-    """The state dict in float64; remembers what was read, so that nothing is left over."""
-
-    def __init__(self, model: torch.nn.Module) -> None:
-        self.arrays = {k: v.detach().double().numpy() for k, v in model.state_dict().items()}
-        self.read: set[str] = set()
-
-    def __getitem__(self, key: str) -> np.ndarray:
-        self.read.add(key)
-        return self.arrays[key]
-
-
-def linear(w: Weights, name: str, x: Vector) -> Vector:
-    matrix, bias = w[f"{name}.weight"], w[f"{name}.bias"]
-    assert matrix.shape == (len(bias), len(x)), name
-    return np.array([float(np.dot(matrix[o], x)) + bias[o] for o in range(len(bias))])
-
-
-def sigmoid(x: float) -> float:
-    return 1.0 / (1.0 + math.exp(-x))
-
-
-def mlp(w: Weights, name: str, x: Vector) -> Vector:
-    hidden = linear(w, f"{name}.0", x)
-    return linear(w, f"{name}.2", np.array([h * sigmoid(h) for h in hidden]))
-
-
-def layer_norm(w: Weights, name: str, x: Vector) -> Vector:
-    mean = sum(x) / len(x)
-    variance = sum((v - mean) ** 2 for v in x) / len(x)
-    normal = np.array([(v - mean) / math.sqrt(variance + 1e-5) for v in x])
-    return normal * w[f"{name}.weight"] + w[f"{name}.bias"]
-
-
-def attend(query: Vector, keys: Row, values: Row, heads: int) -> Vector:
-    """One query over the valid keys only; zeros without one."""
-    size = len(query) // heads
-    result = np.zeros(len(query))
-    if not keys:
-        return result
-    for h in range(heads):
-        chunk = slice(h * size, (h + 1) * size)
-        scores = [float(np.dot(query[chunk], key[chunk])) / math.sqrt(size) for key in keys]
-        top = max(scores)
-        powers = [math.exp(score - top) for score in scores]
-        for power, value in zip(powers, values, strict=True):
-            result[chunk] += power / sum(powers) * value[chunk]
-    return result
-
-
-@dataclass(frozen=True)
-class Config:
-    batch: int
-    lengths: tuple[int, ...]
-    tasks: int
-    heads: int
-    blocks: int
-    fields: int = 3
-    dim: int = 8
-    proxies: int = 5
-    shared: int = 2
-    masks: str = "random"
-
-    def __str__(self) -> str:
-        lengths = "+".join(map(str, self.lengths)) or "0"
-        return (
-            f"B{self.batch}-L{lengths}-K{self.tasks}-h{self.heads}-N{self.blocks}"
-            f"-M{self.fields}-n{self.proxies}-s{self.shared}-{self.masks}"
-        )
-
-
-def split_rows(flat: Vector, dim: int) -> Row:
-    return [flat[i : i + dim] for i in range(0, len(flat), dim)]
+from tests.unit.loops import (
+    Row,
+    Vector,
+    Weights,
+    attend,
+    layer_norm,
+    mlp,
+    project,
+    sigmoid,
+    split_rows,
+)
+from tests.unit.towers import REFERENCE_CASES, Case, check_logits, infnet_paper, make_model
 
 
 def cross(w: Weights, name: str, query: Vector, tokens: Row, heads: int) -> Vector:
     """CA(query, tokens, tokens) for one query; `tokens` are the valid ones."""
     dim = len(query)
-    q = linear(w, f"{name}.query", layer_norm(w, f"{name}.query_norm", query))
+    q = project(w, f"{name}.query", layer_norm(w, f"{name}.query_norm", query))
     both = [
-        linear(w, f"{name}.key_value", layer_norm(w, f"{name}.key_norm", token)) for token in tokens
+        project(w, f"{name}.key_value", layer_norm(w, f"{name}.key_norm", token))
+        for token in tokens
     ]
     found = attend(q, [kv[:dim] for kv in both], [kv[dim:] for kv in both], heads)
-    matrix = w[f"{name}.out.weight"]
-    return np.array([float(np.dot(matrix[o], found)) for o in range(dim)])
+    return project(w, f"{name}.out", found)
 
 
-def reference_row(w: Weights, c: Config, fields: Row, items: Row, mask: list[bool], tasks: Row):
+def reference(
+    w: Weights, c: Case, fields: Row, items: Row, mask: list[bool], tasks: Row
+) -> list[float]:
     """Logits of one sample; `items` and `mask` run over all behaviours."""
     names = ["C", "S", "T"] if c.lengths else ["C", "T"]
     groups = {"C": list(fields), "S": list(items), "T": list(tasks)}
@@ -114,7 +41,7 @@ def reference_row(w: Weights, c: Config, fields: Row, items: Row, mask: list[boo
         "S": [],
         "T": list(w["shared_ND"]),
     }
-    assert len(proxies["C"]) == c.proxies
+    assert len(proxies["C"]) == c.hubs
     assert len(proxies["T"]) == c.shared
     start = 0
     for length in c.lengths:
@@ -160,246 +87,19 @@ def reference_row(w: Weights, c: Config, fields: Row, items: Row, mask: list[boo
     return [float(mlp(w, f"heads.heads.{k}", groups["T"][k])[0]) for k in range(c.tasks)]
 
 
-def reference(w: Weights, c: Config, tokens: Tokens) -> np.ndarray:
-    fields, items, tasks = (t.detach().double().numpy() for t in (tokens[0], tokens[1], tokens[3]))
-    masks = tokens.mask_BL.tolist()
-    return np.array(
-        [
-            reference_row(w, c, list(fields[b]), list(items[b]), masks[b], list(tasks[b]))
-            for b in range(c.batch)
-        ]
-    )
-
-
-# ------------------------------------------------------------------------------------------ inputs
-
-
-def make_model(c: Config, seed: int = 0, noise: float = 0.3) -> INFNetPaper:
-    torch.manual_seed(seed)
-    model = INFNetPaper(
-        num_fields=c.fields,
-        sequence_lengths=c.lengths,
-        num_tasks=c.tasks,
-        token_dim=c.dim,
-        num_blocks=c.blocks,
-        num_heads=c.heads,
-        num_shared_tasks=c.shared,
-        num_proxies=c.proxies,
-    )
-    # Norms start at (1, 0) and some biases at 0: move them, or a swap of two would go unseen.
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter += noise * torch.randn_like(parameter)
-    return model.eval()
-
-
-def make_mask(c: Config, generator: torch.Generator) -> torch.Tensor:
-    length = sum(c.lengths)
-    if c.masks == "full":
-        return torch.ones(c.batch, length, dtype=torch.bool)
-    if c.masks == "empty":
-        return torch.zeros(c.batch, length, dtype=torch.bool)
-    mask = torch.rand(c.batch, length, generator=generator) < 0.6
-    if c.masks == "no-first-behaviour":
-        mask[:, : c.lengths[0]] = False
-        mask[:, -1] = True
-    elif length:
-        mask[0, -1] = True
-        mask[1:2] = False  # the second row, if there is one, has no history
-        if len(c.lengths) > 1:
-            mask[2:3, : c.lengths[0]] = False  # the third lacks one behaviour
-            mask[2:3, -1] = True
-    return mask
-
-
-def make_tokens(c: Config, seed: int = 1, dtype: torch.dtype = torch.float64) -> Tokens:
-    generator = torch.Generator().manual_seed(seed)
-
-    def normal(*shape: int) -> torch.Tensor:
-        return torch.randn(*shape, generator=generator, dtype=torch.float64).to(dtype)
-
-    mask = make_mask(c, generator)
-    fields = normal(c.batch, c.fields, c.dim)
-    items = normal(c.batch, sum(c.lengths), c.dim).masked_fill(~mask.unsqueeze(-1), 0.0)
-    tasks = normal(c.tasks, c.dim).expand(c.batch, -1, -1)
-    return Tokens(fields, items, mask, tasks)
-
-
-def make(**changes: Any) -> Config:
-    base = {"batch": 4, "lengths": (4, 2), "tasks": 3, "heads": 2, "blocks": 2}
-    return Config(**{**base, **changes})
-
-
-REFERENCE_CASES = [
-    make(),
-    make(blocks=3),
-    make(heads=1),
-    make(heads=4, blocks=3),
-    make(tasks=1),
-    make(tasks=1, batch=1, blocks=2, heads=1),
-    make(lengths=()),
-    make(lengths=(), tasks=1, heads=1, blocks=3),
-    make(lengths=(), blocks=2, batch=1),
-    make(lengths=(5,)),
-    make(lengths=(5,), heads=1, blocks=3, batch=1),
-    make(lengths=(1,), tasks=1),
-    make(lengths=(2, 3, 1), blocks=3),
-    make(masks="full"),
-    make(masks="empty", blocks=3),
-    make(masks="empty", batch=1),
-    make(masks="no-first-behaviour"),
-    make(fields=1, proxies=1, shared=1, blocks=3),
-    make(fields=5, proxies=7, shared=3, dim=4),
-]
-
-
 @pytest.mark.parametrize("case", REFERENCE_CASES, ids=str)
-def test_logits_match_the_loops(case: Config) -> None:
-    model = make_model(case).double()
-    tokens = make_tokens(case)
-    weights = Weights(model)
-    expected = reference(weights, case, tokens)
-    with torch.no_grad():
-        logits = model(tokens)
-    assert logits.shape == (case.batch, case.tasks)
-    assert np.abs(expected).max() > 1e-2, "a degenerate case shows nothing"
-    np.testing.assert_allclose(logits.numpy(), expected, rtol=1e-9, atol=1e-9)
-    if case.masks != "empty":  # without items nothing reads S
-        assert weights.read == set(weights.arrays), "a parameter that the equations don't have"
+def test_logits_match_the_loops(case: Case) -> None:
+    check_logits(infnet_paper, case, reference)
 
 
-# -------------------------------------------------------------------------------------- properties
-
-PROPERTY_CASES = [make(), make(blocks=3, heads=1), make(lengths=(5,), tasks=1), make(masks="empty")]
-
-
-@pytest.mark.parametrize("case", [*PROPERTY_CASES], ids=str)
-def test_padded_positions_are_never_read(case: Config) -> None:
-    model = make_model(case)
-    tokens = make_tokens(case, dtype=torch.float32)
-    padded = ~tokens.mask_BL.unsqueeze(-1)
-    assert padded.any()
-    noise = 1e3 * torch.randn(tokens.sequence_BLD.shape, generator=torch.Generator().manual_seed(5))
-    changed = tokens._replace(sequence_BLD=torch.where(padded, noise, tokens.sequence_BLD))
-    with torch.no_grad():
-        assert torch.equal(model(tokens), model(changed))
-        if tokens.mask_BL.any():
-            moved = torch.where(padded, tokens.sequence_BLD, noise)
-            assert not torch.equal(model(tokens), model(tokens._replace(sequence_BLD=moved)))
-
-
-def test_padded_positions_get_no_gradient() -> None:
-    case = make()
-    tokens = make_tokens(case)
-    items = tokens.sequence_BLD.clone().requires_grad_()
-    make_model(case).double()(tokens._replace(sequence_BLD=items)).square().sum().backward()
-    assert items.grad is not None
-    assert torch.all(items.grad[~tokens.mask_BL] == 0)
-    assert torch.all(items.grad[tokens.mask_BL].abs().sum(-1) > 0)
-
-
-@pytest.mark.parametrize("noise", [0.0, 0.3], ids=["as-initialised", "moved"])
-@pytest.mark.parametrize(
-    "case", [make(), make(blocks=3), make(lengths=()), make(lengths=(5,))], ids=str
-)
-def test_gradients_reach_every_parameter(case: Config, noise: float) -> None:
-    model = make_model(case, noise=noise).train()
-    model(make_tokens(case, dtype=torch.float32)).square().sum().backward()
-    missing = [n for n, p in model.named_parameters() if p.grad is None]
-    assert not missing, "parameters outside the graph"
-    still = [n for n, p in model.named_parameters() if not p.grad.abs().sum() > 0]
-    assert not still, "parameters with gradient zero"
-    assert all(torch.isfinite(p.grad).all() for p in model.parameters())
-
-
-@pytest.mark.parametrize("batch", [1, 4])
-def test_without_any_history_all_is_finite(batch: int) -> None:
-    case = make(masks="empty", batch=batch, blocks=3)
-    model = make_model(case).train()
-    tokens = make_tokens(case, dtype=torch.float32)
-    leaves = [t.clone().requires_grad_() for t in (tokens[0], tokens[1], tokens[3])]
-    logits = model(Tokens(leaves[0], leaves[1], tokens.mask_BL, leaves[2]))
-    assert torch.isfinite(logits).all()
-    logits.sum().backward()
-    for name, parameter in model.named_parameters():
-        assert parameter.grad is not None, name
-        assert torch.isfinite(parameter.grad).all(), name
-    for leaf in leaves:
-        assert leaf.grad is None or torch.isfinite(leaf.grad).all()
-
-
-@pytest.mark.parametrize("case", PROPERTY_CASES, ids=str)
-def test_a_batch_of_one_equals_its_row(case: Config) -> None:
-    model = make_model(case, noise=0.05)
-    tokens = make_tokens(case, dtype=torch.float32)
-    with torch.no_grad():
-        together = model(tokens)
-        for b in range(case.batch):
-            alone = model(Tokens(*(part[b : b + 1] for part in tokens)))
-            torch.testing.assert_close(alone, together[b : b + 1], rtol=1e-6, atol=1e-6)
-
-
-@pytest.mark.parametrize("case", [make(), make(tasks=1), make(lengths=())], ids=str)
-def test_task_tokens_matter(case: Config) -> None:
-    model = make_model(case)
-    tokens = make_tokens(case, dtype=torch.float32)
-    with torch.no_grad():
-        before = model(tokens)
-        for k in range(case.tasks):
-            task_BKD = tokens.task_BKD.clone()
-            task_BKD[:, k] += torch.randn(case.dim, generator=torch.Generator().manual_seed(k))
-            after = model(tokens._replace(task_BKD=task_BKD))
-            assert ((before - after).abs()[:, k] > 1e-4).all()
-
-
-def test_each_token_matters() -> None:
-    case = make(masks="full")
-    tokens = make_tokens(case)
-    leaves = [t.clone().requires_grad_() for t in (tokens[0], tokens[1], tokens[3])]
-    logits = make_model(case).double()(Tokens(leaves[0], leaves[1], tokens.mask_BL, leaves[2]))
-    for k in range(case.tasks):
-        grads = torch.autograd.grad(logits[:, k].sum(), leaves, retain_graph=True)
-        for grad in grads:
-            assert torch.all(grad.abs().sum(-1) > 1e-9)
-
-
-def test_rows_don_t_read_each_other() -> None:
-    case = make(masks="full")
-    tokens = make_tokens(case)
-    leaves = [t.clone().requires_grad_() for t in (tokens[0], tokens[1], tokens[3])]
-    logits = make_model(case).double()(Tokens(leaves[0], leaves[1], tokens.mask_BL, leaves[2]))
-    for grad in torch.autograd.grad(logits[2].sum(), leaves):
-        assert torch.all(grad[[0, 1, 3]] == 0)
-
-
-def reordered(tokens: Tokens, order: torch.Tensor) -> Tokens:
-    return tokens._replace(
-        sequence_BLD=tokens.sequence_BLD[:, order], mask_BL=tokens.mask_BL[:, order]
-    )
-
-
-@pytest.mark.parametrize("case", [make(), make(masks="full", blocks=3)], ids=str)
-def test_order_within_a_behaviour_doesn_t_matter(case: Config) -> None:
-    model = make_model(case, noise=0.05)
-    tokens = make_tokens(case, dtype=torch.float32)
-    inside = torch.tensor([2, 0, 3, 1, 5, 4])  # behaviours are [0, 4) and [4, 6)
-    with torch.no_grad():
-        torch.testing.assert_close(
-            model(reordered(tokens, inside)), model(tokens), rtol=1e-6, atol=1e-6
-        )
-
-
-def test_moving_an_item_to_another_behaviour_matters() -> None:
-    case = make(masks="full")
-    model = make_model(case).double()
-    tokens = make_tokens(case)
-    with torch.no_grad():
-        before, after = model(tokens), model(reordered(tokens, torch.tensor([4, 1, 2, 3, 0, 5])))
-    assert ((before - after).abs().amax(dim=1) > 1e-7).all()
+@pytest.mark.parametrize("blocks", [0, 1])
+def test_one_block_is_too_few(blocks: int) -> None:
+    with pytest.raises(AssertionError, match="block"):
+        infnet_paper(Case(blocks=blocks))
 
 
 def test_gates_start_half_open_on_average() -> None:
-    model = make_model(make(), noise=0.0)
+    model = make_model(infnet_paper, Case(), noise=0.0)
     biases = [p for n, p in model.named_parameters() if ".gate." in n and n.endswith(".2.bias")]
     assert len(biases) == 4  # three groups, then T alone
     assert all(torch.all(bias == 0) for bias in biases)

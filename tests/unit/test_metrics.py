@@ -131,10 +131,9 @@ def test_gauc(case: tuple[np.ndarray, ...]) -> None:
 @pytest.mark.parametrize("case", CASES.values(), ids=CASES)
 def test_losses(case: tuple[np.ndarray, ...]) -> None:
     logits, labels, _ = case
-    tolerance = 1e-6 if logits.dtype == np.float32 else 1e-12
-    same(log_loss(logits, labels), loss_by_rows(logits, labels), tolerance)
-    same(normalized_entropy(logits, labels), entropy_ratio_by_rows(logits, labels), tolerance)
-    same(calibration(logits, labels), calibration_by_rows(logits, labels), tolerance)
+    same(log_loss(logits, labels), loss_by_rows(logits, labels), 1e-12)
+    same(normalized_entropy(logits, labels), entropy_ratio_by_rows(logits, labels), 1e-12)
+    same(calibration(logits, labels), calibration_by_rows(logits, labels), 1e-12)
 
 
 def test_log_loss_is_that_of_scikit_learn() -> None:
@@ -149,8 +148,8 @@ def test_one_class(case: tuple[np.ndarray, ...]) -> None:
     assert math.isnan(auc(scores, labels))
     assert math.isnan(gauc(scores, labels, groups))
     assert math.isnan(normalized_entropy(scores, labels))
-    same(log_loss(scores, labels), loss_by_rows(scores, labels), 1e-6)
-    same(calibration(scores, labels), calibration_by_rows(scores, labels), 1e-6)
+    same(log_loss(scores, labels), loss_by_rows(scores, labels))
+    same(calibration(scores, labels), calibration_by_rows(scores, labels))
     assert math.isnan(calibration(scores, labels)) == (labels.sum() == 0)
 
 
@@ -159,6 +158,7 @@ def test_nothing_at_all() -> None:
     nothing = np.zeros(0, np.float32)
     assert math.isnan(auc(nothing, nothing))
     assert math.isnan(gauc(nothing, nothing, np.zeros(0, np.int64)))
+    assert math.isnan(log_loss(nothing, nothing))
     assert math.isnan(normalized_entropy(nothing, nothing))
     assert math.isnan(calibration(nothing, nothing))
 
@@ -175,24 +175,48 @@ def test_by_hand() -> None:
     )
     assert found == pytest.approx((2 * 1.0 + 3 * 0.5) / 5, rel=1e-12)
     zeros = np.zeros(4, np.float32)
-    assert log_loss(zeros, labels) == pytest.approx(math.log(2), rel=1e-7)
-    assert normalized_entropy(zeros, labels) == pytest.approx(1.0, rel=1e-7)
-    assert calibration(zeros, labels) == pytest.approx(1.0, rel=1e-7)
-    assert calibration(zeros, np.float32([0, 0, 0, 1])) == pytest.approx(2.0, rel=1e-7)
+    assert log_loss(zeros, labels) == pytest.approx(math.log(2), rel=1e-12)
+    assert normalized_entropy(zeros, labels) == pytest.approx(1.0, rel=1e-12)
+    assert calibration(zeros, labels) == pytest.approx(1.0, rel=1e-12)
+    assert calibration(zeros, np.float32([0, 0, 0, 1])) == pytest.approx(2.0, rel=1e-12)
 
 
+@pytest.mark.filterwarnings("error")
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 @pytest.mark.parametrize("size", [60.0, 1000.0])
 def test_huge_logits(size: float, dtype: type) -> None:
     logits = np.array([size, -size, size, -size], dtype=dtype)
     right, wrong = np.float32([1, 0, 1, 0]), np.float32([0, 1, 0, 1])
     half = np.float32([1, 1, 0, 0])
-    assert 0 <= log_loss(logits, right) < 1e-25
+    loss = math.log1p(math.exp(-size))  # 9e-27, then 0
+    assert log_loss(logits, right) == pytest.approx(loss, rel=1e-9, abs=0)
     assert log_loss(logits, wrong) == pytest.approx(size, rel=1e-9)
     assert log_loss(logits, half) == pytest.approx(size / 2, rel=1e-9)
     assert normalized_entropy(logits, wrong) == pytest.approx(size / math.log(2), rel=1e-9)
-    assert calibration(logits, half) == pytest.approx(1.0, rel=1e-9)
+    for labels in (half, right, wrong):
+        assert calibration(logits, labels) == pytest.approx(1.0, rel=1e-9)
+    assert calibration(np.abs(logits), half) == pytest.approx(2.0, rel=1e-9)
+    few = calibration(-np.abs(logits), half)
+    assert few == pytest.approx(2 * math.exp(-size), rel=1e-9, abs=0)
     assert (auc(logits, right), auc(logits, wrong), auc(logits, half)) == (1.0, 0.0, 0.5)
+
+
+@pytest.mark.filterwarnings("ignore:invalid value encountered in logaddexp")
+@pytest.mark.parametrize("place", [0, 17, 49])
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_a_nan_score_makes_every_metric_nan(place: int, dtype: type) -> None:
+    scores, labels, groups = rows(15, 50)
+    scores = scores.astype(dtype)
+    assert not math.isnan(gauc(scores, labels, groups))
+    for label in (0, 1):
+        labels[place] = label
+        for user in (groups[place], 10**12):  # among others, or a user without any other row
+            broken, users = scores.copy(), groups.copy()
+            broken[place], users[place] = math.nan, user
+            assert math.isnan(gauc(broken, labels, users))
+            for metric in (auc, log_loss, normalized_entropy, calibration):
+                assert math.isnan(metric(broken, labels)), metric.__name__
+    assert math.isnan(auc(np.full(50, math.nan, dtype), labels))
 
 
 def test_scores_that_differ_by_one_bit_are_no_tie() -> None:
@@ -211,8 +235,8 @@ def test_large_input_is_exact() -> None:
     parts = np.split(order, np.flatnonzero(np.diff(groups[order])) + 1)
     values = [float(sklearn_metrics.roc_auc_score(labels[p], scores[p])) for p in parts]
     same(gauc(scores, labels, groups), float(np.average(values, weights=[len(p) for p in parts])))
-    same(log_loss(scores, labels), loss_by_rows(scores, labels), 1e-6)
-    same(calibration(scores, labels), calibration_by_rows(scores, labels), 1e-6)
+    same(log_loss(scores, labels), loss_by_rows(scores, labels))
+    same(calibration(scores, labels), calibration_by_rows(scores, labels))
 
 
 def test_group_ids_far_apart() -> None:
@@ -246,9 +270,9 @@ def test_any_few_rows(some: list[tuple[int, int, int]], random: Any) -> None:
     scores, labels = scores.astype(np.float32), labels.astype(np.float32)
     same(auc(scores, labels), auc_by_pairs(scores, labels), 1e-12)
     same(gauc(scores, labels, groups), gauc_by_users(scores, labels, groups), 1e-12)
-    same(log_loss(scores, labels), loss_by_rows(scores, labels), 1e-6)
-    same(normalized_entropy(scores, labels), entropy_ratio_by_rows(scores, labels), 1e-6)
-    same(calibration(scores, labels), calibration_by_rows(scores, labels), 1e-6)
+    same(log_loss(scores, labels), loss_by_rows(scores, labels))
+    same(normalized_entropy(scores, labels), entropy_ratio_by_rows(scores, labels))
+    same(calibration(scores, labels), calibration_by_rows(scores, labels))
     # Order of rows, monotone maps and swapped classes.
     order = list(range(len(some)))
     random.shuffle(order)
@@ -354,7 +378,7 @@ def expected_metrics(data: Data, split: str = "valid", scores: str = "logits") -
     return result
 
 
-def check(found: dict[str, float], expected: dict[str, float], tolerance: float = 1e-6) -> None:
+def check(found: dict[str, float], expected: dict[str, float], tolerance: float = 1e-9) -> None:
     assert set(expected) <= set(found)
     for name, value in expected.items():
         assert found[name] == pytest.approx(value, rel=tolerance, nan_ok=True), name
@@ -377,7 +401,7 @@ def test_state_on_one_rank() -> None:
         area = sklearn_metrics.roc_auc_score(labels, logits)
         loss = sklearn_metrics.log_loss(labels, 1 / (1 + np.exp(-logits)))
         assert result["model"][f"valid/auc/{task}"] == pytest.approx(area, rel=1e-12)
-        assert result["model"][f"valid/log_loss/{task}"] == pytest.approx(loss, rel=1e-6)
+        assert result["model"][f"valid/log_loss/{task}"] == pytest.approx(loss, rel=1e-9)
 
 
 def test_split_names_the_keys() -> None:
@@ -399,6 +423,21 @@ def test_padding_is_left_out_whatever_it_holds() -> None:
         data[name][padding] = value
     update(after, data, slice(None))
     assert before.compute(OneRank(), "valid") == after.compute(OneRank(), "valid")
+
+
+@pytest.mark.filterwarnings("ignore:invalid value encountered in logaddexp")
+def test_a_nan_logit_spoils_its_task_alone() -> None:
+    data = make_data()
+    data["logits"][np.flatnonzero(data["weights"])[5], 1] = np.nan
+    state = MetricState(TASKS)
+    update(state, data, slice(None))
+    result = state.compute(OneRank(), "valid")
+    expected = expected_metrics(data)
+    for name in METRICS:
+        assert math.isnan(result["model"][f"valid/{name}/like"]), name
+        del expected[f"valid/{name}/like"]
+    check(result["model"], expected)
+    check(result["optimum"], expected_metrics(data, scores="truth"))
 
 
 @pytest.mark.parametrize("unknown", ["all", "one"])

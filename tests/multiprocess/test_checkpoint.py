@@ -1,0 +1,187 @@
+"""Checkpoints: complete or absent, loadable under any plan and world size, resumable."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from torch.distributed._shard.sharded_tensor import ShardedTensor
+
+from infnet_dist import checkpoint
+from infnet_dist.config import Config
+from infnet_dist.context import WorkerContext
+from infnet_dist.errors import CheckpointError
+from infnet_dist.trainer import Session, evaluate_checkpoint, train
+from tests.ranks import run_ranks
+from tests.runs import make_config, make_tiny_set
+
+OTHER_PLAN = {
+    "embedding_dim": 8,
+    "overrides": {
+        "user": {"sharding_types": ["table_wise"]},
+        "item": {"sharding_types": ["table_wise"]},
+        "author": {"sharding_types": ["row_wise"]},
+    },
+}
+
+
+@pytest.fixture(scope="module")
+def tiny_set(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_tiny_set(tmp_path_factory.mktemp("data") / "tiny")
+
+
+@pytest.fixture(scope="module")
+def trained(tiny_set: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Config, Path, dict]:
+    """A finished run of 2 ranks: its config, checkpoint and summary."""
+    folder = tmp_path_factory.mktemp("runs")
+    config = make_config(tiny_set, folder)
+    summary = run_ranks(train, 2, config=config, run_folder=folder / "run")[0]
+    return config, Path(summary["checkpoint"]), summary
+
+
+def loaded_state(context: WorkerContext, *, config: Config, path: Path) -> dict:
+    """All state after loading `path`, gathered on rank 0."""
+    session = Session.open(config, context, splits=[])
+    manifest = checkpoint.load(path, session.sharded, context)
+    whole: dict[str, torch.Tensor] = {}
+
+    def collect(prefix: str, values: dict) -> None:
+        for name, value in values.items():
+            if isinstance(value, dict):
+                collect(f"{prefix}/{name}", value)
+            elif isinstance(value, ShardedTensor):
+                sharded[f"{prefix}/{name}"] = value
+            elif isinstance(value, torch.Tensor):
+                whole[f"{prefix}/{name}"] = value.detach().clone()
+
+    sharded: dict = {}
+    collect("model", session.sharded.model.state_dict())
+    collect("optimizer", session.sharded.optimizer.state_dict()["state"])
+    # A rank that owns no shard of a table may not know its optimizer state: take the union.
+    for pieces in context.gather({n: local_pieces(s) for n, s in sharded.items()}):
+        for name, (size, shards) in pieces.items():
+            tensor = whole.setdefault(name, torch.zeros(size))
+            for offsets, part in shards:
+                tensor[tuple(slice(o, o + n) for o, n in zip(offsets, part.shape))] = part
+    return {"progress": manifest.progress, "state": whole}
+
+
+def local_pieces(value: ShardedTensor) -> tuple[list[int], list]:
+    shards = [(s.metadata.shard_offsets, s.tensor.detach().clone()) for s in value.local_shards()]
+    return list(value.size()), shards
+
+
+@pytest.mark.parametrize("world_size", [1, 2, 3])
+@pytest.mark.parametrize("other_plan", [False, True])
+def test_loads_under_any_world_size_and_plan(
+    trained: tuple[Config, Path, dict], world_size: int, other_plan: bool
+) -> None:
+    config, path, summary = trained
+    same = run_ranks(loaded_state, 2, config=config, path=path)[0]
+    raw = config.model_dump() | ({"tables": OTHER_PLAN} if other_plan else {})
+    raw["scaling"] = {"num_workers": world_size}
+    config = Config.model_validate(raw)
+    other = run_ranks(loaded_state, world_size, config=config, path=path)[0]
+    assert other["progress"] == same["progress"]
+    assert other["progress"].epoch == 1 and other["progress"].consumed == ()
+    assert other["state"].keys() == same["state"].keys()
+    assert sum("momentum1" in name for name in same["state"]) == 7  # one per table
+    for name, value in same["state"].items():
+        assert torch.equal(value, other["state"][name]), name
+
+    result = run_ranks(evaluate_checkpoint, world_size, config=config, path=path, split="valid")[0]
+    for name, value in summary["metrics"].items():
+        assert result["metrics"][name] == pytest.approx(value, abs=1e-6, nan_ok=True)
+    assert result["optimum"].keys() == result["metrics"].keys()
+
+
+def test_loaded_weights_are_the_trained_ones(trained: tuple[Config, Path, dict]) -> None:
+    config, path, _ = trained
+    fresh = run_ranks(fresh_tables, 2, config=config)[0]
+    state = run_ranks(loaded_state, 2, config=config, path=path)[0]["state"]
+    for name, value in fresh.items():
+        assert not torch.equal(value, state[f"model/{name}"]), name
+
+
+def fresh_tables(context: WorkerContext, *, config: Config) -> dict[str, torch.Tensor]:
+    session = Session.open(config, context, splits=[])
+    return {
+        name: value.detach().clone()
+        for name, value in session.sharded.model.state_dict().items()
+        if name.startswith("model.dense.tokens")
+    }
+
+
+@pytest.mark.parametrize(("first_ranks", "second_ranks"), [(2, 2), (2, 3)])
+def test_a_stopped_run_goes_on(
+    tiny_set: Path, tmp_path: Path, first_ranks: int, second_ranks: int
+) -> None:
+    config = make_config(tiny_set, tmp_path, training={"log_every_steps": 1})
+    stopped = make_config(tiny_set, tmp_path, training={"log_every_steps": 1, "max_steps": 17})
+    whole = run_ranks(train, first_ranks, config=config, run_folder=tmp_path / "whole")[0]
+    half = run_ranks(train, first_ranks, config=stopped, run_folder=tmp_path / "halves")[0]
+    rest = run_ranks(train, second_ranks, config=config, run_folder=tmp_path / "halves")[0]
+    assert half["steps"] == 17
+    assert half["examples"] == 17 * first_ranks * 32
+    assert rest["examples"] == whole["examples"] == 2400, "each row of the epoch once"
+    if first_ranks == second_ranks:
+        assert rest["steps"] == whole["steps"]
+        assert losses(tmp_path / "halves") == losses(tmp_path / "whole")  # bit for bit
+        assert rest["metrics"] == pytest.approx(whole["metrics"], abs=0, nan_ok=True)
+
+
+def losses(run_folder: Path) -> dict[int, float]:
+    records = [json.loads(line) for line in (run_folder / "metrics.jsonl").read_text().splitlines()]
+    return {r["step"]: r["train/loss/total"] for r in records if "train/loss/total" in r}
+
+
+def test_incomplete_and_damaged(
+    trained: tuple[Config, Path, dict], tmp_path: Path
+) -> None:
+    _, path, _ = trained
+    folder = tmp_path / "checkpoints"
+    good = folder / path.name
+    shutil.copytree(path, good)
+    assert checkpoint.read_manifest(good).progress.step > 0
+
+    incomplete = folder / "step-99999999"
+    shutil.copytree(path, incomplete)
+    (incomplete / "manifest.json").unlink()
+    with pytest.raises(CheckpointError, match=r"step-99999999 is incomplete \(no manifest.json\)"):
+        checkpoint.read_manifest(incomplete)
+    assert checkpoint.newest(folder) == good, "an incomplete folder doesn't exist for the loader"
+
+    data = next(good.glob("*.distcp"))
+    data.write_bytes(data.read_bytes()[:-1])
+    with pytest.raises(CheckpointError, match=f"is damaged: {data.name} has .* bytes, expected"):
+        checkpoint.read_manifest(good)
+    (good / "manifest.json").write_text("{")
+    with pytest.raises(CheckpointError, match="damaged manifest.json"):
+        checkpoint.read_manifest(good)
+    with pytest.raises(CheckpointError, match="no such folder"):
+        checkpoint.read_manifest(folder / "step-00000001")
+    assert checkpoint.newest(tmp_path / "nowhere") is None
+
+
+def test_checkpoint_of_another_model(trained: tuple[Config, Path, dict]) -> None:
+    config, path, _ = trained
+    raw = config.model_dump()
+    raw["tables"]["embedding_dim"] = 16
+    other = Config.model_validate(raw)
+    before = sorted((p.name, p.stat().st_size) for p in path.iterdir())
+    with pytest.raises(CheckpointError, match=r"doesn't fit this run's model: .*config.yaml"):
+        run_ranks(evaluate_checkpoint, 2, config=other, path=path, split="valid")
+    assert before == sorted((p.name, p.stat().st_size) for p in path.iterdir())
+
+
+def test_only_the_newest_are_kept(tiny_set: Path, tmp_path: Path) -> None:
+    config = make_config(
+        tiny_set,
+        tmp_path,
+        training={"max_steps": 9},
+        checkpoint={"every_steps": 2, "keep_last": 3},
+    )
+    run_ranks(train, 2, config=config, run_folder=tmp_path / "run")
+    names = [p.name for p in sorted((tmp_path / "run" / "checkpoints").iterdir())]
+    assert names == ["step-00000006", "step-00000008", "step-00000009"]

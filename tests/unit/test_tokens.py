@@ -1,0 +1,128 @@
+"""TokenArch by hand, and together with every tower."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from infnet_dist.tokens import TokenArch
+from tests.unit.loops import Weights, linear
+from tests.unit.towers import Case, Constructor, each_tower, make_model
+
+
+def make_arch(
+    field_dims: tuple[int, ...] = (3, 5),
+    sequence_dims: tuple[int, ...] = (4, 6),
+    lengths: tuple[int, ...] = (3, 2),
+    numbers: int = 2,
+    **options: Any,
+) -> TokenArch:
+    torch.manual_seed(0)
+    arch = TokenArch(
+        field_dims=field_dims,
+        sequence_dims=sequence_dims,
+        sequence_lengths=lengths,
+        num_numbers=numbers,
+        num_tasks=3,
+        token_dim=8,
+        num_time_gap_buckets=7,
+        **options,
+    )
+    return arch.eval()
+
+
+def make_inputs(
+    arch: TokenArch,
+    field_dims: tuple[int, ...] = (3, 5),
+    sequence_dims: tuple[int, ...] = (4, 6),
+    lengths: tuple[int, ...] = (3, 2),
+    numbers: int = 2,
+) -> tuple[list, list, list, torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(3)
+    dtype = next(arch.parameters()).dtype
+
+    def normal(*shape: int) -> torch.Tensor:
+        return torch.randn(*shape, generator=generator, dtype=torch.float64).to(dtype)
+
+    masks = [torch.rand(4, length, generator=generator) < 0.5 for length in lengths]
+    if masks:
+        masks[0][0] = True
+        masks[-1][1] = False
+    gaps = torch.randint(0, 7, (4, sum(lengths)), generator=generator)
+    return (
+        [normal(4, dim) for dim in field_dims],
+        [normal(4, length, dim) for length, dim in zip(lengths, sequence_dims, strict=True)],
+        masks,
+        normal(4, numbers),
+        gaps,
+    )
+
+
+@pytest.mark.parametrize("positions", [True, False])
+def test_tokens_by_hand(positions: bool) -> None:
+    arch = make_arch(positions=positions).double()
+    fields, sequences, masks, dense, gaps = make_inputs(arch)
+    w = Weights(arch)
+    tokens = arch(fields, sequences, masks, dense, gaps)
+    assert [tuple(t.shape) for t in tokens] == [(4, 3, 8), (4, 5, 8), (4, 5), (4, 3, 8)]
+    for b in range(4):
+        expected = [linear(w, f"fields.{m}", fields[m][b].numpy()) for m in range(2)]
+        expected.append(linear(w, "numbers", dense[b].numpy()))
+        for m, token in enumerate(expected):
+            np.testing.assert_allclose(tokens.categorical_BMD[b, m].detach(), token, atol=1e-12)
+        place = 0
+        for f, length in enumerate((3, 2)):
+            for i in range(length):
+                item = linear(w, f"items.{f}", sequences[f][b, i].numpy())
+                if positions:
+                    item = item + w["position_LD"][place] + w["time_gap.weight"][gaps[b, place]]
+                if not masks[f][b, i]:
+                    item = np.zeros(8)
+                assert bool(tokens.mask_BL[b, place]) == bool(masks[f][b, i])
+                np.testing.assert_allclose(tokens.sequence_BLD[b, place].detach(), item, atol=1e-12)
+                place += 1
+        np.testing.assert_array_equal(tokens.task_BKD[b].detach(), w["task_KD"])
+    assert w.read == set(w.arrays)
+
+
+def test_padded_items_are_zero_whatever_they_hold() -> None:
+    arch = make_arch()
+    fields, sequences, masks, dense, gaps = make_inputs(arch)
+    before = arch(fields, sequences, masks, dense, gaps)
+    assert torch.all(before.sequence_BLD[~before.mask_BL] == 0)
+    assert torch.all(before.sequence_BLD[before.mask_BL].abs().sum(-1) > 0)
+    noisy = [
+        torch.where(m.unsqueeze(-1), x, torch.full_like(x, 1e3))
+        for x, m in zip(sequences, masks, strict=True)
+    ]
+    after = arch(fields, noisy, masks, dense, torch.where(before.mask_BL, gaps, 6))
+    assert torch.equal(before.sequence_BLD, after.sequence_BLD)
+
+
+def test_numbers_are_one_more_token() -> None:
+    for numbers in (0, 1, 4):
+        arch = make_arch(numbers=numbers)
+        tokens = arch(*make_inputs(arch, numbers=numbers))
+        assert tokens.categorical_BMD.shape == (4, 2 + (numbers > 0), 8)
+        assert arch.num_fields == 2 + (numbers > 0)
+
+
+def test_tokens_without_behaviours() -> None:
+    arch = make_arch(sequence_dims=(), lengths=())
+    tokens = arch(*make_inputs(arch, sequence_dims=(), lengths=()))
+    assert tokens.sequence_BLD.shape == (4, 0, 8)
+    assert tokens.mask_BL.shape == (4, 0)
+    assert tokens.mask_BL.dtype == torch.bool
+    assert {n.split(".")[0] for n, _ in arch.named_parameters()} == {"fields", "numbers", "task_KD"}
+
+
+@each_tower
+def test_tokens_and_tower_train_together(tower: Constructor) -> None:
+    arch = make_arch().train()
+    model = make_model(tower, Case(lengths=(3, 2))).train()
+    model(arch(*make_inputs(arch))).square().sum().backward()
+    for name, parameter in [*arch.named_parameters(), *model.named_parameters()]:
+        assert parameter.grad is not None, name
+        assert torch.isfinite(parameter.grad).all(), name
+        assert parameter.grad.abs().sum() > 0, name
