@@ -18,6 +18,8 @@ class MultiTaskLoss(nn.Module):
         task_weights: lambda by task, K floats.
     """
 
+    weight_K: torch.Tensor
+
     def __init__(self, task_weights: Sequence[float]) -> None:
         """Keep the weights beside the model, outside its checkpoint."""
         super().__init__()

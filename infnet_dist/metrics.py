@@ -123,15 +123,8 @@ class MetricState:
     ) -> None:
         """Add a batch; rows of weight 0 (padding) are left out."""
         real = weights_B > 0
-        self._batches.append(
-            _Scores(
-                *(
-                    part[real].detach().float().cpu().numpy()
-                    for part in (logits_BK, labels_BK, truth_BK)
-                ),
-                group_B[real].cpu().numpy(),
-            )
-        )
+        parts = [part[real].cpu().numpy() for part in (logits_BK, labels_BK, truth_BK, group_B)]
+        self._batches.append(_Scores._make(parts))
 
     def compute(self, context: WorkerContext, split: str) -> dict[str, dict[str, float]]:
         """Gather the scores of all ranks on rank 0, compute there, hand the result to all.
@@ -144,7 +137,8 @@ class MetricState:
         result: dict[str, dict[str, float]] = {}
         if gathered is not None:
             every = [batch for batches in gathered for batch in batches]
-            scores = _Scores(*(np.concatenate(parts) for parts in zip(*every, strict=True)))
+            assert every, "no batch was evaluated on any rank"
+            scores = _Scores._make(np.concatenate(parts) for parts in zip(*every, strict=True))
             result = {
                 "model": self._evaluate(scores, scores.logits_BK, split),
                 "optimum": self._optimum(scores, split),

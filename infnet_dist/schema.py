@@ -1,7 +1,7 @@
 """Columns -> features -> tables, and tasks: what a training set means. Pure data.
 
-A *table* is a set of embedding rows. A *feature* reads columns and looks rows up in a table; several
-features may share one table (the candidate item and the items of a history). Names are TorchRec's.
+A *table* is a set of embedding rows. A *feature* reads columns and looks rows up in a table;
+several features may share one (the candidate item and the items of a history).
 
     categorical  int64 column                         one id per row           one token
     sequence     list<int64> columns, newest first    items of one behaviour   one token per item
@@ -101,7 +101,7 @@ class Schema(_Part):
 
     @model_validator(mode="after")
     def _check(self) -> "Schema":
-        names = [f.name for f in (*self.categorical, *self.sequences, *self.dense)]
+        names = self._feature_names()
         _check_unique("feature", names)
         _check_unique("table", [table.name for table in self.tables])
         _check_unique("task", [task.name for task in self.tasks])
@@ -111,6 +111,11 @@ class Schema(_Part):
                 message = unknown_name("table", feature.table, tables)
                 raise DataError(f"feature {feature.key!r} reads an {message}")
         return self
+
+    def _feature_names(self) -> list[str]:
+        categorical = [f.name for f in self.categorical]
+        sequences = [f.name for f in self.sequences]
+        return categorical + sequences + [f.name for f in self.dense]
 
     @property
     def bucketised(self) -> tuple[DenseFeature, ...]:
@@ -142,7 +147,7 @@ class Schema(_Part):
     @property
     def columns(self) -> tuple[str, ...]:
         """Every column of the training set that the reader needs, without duplicates."""
-        columns = [f.column for f in (*self.categorical, *self.dense)]
+        columns = [f.column for f in self.categorical] + [f.column for f in self.dense]
         for sequence in self.sequences:
             columns += [a.column for a in sequence.attributes]
             columns += [sequence.time_gap_column] if sequence.time_gap_column else []
@@ -165,8 +170,7 @@ class Schema(_Part):
         Raises:
             DataError: an unknown feature or task, or nothing left.
         """
-        every = (*self.categorical, *self.sequences, *self.dense)
-        kept_features = _pick("feature", features, [f.name for f in every])
+        kept_features = _pick("feature", features, self._feature_names())
         kept_tasks = _pick("task", tasks, [t.name for t in self.tasks])
         picked = self.model_copy(
             update={

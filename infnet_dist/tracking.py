@@ -9,7 +9,7 @@ import math
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 from infnet_dist.config import TrackingConfig
 
@@ -127,12 +127,11 @@ class Trackers:
         return [tracker.finish() for tracker in self._trackers][-1]
 
 
-def wandb_mode(wanted: str) -> str:
+def wandb_mode(wanted: str) -> Literal["online", "offline", "disabled"]:
     """W&B's mode: `auto` is online with an API key, otherwise offline, without asking."""
-    if wanted != "auto":
-        return wanted
-    if os.environ.get("WANDB_MODE"):
-        return os.environ["WANDB_MODE"]
+    for mode in ("online", "offline", "disabled"):
+        if mode == (os.environ.get("WANDB_MODE") if wanted == "auto" else wanted):
+            return mode
     netrc = Path(os.environ.get("NETRC", Path.home() / ".netrc"))
     has_key = bool(os.environ.get("WANDB_API_KEY")) or (
         netrc.is_file() and "wandb" in netrc.read_text(errors="ignore")
@@ -147,9 +146,7 @@ def make_tracker(
     jsonl = JsonlTracker(folder / "metrics.jsonl")
     if config.wandb == "disabled":
         return Trackers(jsonl, NullTracker())
-    return Trackers(
-        jsonl, WandbTracker(config, folder=folder, run_id=run_id, settings=settings)
-    )
+    return Trackers(jsonl, WandbTracker(config, folder=folder, run_id=run_id, settings=settings))
 
 
 def plot_curves(metrics_jsonl: Path, image: Path) -> None:
@@ -174,7 +171,8 @@ def plot_curves(metrics_jsonl: Path, image: Path) -> None:
         axis.set_visible(False)
     for axis, (title, lines) in zip(axes.flat, sorted(curves.items()), strict=False):
         for label, points in lines.items():
-            axis.plot(*zip(*points, strict=True), marker="." if len(points) < 30 else "", label=label)
+            marker = "." if len(points) < 30 else ""
+            axis.plot(*zip(*points, strict=True), marker=marker, label=label)
         axis.set_title(title)
         axis.set_xlabel("examples")
         if any(lines):

@@ -10,6 +10,7 @@ import math
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -71,16 +72,8 @@ class Session:
         """Check the data of `splits` on all ranks, then build the model."""
         manifest, schema = context.together(lambda: open_training_set(config))
         for split in splits:
-            context.together(
-                lambda split=split: check_split(
-                    config.data.path,
-                    manifest,
-                    schema,
-                    split=split,
-                    rank=context.rank,
-                    world_size=context.world_size,
-                )
-            )
+            check = partial(check_split, config.data.path, manifest, schema, split=split)
+            context.together(partial(check, rank=context.rank, world_size=context.world_size))
         return cls(config, context, manifest, schema, build_sharded_model(config, schema, context))
 
     def reader(self, split: str, *, shuffle: bool) -> Reader:

@@ -106,9 +106,9 @@ def root_error(failures: Mapping[int, BaseException]) -> BaseException:
     how the other ranks notice.
     """
     in_order = [error for _, error in sorted(failures.items())]
-    causes = [error for error in in_order if isinstance(error, UserError)]
-    causes += [error for error in in_order if not _is_broken_collective(error)]
-    return (causes + in_order)[0]
+    users = [error for error in in_order if isinstance(error, UserError)]
+    causes = [error for error in in_order if not _is_broken_collective(error)]
+    return [*users, *causes, *in_order][0]
 
 
 def _is_broken_collective(error: BaseException) -> bool:

@@ -1,8 +1,7 @@
 """Plan the sharding of a run's tables, without workers, GPUs or Ray.
 
     python -m ray_jobs.plan --config configs/smoke.yaml --output sharding_plans/smoke-2xcpu.json
-    python -m ray_jobs.plan --config configs/smoke.yaml --set scaling.num_workers=8 \\
-        --device cuda --workers-per-node 8 --output plan.json
+    python -m ray_jobs.plan --config CONFIG --output PLAN --set scaling.num_workers=8 --device cuda
 
 Train under it with --set sharding.plan=PLAN.
 """

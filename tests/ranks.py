@@ -10,6 +10,4 @@ from ray_jobs._local import run_local
 
 def run_ranks(worker: Callable[..., Any], world_size: int, **arguments: Any) -> list[Any]:
     """What `worker(context, **arguments)` returned on each rank; its root error is raised here."""
-    return run_local(
-        worker, arguments, num_workers=world_size, timeout_s=60, start_method="fork"
-    )
+    return run_local(worker, arguments, num_workers=world_size, timeout_s=60, start_method="fork")

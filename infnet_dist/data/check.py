@@ -61,9 +61,7 @@ def check_split(
     for part in parts[rank::world_size]:
         _check_types(folder, part, schema)
         with pq.ParquetFile(folder / part.file) as file:
-            groups = tuple(
-                file.metadata.row_group(i).num_rows for i in range(file.num_row_groups)
-            )
+            groups = tuple(file.metadata.row_group(i).num_rows for i in range(file.num_row_groups))
             if groups != part.row_groups:
                 raise DataError(
                     f"{folder / part.file} has {sum(groups)} rows in {len(groups)} row groups, its "

@@ -1,9 +1,9 @@
 """The training set's contract: `manifest.json` beside the Parquet parts of each split.
 
-    my_set/
-      manifest.json            what stands here; written last, so a set without it doesn't exist
-      train/part-00000.parquet
-      valid/part-00000.parquet
+my_set/
+manifest.json            what stands here; written last, so a set without it doesn't exist
+train/part-00000.parquet
+valid/part-00000.parquet
 """
 
 import json

@@ -7,6 +7,7 @@ So what an epoch has consumed is a few intervals, and what is left can be dealt 
 of workers.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -107,4 +108,5 @@ def merge(intervals: Sequence[Interval]) -> list[Interval]:
 def num_steps(intervals: Sequence[Interval], *, world_size: int, batch_size: int) -> int:
     """Steps that every rank makes over `intervals`: the largest share, in batches."""
     total = sum(stop - start for start, stop in intervals)
-    return -(-(-(-total // world_size)) // batch_size)
+    largest_share = math.ceil(total / world_size)
+    return math.ceil(largest_share / batch_size)

@@ -88,7 +88,7 @@ class TrainingSetWriter:
         if not splits or any(split.rows == 0 for split in splits.values()):
             raise DataError(f"no rows for the training set {self._folder}; check its source")
         manifest = Manifest(
-            schema=schema,
+            schema_=schema,
             splits=splits,
             source=self._source,
             code_version=__version__,

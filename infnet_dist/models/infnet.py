@@ -69,6 +69,8 @@ class INFNet(nn.Module):
 class Hubs(nn.Module):
     """The first hubs of each group (v2, section "hub initialisation")."""
 
+    behaviour_LF: torch.Tensor
+
     def __init__(
         self,
         num_fields: int,
@@ -146,9 +148,7 @@ class HubBlock(nn.Module):
         self.query = nn.ModuleDict(
             {g: nn.Linear(token_dim, token_dim, bias=False) for g in receivers}
         )
-        self.mix = nn.ModuleDict(
-            {g: nn.Linear(read_dim, token_dim, bias=False) for g in receivers}
-        )
+        self.mix = nn.ModuleDict({g: nn.Linear(read_dim, token_dim, bias=False) for g in receivers})
         self.hub_norm = nn.ModuleDict({g: nn.LayerNorm(token_dim) for g in receivers})
         self.gate = nn.ModuleDict(
             {g: mlp(n * token_dim, token_dim, 2 * token_dim) for g, n in self.receivers.items()}

@@ -63,7 +63,9 @@ def loaded_state(context: WorkerContext, *, config: Config, path: Path) -> dict:
         for name, (size, shards) in pieces.items():
             tensor = whole.setdefault(name, torch.zeros(size))
             for offsets, part in shards:
-                tensor[tuple(slice(o, o + n) for o, n in zip(offsets, part.shape))] = part
+                tensor[tuple(slice(o, o + n) for o, n in zip(offsets, part.shape, strict=True))] = (
+                    part
+                )
     return {"progress": manifest.progress, "state": whole}
 
 
@@ -136,9 +138,7 @@ def losses(run_folder: Path) -> dict[int, float]:
     return {r["step"]: r["train/loss/total"] for r in records if "train/loss/total" in r}
 
 
-def test_incomplete_and_damaged(
-    trained: tuple[Config, Path, dict], tmp_path: Path
-) -> None:
+def test_incomplete_and_damaged(trained: tuple[Config, Path, dict], tmp_path: Path) -> None:
     _, path, _ = trained
     folder = tmp_path / "checkpoints"
     good = folder / path.name
@@ -157,7 +157,7 @@ def test_incomplete_and_damaged(
     with pytest.raises(CheckpointError, match=f"is damaged: {data.name} has .* bytes, expected"):
         checkpoint.read_manifest(good)
     (good / "manifest.json").write_text("{")
-    with pytest.raises(CheckpointError, match="damaged manifest.json"):
+    with pytest.raises(CheckpointError, match=r"damaged manifest\.json"):
         checkpoint.read_manifest(good)
     with pytest.raises(CheckpointError, match="no such folder"):
         checkpoint.read_manifest(folder / "step-00000001")

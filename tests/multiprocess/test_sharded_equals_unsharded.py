@@ -1,5 +1,6 @@
 """Sharded training against an unsharded model with optimizers written out here."""
 
+from itertools import islice
 from pathlib import Path
 
 import pytest
@@ -37,7 +38,7 @@ def train_sharded(context: WorkerContext, *, config: Config) -> dict:
     session = Session.open(config, context, splits=["train"])
     before = full_tables(session)
     losses, sharding = [], {n: t.sharding_type for n, t in session.sharded.plan.tables.items()}
-    for _, batch in zip(range(STEPS), session.reader("train", shuffle=True).batches()):
+    for batch in islice(session.reader("train", shuffle=True).batches(), STEPS):
         session.sharded.dense_optimizer.zero_grad()
         loss, _ = session.sharded.model(batch)
         loss.backward()
@@ -73,7 +74,7 @@ def train_unsharded(context: WorkerContext, *, config: Config, before: dict, ran
         object.__setattr__(reader, "world_size", ranks)
         readers.append(reader.batches())
     losses = []
-    for _, batches in zip(range(STEPS), zip(*readers, strict=True)):
+    for batches in islice(zip(*readers, strict=True), STEPS):
         model.zero_grad()
         loss = sum(model(batch)[0] for batch in batches) / ranks
         loss.backward()
@@ -90,9 +91,9 @@ def train_unsharded(context: WorkerContext, *, config: Config, before: dict, ran
 def compare(config: Config, ranks: int) -> dict:
     sharded = run_ranks(train_sharded, ranks, config=config)[0]
     single = config.model_copy(update={"sharding": type(config.sharding)()})
-    reference = run_ranks(
-        train_unsharded, 1, config=single, before=sharded["before"], ranks=ranks
-    )[0]
+    reference = run_ranks(train_unsharded, 1, config=single, before=sharded["before"], ranks=ranks)[
+        0
+    ]
     assert len(sharded["losses"]) == STEPS
     torch.testing.assert_close(sharded["losses"], reference["losses"], rtol=0, atol=1e-5)
     for name, weight in (sharded["after"] | sharded["dense"]).items():

@@ -124,9 +124,7 @@ def test_plan_for_another_world(tiny_set: Path, tmp_path: Path) -> None:
     planned = make_config(tiny_set, tmp_path, sharding={"plan": str(plan)})
     with pytest.raises(PlanError, match="world_size is 2 in the plan, 3 in this run"):
         run_ranks(train, 3, config=planned, run_folder=tmp_path / "other")
-    wider = Config.model_validate(
-        planned.model_dump() | {"tables": {"embedding_dim": 16}}
-    )
+    wider = Config.model_validate(planned.model_dump() | {"tables": {"embedding_dim": 16}})
     with pytest.raises(PlanError, match="table 'author' is 13 x 8 FP32 in the plan, 13 x 16 FP32"):
         run_ranks(train, 2, config=wider, run_folder=tmp_path / "other")
     assert not (tmp_path / "other").exists()
@@ -142,6 +140,6 @@ def test_a_loss_that_is_not_finite_stops_all_and_is_never_saved(
         checkpoint={"every_steps": 4},
         sparse_optimizer={"learning_rate": 1e30},
     )
-    with pytest.raises(UserError, match="the loss is (nan|inf) between steps 1 and 4; lower .*learning_rate"):
+    with pytest.raises(UserError, match=r"the loss is (nan|inf) between steps 1 and 4; lower"):
         run_ranks(train, 2, config=config, run_folder=tmp_path / "run")
     assert checkpoint.newest(tmp_path / "run" / "checkpoints") is None

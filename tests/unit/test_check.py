@@ -78,7 +78,7 @@ def test_bad_values(
 def test_missing_column_and_wrong_type(folder: Path) -> None:
     table = pq.read_table(folder / PART)
     pq.write_table(table.drop_columns(["click_author"]), folder / PART, row_group_size=10)
-    with pytest.raises(DataError, match="part-00000.parquet lacks column 'click_author'"):
+    with pytest.raises(DataError, match=r"part-00000\.parquet lacks column 'click_author'"):
         check(folder)
     wrong = table.set_column(0, "row", pc.cast(table.column("row"), pa.string()))
     pq.write_table(wrong, folder / PART, row_group_size=10)
@@ -98,12 +98,16 @@ def test_missing_or_unreadable_part(folder: Path) -> None:
     with pytest.raises(DataError, match="not a readable Parquet file"):
         check(folder)
     (folder / PART).unlink()
-    with pytest.raises(DataError, match="part-00000.parquet is missing, but the manifest lists it"):
+    with pytest.raises(
+        DataError, match=r"part-00000\.parquet is missing, but the manifest lists it"
+    ):
         check(folder)
 
 
 def test_missing_empty_or_malformed_folder(tmp_path: Path, folder: Path) -> None:
-    with pytest.raises(DataError, match="no such folder; make one with: python -m ray_jobs.ingest"):
+    with pytest.raises(
+        DataError, match=r"no such folder; make one with: python -m ray_jobs\.ingest"
+    ):
         read_manifest(tmp_path / "absent")
     (tmp_path / "empty").mkdir()
     with pytest.raises(DataError, match=r"it has no manifest.json"):
