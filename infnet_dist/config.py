@@ -102,7 +102,7 @@ class InfnetConfig(Section):
 
     name: Literal["infnet"] = "infnet"
     token_dim: int = Field(32, ge=1, description="token width D")
-    num_blocks: int = Field(2, ge=2, description="blocks; at least 2")
+    num_blocks: int = Field(3, ge=2, description="blocks; at least 2")
     num_hubs: int = Field(16, ge=1, description="categorical hubs n_c")
     num_shared_tasks: int = Field(2, ge=0, description="shared task tokens n_s")
     num_heads: int = Field(2, ge=1, description="attention heads; must divide token_dim")

@@ -29,7 +29,7 @@ class Tokens(NamedTuple):
 
 
 class TokenArch(nn.Module):
-    """Projects embeddings and numbers to tokens.
+    """Projects embeddings and numbers to tokens, and normalises them (LayerNorm, our choice).
 
     Args:
         field_dims: E of each field.
@@ -63,6 +63,8 @@ class TokenArch(nn.Module):
         self.numbers = nn.Linear(num_numbers, token_dim) if num_numbers else None
         self.items = nn.ModuleList(nn.Linear(dim, token_dim) for dim in sequence_dims)
         self.task_KD = nn.Parameter(torch.randn(num_tasks, token_dim) * token_dim**-0.5)
+        self.field_norm = nn.LayerNorm(token_dim)
+        self.item_norm = nn.LayerNorm(token_dim) if sequence_lengths else None
         self.dropout = nn.Dropout(dropout)
         self.token_dim = token_dim
         self.num_fields = len(field_dims) + (num_numbers > 0)
@@ -93,9 +95,9 @@ class TokenArch(nn.Module):
         categorical = [project(x_BE) for project, x_BE in zip(self.fields, fields, strict=True)]
         if self.numbers is not None:
             categorical.append(self.numbers(dense_BN))
-        categorical_BMD = self.dropout(torch.stack(categorical, dim=1))
+        categorical_BMD = self.dropout(self.field_norm(torch.stack(categorical, dim=1)))
         batch = len(categorical_BMD)
-        if not sequences:
+        if self.item_norm is None:
             sequence_BLD = categorical_BMD.new_zeros(batch, 0, self.token_dim)
             mask_BL = torch.zeros(batch, 0, dtype=torch.bool, device=sequence_BLD.device)
         else:
@@ -104,6 +106,7 @@ class TokenArch(nn.Module):
             if self.position_LD is not None and self.time_gap is not None:
                 sequence_BLD = sequence_BLD + self.position_LD + self.time_gap(time_gap_BL)
             mask_BL = torch.cat(list(masks), dim=1)
-            sequence_BLD = self.dropout(sequence_BLD).masked_fill(~mask_BL.unsqueeze(-1), 0.0)
+            sequence_BLD = self.dropout(self.item_norm(sequence_BLD))
+            sequence_BLD = sequence_BLD.masked_fill(~mask_BL.unsqueeze(-1), 0.0)
         task_BKD = self.task_KD.expand(batch, -1, -1)
         return Tokens(categorical_BMD, sequence_BLD, mask_BL, task_BKD)

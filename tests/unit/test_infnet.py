@@ -39,6 +39,7 @@ def reference(
         hubs["S"].append(mlp(w, f"hubs.behaviours.{a}", mean))
         start += length
     names = ["C", "S", "T"] if c.lengths else ["C", "T"]
+    hubs = {g: [layer_norm(w, f"hubs.norm.{g}", hub) for hub in hubs[g]] for g in names}
 
     for n in range(c.blocks):
         block = f"blocks.{n}"

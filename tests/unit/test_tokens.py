@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from infnet_dist.tokens import TokenArch
-from tests.unit.loops import Weights, linear
+from tests.unit.loops import Weights, layer_norm, linear
 from tests.unit.towers import Case, Constructor, each_tower, make_model
 
 
@@ -69,7 +69,8 @@ def test_tokens_by_hand(positions: bool) -> None:
     for b in range(4):
         expected = [linear(w, f"fields.{m}", fields[m][b].numpy()) for m in range(2)]
         expected.append(linear(w, "numbers", dense[b].numpy()))
-        for m, token in enumerate(expected):
+        for m, projected in enumerate(expected):
+            token = layer_norm(w, "field_norm", projected)
             np.testing.assert_allclose(tokens.categorical_BMD[b, m].detach(), token, atol=1e-12)
         place = 0
         for f, length in enumerate((3, 2)):
@@ -77,6 +78,7 @@ def test_tokens_by_hand(positions: bool) -> None:
                 item = linear(w, f"items.{f}", sequences[f][b, i].numpy())
                 if positions:
                     item = item + w["position_LD"][place] + w["time_gap.weight"][gaps[b, place]]
+                item = layer_norm(w, "item_norm", item)
                 if not masks[f][b, i]:
                     item = np.zeros(8)
                 assert bool(tokens.mask_BL[b, place]) == bool(masks[f][b, i])
@@ -114,7 +116,8 @@ def test_tokens_without_behaviours() -> None:
     assert tokens.sequence_BLD.shape == (4, 0, 8)
     assert tokens.mask_BL.shape == (4, 0)
     assert tokens.mask_BL.dtype == torch.bool
-    assert {n.split(".")[0] for n, _ in arch.named_parameters()} == {"fields", "numbers", "task_KD"}
+    parts = {n.split(".")[0] for n, _ in arch.named_parameters()}
+    assert parts == {"fields", "numbers", "task_KD", "field_norm"}
 
 
 @each_tower

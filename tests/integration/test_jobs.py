@@ -1,0 +1,198 @@
+"""The real path: `ray job submit` of ingest, train and evaluate, 2 workers, a Ray of ours."""
+
+import json
+import math
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import yaml
+
+from infnet_dist.config import load_config
+from infnet_dist.data.manifest import read_manifest
+from ray_jobs._local_ray import LocalRay, job_environ
+from tests.conftest import REPOSITORY
+from tests.wandb_file import read_history
+
+SMALL = {
+    "run": {"name": "small"},
+    "ingest": {
+        "source": "synthetic",
+        "num_rows": 4_000,
+        "num_users": 100,
+        "num_items": 100,
+        "num_authors": 20,
+        "history_length": 8,
+        "row_group_rows": 700,
+    },
+    "data": {"path": "data/small", "batch_size": 64},
+    "model": {"token_dim": 16},
+    "training": {"log_every_steps": 5},
+    "scaling": {"num_workers": 2},
+}
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """INFNET_ROOT of all jobs here."""
+    folder = tmp_path_factory.mktemp("root")
+    (folder / "small.yaml").write_text(yaml.safe_dump(SMALL))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def ray(root: Path) -> Iterator[LocalRay]:
+    with LocalRay(root, num_cpus=4) as running:
+        yield running
+
+
+def submit(ray: LocalRay, verb: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+    command = ["python", "-m", f"ray_jobs.{verb}", *arguments]
+    return ray.submit(command, working_dir=REPOSITORY)
+
+
+def run_local(root: Path, verb: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """The same command without Ray."""
+    command = [sys.executable, "-m", f"ray_jobs.{verb}", *arguments, "--launcher", "local"]
+    return subprocess.run(
+        command, cwd=REPOSITORY, env=job_environ(root), capture_output=True, text=True, timeout=240
+    )
+
+
+def read_metrics(run: Path) -> list[dict]:
+    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+
+
+@pytest.fixture(scope="module")
+def run(ray: LocalRay, root: Path) -> Path:
+    """The folder of a run that went the whole way."""
+    config = ["--config", str(root / "small.yaml")]
+    for verb, extra in (("ingest", []), ("train", ["--run-id", "one"]), ("evaluate", [])):
+        done = submit(ray, verb, *config, *extra)
+        assert done.returncode == 0, done.stdout
+    return root / "runs" / "small" / "one"
+
+
+def test_everything_is_in_the_run_folder(run: Path, root: Path) -> None:
+    rows = read_manifest(root / "data" / "small").split("train").rows
+    summary = json.loads((run / "summary.json").read_text())
+    assert summary["num_workers"] == 2
+    assert summary["examples"] == rows == 3_200
+    assert summary["steps"] == math.ceil(rows / 2 / 64)
+    assert (run / "curves.png").read_bytes().startswith(b"\x89PNG")
+    plan = json.loads((run / "plan.json").read_text())
+    assert plan["made_for"]["world_size"] == 2
+    assert set(plan["tables"]) >= {"user", "item", "author"}
+    resolved = load_config(run / "config.yaml")
+    assert resolved.data.path == root / "data" / "small"
+    assert resolved.ingest == load_config(root / "small.yaml").ingest
+    assert json.loads((run / "versions.json").read_text())["torchrec"] == "1.8.0"
+    checkpoint = Path(summary["checkpoint"])
+    assert {"manifest.json", "plan.json", "config.yaml"} <= {p.name for p in checkpoint.iterdir()}
+
+
+def test_evaluate_repeats_the_metrics_of_training(run: Path) -> None:
+    summary = json.loads((run / "summary.json").read_text())
+    evaluation = json.loads((run / "evaluation-valid.json").read_text())
+    assert evaluation["rows"] == 400
+    assert evaluation["metrics"] == pytest.approx(summary["metrics"], abs=1e-6, nan_ok=True)
+    assert evaluation["optimum"]["valid/auc/click"] > evaluation["metrics"]["valid/auc/click"]
+
+
+def test_the_wandb_offline_run_holds_the_logged_metrics(run: Path) -> None:
+    summary = json.loads((run / "summary.json").read_text())
+    history = {}
+    for record in read_history(Path(summary["wandb"])):
+        history.setdefault(int(record["_step"]), {}).update(record)
+    logged: dict[int, dict] = {}
+    for record in read_metrics(run):
+        logged.setdefault(record["step"], {}).update(record)
+    assert history.keys() == logged.keys()
+    for step, metrics in logged.items():
+        for key, value in metrics.items():
+            if key != "step" and value is not None:
+                assert history[step][key] == pytest.approx(value), (step, key)
+
+
+def test_local_launcher_gives_the_same_losses(run: Path, root: Path) -> None:
+    done = run_local(root, "train", "--config", str(root / "small.yaml"), "--run-id", "local")
+    assert done.returncode == 0, done.stderr
+    local, on_ray = read_metrics(root / "runs" / "small" / "local"), read_metrics(run)
+    assert len(local) == len(on_ray)
+    for ours, theirs in zip(local, on_ray, strict=True):
+        kept = {k: v for k, v in ours.items() if not k.startswith(("perf/", "memory/"))}
+        assert kept == pytest.approx({k: theirs[k] for k in kept}, abs=1e-6, nan_ok=True)
+
+
+def test_evaluate_with_another_number_of_workers(run: Path, root: Path) -> None:
+    before = json.loads((run / "evaluation-valid.json").read_text())
+    output = root / "three"
+    output.mkdir()
+    done = run_local(
+        root,
+        "evaluate",
+        *("--config", str(root / "small.yaml"), "--set", "scaling.num_workers=3"),
+        *("--checkpoint", before["checkpoint"], "--split", "test"),
+    )
+    assert done.returncode == 0, done.stderr
+    after = json.loads((run / "evaluation-test.json").read_text())
+    assert after["rows"] == 400 and after["step"] == before["step"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--set", "data.pth=x"], "error: "),
+        (["--set", "data.tasks=[clik]"], "error: unknown task 'clik'; did you mean 'click'?"),
+        (["--set", "data.batch_size=99999"], "error: train has 3200 rows, too few for one step"),
+        (["--set", "data.path=data/none"], "no such folder; make one with: python -m ray_jobs."),
+        (["--set", "sharding.plan=no.json"], "error: no plan file"),
+    ],
+)
+def test_bad_input_ends_with_one_clear_line(
+    run: Path, root: Path, arguments: list[str], message: str
+) -> None:
+    before = sorted(path for path in root.rglob("*") if "wandb" not in str(path))
+    done = run_local(root, "train", "--config", str(root / "small.yaml"), *arguments)
+    assert done.returncode == 1
+    assert message in done.stderr.strip().splitlines()[-1]
+    assert before == sorted(path for path in root.rglob("*") if "wandb" not in str(path))
+
+
+def test_the_root_error_of_a_worker_is_the_jobs_last_line(
+    ray: LocalRay, run: Path, root: Path
+) -> None:
+    plan = json.loads((run / "plan.json").read_text())
+    plan["made_for"]["world_size"] = 4
+    (root / "plan4.json").write_text(json.dumps(plan))
+    done = submit(
+        ray,
+        "train",
+        *("--config", str(root / "small.yaml"), "--set", f"sharding.plan={root / 'plan4.json'}"),
+    )
+    assert done.returncode == 1
+    job_log = done.stdout.split("Job '")[0].strip().splitlines()
+    ours = [line for line in job_log if "error: " in line]
+    assert ours, done.stdout
+    assert "the plan doesn't fit: world_size is 4 in the plan, 2 in this run" in ours[-1]
+
+
+def test_kuairand_slice(ray: LocalRay, root: Path, shared_data: Path) -> None:
+    """The real logs, the whole way, on a few steps."""
+    common = [
+        *("--config", "configs/kuairand_pure.yaml"),
+        *("--set", f"ingest.path={shared_data / 'kuairand_pure_slice'}"),
+        *("--set", "ingest.history_length=10", "--set", "data.batch_size=512"),
+        *("--set", "training.max_steps=15", "--set", "model.token_dim=16"),
+    ]
+    for verb in ("ingest", "train", "evaluate"):
+        done = submit(ray, verb, *common)
+        assert done.returncode == 0, done.stdout
+    (evaluation,) = (root / "runs" / "kuairand_pure").glob("*/evaluation-valid.json")
+    result = json.loads(evaluation.read_text())
+    assert result["rows"] == 30_942
+    assert result["optimum"] == {}
+    assert {"click", "like", "long_view"} <= {key.split("/")[2] for key in result["metrics"]}
+    assert result["metrics"]["valid/auc/click"] > 0.55, "better than chance after 15 steps"
