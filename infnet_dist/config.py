@@ -102,7 +102,7 @@ class InfnetConfig(Section):
 
     name: Literal["infnet"] = "infnet"
     token_dim: int = Field(32, ge=1, description="token width D")
-    num_blocks: int = Field(3, ge=2, description="blocks; at least 2")
+    num_blocks: int = Field(2, ge=2, description="blocks; at least 2")
     num_hubs: int = Field(16, ge=1, description="categorical hubs n_c")
     num_shared_tasks: int = Field(2, ge=0, description="shared task tokens n_s")
     num_heads: int = Field(2, ge=1, description="attention heads; must divide token_dim")
@@ -143,9 +143,15 @@ class SparseOptimizerConfig(Section):
 class DenseOptimizerConfig(Section):
     """AdamW for everything that isn't a table."""
 
-    learning_rate: float = Field(1e-3, gt=0, description="learning rate after warm-up")
+    learning_rate: float = Field(1e-3, gt=0, description="learning rate")
     weight_decay: float = Field(0.0, ge=0, description="decoupled weight decay")
+
+
+class ScheduleConfig(Section):
+    """Factor on both learning rates: linear warm-up, constant, linear decay to 0."""
+
     warmup_steps: int = Field(0, ge=0, description="steps of linear warm-up")
+    decay_share: float = Field(0.0, ge=0, le=1, description="last share of all steps: decay")
 
 
 class TrainingConfig(Section):
@@ -207,6 +213,7 @@ class Config(Section):
     model: ModelConfig = InfnetConfig()
     sparse_optimizer: SparseOptimizerConfig = SparseOptimizerConfig()
     dense_optimizer: DenseOptimizerConfig = DenseOptimizerConfig()
+    schedule: ScheduleConfig = ScheduleConfig()
     training: TrainingConfig = TrainingConfig()
     sharding: ShardingConfig = ShardingConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()

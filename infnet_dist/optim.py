@@ -1,4 +1,4 @@
-"""Optimizers: row-wise Adagrad fused in the tables' backward, AdamW with warm-up for the rest."""
+"""Optimizers: row-wise Adagrad fused in the tables' backward, AdamW for the rest; schedules."""
 
 import torch
 from torch import nn
@@ -6,10 +6,10 @@ from torch.distributed.optim import (
     _apply_optimizer_in_backward as apply_optimizer_in_backward,
 )
 from torchrec.optim import RowWiseAdagrad
-from torchrec.optim.keyed import KeyedOptimizerWrapper
+from torchrec.optim.keyed import KeyedOptimizer, KeyedOptimizerWrapper
 from torchrec.optim.optimizers import in_backward_optimizer_filter
 
-from infnet_dist.config import DenseOptimizerConfig, SparseOptimizerConfig
+from infnet_dist.config import DenseOptimizerConfig, ScheduleConfig, SparseOptimizerConfig
 
 
 def apply_sparse_optimizer(collection: nn.Module, config: SparseOptimizerConfig) -> None:
@@ -41,8 +41,15 @@ def make_dense_optimizer(model: nn.Module, config: DenseOptimizerConfig) -> Keye
     return optimizer
 
 
-def dense_learning_rate(config: DenseOptimizerConfig, step: int) -> float:
-    """Learning rate of step `step` (the first is 0): linear warm-up, then constant."""
-    if step >= config.warmup_steps:
-        return config.learning_rate
-    return config.learning_rate * (step + 1) / (config.warmup_steps + 1)
+def learning_rate_factor(schedule: ScheduleConfig, step: int, total_steps: int) -> float:
+    """Factor on the learning rates of step `step` (the first is 0) out of `total_steps`."""
+    warmup = (step + 1) / (schedule.warmup_steps + 1)
+    decay_steps = schedule.decay_share * total_steps
+    decay = (total_steps - step) / decay_steps if decay_steps else 1.0
+    return min(warmup, 1.0, max(decay, 0.0))
+
+
+def set_learning_rate(optimizer: KeyedOptimizer, learning_rate: float) -> None:
+    """Set it in every group. A fused optimizer takes it over in its next `zero_grad` or `step`."""
+    for group in optimizer.param_groups:
+        group["lr"] = learning_rate

@@ -13,7 +13,7 @@ from torch import nn
 from torch.distributed._shard.sharded_tensor import ShardedTensor
 from torchrec.distributed.model_parallel import DistributedModelParallel
 from torchrec.distributed.types import ShardingEnv
-from torchrec.optim.keyed import CombinedOptimizer, KeyedOptimizerWrapper
+from torchrec.optim.keyed import CombinedOptimizer, KeyedOptimizer, KeyedOptimizerWrapper
 
 from infnet_dist.config import Config
 from infnet_dist.context import WorkerContext
@@ -39,13 +39,15 @@ class ShardedModel(NamedTuple):
 
     Attributes:
         model: takes a RankingBatch, returns (loss, StepOutput).
-        optimizer: all state, sparse (fused) and dense, for checkpoints.
-        dense_optimizer: the part that a step must call.
+        optimizer: both optimizers as one, for a step and for checkpoints.
+        sparse_optimizer: row-wise Adagrad; it has updated the rows when backward is done.
+        dense_optimizer: AdamW.
         plan: where the tables' shards live.
     """
 
     model: DistributedModelParallel
     optimizer: CombinedOptimizer
+    sparse_optimizer: KeyedOptimizer
     dense_optimizer: KeyedOptimizerWrapper
     plan: Plan
 
@@ -76,7 +78,7 @@ def build_sharded_model(config: Config, schema: Schema, context: WorkerContext) 
     fill_tables(model, seed=config.run.seed)
     dense_optimizer = make_dense_optimizer(model, config.dense_optimizer)
     optimizer = CombinedOptimizer([model.fused_optimizer, ("dense", dense_optimizer)])
-    return ShardedModel(model, optimizer, dense_optimizer, plan)
+    return ShardedModel(model, optimizer, model.fused_optimizer, dense_optimizer, plan)
 
 
 def workers_of(context: WorkerContext) -> Workers:

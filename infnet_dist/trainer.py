@@ -29,7 +29,8 @@ from infnet_dist.data.order import Interval, merge
 from infnet_dist.data.reader import Reader
 from infnet_dist.errors import UserError
 from infnet_dist.metrics import MetricState
-from infnet_dist.optim import dense_learning_rate
+from infnet_dist.model import StepOutput
+from infnet_dist.optim import learning_rate_factor, set_learning_rate
 from infnet_dist.parallel import ShardedModel, build_sharded_model
 from infnet_dist.planning import describe_plan, save_plan
 from infnet_dist.provenance import versions
@@ -105,6 +106,24 @@ def stream(
         if device.type == "cuda":
             batch = batch.pin_memory().to(device, non_blocking=True)
         yield batch, time.perf_counter() - start
+
+
+def train_step(
+    sharded: ShardedModel, batch: RankingBatch, config: Config, *, step: int, total_steps: int
+) -> tuple[torch.Tensor, StepOutput]:
+    """One optimizer step; `step` (the first is 0) of `total_steps` sets the learning rates.
+
+    Returns:
+        The detached loss of this rank's batch and its by-products.
+    """
+    factor = learning_rate_factor(config.schedule, step, total_steps)
+    set_learning_rate(sharded.sparse_optimizer, factor * config.sparse_optimizer.learning_rate)
+    set_learning_rate(sharded.dense_optimizer, factor * config.dense_optimizer.learning_rate)
+    sharded.optimizer.zero_grad()
+    loss, output = sharded.model(batch)
+    loss.backward()  # rows of the tables are updated here
+    sharded.optimizer.step()
+    return loss.detach(), output
 
 
 def evaluate(session: Session, split: str) -> dict[str, dict[str, float]]:
@@ -285,15 +304,14 @@ class _Training:
             self._save()
 
     def _step(self, batch: RankingBatch, wait_s: float) -> None:
-        optimizer = self._sharded.dense_optimizer
-        config = self._session.config.dense_optimizer
-        for group in optimizer.param_groups:
-            group["lr"] = dense_learning_rate(config, self._progress.step)
-        optimizer.zero_grad()
-        loss, output = self._sharded.model(batch)
-        loss.backward()  # rows of the tables are updated here
-        optimizer.step()
-        self._interval.add(loss.detach(), output.task_loss_K, batch, wait_s)
+        loss, output = train_step(
+            self._sharded,
+            batch,
+            self._session.config,
+            step=self._progress.step,
+            total_steps=self._total_steps,
+        )
+        self._interval.add(loss, output.task_loss_K, batch, wait_s)
         self._read += batch.rows.intervals
         self._update(step=self._progress.step + 1)
 

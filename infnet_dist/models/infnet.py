@@ -37,7 +37,7 @@ class INFNet(nn.Module):
         sequence_lengths: Sequence[int],
         num_tasks: int,
         token_dim: int = 32,
-        num_blocks: int = 3,
+        num_blocks: int = 2,
         num_hubs: int = 16,
         num_shared_tasks: int = 2,
         num_heads: int = 2,
@@ -94,9 +94,9 @@ class Hubs(nn.Module):
     def forward(self, tokens: Tokens) -> dict[str, torch.Tensor]:
         """Hubs [B, hubs, D] by group.
 
-        H_C = reshape(MLP(vec C)); H_S,a = MLP_a(mean of the valid items); H_T = [T ; shared]; then a
-        LayerNorm each (our choice: without it the first queries are near 0, attention starts out
-        uniform, and learning to match candidate and history takes longer).
+        H_C = reshape(MLP(vec C)); H_S,a = MLP_a(mean of the valid items); H_T = [T ; shared].
+        Then a LayerNorm each (our choice: without it the first queries are near 0, attention
+        starts out uniform, and learning to match candidate and history takes longer).
         """
         batch = len(tokens.task_BKD)
         hubs = {"C": self.categorical(tokens.categorical_BMD.flatten(1))}
@@ -152,8 +152,8 @@ class HubBlock(nn.Module):
         self.query = nn.ModuleDict(
             {g: nn.Linear(token_dim, token_dim, bias=False) for g in receivers}
         )
-        for linear in (*self.query.values(), *self.key_value.values()):
-            for part in linear.weight.split(token_dim):  # queries, keys and values of unit variance
+        for weight in (*self.query.parameters(), *self.key_value.parameters()):
+            for part in weight.split(token_dim):  # queries, keys and values of unit variance
                 nn.init.xavier_uniform_(part)
         self.mix = nn.ModuleDict({g: nn.Linear(read_dim, token_dim, bias=False) for g in receivers})
         self.hub_norm = nn.ModuleDict({g: nn.LayerNorm(token_dim) for g in receivers})

@@ -11,7 +11,7 @@ from infnet_dist.context import WorkerContext
 from infnet_dist.model import TrainModel, build_train_model
 from infnet_dist.parallel import workers_of
 from infnet_dist.planning import load_plan, make_plan, save_plan
-from infnet_dist.trainer import Session
+from infnet_dist.trainer import Session, train_step
 from tests.ranks import run_ranks
 from tests.runs import make_config, make_tiny_set
 
@@ -39,11 +39,9 @@ def train_sharded(context: WorkerContext, *, config: Config) -> dict:
     before = full_tables(session)
     losses, sharding = [], {n: t.sharding_type for n, t in session.sharded.plan.tables.items()}
     for batch in islice(session.reader("train", shuffle=True).batches(), STEPS):
-        session.sharded.dense_optimizer.zero_grad()
-        loss, _ = session.sharded.model(batch)
-        loss.backward()
-        session.sharded.dense_optimizer.step()
-        losses.append(context.sum(loss.detach()).item() / context.world_size)
+        step = len(losses)
+        loss, _ = train_step(session.sharded, batch, config, step=step, total_steps=STEPS)
+        losses.append(context.sum(loss).item() / context.world_size)
     dense = {
         name: value.detach().clone()
         for name, value in session.sharded.model.state_dict().items()
@@ -78,14 +76,22 @@ def train_unsharded(context: WorkerContext, *, config: Config, before: dict, ran
         model.zero_grad()
         loss = sum(model(batch)[0] for batch in batches) / ranks
         loss.backward()
+        factor = warm_up_and_decay(len(losses)) if config.schedule.warmup_steps else 1.0
+        adamw.param_groups[0]["lr"] = factor * config.dense_optimizer.learning_rate
         adamw.step()
         with torch.no_grad():
             for name, weight in tables.items():
                 state[name] += weight.grad.pow(2).mean(dim=1)
                 scale = state[name].sqrt() + config.sparse_optimizer.eps
-                weight -= config.sparse_optimizer.learning_rate * weight.grad / scale[:, None]
+                rate = factor * config.sparse_optimizer.learning_rate
+                weight -= rate * weight.grad / scale[:, None]
         losses.append(loss.item())
     return {"losses": losses, "after": model.state_dict()}
+
+
+def warm_up_and_decay(step: int) -> float:
+    """Up over 10 steps, down to 0 over the last half of 50."""
+    return min((step + 1) / 11, 1.0, (50 - step) / 25)
 
 
 def compare(config: Config, ranks: int) -> dict:
@@ -114,6 +120,10 @@ def test_planned_by_torchrec(tiny_set: Path, tmp_path: Path, model: str) -> None
     sharding = compare(config, ranks=2)
     assert sharding["user"] == sharding["item"] == "row_wise"
     assert sharding["author"] == "table_wise"
+
+
+def test_learning_rate_schedule(tiny_set: Path, tmp_path: Path) -> None:
+    compare(make_config(tiny_set, tmp_path, schedule={"warmup_steps": 10, "decay_share": 0.5}), 2)
 
 
 def write_plan(context: WorkerContext, *, config: Config, types: dict, path: Path) -> None:
