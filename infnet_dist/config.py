@@ -81,18 +81,17 @@ class DataConfig(Section):
 
 
 class TableConfig(Section):
-    """One embedding table; its number of rows is a fact of the training set."""
+    """Exceptions for one embedding table; its number of rows is a fact of the training set."""
 
-    embedding_dim: int | None = Field(None, ge=4, multiple_of=4, description="floats per row")
     sharding_types: tuple[ShardingTypeName, ...] | None = Field(
         None, description="sharding types the planner may choose from; null: all supported"
     )
 
 
 class TablesConfig(Section):
-    """Defaults of all embedding tables and exceptions by table name."""
+    """All embedding tables. TorchRec's EmbeddingCollection wants one width for all of them."""
 
-    embedding_dim: int = Field(16, ge=4, multiple_of=4, description="floats per row")
+    embedding_dim: int = Field(16, ge=4, multiple_of=4, description="floats per row, all tables")
     data_type: Literal["fp32", "fp16"] = Field("fp32", description="type of the rows")
     overrides: dict[str, TableConfig] = Field(default_factory=dict, description="by table name")
 

@@ -78,24 +78,6 @@ class TrainModel(nn.Module):
         return loss, StepOutput(logits_BK.detach(), task_loss_K.detach())
 
 
-def embedding_dims(config: Config, schema: Schema) -> dict[str, int]:
-    """Embedding width by table.
-
-    Raises:
-        ConfigError: `tables.overrides` names an unknown table.
-    """
-    known = [table.name for table in schema.tables]
-    for name in config.tables.overrides:
-        if name not in known:
-            raise ConfigError(f"tables.overrides: {unknown_name('table', name, known)}")
-    overrides = config.tables.overrides
-    return {
-        name: (overrides[name].embedding_dim if name in overrides else None)
-        or config.tables.embedding_dim
-        for name in known
-    }
-
-
 def build_train_model(
     config: Config, schema: Schema, *, table_device: torch.device | None = None
 ) -> TrainModel:
@@ -113,17 +95,25 @@ def build_train_model(
     for name in config.training.task_weights:
         if name not in tasks:
             raise ConfigError(f"training.task_weights: {unknown_name('task', name, tasks)}")
-    dims = embedding_dims(config, schema)
-    sparse = SparseArch(schema, dims, data_type=config.tables.data_type, device=table_device)
+    tables = [table.name for table in schema.tables]
+    for name in config.tables.overrides:
+        if name not in tables:
+            raise ConfigError(f"tables.overrides: {unknown_name('table', name, tables)}")
+    sparse = SparseArch(
+        schema,
+        config.tables.embedding_dim,
+        data_type=config.tables.data_type,
+        device=table_device,
+    )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.run.seed)
-        dense = _build_dense(config, schema, dims)
+        dense = _build_dense(config, schema)
     weights = [config.training.task_weights.get(task, 1.0) for task in tasks]
     return TrainModel(RankingModel(sparse, dense), MultiTaskLoss(weights))
 
 
-def _build_dense(config: Config, schema: Schema, dims: dict[str, int]) -> DenseArch:
-    options = config.model
+def _build_dense(config: Config, schema: Schema) -> DenseArch:
+    options, embedding_dim = config.model, config.tables.embedding_dim
     if options.token_dim % options.num_heads:
         raise ConfigError(
             f"model.num_heads: {options.num_heads} doesn't divide model.token_dim "
@@ -131,8 +121,8 @@ def _build_dense(config: Config, schema: Schema, dims: dict[str, int]) -> DenseA
         )
     lengths = [sequence.max_length for sequence in schema.sequences]
     tokens = TokenArch(
-        field_dims=[dims[field.table] for field in schema.fields],
-        sequence_dims=[sum(dims[a.table] for a in s.attributes) for s in schema.sequences],
+        field_dims=[embedding_dim] * len(schema.fields),
+        sequence_dims=[embedding_dim * len(s.attributes) for s in schema.sequences],
         sequence_lengths=lengths,
         num_numbers=len(schema.numeric),
         num_tasks=len(schema.tasks),

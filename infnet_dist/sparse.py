@@ -1,9 +1,8 @@
 """SparseArch: one EmbeddingCollection for all ids; hands over plain padded tensors and masks.
 
-Letters: B rows, L_f items kept of behaviour f, E embedding width of a table.
+Letters: B rows, L_f items kept of behaviour f, E embedding width.
 """
 
-from collections.abc import Mapping
 from typing import NamedTuple
 
 import torch
@@ -22,7 +21,7 @@ class SparseEmbeddings(NamedTuple):
 
     Attributes:
         fields: one [B, E] per field, in `Schema.fields` order; zeros for padding rows.
-        sequences: one [B, L_f, sum of E over attributes] per behaviour; zeros where padded.
+        sequences: one [B, L_f, attributes x E] per behaviour; zeros where padded.
         masks: one bool [B, L_f] per behaviour, True where there is an item.
     """
 
@@ -36,7 +35,7 @@ class SparseArch(nn.Module):
 
     Args:
         schema: features and tables.
-        embedding_dims: E by table.
+        embedding_dim: E, the same for all tables (EmbeddingCollection demands it).
         data_type: type of the rows, "fp32" or "fp16".
         device: "meta" before sharding, a real device for an unsharded model.
     """
@@ -44,7 +43,7 @@ class SparseArch(nn.Module):
     def __init__(
         self,
         schema: Schema,
-        embedding_dims: Mapping[str, int],
+        embedding_dim: int,
         *,
         data_type: str = "fp32",
         device: torch.device | None = None,
@@ -59,7 +58,7 @@ class SparseArch(nn.Module):
                 EmbeddingConfig(
                     name=table.name,
                     num_embeddings=table.num_embeddings,
-                    embedding_dim=embedding_dims[table.name],
+                    embedding_dim=embedding_dim,
                     feature_names=features[table.name],
                     data_type=_DATA_TYPES[data_type],
                 )

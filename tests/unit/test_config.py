@@ -60,8 +60,8 @@ def test_the_least_file_gets_all_defaults(tmp_path: Path):
             "unknown key 'ingest.valid_form'; did you mean 'valid_from'?",
         ),
         (
-            {"tables": {"overrides": {"item": {"embedding_dm": 8}}}},
-            "unknown key 'tables.overrides.item.embedding_dm'; did you mean 'embedding_dim'?",
+            {"tables": {"overrides": {"item": {"sharding_type": 8}}}},
+            "unknown key 'tables.overrides.item.sharding_type'; did you mean 'sharding_types'?",
         ),
     ],
 )
@@ -100,8 +100,8 @@ def test_unknown_key_far_from_all_lists_the_valid_ones():
             "tables.data_type (type of the rows): got 'bf16', expected 'fp32' or 'fp16'",
         ),
         (
-            {"tables": {"overrides": {"item": {"embedding_dim": 6}}}},
-            "tables.overrides.item.embedding_dim (floats per row): got 6, expected a multiple of 4",
+            {"tables": {"embedding_dim": 6}},
+            "tables.embedding_dim (floats per row, all tables): got 6, expected a multiple of 4",
         ),
         (
             {"sharding": {"plan": 3}},
@@ -158,7 +158,7 @@ def test_set_overrides_the_file_and_reads_yaml(tmp_path: Path):
         [
             "training.epochs=5",
             "data.features=[user_id, item_id]",
-            "tables.overrides.item.embedding_dim=8",
+            "tables.overrides.item.sharding_types=[row_wise]",
             "training.max_steps=null",
             "data.path=a=b",
         ],
@@ -166,7 +166,7 @@ def test_set_overrides_the_file_and_reads_yaml(tmp_path: Path):
     assert config.training.epochs == 5
     assert config.training.log_every_steps == 7
     assert config.data.features == ("user_id", "item_id")
-    assert config.tables.overrides["item"].embedding_dim == 8
+    assert config.tables.overrides["item"].sharding_types == ("row_wise",)
     assert config.training.max_steps is None
     assert config.data.path == Path("a=b")
 
@@ -192,7 +192,7 @@ def test_round_trip(tmp_path: Path):
             **LEAST,
             "run": {"name": "r", "seed": 3},
             "ingest": {"source": "kuairand", "path": "raw"},
-            "tables": {"overrides": {"item": {"embedding_dim": 8}}},
+            "tables": {"overrides": {"item": {"sharding_types": ["row_wise"]}}},
             "model": {"name": "infnet_paper", "num_proxies": 2},
             "training": {"task_weights": {"click": 2.0}},
             "sharding": {"plan": "plans/a.json"},

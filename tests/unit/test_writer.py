@@ -1,0 +1,83 @@
+"""Writing a training set: complete or absent, never over something else."""
+
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+
+from infnet_dist.data.manifest import read_manifest
+from infnet_dist.errors import DataError
+from infnet_dist.ingest.writer import TrainingSetWriter, training_set_is_current
+from tests.unit.test_reader import SCHEMA, make_set, make_table
+
+
+@pytest.mark.parametrize(("rows_per_part", "row_group_rows"), [(10, 4), (7, 7), (100, 3), (5, 50)])
+@pytest.mark.parametrize("chunk", [1, 6, 23, 100])
+def test_parts_and_row_groups(
+    tmp_path: Path, rows_per_part: int, row_group_rows: int, chunk: int
+) -> None:
+    table = make_table(23)
+    with TrainingSetWriter(
+        tmp_path / "s", rows_per_part=rows_per_part, row_group_rows=row_group_rows, source={}
+    ) as writer:
+        for start in range(0, 23, chunk):
+            writer.write("train", table.slice(start, chunk))
+        manifest = writer.publish(SCHEMA)
+    split = manifest.split("train")
+    assert split.rows == 23
+    assert sum(part.rows for part in split.parts) == 23
+    for part in split.parts:
+        assert part.rows <= rows_per_part
+        assert max(part.row_groups) <= row_group_rows
+        metadata = pq.ParquetFile(tmp_path / "s" / part.file).metadata
+        found = tuple(metadata.row_group(i).num_rows for i in range(metadata.num_row_groups))
+        assert found == part.row_groups
+    written = [
+        row
+        for part in split.parts
+        for row in pq.read_table(tmp_path / "s" / part.file)["row"].to_pylist()
+    ]
+    assert written == list(range(23))
+    assert split.time_range_ms == (0, 22)
+    assert split.base_rates == {"click": pytest.approx(11 / 23)}
+    assert read_manifest(tmp_path / "s") == manifest
+
+
+def test_nothing_is_left_of_a_failed_or_unpublished_set(tmp_path: Path) -> None:
+    with pytest.raises(OSError, match="disk gone"):
+        with TrainingSetWriter(
+            tmp_path / "s", rows_per_part=5, row_group_rows=5, source={}
+        ) as writer:
+            writer.write("train", make_table(12))
+            raise OSError("disk gone")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_existing_set_stays_untouched(tmp_path: Path) -> None:
+    make_set(tmp_path / "s", 12, rows_per_part=5, row_group_rows=5)
+    before = {p: p.read_bytes() for p in (tmp_path / "s").rglob("*") if p.is_file()}
+    with pytest.raises(DataError, match="exists already; choose another data"):
+        make_set(tmp_path / "s", 20, rows_per_part=5, row_group_rows=5)
+    with pytest.raises(DataError, match="made from other settings; it stays untouched"):
+        training_set_is_current(tmp_path / "s", {"source": "other"})
+    assert training_set_is_current(tmp_path / "s", {})
+    assert before == {p: p.read_bytes() for p in (tmp_path / "s").rglob("*") if p.is_file()}
+
+
+def test_foreign_and_empty_folders(tmp_path: Path) -> None:
+    assert not training_set_is_current(tmp_path / "absent", {})
+    (tmp_path / "mine").mkdir()
+    assert not training_set_is_current(tmp_path / "mine", {})
+    (tmp_path / "mine" / "notes.txt").write_text("dear diary")
+    with pytest.raises(DataError, match="made from other settings"):
+        training_set_is_current(tmp_path / "mine", {})
+    with pytest.raises(DataError, match="no rows for the training set"):
+        make_set(tmp_path / "none", 0, rows_per_part=5, row_group_rows=5)
+    assert not (tmp_path / "none").exists()
+
+
+def test_the_hash_depends_on_the_content(tmp_path: Path) -> None:
+    one = make_set(tmp_path / "a", 12, rows_per_part=5, row_group_rows=5)
+    same = make_set(tmp_path / "b", 12, rows_per_part=5, row_group_rows=5)
+    other = make_set(tmp_path / "c", 13, rows_per_part=5, row_group_rows=5)
+    assert one.content_hash == same.content_hash != other.content_hash
