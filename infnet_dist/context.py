@@ -34,8 +34,8 @@ class WorkerContext:
     device: torch.device
 
     @classmethod
-    def from_process_group(cls, device: torch.device | None = None) -> "WorkerContext":
-        """The context of this process; `device` defaults to the local GPU or the CPU."""
+    def from_process_group(cls, device: torch.device) -> "WorkerContext":
+        """The context of this process, which computes on `device`."""
         assert dist.is_initialized(), "make a process group first"
         local_rank = int(os.environ.get("LOCAL_RANK", dist.get_rank()))
         return cls(
@@ -43,7 +43,7 @@ class WorkerContext:
             world_size=dist.get_world_size(),
             local_rank=local_rank,
             local_world_size=int(os.environ.get("LOCAL_WORLD_SIZE", dist.get_world_size())),
-            device=device or torch.device("cpu"),
+            device=device,
         )
 
     @property

@@ -47,7 +47,9 @@ def log_loss(logits: Array, labels: Array) -> float:
     """Mean binary cross entropy in nats, from logits [n] (so it never meets log 0)."""
     if len(logits) == 0:
         return float("nan")
-    logits, labels = logits.astype(np.float64), labels.astype(np.float64)
+    if np.isnan(logits).any():
+        return float("nan")
+    logits = logits.astype(np.float64)
     # log(1 + exp(-margin)) keeps the tiny loss of a confident, correct row
     return float(np.mean(np.logaddexp(0.0, np.where(labels > 0, -logits, logits))))
 
@@ -64,7 +66,7 @@ def normalized_entropy(logits: Array, labels: Array) -> float:
 def calibration(logits: Array, labels: Array) -> float:
     """Mean predicted probability over mean label: 1 is calibrated; NaN without a positive."""
     positives = float(np.sum(labels, dtype=np.float64))
-    if positives == 0.0:
+    if positives == 0.0 or np.isnan(logits).any():
         return float("nan")
     predicted = np.exp(-np.logaddexp(0.0, -logits.astype(np.float64)))
     return float(np.sum(predicted)) / positives
@@ -123,7 +125,8 @@ class MetricState:
     ) -> None:
         """Add a batch; rows of weight 0 (padding) are left out."""
         real = weights_B > 0
-        parts = [part[real].cpu().numpy() for part in (logits_BK, labels_BK, truth_BK, group_B)]
+        floats = [part[real].detach().float() for part in (logits_BK, labels_BK, truth_BK)]
+        parts = [part.cpu().numpy() for part in (*floats, group_B[real])]
         self._batches.append(_Scores._make(parts))
 
     def compute(self, context: WorkerContext, split: str) -> dict[str, dict[str, float]]:

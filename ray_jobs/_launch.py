@@ -11,7 +11,7 @@ from collections.abc import Callable
 from typing import Any
 
 from infnet_dist.config import ScalingConfig
-from infnet_dist.context import WorkerContext, backend_for
+from infnet_dist.context import WorkerContext, backend_for, device_for
 from infnet_dist.errors import UserError
 from ray_jobs._local import root_error, run_local, set_up_worker_logging
 
@@ -90,8 +90,7 @@ def _launch_ray(
 
 def _ray_worker(settings: dict[str, Any]) -> Any:
     """Runs inside each Ray Train worker, whose process group Ray has made."""
-    import ray.train.torch
-
     set_up_worker_logging()
-    device = ray.train.torch.get_device() if settings["use_gpu"] else None
+    # Ray Train shows each worker all GPUs that the workers of its node were given.
+    device = device_for(settings["use_gpu"], int(os.environ["LOCAL_RANK"]))
     return settings["worker"](WorkerContext.from_process_group(device), **settings["arguments"])

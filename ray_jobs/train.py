@@ -7,6 +7,9 @@ A run's folder is <run.folder>/<run.name>/<run id>. Giving the --run-id of an ea
 from its newest checkpoint.
 """
 
+import torch
+
+from infnet_dist.model import build_train_model
 from infnet_dist.planning import load_plan
 from infnet_dist.trainer import open_training_set, train
 from ray_jobs._cli import add_launcher, log, make_parser, new_run_id, read_config, run_main
@@ -20,7 +23,8 @@ def main() -> None:
     parser.add_argument("--run-id", help="name of the run's folder (default: the time, UTC)")
     arguments = parser.parse_args()
     config = read_config(arguments)
-    open_training_set(config)
+    _, schema = open_training_set(config)
+    build_train_model(config, schema, table_device=torch.device("meta"))
     if config.sharding.plan != "auto":
         load_plan(config.sharding.plan)
     run_folder = config.run.folder / config.run.name / (arguments.run_id or new_run_id())

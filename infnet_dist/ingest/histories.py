@@ -73,6 +73,7 @@ class HistoryBuilder:
         self._last_time = int(times_ms[-1])
 
         present, local = np.unique(users, return_inverse=True)
+        assert len(present) < 1 << (63 - _TIME_BITS), "too many users in a chunk; feed smaller ones"
         owner, time, value = self._events(present, local, times_ms, attributes, happened)
         event_keys = (owner << _TIME_BITS) | time
         row_keys = (local.astype(np.int64) << _TIME_BITS) | times_ms
