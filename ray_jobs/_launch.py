@@ -10,7 +10,7 @@ import tempfile
 from collections.abc import Callable
 from typing import Any
 
-from infnet_dist.config import ScalingConfig
+from infnet_dist.config import Config
 from infnet_dist.context import WorkerContext, backend_for, device_for
 from infnet_dist.errors import UserError
 from ray_jobs._local import root_error, run_local, set_up_worker_logging
@@ -18,22 +18,20 @@ from ray_jobs._local import root_error, run_local, set_up_worker_logging
 Worker = Callable[..., Any]
 
 
-def launch(
-    worker: Worker, arguments: dict[str, Any], scaling: ScalingConfig, *, launcher: str, name: str
-) -> Any:
-    """Run `worker(context, **arguments)` on `scaling.num_workers` workers.
+def launch(worker: Worker, arguments: dict[str, Any], config: Config, launcher: str) -> Any:
+    """Run `worker(context, **arguments)` on `config.scaling.num_workers` workers.
 
     Args:
         worker: a module-level function.
         arguments: picklable keyword arguments.
-        scaling: number and kind of workers.
+        config: the run; its `scaling` says how many workers of which kind.
         launcher: "ray" or "local".
-        name: name of the run in Ray's dashboard.
 
     Raises:
         UserError: what the worker raised as such.
         RuntimeError: any other failure of a worker; the message holds its root error.
     """
+    scaling = config.scaling
     if launcher == "local":
         return run_local(
             worker,
@@ -42,12 +40,10 @@ def launch(
             use_gpu=scaling.use_gpu,
             timeout_s=scaling.timeout_s,
         )[0]
-    return _launch_ray(worker, arguments, scaling, name)
+    return _launch_ray(worker, arguments, config)
 
 
-def _launch_ray(
-    worker: Worker, arguments: dict[str, Any], scaling: ScalingConfig, name: str
-) -> Any:
+def _launch_ray(worker: Worker, arguments: dict[str, Any], config: Config) -> Any:
     os.environ.setdefault("RAY_TRAIN_ENABLE_PRINT_PATCH", "0")  # else every line appears twice
     os.environ.setdefault("RAY_DEDUP_LOGS", "0")
     import ray
@@ -58,7 +54,10 @@ def _launch_ray(
 
     if not ray.is_initialized():
         ray.init(logging_level=logging.WARNING, include_dashboard=False)
-    with tempfile.TemporaryDirectory(prefix="infnet-train-") as scratch:
+    scaling = config.scaling
+    # Ray's own notes go on storage that all nodes share; our checkpoints don't pass through them.
+    config.run.folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=".ray-", dir=config.run.folder) as notes:
         trainer = TorchTrainer(
             _ray_worker,
             train_loop_config={
@@ -74,9 +73,10 @@ def _launch_ray(
                 use_gpu=scaling.use_gpu,
                 resources_per_worker=dict(scaling.resources_per_worker),
             ),
-            # Our checkpoints don't pass through Ray's storage, so a scratch folder will do.
             run_config=RunConfig(
-                name=name, storage_path=scratch, failure_config=FailureConfig(max_failures=0)
+                name=config.run.name,
+                storage_path=notes,
+                failure_config=FailureConfig(max_failures=0),
             ),
         )
         try:

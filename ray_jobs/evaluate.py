@@ -40,9 +40,8 @@ def main() -> None:
     result = launch(
         evaluate_checkpoint,
         {"config": config, "path": path, "split": arguments.split},
-        config.scaling,
-        launcher=arguments.launcher,
-        name=f"evaluate-{config.run.name}-{path.parent.parent.name}",
+        config,
+        arguments.launcher,
     )
     output = path.parent.parent / f"evaluation-{arguments.split}.json"
     output.write_text(json.dumps(result, indent=1) + "\n")

@@ -29,11 +29,7 @@ def main() -> None:
         load_plan(config.sharding.plan)
     run_folder = config.run.folder / config.run.name / (arguments.run_id or new_run_id())
     summary = launch(
-        train,
-        {"config": config, "run_folder": run_folder},
-        config.scaling,
-        launcher=arguments.launcher,
-        name=f"{config.run.name}-{run_folder.name}",
+        train, {"config": config, "run_folder": run_folder}, config, arguments.launcher
     )
     log.info(
         "trained %s examples in %s steps, %.0f samples/s; checkpoint %s",
