@@ -5,18 +5,22 @@
       plan.json, config.yaml         what it was trained under
       manifest.json                  step, position, metrics, file sizes; written last
 
-It is written into a hidden sibling and renamed, and loads under any other plan or world size.
+It is written into a hidden sibling and renamed. It loads under any world size, and under any plan
+(`load` tells the one exception).
 The folder must be on storage that all workers share.
 """
 
+import contextlib
 import json
 import re
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import torch.distributed.checkpoint as dcp
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
-from torch.distributed.checkpoint import CheckpointException
+from torch.distributed.checkpoint import CheckpointException, FileSystemReader
 
 from infnet_dist.config import Config, dump_config
 from infnet_dist.context import WorkerContext
@@ -46,6 +50,16 @@ class Progress(BaseModel):
     consumed: tuple[tuple[int, int], ...] = ()
 
 
+class DataOrder(BaseModel):
+    """What fixes the order of rows that `Progress.consumed` speaks of."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    content_hash: str
+    seed: int
+    shuffle_rows: int
+
+
 class CheckpointManifest(BaseModel):
     """What a complete checkpoint says of itself; `files` maps names to bytes."""
 
@@ -53,6 +67,7 @@ class CheckpointManifest(BaseModel):
 
     format_version: int = 1
     progress: Progress
+    order: DataOrder
     world_size: int
     metrics: dict[str, float | None]
     files: dict[str, int]
@@ -65,6 +80,7 @@ def save(
     context: WorkerContext,
     *,
     progress: Progress,
+    order: DataOrder,
     metrics: dict[str, float],
 ) -> Path:
     """Save a checkpoint into `folder`; every rank calls it. Old ones beyond keep_last go after.
@@ -74,30 +90,41 @@ def save(
     """
     final = folder / f"step-{progress.step:08d}"
     partial = folder / f".{final.name}.partial"
-    if context.is_first:
-        shutil.rmtree(partial, ignore_errors=True)
+
+    def begin() -> None:
+        for left_over in folder.glob(".step-*"):
+            shutil.rmtree(left_over)
         partial.mkdir(parents=True)
-    context.barrier()
-    context.together(lambda: _save_state(sharded, partial))
-    if context.is_first:
+
+    def finish() -> None:
         save_plan(sharded.plan, partial / "plan.json")
         (partial / "config.yaml").write_text(dump_config(config))
         manifest = CheckpointManifest(
             progress=progress,
+            order=order,
             world_size=context.world_size,
             metrics={k: v if v == v else None for k, v in metrics.items()},
             files={path.name: path.stat().st_size for path in sorted(partial.iterdir())},
         )
         (partial / MANIFEST).write_text(manifest.model_dump_json(indent=1) + "\n")
-        shutil.rmtree(final, ignore_errors=True)
-        partial.rename(final)
-        _prune(folder, config.checkpoint.keep_last)
-    context.barrier()
+        _put_in_place(partial, final)
+        for old in complete_checkpoints(folder)[: -config.checkpoint.keep_last]:
+            shutil.rmtree(old, ignore_errors=True)
+
+    with _told_as_checkpoint_error(folder):
+        context.together(lambda: begin() if context.is_first else None)
+        context.together(lambda: dcp.save(_state(sharded), checkpoint_id=partial))
+        context.together(lambda: finish() if context.is_first else None)
     return final
 
 
-def load(path: Path, sharded: ShardedModel, context: WorkerContext) -> CheckpointManifest:
+def load(
+    path: Path, sharded: ShardedModel, context: WorkerContext, *, with_optimizer: bool = True
+) -> CheckpointManifest:
     """Load a checkpoint into a model that may have another plan or world size.
+
+    Row-wise Adagrad's state can't move between column-wise and other sharding types (it is kept per
+    column shard); `with_optimizer=False` loads the weights alone, under any plan.
 
     Raises:
         CheckpointError: incomplete, damaged, or of another model; on all ranks.
@@ -105,7 +132,8 @@ def load(path: Path, sharded: ShardedModel, context: WorkerContext) -> Checkpoin
     manifest = context.together(lambda: read_manifest(path))
 
     def restore() -> None:
-        state = _state(sharded)
+        state = _state(sharded, with_optimizer=with_optimizer)
+        _check_names(path, set(state["model"]))
         try:
             dcp.load(state, checkpoint_id=path)
         except (Exception, CheckpointException) as error:
@@ -114,7 +142,8 @@ def load(path: Path, sharded: ShardedModel, context: WorkerContext) -> Checkpoin
                 f"was trained with ({path / 'config.yaml'})"
             ) from error
         sharded.model.load_state_dict(state["model"])
-        sharded.optimizer.load_state_dict(state["optimizer"])
+        if with_optimizer:
+            sharded.optimizer.load_state_dict(state["optimizer"])
 
     context.together(restore)
     return manifest
@@ -158,13 +187,37 @@ def newest(folder: Path) -> Path | None:
     return next(iter(reversed(complete_checkpoints(folder))), None)
 
 
-def _state(sharded: ShardedModel) -> dict[str, object]:
-    return {"model": sharded.model.state_dict(), "optimizer": sharded.optimizer.state_dict()}
+def _state(sharded: ShardedModel, *, with_optimizer: bool = True) -> dict[str, Any]:
+    state = {"model": sharded.model.state_dict()}
+    return state | ({"optimizer": sharded.optimizer.state_dict()} if with_optimizer else {})
 
 
-def _save_state(sharded: ShardedModel, folder: Path) -> None:
+def _put_in_place(partial: Path, final: Path) -> None:
+    """Rename; a checkpoint of the same step is moved aside first and deleted last."""
+    aside = partial.with_suffix(".replaced")
+    if final.exists():
+        final.rename(aside)
+    partial.rename(final)
+    shutil.rmtree(aside, ignore_errors=True)
+
+
+def _check_names(path: Path, expected: set[str]) -> None:
+    """The loader fills what the model asks for; that nothing else was saved is checked here."""
+    keys = FileSystemReader(path).read_metadata().state_dict_metadata
+    saved = {key.removeprefix("model.") for key in keys if key.startswith("model.")}
+    if saved != expected:
+        some = sorted(saved ^ expected)[:3]
+        raise CheckpointError(
+            f"{path} doesn't fit this run's model: it has {len(saved - expected)} tensors more and "
+            f"{len(expected - saved)} fewer, e.g. {', '.join(some)}; use the config that it was "
+            f"trained with ({path / 'config.yaml'})"
+        )
+
+
+@contextlib.contextmanager
+def _told_as_checkpoint_error(folder: Path) -> Iterator[None]:
     try:
-        dcp.save(_state(sharded), checkpoint_id=folder)
+        yield
     except (Exception, CheckpointException) as error:
         raise CheckpointError(
             f"can't save to {folder}: {_reason(error)}; earlier checkpoints are untouched"
@@ -176,8 +229,3 @@ def _reason(error: BaseException) -> str:
     if isinstance(error, CheckpointException) and error.failures:
         error = next(iter(error.failures.values()))[0]
     return str(error).strip().splitlines()[0] if str(error).strip() else repr(error)
-
-
-def _prune(folder: Path, keep_last: int) -> None:
-    for old in complete_checkpoints(folder)[:-keep_last]:
-        shutil.rmtree(old, ignore_errors=True)

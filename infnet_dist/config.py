@@ -10,7 +10,15 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, ValidationError
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Discriminator,
+    Field,
+    NonNegativeFloat,
+    Tag,
+    ValidationError,
+)
 
 from infnet_dist.config_messages import explain
 from infnet_dist.errors import ConfigError
@@ -21,7 +29,7 @@ ShardingTypeName = Literal["table_wise", "row_wise", "column_wise"]
 class Section(BaseModel):
     """A frozen section of the run file; unknown keys are errors."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=False)
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
 class RunConfig(Section):
@@ -84,7 +92,9 @@ class TableConfig(Section):
     """Exceptions for one embedding table; its number of rows is a fact of the training set."""
 
     sharding_types: tuple[ShardingTypeName, ...] | None = Field(
-        None, description="sharding types the planner may choose from; null: all supported"
+        None,
+        min_length=1,
+        description="sharding types the planner may choose from; null: table_wise, row_wise",
     )
 
 
@@ -162,7 +172,7 @@ class TrainingConfig(Section):
     eval_every_steps: int | None = Field(
         None, ge=1, description="steps between evaluations; null: at the end of each epoch"
     )
-    task_weights: dict[str, float] = Field(
+    task_weights: dict[str, NonNegativeFloat] = Field(
         default_factory=dict, description="loss weight by task; 1 where not named"
     )
 
@@ -187,7 +197,7 @@ class ScalingConfig(Section):
 
     num_workers: int = Field(2, ge=1, description="worker processes")
     use_gpu: bool = Field(False, description="one GPU per worker")
-    resources_per_worker: dict[str, float] = Field(
+    resources_per_worker: dict[str, NonNegativeFloat] = Field(
         default_factory=lambda: {"CPU": 1.0}, description="Ray resources per worker"
     )
     timeout_s: float = Field(600.0, gt=0, description="seconds a collective may take")

@@ -1,4 +1,4 @@
-"""Where the library runs: rank, world size, device, storage. Nothing else reads the environment.
+"""Where the library runs: rank, world size, device, storage.
 
 `WorkerContext` is the library's whole idea of its surroundings. It is made inside a worker whose
 process group exists (Ray Train or `local_process_group` made it) and offers the few collectives
@@ -16,6 +16,7 @@ from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
+from torch.distributed.checkpoint import CheckpointException
 
 from infnet_dist.errors import ConfigError, UserError
 
@@ -29,7 +30,6 @@ class WorkerContext:
 
     rank: int
     world_size: int
-    local_rank: int
     local_world_size: int
     device: torch.device
 
@@ -37,11 +37,9 @@ class WorkerContext:
     def from_process_group(cls, device: torch.device) -> "WorkerContext":
         """The context of this process, which computes on `device`."""
         assert dist.is_initialized(), "make a process group first"
-        local_rank = int(os.environ.get("LOCAL_RANK", dist.get_rank()))
         return cls(
             rank=dist.get_rank(),
             world_size=dist.get_world_size(),
-            local_rank=local_rank,
             local_world_size=int(os.environ.get("LOCAL_WORLD_SIZE", dist.get_world_size())),
             device=device,
         )
@@ -89,7 +87,7 @@ class WorkerContext:
         result: T | None = None
         try:
             result = action()
-        except Exception as caught:
+        except (Exception, CheckpointException) as caught:
             error = caught
         found = [m for m in self.gather(_describe(error)) if m is not None]
         if error is not None:
@@ -119,6 +117,11 @@ def device_for(use_gpu: bool, local_rank: int) -> torch.device:
         return torch.device("cpu")
     if not torch.cuda.is_available():
         raise ConfigError("scaling.use_gpu is true, but torch sees no GPU here; set it to false")
+    if local_rank >= torch.cuda.device_count():
+        raise ConfigError(
+            f"scaling.num_workers asks for GPU {local_rank} of this machine, which has "
+            f"{torch.cuda.device_count()}; lower it"
+        )
     device = torch.device("cuda", local_rank)
     torch.cuda.set_device(device)
     return device

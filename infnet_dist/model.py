@@ -12,7 +12,7 @@ from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 from infnet_dist.batch import RankingBatch
 from infnet_dist.config import Config, InfnetConfig
 from infnet_dist.data.collate import NUM_TIME_GAP_BUCKETS
-from infnet_dist.errors import ConfigError, unknown_name
+from infnet_dist.errors import ConfigError
 from infnet_dist.losses import MultiTaskLoss
 from infnet_dist.models.infnet import INFNet
 from infnet_dist.models.infnet_paper import INFNetPaper
@@ -89,16 +89,8 @@ def build_train_model(
         table_device: "meta" where the tables will be sharded; None: the CPU.
 
     Raises:
-        ConfigError: unknown table or task name, or heads that don't divide the token width.
+        ConfigError: heads that don't divide the token width.
     """
-    tasks = [task.name for task in schema.tasks]
-    for name in config.training.task_weights:
-        if name not in tasks:
-            raise ConfigError(f"training.task_weights: {unknown_name('task', name, tasks)}")
-    tables = [table.name for table in schema.tables]
-    for name in config.tables.overrides:
-        if name not in tables:
-            raise ConfigError(f"tables.overrides: {unknown_name('table', name, tables)}")
     sparse = SparseArch(
         schema,
         config.tables.embedding_dim,
@@ -108,7 +100,7 @@ def build_train_model(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.run.seed)
         dense = _build_dense(config, schema)
-    weights = [config.training.task_weights.get(task, 1.0) for task in tasks]
+    weights = [config.training.task_weights.get(task.name, 1.0) for task in schema.tasks]
     return TrainModel(RankingModel(sparse, dense), MultiTaskLoss(weights))
 
 

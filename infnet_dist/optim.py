@@ -25,8 +25,8 @@ def make_dense_optimizer(model: nn.Module, config: DenseOptimizerConfig) -> Keye
     """AdamW over every parameter that no table's backward updates; its state exists at once.
 
     Without state before the first step, a checkpoint would restore nothing into it. TorchRec's
-    `init_state` makes it by a step with zero gradients, which counts as a step in Adam's bias
-    correction; the count goes back to 0.
+    `init_state` makes it by a step with zero gradients. At rate 0, so that weight decay moves
+    nothing; and the count of steps, which Adam's bias correction reads, goes back to 0.
     """
     parameters = dict(in_backward_optimizer_filter(model.named_parameters()))
     optimizer = KeyedOptimizerWrapper(
@@ -35,7 +35,9 @@ def make_dense_optimizer(model: nn.Module, config: DenseOptimizerConfig) -> Keye
             params, lr=config.learning_rate, weight_decay=config.weight_decay
         ),
     )
+    set_learning_rate(optimizer, 0.0)
     optimizer.init_state()
+    set_learning_rate(optimizer, config.learning_rate)
     for state in optimizer.state.values():
         state["step"].zero_()
     return optimizer

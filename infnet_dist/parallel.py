@@ -28,6 +28,7 @@ from infnet_dist.planning import (
     load_plan,
     make_plan,
     to_sharding_plan,
+    worker_memory,
 )
 from infnet_dist.schema import Schema
 
@@ -87,6 +88,7 @@ def workers_of(context: WorkerContext) -> Workers:
         world_size=context.world_size,
         local_world_size=context.local_world_size,
         device=context.device.type,
+        memory_bytes=worker_memory(context.device.type, context.local_world_size),
     )
 
 

@@ -4,17 +4,16 @@ A plan is a reviewed artefact: a JSON file that says for which tables and worker
 where every shard lives. `sharding.plan: auto` makes one with TorchRec's planner.
 """
 
-import hashlib
 import json
 import logging
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Literal
 
 import psutil
 import torch
 import torchrec
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from torch import nn
 from torch.distributed._shard.sharding_spec import EnumerableShardingSpec, ShardMetadata
 from torchrec.distributed.embedding import EmbeddingCollectionSharder
@@ -48,14 +47,27 @@ class TableShape(_Entry):
     data_type: str
 
 
-class MadeFor(_Entry):
-    """What a plan was made for."""
+class Workers(_Entry):
+    """The workers that a plan is for.
+
+    Attributes:
+        world_size: how many.
+        local_world_size: how many on one machine.
+        device: "cpu" or "cuda".
+        memory_bytes: what the tables of one worker may fill, before a reserve: the GPU's memory,
+            or the worker's share of its machine's.
+    """
 
     world_size: int
     local_world_size: int
     device: str
+    memory_bytes: int
+
+
+class MadeFor(Workers):
+    """What a plan was made for."""
+
     tables: dict[str, TableShape]
-    tables_hash: str
     torchrec_version: str
 
 
@@ -74,9 +86,9 @@ class Shard(_Entry):
 class TablePlan(_Entry):
     """How one table is sharded."""
 
-    sharding_type: str
-    compute_kernel: str
-    shards: tuple[Shard, ...]
+    sharding_type: Literal["table_wise", "row_wise", "column_wise"]
+    compute_kernel: Literal["fused", "fused_uvm", "fused_uvm_caching"]
+    shards: tuple[Shard, ...] = Field(min_length=1)
 
 
 class Plan(_Entry):
@@ -84,14 +96,6 @@ class Plan(_Entry):
 
     made_for: MadeFor
     tables: dict[str, TablePlan]
-
-
-class Workers(_Entry):
-    """The workers that a plan is for: how many, how many on a machine, "cpu" or "cuda"."""
-
-    world_size: int
-    local_world_size: int
-    device: str
 
 
 class CollectionSharder(EmbeddingCollectionSharder):
@@ -191,8 +195,11 @@ def check_plan(plan: Plan, model: nn.Module, workers: Workers) -> None:
                 f"table {name!r} is {_shape(got.tables[name])} in the plan, "
                 f"{_shape(expected.tables[name])} in this run"
             )
-        else:
-            differences += _uncovered(name, plan.tables[name], got.tables[name], workers)
+        elif not _covers(plan.tables[name], got.tables[name], workers):
+            differences.append(
+                f"the shards of table {name!r} don't cover it {plan.tables[name].sharding_type} on "
+                f"ranks 0 to {workers.world_size - 1}"
+            )
     if differences:
         raise PlanError(
             "the plan doesn't fit: " + "; ".join(differences) + "; set sharding.plan=auto, or make "
@@ -257,7 +264,8 @@ def describe_plan(plan: Plan) -> str:
         )
         for shard in table.shards:
             bytes_per_rank[shard.rank] += shard.storage_bytes
-    lines += [f"rank {r}: {size / 2**20:.1f} MiB planned" for r, size in bytes_per_rank.items()]
+    memory = f"of {plan.made_for.memory_bytes / 2**30:.1f} GiB"
+    lines += [f"rank {r}: {b / 2**20:.1f} MiB {memory}" for r, b in bytes_per_rank.items()]
     return "\n".join(lines)
 
 
@@ -267,17 +275,23 @@ def _placement(rank: int, local_world_size: int, device: torch.device) -> str:
     return f"rank:{rank}/{device.type}:{rank % local_world_size}"
 
 
+def worker_memory(device: str, local_world_size: int) -> int:
+    """Bytes that one worker on this machine has: its GPU's, or its share of the RAM."""
+    if device == "cuda" and torch.cuda.is_available():
+        return int(torch.cuda.get_device_properties(0).total_memory)
+    return int(psutil.virtual_memory().total // local_world_size)
+
+
 def _topology(workers: Workers) -> Topology:
-    """The real machine's memory, shared evenly by the workers on it."""
-    ddr = psutil.virtual_memory().total // workers.local_world_size
-    options: dict[str, Any] = {"ddr_cap": ddr}
-    if workers.device == "cuda" and torch.cuda.is_available():
-        options["hbm_cap"] = torch.cuda.get_device_properties(0).total_memory
+    memory = {"hbm_cap": workers.memory_bytes} if workers.device == "cuda" else {}
     return Topology(
         world_size=workers.world_size,
         local_world_size=workers.local_world_size,
         compute_device=workers.device,
-        **options,
+        ddr_cap=psutil.virtual_memory().total // workers.local_world_size
+        if memory
+        else workers.memory_bytes,
+        **memory,
     )
 
 
@@ -290,13 +304,7 @@ def _made_for(collection: EmbeddingCollection, workers: Workers) -> MadeFor:
         )
         for table in sorted(collection.embedding_configs(), key=lambda table: table.name)
     }
-    text = json.dumps({name: shape.model_dump() for name, shape in tables.items()})
-    return MadeFor(
-        **workers.model_dump(),
-        tables=tables,
-        tables_hash=hashlib.sha256(text.encode()).hexdigest()[:16],
-        torchrec_version=torchrec.__version__,
-    )
+    return MadeFor(**workers.model_dump(), tables=tables, torchrec_version=torchrec.__version__)
 
 
 def _table_plan(option: ShardingOption) -> TablePlan:
@@ -321,15 +329,22 @@ def _table_plan(option: ShardingOption) -> TablePlan:
     )
 
 
-def _uncovered(name: str, table: TablePlan, shape: TableShape, workers: Workers) -> list[str]:
-    """Problems of a table's shards: ranks that don't exist, cells that no shard holds."""
-    cells = sum(shard.rows * shard.columns for shard in table.shards)
-    problems = []
-    if any(not 0 <= shard.rank < workers.world_size for shard in table.shards):
-        problems.append(f"table {name!r} has shards on ranks outside 0 to {workers.world_size - 1}")
-    if cells != shape.num_embeddings * shape.embedding_dim:
-        problems.append(f"the shards of table {name!r} don't cover it exactly once")
-    return problems
+def _covers(table: TablePlan, shape: TableShape, workers: Workers) -> bool:
+    """Whether the shards tile the table as the sharding type demands, on ranks that exist."""
+    rows, columns = shape.num_embeddings, shape.embedding_dim
+    shards = sorted(table.shards, key=lambda shard: (shard.row_offset, shard.column_offset))
+    ranks = [shard.rank for shard in shards]
+    if not all(0 <= rank < workers.world_size for rank in ranks):
+        return False
+    if table.sharding_type == "row_wise":
+        whole = all((s.column_offset, s.columns) == (0, columns) for s in shards)
+        ends = [0, *(shard.row_offset + shard.rows for shard in shards)]
+        starts = [*(shard.row_offset for shard in shards), rows]
+        return whole and starts == ends and ranks == list(range(workers.world_size))
+    whole = all((s.row_offset, s.rows) == (0, rows) for s in shards)
+    ends = [0, *(shard.column_offset + shard.columns for shard in shards)]
+    starts = [*(shard.column_offset for shard in shards), columns]
+    return whole and starts == ends and (table.sharding_type != "table_wise" or len(shards) == 1)
 
 
 def _shape(shape: TableShape) -> str:

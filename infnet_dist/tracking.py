@@ -9,13 +9,14 @@ import math
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, TypeVar
 
 from infnet_dist.config import TrackingConfig
 
 log = logging.getLogger("infnet_dist")
 
 Metrics = dict[str, float]
+T = TypeVar("T")
 
 
 class Tracker(Protocol):
@@ -59,41 +60,23 @@ class JsonlTracker:
 
 
 class WandbTracker:
-    """A W&B run. Whatever fails is warned about once, then W&B is left alone."""
+    """A W&B run, online or offline."""
 
     def __init__(
         self, config: TrackingConfig, *, folder: Path, run_id: str, settings: dict[str, Any]
     ) -> None:
         """Start a run; `settings` is the resolved config shown with it."""
-        self._run: Any = None
-        self._try(lambda: self._start(config, folder, run_id, settings))
-
-    def log(self, metrics: Metrics, *, step: int, examples: int) -> None:
-        """Log against `step`."""
-        self._try(lambda: self._run and self._run.log({**metrics, "examples": examples}, step=step))
-
-    def finish(self) -> str | None:
-        """Close the run; its URL, or the folder of an offline run."""
-        run = self._run
-        if run is None:
-            return None
-        place = str(Path(run.dir).parent) if run.offline else str(run.url)
-        self._try(run.finish)
-        return place
-
-    def _start(
-        self, config: TrackingConfig, folder: Path, run_id: str, settings: dict[str, Any]
-    ) -> None:
         import wandb  # here: importing it takes seconds that only rank 0 should spend
 
+        mode = wandb_mode(config.wandb)
         self._run = wandb.init(
             project=config.project,
             id=run_id,
             name=run_id,
             dir=str(folder),
-            mode=wandb_mode(config.wandb),
+            mode=mode,
             config=settings,
-            resume="allow" if wandb_mode(config.wandb) == "online" else None,
+            resume="allow" if mode == "online" else None,
             settings=wandb.Settings(
                 init_timeout=30,
                 x_transaction_log_flush_interval=1.0,  # a killed run loses a second, not 15
@@ -102,12 +85,41 @@ class WandbTracker:
             ),
         )
 
-    def _try(self, action: Callable[[], Any]) -> None:
+    def log(self, metrics: Metrics, *, step: int, examples: int) -> None:
+        """Log against `step`."""
+        self._run.log({**metrics, "examples": examples}, step=step)
+
+    def finish(self) -> str | None:
+        """Close the run; its URL, or the folder of an offline run."""
+        offline, url, folder = self._run.offline, self._run.url, Path(self._run.dir).parent
+        self._run.finish()
+        return str(folder) if offline else url
+
+
+class Guarded:
+    """A tracker that may fail: it is warned about once, then left alone."""
+
+    def __init__(self, name: str, make: Callable[[], Tracker]) -> None:
+        """Make the tracker, which may fail already."""
+        self._name = name
+        self._tracker: Tracker = NullTracker()
+        self._tracker = self._try(make) or self._tracker
+
+    def log(self, metrics: Metrics, *, step: int, examples: int) -> None:
+        """Log if the tracker still works."""
+        self._try(lambda: self._tracker.log(metrics, step=step, examples=examples))
+
+    def finish(self) -> str | None:
+        """Finish if the tracker still works."""
+        return self._try(self._tracker.finish)
+
+    def _try(self, action: Callable[[], T]) -> T | None:
         try:
-            action()
+            return action()
         except Exception as error:
-            log.warning("W&B failed and is left alone from here on (%s)", error)
-            self._run = None
+            log.warning("%s failed and is left alone from here on (%s)", self._name, error)
+            self._tracker = NullTracker()
+            return None
 
 
 class Trackers:
@@ -143,10 +155,14 @@ def make_tracker(
     config: TrackingConfig, *, folder: Path, run_id: str, settings: dict[str, Any]
 ) -> Tracker:
     """The tracker of rank 0: metrics.jsonl in `folder`, and W&B unless disabled."""
-    jsonl = JsonlTracker(folder / "metrics.jsonl")
+    jsonl = Guarded("metrics.jsonl", lambda: JsonlTracker(folder / "metrics.jsonl"))
     if config.wandb == "disabled":
         return Trackers(jsonl, NullTracker())
-    return Trackers(jsonl, WandbTracker(config, folder=folder, run_id=run_id, settings=settings))
+
+    def make_wandb() -> Tracker:
+        return WandbTracker(config, folder=folder, run_id=run_id, settings=settings)
+
+    return Trackers(jsonl, Guarded("W&B", make_wandb))
 
 
 def plot_curves(metrics_jsonl: Path, image: Path) -> None:
@@ -156,14 +172,14 @@ def plot_curves(metrics_jsonl: Path, image: Path) -> None:
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    records = [json.loads(line) for line in metrics_jsonl.read_text().splitlines()]
-    curves: dict[str, dict[str, list[tuple[int, float]]]] = {}
-    for record in records:
+    curves: dict[str, dict[str, dict[int, float]]] = {}
+    for line in metrics_jsonl.read_text().splitlines():
+        record = json.loads(line)
         for key, value in record.items():
             if "/" in key and value is not None:
                 split, metric, *rest = key.split("/")
-                curve = curves.setdefault(f"{split}/{metric}", {}).setdefault("/".join(rest), [])
-                curve.append((record["examples"], value))
+                curve = curves.setdefault(f"{split}/{metric}", {}).setdefault("/".join(rest), {})
+                curve[record["examples"]] = value  # a resumed run's later word counts
     columns = 3
     rows = max(1, math.ceil(len(curves) / columns))
     figure, axes = pyplot.subplots(rows, columns, figsize=(5 * columns, 3 * rows), squeeze=False)
@@ -172,7 +188,8 @@ def plot_curves(metrics_jsonl: Path, image: Path) -> None:
     for axis, (title, lines) in zip(axes.flat, sorted(curves.items()), strict=False):
         for label, points in lines.items():
             marker = "." if len(points) < 30 else ""
-            axis.plot(*zip(*points, strict=True), marker=marker, label=label)
+            examples = sorted(points)
+            axis.plot(examples, [points[e] for e in examples], marker=marker, label=label)
         axis.set_title(title)
         axis.set_xlabel("examples")
         if any(lines):

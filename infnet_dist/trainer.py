@@ -8,7 +8,7 @@ import json
 import logging
 import math
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -20,21 +20,21 @@ from tqdm import tqdm
 
 from infnet_dist import checkpoint
 from infnet_dist.batch import RankingBatch
-from infnet_dist.checkpoint import Progress
+from infnet_dist.checkpoint import DataOrder, Progress
 from infnet_dist.config import Config, dump_config
 from infnet_dist.context import WorkerContext
 from infnet_dist.data.check import check_columns, check_feed, check_split
 from infnet_dist.data.manifest import Manifest, read_manifest
-from infnet_dist.data.order import Interval, merge
+from infnet_dist.data.order import Interval, merge, remaining
 from infnet_dist.data.reader import Reader
-from infnet_dist.errors import UserError
+from infnet_dist.errors import CheckpointError, ConfigError, UserError, unknown_name
 from infnet_dist.metrics import MetricState
 from infnet_dist.model import StepOutput
 from infnet_dist.optim import learning_rate_factor, set_learning_rate
 from infnet_dist.parallel import ShardedModel, build_sharded_model
 from infnet_dist.planning import describe_plan, save_plan
 from infnet_dist.provenance import versions
-from infnet_dist.schema import Schema
+from infnet_dist.schema import Schema, Table, Task
 from infnet_dist.tracking import NullTracker, Tracker, make_tracker, plot_curves
 
 log = logging.getLogger("infnet_dist")
@@ -44,18 +44,37 @@ def open_training_set(config: Config) -> tuple[Manifest, Schema]:
     """The manifest and the selected features and tasks; cheap, so the driver calls it too.
 
     Raises:
-        DataError: missing or malformed set, unknown names, or too few rows for one step.
+        DataError: missing or malformed set, or unknown names of features or tasks.
+        ConfigError: unknown names of tables or tasks elsewhere in the config.
     """
     manifest = read_manifest(config.data.path)
-    schema = manifest.schema_.select(config.data.features, config.data.tasks)
+    whole = manifest.schema_
+    _check_names("tables.overrides", "table", config.tables.overrides, whole.tables)
+    _check_names("training.task_weights", "task", config.training.task_weights, whole.tasks)
+    schema = whole.select(config.data.features, config.data.tasks)
     check_columns(config.data.path, manifest, schema)
+    return manifest, schema
+
+
+def check_can_train(config: Config) -> None:
+    """Raise DataError if the train split doesn't fill one step, or there is no valid split."""
+    manifest = read_manifest(config.data.path)
+    manifest.split("valid")
     check_feed(
         manifest.split("train").rows,
         split="train",
         num_workers=config.scaling.num_workers,
         batch_size=config.data.batch_size,
     )
-    return manifest, schema
+
+
+def _check_names(
+    key: str, kind: str, used: Iterable[str], known: Sequence[Table] | Sequence[Task]
+) -> None:
+    names = [entry.name for entry in known]
+    for name in used:
+        if name not in names:
+            raise ConfigError(f"{key}: {unknown_name(kind, name, names)}")
 
 
 @dataclass
@@ -76,6 +95,15 @@ class Session:
             check = partial(check_split, config.data.path, manifest, schema, split=split)
             context.together(partial(check, rank=context.rank, world_size=context.world_size))
         return cls(config, context, manifest, schema, build_sharded_model(config, schema, context))
+
+    @property
+    def order(self) -> DataOrder:
+        """What fixes the order in which rows are read."""
+        return DataOrder(
+            content_hash=self.manifest.content_hash,
+            seed=self.config.run.seed,
+            shuffle_rows=self.config.data.shuffle_rows,
+        )
 
     def reader(self, split: str, *, shuffle: bool) -> Reader:
         """This rank's reader of a split."""
@@ -155,7 +183,7 @@ def evaluate_checkpoint(
         split, rows, checkpoint, step, metrics, optimum.
     """
     session = Session.open(config, context, splits=[split])
-    manifest = checkpoint.load(path, session.sharded, context)
+    manifest = checkpoint.load(path, session.sharded, context, with_optimizer=False)
     result = evaluate(session, split)
     return {
         "split": split,
@@ -176,28 +204,47 @@ def train(context: WorkerContext, config: Config, *, run_folder: Path) -> dict[s
     Raises:
         UserError: bad data, plan or checkpoint, or a loss that isn't finite; on all ranks.
     """
-    splits = ["train", "valid"]
-    session = Session.open(config, context, splits=splits)
-    tracker: Tracker = NullTracker()
-    if context.is_first:
-        tracker = _open_run_folder(session, run_folder)
-    training = _Training(session, tracker, run_folder)
+    context.together(lambda: check_can_train(config))
+    session = Session.open(config, context, splits=["train", "valid"])
+    progress = _go_on(session, run_folder / "checkpoints")  # may fail: before anything is written
+    tracker = context.together(lambda: _open_run_folder(session, run_folder))
+    training = _Training(session, progress, tracker, run_folder)
     try:
         training.run()
     finally:
         place = tracker.finish()
     summary = context.broadcast(training.summary(place))
-    if context.is_first:
-        _write_json(run_folder / "summary.json", summary)
-        plot_curves(run_folder / "metrics.jsonl", run_folder / "curves.png")
+    context.together(lambda: _close_run_folder(session, run_folder, summary))
     return summary
+
+
+def _go_on(session: Session, checkpoints: Path) -> Progress:
+    """Load the newest checkpoint, if there is one; where to go on.
+
+    Raises:
+        CheckpointError: it doesn't fit the model, or its position speaks of other data.
+    """
+    path = session.context.broadcast(checkpoint.newest(checkpoints))
+    if path is None:
+        return Progress()
+    manifest = checkpoint.load(path, session.sharded, session.context)
+    if manifest.progress.consumed and manifest.order != session.order:
+        raise CheckpointError(
+            f"{path} stopped within an epoch of {manifest.order}, this run reads {session.order}; "
+            f"go on with the same training set, run.seed and data.shuffle_rows, or start a new run"
+        )
+    if session.context.is_first:
+        log.info("going on from %s", path)
+    return manifest.progress
 
 
 def _open_run_folder(session: Session, run_folder: Path) -> Tracker:
     config = session.config
+    if not session.context.is_first:
+        return NullTracker()
     run_folder.mkdir(parents=True, exist_ok=True)
     (run_folder / "config.yaml").write_text(dump_config(config))
-    _write_json(run_folder / "versions.json", versions())
+    write_json(run_folder / "versions.json", versions())
     save_plan(session.sharded.plan, run_folder / "plan.json")
     dense = sum(p.numel() for p in session.sharded.dense_optimizer.params.values())
     log.info("run folder %s", run_folder)
@@ -211,21 +258,34 @@ def _open_run_folder(session: Session, run_folder: Path) -> Tracker:
     )
 
 
+def _close_run_folder(session: Session, run_folder: Path, summary: dict[str, Any]) -> None:
+    if not session.context.is_first:
+        return
+    write_json(run_folder / "summary.json", summary)
+    try:
+        plot_curves(run_folder / "metrics.jsonl", run_folder / "curves.png")
+    except Exception as error:
+        log.warning("no curves.png (%s)", error)
+
+
 class _Training:
     """The state of a training run on one rank."""
 
-    def __init__(self, session: Session, tracker: Tracker, run_folder: Path) -> None:
+    def __init__(
+        self, session: Session, progress: Progress, tracker: Tracker, run_folder: Path
+    ) -> None:
         self._session = session
         self._tracker = tracker
         self._run_folder = run_folder
         self._context = session.context
         self._sharded = session.sharded
         self._reader = session.reader("train", shuffle=True)
-        self._progress = Progress()
+        self._progress = progress
         self._metrics: dict[str, float] = {}
         self._read: list[Interval] = []  # by this rank in this epoch
-        self._saved_step: int | None = None
+        self._saved_step: int | None = progress.step or None
         self._evaluated_step: int | None = None
+        self._total_steps = self._count_steps()
         self._pace = _Pace()
         self._interval = _Interval(len(session.schema.tasks), self._context.device)
 
@@ -235,18 +295,10 @@ class _Training:
 
     def run(self) -> None:
         """All epochs, evaluation and checkpoints included."""
-        path = self._context.broadcast(checkpoint.newest(self._folder))
-        if path is not None:
-            manifest = checkpoint.load(path, self._sharded, self._context)
-            self._progress = manifest.progress
-            self._metrics = {k: math.nan if v is None else v for k, v in manifest.metrics.items()}
-            self._saved_step = self._evaluated_step = self._progress.step
-            log.info("going on from %s", path)
-        self._total_steps = self._count_steps()
         while self._progress.epoch < self._session.config.training.epochs and not self._done():
             self._run_epoch()
+        self._evaluate()
         if self._saved_step != self._progress.step:
-            self._evaluate()
             self._save()
 
     def summary(self, place: str | None) -> dict[str, Any]:
@@ -298,7 +350,7 @@ class _Training:
                 break
         self._log_interval()
         self._mark_position(consumed_before)
-        if self._progress.consumed == ((0, self._reader.rows),):
+        if not remaining(self._reader.rows, self._progress.consumed):
             self._update(epoch=epoch + 1, consumed=())
             self._evaluate()
             self._save()
@@ -377,6 +429,7 @@ class _Training:
             self._session.config,
             self._context,
             progress=self._progress,
+            order=self._session.order,
             metrics=self._metrics,
         )
         self._saved_step = self._progress.step
@@ -456,5 +509,12 @@ def _due(step: int, every: int | None) -> bool:
     return every is not None and step % every == 0
 
 
-def _write_json(path: Path, value: Any) -> None:
-    path.write_text(json.dumps(value, indent=1) + "\n")
+def write_json(path: Path, value: dict[str, Any]) -> None:
+    """Write JSON; NaN, which JSON doesn't know, becomes null."""
+    path.write_text(json.dumps(_without_nan(value), indent=1) + "\n")
+
+
+def _without_nan(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _without_nan(entry) for key, entry in value.items()}
+    return None if isinstance(value, float) and math.isnan(value) else value

@@ -4,11 +4,13 @@ import argparse
 import datetime
 import logging
 import os
+import re
 import sys
 import traceback
 from collections.abc import Callable
 from pathlib import Path
 
+from infnet_dist.checkpoint import MANIFEST, newest
 from infnet_dist.config import Config, KuaiRandIngest, load_config
 from infnet_dist.context import resolve_path
 from infnet_dist.errors import CheckpointError, UserError
@@ -63,17 +65,27 @@ def new_run_id() -> str:
     return datetime.datetime.now(datetime.UTC).strftime("%Y%m%d-%H%M%S")
 
 
-def newest_run(config: Config) -> Path:
-    """The newest run folder of `run.name`.
+def run_id(text: str) -> str:
+    """Type of --run-id: a plain folder name, as `run.name`."""
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", text):
+        raise argparse.ArgumentTypeError(f"{text!r} is no plain name of letters, digits, . _ -")
+    return text
+
+
+def newest_checkpoint(config: Config, run: str | None) -> Path:
+    """The newest complete checkpoint of a run of `run.name`, or of all its runs.
 
     Raises:
         CheckpointError: there is none.
     """
     folder = config.run.folder / config.run.name
-    runs = sorted(p for p in folder.iterdir() if p.is_dir()) if folder.is_dir() else []
-    if not runs:
-        raise CheckpointError(f"no run in {folder}; train first, or give --run-id or --checkpoint")
-    return runs[-1]
+    runs = [folder / run] if run else sorted(folder.glob("*"))
+    found = [path for path in (newest(r / "checkpoints") for r in runs) if path is not None]
+    if not found:
+        raise CheckpointError(
+            f"no complete checkpoint in {runs[0] if run else folder}; train first"
+        )
+    return max(found, key=lambda path: (path / MANIFEST).stat().st_mtime)
 
 
 def run_main(main: Callable[[], None]) -> None:

@@ -7,15 +7,16 @@ Both launchers return what rank 0 returned and raise the root error of the first
 import logging
 import os
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
-from infnet_dist.config import Config
+from infnet_dist.config import Config, ScalingConfig
 from infnet_dist.context import WorkerContext, backend_for, device_for
 from infnet_dist.errors import UserError
 from ray_jobs._local import root_error, run_local, set_up_worker_logging
 
 Worker = Callable[..., Any]
+log = logging.getLogger("infnet_dist")
 
 
 def launch(worker: Worker, arguments: dict[str, Any], config: Config, launcher: str) -> Any:
@@ -50,11 +51,14 @@ def _launch_ray(worker: Worker, arguments: dict[str, Any], config: Config) -> An
     from ray.train import FailureConfig, RunConfig
     from ray.train import ScalingConfig as RayScalingConfig
     from ray.train.torch import TorchConfig, TorchTrainer
-    from ray.train.v2.api.exceptions import WorkerGroupError
+    from ray.train.v2.api.exceptions import ControllerError, WorkerGroupError
 
     if not ray.is_initialized():
-        ray.init(logging_level=logging.WARNING, include_dashboard=False)
+        ray.init(logging_level=logging.WARNING)
     scaling = config.scaling
+    lacking = _lacking(ray.cluster_resources(), scaling)
+    if lacking:  # no error yet: the cluster may grow
+        log.warning("%s; waiting for them", lacking)
     # Ray's own notes go on storage that all nodes share; our checkpoints don't pass through them.
     config.run.folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".ray-", dir=config.run.folder) as notes:
@@ -76,7 +80,7 @@ def _launch_ray(worker: Worker, arguments: dict[str, Any], config: Config) -> An
             run_config=RunConfig(
                 name=config.run.name,
                 storage_path=notes,
-                failure_config=FailureConfig(max_failures=0),
+                failure_config=FailureConfig(max_failures=0, controller_failure_limit=0),
             ),
         )
         try:
@@ -86,6 +90,23 @@ def _launch_ray(worker: Worker, arguments: dict[str, Any], config: Config) -> An
             if isinstance(root, UserError):
                 raise root from None
             raise RuntimeError(f"{type(root).__name__}: {root}") from error
+        except ControllerError as error:
+            raise UserError(
+                f"Ray couldn't start the workers: {lacking or error.controller_failure}"
+            ) from error
+
+
+def _lacking(have: Mapping[str, float], scaling: ScalingConfig) -> str | None:
+    """What the cluster, even when idle, has too little of for all workers; None if nothing."""
+    per_worker = dict(scaling.resources_per_worker) | ({"GPU": 1.0} if scaling.use_gpu else {})
+    for name, each in per_worker.items():
+        if scaling.num_workers * each > have.get(name, 0.0):
+            return (
+                f"{scaling.num_workers} workers x {each:g} {name} don't fit this Ray cluster, "
+                f"which has {have.get(name, 0.0):g} {name}; lower scaling.num_workers or "
+                f"scaling.resources_per_worker, or add nodes"
+            )
+    return None
 
 
 def _ray_worker(settings: dict[str, Any]) -> Any:

@@ -1,5 +1,6 @@
 """Runs a worker function in plain processes on this machine: the debugger and the parity check."""
 
+import contextlib
 import logging
 import multiprocessing
 import os
@@ -133,18 +134,25 @@ def _work(
         with local_process_group(
             rank, num_workers, use_gpu=use_gpu, port=port, timeout_s=timeout_s
         ) as context:
-            _send(pipe, "result", worker(context, **arguments))
-    except UserError as error:
-        _send(pipe, "error", error)
+            try:
+                _send(pipe, "result", worker(context, **arguments))
+            except BaseException as error:  # told before the process group is taken down
+                _send_error(pipe, rank, error)
     except BaseException as error:
-        traceback.print_exc()
-        message = f"worker {rank}: {type(error).__name__}: {error}"
-        _send(pipe, "error", RuntimeError(message))
+        _send_error(pipe, rank, error)
     finally:
         pipe.close()
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(0)  # a forked child must not run its parent's exit handlers
+
+
+def _send_error(pipe: Connection, rank: int, error: BaseException) -> None:
+    if not isinstance(error, UserError):
+        traceback.print_exception(error)
+        error = RuntimeError(f"worker {rank}: {type(error).__name__}: {error}")
+    with contextlib.suppress(OSError):  # the parent may have heard enough
+        _send(pipe, "error", error)
 
 
 def _send(pipe: Connection, kind: str, value: object) -> None:

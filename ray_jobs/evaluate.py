@@ -4,10 +4,11 @@
     python -m ray_jobs.evaluate --config configs/smoke.yaml --run-id 20261122-111407
     python -m ray_jobs.evaluate --config configs/smoke.yaml --checkpoint PATH --split test
 
-Writes evaluation-<split>.json beside the run's summary, and prints a table.
+The model is the one that the checkpoint was saved with; the run file says where data and runs
+stand and how many workers to use. Prints a table, and writes evaluation-<split>.json, by default
+beside the run's summary.
 """
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +16,18 @@ from rich.console import Console
 from rich.table import Table
 
 from infnet_dist import checkpoint
-from infnet_dist.config import Config
+from infnet_dist.config import Config, load_config
 from infnet_dist.context import resolve_path
-from infnet_dist.errors import CheckpointError
-from infnet_dist.trainer import evaluate_checkpoint, open_training_set
-from ray_jobs._cli import add_launcher, log, make_parser, newest_run, read_config, run_main
+from infnet_dist.trainer import evaluate_checkpoint, open_training_set, write_json
+from ray_jobs._cli import (
+    add_launcher,
+    log,
+    make_parser,
+    newest_checkpoint,
+    read_config,
+    run_id,
+    run_main,
+)
 from ray_jobs._launch import launch
 
 
@@ -29,34 +37,53 @@ def main() -> None:
     add_launcher(parser)
     parser.add_argument("--split", default="valid", help="split to evaluate (default: valid)")
     where = parser.add_mutually_exclusive_group()
-    where.add_argument("--run-id", help="a run's folder name (default: the newest run)")
+    where.add_argument("--run-id", type=run_id, help="a run's folder name (default: the newest)")
     where.add_argument("--checkpoint", type=Path, help="a checkpoint folder")
+    parser.add_argument(
+        "--output",
+        type=Path,
+        help="JSON to write (default: evaluation-SPLIT.json in the run's folder)",
+    )
     arguments = parser.parse_args()
     config = read_config(arguments)
     manifest, _ = open_training_set(config)
     manifest.split(arguments.split)
-    path = _find_checkpoint(config, arguments.run_id, arguments.checkpoint)
+    path = (
+        resolve_path(arguments.checkpoint)
+        if arguments.checkpoint
+        else newest_checkpoint(config, arguments.run_id)
+    )
     checkpoint.read_manifest(path)
+    config = _with_model_of(config, path)
     result = launch(
         evaluate_checkpoint,
         {"config": config, "path": path, "split": arguments.split},
         config,
         arguments.launcher,
     )
-    output = path.parent.parent / f"evaluation-{arguments.split}.json"
-    output.write_text(json.dumps(result, indent=1) + "\n")
+    output = arguments.output or _default_output(path, arguments.split)
+    write_json(output, result)
     _print(result)
     log.info("written to %s", output)
 
 
-def _find_checkpoint(config: Config, run_id: str | None, path: Path | None) -> Path:
-    if path is not None:
-        return resolve_path(path)
-    run = config.run.folder / config.run.name / run_id if run_id else newest_run(config)
-    found = checkpoint.newest(run / "checkpoints")
-    if found is None:
-        raise CheckpointError(f"no complete checkpoint in {run / 'checkpoints'}; train first")
-    return found
+def _with_model_of(config: Config, path: Path) -> Config:
+    """The config with everything that makes the model as it was when the checkpoint was saved."""
+    saved = load_config(path / "config.yaml")
+    data = {"features": saved.data.features, "tasks": saved.data.tasks}
+    return config.model_copy(
+        update={
+            "model": saved.model,
+            "tables": saved.tables,
+            "data": config.data.model_copy(update=data),
+        }
+    )
+
+
+def _default_output(path: Path, split: str) -> Path:
+    """Beside the run's summary; in the current folder for a checkpoint that stands alone."""
+    folder = path.parent.parent if path.parent.name == "checkpoints" else Path.cwd()
+    return folder / f"evaluation-{split}.json"
 
 
 def _print(result: dict[str, Any]) -> None:

@@ -11,8 +11,16 @@ import torch
 
 from infnet_dist.model import build_train_model
 from infnet_dist.planning import load_plan
-from infnet_dist.trainer import open_training_set, train
-from ray_jobs._cli import add_launcher, log, make_parser, new_run_id, read_config, run_main
+from infnet_dist.trainer import check_can_train, open_training_set, train
+from ray_jobs._cli import (
+    add_launcher,
+    log,
+    make_parser,
+    new_run_id,
+    read_config,
+    run_id,
+    run_main,
+)
 from ray_jobs._launch import launch
 
 
@@ -20,10 +28,13 @@ def main() -> None:
     """Check what can be checked without workers, then train."""
     parser = make_parser("ray_jobs.train", "Train a run; see configs/README.md.")
     add_launcher(parser)
-    parser.add_argument("--run-id", help="name of the run's folder (default: the time, UTC)")
+    parser.add_argument(
+        "--run-id", type=run_id, help="name of the run's folder (default: the time, UTC)"
+    )
     arguments = parser.parse_args()
     config = read_config(arguments)
     _, schema = open_training_set(config)
+    check_can_train(config)
     build_train_model(config, schema, table_device=torch.device("meta"))
     if config.sharding.plan != "auto":
         load_plan(config.sharding.plan)

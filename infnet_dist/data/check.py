@@ -72,6 +72,35 @@ def check_split(
                 _check_floats(file, part, group, schema)
 
 
+def check_lists(table: pa.Table, schema: Schema, where: str) -> None:
+    """Check what footers can't tell: no null items, and parallel lists within a behaviour.
+
+    Args:
+        table: a row group that was just read.
+        schema: its columns.
+        where: file and row group, for the message.
+
+    Raises:
+        DataError: names `where` and the columns.
+    """
+    for sequence in schema.sequences:
+        columns = [a.column for a in sequence.attributes]
+        columns += [sequence.time_gap_column] if sequence.time_gap_column else []
+        first: pa.Array | None = None
+        for column in columns:
+            lists = table.column(column).combine_chunks()
+            if lists.flatten().null_count:
+                raise DataError(f"{where}, column {column!r}: null items in lists; ingest again")
+            lengths = pc.fill_null(pc.list_value_length(lists), 0)
+            if first is None:
+                first = lengths
+            elif not lengths.equals(first):
+                raise DataError(
+                    f"{where}: columns {columns[0]!r} and {column!r} have lists of different "
+                    f"lengths in a row; a behaviour's attributes must be parallel; ingest again"
+                )
+
+
 def _check_types(folder: Path, part: Part, schema: Schema) -> None:
     path = folder / part.file
     if not path.is_file():
@@ -95,8 +124,14 @@ def _allowed(schema: Schema) -> Iterator[_Range]:
     for sequence in schema.sequences:
         for attribute in sequence.attributes:
             yield _ids(schema, attribute.column, attribute.table)
+        if sequence.time_gap_column is not None:
+            yield _Range(sequence.time_gap_column, 0, _ANY[1], "a time gap is at least 0 s")
+    yield _Range(schema.group_column, *_ANY, "a group is any integer")
     for task in schema.tasks:
         yield _Range(task.column, 0, 1, f"label of task {task.name!r} must be 0 or 1")
+
+
+_ANY = (-(2**63), 2**63 - 1)
 
 
 def _ids(schema: Schema, column: str, table: str) -> _Range:

@@ -7,7 +7,6 @@ import torch
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
 from infnet_dist.batch import BatchRows, RankingBatch
-from infnet_dist.errors import DataError
 from infnet_dist.schema import DenseFeature, Schema, SequenceFeature
 
 NUM_TIME_GAP_BUCKETS = 32
@@ -66,9 +65,8 @@ class Collator:
         self, table: pa.RecordBatch, sequence: SequenceFeature, time_gap_BL: npt.NDArray
     ) -> tuple[list[IntArray], list[IntArray]]:
         """Ids and lengths of each attribute; fills the padded time gaps in place."""
-        columns = [a.column for a in sequence.attributes]
-        columns += [sequence.time_gap_column] if sequence.time_gap_column else []
-        lengths = _lengths(table, columns)
+        offsets = table.column(sequence.attributes[0].column).offsets
+        lengths = np.diff(offsets.to_numpy()).astype(np.int64)
         place = np.arange(lengths.sum()) - np.repeat(np.cumsum(lengths) - lengths, lengths)
         kept = place < sequence.max_length  # newest first: the newest stay
         values = [
@@ -100,18 +98,6 @@ class Collator:
 
     def _pad(self, values: npt.NDArray) -> npt.NDArray:
         return np.pad(values, (0, self._batch_size - len(values)))
-
-
-def _lengths(table: pa.RecordBatch, columns: list[str]) -> IntArray:
-    """Items per row, which must be the same in all `columns`."""
-    lengths, *others = [np.diff(table.column(c).offsets.to_numpy()) for c in columns]
-    for column, other in zip(columns[1:], others, strict=True):
-        if not np.array_equal(lengths, other):
-            raise DataError(
-                f"columns {columns[0]!r} and {column!r} have lists of different lengths in a row; "
-                f"the attributes of one behaviour must be parallel; ingest again"
-            )
-    return lengths.astype(np.int64)
 
 
 def bucketise(column: pa.Array, feature: DenseFeature) -> IntArray:

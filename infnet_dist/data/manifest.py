@@ -8,10 +8,10 @@ valid/part-00000.parquet
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import pyarrow as pa
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from infnet_dist.errors import DataError, unknown_name
 from infnet_dist.schema import Schema
@@ -31,14 +31,27 @@ class Part(_Entry):
     rows: int = Field(ge=0)
     row_groups: tuple[int, ...]
 
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.rows != sum(self.row_groups):
+            raise ValueError(f"{self.file}: {self.rows} rows, but {sum(self.row_groups)} in groups")
+        return self
+
 
 class Split(_Entry):
     """One split: its parts, time range (epoch milliseconds, both ends included), label means."""
 
-    rows: int = Field(ge=0)
+    rows: int = Field(ge=1)
     time_range_ms: tuple[int, int]
     base_rates: dict[str, float]
-    parts: tuple[Part, ...]
+    parts: tuple[Part, ...] = Field(min_length=1)
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        in_parts = sum(part.rows for part in self.parts)
+        if self.rows != in_parts:
+            raise ValueError(f"{self.rows} rows, but {in_parts} in its parts")
+        return self
 
 
 class Manifest(_Entry):

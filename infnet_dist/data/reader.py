@@ -12,6 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from infnet_dist.batch import BatchRows, RankingBatch
+from infnet_dist.data.check import check_lists
 from infnet_dist.data.collate import Collator
 from infnet_dist.data.manifest import Manifest, arrow_type
 from infnet_dist.data.order import Block, Interval, deal, epoch_order, num_steps, remaining
@@ -97,13 +98,13 @@ class Reader:
         for group in block.groups:
             try:
                 with pq.ParquetFile(self.folder / group.file) as file:
-                    tables.append(
-                        file.read_row_group(group.index, columns=columns, use_threads=False)
-                    )
+                    table = file.read_row_group(group.index, columns=columns, use_threads=False)
             except (OSError, pa.ArrowException) as error:
                 raise DataError(
                     f"can't read row group {group.index} of {self.folder / group.file}: {error}"
                 ) from None
+            check_lists(table, self.schema, f"{group.file}, row group {group.index}")
+            tables.append(table)
         return pa.concat_tables(tables)
 
     def _cut(

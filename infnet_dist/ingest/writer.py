@@ -84,9 +84,9 @@ class TrainingSetWriter:
         """Check the columns against `schema`, write the manifest, move the set to its place."""
         for split in self._splits.values():
             split.close()
-        splits = {name: s.describe(schema) for name, s in self._splits.items()}
-        if not splits or any(split.rows == 0 for split in splits.values()):
+        if not self._splits or any(split.is_empty for split in self._splits.values()):
             raise DataError(f"no rows for the training set {self._folder}; check its source")
+        splits = {name: s.describe(schema) for name, s in self._splits.items()}
         manifest = Manifest(
             schema_=schema,
             splits=splits,
@@ -162,6 +162,10 @@ class _SplitWriter:
         self._flush()
         self._close_part()
 
+    @property
+    def is_empty(self) -> bool:
+        return not self._files
+
     def describe(self, schema: Schema) -> Split:
         """Rows, time range and label means, read back from what was written."""
         parts, sums, times = [], dict.fromkeys((t.name for t in schema.tasks), 0.0), []
@@ -179,8 +183,8 @@ class _SplitWriter:
         rows = sum(part.rows for part in parts)
         return Split(
             rows=rows,
-            time_range_ms=(min(times), max(times)) if times else (0, 0),
-            base_rates={name: total / max(rows, 1) for name, total in sums.items()},
+            time_range_ms=(min(times), max(times)),
+            base_rates={name: total / rows for name, total in sums.items()},
             parts=tuple(parts),
         )
 

@@ -175,6 +175,71 @@ def test_checkpoint_of_another_model(trained: tuple[Config, Path, dict]) -> None
     assert before == sorted((p.name, p.stat().st_size) for p in path.iterdir())
 
 
+def test_checkpoint_with_more_blocks_than_the_model(trained: tuple[Config, Path, dict]) -> None:
+    config, path, _ = trained
+    raw = config.model_dump()
+    raw["model"]["num_blocks"] = 3
+    with pytest.raises(CheckpointError, match=r"it has \d+ tensors more and \d+ fewer, e\.g\. "):
+        run_ranks(
+            evaluate_checkpoint, 2, config=Config.model_validate(raw), path=path, split="valid"
+        )
+
+
+def test_column_wise_weights_can_be_evaluated_under_any_plan(
+    tiny_set: Path, tmp_path: Path
+) -> None:
+    columns = {"overrides": {"user": {"sharding_types": ["column_wise"]}}, "embedding_dim": 256}
+    short = {"max_steps": 3}
+    config = make_config(tiny_set, tmp_path, tables=columns, training=short)
+    summary = run_ranks(train, 2, config=config, run_folder=tmp_path / "run")[0]
+    rows = {"overrides": {"user": {"sharding_types": ["row_wise"]}}, "embedding_dim": 256}
+    other = make_config(tiny_set, tmp_path, tables=rows, training=short)
+    path = Path(summary["checkpoint"])
+    result = run_ranks(evaluate_checkpoint, 2, config=other, path=path, split="valid")[0]
+    assert result["metrics"] == pytest.approx(summary["metrics"], abs=1e-6, nan_ok=True)
+
+
+@pytest.mark.parametrize("every_steps", [2, 3])
+def test_the_last_step_is_evaluated_whenever_it_was_saved(
+    tiny_set: Path, tmp_path: Path, every_steps: int
+) -> None:
+    config = make_config(
+        tiny_set, tmp_path, training={"max_steps": 4}, checkpoint={"every_steps": every_steps}
+    )
+    summary = run_ranks(train, 2, config=config, run_folder=tmp_path / "run")[0]
+    assert "valid/auc/click" in summary["metrics"]
+    assert json.loads((tmp_path / "run" / "summary.json").read_text())["steps"] == 4
+    again = run_ranks(train, 2, config=config, run_folder=tmp_path / "run")[0]
+    assert again["metrics"] == pytest.approx(summary["metrics"], abs=0, nan_ok=True)
+
+
+def test_a_run_that_can_t_go_on_leaves_everything_as_it_was(tiny_set: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    config = make_config(tiny_set, tmp_path, training={"max_steps": 4})
+    run_ranks(train, 2, config=config, run_folder=run)
+    before = {p: p.read_bytes() for p in run.rglob("*") if p.is_file()}
+    wider = make_config(tiny_set, tmp_path, model={"token_dim": 16})
+    smaller = make_config(make_tiny_set(tmp_path / "small", num_rows=1_500), tmp_path)
+    reseeded = make_config(tiny_set, tmp_path, run={"seed": 7})
+    for other, message in (
+        (wider, "doesn't fit this run's model"),
+        (smaller, "stopped within an epoch of .* go on with the same training set"),
+        (reseeded, "stopped within an epoch of .*seed=0.* this run reads .*seed=7"),
+    ):
+        with pytest.raises(CheckpointError, match=message):
+            run_ranks(train, 2, config=other, run_folder=run)
+        assert before == {p: p.read_bytes() for p in run.rglob("*") if p.is_file()}
+
+
+def test_no_room_for_a_checkpoint(tiny_set: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / "checkpoints").write_text("in the way")
+    config = make_config(tiny_set, tmp_path, training={"max_steps": 2})
+    with pytest.raises(CheckpointError, match=r"can't save to .*earlier checkpoints are untouched"):
+        run_ranks(train, 2, config=config, run_folder=run)
+
+
 def test_only_the_newest_are_kept(tiny_set: Path, tmp_path: Path) -> None:
     config = make_config(
         tiny_set,

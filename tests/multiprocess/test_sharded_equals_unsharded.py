@@ -63,7 +63,8 @@ def train_unsharded(context: WorkerContext, *, config: Config, before: dict, ran
     model.load_state_dict(before, strict=False)
     tables = {n: p for n, p in model.named_parameters() if "embeddings" in n}
     dense = [p for n, p in model.named_parameters() if "embeddings" not in n]
-    adamw = torch.optim.AdamW(dense, lr=config.dense_optimizer.learning_rate, weight_decay=0.0)
+    options = config.dense_optimizer
+    adamw = torch.optim.AdamW(dense, lr=options.learning_rate, weight_decay=options.weight_decay)
     state = {name: torch.zeros(len(p)) for name, p in tables.items()}
     readers = []
     for rank in range(ranks):
@@ -122,8 +123,10 @@ def test_planned_by_torchrec(tiny_set: Path, tmp_path: Path, model: str) -> None
     assert sharding["author"] == "table_wise"
 
 
-def test_learning_rate_schedule(tiny_set: Path, tmp_path: Path) -> None:
-    compare(make_config(tiny_set, tmp_path, schedule={"warmup_steps": 10, "decay_share": 0.5}), 2)
+def test_learning_rate_schedule_and_weight_decay(tiny_set: Path, tmp_path: Path) -> None:
+    schedule = {"warmup_steps": 10, "decay_share": 0.5}
+    decayed = {"weight_decay": 0.1}
+    compare(make_config(tiny_set, tmp_path, schedule=schedule, dense_optimizer=decayed), 2)
 
 
 def write_plan(context: WorkerContext, *, config: Config, types: dict, path: Path) -> None:

@@ -12,8 +12,8 @@ import pytest
 
 from infnet_dist.data.check import check_columns, check_feed, check_split
 from infnet_dist.data.manifest import read_manifest
-from infnet_dist.errors import DataError
-from infnet_dist.trainer import open_training_set
+from infnet_dist.errors import ConfigError, DataError
+from infnet_dist.trainer import check_can_train, open_training_set
 from tests.runs import make_config
 from tests.unit.test_reader import make_set
 
@@ -62,6 +62,7 @@ def test_a_good_set_passes(folder: Path) -> None:
         ("click_author", 35, [50], r"row group 3, column 'click_author': got 50, .*'author'"),
         ("label", 11, 2, r"row group 1, column 'label': got 2, label of task 'click' must be 0 or"),
         ("label", 11, None, r"row group 1, column 'label': 1 nulls"),
+        ("user", 30, None, r"row group 3, column 'user': 1 nulls"),
         ("age", 12, float("nan"), r"row group 1, column 'age': got nan, numbers must be finite"),
         ("price", 12, float("inf"), r"row group 1, column 'price': got inf"),
         ("age", 39, None, r"row group 3, column 'age': 1 nulls"),
@@ -120,14 +121,21 @@ def test_missing_empty_or_malformed_folder(tmp_path: Path, folder: Path) -> None
     content = json.loads(text)
     content["splits"]["train"]["rows"] = -4
     manifest.write_text(json.dumps(content))
-    with pytest.raises(DataError, match=r"splits.train.rows: .*greater than or equal to 0"):
+    with pytest.raises(DataError, match=r"splits\.train\.rows: .*greater than or equal to 1"):
+        read_manifest(folder)
+    content["splits"]["train"]["rows"] = 41
+    manifest.write_text(json.dumps(content))
+    with pytest.raises(DataError, match=r"splits\.train: .*41 rows, but 40 in its parts"):
         read_manifest(folder)
     manifest.write_text(json.dumps(json.loads(text) | {"format_version": 9}))
     with pytest.raises(DataError, match="has format 9, this code reads 1"):
         read_manifest(folder)
 
 
-def test_too_few_rows() -> None:
+def test_too_few_rows(folder: Path, tmp_path: Path) -> None:
+    config = make_config(folder, tmp_path, data={"path": str(folder), "batch_size": 21})
+    with pytest.raises(DataError, match="unknown split 'valid'"):
+        check_can_train(config)
     check_feed(64, split="train", num_workers=2, batch_size=32)
     with pytest.raises(DataError, match=r"63 rows, too few for one step of 2 workers x 32 rows"):
         check_feed(63, split="train", num_workers=2, batch_size=32)
@@ -139,11 +147,30 @@ def test_too_few_rows() -> None:
         ("features", ["row", "clik"], "unknown feature 'clik'; did you mean 'click'"),
         ("tasks", ["clicks"], "unknown task 'clicks'; did you mean 'click'"),
         ("features", ["age"], "no categorical or bucketised feature is selected"),
-        ("batch_size", 4000, "too few for one step"),
     ],
 )
 def test_selection(folder: Path, tmp_path: Path, key: str, value: object, message: str) -> None:
-    config = make_config(folder, tmp_path, data={"path": str(folder), key: value})
+    config = make_config(
+        folder, tmp_path, data={"path": str(folder), key: value}, tables={"overrides": {}}
+    )
     with pytest.raises(DataError, match=message):
         open_training_set(config)
     assert np.array_equal(pq.read_table(folder / PART)["row"], np.arange(40))  # untouched
+
+
+def test_names_elsewhere_in_the_config(folder: Path, tmp_path: Path) -> None:
+    tables = {"overrides": {"autor": {"sharding_types": ["row_wise"]}}}
+    config = make_config(folder, tmp_path, tables=tables)
+    message = "tables.overrides: unknown table 'autor'; did you mean 'author'"
+    with pytest.raises(ConfigError, match=message.replace(".", r"\.")):
+        open_training_set(config)
+    weights = {"task_weights": {"clicks": 2.0}}
+    config = make_config(folder, tmp_path, tables={"overrides": {}}, training=weights)
+    with pytest.raises(
+        ConfigError, match=r"training\.task_weights: unknown task 'clicks'; did you"
+    ):
+        open_training_set(config)
+    # a table that exists but isn't read is no mistake: features are left out for ablations
+    tables = {"overrides": {"author": {"sharding_types": ["row_wise"]}}}
+    data = {"path": str(folder), "features": ["row"]}
+    open_training_set(make_config(folder, tmp_path, tables=tables, data=data))

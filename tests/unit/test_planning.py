@@ -32,8 +32,17 @@ def make_model(embedding_dim: int = 8) -> nn.Module:
     return model
 
 
+def workers_of(world_size: int, device: str = "cpu") -> Workers:
+    return Workers(
+        world_size=world_size,
+        local_world_size=world_size,
+        device=device,
+        memory_bytes=8 * 2**30,
+    )
+
+
 def make(world_size: int = 2, device: str = "cpu", **types: tuple[str, ...]) -> Plan:
-    workers = Workers(world_size=world_size, local_world_size=world_size, device=device)
+    workers = workers_of(world_size, device)
     return make_plan(make_model(), workers, batch_size=64, sharding_types=types)
 
 
@@ -60,10 +69,10 @@ def test_round_trip_and_same_input_same_bytes(tmp_path: Path) -> None:
     save_plan(make(), tmp_path / "b.json")
     assert (tmp_path / "a.json").read_bytes() == (tmp_path / "b.json").read_bytes()
     assert load_plan(tmp_path / "a.json") == plan
-    workers = Workers(world_size=2, local_world_size=2, device="cpu")
+    workers = workers_of(2)
     check_plan(plan, make_model(), workers)
     text = describe_plan(plan)
-    assert "row: 1000000 x 8 FP32" in text and "rank 1: " in text
+    assert "row: 1000000 x 8 FP32" in text and "MiB of 8.0 GiB" in text
 
 
 def test_torchrec_plan_names_the_collection_and_the_device() -> None:
@@ -88,7 +97,7 @@ def test_every_difference_is_listed() -> None:
     plan = make(2)
     other = make_model(embedding_dim=32)
     with pytest.raises(PlanError) as caught:
-        check_plan(plan, other, Workers(world_size=4, local_world_size=4, device="cpu"))
+        check_plan(plan, other, workers_of(4))
     message = str(caught.value)
     assert "world_size is 2 in the plan, 4 in this run" in message
     assert "table 'author' is 50 x 8 FP32 in the plan, 50 x 32 FP32 in this run" in message
@@ -96,7 +105,7 @@ def test_every_difference_is_listed() -> None:
 
 
 def test_missing_and_foreign_tables_and_bad_shards() -> None:
-    workers = Workers(world_size=2, local_world_size=2, device="cpu")
+    workers = workers_of(2)
     raw = make(2, row=("row_wise",)).model_dump()
     del raw["tables"]["author"], raw["made_for"]["tables"]["author"]
     raw["tables"]["ghost"] = raw["tables"]["price"]
@@ -107,8 +116,30 @@ def test_missing_and_foreign_tables_and_bad_shards() -> None:
     message = str(caught.value)
     assert "table 'author' isn't in the plan" in message
     assert "table 'ghost' isn't in this run" in message
-    assert "table 'row' has shards on ranks outside 0 to 1" in message
-    assert "the shards of table 'price' don't cover it exactly once" in message
+    assert "the shards of table 'row' don't cover it row_wise on ranks 0 to 1" in message
+    assert "the shards of table 'price' don't cover it" in message
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"sharding_type": "table_wise"},
+        {"sharding_type": "column_wise"},
+        {"shards": "one"},
+        {"shards": "overlap"},
+    ],
+)
+def test_shards_must_tile_the_table_as_the_type_says(change: dict[str, str]) -> None:
+    raw = make(2, row=("row_wise",)).model_dump()
+    table = raw["tables"]["row"]
+    if change.get("shards") == "one":
+        table["shards"] = table["shards"][:1]
+    elif change.get("shards") == "overlap":  # same area, but a hole
+        table["shards"][1]["row_offset"] -= 1
+    else:
+        table["sharding_type"] = change["sharding_type"]
+    with pytest.raises(PlanError, match="the shards of table 'row' don't cover it"):
+        check_plan(Plan.model_validate(raw), make_model(), workers_of(2))
 
 
 def test_malformed_files(tmp_path: Path) -> None:
@@ -120,6 +151,11 @@ def test_malformed_files(tmp_path: Path) -> None:
         load_plan(path)
     save_plan(make(), path)
     raw = json.loads(path.read_text())
+    raw["tables"]["row"]["compute_kernel"] = "fusedd"
+    path.write_text(json.dumps(raw))
+    with pytest.raises(PlanError, match=r"tables\.row\.compute_kernel: .*'fused'"):
+        load_plan(path)
+    raw["tables"]["row"]["compute_kernel"] = "fused"
     raw["tables"]["row"]["shards"][0]["rank"] = "first"
     path.write_text(json.dumps(raw))
     with pytest.raises(PlanError, match=r"tables\.row\.shards\.0\.rank: .*integer"):
@@ -130,7 +166,7 @@ def test_nothing_fits() -> None:
     with pytest.raises(PlanError, match=r"no plan for 2 workers \(cpu\): .*; use more workers"):
         make_plan(
             make_model(embedding_dim=4_000_000),
-            Workers(world_size=2, local_world_size=2, device="cpu"),
+            workers_of(2),
             batch_size=64,
             sharding_types={},
         )

@@ -214,7 +214,23 @@ def test_lists_of_different_lengths(tmp_path: Path) -> None:
     ) as writer:
         writer.write("train", table)
         manifest = writer.publish(SCHEMA)
-    with pytest.raises(DataError, match="'click_row' and 'click_author' have lists of different"):
+    with pytest.raises(
+        DataError,
+        match="row group 0: columns 'click_row' and 'click_author' have lists of different",
+    ):
+        list(make_reader(tmp_path / "s", manifest).batches())
+
+
+def test_null_items(tmp_path: Path) -> None:
+    table = make_table(20)
+    lists = table.column("click_gap").to_pylist()
+    lists[14][1] = None
+    place = table.column_names.index("click_gap")
+    table = table.set_column(place, "click_gap", pa.array(lists, pa.list_(pa.int64())))
+    with TrainingSetWriter(tmp_path / "s", rows_per_part=50, row_group_rows=5, source={}) as writer:
+        writer.write("train", table)
+        manifest = writer.publish(SCHEMA)
+    with pytest.raises(DataError, match="row group 2, column 'click_gap': null items in lists"):
         list(make_reader(tmp_path / "s", manifest).batches())
 
 

@@ -41,6 +41,7 @@ class BrokenRun:
     """A W&B run whose disk is full."""
 
     offline = True
+    url = None
     dir = "/nowhere/run/files"
 
     def log(self, *_: Any, **__: Any) -> None:
