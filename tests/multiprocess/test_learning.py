@@ -15,6 +15,7 @@ from infnet_dist.trainer import evaluate_checkpoint, train
 from tests.conftest import REPOSITORY
 from tests.ranks import run_ranks
 
+MARGIN = 0.05  # of AUC over the linear model
 IDS = ["user_id", "item_id", "author_id", "topic_id", "age_group_id", "tab_id"]
 
 
@@ -70,9 +71,11 @@ def test_infnet_comes_near_the_optimum_and_beats_a_linear_model(config: Config) 
     )[0]
     tasks = ["click", "like", "long_view"]
     linear = linear_auc(config.data.path, tasks)
+    gaps = []
     for task in tasks:
-        key = f"valid/auc/{task}"
-        got, best = result["metrics"][key], result["optimum"][key]
+        got, best = (result[kind][f"valid/auc/{task}"] for kind in ("metrics", "optimum"))
         print(f"{task}: linear {linear[task]:.4f}  INFNet {got:.4f}  optimum {best:.4f}")
-        assert best - 0.02 <= got <= best + 0.005, task
-        assert got >= linear[task] + 0.05, task
+        gaps.append(best - got)
+        assert got >= linear[task] + MARGIN, task
+    assert max(gaps) < 0.03, "each task"
+    assert -0.005 < sum(gaps) / len(gaps) < 0.02, "the mean over tasks"
