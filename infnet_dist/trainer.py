@@ -8,9 +8,7 @@ import json
 import logging
 import math
 import time
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
-from functools import partial
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,120 +18,22 @@ from tqdm import tqdm
 
 from infnet_dist import checkpoint
 from infnet_dist.batch import RankingBatch
-from infnet_dist.checkpoint import DataOrder, Progress
+from infnet_dist.checkpoint import Progress
 from infnet_dist.config import Config, dump_config
 from infnet_dist.context import WorkerContext
-from infnet_dist.data.check import check_columns, check_feed, check_split
-from infnet_dist.data.manifest import Manifest, read_manifest
 from infnet_dist.data.order import Interval, merge, remaining
-from infnet_dist.data.reader import Reader
-from infnet_dist.errors import CheckpointError, ConfigError, UserError, unknown_name
+from infnet_dist.errors import CheckpointError, UserError
 from infnet_dist.metrics import MetricState
 from infnet_dist.model import StepOutput
 from infnet_dist.optim import learning_rate_factor, set_learning_rate
-from infnet_dist.parallel import ShardedModel, build_sharded_model
+from infnet_dist.pace import LogInterval, Pace
+from infnet_dist.parallel import ShardedModel
 from infnet_dist.planning import describe_plan, save_plan
 from infnet_dist.provenance import versions
-from infnet_dist.schema import Schema, Table, Task
+from infnet_dist.session import Session, check_can_train, stream
 from infnet_dist.tracking import NullTracker, Tracker, make_tracker, plot_curves
 
 log = logging.getLogger("infnet_dist")
-
-
-def open_training_set(config: Config) -> tuple[Manifest, Schema]:
-    """The manifest and the selected features and tasks; cheap, so the driver calls it too.
-
-    Raises:
-        DataError: missing or malformed set, or unknown names of features or tasks.
-        ConfigError: unknown names of tables or tasks elsewhere in the config.
-    """
-    manifest = read_manifest(config.data.path)
-    whole = manifest.schema_
-    _check_names("tables.overrides", "table", config.tables.overrides, whole.tables)
-    _check_names("training.task_weights", "task", config.training.task_weights, whole.tasks)
-    schema = whole.select(config.data.features, config.data.tasks)
-    check_columns(config.data.path, manifest, schema)
-    return manifest, schema
-
-
-def check_can_train(config: Config) -> None:
-    """Raise DataError if the train split doesn't fill one step, or there is no valid split."""
-    manifest = read_manifest(config.data.path)
-    manifest.split("valid")
-    check_feed(
-        manifest.split("train").rows,
-        split="train",
-        num_workers=config.scaling.num_workers,
-        batch_size=config.data.batch_size,
-    )
-
-
-def _check_names(
-    key: str, kind: str, used: Iterable[str], known: Sequence[Table] | Sequence[Task]
-) -> None:
-    names = [entry.name for entry in known]
-    for name in used:
-        if name not in names:
-            raise ConfigError(f"{key}: {unknown_name(kind, name, names)}")
-
-
-@dataclass
-class Session:
-    """An open training set and a sharded model on this worker."""
-
-    config: Config
-    context: WorkerContext
-    manifest: Manifest
-    schema: Schema
-    sharded: ShardedModel
-
-    @classmethod
-    def open(cls, config: Config, context: WorkerContext, *, splits: Sequence[str]) -> "Session":
-        """Check the data of `splits` on all ranks, then build the model."""
-        manifest, schema = context.together(lambda: open_training_set(config))
-        for split in splits:
-            check = partial(check_split, config.data.path, manifest, schema, split=split)
-            context.together(partial(check, rank=context.rank, world_size=context.world_size))
-        return cls(config, context, manifest, schema, build_sharded_model(config, schema, context))
-
-    @property
-    def order(self) -> DataOrder:
-        """What fixes the order in which rows are read."""
-        return DataOrder(
-            content_hash=self.manifest.content_hash,
-            seed=self.config.run.seed,
-            shuffle_rows=self.config.data.shuffle_rows,
-        )
-
-    def reader(self, split: str, *, shuffle: bool) -> Reader:
-        """This rank's reader of a split."""
-        data = self.config.data
-        return Reader(
-            folder=data.path,
-            manifest=self.manifest,
-            schema=self.schema,
-            split=split,
-            batch_size=data.batch_size,
-            rank=self.context.rank,
-            world_size=self.context.world_size,
-            seed=self.config.run.seed,
-            shuffle_rows=data.shuffle_rows if shuffle else None,
-            prefetch_batches=data.prefetch_batches,
-        )
-
-
-def stream(
-    batches: Iterator[RankingBatch], device: torch.device
-) -> Iterator[tuple[RankingBatch, float]]:
-    """Batches on the device, each with the seconds that the step waited for it."""
-    while True:
-        start = time.perf_counter()
-        batch = next(batches, None)
-        if batch is None:
-            return
-        if device.type == "cuda":
-            batch = batch.pin_memory().to(device, non_blocking=True)
-        yield batch, time.perf_counter() - start
 
 
 def train_step(
@@ -286,8 +186,8 @@ class _Training:
         self._saved_step: int | None = progress.step or None
         self._evaluated_step: int | None = None
         self._total_steps = self._count_steps()
-        self._pace = _Pace()
-        self._interval = _Interval(len(session.schema.tasks), self._context.device)
+        self._pace = Pace()
+        self._interval = LogInterval(len(session.schema.tasks), self._context.device)
 
     @property
     def _folder(self) -> Path:
@@ -439,70 +339,6 @@ class _Training:
     def _say(self, line: str) -> None:
         if self._context.is_first:
             log.info("%s", line)
-
-
-@dataclass
-class _Totals:
-    """An interval over all ranks: mean losses per row, rows, and this rank's seconds."""
-
-    loss: float
-    task_losses: list[float]
-    rows: int
-    wait_s: float
-    seconds: float
-    steps: int
-
-
-@dataclass
-class _Pace:
-    """Sums of this process's intervals, for rates."""
-
-    rows: int = 0
-    seconds: float = 0.0
-    steps: int = 0
-
-    def add(self, totals: _Totals) -> None:
-        self.rows += totals.rows
-        self.seconds += totals.seconds
-        self.steps += totals.steps
-
-
-class _Interval:
-    """Sums between two log lines, kept on the device: no wait for it within the interval."""
-
-    def __init__(self, num_tasks: int, device: torch.device) -> None:
-        self._sums = torch.zeros(1 + num_tasks, dtype=torch.float64, device=device)
-        self.restart()
-
-    def restart(self) -> None:
-        self._sums.zero_()
-        self.steps = self._rows = 0
-        self._wait_s = 0.0
-        self._start = time.perf_counter()
-
-    def add(
-        self, loss: torch.Tensor, task_loss_K: torch.Tensor, batch: RankingBatch, wait_s: float
-    ) -> None:
-        self._sums[0] += loss * len(batch.weights_B)
-        self._sums[1:] += task_loss_K * len(batch.weights_B)
-        self._rows += batch.num_rows
-        self._wait_s += wait_s
-        self.steps += 1
-
-    def reduce(self, context: WorkerContext) -> _Totals:
-        """Sum over ranks; per-row means."""
-        local = torch.tensor([self._rows, self._wait_s], dtype=torch.float64)
-        *sums, rows, wait_s = context.sum(
-            torch.cat([self._sums, local.to(self._sums.device)])
-        ).tolist()
-        return _Totals(
-            loss=sums[0] / rows,
-            task_losses=[value / rows for value in sums[1:]],
-            rows=round(rows),
-            wait_s=wait_s / context.world_size,
-            seconds=max(time.perf_counter() - self._start, 1e-9),
-            steps=self.steps,
-        )
 
 
 def _due(step: int, every: int | None) -> bool:

@@ -20,7 +20,7 @@ from infnet_dist.planning import (
     save_plan,
     worker_memory,
 )
-from infnet_dist.trainer import open_training_set
+from infnet_dist.session import open_training_set
 from ray_jobs._cli import log, make_parser, read_config, run_main
 
 

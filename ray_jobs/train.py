@@ -11,7 +11,8 @@ import torch
 
 from infnet_dist.model import build_train_model
 from infnet_dist.planning import load_plan
-from infnet_dist.trainer import check_can_train, open_training_set, train
+from infnet_dist.session import check_can_train, open_training_set
+from infnet_dist.trainer import train
 from ray_jobs._cli import (
     add_launcher,
     log,

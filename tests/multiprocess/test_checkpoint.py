@@ -12,7 +12,8 @@ from infnet_dist import checkpoint
 from infnet_dist.config import Config
 from infnet_dist.context import WorkerContext
 from infnet_dist.errors import CheckpointError
-from infnet_dist.trainer import Session, evaluate_checkpoint, train
+from infnet_dist.session import Session
+from infnet_dist.trainer import evaluate_checkpoint, train
 from tests.ranks import run_ranks
 from tests.runs import make_config, make_tiny_set
 

@@ -15,7 +15,8 @@ from infnet_dist.config import Config
 from infnet_dist.context import WorkerContext
 from infnet_dist.errors import DataError, PlanError, UserError
 from infnet_dist.metrics import MetricState
-from infnet_dist.trainer import Session, train
+from infnet_dist.session import Session
+from infnet_dist.trainer import train
 from tests.ranks import run_ranks
 from tests.runs import make_config, make_tiny_set
 from tests.unit.test_check import rewrite, set_value

@@ -13,7 +13,7 @@ import pytest
 from infnet_dist.data.check import check_columns, check_feed, check_split
 from infnet_dist.data.manifest import read_manifest
 from infnet_dist.errors import ConfigError, DataError
-from infnet_dist.trainer import check_can_train, open_training_set
+from infnet_dist.session import check_can_train, open_training_set
 from tests.runs import make_config
 from tests.unit.test_reader import make_set
 

@@ -30,6 +30,8 @@ ORDER = [
     "parallel",
     "checkpoint",
     "tracking",
+    "session",
+    "pace",
     "trainer",
 ]
 # Stand apart: the doctor must run where everything else is broken.

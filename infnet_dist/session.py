@@ -1,0 +1,115 @@
+"""What training and evaluation start from: an open training set and a sharded model."""
+
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+
+from infnet_dist.batch import RankingBatch
+from infnet_dist.checkpoint import DataOrder
+from infnet_dist.config import Config
+from infnet_dist.context import WorkerContext
+from infnet_dist.data.check import check_columns, check_feed, check_split
+from infnet_dist.data.manifest import Manifest, read_manifest
+from infnet_dist.data.reader import Reader
+from infnet_dist.errors import ConfigError, unknown_name
+from infnet_dist.parallel import ShardedModel, build_sharded_model
+from infnet_dist.schema import Schema, Table, Task
+
+
+def open_training_set(config: Config) -> tuple[Manifest, Schema]:
+    """The manifest and the selected features and tasks; cheap, so the driver calls it too.
+
+    Raises:
+        DataError: missing or malformed set, or unknown names of features or tasks.
+        ConfigError: unknown names of tables or tasks elsewhere in the config.
+    """
+    manifest = read_manifest(config.data.path)
+    whole = manifest.schema_
+    _check_names("tables.overrides", "table", config.tables.overrides, whole.tables)
+    _check_names("training.task_weights", "task", config.training.task_weights, whole.tasks)
+    schema = whole.select(config.data.features, config.data.tasks)
+    check_columns(config.data.path, manifest, schema)
+    return manifest, schema
+
+
+def check_can_train(config: Config) -> None:
+    """Raise DataError if the train split doesn't fill one step, or there is no valid split."""
+    manifest = read_manifest(config.data.path)
+    manifest.split("valid")
+    check_feed(
+        manifest.split("train").rows,
+        split="train",
+        num_workers=config.scaling.num_workers,
+        batch_size=config.data.batch_size,
+    )
+
+
+def _check_names(
+    key: str, kind: str, used: Iterable[str], known: Sequence[Table] | Sequence[Task]
+) -> None:
+    names = [entry.name for entry in known]
+    for name in used:
+        if name not in names:
+            raise ConfigError(f"{key}: {unknown_name(kind, name, names)}")
+
+
+@dataclass
+class Session:
+    """An open training set and a sharded model on this worker."""
+
+    config: Config
+    context: WorkerContext
+    manifest: Manifest
+    schema: Schema
+    sharded: ShardedModel
+
+    @classmethod
+    def open(cls, config: Config, context: WorkerContext, *, splits: Sequence[str]) -> "Session":
+        """Check the data of `splits` on all ranks, then build the model."""
+        manifest, schema = context.together(lambda: open_training_set(config))
+        for split in splits:
+            check = partial(check_split, config.data.path, manifest, schema, split=split)
+            context.together(partial(check, rank=context.rank, world_size=context.world_size))
+        return cls(config, context, manifest, schema, build_sharded_model(config, schema, context))
+
+    @property
+    def order(self) -> DataOrder:
+        """What fixes the order in which rows are read."""
+        return DataOrder(
+            content_hash=self.manifest.content_hash,
+            seed=self.config.run.seed,
+            shuffle_rows=self.config.data.shuffle_rows,
+        )
+
+    def reader(self, split: str, *, shuffle: bool) -> Reader:
+        """This rank's reader of a split."""
+        data = self.config.data
+        return Reader(
+            folder=data.path,
+            manifest=self.manifest,
+            schema=self.schema,
+            split=split,
+            batch_size=data.batch_size,
+            rank=self.context.rank,
+            world_size=self.context.world_size,
+            seed=self.config.run.seed,
+            shuffle_rows=data.shuffle_rows if shuffle else None,
+            prefetch_batches=data.prefetch_batches,
+        )
+
+
+def stream(
+    batches: Iterator[RankingBatch], device: torch.device
+) -> Iterator[tuple[RankingBatch, float]]:
+    """Batches on the device, each with the seconds that the step waited for it."""
+    while True:
+        start = time.perf_counter()
+        batch = next(batches, None)
+        if batch is None:
+            return
+        if device.type == "cuda":
+            batch = batch.pin_memory().to(device, non_blocking=True)
+        yield batch, time.perf_counter() - start
