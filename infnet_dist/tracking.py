@@ -91,9 +91,9 @@ class WandbTracker:
 
     def finish(self) -> str | None:
         """Close the run; its URL, or the folder of an offline run."""
-        offline, url, folder = self._run.offline, self._run.url, Path(self._run.dir).parent
+        place = str(Path(self._run.dir).parent) if self._run.offline else self._run.url
         self._run.finish()
-        return str(folder) if offline else url
+        return place
 
 
 class Guarded:
