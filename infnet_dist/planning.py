@@ -304,7 +304,11 @@ def _made_for(collection: EmbeddingCollection, workers: Workers) -> MadeFor:
         )
         for table in sorted(collection.embedding_configs(), key=lambda table: table.name)
     }
-    return MadeFor(**workers.model_dump(), tables=tables, torchrec_version=torchrec.__version__)
+    return MadeFor(
+        **workers.model_dump(include=set(Workers.model_fields)),
+        tables=tables,
+        torchrec_version=torchrec.__version__,
+    )
 
 
 def _table_plan(option: ShardingOption) -> TablePlan:

@@ -10,7 +10,7 @@ from its newest checkpoint.
 import torch
 
 from infnet_dist.model import build_train_model
-from infnet_dist.planning import load_plan
+from infnet_dist.planning import check_plan, load_plan
 from infnet_dist.session import check_can_train, open_training_set
 from infnet_dist.trainer import train
 from ray_jobs._cli import (
@@ -36,9 +36,11 @@ def main() -> None:
     config = read_config(arguments)
     _, schema = open_training_set(config)
     check_can_train(config)
-    build_train_model(config, schema, table_device=torch.device("meta"))
+    model = build_train_model(config, schema, table_device=torch.device("meta"))
     if config.sharding.plan != "auto":
-        load_plan(config.sharding.plan)
+        plan = load_plan(config.sharding.plan)  # how many stand on one machine is seen there
+        workers = {"world_size": config.scaling.num_workers}
+        check_plan(plan, model, plan.made_for.model_copy(update=workers))
     run_folder = config.run.folder / config.run.name / (arguments.run_id or new_run_id())
     summary = launch(
         train, {"config": config, "run_folder": run_folder}, config, arguments.launcher
