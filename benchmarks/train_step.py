@@ -1,6 +1,6 @@
 """Samples per second of the training step with 1 and 2 workers.
 
-    .venv/bin/python benchmarks/train_step.py [--config configs/smoke.yaml] [--steps 150] [--repeats 3]
+    .venv/bin/python benchmarks/train_step.py [--config FILE] [--steps 150] [--repeats 3]
 
 Each repeat trains 1 and 2 workers in turn (plain processes, OMP_NUM_THREADS=1), on the same rows
 per worker and step (weak scaling), and takes the rate from the run's own metrics, without the first
