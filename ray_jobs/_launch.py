@@ -18,6 +18,9 @@ from ray_jobs._local import root_error, run_local, set_up_worker_logging
 Worker = Callable[..., Any]
 log = logging.getLogger("infnet_dist")
 
+# Of starting the workers, each for RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S; Ray's default is forever.
+_START_RETRIES = 2
+
 
 def launch(worker: Worker, arguments: dict[str, Any], config: Config, launcher: str) -> Any:
     """Run `worker(context, **arguments)` on `config.scaling.num_workers` workers.
@@ -80,7 +83,9 @@ def _launch_ray(worker: Worker, arguments: dict[str, Any], config: Config) -> An
             run_config=RunConfig(
                 name=config.run.name,
                 storage_path=notes,
-                failure_config=FailureConfig(max_failures=0, controller_failure_limit=0),
+                failure_config=FailureConfig(
+                    max_failures=0, controller_failure_limit=_START_RETRIES
+                ),
             ),
         )
         try:
