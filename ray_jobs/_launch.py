@@ -18,7 +18,7 @@ from ray_jobs._local import root_error, run_local, set_up_worker_logging
 Worker = Callable[..., Any]
 log = logging.getLogger("infnet_dist")
 
-# Of starting the workers, each for RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S; Ray's default is forever.
+# Of starting the workers, RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S each; by default Ray never ends.
 _START_RETRIES = 2
 
 
