@@ -208,8 +208,17 @@ def check_plan(plan: Plan, model: nn.Module, workers: Workers) -> None:
 
 
 def save_plan(plan: Plan, path: Path) -> None:
-    """Write the plan file."""
-    path.write_text(plan.model_dump_json(indent=1) + "\n")
+    """Write the plan file.
+
+    Raises:
+        PlanError: it can't be written.
+    """
+    try:
+        path.write_text(plan.model_dump_json(indent=1) + "\n")
+    except OSError as error:
+        raise PlanError(
+            f"can't write plan {path}: {error.strerror}; choose another place"
+        ) from None
 
 
 def load_plan(path: Path) -> Plan:

@@ -146,6 +146,8 @@ def test_malformed_files(tmp_path: Path) -> None:
     path = tmp_path / "plan.json"
     with pytest.raises(PlanError, match=r"no plan file .*plan\.json; set sharding\.plan=auto"):
         load_plan(path)
+    with pytest.raises(PlanError, match=r"can't write plan .*nowhere.*No such file"):
+        save_plan(make(), tmp_path / "nowhere" / "plan.json")
     path.write_text("{")
     with pytest.raises(PlanError, match="is not JSON"):
         load_plan(path)
