@@ -68,6 +68,9 @@ class KuaiRandIngest(Section):
         0.01, ge=0, le=1, description="signals rarer than this in train make no task"
     )
     history_length: int = Field(50, ge=1, description="items kept per behaviour")
+    refresh: Literal["daily", "live"] = Field(
+        "daily", description="histories and counters know events up to midnight, or up to the row"
+    )
     rows_per_part: int = Field(1_000_000, ge=1, description="rows per Parquet file")
     row_group_rows: int = Field(16_384, ge=1, description="rows per Parquet row group")
 

@@ -40,8 +40,8 @@ class Histories:
 class HistoryBuilder:
     """The last `length` events of each user for one behaviour, fed in time order.
 
-    Memory is bounded: num_users x length x (1 + num_attributes) int64. Chunks must come in time
-    order and must not share a timestamp, so that "strictly before" is exact across chunks.
+    Events wait until every later row may know them; then the newest `length` a user are kept.
+    Memory is bounded by num_users x length x (1 + num_attributes) int64, and what waits.
     """
 
     def __init__(self, *, num_users: int, length: int, num_attributes: int) -> None:
@@ -50,73 +50,112 @@ class HistoryBuilder:
         self._counts = np.zeros(num_users, np.int64)
         self._times = np.zeros((num_users, length), np.int64)
         self._attributes = np.zeros((num_users, length, num_attributes), np.int64)
+        nothing = np.zeros(0, np.int64)
+        self._waiting = _Events(nothing, nothing, np.zeros((0, num_attributes), np.int64))
         self._last_time = -1
 
     def read_then_add(
-        self, users: IntArray, times_ms: IntArray, attributes: IntArray, happened: npt.NDArray
+        self,
+        users: IntArray,
+        times_ms: IntArray,
+        attributes: IntArray,
+        happened: npt.NDArray,
+        known_until_ms: IntArray | None = None,
     ) -> Histories:
-        """Histories of a chunk of rows; then the rows with `happened` become events themselves.
+        """Histories of a chunk of rows; the rows with `happened` are events for later ones.
 
         Args:
             users: int64 [n], in [0, num_users).
-            times_ms: int64 [n], epoch milliseconds, ascending.
+            times_ms: int64 [n], epoch milliseconds, ascending over all chunks.
             attributes: int64 [n, A] of each row's item.
             happened: bool [n], whether the row is an event of this behaviour.
+            known_until_ms: int64 [n], ascending and at most `times_ms`; None: `times_ms`.
 
         Returns:
-            For each row the user's last `length` events with time < the row's time.
+            For each row the user's last `length` events with time < the row's `known_until_ms`.
         """
         if len(users) == 0:
             return Histories(np.zeros(1, np.int64), attributes[:0], users[:0])
+        if known_until_ms is None:
+            known_until_ms = times_ms
         assert np.all(np.diff(times_ms) >= 0), "rows must be in time order"
-        assert times_ms[0] > self._last_time, "chunks must not share a timestamp"
+        assert times_ms[0] >= self._last_time, "chunks must be in time order"
+        assert np.all(known_until_ms <= times_ms), "a row can't know the future"
         self._last_time = int(times_ms[-1])
 
+        new = _Events(users, times_ms, attributes).where(np.flatnonzero(happened))
+        self._waiting = self._waiting.followed_by(new)
         present, local = np.unique(users, return_inverse=True)
-        assert len(present) < 1 << (63 - _TIME_BITS), "too many users in a chunk; feed smaller ones"
-        owner, time, value = self._events(present, local, times_ms, attributes, happened)
-        event_keys = (owner << _TIME_BITS) | time
-        row_keys = (local.astype(np.int64) << _TIME_BITS) | times_ms
-        stop = np.searchsorted(event_keys, row_keys, side="left")
-        first = np.searchsorted(owner, np.arange(len(present) + 1), side="left")
+        first, events = self._by_user(present, self._waiting)
+        stop = np.searchsorted(events.keys, _packed(local, known_until_ms), side="left")
         start = np.maximum(first[local], stop - self.length)
 
         lengths = stop - start
         offsets = np.concatenate([[0], np.cumsum(lengths)])
         newest_first = np.arange(offsets[-1]) - np.repeat(offsets[:-1], lengths)
         picked = np.repeat(stop - 1, lengths) - newest_first
-        gap_ms = np.repeat(times_ms, lengths) - time[picked]
-        self._keep_newest(present, first, time, value)
-        return Histories(offsets, value[picked], np.maximum(gap_ms // 1000, 1))
+        gap_ms = np.repeat(times_ms, lengths) - events.times_ms[picked]
+        self._keep_known(int(known_until_ms[-1]))
+        return Histories(offsets, events.attributes[picked], np.maximum(gap_ms // 1000, 1))
 
-    def _events(
-        self,
-        present: IntArray,
-        local: IntArray,
-        times_ms: IntArray,
-        attributes: IntArray,
-        happened: npt.NDArray,
-    ) -> tuple[IntArray, IntArray, IntArray]:
-        """Kept and new events of the users in `present`, sorted by (user, time)."""
+    def _by_user(self, present: IntArray, waiting: "_Events") -> tuple[IntArray, "_Events"]:
+        """Events of the users in `present`: user number i owns events first[i] to first[i + 1].
+
+        In the events returned, users are numbers into `present`; sorted by (user, time).
+        """
         kept = np.arange(self.length) < self._counts[present][:, None]
-        chosen = np.flatnonzero(happened)
-        owner = np.concatenate([np.nonzero(kept)[0], local[chosen]]).astype(np.int64)
-        time = np.concatenate([self._times[present][kept], times_ms[chosen]])
-        value = np.concatenate([self._attributes[present][kept], attributes[chosen]])
-        order = np.lexsort((time, owner))
-        return owner[order], time[order], value[order]
+        number = np.minimum(np.searchsorted(present, waiting.users), len(present) - 1)
+        theirs = waiting.where(present[number] == waiting.users)
+        number = np.searchsorted(present, theirs.users)
+        events = _Events(
+            np.nonzero(kept)[0], self._times[present][kept], self._attributes[present][kept]
+        ).followed_by(_Events(number, theirs.times_ms, theirs.attributes))
+        events = events.where(np.argsort(events.keys, kind="stable"))
+        return np.searchsorted(events.users, np.arange(len(present) + 1)), events
 
-    def _keep_newest(
-        self, present: IntArray, first: IntArray, time: IntArray, value: IntArray
-    ) -> None:
-        """Store the newest `length` events of each present user, oldest first."""
+    def _keep_known(self, known_until_ms: int) -> None:
+        """Keep the newest `length` events a user of those that all later rows may know."""
+        known = self._waiting.times_ms < known_until_ms
+        present = np.unique(self._waiting.users[known])
+        if len(present) == 0:
+            return
+        first, events = self._by_user(present, self._waiting.where(known))
+        self._waiting = self._waiting.where(~known)
         counts = np.minimum(np.diff(first), self.length)
         slots = np.arange(self.length) < counts[:, None]
-        source = (first[1:] - counts)[:, None] + np.arange(self.length)
+        source = ((first[1:] - counts)[:, None] + np.arange(self.length))[slots]
         times = np.zeros((len(present), self.length), np.int64)
-        attributes = np.zeros((len(present), self.length, value.shape[1]), np.int64)
-        times[slots] = time[source[slots]]
-        attributes[slots] = value[source[slots]]
+        attributes = np.zeros((*times.shape, events.attributes.shape[1]), np.int64)
+        times[slots], attributes[slots] = events.times_ms[source], events.attributes[source]
         self._counts[present] = counts
         self._times[present] = times
         self._attributes[present] = attributes
+
+
+@dataclass(frozen=True)
+class _Events:
+    """Who, when (epoch milliseconds) and what: int64 [E], [E] and [E, A]."""
+
+    users: IntArray
+    times_ms: IntArray
+    attributes: IntArray
+
+    @property
+    def keys(self) -> IntArray:
+        return _packed(self.users, self.times_ms)
+
+    def where(self, chosen: npt.NDArray) -> "_Events":
+        return _Events(self.users[chosen], self.times_ms[chosen], self.attributes[chosen])
+
+    def followed_by(self, others: "_Events") -> "_Events":
+        return _Events(
+            np.concatenate([self.users, others.users]),
+            np.concatenate([self.times_ms, others.times_ms]),
+            np.concatenate([self.attributes, others.attributes]),
+        )
+
+
+def _packed(numbers: IntArray, times_ms: IntArray) -> IntArray:
+    """(number, time) as one integer of the same order."""
+    assert len(numbers) == 0 or int(numbers.max()) < 1 << (63 - _TIME_BITS), "too many users"
+    return (numbers.astype(np.int64) << _TIME_BITS) | times_ms

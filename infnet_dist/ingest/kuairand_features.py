@@ -16,6 +16,8 @@ import pyarrow.compute as pc
 from infnet_dist.ingest.counters import EventCounts, pair_keys, smoothed_rate
 from infnet_dist.ingest.encode import Vocabulary, float_column, quantile_boundaries
 from infnet_dist.ingest.kuairand_logs import (
+    BEIJING_MS,
+    DAY_MS,
     USER_CATEGORIES,
     USER_NUMBERS,
     VIDEO_CATEGORIES,
@@ -30,8 +32,7 @@ NUM_BUCKETS = 32
 PRIOR_STRENGTH = 10.0  # trials that the average rate weighs in a smoothed rate
 ITEM_ATTRIBUTES = ("video", "author", "tag")
 _SIGNALS = {"click": "is_click", "long_view": "long_view", "like": "is_like"}
-_BEIJING_MS = 8 * 3_600_000
-_HOUR_MS, _DAY_MS = 3_600_000, 86_400_000
+_HOUR_MS = 3_600_000
 
 
 class Entities:
@@ -114,8 +115,14 @@ class Features:
         self.dense.append(DenseFeature(name=name, column=name, mean=mean, std=std or 1.0))
 
 
-def build_features(logs: RawLogs, valid_from_ms: int) -> Features:
-    """All features but the histories, for every row of `logs.rows`."""
+def build_features(logs: RawLogs, valid_from_ms: int, known_until_ms: IntArray) -> Features:
+    """All features but the histories, for every row of `logs.rows`.
+
+    Args:
+        logs: the raw logs, rows in time order.
+        valid_from_ms: vocabularies, boundaries and counters know only what was before.
+        known_until_ms: int64 [rows]; the counters of a row know only what was before.
+    """
     rows = logs.rows
     time_ms = rows["time_ms"].to_numpy()
     num_train = int(np.searchsorted(time_ms, valid_from_ms))
@@ -134,11 +141,11 @@ def build_features(logs: RawLogs, valid_from_ms: int) -> Features:
     for index, tables in ((user, user_tables), (video, video_tables)):
         for name, (codes, num_embeddings) in tables.items():
             features.add_categorical(name, codes[index], num_embeddings)
-    beijing_ms = time_ms + _BEIJING_MS
+    beijing_ms = time_ms + BEIJING_MS
     context = {
         "tab": rows["tab"].combine_chunks(),
         "hour": pa.array(beijing_ms // _HOUR_MS % 24),
-        "weekday": pa.array(beijing_ms // _DAY_MS % 7),
+        "weekday": pa.array(beijing_ms // DAY_MS % 7),
     }
     for name, values in context.items():
         vocabulary = Vocabulary.fit(values[:num_train])
@@ -150,7 +157,9 @@ def build_features(logs: RawLogs, valid_from_ms: int) -> Features:
     for column in USER_NUMBERS:
         features.add_bucketised(column, users.numbers(column)[user], num_train)
     user_codes = user_tables["user"][0]
-    for name, values in _counters(logs, features, user_codes, valid_from_ms).items():
+    for name, values in _counters(
+        logs, features, user_codes, valid_from_ms, known_until_ms
+    ).items():
         features.add_bucketised(name, values, num_train)
     return features
 
@@ -167,13 +176,17 @@ def _in_window(table: pa.Table, valid_from_ms: int) -> npt.NDArray[np.bool_]:
 
 
 def _counters(
-    logs: RawLogs, features: Features, user_codes: IntArray, valid_from_ms: int
+    logs: RawLogs,
+    features: Features,
+    user_codes: IntArray,
+    valid_from_ms: int,
+    known_until_ms: IntArray,
 ) -> dict[str, FloatArray]:
     """Impressions and smoothed rates so far, per user, video, author and (user, author)."""
     events, weights = _events(logs, valid_from_ms)
     event_keys = _counter_keys(events, features, user_codes)
     row_keys = _counter_keys(logs.rows, features, user_codes)
-    times, row_times = events["time_ms"].to_numpy(), logs.rows["time_ms"].to_numpy()
+    times = events["time_ms"].to_numpy()
     names = list(_SIGNALS)
     known = {name: weights[:, 1 + i] for i, name in enumerate(names)}
     happened = {name: weights[:, 1 + len(names) + i] for i, name in enumerate(names)}
@@ -181,7 +194,7 @@ def _counters(
 
     counters: dict[str, FloatArray] = {}
     for key, keys in event_keys.items():
-        sums = EventCounts(keys, times, weights).before(row_keys[key], row_times)
+        sums = EventCounts(keys, times, weights).before(row_keys[key], known_until_ms)
         counters[f"{key}_impressions"] = sums[:, 0]
         for i, name in enumerate(names):
             counters[f"{key}_{name}_rate"] = smoothed_rate(

@@ -34,6 +34,9 @@ USER_CATEGORIES = (
 USER_NUMBERS = ("register_days", "follow_user_num", "fans_user_num", "friend_user_num")
 VIDEO_CATEGORIES = ("author_id", "tag", "music_id", "video_type", "upload_type", "music_type")
 
+BEIJING_MS = 8 * 3_600_000  # UTC + 8 h
+DAY_MS = 86_400_000
+
 _TEXT = {"user_active_degree", "tag", "video_type", "upload_type"}
 _MISSING = {  # how the logs write "unknown", beside null
     "is_live_streamer": -124.0,

@@ -17,22 +17,23 @@ def make_log(seed, rows=300, users=7, distinct_times=120):
     return rng.integers(0, users, rows), times_ms, attributes, rng.random(rows) < 0.6
 
 
-def brute_force(log, row, length):
+def brute_force(log, row, length, known_until_ms=None):
     """(attributes, gap in s) of the row's history, newest first; equal times: later row first."""
     users, times_ms, attributes, happened = log
+    until = times_ms[row] if known_until_ms is None else known_until_ms[row]
     before = [
         i
         for i in range(len(users))
-        if users[i] == users[row] and times_ms[i] < times_ms[row] and happened[i]
+        if users[i] == users[row] and times_ms[i] < until and happened[i]
     ]
     newest = sorted(before, key=lambda i: (times_ms[i], i), reverse=True)[:length]
     return [(*attributes[i], max((times_ms[row] - times_ms[i]) // 1000, 1)) for i in newest]
 
 
-def cut_between_timestamps(times_ms, num_cuts, rng):
-    free = np.flatnonzero(np.diff(times_ms)) + 1
-    cuts = np.sort(rng.choice(free, size=num_cuts, replace=False)) if num_cuts else []
-    return [0, *cuts, len(times_ms)]
+def cut_anywhere(num_rows, num_cuts, rng):
+    """Chunk edges; neighbours may share a timestamp."""
+    cuts = np.sort(rng.choice(np.arange(1, num_rows), size=num_cuts, replace=False))
+    return [0, *cuts, num_rows]
 
 
 def as_lists(histories):
@@ -46,11 +47,25 @@ def as_lists(histories):
 def test_equals_a_loop_over_all_earlier_events(seed, length, num_cuts):
     log = make_log(seed)
     builder = HistoryBuilder(num_users=7, length=length, num_attributes=2)
-    edges = cut_between_timestamps(log[1], num_cuts, np.random.default_rng(seed))
+    edges = cut_anywhere(len(log[0]), num_cuts, np.random.default_rng(seed))
     found = []
     for start, stop in pairwise(edges):
         found += as_lists(builder.read_then_add(*(values[start:stop] for values in log)))
     assert found == [brute_force(log, row, length) for row in range(len(log[0]))]
+
+
+@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize(("length", "num_cuts"), [(1, 5), (5, 0), (5, 40), (400, 10)])
+@pytest.mark.parametrize("period_ms", [1, 7_000, 50_000, 10**9])
+def test_rows_know_only_what_was_before_their_cutoff(seed, length, num_cuts, period_ms):
+    log = make_log(seed)
+    known_until_ms = log[1] // period_ms * period_ms
+    builder = HistoryBuilder(num_users=7, length=length, num_attributes=2)
+    found = []
+    for start, stop in pairwise(cut_anywhere(len(log[0]), num_cuts, np.random.default_rng(seed))):
+        chunk = [values[start:stop] for values in (*log, known_until_ms)]
+        found += as_lists(builder.read_then_add(*chunk))
+    assert found == [brute_force(log, row, length, known_until_ms) for row in range(len(log[0]))]
 
 
 def test_events_at_the_row_s_own_time_are_no_history():
@@ -87,7 +102,7 @@ def test_list_columns_hold_the_same_items():
     assert found.gap_column().to_pylist() == [[item[2] for item in row] for row in expected]
 
 
-@pytest.mark.parametrize("times_ms", [[5000, 4000], [2000, 3000]])
+@pytest.mark.parametrize("times_ms", [[5000, 4000], [1999, 3000]])
 def test_disorder_is_a_bug_of_the_caller(times_ms):
     builder = HistoryBuilder(num_users=1, length=3, num_attributes=1)
     one, items = np.zeros(1, np.int64), np.ones((2, 1), np.int64)

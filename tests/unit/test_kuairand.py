@@ -363,8 +363,9 @@ needs_slice = pytest.mark.skipif(
 class RealSlice:
     """The ingested slice beside plain Python views of the raw files."""
 
-    def __init__(self, folder):
-        self.manifest = ingest(SLICE, folder)
+    def __init__(self, folder, refresh):
+        self.refresh = refresh
+        self.manifest = ingest(SLICE, folder, refresh=refresh)
         self.schema = self.manifest.schema_
         self.splits = {s: read_split(folder, s) for s in ("train", "valid")}
         raw = [pd.read_parquet(SLICE / f"interactions_{s}.parquet") for s in self.splits]
@@ -385,6 +386,13 @@ class RealSlice:
         entry = self.history.loc[user_id]
         return entry[column], entry["last_time_ms"]
 
+    def known_until_ms(self, row):
+        """What the row may know is strictly before: itself, or the last midnight in Beijing."""
+        if self.refresh == "live":
+            return row["time_ms"]
+        midnight = pd.Timestamp(row["time_ms"], unit="ms", tz="Asia/Shanghai").normalize()
+        return midnight.value // 1_000_000
+
     def sample(self, num_rows, seed, earliest=20):
         """Rows spread over both splits, more of them among the earliest, where leaks would hide."""
         rng = np.random.default_rng(seed)
@@ -395,9 +403,9 @@ class RealSlice:
             yield from table.take(pa.array(picked)).to_pylist()
 
 
-@pytest.fixture(scope="module")
-def real(tmp_path_factory):
-    return RealSlice(tmp_path_factory.mktemp("kuairand") / "set")
+@pytest.fixture(scope="module", params=["daily", "live"])
+def real(request, tmp_path_factory):
+    return RealSlice(tmp_path_factory.mktemp("kuairand") / "set", request.param)
 
 
 @needs_slice
@@ -452,11 +460,11 @@ def test_slice_histories_hold_only_earlier_events(real):
     merged = 0
     for row in real.sample(300, seed=1, earliest=150):
         mine = of_user[row["user_id"]]
-        mine = mine[mine["time_ms"] < row["time_ms"]]
+        mine = mine[mine["time_ms"] < real.known_until_ms(row)]
         for name, column in lists.items():
             events = mine if name == "exposed" else mine[mine[signal[name]] == 1]
             past, last_ms = real.past(row["user_id"], column)
-            if last_ms >= row["time_ms"]:
+            if last_ms >= real.known_until_ms(row):
                 merged += 1
                 past = past[:0]
             items = np.concatenate([past, events["video_id"]]).astype(int)
@@ -466,7 +474,8 @@ def test_slice_histories_hold_only_earlier_events(real):
             gaps = [max((row["time_ms"] - t) // 1000, 1) for t in times[newest].tolist()]
             assert row[f"{name}_gap_s"] == gaps
             longest[name] = max(longest[name], len(newest))
-    assert merged == 9  # three rows are not after their user's last past exposure
+    # Live, three rows are not after their user's last past exposure; daily, not a day after it.
+    assert merged == {"live": 9, "daily": 240}[real.refresh]
     assert longest["exposed"] == 50
     assert min(longest.values()) > 5
 
@@ -476,12 +485,12 @@ def test_slice_actions_tell_what_the_exposures_met_with(real):
     of_user = dict(list(real.rows.groupby("user_id")))
     for row in real.sample(200, seed=2):
         mine = of_user[row["user_id"]]
-        mine = mine[mine["time_ms"] < row["time_ms"]][::-1]
+        mine = mine[mine["time_ms"] < real.known_until_ms(row)][::-1]
         code = 1 + mine["is_click"] + 2 * mine["long_view"] + 4 * mine["is_like"]
         found = row["exposed_action"]
         assert found[: len(code)] == code.tolist()[:50]
         long_view, last_ms = real.past(row["user_id"], "long_view")
-        if last_ms < row["time_ms"]:
+        if last_ms < real.known_until_ms(row):
             past = 9 + long_view + 2 * real.past(row["user_id"], "is_like")[0]
             assert found[len(code) :] == past[::-1].tolist()[: max(50 - len(code), 0)]
 
@@ -506,12 +515,12 @@ def test_slice_counters_equal_plain_counts(real):
     nonzero = defaultdict(int)
     events = events.reset_index(drop=True)
     by_key = {name: events.groupby(columns).indices for name, columns in groups.items()}
-    for row in real.sample(200, seed=3):
+    for row in real.sample(400, seed=3):
         ids = row | {"author_id": real.author[row["video_id"]]}
         for name, keys in groups.items():
             key = tuple(float(ids[k]) for k in keys)
             mine = events.iloc[by_key[name].get(key if len(key) > 1 else key[0], [])]
-            mine = mine[mine["time_ms"] < row["time_ms"]]
+            mine = mine[mine["time_ms"] < real.known_until_ms(row)]
             assert row[f"{name}_impressions"] == len(mine)
             for signal, column in signals.items():
                 known = mine[column].dropna()
