@@ -26,7 +26,7 @@ from infnet_dist.config import Config, dump_config
 from infnet_dist.context import WorkerContext
 from infnet_dist.errors import CheckpointError
 from infnet_dist.parallel import ShardedModel
-from infnet_dist.planning import save_plan
+from infnet_dist.planning.plan import save_plan
 
 MANIFEST = "manifest.json"
 _NAME = re.compile(r"step-(\d{8})")

@@ -1,7 +1,7 @@
 """Pydantic's findings in a run file, told in the run file's own words.
 
 Each message names the key, what was given, what is expected with its unit, and the nearest valid
-key where one is unknown. `config` alone uses this.
+key where one is unknown.
 """
 
 import difflib
@@ -81,6 +81,8 @@ class _Place:
             self.annotation = get_args(self.annotation)[1]
             self.parts.append(str(part))
         elif isinstance(part, int):
+            if get_origin(self.annotation) is tuple:
+                self.annotation = get_args(self.annotation)[0]
             self.parts.append(str(part))
 
 

@@ -3,6 +3,7 @@
 The order of reading: ids -> SparseArch -> TokenArch -> tower -> logits -> loss.
 """
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -21,20 +22,46 @@ from infnet_dist.sparse import SparseArch, SparseEmbeddings
 from infnet_dist.tokens import TokenArch
 
 
+class FirstOrder(nn.Module):
+    """What each field says by itself: linear in its embedding, per task; 0 at the start.
+
+    The first-order term of Wide & Deep (arXiv 1606.07792) and DeepFM (arXiv 1703.04247, eq. 2),
+    with the rows that the tower reads in place of a table of its own. In the tower a field's own
+    effect has to pass a gate that all tokens of its group share (infnet.md section 4, weakness 1).
+    """
+
+    def __init__(self, num_inputs: int, num_tasks: int) -> None:
+        """`num_inputs` floats in all fields and numbers together."""
+        super().__init__()
+        self.linear = nn.Linear(num_inputs, num_tasks)
+        nn.init.zeros_(self.linear.weight)
+        nn.init.zeros_(self.linear.bias)
+
+    def forward(self, fields: Sequence[torch.Tensor], dense_BN: torch.Tensor) -> torch.Tensor:
+        """Fields [B, E] and numbers [B, N] -> logits [B, K]."""
+        logits_BK: torch.Tensor = self.linear(torch.cat([*fields, dense_BN], dim=1))
+        return logits_BK
+
+
 class DenseArch(nn.Module):
     """Everything that isn't a table: tokens and tower. Replicated on every worker."""
 
-    def __init__(self, tokens: TokenArch, tower: nn.Module) -> None:
+    def __init__(
+        self, tokens: TokenArch, tower: nn.Module, first_order: FirstOrder | None = None
+    ) -> None:
         """Put the tower on the tokens."""
         super().__init__()
         self.tokens = tokens
         self.tower = tower
+        self.first_order = first_order
 
     def forward(
         self, embeddings: SparseEmbeddings, dense_BN: torch.Tensor, time_gap_BL: torch.Tensor
     ) -> torch.Tensor:
         """Logits [B, K]."""
         logits_BK: torch.Tensor = self.tower(self.tokens(*embeddings, dense_BN, time_gap_BL))
+        if self.first_order is not None:
+            logits_BK = logits_BK + self.first_order(embeddings.fields, dense_BN)
         return logits_BK
 
 
@@ -128,6 +155,8 @@ def _build_dense(config: Config, schema: Schema) -> DenseArch:
         num_fields=tokens.num_fields,
         sequence_lengths=lengths,
         num_tasks=len(schema.tasks),
-        **options.model_dump(exclude={"name", "dropout"}),
+        **options.model_dump(exclude={"name", "dropout", "first_order"}),
     )
-    return DenseArch(tokens, tower)
+    num_inputs = embedding_dim * len(schema.fields) + len(schema.numeric)
+    first_order = FirstOrder(num_inputs, len(schema.tasks)) if options.first_order else None
+    return DenseArch(tokens, tower, first_order)

@@ -19,7 +19,7 @@ from infnet_dist.config import Config
 from infnet_dist.context import WorkerContext
 from infnet_dist.model import build_train_model
 from infnet_dist.optim import apply_sparse_optimizer, make_dense_optimizer
-from infnet_dist.planning import (
+from infnet_dist.planning.plan import (
     CollectionSharder,
     Plan,
     Workers,

@@ -28,7 +28,7 @@ from infnet_dist.model import StepOutput
 from infnet_dist.optim import learning_rate_factor, set_learning_rate
 from infnet_dist.pace import LogInterval, Pace
 from infnet_dist.parallel import ShardedModel
-from infnet_dist.planning import describe_plan, save_plan
+from infnet_dist.planning.plan import describe_plan, save_plan
 from infnet_dist.provenance import versions
 from infnet_dist.session import Session, check_can_train, stream
 from infnet_dist.tracking import NullTracker, Tracker, make_tracker, plot_curves

@@ -13,7 +13,7 @@ import torch
 from infnet_dist.model import build_train_model
 from infnet_dist.optim import apply_sparse_optimizer
 from infnet_dist.parallel import get_plan
-from infnet_dist.planning import (
+from infnet_dist.planning.plan import (
     Workers,
     describe_plan,
     find_collection,

@@ -10,7 +10,7 @@ from its newest checkpoint.
 import torch
 
 from infnet_dist.model import build_train_model
-from infnet_dist.planning import check_plan, load_plan
+from infnet_dist.planning.plan import check_plan, load_plan
 from infnet_dist.session import check_can_train, open_training_set
 from infnet_dist.trainer import train
 from ray_jobs._cli import (

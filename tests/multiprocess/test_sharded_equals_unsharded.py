@@ -10,7 +10,7 @@ from infnet_dist.config import Config
 from infnet_dist.context import WorkerContext
 from infnet_dist.model import TrainModel, build_train_model
 from infnet_dist.parallel import workers_of
-from infnet_dist.planning import load_plan, make_plan, save_plan
+from infnet_dist.planning.plan import load_plan, make_plan, save_plan
 from infnet_dist.session import Session
 from infnet_dist.trainer import train_step
 from tests.ranks import run_ranks

@@ -11,7 +11,7 @@ from torch import nn
 from infnet_dist.config import SparseOptimizerConfig
 from infnet_dist.errors import PlanError
 from infnet_dist.optim import apply_sparse_optimizer
-from infnet_dist.planning import (
+from infnet_dist.planning.plan import (
     Plan,
     Workers,
     check_plan,

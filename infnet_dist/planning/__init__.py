@@ -1,0 +1,1 @@
+"""Tables + topology -> plan file: estimate, search, review, load."""

@@ -1,0 +1,41 @@
+"""The first-order term: absent by default in v1, silent at the start, linear afterwards."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from infnet_dist.config import Config, DataConfig, InfnetConfig, InfnetPaperConfig
+from infnet_dist.model import TrainModel, build_train_model
+from tests.unit.test_reader import SCHEMA, make_reader, make_set
+
+
+def make_model(first_order: bool) -> TrainModel:
+    model = InfnetConfig(token_dim=8, num_hubs=2, first_order=first_order)
+    return build_train_model(Config(data=DataConfig(path=Path("unused")), model=model), SCHEMA)
+
+
+def test_the_first_order_term_is_zero_at_first_and_then_linear(tmp_path: Path) -> None:
+    manifest = make_set(tmp_path / "s", 11, rows_per_part=100, row_group_rows=4)
+    batch = next(iter(make_reader(tmp_path / "s", manifest, shuffle_rows=None).batches()))
+    inputs = (batch.sparse_features, batch.dense_BN, batch.time_gap_BL)
+    plain, model = make_model(False).model, make_model(True).model
+    plain.sparse.load_state_dict(model.sparse.state_dict())
+    assert torch.equal(plain(*inputs), model(*inputs))
+    linear = model.dense.first_order.linear
+    torch.nn.init.normal_(linear.weight)
+    torch.nn.init.normal_(linear.bias)
+    fields = model.sparse(batch.sparse_features).fields
+    added = model(*inputs) - plain(*inputs)
+    for row in range(len(added)):
+        values = [*(f[row] for f in fields), batch.dense_BN[row]]
+        for task, weight in enumerate(linear.weight):
+            expected = linear.bias[task].item()
+            for value, part in zip(values, weight.split([len(v) for v in values]), strict=True):
+                expected += (value * part).sum().item()
+            assert added[row, task].item() == pytest.approx(expected, abs=1e-5)
+
+
+def test_the_first_order_term_is_the_default_of_v2_only() -> None:
+    assert InfnetConfig().first_order
+    assert not InfnetPaperConfig(name="infnet_paper").first_order
