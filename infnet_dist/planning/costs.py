@@ -1,0 +1,289 @@
+"""What every way of sharding a table costs, by TorchRec's own estimators.
+
+TorchRec's enumerator makes one object a shard and estimates each: minutes for many tables on many
+ranks. Here a way of sharding is estimated once for each *kind* of shard (a whole block of rows, the
+rest, nothing), and its time once for each shape class of tables: TorchRec's times don't depend on
+the number of rows (except data-parallel's), its bytes do. The figures are equal to TorchRec's.
+"""
+
+import math
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torchrec.distributed.embedding import EmbeddingCollectionSharder
+from torchrec.distributed.embeddingbag import EmbeddingBagCollectionSharder
+from torchrec.distributed.planner.enumerators import get_partition_by_type
+from torchrec.distributed.planner.shard_estimators import (
+    EmbeddingPerfEstimator,
+    EmbeddingStorageEstimator,
+)
+from torchrec.distributed.planner.types import ParameterConstraints, Shard, ShardingOption
+from torchrec.distributed.planner.utils import build_sharder_data_map, sharder_name
+from torchrec.distributed.types import CacheParams
+from torchrec.modules.embedding_modules import EmbeddingBagCollection, EmbeddingCollection
+from torchrec.optim import SGD, Adagrad, Adam, RowWiseAdagrad
+
+from infnet_dist.planning.search import EVERY, NODE, RANK, Options
+from infnet_dist.planning.tables import PlanTable, TableSet
+from infnet_dist.planning.topology import TIERS, Topology
+
+OPTIMIZERS = {"sgd": SGD, "rowwise_adagrad": RowWiseAdagrad, "adagrad": Adagrad, "adam": Adam}
+CACHE_SHARES = (0.05, 0.1, 0.2, 0.4)
+_DTYPES = {"fp32": torch.float32, "fp16": torch.float16}
+_OFFLOADED = ("fused_uvm", "fused_uvm_caching")
+_BY_ROWS = ("row_wise", "table_row_wise", "grid_shard")
+_PLACES = {
+    "data_parallel": EVERY,
+    "row_wise": EVERY,
+    "table_row_wise": NODE,
+    "grid_shard": NODE,
+    "table_wise": RANK,
+    "column_wise": RANK,
+    "table_column_wise": RANK,
+}
+
+
+@dataclass(frozen=True)
+class Way:
+    """One way of sharding a table.
+
+    Attributes:
+        sharding_type: TorchRec's name.
+        kernel: TorchRec's name.
+        columns: floats of a shard; the table's width unless it is split by columns.
+        cache_share: share of the rows cached in HBM, for fused_uvm_caching.
+    """
+
+    sharding_type: str
+    kernel: str
+    columns: int
+    cache_share: float | None = None
+
+
+@dataclass(frozen=True)
+class Costs:
+    """All ways of all tables.
+
+    Attributes:
+        ways: one per option.
+        options: the arrays that the search reads.
+        lookup_ms: float64 [O], of a unit on each of its ranks: forward, backward and prefetch.
+        comms_ms: float64 [O], likewise: of the rows and their gradients. TorchRec's total, and so
+            ours, leaves the ids' own all-to-all out. lookup + comms = options.time.
+    """
+
+    ways: list[Way]
+    options: Options
+    lookup_ms: np.ndarray
+    comms_ms: np.ndarray
+
+
+def excluded(tables: Iterable[PlanTable], topology: Topology) -> list[str]:
+    """What isn't considered for these tables, and why."""
+    lines = []
+    unpooled = [table for table in tables if table.pooling == "none"]
+    if unpooled:
+        lines.append(
+            f"{len(unpooled)} sequence tables: table_row_wise, table_column_wise and grid_shard "
+            "aren't supported by TorchRec for an EmbeddingCollection; data_parallel isn't trained "
+            "under an optimizer fused in backward"
+        )
+    if len(unpooled) < len(list(tables)):
+        lines.append(
+            "table_column_wise, unless asked for: it costs what column_wise costs, but its shards "
+            "must share a node"
+        )
+    lines.append("key_value and virtual-table kernels, unless a table's compute_kernels asks")
+    if topology.device == "cpu":
+        lines.append("fused_uvm and fused_uvm_caching: a CPU has one memory")
+    return lines
+
+
+def ways_of(table: PlanTable, topology: Topology, *, offload: bool) -> Iterator[Way]:
+    """The ways to consider; `offload` adds the kernels that keep rows outside of HBM."""
+    for sharding_type in _sharding_types(table, topology):
+        for columns in _column_widths(table, sharding_type, topology):
+            for kernel in _kernels(table, sharding_type, topology, offload):
+                shares: tuple[float | None, ...] = (None,)
+                if kernel == "fused_uvm_caching":
+                    shares = (table.cache_share,) if table.cache_share else CACHE_SHARES
+                for share in shares:
+                    yield Way(sharding_type, kernel, columns, share)
+
+
+def _sharding_types(table: PlanTable, topology: Topology) -> list[str]:
+    supported = ["table_wise", "row_wise", "column_wise"]
+    if table.pooling != "none":
+        supported.append("data_parallel")
+        if topology.device == "cuda":
+            supported += ["table_row_wise", "grid_shard"]
+            if table.sharding_types and "table_column_wise" in table.sharding_types:
+                supported.append("table_column_wise")
+    if table.sharding_types is None:
+        return supported
+    return [name for name in supported if name in table.sharding_types]
+
+
+def _column_widths(table: PlanTable, sharding_type: str, topology: Topology) -> Iterator[int]:
+    if sharding_type not in ("column_wise", "table_column_wise", "grid_shard"):
+        yield table.embedding_dim
+        return
+    most = {
+        "column_wise": topology.world_size,
+        "table_column_wise": topology.workers_per_node,
+        "grid_shard": topology.num_nodes,
+    }[sharding_type]
+    for parts in range(2, table.embedding_dim // table.min_column_width + 1):
+        width, rest = divmod(table.embedding_dim, parts)
+        if rest == 0 and width % 4 == 0 and parts <= most:
+            yield width
+
+
+def _kernels(table: PlanTable, sharding_type: str, topology: Topology, offload: bool) -> list[str]:
+    if sharding_type == "data_parallel":
+        kernels = ["dense"]
+    elif topology.device == "cpu":
+        kernels = ["fused"]
+    else:
+        asked = table.compute_kernels or ()
+        kernels = ["fused", *(_OFFLOADED if offload or asked else ())]
+        kernels += ["key_value"] if "key_value" in asked and topology.ssd_gib else []
+    if table.compute_kernels is None:
+        return kernels
+    return [kernel for kernel in kernels if kernel in table.compute_kernels]
+
+
+def estimate(table_set: TableSet, topology: Topology, *, offload: bool) -> Costs:
+    """Estimate every way of every table.
+
+    Raises:
+        PlanError: constraints leave a table no way.
+    """
+    return _Estimator(table_set, topology).run(offload)
+
+
+class _Estimator:
+    """One pass of TorchRec's two estimators over all ways of all tables."""
+
+    def __init__(self, table_set: TableSet, topology: Topology) -> None:
+        self.table_set = table_set
+        self.topology = topology
+        self.torchrec_topology = topology.to_torchrec()
+        device = torch.device("meta")
+        self.modules = {
+            True: EmbeddingBagCollection(tables=[], device=device),
+            False: EmbeddingCollection(tables=[], device=device),
+        }
+        sharders = (EmbeddingBagCollectionSharder(), EmbeddingCollectionSharder())
+        self.sharders = build_sharder_data_map(
+            {sharder_name(sharder.module_type): sharder for sharder in sharders}
+        )
+
+    def run(self, offload: bool) -> Costs:
+        numbers, ways, storage_options, classes = [], [], [], []
+        perf_options: dict[tuple[object, ...], ShardingOption] = {}
+        for number, table in enumerate(self.table_set.tables):
+            found = list(ways_of(table, self.topology, offload=offload))
+            for way in found:
+                key = _perf_class(table, way)
+                if key not in perf_options:
+                    perf_options[key] = self._option(table, way, kinds=1)
+                numbers.append(number)
+                ways.append(way)
+                kinds = 3 if way.sharding_type in _BY_ROWS else 1
+                storage_options.append(self._option(table, way, kinds=kinds))
+                classes.append(key)
+        constraints = {
+            table.name: ParameterConstraints(pooling_factors=list(table.lengths))
+            for table in self.table_set.tables
+        }
+        EmbeddingStorageEstimator(
+            topology=self.torchrec_topology, constraints=constraints
+        ).estimate(storage_options, self.sharders)
+        EmbeddingPerfEstimator(topology=self.torchrec_topology, constraints=constraints).estimate(
+            list(perf_options.values()), self.sharders
+        )
+        perfs = [perf_options[key].shards[0].perf for key in classes]
+        lookup = np.array([p.fwd_compute + p.bwd_compute + p.prefetch_compute for p in perfs])
+        total = np.array([p.total for p in perfs])
+        table = np.array(numbers, np.int64)
+        weights = np.array([t.priority for t in self.table_set.tables])
+        options = Options(
+            table=table,
+            place=np.array([_PLACES[way.sharding_type] for way in ways], np.int64),
+            units=np.array(
+                [_units(self.table_set.tables[t], w) for t, w in zip(numbers, ways, strict=True)],
+                np.int64,
+            ),
+            time=total,
+            full=np.array(
+                [
+                    _full_blocks(self.table_set.tables[t], w, self.topology)
+                    for t, w in zip(numbers, ways, strict=True)
+                ],
+                np.int64,
+            ),
+            memory=np.array([_memory(option) for option in storage_options]),
+            weight=weights[table],
+        )
+        return Costs(ways, options, lookup, total - lookup)
+
+    def _option(self, table: PlanTable, way: Way, *, kinds: int) -> ShardingOption:
+        """TorchRec's option with one shard of each kind: a whole block, the rest, nothing."""
+        tensor = torch.empty(
+            (table.num_embeddings, table.embedding_dim),
+            device="meta",
+            dtype=_DTYPES[table.data_type],
+        )
+        tensor._optimizer_classes = [OPTIMIZERS[self.table_set.optimizer]]  # type: ignore[attr-defined]
+        pooled = table.pooling != "none"
+        block = block_rows(table, way.sharding_type, self.topology)
+        rest = table.num_embeddings % block
+        return ShardingOption(
+            name=table.name,
+            tensor=tensor,
+            module=("", self.modules[pooled]),
+            input_lengths=list(table.lengths),
+            batch_size=self.table_set.batch_size,
+            sharding_type=way.sharding_type,
+            partition_by=get_partition_by_type(way.sharding_type),
+            compute_kernel=way.kernel,
+            shards=[
+                Shard(size=[rows, way.columns], offset=[0, 0]) for rows in (block, rest, 0)[:kinds]
+            ],
+            cache_params=CacheParams(load_factor=way.cache_share) if way.cache_share else None,
+            is_pooled=pooled,
+        )
+
+
+def block_rows(table: PlanTable, sharding_type: str, topology: Topology) -> int:
+    """Rows of a whole block: all, or a rank's or a node's rank's share, rounded up."""
+    parts = {
+        "row_wise": topology.world_size,
+        "table_row_wise": topology.workers_per_node,
+        "grid_shard": topology.workers_per_node,
+    }.get(sharding_type, 1)
+    return math.ceil(table.num_embeddings / parts)
+
+
+def _full_blocks(table: PlanTable, way: Way, topology: Topology) -> int:
+    if way.sharding_type == "data_parallel":
+        return topology.world_size
+    return table.num_embeddings // block_rows(table, way.sharding_type, topology)
+
+
+def _units(table: PlanTable, way: Way) -> int:
+    return table.embedding_dim // way.columns
+
+
+def _perf_class(table: PlanTable, way: Way) -> tuple[object, ...]:
+    """What TorchRec's time of a shard depends on."""
+    rows = table.num_embeddings if way.sharding_type == "data_parallel" else None
+    return (way, rows, table.data_type, table.pooling == "none", tuple(sorted(table.lengths)))
+
+
+def _memory(option: ShardingOption) -> list[list[float]]:
+    kinds = [[float(getattr(shard.storage, tier)) for tier in TIERS] for shard in option.shards]
+    return kinds + [[0.0] * len(TIERS)] * (3 - len(kinds))

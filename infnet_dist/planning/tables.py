@@ -1,0 +1,142 @@
+"""The tables to plan for: of a run's schema, or of a YAML file, also of tables that don't exist.
+
+batch_size: 1024            # rows per worker and step
+optimizer: rowwise_adagrad
+tables:
+  - name: user
+    num_embeddings: 2_000_000_000
+    embedding_dim: 128
+    data_type: fp16
+    pooling: none           # a sequence of rows; sum or mean: one pooled row
+    features: [{name: user_id}, {name: friends, mean_length: 20}]
+"""
+
+from collections import Counter
+from pathlib import Path
+from typing import Literal, Self, TypeVar
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from infnet_dist.config_messages import explain
+from infnet_dist.errors import PlanError
+
+ShardingTypeName = Literal[
+    "data_parallel",
+    "table_wise",
+    "column_wise",
+    "row_wise",
+    "table_row_wise",
+    "table_column_wise",
+    "grid_shard",
+]
+KernelName = Literal["dense", "fused", "fused_uvm", "fused_uvm_caching", "key_value"]
+OptimizerName = Literal["sgd", "rowwise_adagrad", "adagrad", "adam"]
+
+
+Model = TypeVar("Model", bound=BaseModel)
+
+
+class _Entry(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+class PlanFeature(_Entry):
+    """One feature that looks rows up in the table."""
+
+    name: str
+    mean_length: float = Field(1.0, gt=0, description="mean number of ids per row of a batch")
+
+
+class PlanTable(_Entry):
+    """One table, and what is asked of its plan."""
+
+    name: str
+    num_embeddings: int = Field(ge=1, description="rows")
+    embedding_dim: int = Field(ge=4, multiple_of=4, description="floats per row")
+    data_type: Literal["fp32", "fp16"] = Field("fp32", description="type of the rows")
+    pooling: Literal["none", "sum", "mean"] = Field(
+        "sum", description="none: a sequence of rows (EmbeddingCollection); else a pooled row"
+    )
+    features: tuple[PlanFeature, ...] = Field(min_length=1)
+    sharding_types: tuple[ShardingTypeName, ...] | None = Field(
+        None, min_length=1, description="allowed sharding types; null: all that TorchRec supports"
+    )
+    compute_kernels: tuple[KernelName, ...] | None = Field(
+        None, min_length=1, description="allowed kernels; null: all but key_value"
+    )
+    cache_share: float | None = Field(
+        None, gt=0, le=1, description="share of rows cached in HBM; null: chosen"
+    )
+    min_column_width: int = Field(
+        32, ge=4, multiple_of=4, description="least floats of a column shard"
+    )
+    priority: float = Field(
+        1.0, gt=0, description="how much its time counts when memory is short: more stays in HBM"
+    )
+
+    @property
+    def lengths(self) -> tuple[float, ...]:
+        """Mean ids per row of a batch, by feature."""
+        return tuple(feature.mean_length for feature in self.features)
+
+
+class TableSet(_Entry):
+    """All tables of a model, and how they are trained."""
+
+    batch_size: int = Field(ge=1, description="rows per worker and step")
+    optimizer: OptimizerName = Field("rowwise_adagrad", description="sparse optimizer")
+    tables: tuple[PlanTable, ...] = Field(min_length=1)
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        tables = Counter(table.name for table in self.tables)
+        features = Counter(f.name for table in self.tables for f in table.features)
+        for kind, counts in (("table", tables), ("feature", features)):
+            name, count = max(counts.items(), key=lambda item: item[1])
+            if count > 1:
+                where = [t.name for t in self.tables if name in {f.name for f in t.features}]
+                places = "" if kind == "table" else f", in tables {', '.join(where)}"
+                raise ValueError(f"{kind} name {name!r} stands {count} times{places}; rename one")
+        return self
+
+    def table(self, name: str) -> PlanTable:
+        """The table of that name."""
+        return next(table for table in self.tables if table.name == name)
+
+    def replace(self, name: str, **changes: object) -> "TableSet":
+        """The same set with one table changed."""
+        tables = [
+            table.model_copy(update=changes) if table.name == name else table
+            for table in self.tables
+        ]
+        return self.model_copy(update={"tables": tuple(tables)})
+
+
+def load_table_set(path: Path) -> TableSet:
+    """Read a tables file.
+
+    Raises:
+        PlanError: missing or malformed; names the table and key.
+    """
+    return read_yaml(path, TableSet, "tables file")
+
+
+def read_yaml(path: Path, model: type[Model], kind: str) -> Model:
+    """Read and check a YAML file.
+
+    Raises:
+        PlanError: missing, no YAML, or not what `model` says; names the first wrong key.
+    """
+    if not path.is_file():
+        raise PlanError(f"no {kind} {path}")
+    try:
+        raw = yaml.safe_load(path.read_text())
+    except yaml.YAMLError as error:
+        raise PlanError(f"{path} is not YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(raw, dict):
+        raise PlanError(f"{path} holds a {type(raw).__name__}, expected keys such as 'tables:'")
+    try:
+        return model.model_validate(raw)
+    except ValidationError as error:
+        raise PlanError(f"{path}: {explain(error.errors(), model)[0]}") from None

@@ -1,0 +1,128 @@
+"""The machines to plan for, as YAML in sharding_plans/topologies/, and as TorchRec's Topology."""
+
+import logging
+import math
+from pathlib import Path
+from typing import Literal, Self
+
+import numpy as np
+import numpy.typing as npt
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+from torchrec.distributed.planner import Topology as TorchRecTopology
+
+from infnet_dist.errors import PlanError
+from infnet_dist.planning.tables import read_yaml
+
+FOLDER = Path(__file__).parents[2] / "sharding_plans" / "topologies"
+TIERS = ("hbm", "ddr", "ssd")
+_GB = 1e9
+_GIB = 2**30
+
+
+class Topology(BaseModel):
+    """Nodes that are all alike, and the workers on them: one per GPU, or per share of a CPU.
+
+    Capacities are per node, bandwidths per worker and in one direction; 1 GB/s is 1e9 bytes/s.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    name: str
+    device: Literal["cuda", "cpu"]
+    num_nodes: int = Field(1, ge=1, description="nodes")
+    workers_per_node: int = Field(ge=1, description="workers (GPUs) on a node")
+    hbm_gib: float = Field(0.0, ge=0, description="GiB of HBM on a node, all GPUs together")
+    ddr_gib: float = Field(gt=0, description="GiB of RAM on a node")
+    ssd_gib: float = Field(0.0, ge=0, description="GiB of SSD on a node")
+    hbm_gb_s: float = Field(0.0, ge=0, description="GB/s, a GPU's own memory")
+    ddr_gb_s: float = Field(gt=0, description="GB/s of RAM that one worker gets")
+    ssd_gb_s: float = Field(0.1, gt=0, description="GB/s of SSD that one worker gets")
+    hbm_to_ddr_gb_s: float = Field(32.0, gt=0, description="GB/s between a GPU and the RAM")
+    intra_node_gb_s: float = Field(gt=0, description="GB/s between two workers of a node")
+    inter_node_gb_s: float = Field(gt=0, description="GB/s between workers of two nodes")
+    reserve: float = Field(
+        0.15, ge=0, lt=1, description="share of HBM (CPU: of RAM) for tower, batches, activations"
+    )
+    ddr_reserve: float = Field(0.2, ge=0, lt=1, description="share of RAM kept from UVM tables")
+    backward_factor: float = Field(2.0, gt=0, description="time of a backward pass per forward")
+    sources: dict[str, str] = Field(default_factory=dict, description="where figures come from")
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.device == "cuda" and not (self.hbm_gib > 0 and self.hbm_gb_s > 0):
+            raise ValueError("a cuda topology needs hbm_gib and hbm_gb_s")
+        return self
+
+    @property
+    def world_size(self) -> int:
+        """Workers."""
+        return self.num_nodes * self.workers_per_node
+
+    def with_world_size(self, world_size: int) -> "Topology":
+        """As many whole nodes as `world_size` workers need; fewer workers than a node has: one.
+
+        A part of a node has its share of the node's memory.
+
+        Raises:
+            PlanError: neither a part of one node nor whole nodes.
+        """
+        whole, rest = divmod(world_size, self.workers_per_node)
+        if world_size >= 1 and rest == 0:
+            return self.model_copy(update={"num_nodes": whole})
+        if 1 <= world_size < self.workers_per_node:
+            share = world_size / self.workers_per_node
+            memory = {name: getattr(self, name) * share for name in ("hbm_gib", "ddr_gib")}
+            memory["ssd_gib"] = self.ssd_gib * share
+            return self.model_copy(update={"num_nodes": 1, "workers_per_node": world_size} | memory)
+        raise PlanError(
+            f"{world_size} workers don't fill nodes of {self.workers_per_node} ({self.name}); use "
+            f"{max(whole, 1) * self.workers_per_node} or {(whole + 1) * self.workers_per_node}"
+        )
+
+    @property
+    def capacity(self) -> npt.NDArray[np.float64]:
+        """Bytes that the tables of one worker may fill, by tier, after the reserve; float64 [3]."""
+        on_cpu = self.device == "cpu"
+        ddr_reserve = self.reserve if on_cpu else self.ddr_reserve
+        hbm = 0.0 if on_cpu else self.hbm_gib * (1 - self.reserve)
+        per_node = np.array([hbm, self.ddr_gib * (1 - ddr_reserve), self.ssd_gib])
+        return np.floor(per_node * _GIB / self.workers_per_node)
+
+    def to_torchrec(self) -> TorchRecTopology:
+        """TorchRec's topology, for its estimators; its capacities are before the reserve."""
+        logging.getLogger("torchrec.distributed.planner.types").setLevel(logging.ERROR)
+        per_worker = _GIB / self.workers_per_node
+        return TorchRecTopology(
+            world_size=self.world_size,
+            local_world_size=self.workers_per_node,
+            compute_device=self.device,
+            hbm_cap=math.floor(self.hbm_gib * per_worker),
+            ddr_cap=math.floor(self.ddr_gib * per_worker),
+            ssd_cap=math.floor(self.ssd_gib * per_worker),
+            hbm_mem_bw=_per_ms(self.hbm_gb_s),
+            ddr_mem_bw=_per_ms(self.ddr_gb_s),
+            ssd_mem_bw=_per_ms(self.ssd_gb_s),
+            hbm_to_ddr_mem_bw=_per_ms(self.hbm_to_ddr_gb_s),
+            intra_host_bw=_per_ms(self.intra_node_gb_s),
+            inter_host_bw=_per_ms(self.inter_node_gb_s),
+            bwd_compute_multiplier=self.backward_factor,
+        )
+
+
+def load_topology(name_or_path: str | Path) -> Topology:
+    """Read a topology by its name in `sharding_plans/topologies` or its path.
+
+    Raises:
+        PlanError: there is none, or it is malformed; names the ready ones.
+    """
+    path = Path(name_or_path)
+    if path.suffix not in (".yaml", ".yml"):
+        path = FOLDER / f"{name_or_path}.yaml"
+    if not path.is_file():
+        ready = ", ".join(sorted(p.stem for p in FOLDER.glob("*.yaml"))) or "none here"
+        raise PlanError(f"no topology {name_or_path} ({path}); ready ones: {ready}")
+    return read_yaml(path, Topology, "topology")
+
+
+def _per_ms(gb_s: float) -> float:
+    return gb_s * _GB / 1000

@@ -1,0 +1,137 @@
+"""Our costs against TorchRec's enumerator, shard by shard."""
+
+import numpy as np
+import pytest
+import torch
+from torch.distributed.optim import _apply_optimizer_in_backward as apply_optimizer_in_backward
+from torchrec.distributed.embedding import EmbeddingCollectionSharder
+from torchrec.distributed.embeddingbag import EmbeddingBagCollectionSharder
+from torchrec.distributed.planner.enumerators import EmbeddingEnumerator
+from torchrec.distributed.planner.types import ParameterConstraints, ShardingOption
+from torchrec.distributed.types import CacheParams
+from torchrec.modules.embedding_configs import (
+    DataType,
+    EmbeddingBagConfig,
+    EmbeddingConfig,
+    PoolingType,
+)
+from torchrec.modules.embedding_modules import EmbeddingBagCollection, EmbeddingCollection
+
+from infnet_dist.planning.costs import OPTIMIZERS, Costs, Way, estimate
+from infnet_dist.planning.tables import PlanFeature, PlanTable, TableSet
+from infnet_dist.planning.topology import Topology
+
+TYPES = ("data_parallel", "table_wise", "column_wise", "row_wise", "table_row_wise", "grid_shard")
+DTYPES = {"fp32": DataType.FP32, "fp16": DataType.FP16}
+
+
+def make_topology(num_nodes: int, device: str = "cuda") -> Topology:
+    return Topology(
+        name="test",
+        device=device,
+        num_nodes=num_nodes,
+        workers_per_node=4,
+        hbm_gib=320,
+        ddr_gib=1000,
+        hbm_gb_s=3000,
+        ddr_gb_s=50,
+        hbm_to_ddr_gb_s=40,
+        intra_node_gb_s=400,
+        inter_node_gb_s=40,
+        backward_factor=2.5,
+    )
+
+
+def make_tables(pooling: str = "sum") -> tuple[PlanTable, ...]:
+    """Rows that don't divide by the workers, one row, several features, both row types."""
+    shapes = [
+        (1, 64, "fp32", [1.0]),
+        (5, 128, "fp16", [3.0, 0.5]),
+        (1_000_003, 256, "fp32", [20.0]),
+    ]
+    shapes += [(40_000, 8, "fp32", [1.0, 1.0, 7.5]), (2_000_000_000, 96, "fp16", [2.0])]
+    return tuple(
+        PlanTable(
+            name=f"t{i}",
+            num_embeddings=rows,
+            embedding_dim=width,
+            data_type=data_type,
+            pooling=pooling,
+            features=tuple(PlanFeature(name=f"t{i}_{j}", mean_length=x) for j, x in enumerate(xs)),
+        )
+        for i, (rows, width, data_type, xs) in enumerate(shapes)
+    )
+
+
+def torchrec_options(
+    table_set: TableSet, topology: Topology, name: str, way: Way
+) -> ShardingOption:
+    """The one option that TorchRec's enumerator makes under constraints that leave only `way`."""
+    table = table_set.table(name)
+    keys = [feature.name for feature in table.features]
+    shape = dict(
+        name=name,
+        num_embeddings=table.num_embeddings,
+        embedding_dim=table.embedding_dim,
+        data_type=DTYPES[table.data_type],
+        feature_names=keys,
+    )
+    device = torch.device("meta")
+    module: EmbeddingCollection | EmbeddingBagCollection
+    if table.pooling == "none":
+        module = EmbeddingCollection(tables=[EmbeddingConfig(**shape)], device=device)
+    else:
+        bags = [EmbeddingBagConfig(**shape, pooling=PoolingType.SUM)]
+        module = EmbeddingBagCollection(tables=bags, device=device)
+    apply_optimizer_in_backward(OPTIMIZERS[table_set.optimizer], module.parameters(), {"lr": 0.1})
+    constraints = ParameterConstraints(
+        sharding_types=[way.sharding_type],
+        compute_kernels=[way.kernel],
+        min_partition=way.columns,
+        pooling_factors=list(table.lengths),
+        cache_params=CacheParams(load_factor=way.cache_share) if way.cache_share else None,
+    )
+    enumerator = EmbeddingEnumerator(
+        topology=topology.to_torchrec(),
+        batch_size=table_set.batch_size,
+        constraints={name: constraints},
+    )
+    sharders = [EmbeddingBagCollectionSharder(), EmbeddingCollectionSharder()]
+    (option,) = enumerator.enumerate(torch.nn.Sequential(module), sharders)
+    return option
+
+
+def units_as_shards(costs: Costs, option: int, ranks: int) -> list[list[float]]:
+    """Bytes of every shard of an option, unit by unit."""
+    return [
+        memory.tolist()
+        for _ in range(int(costs.options.units[option]))
+        for memory in costs.options.block_memory(option, ranks)
+    ]
+
+
+@pytest.mark.parametrize("num_nodes", [1, 3])
+@pytest.mark.parametrize("optimizer", ["rowwise_adagrad", "adam", "sgd"])
+@pytest.mark.parametrize("pooling", ["sum", "none"])
+def test_every_way_costs_what_torchrec_says(num_nodes: int, optimizer: str, pooling: str) -> None:
+    topology = make_topology(num_nodes)
+    table_set = TableSet(batch_size=96, optimizer=optimizer, tables=make_tables(pooling))
+    costs = estimate(table_set, topology, offload=True)
+    assert {way.sharding_type for way in costs.ways} == {
+        "sum": set(TYPES) - ({"grid_shard"} if num_nodes == 1 else set()),
+        "none": {"table_wise", "column_wise", "row_wise"},
+    }[pooling]
+    assert {way.kernel for way in costs.ways} >= {"fused", "fused_uvm", "fused_uvm_caching"}
+    ranks_per_unit = {0: 1, 1: topology.workers_per_node, 2: topology.world_size}
+    for i, way in enumerate(costs.ways):
+        table = table_set.tables[costs.options.table[i]]
+        option = torchrec_options(table_set, topology, table.name, way)
+        ranks = ranks_per_unit[int(costs.options.place[i])]
+        assert units_as_shards(costs, i, ranks) == [
+            [shard.storage.hbm, shard.storage.ddr, shard.storage.ssd] for shard in option.shards
+        ], (table, way)
+        times = np.array([shard.perf.total for shard in option.shards])
+        assert times == pytest.approx(costs.options.time[i], rel=1e-12), (table, way)
+        comms = [shard.perf.fwd_comms + shard.perf.bwd_comms for shard in option.shards]
+        assert comms == pytest.approx([costs.comms_ms[i]] * len(comms), abs=1e-12)
+        assert costs.lookup_ms[i] + costs.comms_ms[i] == pytest.approx(costs.options.time[i])
