@@ -119,7 +119,7 @@ class InfnetConfig(Section):
     num_shared_tasks: int = Field(2, ge=0, description="shared task tokens n_s")
     num_heads: int = Field(2, ge=1, description="attention heads; must divide token_dim")
     dropout: float = Field(0.0, ge=0, lt=1, description="dropout of token embeddings")
-    first_order: bool = Field(True, description="add a linear term of the fields to the logits")
+    first_order: bool = Field(False, description="add a linear term of the fields to the logits")
 
 
 class InfnetPaperConfig(Section):

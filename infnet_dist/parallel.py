@@ -5,6 +5,7 @@ dense optimizer. The same calls run on gloo with CPUs and on NCCL with GPUs.
 """
 
 import hashlib
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import torch
@@ -19,17 +20,17 @@ from infnet_dist.config import Config
 from infnet_dist.context import WorkerContext
 from infnet_dist.model import build_train_model
 from infnet_dist.optim import apply_sparse_optimizer, make_dense_optimizer
-from infnet_dist.planning.plan import (
+from infnet_dist.planning.plan import Plan, load_plan
+from infnet_dist.planning.planner import make_plan
+from infnet_dist.planning.sharding import (
     CollectionSharder,
-    Plan,
-    Workers,
     check_plan,
     find_collection,
-    load_plan,
-    make_plan,
+    tables_of_run,
     to_sharding_plan,
-    worker_memory,
 )
+from infnet_dist.planning.tables import TableSet
+from infnet_dist.planning.topology import Topology, this_topology
 from infnet_dist.schema import Schema
 
 _CHUNK_ROWS = 4096
@@ -53,8 +54,19 @@ class ShardedModel(NamedTuple):
     plan: Plan
 
 
-def build_sharded_model(config: Config, schema: Schema, context: WorkerContext) -> ShardedModel:
+def build_sharded_model(
+    config: Config,
+    schema: Schema,
+    context: WorkerContext,
+    mean_lengths: Mapping[str, float] | None = None,
+) -> ShardedModel:
     """Build, plan, shard and fill the model; every rank calls it.
+
+    Args:
+        config: the run.
+        schema: the selected features.
+        context: this worker.
+        mean_lengths: mean items per row of each sequence, for planning; None: all are full.
 
     Raises:
         PlanError: the plan file doesn't fit, or no plan can be made.
@@ -63,9 +75,11 @@ def build_sharded_model(config: Config, schema: Schema, context: WorkerContext) 
     train_model = build_train_model(config, schema, table_device=torch.device("meta"))
     _, collection = find_collection(train_model)
     apply_sparse_optimizer(collection, config.sparse_optimizer)
+    table_set = tables_of_run(config, schema, mean_lengths)
+    topology = topology_of(context)
     plan = context.broadcast(
         context.together(
-            lambda: get_plan(config, train_model, workers_of(context)) if context.is_first else None
+            lambda: get_plan(config, table_set, topology) if context.is_first else None
         )
     )
     assert plan is not None
@@ -82,28 +96,32 @@ def build_sharded_model(config: Config, schema: Schema, context: WorkerContext) 
     return ShardedModel(model, optimizer, model.fused_optimizer, dense_optimizer, plan)
 
 
-def workers_of(context: WorkerContext) -> Workers:
+def topology_of(context: WorkerContext) -> Topology:
     """The workers of this run, as a plan knows them."""
-    return Workers(
-        world_size=context.world_size,
-        local_world_size=context.local_world_size,
-        device=context.device.type,
-        memory_bytes=worker_memory(context.device.type, context.local_world_size),
-    )
+    return this_topology(context.device.type, context.world_size, context.local_world_size)
 
 
-def get_plan(config: Config, train_model: nn.Module, workers: Workers) -> Plan:
-    """The plan file of the run, checked; or TorchRec's plan where it says auto."""
-    if config.sharding.plan != "auto":
-        plan = load_plan(config.sharding.plan)
-        check_plan(plan, train_model, workers)
-        return plan
-    return make_plan(
-        train_model,
-        workers,
-        batch_size=config.data.batch_size,
-        sharding_types={name: t.sharding_types for name, t in config.tables.overrides.items()},
+def get_plan(config: Config, table_set: TableSet, topology: Topology) -> Plan:
+    """The plan file of the run, checked; or a plan for the workers at hand where it says auto."""
+    if config.sharding.plan == "auto":
+        return make_plan(table_set, topology)
+    plan = load_plan(config.sharding.plan)
+    check_plan(
+        plan,
+        table_set,
+        world_size=topology.world_size,
+        workers_per_node=topology.workers_per_node,
     )
+    return plan
+
+
+def table_bytes(sharded: ShardedModel) -> int:
+    """Bytes that this rank's shards of the tables hold: rows and optimizer state."""
+    tensors = [tensor for _, tensor in _table_states(sharded.model)]
+    for states in sharded.sparse_optimizer.state_dict()["state"].values():
+        tensors += [t for t in states.values() if isinstance(t, ShardedTensor)]
+    shards = [shard.tensor for tensor in tensors for shard in tensor.local_shards()]
+    return sum(shard.numel() * shard.element_size() for shard in shards)
 
 
 def fill_tables(model: nn.Module, *, seed: int) -> None:

@@ -12,6 +12,7 @@ from infnet_dist.checkpoint import DataOrder
 from infnet_dist.config import Config
 from infnet_dist.context import WorkerContext
 from infnet_dist.data.check import check_columns, check_feed, check_split
+from infnet_dist.data.lengths import mean_lengths
 from infnet_dist.data.manifest import Manifest, read_manifest
 from infnet_dist.data.reader import Reader
 from infnet_dist.errors import ConfigError, unknown_name
@@ -73,7 +74,9 @@ class Session:
         for split in splits:
             check = partial(check_split, config.data.path, manifest, schema, split=split)
             context.together(partial(check, rank=context.rank, world_size=context.world_size))
-        return cls(config, context, manifest, schema, build_sharded_model(config, schema, context))
+        lengths = context.together(partial(mean_lengths, config.data.path, manifest, schema))
+        sharded = build_sharded_model(config, schema, context, lengths)
+        return cls(config, context, manifest, schema, sharded)
 
     @property
     def order(self) -> DataOrder:

@@ -27,8 +27,9 @@ from infnet_dist.metrics import MetricState
 from infnet_dist.model import StepOutput
 from infnet_dist.optim import learning_rate_factor, set_learning_rate
 from infnet_dist.pace import LogInterval, Pace
-from infnet_dist.parallel import ShardedModel
-from infnet_dist.planning.plan import describe_plan, save_plan
+from infnet_dist.parallel import ShardedModel, table_bytes
+from infnet_dist.planning.plan import save_plan
+from infnet_dist.planning.review import describe
 from infnet_dist.provenance import versions
 from infnet_dist.session import Session, check_can_train, stream
 from infnet_dist.tracking import NullTracker, Tracker, make_tracker, plot_curves
@@ -148,7 +149,7 @@ def _open_run_folder(session: Session, run_folder: Path) -> Tracker:
     save_plan(session.sharded.plan, run_folder / "plan.json")
     dense = sum(p.numel() for p in session.sharded.dense_optimizer.params.values())
     log.info("run folder %s", run_folder)
-    log.info("plan:\n%s", describe_plan(session.sharded.plan))
+    log.info("plan:\n%s", describe(session.sharded.plan))
     log.info("dense parameters: %s", f"{dense:,}")
     return make_tracker(
         config.tracking,
@@ -281,6 +282,8 @@ class _Training:
             return
         totals = self._interval.reduce(self._context)
         self._interval.restart()
+        if self._pace.steps == 0:
+            self._say_table_bytes()
         self._pace.add(totals)
         self._update(examples=self._progress.examples + totals.rows)
         step = self._progress.step
@@ -303,6 +306,16 @@ class _Training:
             f"loss {totals.loss:.4f}  {metrics['perf/samples_per_s']:,.0f} samples/s  "
             f"input wait {metrics['perf/input_wait_share']:.0%}  {tqdm.format_interval(left)} left"
         )
+
+    def _say_table_bytes(self) -> None:
+        """Bytes of rows and optimizer state on each rank, beside the plan's."""
+        held = self._context.gather(table_bytes(self._sharded))
+        planned = self._sharded.plan.ranks.stored_bytes
+        ranks = ", ".join(
+            f"{rank}: {got / 2**20:.2f} ({expected / 2**20:.2f})"
+            for rank, (got, expected) in enumerate(zip(held, planned, strict=True))
+        )
+        self._say(f"MiB of tables by rank, and as planned: {ranks}")
 
     def _evaluate(self) -> None:
         if self._evaluated_step == self._progress.step:

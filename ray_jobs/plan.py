@@ -1,68 +1,346 @@
-"""Plan the sharding of a run's tables, without workers, GPUs or Ray.
+"""Plan the sharding of embedding tables, also of tables that don't exist yet; no GPU, no Ray.
 
-    python -m ray_jobs.plan --config configs/smoke.yaml --output sharding_plans/smoke-2xcpu.json
-    python -m ray_jobs.plan --config CONFIG --output PLAN --set scaling.num_workers=8 --device cuda
+    P="python -m ray_jobs.plan"
+    $P make --tables TABLES.yaml --topology h100x8 --world-size 128 --output PLAN
+    $P make --config CONFIG --output PLAN
+    $P show PLAN --html PAGE.html
+    $P check PLAN --config CONFIG
+    $P diff OLD NEW
+    $P extend PLAN --tables TABLES.yaml --max-move 50GB --output NEW
+    $P whatif --tables TABLES.yaml --topology h100x8,h200x8 --world-size 8,16,32
+    $P to-cpu PLAN --ranks 2 --row-scale 0.001 --output NEW
 
-Train under it with --set sharding.plan=PLAN.
+Train under a plan with --set sharding.plan=PLAN.
 """
 
+import argparse
+import json
+import re
+import sys
+import time
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
-import torch
+from rich.console import Console
+from rich.table import Table
 
-from infnet_dist.model import build_train_model
-from infnet_dist.optim import apply_sparse_optimizer
-from infnet_dist.parallel import get_plan
-from infnet_dist.planning.plan import (
-    Workers,
-    describe_plan,
-    find_collection,
-    save_plan,
-    worker_memory,
-)
+from infnet_dist.checkpoint import MANIFEST
+from infnet_dist.config import Config, load_config
+from infnet_dist.data.lengths import mean_lengths
+from infnet_dist.errors import PlanError
+from infnet_dist.planning.compare import diff_plans
+from infnet_dist.planning.convert import to_cpu
+from infnet_dist.planning.plan import Plan, differences, load_plan, save_plan
+from infnet_dist.planning.planner import extend_plan, make_plan
+from infnet_dist.planning.review import facts, render, size_text, write_html, write_png
+from infnet_dist.planning.sharding import tables_of_run
+from infnet_dist.planning.tables import TableSet, load_table_set
+from infnet_dist.planning.topology import TIERS, Topology, load_topology, this_topology
 from infnet_dist.session import open_training_set
-from ray_jobs._cli import log, make_parser, read_config, run_main
+from ray_jobs._cli import log, read_config, run_main
+
+_UNITS = {"": 1, "B": 1, "KB": 1e3, "MB": 1e6, "GB": 1e9, "TB": 1e12}
+_UNITS |= {"KIB": 2**10, "MIB": 2**20, "GIB": 2**30, "TIB": 2**40}
 
 
-def main() -> None:
-    """Plan on meta tables and write the plan file."""
-    parser = make_parser("ray_jobs.plan", "Plan the sharding of a run's tables.")
-    parser.add_argument("--output", type=Path, required=True, help="plan file to write")
+def main(argv: Sequence[str] | None = None) -> None:
+    """Run one subcommand."""
+    parser = _parser()
+    arguments = parser.parse_args(argv)
+    arguments.run(arguments)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m ray_jobs.plan",
+        description="Plan the sharding of embedding tables, without a GPU and without Ray.",
+    )
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    make = _command(commands, "make", _make, "tables + topology -> plan file")
+    _add_tables(make)
+    _add_topology(make)
+    make.add_argument("--output", type=Path, required=True, help="plan file to write")
+
+    show = _command(commands, "show", _show, "a plan as a table, an HTML page, a picture")
+    show.add_argument("plan", type=Path)
+    show.add_argument("--html", type=Path, help="write one self-contained page")
+    show.add_argument("--png", type=Path, help="write the picture: time and bytes per rank")
+    show.add_argument("--tables", type=int, default=40, metavar="N", help="tables listed (40)")
+
+    check = _command(commands, "check", _check, "what keeps a plan from being loaded")
+    check.add_argument("plan", type=Path)
+    check.add_argument("--config", type=Path, help="run file")
+    check.add_argument("--set", dest="overrides", metavar="KEY=VALUE", action="append", default=[])
+    check.add_argument("--topology", help="topology: name or file")
+    check.add_argument("--checkpoint", type=Path, help="checkpoint folder")
+
+    diff = _command(commands, "diff", _diff, "what moves from one plan to another")
+    diff.add_argument("before", type=Path)
+    diff.add_argument("after", type=Path)
+
+    extend = _command(commands, "extend", _extend, "plan new tables beside those that stay")
+    extend.add_argument("plan", type=Path)
+    _add_tables(extend)
+    extend.add_argument(
+        "--max-move",
+        type=_bytes,
+        default=0.0,
+        metavar="SIZE",
+        help="bytes of existing tables that may move, e.g. 50GB (default: 0)",
+    )
+    extend.add_argument("--output", type=Path, required=True, help="plan file to write")
+
+    whatif = _command(commands, "whatif", _whatif, "one row for each topology and world size")
+    _add_tables(whatif)
+    whatif.add_argument("--topology", required=True, help="names or files, with commas")
+    whatif.add_argument("--world-size", required=True, help="numbers of workers, with commas")
+
+    cpu = _command(commands, "to-cpu", _to_cpu, "a plan for GPUs -> a plan for a few CPU ranks")
+    cpu.add_argument("plan", type=Path)
+    cpu.add_argument("--ranks", type=int, required=True, help="CPU ranks, on one machine")
+    cpu.add_argument("--row-scale", type=float, default=1.0, help="multiplies all rows (1)")
+    cpu.add_argument("--output", type=Path, required=True, help="plan file to write")
+    return parser
+
+
+def _command(commands: Any, name: str, run: Any, text: str) -> argparse.ArgumentParser:
+    command: argparse.ArgumentParser = commands.add_parser(name, help=text, description=text)
+    command.set_defaults(run=run)
+    command.add_argument("--json", action="store_true", help="print JSON, for programs")
+    return command
+
+
+def _add_tables(parser: argparse.ArgumentParser) -> None:
+    source = parser.add_mutually_exclusive_group(required=True)
+    source.add_argument("--tables", type=Path, help="tables file (YAML)")
+    source.add_argument("--config", type=Path, help="run file: the tables of its training set")
     parser.add_argument(
-        "--device", choices=("cpu", "cuda"), help="kind of workers (default: as scaling.use_gpu)"
+        "--set",
+        dest="overrides",
+        metavar="KEY.PATH=VALUE",
+        action="append",
+        default=[],
+        help="override a key of the run file; repeatable",
+    )
+
+
+def _add_topology(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--topology",
+        help="name in sharding_plans/topologies, or a file (default: cpu, or h100x8 where the run "
+        "file says scaling.use_gpu)",
     )
     parser.add_argument(
-        "--memory-gib",
-        type=float,
-        help="memory of one worker: its GPU's, or its share of the RAM (default: this machine's; "
-        "80 for GPUs where there is none)",
+        "--world-size", type=int, help="workers (default: the run file's, or one node)"
     )
-    parser.add_argument(
-        "--workers-per-node", type=int, help="workers on one machine (default: all)"
-    )
-    arguments = parser.parse_args()
-    config = read_config(arguments)
-    _, schema = open_training_set(config)
-    model = build_train_model(config, schema, table_device=torch.device("meta"))
-    apply_sparse_optimizer(find_collection(model)[1], config.sparse_optimizer)
-    device = arguments.device or ("cuda" if config.scaling.use_gpu else "cpu")
-    local_world_size = arguments.workers_per_node or config.scaling.num_workers
-    if arguments.memory_gib is not None:
-        memory_bytes = int(arguments.memory_gib * 2**30)
-    elif device == "cuda" and not torch.cuda.is_available():
-        memory_bytes = 80 * 2**30
-    else:
-        memory_bytes = worker_memory(device, local_world_size)
-    workers = Workers(
-        world_size=config.scaling.num_workers,
-        local_world_size=local_world_size,
-        device=device,
-        memory_bytes=memory_bytes,
-    )
-    plan = get_plan(config, model, workers)
+
+
+# ---- the commands
+
+
+def _make(arguments: argparse.Namespace) -> None:
+    start = time.perf_counter()
+    table_set = _table_set(arguments)
+    plan = make_plan(table_set, _topology(arguments))
     save_plan(plan, arguments.output)
-    log.info("plan:\n%s", describe_plan(plan))
-    log.info("wrote %s", arguments.output)
+    _report(plan, arguments, f"wrote {arguments.output} in {time.perf_counter() - start:.1f} s")
+
+
+def _show(arguments: argparse.Namespace) -> None:
+    plan = load_plan(arguments.plan)
+    if arguments.html:
+        write_html(plan, arguments.html)
+        log.info("wrote %s", arguments.html)
+    if arguments.png:
+        write_png(plan, arguments.png)
+        log.info("wrote %s", arguments.png)
+    _report(plan, arguments, most_tables=arguments.tables)
+
+
+def _check(arguments: argparse.Namespace) -> None:
+    plan = load_plan(arguments.plan)
+    tables, world_size = plan.made_for.tables, plan.made_for.topology.world_size
+    workers_per_node, found = None, []
+    if arguments.config:
+        tables, config = _tables_of_config(arguments)
+        world_size = config.scaling.num_workers
+    if arguments.topology:
+        topology = load_topology(arguments.topology)
+        workers_per_node = min(topology.workers_per_node, world_size)
+        found += _overfull(plan, topology)
+    if arguments.checkpoint:
+        if not (arguments.checkpoint / MANIFEST).is_file():
+            raise PlanError(f"no complete checkpoint in {arguments.checkpoint}")
+        tables = load_plan(arguments.checkpoint / "plan.json").made_for.tables
+    found += differences(
+        plan,
+        {table.name: table for table in tables.tables},
+        world_size=world_size,
+        workers_per_node=workers_per_node,
+    )
+    if arguments.json:
+        print(json.dumps({"fits": not found, "differences": found}))
+    elif not found:
+        print("the plan fits")
+    if found:
+        raise PlanError(f"the plan doesn't fit: {'; '.join(found)}")
+
+
+def _overfull(plan: Plan, topology: Topology) -> list[str]:
+    """Tiers of which the plan asks more than a worker has there."""
+    lines = []
+    for i, tier in enumerate(TIERS):
+        most, capacity = plan.ranks.memory[:, i].max(), topology.capacity[i]
+        if most > capacity:
+            lines.append(f"{tier} of the fullest rank: {most:.0f} bytes of {capacity:.0f}")
+    return lines
+
+
+def _diff(arguments: argparse.Namespace) -> None:
+    found = diff_plans(load_plan(arguments.before), load_plan(arguments.after))
+    if arguments.json:
+        print(json.dumps(found.to_json(), indent=1))
+        return
+    table = Table("table", "change", title="Tables that change", title_justify="left")
+    for column in ("within nodes", "between nodes"):
+        table.add_column(column, justify="right")
+    for name, text in found.changed.items():
+        moved = found.moved.get(name)
+        sizes = (moved.intra_node, moved.inter_node) if moved else (0.0, 0.0)
+        table.add_row(name, text, *map(size_text, sizes))
+    console = _console()
+    console.print(table)
+    for kind, names in (("added", found.added), ("removed", found.removed)):
+        if names:
+            console.print(f"{kind}: {', '.join(names)}")
+    console.print(
+        f"moved: {size_text(found.intra_node_bytes)} within nodes, "
+        f"{size_text(found.inter_node_bytes)} between nodes; busiest rank "
+        f"{found.bottleneck_ms[0]:.4g} -> {found.bottleneck_ms[1]:.4g} ms"
+    )
+
+
+def _extend(arguments: argparse.Namespace) -> None:
+    before = load_plan(arguments.plan)
+    plan = extend_plan(before, _table_set(arguments), max_move_bytes=arguments.max_move)
+    save_plan(plan, arguments.output)
+    moved = diff_plans(before, plan)
+    total = size_text(moved.intra_node_bytes + moved.inter_node_bytes)
+    _report(plan, arguments, f"wrote {arguments.output}; {total} of existing tables move")
+
+
+def _whatif(arguments: argparse.Namespace) -> None:
+    table_set = _table_set(arguments)
+    rows = []
+    for name in arguments.topology.split(","):
+        for size in arguments.world_size.split(","):
+            topology = load_topology(name.strip()).with_world_size(_whole_number(size))
+            try:
+                known = facts(make_plan(table_set, topology))
+                rows.append({"fits": True, "error": None, **known})
+            except PlanError as error:
+                rows.append({"fits": False, "error": str(error), "topology": topology.name})
+                rows[-1]["world_size"] = topology.world_size
+    fitting = [row["world_size"] for row in rows if row["fits"]]
+    for row in rows:
+        row["smallest"] = row["fits"] and row["world_size"] == min(fitting)
+    if arguments.json:
+        print(json.dumps(rows, indent=1))
+        return
+    table = Table("topology", "workers", "fits", title="What if", title_justify="left")
+    table.caption, table.caption_justify = "* the smallest number of workers that fits", "left"
+    for column in ("ms", "over bound", "balance", "fullest rank", "rows"):
+        table.add_column(column, justify="right")
+    for row in rows:
+        cells: tuple[str, ...] = ()
+        if row["fits"]:
+            used = row["memory"].get("hbm") or row["memory"]["ddr"]
+            cells = (
+                f"{row['bottleneck_ms']:.4g}",
+                f"{row['over_lower_bound']:.1%}",
+                f"{row['time_balance']:.3f}",
+                f"{used['max_bytes'] / used['capacity_bytes']:.0%}",
+                size_text(row["stored_bytes"]),
+            )
+        size = f"{row['world_size']}{' *' if row['smallest'] else ''}"
+        table.add_row(row["topology"], size, "yes" if row["fits"] else "no", *cells)
+    console = _console()
+    console.print(table)
+    for row in rows:
+        if not row["fits"]:
+            console.print(f"{row['topology']} x {row['world_size']}: {row['error']}")
+
+
+def _to_cpu(arguments: argparse.Namespace) -> None:
+    topology = this_topology("cpu", arguments.ranks, arguments.ranks)
+    plan, lines = to_cpu(load_plan(arguments.plan), topology, row_scale=arguments.row_scale)
+    save_plan(plan, arguments.output)
+    if arguments.json:
+        print(json.dumps({"plan": facts(plan), "substitutions": lines}, indent=1))
+        return
+    for line in lines:
+        print(line)
+    log.info("%d substitutions; wrote %s", len(lines), arguments.output)
+
+
+# ---- what they share
+
+
+def _table_set(arguments: argparse.Namespace) -> TableSet:
+    if arguments.tables is not None:
+        if arguments.overrides:
+            raise PlanError("--set changes a run file; --tables has none: edit the tables file")
+        return load_table_set(arguments.tables)
+    return _tables_of_config(arguments)[0]
+
+
+def _tables_of_config(arguments: argparse.Namespace) -> tuple[TableSet, Config]:
+    config = read_config(arguments)
+    manifest, schema = open_training_set(config)
+    return tables_of_run(config, schema, mean_lengths(config.data.path, manifest, schema)), config
+
+
+def _topology(arguments: argparse.Namespace) -> Topology:
+    scaling = (
+        load_config(arguments.config, arguments.overrides).scaling if arguments.config else None
+    )
+    size = arguments.world_size or (scaling.num_workers if scaling else None)
+    use_gpu = bool(scaling and scaling.use_gpu)
+    if arguments.topology is None and not use_gpu:
+        return this_topology("cpu", size or 2, size or 2)
+    topology = load_topology(arguments.topology or "h100x8")
+    return topology.with_world_size(size) if size else topology
+
+
+def _report(
+    plan: Plan, arguments: argparse.Namespace, message: str = "", *, most_tables: int = 40
+) -> None:
+    if arguments.json:
+        print(json.dumps(facts(plan), indent=1))
+    else:
+        _console().print(render(plan, most_tables=most_tables))
+    if message:
+        log.info("%s", message)
+
+
+def _bytes(text: str) -> float:
+    match = re.fullmatch(r"([0-9.]+)\s*([A-Za-z]*)", text.strip())
+    if match is None or match[2].upper() not in _UNITS:
+        raise argparse.ArgumentTypeError(f"{text!r} is no size such as 50GB")
+    return float(match[1]) * _UNITS[match[2].upper()]
+
+
+def _whole_number(text: str) -> int:
+    if not text.strip().isdigit():
+        raise PlanError(f"--world-size: {text!r} is no number; e.g. 8,16,32")
+    return int(text)
+
+
+def _console() -> Console:
+    """As wide as the terminal; wide enough for tables where there is none."""
+    return Console() if sys.stdout.isatty() else Console(width=120)
 
 
 if __name__ == "__main__":

@@ -10,7 +10,8 @@ from its newest checkpoint.
 import torch
 
 from infnet_dist.model import build_train_model
-from infnet_dist.planning.plan import check_plan, load_plan
+from infnet_dist.planning.plan import load_plan
+from infnet_dist.planning.sharding import check_plan, tables_of_run
 from infnet_dist.session import check_can_train, open_training_set
 from infnet_dist.trainer import train
 from ray_jobs._cli import (
@@ -36,11 +37,14 @@ def main() -> None:
     config = read_config(arguments)
     _, schema = open_training_set(config)
     check_can_train(config)
-    model = build_train_model(config, schema, table_device=torch.device("meta"))
+    build_train_model(config, schema, table_device=torch.device("meta"))  # finds wrong settings
     if config.sharding.plan != "auto":
-        plan = load_plan(config.sharding.plan)  # how many stand on one machine is seen there
-        workers = {"world_size": config.scaling.num_workers}
-        check_plan(plan, model, plan.made_for.model_copy(update=workers))
+        # How many workers stand on one machine is seen there.
+        check_plan(
+            load_plan(config.sharding.plan),
+            tables_of_run(config, schema),
+            world_size=config.scaling.num_workers,
+        )
     run_folder = config.run.folder / config.run.name / (arguments.run_id or new_run_id())
     summary = launch(
         train, {"config": config, "run_folder": run_folder}, config, arguments.launcher

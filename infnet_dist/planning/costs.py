@@ -11,6 +11,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torchrec.distributed.embedding import EmbeddingCollectionSharder
 from torchrec.distributed.embeddingbag import EmbeddingBagCollectionSharder
@@ -25,8 +26,9 @@ from torchrec.distributed.types import CacheParams
 from torchrec.modules.embedding_modules import EmbeddingBagCollection, EmbeddingCollection
 from torchrec.optim import SGD, Adagrad, Adam, RowWiseAdagrad
 
+from infnet_dist.errors import PlanError
 from infnet_dist.planning.search import EVERY, NODE, RANK, Options
-from infnet_dist.planning.tables import PlanTable, TableSet
+from infnet_dist.planning.tables import OptimizerName, PlanTable, TableSet
 from infnet_dist.planning.topology import TIERS, Topology
 
 OPTIMIZERS = {"sgd": SGD, "rowwise_adagrad": RowWiseAdagrad, "adagrad": Adagrad, "adam": Adam}
@@ -182,53 +184,62 @@ class _Estimator:
         )
 
     def run(self, offload: bool) -> Costs:
-        numbers, ways, storage_options, classes = [], [], [], []
-        perf_options: dict[tuple[object, ...], ShardingOption] = {}
-        for number, table in enumerate(self.table_set.tables):
-            found = list(ways_of(table, self.topology, offload=offload))
-            for way in found:
-                key = _perf_class(table, way)
-                if key not in perf_options:
-                    perf_options[key] = self._option(table, way, kinds=1)
-                numbers.append(number)
-                ways.append(way)
-                kinds = 3 if way.sharding_type in _BY_ROWS else 1
-                storage_options.append(self._option(table, way, kinds=kinds))
-                classes.append(key)
+        """Both estimators, each called once."""
+        pairs = [
+            (number, table, way)
+            for number, table in enumerate(self.table_set.tables)
+            for way in self._ways_of(table, offload)
+        ]
+        storage = [
+            self._option(table, way, kinds=3 if way.sharding_type in _BY_ROWS else 1)
+            for _, table, way in pairs
+        ]
+        classes = [_perf_class(table, way) for _, table, way in pairs]
+        perf: dict[tuple[object, ...], ShardingOption] = {}
+        for (_, table, way), key in zip(pairs, classes, strict=True):
+            if key not in perf:
+                perf[key] = self._option(table, way, kinds=1)
         constraints = {
             table.name: ParameterConstraints(pooling_factors=list(table.lengths))
             for table in self.table_set.tables
         }
-        EmbeddingStorageEstimator(
-            topology=self.torchrec_topology, constraints=constraints
-        ).estimate(storage_options, self.sharders)
-        EmbeddingPerfEstimator(topology=self.torchrec_topology, constraints=constraints).estimate(
-            list(perf_options.values()), self.sharders
-        )
-        perfs = [perf_options[key].shards[0].perf for key in classes]
+        for estimator, some in (
+            (EmbeddingStorageEstimator, storage),
+            (EmbeddingPerfEstimator, list(perf.values())),
+        ):
+            estimator(topology=self.torchrec_topology, constraints=constraints).estimate(
+                some, self.sharders
+            )
+        perfs = [perf[key].shards[0].perf for key in classes]
         lookup = np.array([p.fwd_compute + p.bwd_compute + p.prefetch_compute for p in perfs])
         total = np.array([p.total for p in perfs])
-        table = np.array(numbers, np.int64)
-        weights = np.array([t.priority for t in self.table_set.tables])
+        ways = [way for _, _, way in pairs]
+
+        def integers(values: Iterable[int]) -> npt.NDArray[np.int64]:
+            return np.fromiter(values, np.int64, len(pairs))
+
         options = Options(
-            table=table,
-            place=np.array([_PLACES[way.sharding_type] for way in ways], np.int64),
-            units=np.array(
-                [_units(self.table_set.tables[t], w) for t, w in zip(numbers, ways, strict=True)],
-                np.int64,
-            ),
+            table=integers(number for number, _, _ in pairs),
+            place=integers(_PLACES[way.sharding_type] for way in ways),
+            units=integers(table.embedding_dim // way.columns for _, table, way in pairs),
             time=total,
-            full=np.array(
-                [
-                    _full_blocks(self.table_set.tables[t], w, self.topology)
-                    for t, w in zip(numbers, ways, strict=True)
-                ],
-                np.int64,
-            ),
-            memory=np.array([_memory(option) for option in storage_options]),
-            weight=weights[table],
+            full=integers(_full_blocks(table, way, self.topology) for _, table, way in pairs),
+            memory=np.array([_memory(option) for option in storage]),
+            weight=np.array([table.priority for _, table, _ in pairs]),
         )
         return Costs(ways, options, lookup, total - lookup)
+
+    def _ways_of(self, table: PlanTable, offload: bool) -> list[Way]:
+        ways = list(ways_of(table, self.topology, offload=offload))
+        if not ways:
+            types = ", ".join(table.sharding_types or ("any",))
+            kernels = ", ".join(table.compute_kernels or ("any",))
+            raise PlanError(
+                f"table {table.name!r} can't be sharded: sharding_types {types} with "
+                f"compute_kernels {kernels} aren't supported for pooling {table.pooling} on "
+                f"{self.topology.device} with {self.topology.world_size} workers; allow more"
+            )
+        return ways
 
     def _option(self, table: PlanTable, way: Way, *, kinds: int) -> ShardingOption:
         """TorchRec's option with one shard of each kind: a whole block, the rest, nothing."""
@@ -268,14 +279,17 @@ def block_rows(table: PlanTable, sharding_type: str, topology: Topology) -> int:
     return math.ceil(table.num_embeddings / parts)
 
 
+def row_bytes(table: PlanTable, optimizer: OptimizerName) -> float:
+    """Bytes of one row and its optimizer state (float32)."""
+    width = table.embedding_dim
+    state = {"sgd": 0, "rowwise_adagrad": 1, "adagrad": width, "adam": 2 * width}[optimizer]
+    return width * _DTYPES[table.data_type].itemsize + 4 * state
+
+
 def _full_blocks(table: PlanTable, way: Way, topology: Topology) -> int:
     if way.sharding_type == "data_parallel":
         return topology.world_size
     return table.num_embeddings // block_rows(table, way.sharding_type, topology)
-
-
-def _units(table: PlanTable, way: Way) -> int:
-    return table.embedding_dim // way.columns
 
 
 def _perf_class(table: PlanTable, way: Way) -> tuple[object, ...]:

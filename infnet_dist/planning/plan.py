@@ -1,364 +1,291 @@
-"""Tables + topology -> plan file; check, save, load, and turn into TorchRec's ShardingPlan.
+"""The plan file: which tables it is for, on which workers, and where every shard lives.
 
-A plan is a reviewed artefact: a JSON file that says for which tables and workers it was made, and
-where every shard lives. `sharding.plan: auto` makes one with TorchRec's planner.
+A plan is a reviewed artefact. It holds its whole input (tables, topology), so that it can be
+checked, extended and made again; the same input gives the same bytes.
 """
 
+import hashlib
 import json
-import logging
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Literal
+from typing import Literal, NamedTuple, Self
 
-import psutil
-import torch
+import numpy as np
 import torchrec
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
-from torch import nn
-from torch.distributed._shard.sharding_spec import EnumerableShardingSpec, ShardMetadata
-from torchrec.distributed.embedding import EmbeddingCollectionSharder
-from torchrec.distributed.embedding_types import EmbeddingComputeKernel
-from torchrec.distributed.planner import EmbeddingShardingPlanner, Topology
-from torchrec.distributed.planner.storage_reservations import FixedPercentageStorageReservation
-from torchrec.distributed.planner.types import ParameterConstraints, PlannerError, ShardingOption
-from torchrec.distributed.types import (
-    EmbeddingModuleShardingPlan,
-    ParameterSharding,
-    ShardingPlan,
-    ShardingType,
-)
-from torchrec.modules.embedding_modules import EmbeddingCollection
+from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 
 from infnet_dist.errors import PlanError
+from infnet_dist.planning.costs import Way, block_rows
+from infnet_dist.planning.tables import KernelName, PlanTable, ShardingTypeName, TableSet
+from infnet_dist.planning.topology import TIERS, Topology
 
-DEFAULT_SHARDING_TYPES = ("table_wise", "row_wise")
-_RESERVED_SHARE = 0.15  # of a device's memory, for the tower, activations and batches
+FORMAT_VERSION = 2
+BY_NODE = ("table_row_wise", "grid_shard")
+BY_ALL = ("row_wise", "data_parallel")
 
 
 class _Entry(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
-class TableShape(_Entry):
-    """Rows, width and row type of a table."""
+class MadeFor(_Entry):
+    """What a plan was made for, and by which cost model."""
 
-    num_embeddings: int
-    embedding_dim: int
-    data_type: str
-
-
-class Workers(_Entry):
-    """The workers that a plan is for.
-
-    Attributes:
-        world_size: how many.
-        local_world_size: how many on one machine.
-        device: "cpu" or "cuda".
-        memory_bytes: what the tables of one worker may fill, before a reserve: the GPU's memory,
-            or the worker's share of its machine's.
-    """
-
-    world_size: int
-    local_world_size: int
-    device: str
-    memory_bytes: int
+    topology: Topology
+    tables: TableSet
+    torchrec_version: str = torchrec.__version__
 
 
-class MadeFor(Workers):
-    """What a plan was made for."""
-
-    tables: dict[str, TableShape]
-    torchrec_version: str
-
-
-class Shard(_Entry):
-    """One shard: its rank, its place in the table, and the planner's estimates."""
+class Shard(NamedTuple):
+    """A rectangle of a table on one rank; it may be empty."""
 
     rank: int
     row_offset: int
     column_offset: int
     rows: int
     columns: int
-    storage_bytes: int
-    time_ms: float
 
 
 class TablePlan(_Entry):
-    """How one table is sharded."""
+    """How one table is sharded.
 
-    sharding_type: Literal["table_wise", "row_wise", "column_wise"]
-    compute_kernel: Literal["fused", "fused_uvm", "fused_uvm_caching"]
-    shards: tuple[Shard, ...] = Field(min_length=1)
+    Attributes:
+        sharding_type: TorchRec's name.
+        compute_kernel: TorchRec's name.
+        columns: floats of a shard.
+        cache_share: share of the rows cached in HBM; fused_uvm_caching only.
+        places: the rank of each column shard (table_wise: one), or the node of each
+            (table_row_wise, grid_shard); empty for row_wise and data_parallel: all ranks.
+        lookup_ms: of one shard: forward, backward and prefetch, as TorchRec estimates.
+        comms_ms: of one shard: forward and backward, likewise.
+        memory_bytes: of all shards, by tier: rows, optimizer state, inputs and outputs.
+    """
+
+    sharding_type: ShardingTypeName
+    compute_kernel: KernelName
+    columns: int
+    cache_share: float | None = None
+    places: tuple[int, ...] = ()
+    lookup_ms: float
+    comms_ms: float
+    memory_bytes: dict[Literal["hbm", "ddr", "ssd"], int]
+
+    @property
+    def way(self) -> Way:
+        """The sharding without its place."""
+        return Way(self.sharding_type, self.compute_kernel, self.columns, self.cache_share)
+
+    @property
+    def time_ms(self) -> float:
+        """Milliseconds that a shard costs its rank."""
+        return self.lookup_ms + self.comms_ms
+
+
+class RankLoads(_Entry):
+    """Estimates for every rank, in the order of ranks.
+
+    The bytes of a tier hold rows, optimizer state, inputs and outputs, as TorchRec estimates them;
+    `stored_bytes` are the rows and their optimizer state alone, on whatever tier.
+    """
+
+    lookup_ms: tuple[float, ...]
+    comms_ms: tuple[float, ...]
+    hbm_bytes: tuple[int, ...]
+    ddr_bytes: tuple[int, ...]
+    ssd_bytes: tuple[int, ...]
+    stored_bytes: tuple[int, ...]
+
+    @property
+    def time_ms(self) -> np.ndarray:
+        """Lookup and comms, float64 [R]."""
+        return np.array(self.lookup_ms) + np.array(self.comms_ms)
+
+    @property
+    def memory(self) -> np.ndarray:
+        """Bytes by rank and tier, float64 [R, 3]."""
+        return np.array([getattr(self, f"{tier}_bytes") for tier in TIERS], np.float64).T
 
 
 class Plan(_Entry):
-    """A plan file."""
+    """A plan file.
 
+    Attributes:
+        made_for: its input.
+        lower_bound_ms: no plan for this input has a busiest rank below; with pinned tables: no
+            plan that leaves them where they are.
+        excluded: what wasn't considered, and why.
+        tables: by name.
+        ranks: the estimates.
+    """
+
+    format_version: int = FORMAT_VERSION
     made_for: MadeFor
+    lower_bound_ms: float
+    excluded: tuple[str, ...] = ()
     tables: dict[str, TablePlan]
+    ranks: RankLoads
 
-
-class CollectionSharder(EmbeddingCollectionSharder):
-    """Offers what trains correctly under an optimizer fused in backward, on CPU and CUDA.
-
-    Left out: data-parallel and the dense kernel (wrong or memory-unsafe for sequences on the CPU).
-    """
-
-    def sharding_types(self, compute_device_type: str) -> list[str]:
-        """Table-, column- and row-wise."""
-        return [t.value for t in (ShardingType.TABLE_WISE, ShardingType.COLUMN_WISE)] + [
-            ShardingType.ROW_WISE.value
-        ]
-
-    def compute_kernels(self, sharding_type: str, compute_device_type: str) -> list[str]:
-        """The fused kernels."""
-        kernels = super().compute_kernels(sharding_type, compute_device_type)
-        return [k for k in kernels if k != EmbeddingComputeKernel.DENSE.value]
-
-
-def find_collection(model: nn.Module) -> tuple[str, EmbeddingCollection]:
-    """Path and module of the model's one EmbeddingCollection."""
-    found = [(n, m) for n, m in model.named_modules() if isinstance(m, EmbeddingCollection)]
-    assert len(found) == 1, f"expected one EmbeddingCollection, found {len(found)}"
-    return found[0]
-
-
-def make_plan(
-    model: nn.Module,
-    workers: Workers,
-    *,
-    batch_size: int,
-    sharding_types: Mapping[str, tuple[str, ...] | None],
-) -> Plan:
-    """Plan with TorchRec's planner.
-
-    Args:
-        model: holds the (meta) tables; its sparse optimizer is applied already, so that the
-            optimizer's state counts as storage.
-        workers: what to plan for.
-        batch_size: rows per worker and step.
-        sharding_types: allowed types by table; None or not named: table- and row-wise.
-
-    Raises:
-        PlanError: nothing fits.
-    """
-    for name in ("torchrec", "torchrec.distributed.planner"):
-        logging.getLogger(name).setLevel(logging.ERROR)
-    _, collection = find_collection(model)
-    planner = EmbeddingShardingPlanner(
-        topology=_topology(workers),
-        batch_size=batch_size,
-        storage_reservation=FixedPercentageStorageReservation(_RESERVED_SHARE),
-        constraints={
-            table.name: ParameterConstraints(
-                sharding_types=list(sharding_types.get(table.name) or DEFAULT_SHARDING_TYPES)
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.format_version != FORMAT_VERSION:
+            raise ValueError(
+                f"made by another version (format {self.format_version}, this code reads "
+                f"{FORMAT_VERSION}); make it again"
             )
-            for table in collection.embedding_configs()
-        },
-        debug=False,
-    )
-    try:
-        planner.plan(model, [CollectionSharder()])
-    except (PlannerError, RuntimeError) as error:
-        raise PlanError(
-            f"no plan for {workers.world_size} workers ({workers.device}): "
-            f"{str(error).strip().splitlines()[0]}; use more workers, smaller tables, or allow "
-            f"more sharding types in tables.overrides"
-        ) from error
-    options = planner._best_plan
-    assert options is not None
-    made_for = _made_for(collection, workers)
-    tables = {option.name: _table_plan(option) for option in options}
-    return Plan(made_for=made_for, tables=dict(sorted(tables.items())))
+        return self
+
+    @property
+    def bottleneck_ms(self) -> float:
+        """Estimated milliseconds of the busiest rank."""
+        return float(self.ranks.time_ms.max())
+
+    @property
+    def tables_hash(self) -> str:
+        """Of what the plan's tables are; 16 hexadecimal digits."""
+        text = self.made_for.tables.model_dump_json()
+        return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
+
+    def shards(self, name: str) -> list[Shard]:
+        """Every shard of a table, in TorchRec's order; empty ones too."""
+        table = self.made_for.tables.table(name)
+        return list(shards_of(table, self.tables[name], self.made_for.topology))
 
 
-def check_plan(plan: Plan, model: nn.Module, workers: Workers) -> None:
-    """Check that `plan` was made for these tables and workers.
-
-    Raises:
-        PlanError: lists every difference and says how to get the right plan.
-    """
-    _, collection = find_collection(model)
-    expected, got = _made_for(collection, workers), plan.made_for
-    differences = [
-        f"{name} is {getattr(got, name)} in the plan, {getattr(expected, name)} in this run"
-        for name in ("world_size", "local_world_size")
-        if getattr(got, name) != getattr(expected, name)
-    ]
-    for name in sorted({*got.tables, *expected.tables, *plan.tables}):
-        if name not in expected.tables:
-            differences.append(f"table {name!r} isn't in this run")
-        elif name not in got.tables or name not in plan.tables:
-            differences.append(f"table {name!r} isn't in the plan")
-        elif got.tables[name] != expected.tables[name]:
-            differences.append(
-                f"table {name!r} is {_shape(got.tables[name])} in the plan, "
-                f"{_shape(expected.tables[name])} in this run"
-            )
-        elif not _covers(plan.tables[name], got.tables[name], workers):
-            differences.append(
-                f"the shards of table {name!r} don't cover it {plan.tables[name].sharding_type} on "
-                f"ranks 0 to {workers.world_size - 1}"
-            )
-    if differences:
-        raise PlanError(
-            "the plan doesn't fit: " + "; ".join(differences) + "; set sharding.plan=auto, or make "
-            "a plan with: python -m ray_jobs.plan --config CONFIG --output PLAN"
-        )
+def shards_of(table: PlanTable, plan: TablePlan, topology: Topology) -> Iterator[Shard]:
+    """The shards of a table under a plan."""
+    if plan.sharding_type == "data_parallel":
+        for rank in range(topology.world_size):
+            yield Shard(rank, 0, 0, table.num_embeddings, table.embedding_dim)
+        return
+    block = block_rows(table, plan.sharding_type, topology)
+    places = plan.places or (0,)
+    for number, place in enumerate(places):
+        if plan.sharding_type == "row_wise":
+            ranks = range(topology.world_size)
+        elif plan.sharding_type in BY_NODE:
+            size = topology.workers_per_node
+            ranks = range(place * size, (place + 1) * size)
+        else:
+            ranks = range(place, place + 1)
+        for i, rank in enumerate(ranks):
+            start = min(i * block, table.num_embeddings)
+            rows = min(block, table.num_embeddings - start)
+            yield Shard(rank, start, number * plan.columns, rows, plan.columns)
 
 
 def save_plan(plan: Plan, path: Path) -> None:
-    """Write the plan file.
+    """Write the plan file, about one line a table, so that reviews and diffs read well.
 
     Raises:
         PlanError: it can't be written.
     """
+    text = _layout(plan.model_dump(mode="json", exclude_none=True)) + "\n"
     try:
-        path.write_text(plan.model_dump_json(indent=1) + "\n")
+        path.write_text(text)
     except OSError as error:
         raise PlanError(
             f"can't write plan {path}: {error.strerror}; choose another place"
         ) from None
 
 
+def _layout(value: object, indent: str = "") -> str:
+    """JSON: short values and lists of numbers on one line, longer ones over several."""
+    line = json.dumps(value)
+    nested = isinstance(value, dict | list) and any(
+        isinstance(inner, dict | list)
+        for inner in (value.values() if isinstance(value, dict) else value)
+    )
+    if len(line) <= 300 or not (nested or isinstance(value, dict)):
+        return line
+    inside = indent + " "
+    if isinstance(value, dict):
+        parts = [f"{json.dumps(k)}: {_layout(v, inside)}" for k, v in value.items()]
+        return "{\n" + ",\n".join(inside + part for part in parts) + f"\n{indent}}}"
+    assert isinstance(value, list)
+    parts = [inside + _layout(item, inside) for item in value]
+    return "[\n" + ",\n".join(parts) + f"\n{indent}]"
+
+
 def load_plan(path: Path) -> Plan:
     """Read a plan file.
 
     Raises:
-        PlanError: missing or malformed.
+        PlanError: missing, malformed, made by another version, or shards off the topology.
     """
     if not path.is_file():
         raise PlanError(f"no plan file {path}; set sharding.plan=auto or give an existing file")
     try:
-        return Plan.model_validate(json.loads(path.read_text()))
+        plan = Plan.model_validate(json.loads(path.read_text()))
     except json.JSONDecodeError as error:
         raise PlanError(f"plan {path} is not JSON ({error})") from None
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"]))
-        raise PlanError(f"plan {path}: {where}: {first['msg']}") from None
+        message = first["msg"].removeprefix("Value error, ")
+        raise PlanError(f"plan {path}: {where + ': ' if where else ''}{message}") from None
+    wrong = wrong_places(plan)
+    if wrong:
+        raise PlanError(f"plan {path}: {'; '.join(wrong)}")
+    return plan
 
 
-def to_sharding_plan(plan: Plan, model: nn.Module, device: torch.device) -> ShardingPlan:
-    """TorchRec's plan for `model` on workers with devices like `device`."""
-    path, _ = find_collection(model)
-    parameters = EmbeddingModuleShardingPlan()
-    for name, table in plan.tables.items():
-        shards = [
-            ShardMetadata(
-                shard_offsets=[shard.row_offset, shard.column_offset],
-                shard_sizes=[shard.rows, shard.columns],
-                placement=_placement(shard.rank, plan.made_for.local_world_size, device),
+def wrong_places(plan: Plan) -> list[str]:
+    """Tables whose shards don't tile them on ranks that exist; one line each."""
+    topology, lines = plan.made_for.topology, []
+    planned = {table.name for table in plan.made_for.tables.tables}
+    lines += [f"table {name!r} has no plan" for name in sorted(planned - set(plan.tables))]
+    lines += [f"table {name!r} isn't described" for name in sorted(set(plan.tables) - planned)]
+    for name in sorted(planned & set(plan.tables)):
+        table, entry = plan.made_for.tables.table(name), plan.tables[name]
+        places = 0 if entry.sharding_type in BY_ALL else len(entry.places)
+        limit = topology.num_nodes if entry.sharding_type in BY_NODE else topology.world_size
+        whole = entry.sharding_type in ("table_wise", "table_row_wise", *BY_ALL)
+        units = 1 if whole else table.embedding_dim // entry.columns
+        if (
+            entry.columns * units != table.embedding_dim
+            or (entry.sharding_type in BY_ALL and entry.places)
+            or (entry.sharding_type not in BY_ALL and places != units)
+            or len(set(entry.places)) != len(entry.places)
+            or not all(0 <= place < limit for place in entry.places)
+        ):
+            lines.append(
+                f"the shards of table {name!r} don't cover it {entry.sharding_type} on "
+                f"{'nodes' if entry.sharding_type in BY_NODE else 'ranks'} 0 to {limit - 1}"
             )
-            for shard in table.shards
-        ]
-        parameters[name] = ParameterSharding(
-            sharding_type=table.sharding_type,
-            compute_kernel=table.compute_kernel,
-            ranks=[shard.rank for shard in table.shards],
-            sharding_spec=EnumerableShardingSpec(shards),
-        )
-    return ShardingPlan(plan={path: parameters})
+    return lines
 
 
-def describe_plan(plan: Plan) -> str:
-    """A line per table and one per rank, for the log."""
-    lines = []
-    bytes_per_rank = dict.fromkeys(range(plan.made_for.world_size), 0)
-    for name, table in plan.tables.items():
-        shape = plan.made_for.tables[name]
-        ranks = ",".join(str(shard.rank) for shard in table.shards)
+def differences(
+    plan: Plan,
+    tables: Mapping[str, PlanTable],
+    *,
+    world_size: int,
+    workers_per_node: int | None = None,
+) -> list[str]:
+    """What keeps the plan from being loaded for these tables and workers; one line each.
+
+    Without `workers_per_node` any division into nodes will do.
+    """
+    lines, topology = [], plan.made_for.topology
+    if topology.world_size != world_size:
+        lines.append(f"world_size is {topology.world_size} in the plan, {world_size} here")
+    if workers_per_node not in (None, topology.workers_per_node):
         lines.append(
-            f"{name}: {_shape(shape)} {table.sharding_type} {table.compute_kernel} on ranks {ranks}"
+            f"workers_per_node is {topology.workers_per_node} in the plan, {workers_per_node} here"
         )
-        for shard in table.shards:
-            bytes_per_rank[shard.rank] += shard.storage_bytes
-    memory = f"of {plan.made_for.memory_bytes / 2**30:.1f} GiB"
-    lines += [f"rank {r}: {b / 2**20:.1f} MiB {memory}" for r, b in bytes_per_rank.items()]
-    return "\n".join(lines)
-
-
-def _placement(rank: int, local_world_size: int, device: torch.device) -> str:
-    if device.type == "cpu":
-        return f"rank:{rank}/cpu"
-    return f"rank:{rank}/{device.type}:{rank % local_world_size}"
-
-
-def worker_memory(device: str, local_world_size: int) -> int:
-    """Bytes that one worker on this machine has: its GPU's, or its share of the RAM."""
-    if device == "cuda" and torch.cuda.is_available():
-        return int(torch.cuda.get_device_properties(0).total_memory)
-    return int(psutil.virtual_memory().total // local_world_size)
-
-
-def _topology(workers: Workers) -> Topology:
-    memory = {"hbm_cap": workers.memory_bytes} if workers.device == "cuda" else {}
-    return Topology(
-        world_size=workers.world_size,
-        local_world_size=workers.local_world_size,
-        compute_device=workers.device,
-        ddr_cap=psutil.virtual_memory().total // workers.local_world_size
-        if memory
-        else workers.memory_bytes,
-        **memory,
-    )
-
-
-def _made_for(collection: EmbeddingCollection, workers: Workers) -> MadeFor:
-    tables = {
-        table.name: TableShape(
-            num_embeddings=table.num_embeddings,
-            embedding_dim=table.embedding_dim,
-            data_type=table.data_type.value,
-        )
-        for table in sorted(collection.embedding_configs(), key=lambda table: table.name)
-    }
-    return MadeFor(
-        **workers.model_dump(include=set(Workers.model_fields)),
-        tables=tables,
-        torchrec_version=torchrec.__version__,
-    )
-
-
-def _table_plan(option: ShardingOption) -> TablePlan:
-    shards = []
-    for shard in option.shards:
-        assert shard.rank is not None and shard.storage is not None and shard.perf is not None
-        shards.append(
-            Shard(
-                rank=shard.rank,
-                row_offset=shard.offset[0],
-                column_offset=shard.offset[1],
-                rows=shard.size[0],
-                columns=shard.size[1],
-                storage_bytes=shard.storage.hbm + shard.storage.ddr,
-                time_ms=round(shard.perf.total, 6),
+    planned = {table.name: table for table in plan.made_for.tables.tables}
+    for name in sorted({*planned, *tables}):
+        if name not in tables:
+            lines.append(f"table {name!r} of the plan isn't here")
+        elif name not in planned:
+            lines.append(f"table {name!r} isn't in the plan")
+        elif shape(planned[name]) != shape(tables[name]):
+            lines.append(
+                f"table {name!r} is {shape(planned[name])} in the plan, {shape(tables[name])} here"
             )
-        )
-    return TablePlan(
-        sharding_type=option.sharding_type,
-        compute_kernel=option.compute_kernel,
-        shards=tuple(shards),
-    )
+    return lines
 
 
-def _covers(table: TablePlan, shape: TableShape, workers: Workers) -> bool:
-    """Whether the shards tile the table as the sharding type demands, on ranks that exist."""
-    rows, columns = shape.num_embeddings, shape.embedding_dim
-    shards = sorted(table.shards, key=lambda shard: (shard.row_offset, shard.column_offset))
-    ranks = [shard.rank for shard in shards]
-    if not all(0 <= rank < workers.world_size for rank in ranks):
-        return False
-    if table.sharding_type == "row_wise":
-        whole = all((s.column_offset, s.columns) == (0, columns) for s in shards)
-        ends = [0, *(shard.row_offset + shard.rows for shard in shards)]
-        starts = [*(shard.row_offset for shard in shards), rows]
-        return whole and starts == ends and ranks == list(range(workers.world_size))
-    whole = all((s.row_offset, s.rows) == (0, rows) for s in shards)
-    ends = [0, *(shard.column_offset + shard.columns for shard in shards)]
-    starts = [*(shard.column_offset for shard in shards), columns]
-    return whole and starts == ends and (table.sharding_type != "table_wise" or len(shards) == 1)
-
-
-def _shape(shape: TableShape) -> str:
-    return f"{shape.num_embeddings} x {shape.embedding_dim} {shape.data_type}"
+def shape(table: PlanTable) -> str:
+    """Rows x width type, e.g. `1000 x 16 fp32`."""
+    return f"{table.num_embeddings} x {table.embedding_dim} {table.data_type}"

@@ -15,13 +15,20 @@ import numpy.typing as npt
 
 FloatArray = npt.NDArray[np.float64]
 IntArray = npt.NDArray[np.int64]
+BoolArray = npt.NDArray[np.bool_]
 
 # What one unit of an option fills.
 RANK, NODE, EVERY = 0, 1, 2
 
 _TARGETS = 14  # times tried as the largest of a shard, from the bound up
 _PRICE_STEPS = 40
+# Prices of memory: this many times the bound's, and so many times "all work over all memory".
+_PRICES = (
+    *((0.0, 0.0), (0.5, 0.0), (1.0, 0.0), (1.2, 0.0), (1.0, 0.01), (1.5, 0.05), (2.0, 0.2)),
+    *((3.0, 1.0), (4.0, 5.0), (16.0, 25.0), (64.0, 1e3)),
+)
 _IMPROVEMENTS = 4_000
+_STARTS = 6  # placements that are improved
 _ENOUGH = 1.002  # of the lower bound: stop improving
 
 
@@ -127,26 +134,45 @@ class Placement:
         return float(self.time.max())
 
 
+@dataclass
+class MoveBudget:
+    """What may still be moved.
+
+    Attributes:
+        table_bytes: float64 [T], bytes of a table that stands somewhere already; 0: a new one.
+        left: bytes.
+    """
+
+    table_bytes: FloatArray
+    left: float
+
+    def allows(self, *moved: float) -> bool:
+        """Whether so many bytes may be moved."""
+        return sum(moved) <= self.left
+
+
 def search(options: Options, cluster: Cluster) -> tuple[Placement | None, float]:
     """The best placement found, None where none fits, and a proven lower bound of any, in ms."""
     bound, prices = lower_bound(options, cluster)
     if not np.isfinite(bound):
         return None, bound
-    best: Placement | None = None
-    longest = max(float(options.time.max()), bound)
-    for target in np.unique(np.geomspace(bound, max(longest, bound * 4), _TARGETS)):
+    starts: list[Placement] = []
+    longest = max(float(options.time.max()), bound * 4)
+    for target in np.unique(np.geomspace(bound, longest, _TARGETS)):
         for choice in _choices(options, cluster, float(target), prices):
             placed = _place(options, cluster, choice, float(target))
-            if placed is None:
-                continue
-            if best is None or placed.bottleneck < best.bottleneck:
-                best = placed
-            break
-        if best is not None and best.bottleneck <= target:
+            starts += placed
+            if placed:
+                break
+        if starts and min(start.bottleneck for start in starts) <= target:
             break  # shards may be longer than this now, but the busiest rank isn't
-    if best is not None:
-        _improve(options, cluster, best, bound)
-    return best, bound
+    starts = sorted(starts, key=lambda start: start.bottleneck)[:_STARTS]
+    for start in starts:
+        nothing_stands = MoveBudget(np.zeros(len(start.option)), 0.0)
+        improve(options, cluster, start, bound, nothing_stands)
+        if start.bottleneck <= bound * _ENOUGH:
+            return start, bound
+    return min(starts, key=lambda start: start.bottleneck, default=None), bound
 
 
 # ---- the bound
@@ -161,8 +187,7 @@ def lower_bound(options: Options, cluster: Cluster) -> tuple[float, FloatArray]:
     largest B that violates this is found by bisection, the best prices by coordinate search.
     """
     pinned = float(cluster.base_time.max(initial=0.0))
-    shortest = float(np.maximum.reduceat(-options.time, options.first).min(initial=-0.0))
-    low = max(-shortest, pinned)
+    low = max(float(np.minimum.reduceat(options.time, options.first).max()), pinned)
     prices = np.zeros(cluster.capacity.shape[1])
     high = float(options.time.max(initial=0.0)) + low
     relaxed, prices = _relaxed_work(options, cluster, np.inf, prices)
@@ -182,9 +207,10 @@ def lower_bound(options: Options, cluster: Cluster) -> tuple[float, FloatArray]:
 def _relaxed_work(
     options: Options, cluster: Cluster, longest: float, prices: FloatArray
 ) -> tuple[float, FloatArray]:
-    """max over prices of the Lagrangian bound of the summed time; inf where nothing can fit."""
+    """Most over prices of the Lagrangian bound of the summed time; inf where nothing can fit."""
     work = options.time * options.units * options.ranks_per_unit(cluster)
-    work = np.where(options.time <= longest, work, np.inf)
+    usable = (options.time <= longest) & _fits_alone(options, cluster)
+    work = np.where(usable, work, np.inf)
     memory = options.total_memory(cluster)
     free = (cluster.capacity - cluster.base_memory).sum(axis=0)
     least = np.minimum.reduceat(memory, options.first).sum(axis=0)
@@ -237,13 +263,13 @@ def _choices(
 ) -> Iterator[IntArray]:
     """One option a table with units of at most `longest` ms; each proposal needs less memory."""
     work = options.time * options.units * options.ranks_per_unit(cluster) * options.weight
-    allowed = options.time <= longest * (1 + 1e-9)
+    allowed = (options.time <= longest * (1 + 1e-9)) & _fits_alone(options, cluster)
     memory = options.total_memory(cluster)
     free = (cluster.capacity - cluster.base_memory).sum(axis=0)
-    unit = max(float(work.sum()), 1e-9) / np.maximum(free, 1.0)
+    unit = float(np.minimum.reduceat(work, options.first).sum()) / np.maximum(free, 1.0)
     last: IntArray | None = None
-    for factor in (0.0, 0.5, 1.0, 1.2, 1.5, 2.0, 4.0, 16.0, 256.0):
-        price = factor * np.maximum(prices, 1e-6 * unit * (factor > 1))
+    for dual, more in _PRICES:
+        price = dual * prices + more * unit
         cost = np.where(allowed, work + memory @ price, np.inf)
         choice = _cheapest(options, cost)
         if choice is None:
@@ -253,6 +279,12 @@ def _choices(
         last = choice
         if (memory[choice].sum(axis=0) <= free).all():
             yield choice
+
+
+def _fits_alone(options: Options, cluster: Cluster) -> BoolArray:
+    """Options whose blocks fit a rank that holds nothing else, bool [O]."""
+    most = cluster.capacity.max(axis=0)
+    return np.asarray((options.memory <= most).all(axis=(1, 2)))
 
 
 def _cheapest(options: Options, cost: FloatArray) -> IntArray | None:
@@ -305,7 +337,8 @@ class _Board:
         share = after.max(axis=(1, 2))
         busy = self.time.reshape(-1, size).max(axis=1) + self.options.time[option]
         # Full ranks are avoided while time allows it, so that large tables still find room.
-        cost = np.maximum(busy / longest, np.minimum(share, 1.0) ** 4)
+        within = np.maximum(busy / longest, np.minimum(share, 1.0) ** 4)
+        cost = np.where(busy <= longest, within, 1.0 + busy / longest)
         cost[share > 1.0] = np.inf
         units = int(self.options.units[option])
         if units > len(cost):
@@ -321,13 +354,15 @@ class _Board:
             self.put(option, unit, sign)
 
 
-def _place(
-    options: Options, cluster: Cluster, choice: IntArray, longest: float
-) -> Placement | None:
-    """Largest first: what fills all ranks, then nodes, then single ranks."""
-    need = options.memory[choice, 0] / np.maximum(cluster.capacity.max(axis=0), 1.0)
-    size = np.maximum(options.time[choice] / longest, need.max(axis=1))
-    for by in (size, need.max(axis=1)):
+def _place(options: Options, cluster: Cluster, choice: IntArray, longest: float) -> list[Placement]:
+    """Largest first: what fills all ranks, then nodes, then single ranks.
+
+    Two orders: by the larger share of time and memory, and by memory alone; those that fit.
+    """
+    need = (options.memory[choice, 0] / np.maximum(cluster.capacity.max(axis=0), 1.0)).max(axis=1)
+    size = np.maximum(options.time[choice] / longest, need)
+    placements = []
+    for by in (size, need):
         board = _Board(options, cluster)
         units: list[tuple[int, ...]] = [()] * len(choice)
         for table in np.lexsort((np.arange(len(choice)), -by, -options.place[choice])):
@@ -338,15 +373,20 @@ def _place(
             units[table] = found
             board.put_all(option, found)
         else:
-            return Placement(choice.copy(), units, board.time, board.memory)
-    return None
+            placements.append(Placement(choice.copy(), units, board.time, board.memory))
+    return placements
 
 
 # ---- improving
 
 
-def _improve(options: Options, cluster: Cluster, placement: Placement, bound: float) -> None:
-    """Relieve the busiest rank again and again: move a unit, swap two, or change a table's option."""
+def improve(
+    options: Options, cluster: Cluster, placement: Placement, bound: float, budget: MoveBudget
+) -> None:
+    """Relieve the busiest rank again and again: move a unit, swap two, or change a table's option.
+
+    Changes `placement` and `budget`. Stops close to `bound`, or where nothing helps any more.
+    """
     board = _Board(options, cluster)
     board.time, board.memory = placement.time, placement.memory
     stops = np.append(options.first[1:], len(options.table))
@@ -355,8 +395,8 @@ def _improve(options: Options, cluster: Cluster, placement: Placement, bound: fl
         if board.time[busiest] <= bound * _ENOUGH:
             return
         if not (
-            _move_or_swap(board, placement, busiest)
-            or _change_option(board, placement, busiest, options.first, stops)
+            _move_or_swap(board, placement, budget, busiest)
+            or _change_option(board, placement, budget, busiest, stops)
         ):
             return
 
@@ -376,10 +416,11 @@ def _units_of(
     return table_array, np.array(numbers, np.int64), np.array(ranks, np.int64), times
 
 
-def _move_or_swap(board: _Board, placement: Placement, busiest: int) -> bool:
+def _move_or_swap(board: _Board, placement: Placement, budget: MoveBudget, busiest: int) -> bool:
     options, capacity = board.options, board.cluster.capacity
     table, number, rank, time = _units_of(options, placement)
-    mine = np.flatnonzero(rank == busiest)
+    moved = (budget.table_bytes / options.units[placement.option])[table]
+    mine = np.flatnonzero((rank == busiest) & (moved <= budget.left))
     top = board.time[busiest]
     for i in mine[np.argsort(-time[mine], kind="stable")]:
         option = int(placement.option[table[i]])
@@ -392,6 +433,7 @@ def _move_or_swap(board: _Board, placement: Placement, busiest: int) -> bool:
             board.put(option, busiest, -1)
             board.put(option, target)
             _set_unit(placement, int(table[i]), int(number[i]), target)
+            budget.left -= moved[i]
             return True
     if len(mine) == 0:
         return False
@@ -407,7 +449,10 @@ def _move_or_swap(board: _Board, placement: Placement, busiest: int) -> bool:
         if not worst[a, b] < top * (1 - 1e-9):
             return False
         i, j = int(mine[a]), int(others[b])
-        if _try_swap(board, placement, (table[i], number[i]), (table[j], number[j])):
+        if budget.allows(moved[i], moved[j]) and _try_swap(
+            board, placement, (table[i], number[i]), (table[j], number[j])
+        ):
+            budget.left -= moved[i] + moved[j]
             return True
     return False
 
@@ -441,12 +486,12 @@ def _set_unit(placement: Placement, table: int, number: int, place: int) -> None
 
 
 def _change_option(
-    board: _Board, placement: Placement, busiest: int, first: IntArray, stops: IntArray
+    board: _Board, placement: Placement, budget: MoveBudget, busiest: int, stops: IntArray
 ) -> bool:
     """Give one table of the busiest rank another option, where that lowers the busiest time."""
     options = board.options
     node = busiest // board.cluster.ranks_per_node
-    time = options.time[placement.option]
+    time = (options.time * options.weight)[placement.option]
     place = options.place[placement.option]
     here = np.array(
         [
@@ -454,13 +499,13 @@ def _change_option(
             for p, units in zip(place, placement.units, strict=True)
         ]
     )
-    candidates = np.flatnonzero(here)
+    candidates = np.flatnonzero(here & (budget.table_bytes <= budget.left))
     top = board.time[busiest]
     for table in candidates[np.argsort(-time[candidates], kind="stable")][:32]:
         old, old_units = int(placement.option[table]), placement.units[table]
         board.put_all(old, old_units, -1)
         best: tuple[float, int, tuple[int, ...]] | None = None
-        for option in range(int(first[table]), int(stops[table])):
+        for option in range(int(options.first[table]), int(stops[table])):
             if option == old or options.time[option] >= top:
                 continue
             units = board.where(option, longest=top)
@@ -475,5 +520,6 @@ def _change_option(
         board.put_all(option, units)
         placement.option[table], placement.units[table] = option, units
         if best is not None:
+            budget.left -= budget.table_bytes[table]
             return True
     return False

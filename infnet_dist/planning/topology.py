@@ -7,6 +7,8 @@ from typing import Literal, Self
 
 import numpy as np
 import numpy.typing as npt
+import psutil
+import torch
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torchrec.distributed.planner import Topology as TorchRecTopology
 
@@ -122,6 +124,33 @@ def load_topology(name_or_path: str | Path) -> Topology:
         ready = ", ".join(sorted(p.stem for p in FOLDER.glob("*.yaml"))) or "none here"
         raise PlanError(f"no topology {name_or_path} ({path}); ready ones: {ready}")
     return read_yaml(path, Topology, "topology")
+
+
+def this_topology(device: str, world_size: int, local_world_size: int) -> Topology:
+    """The workers of a run on machines like this one.
+
+    The memory is this machine's; the bandwidths are those of the ready topology of its GPU
+    (h100x8 for one that we have none for), or of `cpu`.
+    """
+    if world_size % local_world_size:  # nodes that aren't alike: plan for equal parts of them
+        local_world_size = math.gcd(world_size, local_world_size)
+    ram = psutil.virtual_memory().total / _GIB
+    update: dict[str, object] = {
+        "num_nodes": world_size // local_world_size,
+        "workers_per_node": local_world_size,
+        "ddr_gib": ram,
+    }
+    if device != "cuda":
+        return load_topology("cpu").model_copy(update=update)
+    name, memory = "h100x8", 0.0
+    if torch.cuda.is_available():
+        gpu = torch.cuda.get_device_properties(0)
+        memory = gpu.total_memory / _GIB
+        known = [p.stem for p in FOLDER.glob("*x8.yaml")]
+        name = next((k for k in known if k.removesuffix("x8") in gpu.name.lower()), name)
+    ready = load_topology(name)
+    memory = memory or ready.hbm_gib / ready.workers_per_node
+    return ready.model_copy(update=update | {"hbm_gib": memory * local_world_size})
 
 
 def _per_ms(gb_s: float) -> float:

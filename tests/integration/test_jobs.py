@@ -86,7 +86,7 @@ def test_everything_is_in_the_run_folder(run: Path, root: Path) -> None:
     assert summary["steps"] == math.ceil(rows / 2 / 64)
     assert (run / "curves.png").read_bytes().startswith(b"\x89PNG")
     plan = json.loads((run / "plan.json").read_text())
-    assert plan["made_for"]["world_size"] == 2
+    assert len(plan["ranks"]["stored_bytes"]) == 2
     assert set(plan["tables"]) >= {"user", "item", "author"}
     resolved = load_config(run / "config.yaml")
     assert resolved.data.path == root / "data" / "small"
@@ -152,7 +152,7 @@ def test_evaluate_with_another_number_of_workers(run: Path, root: Path) -> None:
         (["--set", "data.batch_size=99999"], "error: train has 3200 rows, too few for one step"),
         (["--set", "data.path=data/none"], "no such folder; make one with: python -m ray_jobs."),
         (["--set", "sharding.plan=no.json"], "error: no plan file"),
-        (["--set", "sharding.plan=PLAN"], "world_size is 2 in the plan, 3 in this run"),
+        (["--set", "sharding.plan=PLAN"], "world_size is 2 in the plan, 3 here"),
     ],
 )
 def test_bad_input_ends_with_one_clear_line(

@@ -9,8 +9,10 @@ import torch
 from infnet_dist.config import Config
 from infnet_dist.context import WorkerContext
 from infnet_dist.model import TrainModel, build_train_model
-from infnet_dist.parallel import workers_of
-from infnet_dist.planning.plan import load_plan, make_plan, save_plan
+from infnet_dist.parallel import topology_of
+from infnet_dist.planning.plan import load_plan, save_plan
+from infnet_dist.planning.planner import make_plan
+from infnet_dist.planning.sharding import tables_of_run
 from infnet_dist.session import Session
 from infnet_dist.trainer import train_step
 from tests.ranks import run_ranks
@@ -112,16 +114,18 @@ def compare(config: Config, ranks: int) -> dict:
 
 
 @pytest.mark.parametrize("model", ["infnet", "infnet_paper"])
-def test_planned_by_torchrec(tiny_set: Path, tmp_path: Path, model: str) -> None:
+def test_planned_for_the_workers_at_hand(tiny_set: Path, tmp_path: Path, model: str) -> None:
     options = {"name": model, "token_dim": 8, "num_blocks": 2}
     if model == "infnet_paper":
         config = make_config(tiny_set, tmp_path)
         config = config.model_validate(config.model_dump() | {"model": options})
     else:
         config = make_config(tiny_set, tmp_path, model=options)
+    types = {"user": "row_wise", "item": "row_wise", "author": "table_wise"}
+    tables = {"overrides": {name: {"sharding_types": [kind]} for name, kind in types.items()}}
+    config = config.model_validate(config.model_dump() | {"tables": tables})
     sharding = compare(config, ranks=2)
-    assert sharding["user"] == sharding["item"] == "row_wise"
-    assert sharding["author"] == "table_wise"
+    assert sharding.items() >= types.items()
 
 
 def test_learning_rate_schedule_and_weight_decay(tiny_set: Path, tmp_path: Path) -> None:
@@ -132,8 +136,10 @@ def test_learning_rate_schedule_and_weight_decay(tiny_set: Path, tmp_path: Path)
 
 def write_plan(context: WorkerContext, *, config: Config, types: dict, path: Path) -> None:
     session = Session.open(config, context, splits=[])
-    model = build_train_model(config, session.schema, table_device=torch.device("meta"))
-    plan = make_plan(model, workers_of(context), batch_size=32, sharding_types=types)
+    table_set = tables_of_run(config, session.schema)
+    for name, allowed in types.items():
+        table_set = table_set.replace(name, sharding_types=allowed)
+    plan = make_plan(table_set, topology_of(context))
     if context.is_first:
         save_plan(plan, path)
 

@@ -1,4 +1,4 @@
-"""The first-order term: absent by default in v1, silent at the start, linear afterwards."""
+"""The first-order term: absent by default, silent at the start, linear afterwards."""
 
 from pathlib import Path
 
@@ -36,6 +36,9 @@ def test_the_first_order_term_is_zero_at_first_and_then_linear(tmp_path: Path) -
             assert added[row, task].item() == pytest.approx(expected, abs=1e-5)
 
 
-def test_the_first_order_term_is_the_default_of_v2_only() -> None:
-    assert InfnetConfig().first_order
-    assert not InfnetPaperConfig(name="infnet_paper").first_order
+@pytest.mark.parametrize("model", [InfnetConfig(), InfnetPaperConfig(name="infnet_paper")])
+def test_the_first_order_term_is_an_addition_that_must_be_asked_for(
+    model: InfnetConfig | InfnetPaperConfig,
+) -> None:
+    config = Config(data=DataConfig(path=Path("unused")), model=model)
+    assert build_train_model(config, SCHEMA).model.dense.first_order is None

@@ -1,0 +1,88 @@
+"""A plan for GPUs -> a plan for a few CPU ranks: a production plan, smoke-tested on a laptop."""
+
+import math
+
+from infnet_dist.errors import PlanError
+from infnet_dist.planning.costs import Way
+from infnet_dist.planning.plan import BY_ALL, Plan, TablePlan
+from infnet_dist.planning.planner import plan_as_told
+from infnet_dist.planning.tables import PlanTable
+from infnet_dist.planning.topology import Topology
+
+_BY_ROWS = ("table_row_wise", "grid_shard")
+
+
+def to_cpu(plan: Plan, topology: Topology, *, row_scale: float = 1.0) -> tuple[Plan, list[str]]:
+    """Keep the sharding as far as CPU ranks can: what they can't do is replaced, and listed.
+
+    Args:
+        plan: made for any device.
+        topology: the CPU ranks.
+        row_scale: rows of each table are multiplied by it, rounded up.
+
+    Returns:
+        The plan, and one line for each substitution.
+
+    Raises:
+        PlanError: `topology` isn't one of CPUs, or row_scale isn't in (0, 1].
+    """
+    if topology.device != "cpu":
+        raise PlanError(f"topology {topology.name} is for {topology.device}; choose one of CPUs")
+    if not 0 < row_scale <= 1:
+        raise PlanError(f"row scale: got {row_scale:g}, expected more than 0 and at most 1")
+    old_set = plan.made_for.tables
+    lines, tables, told = [], [], {}
+    optimizer = old_set.optimizer
+    if optimizer == "adam":
+        optimizer = "rowwise_adagrad"
+        lines.append("optimizer: adam -> rowwise_adagrad (fbgemm has no fused Adam on CPUs)")
+    for table in old_set.tables:
+        scaled = table.model_copy(
+            update={
+                "num_embeddings": math.ceil(table.num_embeddings * row_scale),
+                "sharding_types": None,
+                "compute_kernels": None,
+                "cache_share": None,
+            }
+        )
+        if scaled.num_embeddings != table.num_embeddings:
+            lines.append(f"{table.name}: {table.num_embeddings} -> {scaled.num_embeddings} rows")
+        entry = plan.tables[table.name]
+        way, places = _on_cpu(scaled, entry, topology.world_size)
+        if way.kernel != entry.compute_kernel:
+            lines.append(f"{table.name}: kernel {entry.compute_kernel} -> {way.kernel}")
+        if (way.sharding_type, way.columns) != (entry.sharding_type, entry.columns):
+            lines.append(
+                f"{table.name}: {entry.sharding_type} of {entry.columns} columns -> "
+                f"{way.sharding_type} of {way.columns} columns"
+            )
+        tables.append(scaled)
+        told[table.name] = (way, places)
+    old, new = plan.made_for.topology.world_size, topology.world_size
+    if old != new:
+        lines.append(f"ranks: {old} -> {new}; rank r becomes rank r mod {new}")
+    table_set = old_set.model_copy(update={"tables": tuple(tables), "optimizer": optimizer})
+    return plan_as_told(table_set, topology, told), lines
+
+
+def _on_cpu(table: PlanTable, entry: TablePlan, num_ranks: int) -> tuple[Way, tuple[int, ...]]:
+    width = table.embedding_dim
+    if entry.sharding_type in BY_ALL:
+        kernel = "dense" if entry.sharding_type == "data_parallel" else "fused"
+        return Way(entry.sharding_type, kernel, width), ()
+    if entry.sharding_type in _BY_ROWS:
+        return Way("row_wise", "fused", width), ()
+    # As many column shards as ranks allow.
+    parts = max(
+        n
+        for n in range(1, min(len(entry.places), num_ranks) + 1)
+        if width % n == 0 and (width // n) % 4 == 0
+    )
+    places: list[int] = []
+    for place in entry.places[:parts]:
+        rank = place % num_ranks
+        while rank in places:
+            rank = (rank + 1) % num_ranks
+        places.append(rank)
+    sharding_type = "column_wise" if parts > 1 else "table_wise"
+    return Way(sharding_type, "fused", width // parts), tuple(places)

@@ -1,0 +1,349 @@
+"""Tables + topology -> plan; also beside tables that stay where they are, or nearly."""
+
+from collections.abc import Iterator, Mapping
+
+import numpy as np
+
+from infnet_dist.errors import PlanError
+from infnet_dist.planning.costs import Costs, Way, estimate, excluded, row_bytes
+from infnet_dist.planning.plan import MadeFor, Plan, RankLoads, TablePlan, shape, shards_of
+from infnet_dist.planning.search import (
+    EVERY,
+    Cluster,
+    MoveBudget,
+    Options,
+    Placement,
+    improve,
+    lower_bound,
+    search,
+)
+from infnet_dist.planning.tables import TableSet
+from infnet_dist.planning.topology import TIERS, Topology
+
+_ROUND_MS = 9
+
+
+def make_plan(table_set: TableSet, topology: Topology) -> Plan:
+    """The best plan found: least estimated time of the busiest rank, within every rank's memory.
+
+    Kernels that keep rows outside of HBM are tried where HBM alone isn't enough.
+
+    Raises:
+        PlanError: constraints leave a table no way, or nothing fits; says what is short and names
+            changes that help, each verified by planning.
+    """
+    plan = _try_plan(table_set, topology)
+    if plan is None:
+        raise PlanError(_explain_shortage(table_set, topology))
+    return plan
+
+
+def extend_plan(plan: Plan, table_set: TableSet, *, max_move_bytes: float = 0.0) -> Plan:
+    """Plan the tables that `plan` lacks, with all others left where they are.
+
+    Args:
+        plan: the plan in use.
+        table_set: all tables from now on; those that it lacks are dropped from the plan.
+        max_move_bytes: so many bytes of existing tables (rows and optimizer state) may move where
+            that relieves the busiest rank.
+
+    Raises:
+        PlanError: an existing table has another shape, or the new ones don't fit beside the rest.
+    """
+    topology = plan.made_for.topology
+    tables = {table.name: table for table in table_set.tables}
+    kept = {t.name: t for t in plan.made_for.tables.tables if t.name in tables}
+    changed = [
+        f"table {name!r} is {shape(table)} in the plan, {shape(tables[name])} now"
+        for name, table in kept.items()
+        if shape(table) != shape(tables[name])
+    ]
+    if changed:
+        raise PlanError(
+            f"{'; '.join(changed)}; extend leaves existing tables as they are: make a new plan, or "
+            "give the changed table a new name"
+        )
+    for offload in (False, True):
+        costs = estimate(_with_ways_of(plan, table_set), topology, offload=offload)
+        cluster = _pinned_cluster(plan, costs, table_set)
+        start, bound = _place_new(plan, costs, cluster, table_set)
+        if start is None:
+            continue
+        everything = empty_cluster(topology)
+        if max_move_bytes:
+            bound, _ = lower_bound(costs.options, everything)
+        is_kept = np.array([table.name in kept for table in table_set.tables])
+        sizes = np.array(
+            [t.num_embeddings * row_bytes(t, table_set.optimizer) for t in table_set.tables]
+        )
+        budget = MoveBudget(np.where(is_kept, sizes, 0.0), float(max_move_bytes))
+        improve(costs.options, everything, start, bound, budget)
+        return _to_plan(table_set, topology, costs, start, bound)
+    names = ", ".join(repr(name) for name in tables if name not in kept)
+    raise PlanError(
+        f"the new tables ({names}) don't fit beside the {len(kept)} that stay; allow some to move "
+        "(--max-move), or make a new plan"
+    )
+
+
+def plan_as_told(
+    table_set: TableSet, topology: Topology, told: Mapping[str, tuple[Way, tuple[int, ...]]]
+) -> Plan:
+    """The plan with these ways and places, with its estimates; nothing is searched."""
+    only = [
+        table.model_copy(
+            update={
+                "sharding_types": (told[table.name][0].sharding_type,),
+                "compute_kernels": (told[table.name][0].kernel,),
+                "cache_share": told[table.name][0].cache_share,
+                "min_column_width": min(told[table.name][0].columns, table.embedding_dim),
+            }
+        )
+        for table in table_set.tables
+    ]
+    costs = estimate(table_set.model_copy(update={"tables": tuple(only)}), topology, offload=True)
+    numbers = [
+        next(
+            int(i)
+            for i in np.flatnonzero(costs.options.table == number)
+            if costs.ways[i] == told[table.name][0]
+        )
+        for number, table in enumerate(table_set.tables)
+    ]
+    units = [told[table.name][1] for table in table_set.tables]
+    empty = np.zeros(0)
+    placement = Placement(np.array(numbers, np.int64), units, empty, empty)
+    bound, _ = lower_bound(costs.options, empty_cluster(topology))
+    return _to_plan(table_set, topology, costs, placement, bound)
+
+
+def empty_cluster(topology: Topology) -> Cluster:
+    """All ranks, nothing on them."""
+    capacity = np.repeat(topology.capacity[None], topology.world_size, axis=0)
+    return Cluster(
+        ranks_per_node=topology.workers_per_node,
+        capacity=capacity,
+        base_time=np.zeros(topology.world_size),
+        base_memory=np.zeros_like(capacity),
+    )
+
+
+def _try_plan(table_set: TableSet, topology: Topology) -> Plan | None:
+    for offload in (False, True) if topology.device == "cuda" else (False,):
+        costs = estimate(table_set, topology, offload=offload)
+        placement, bound = search(costs.options, empty_cluster(topology))
+        if placement is not None:
+            return _to_plan(table_set, topology, costs, placement, bound)
+    return None
+
+
+# ---- beside what stands already
+
+
+def _with_ways_of(plan: Plan, table_set: TableSet) -> TableSet:
+    """The tables, so that each kept one is offered the way it is sharded now among others."""
+    offered = []
+    for table in table_set.tables:
+        entry = plan.tables.get(table.name)
+        if entry is not None:
+            types, kernels = table.sharding_types, table.compute_kernels
+            update: dict[str, object] = {
+                "min_column_width": min(table.min_column_width, entry.columns)
+            }
+            if types is not None:
+                update["sharding_types"] = tuple(dict.fromkeys([*types, entry.sharding_type]))
+            if kernels is not None or entry.compute_kernel not in ("fused", "dense"):
+                old = kernels or ("fused", "dense")
+                update["compute_kernels"] = tuple(dict.fromkeys([*old, entry.compute_kernel]))
+            table = table.model_copy(update=update)
+        offered.append(table)
+    return table_set.model_copy(update={"tables": tuple(offered)})
+
+
+def _pinned(plan: Plan, costs: Costs, table_set: TableSet) -> Iterator[tuple[int, int]]:
+    """(number, option) of each table that stays."""
+    for number, table in enumerate(table_set.tables):
+        entry = plan.tables.get(table.name)
+        if entry is not None:
+            mine = np.flatnonzero(costs.options.table == number)
+            yield number, next(int(i) for i in mine if costs.ways[i] == entry.way)
+
+
+def _pinned_cluster(plan: Plan, costs: Costs, table_set: TableSet) -> Cluster:
+    topology = plan.made_for.topology
+    placed = [
+        (option, plan.tables[table_set.tables[number].name].places)
+        for number, option in _pinned(plan, costs, table_set)
+    ]
+    lookup, comms, memory = _loads(costs, placed, topology)
+    empty = empty_cluster(topology)
+    return Cluster(empty.ranks_per_node, empty.capacity, lookup + comms, memory)
+
+
+def _place_new(
+    plan: Plan, costs: Costs, cluster: Cluster, table_set: TableSet
+) -> tuple[Placement | None, float]:
+    """Existing tables where they are, new ones where the search puts them; and a lower bound."""
+    options = costs.options
+    pinned = dict(_pinned(plan, costs, table_set))
+    new = np.array([n for n in range(len(table_set.tables)) if n not in pinned], np.int64)
+    choice = np.zeros(len(table_set.tables), np.int64)
+    units: list[tuple[int, ...]] = [()] * len(choice)
+    time, memory = cluster.base_time.copy(), cluster.base_memory.copy()
+    bound = float(time.max())
+    if len(new):
+        mine = np.flatnonzero(np.isin(options.table, new))
+        part = Options(
+            table=np.searchsorted(new, options.table[mine]),
+            **{
+                name: getattr(options, name)[mine]
+                for name in ("place", "units", "time", "full", "memory", "weight")
+            },
+        )
+        placement, bound = search(part, cluster)
+        if placement is None:
+            return None, bound
+        choice[new] = mine[placement.option]
+        time, memory = placement.time, placement.memory
+        for number, found in zip(new, placement.units, strict=True):
+            units[number] = found
+    for number, option in pinned.items():
+        choice[number] = option
+        units[number] = plan.tables[table_set.tables[number].name].places
+    return Placement(choice, units, time, memory), bound
+
+
+# ---- the result
+
+
+def _to_plan(
+    table_set: TableSet, topology: Topology, costs: Costs, placement: Placement, bound: float
+) -> Plan:
+    totals = costs.options.total_memory(empty_cluster(topology))
+    tables = {}
+    for number, table in enumerate(table_set.tables):
+        option = int(placement.option[number])
+        way = costs.ways[option]
+        tables[table.name] = TablePlan(
+            sharding_type=way.sharding_type,
+            compute_kernel=way.kernel,
+            columns=way.columns,
+            cache_share=way.cache_share,
+            places=placement.units[number],
+            lookup_ms=round(float(costs.lookup_ms[option]), _ROUND_MS),
+            comms_ms=round(float(costs.comms_ms[option]), _ROUND_MS),
+            memory_bytes=dict(zip(TIERS, (int(b) for b in totals[option]), strict=True)),
+        )
+    placed = list(zip(map(int, placement.option), placement.units, strict=True))
+    lookup, comms, memory = _loads(costs, placed, topology)
+    stored = _stored(table_set, topology, tables)
+    return Plan(
+        made_for=MadeFor(topology=topology, tables=table_set),
+        lower_bound_ms=round(bound, _ROUND_MS),
+        excluded=tuple(excluded(table_set.tables, topology)),
+        tables=dict(sorted(tables.items())),
+        ranks=RankLoads(
+            lookup_ms=tuple(round(float(x), _ROUND_MS) for x in lookup),
+            comms_ms=tuple(round(float(x), _ROUND_MS) for x in comms),
+            **{f"{tier}_bytes": tuple(map(int, memory[:, i])) for i, tier in enumerate(TIERS)},
+            stored_bytes=tuple(map(int, stored)),
+        ),
+    )
+
+
+def _loads(
+    costs: Costs, placed: list[tuple[int, tuple[int, ...]]], topology: Topology
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Lookup and comms [R] in ms, and bytes [R, 3], of placed options."""
+    lookup, comms = np.zeros(topology.world_size), np.zeros(topology.world_size)
+    memory = np.zeros((topology.world_size, len(TIERS)))
+    sizes = (1, topology.workers_per_node, topology.world_size)
+    for option, units in placed:
+        place = int(costs.options.place[option])
+        size = sizes[place]
+        for unit in (0,) if place == EVERY else units:
+            ranks = slice(unit * size, (unit + 1) * size)
+            lookup[ranks] += costs.lookup_ms[option]
+            comms[ranks] += costs.comms_ms[option]
+            memory[ranks] += costs.options.block_memory(option, size)
+    return lookup, comms, memory
+
+
+def _stored(table_set: TableSet, topology: Topology, plans: dict[str, TablePlan]) -> np.ndarray:
+    """Bytes of rows and optimizer state by rank, float64 [R].
+
+    A column shard keeps a row-wise optimizer state of its own.
+    """
+    stored = np.zeros(topology.world_size)
+    for table in table_set.tables:
+        shards = list(shards_of(table, plans[table.name], topology))
+        ranks, _, _, rows, columns = np.array(shards, np.int64).T
+        part = table.model_copy(update={"embedding_dim": int(columns[0])})
+        np.add.at(stored, ranks, rows * row_bytes(part, table_set.optimizer))
+    return stored
+
+
+# ---- nothing fits
+
+
+def _explain_shortage(table_set: TableSet, topology: Topology) -> str:
+    """What is short by how much, the costliest tables, and changes that make it fit."""
+    costs = estimate(table_set, topology, offload=True)
+    totals = costs.options.total_memory(empty_cluster(topology))
+    least = np.minimum.reduceat(totals, costs.options.first)
+    free = topology.capacity * topology.world_size
+    tier = 0 if topology.device == "cuda" else 1
+    # Together: what can't be in HBM must be in RAM.
+    need = np.minimum.reduceat(totals.sum(axis=1), costs.options.first)
+    short = [
+        f"{TIERS[i]} is short of {_gib(least[:, i].sum() - free[i])}"
+        for i in range(len(TIERS))
+        if least[:, i].sum() > free[i]
+    ]
+    if not short and need.sum() > free.sum():
+        short = [f"all memory together is short of {_gib(need.sum() - free.sum())}"]
+    if not short:
+        largest = int(need.argmax())
+        short = [
+            f"the sum would fit ({_gib(need.sum())} of {_gib(free.sum())}), but not its pieces: "
+            f"a worker has {_gib(topology.capacity[tier])} of {TIERS[tier]}, and table "
+            f"{table_set.tables[largest].name!r} needs {_gib(need[largest])}"
+        ]
+    order = np.argsort(-need, kind="stable")[:3]
+    costly = ", ".join(f"{table_set.tables[i].name!r} {_gib(need[i])}" for i in order)
+    helps = list(_changes_that_fit(table_set, topology, [int(i) for i in order]))
+    advice = "; ".join(helps[:3]) or "none of the usual changes is enough: make tables smaller"
+    return (
+        f"no plan fits {topology.world_size} workers of {topology.name}: {'; '.join(short)}. "
+        f"Costliest tables: {costly}. What would fit (planned): {advice}"
+    )
+
+
+def _changes_that_fit(table_set: TableSet, topology: Topology, costly: list[int]) -> Iterator[str]:
+    """Changes after which a plan exists, the cheapest first; each is planned."""
+    if table_set.optimizer == "adam":
+        lighter = table_set.model_copy(update={"optimizer": "rowwise_adagrad"})
+        if _try_plan(lighter, topology) is not None:
+            yield "optimizer rowwise_adagrad in place of adam"
+    names = [table_set.tables[i].name for i in costly]
+    for name in names:
+        table = table_set.table(name)
+        if table.compute_kernels is not None and topology.device == "cuda":
+            freed = table_set.replace(name, compute_kernels=None, cache_share=None)
+            if _try_plan(freed, topology) is not None:
+                yield f"all kernels for table {name!r}, with rows outside of HBM"
+    halved = table_set
+    for count, name in enumerate(names, start=1):
+        halved = halved.replace(name, data_type="fp16")
+        if halved != table_set and _try_plan(halved, topology) is not None:
+            yield f"fp16 rows for {', '.join(repr(n) for n in names[:count])}"
+            break
+    for factor in (2, 3, 4, 8, 16):
+        larger = topology.model_copy(update={"num_nodes": topology.num_nodes * factor})
+        if _try_plan(table_set, larger) is not None:
+            yield f"{larger.world_size} workers on {larger.num_nodes} nodes"
+            break
+
+
+def _gib(size: float) -> str:
+    return f"{size / 2**30:.1f} GiB"
