@@ -82,7 +82,8 @@ def render(plan: Plan, *, most_tables: int = 40) -> RenderableType:
     lines = [f"... and {len(entries) - most_tables} more"] if len(entries) > most_tables else []
     lines += [
         f"{known['tables']} tables, {size_text(known['stored_bytes'])} of rows and optimizer "
-        f"state, on {known['world_size']} workers ({known['topology']}, {known['num_nodes']} nodes)",
+        f"state, on {known['world_size']} workers of {known['topology']} "
+        f"({known['num_nodes']} nodes)",
         f"busiest rank {known['bottleneck_ms']:.4g} ms; lower bound {known['lower_bound_ms']:.4g} "
         f"ms (+{known['over_lower_bound']:.1%}); balance (max / mean) {known['time_balance']:.3f}",
     ]
