@@ -16,6 +16,7 @@ from pydantic import (
     Discriminator,
     Field,
     NonNegativeFloat,
+    PositiveInt,
     Tag,
     ValidationError,
 )
@@ -50,6 +51,9 @@ class SyntheticIngest(Section):
     num_authors: int = Field(200, ge=1, description="authors")
     num_topics: int = Field(12, ge=2, description="latent topics of items and users")
     history_length: int = Field(20, ge=1, description="items kept per behaviour")
+    extra_fields: tuple[PositiveInt, ...] = Field(
+        (), description="ids of each further field, a hash of the item or of the user"
+    )
     valid_share: float = Field(0.1, gt=0, lt=0.5, description="last share of rows: valid")
     test_share: float = Field(0.1, ge=0, lt=0.5, description="share of rows after valid: test")
     rows_per_part: int = Field(1_000_000, ge=1, description="rows per Parquet file")

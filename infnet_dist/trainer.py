@@ -29,7 +29,7 @@ from infnet_dist.optim import learning_rate_factor, set_learning_rate
 from infnet_dist.pace import LogInterval, Pace
 from infnet_dist.parallel import ShardedModel, table_bytes
 from infnet_dist.planning.plan import save_plan
-from infnet_dist.planning.review import describe
+from infnet_dist.planning.review import describe, size_text
 from infnet_dist.provenance import versions
 from infnet_dist.session import Session, check_can_train, stream
 from infnet_dist.tracking import NullTracker, Tracker, make_tracker, plot_curves
@@ -312,10 +312,10 @@ class _Training:
         held = self._context.gather(table_bytes(self._sharded))
         planned = self._sharded.plan.ranks.stored_bytes
         ranks = ", ".join(
-            f"{rank}: {got / 2**20:.2f} ({expected / 2**20:.2f})"
+            f"{rank}: {size_text(got)} ({size_text(expected)})"
             for rank, (got, expected) in enumerate(zip(held, planned, strict=True))
         )
-        self._say(f"MiB of tables by rank, and as planned: {ranks}")
+        self._say(f"tables by rank (and as planned): {ranks}")
 
     def _evaluate(self) -> None:
         if self._evaluated_step == self._progress.step:

@@ -72,7 +72,7 @@ def _parser() -> argparse.ArgumentParser:
     check = _command(commands, "check", _check, "what keeps a plan from being loaded")
     check.add_argument("plan", type=Path)
     check.add_argument("--config", type=Path, help="run file")
-    check.add_argument("--set", dest="overrides", metavar="KEY=VALUE", action="append", default=[])
+    _add_overrides(check)
     check.add_argument("--topology", help="topology: name or file")
     check.add_argument("--checkpoint", type=Path, help="checkpoint folder")
 
@@ -100,7 +100,10 @@ def _parser() -> argparse.ArgumentParser:
     cpu = _command(commands, "to-cpu", _to_cpu, "a plan for GPUs -> a plan for a few CPU ranks")
     cpu.add_argument("plan", type=Path)
     cpu.add_argument("--ranks", type=int, required=True, help="CPU ranks, on one machine")
-    cpu.add_argument("--row-scale", type=float, default=1.0, help="multiplies all rows (1)")
+    rows = cpu.add_mutually_exclusive_group()
+    rows.add_argument("--row-scale", type=float, default=1.0, help="multiplies all rows (1)")
+    rows.add_argument("--config", type=Path, help="run file: the rows of its training set")
+    _add_overrides(cpu)
     cpu.add_argument("--output", type=Path, required=True, help="plan file to write")
     return parser
 
@@ -116,6 +119,10 @@ def _add_tables(parser: argparse.ArgumentParser) -> None:
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument("--tables", type=Path, help="tables file (YAML)")
     source.add_argument("--config", type=Path, help="run file: the tables of its training set")
+    _add_overrides(parser)
+
+
+def _add_overrides(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--set",
         dest="overrides",
@@ -275,7 +282,12 @@ def _whatif(arguments: argparse.Namespace) -> None:
 
 def _to_cpu(arguments: argparse.Namespace) -> None:
     topology = this_topology("cpu", arguments.ranks, arguments.ranks)
-    plan, lines = to_cpu(load_plan(arguments.plan), topology, row_scale=arguments.row_scale)
+    plan, lines = to_cpu(
+        load_plan(arguments.plan),
+        topology,
+        row_scale=arguments.row_scale,
+        table_set=_tables_of_config(arguments)[0] if arguments.config else None,
+    )
     save_plan(plan, arguments.output)
     if arguments.json:
         print(json.dumps({"plan": facts(plan), "substitutions": lines}, indent=1))

@@ -6,45 +6,59 @@ from infnet_dist.errors import PlanError
 from infnet_dist.planning.costs import Way
 from infnet_dist.planning.plan import BY_ALL, Plan, TablePlan
 from infnet_dist.planning.planner import plan_as_told
-from infnet_dist.planning.tables import PlanTable
+from infnet_dist.planning.tables import PlanTable, TableSet
 from infnet_dist.planning.topology import Topology
 
 _BY_ROWS = ("table_row_wise", "grid_shard")
 
 
-def to_cpu(plan: Plan, topology: Topology, *, row_scale: float = 1.0) -> tuple[Plan, list[str]]:
+def to_cpu(
+    plan: Plan,
+    topology: Topology,
+    *,
+    row_scale: float = 1.0,
+    table_set: TableSet | None = None,
+) -> tuple[Plan, list[str]]:
     """Keep the sharding as far as CPU ranks can: what they can't do is replaced, and listed.
 
     Args:
         plan: made for any device.
         topology: the CPU ranks.
         row_scale: rows of each table are multiplied by it, rounded up.
+        table_set: the tables of a small training set of the same names, to plan for instead.
 
     Returns:
         The plan, and one line for each substitution.
 
     Raises:
-        PlanError: `topology` isn't one of CPUs, or row_scale isn't in (0, 1].
+        PlanError: `topology` isn't one of CPUs, row_scale isn't in (0, 1], or `table_set` has
+            other tables or widths.
     """
     if topology.device != "cpu":
         raise PlanError(f"topology {topology.name} is for {topology.device}; choose one of CPUs")
     if not 0 < row_scale <= 1:
         raise PlanError(f"row scale: got {row_scale:g}, expected more than 0 and at most 1")
     old_set = plan.made_for.tables
+    if table_set is not None:
+        _check_same_tables(old_set, table_set)
     lines, tables, told = [], [], {}
     optimizer = old_set.optimizer
     if optimizer == "adam":
         optimizer = "rowwise_adagrad"
         lines.append("optimizer: adam -> rowwise_adagrad (fbgemm has no fused Adam on CPUs)")
     for table in old_set.tables:
-        scaled = table.model_copy(
+        rows = math.ceil(table.num_embeddings * row_scale)
+        small = table_set.table(table.name) if table_set else table
+        scaled = small.model_copy(
             update={
-                "num_embeddings": math.ceil(table.num_embeddings * row_scale),
+                "num_embeddings": small.num_embeddings if table_set else rows,
                 "sharding_types": None,
                 "compute_kernels": None,
                 "cache_share": None,
             }
         )
+        if scaled.data_type != table.data_type:
+            lines.append(f"{table.name}: {table.data_type} -> {scaled.data_type} rows")
         if scaled.num_embeddings != table.num_embeddings:
             lines.append(f"{table.name}: {table.num_embeddings} -> {scaled.num_embeddings} rows")
         entry = plan.tables[table.name]
@@ -61,8 +75,22 @@ def to_cpu(plan: Plan, topology: Topology, *, row_scale: float = 1.0) -> tuple[P
     old, new = plan.made_for.topology.world_size, topology.world_size
     if old != new:
         lines.append(f"ranks: {old} -> {new}; rank r becomes rank r mod {new}")
-    table_set = old_set.model_copy(update={"tables": tuple(tables), "optimizer": optimizer})
-    return plan_as_told(table_set, topology, told), lines
+    batch_size = (table_set or old_set).batch_size
+    new_set = TableSet(batch_size=batch_size, optimizer=optimizer, tables=tuple(tables))
+    return plan_as_told(new_set, topology, told), lines
+
+
+def _check_same_tables(planned: TableSet, wanted: TableSet) -> None:
+    widths = {table.name: table.embedding_dim for table in planned.tables}
+    here = {table.name: table.embedding_dim for table in wanted.tables}
+    found = [f"table {name!r} is in one of them only" for name in sorted(set(widths) ^ set(here))]
+    found += [
+        f"table {name!r} has {widths[name]} columns in the plan, {here[name]} here"
+        for name in sorted(set(widths) & set(here))
+        if widths[name] != here[name]
+    ]
+    if found:
+        raise PlanError(f"the plan is for other tables: {'; '.join(found)}")
 
 
 def _on_cpu(table: PlanTable, entry: TablePlan, num_ranks: int) -> tuple[Way, tuple[int, ...]]:

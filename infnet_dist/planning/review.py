@@ -70,13 +70,13 @@ def what_binds(plan: Plan) -> str:
 
 
 def render(plan: Plan, *, most_tables: int = 40) -> RenderableType:
-    """Tables and ranks for a terminal; the longest tables first."""
+    """Tables and ranks for a terminal; the largest tables first."""
     known = facts(plan)
     tables = Table("table", "shape", "sharding", "kernel", "where", title="Tables")
     tables.title_justify = "left"
     for column in ("ms", "of it comms", "size"):
         tables.add_column(column, justify="right")
-    entries = sorted(plan.tables.items(), key=lambda item: (-item[1].time_ms, item[0]))
+    entries = sorted(plan.tables.items(), key=_largest_first)
     for name, entry in entries[:most_tables]:
         tables.add_row(name, shape(plan.made_for.tables.table(name)), *_row(entry))
     lines = [f"... and {len(entries) - most_tables} more"] if len(entries) > most_tables else []
@@ -104,6 +104,10 @@ def describe(plan: Plan, *, most_tables: int = 40) -> str:
     with console.capture() as capture:
         console.print(render(plan, most_tables=most_tables))
     return capture.get().rstrip()
+
+
+def _largest_first(item: tuple[str, TablePlan]) -> tuple[int, str]:
+    return -sum(item[1].memory_bytes.values()), item[0]
 
 
 def _row(entry: TablePlan) -> tuple[str, ...]:
@@ -174,7 +178,7 @@ def write_html(plan: Plan, path: Path) -> None:
         PlanError: it can't be written.
     """
     known = facts(plan)
-    entries = sorted(plan.tables.items(), key=lambda item: (-item[1].time_ms, item[0]))
+    entries = sorted(plan.tables.items(), key=_largest_first)
     head = ("table", "shape", "sharding", "kernel", "where", "ms", "of it comms", "size")
     rows = [
         (name, shape(plan.made_for.tables.table(name)), *_row(entry)) for name, entry in entries

@@ -99,11 +99,14 @@ def log_chunks(world: World, config: SyntheticIngest) -> Iterator[pa.Table]:
     ]
     for first_row in range(0, config.num_rows, CHUNK_ROWS):
         num_rows = min(CHUNK_ROWS, config.num_rows - first_row)
-        yield _chunk(world, first_row, num_rows, builders)
+        yield _chunk(world, range(first_row, first_row + num_rows), builders, config.extra_fields)
 
 
-def _chunk(world: World, first_row: int, num_rows: int, builders: list[HistoryBuilder]) -> pa.Table:
-    rows = world.impressions(first_row, num_rows)
+def _chunk(
+    world: World, places: range, builders: list[HistoryBuilder], extra_fields: tuple[int, ...]
+) -> pa.Table:
+    first_row = places.start
+    rows = world.impressions(first_row, len(places))
     truth = world.truth(rows)
     labels = world.labels(first_row, truth)
     author, topic = world.item_author[rows.items], world.item_topic[rows.items]
@@ -118,6 +121,9 @@ def _chunk(world: World, first_row: int, num_rows: int, builders: list[HistoryBu
         "item_age_days": world.item_age_days(rows).astype(np.float32),
         "time_ms": rows.times_ms,
     }
+    for number, num_ids in enumerate(extra_fields):
+        owner = rows.users if number % 2 else rows.items
+        columns[f"{_extra(number)}_id"] = 1 + _hashed(owner, number) % num_ids
     attributes = np.stack([rows.items, author, topic], axis=1)
     for number, task in enumerate(TASKS):
         happened = labels[:, number]
@@ -128,6 +134,18 @@ def _chunk(world: World, first_row: int, num_rows: int, builders: list[HistoryBu
             columns[f"{task}_{attribute}_ids"] = histories.column(place)
         columns[f"{task}_gaps_s"] = histories.gap_column()
     return pa.table(columns)
+
+
+def _extra(number: int) -> str:
+    return f"extra_{number}"
+
+
+def _hashed(ids: npt.NDArray[np.int64], number: int) -> npt.NDArray[np.int64]:
+    """A fixed, well-mixed number >= 0 for each id (the finaliser of SplitMix64)."""
+    mixed = (ids.astype(np.uint64) << np.uint64(16)) + np.uint64(number)
+    for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):
+        mixed = (mixed ^ (mixed >> np.uint64(shift))) * np.uint64(factor)
+    return (mixed >> np.uint64(1)).astype(np.int64)
 
 
 def _cut(
@@ -189,10 +207,13 @@ def _schema(
         "tab": NUM_TABS,
         "duration": len(boundaries) + 1,
     }
+    extra = {_extra(number): num_ids for number, num_ids in enumerate(config.extra_fields)}
+    counts |= extra
     return Schema(
         tables=tuple(Table(name=name, num_embeddings=n + 1) for name, n in counts.items()),
         categorical=tuple(
-            CategoricalFeature(name=name, table=name, column=f"{name}_id") for name in _CATEGORICAL
+            CategoricalFeature(name=name, table=name, column=f"{name}_id")
+            for name in (*_CATEGORICAL, *extra)
         ),
         sequences=tuple(_sequence(task, config.history_length) for task in TASKS),
         dense=(

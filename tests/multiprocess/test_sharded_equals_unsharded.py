@@ -9,7 +9,7 @@ import torch
 from infnet_dist.config import Config
 from infnet_dist.context import WorkerContext
 from infnet_dist.model import TrainModel, build_train_model
-from infnet_dist.parallel import topology_of
+from infnet_dist.parallel import table_bytes, topology_of
 from infnet_dist.planning.plan import load_plan, save_plan
 from infnet_dist.planning.planner import make_plan
 from infnet_dist.planning.sharding import tables_of_run
@@ -56,6 +56,8 @@ def train_sharded(context: WorkerContext, *, config: Config) -> dict:
         "after": full_tables(session),
         "dense": dense,
         "sharding": sharding,
+        "table_bytes": context.gather(table_bytes(session.sharded)),
+        "planned_bytes": session.sharded.plan.ranks.stored_bytes,
     }
 
 
@@ -105,6 +107,7 @@ def compare(config: Config, ranks: int) -> dict:
         0
     ]
     assert len(sharded["losses"]) == STEPS
+    assert sharded["table_bytes"] == list(sharded["planned_bytes"])
     torch.testing.assert_close(sharded["losses"], reference["losses"], rtol=0, atol=1e-5)
     for name, weight in (sharded["after"] | sharded["dense"]).items():
         torch.testing.assert_close(weight, reference["after"][name], rtol=0, atol=1e-5)

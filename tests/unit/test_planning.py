@@ -422,6 +422,13 @@ def test_a_plan_for_gpus_becomes_one_for_cpu_ranks() -> None:
         to_cpu(plan, gpus(1))
     with pytest.raises(PlanError, match="row scale: got 2"):
         to_cpu(plan, cpu(2), row_scale=2)
+    fewer = make_tables(17, first=1).replace("t2", embedding_dim=4)
+    with pytest.raises(PlanError) as caught:
+        to_cpu(plan, cpu(2), table_set=fewer)
+    assert "table 't0' is in one of them only; table 't16' is in one" in str(caught.value)
+    assert "table 't2' has " in str(caught.value) and " columns in the plan, 4 here" in str(
+        caught.value
+    )
 
 
 def test_what_reviewers_see(tmp_path: Path) -> None:

@@ -321,3 +321,20 @@ def test_recent_clicks_tell_more_than_the_user_id(splits):
     rate = clicks / np.maximum(np.bincount(train_users, minlength=501), 1)
     by_user = roc_auc_score(label, rate[column(valid, "user_id")])
     assert roc_auc_score(label, hits) > by_user + 0.05
+
+
+def test_extra_fields_are_fixed_hashes_of_item_and_user(tmp_path):
+    config = SyntheticIngest(
+        source="synthetic", num_rows=4_000, num_users=50, num_items=60, extra_fields=(7, 1_000)
+    )
+    manifest = make_training_set(config, tmp_path / "set")
+    rows = pq.ParquetDataset(tmp_path / "set" / "train").read().to_pandas()
+    for number, (owner, num_ids) in enumerate((("item_id", 7), ("user_id", 1_000))):
+        column = f"extra_{number}_id"
+        assert manifest.schema_.table(f"extra_{number}").num_embeddings == num_ids + 1
+        assert rows[column].between(1, num_ids).all()
+        assert (rows.groupby(owner)[column].nunique() == 1).all()
+    assert rows["extra_0_id"].nunique() == 7
+    assert rows["extra_1_id"].nunique() > 40
+    plain = make_training_set(config.model_copy(update={"extra_fields": ()}), tmp_path / "plain")
+    assert plain.splits["train"].base_rates == manifest.splits["train"].base_rates
