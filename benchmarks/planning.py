@@ -50,6 +50,7 @@ def main() -> None:
     parser.add_argument("--only", default=SIZES, help="TABLESxRANKS, with commas")
     parser.add_argument("--share", default="0.3", help="shares of all HBM, with commas")
     parser.add_argument("--limit", type=int, default=300, help="CPU seconds a planner may take")
+    parser.add_argument("--planners", default="ours,torchrec", help="with commas")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--one", choices=("ours", "torchrec"), help=argparse.SUPPRESS)
     arguments = parser.parse_args()
@@ -62,10 +63,11 @@ def main() -> None:
     print("tables x ranks  share  planner   CPU s  bottleneck ms  over bound  peak GiB")
     for share in arguments.share.split(","):
         for size in arguments.only.split(","):
-            found = {who: run(who, size, share, arguments) for who in ("ours", "torchrec")}
+            planners = arguments.planners.split(",")
+            found = {who: run(who, size, share, arguments) for who in planners}
             for who, row in found.items():
                 print(f"{size:14}  {float(share):5.2f}  {who:8} {show(row)}", flush=True)
-            ours, theirs = found["ours"], found["torchrec"]
+            ours, theirs = found.get("ours", {}), found.get("torchrec", {})
             if "seconds" in ours and "seconds" in theirs:
                 ratios = [ours[key] / theirs[key] for key in ("seconds", "bottleneck_ms")]
                 print(f"{'':14}  ours / torchrec: CPU {ratios[0]:.3f}, bottleneck {ratios[1]:.3f}")

@@ -27,6 +27,7 @@ from torchrec.modules.embedding_modules import EmbeddingBagCollection, Embedding
 from torchrec.optim import SGD, Adagrad, Adam, RowWiseAdagrad
 
 from infnet_dist.errors import PlanError
+from infnet_dist.planning.popularity import zipf_statistics
 from infnet_dist.planning.search import EVERY, NODE, RANK, Options
 from infnet_dist.planning.tables import OptimizerName, PlanTable, TableSet
 from infnet_dist.planning.topology import TIERS, Topology
@@ -264,9 +265,18 @@ class _Estimator:
             shards=[
                 Shard(size=[rows, way.columns], offset=[0, 0]) for rows in (block, rest, 0)[:kinds]
             ],
-            cache_params=CacheParams(load_factor=way.cache_share) if way.cache_share else None,
+            cache_params=self._cache_params(table, way),
             is_pooled=pooled,
         )
+
+    def _cache_params(self, table: PlanTable, way: Way) -> CacheParams | None:
+        if way.cache_share is None:
+            return None
+        stats = None
+        if table.zipf is not None:
+            batch = self.table_set.batch_size * self.topology.world_size
+            stats = zipf_statistics(table.zipf, table.num_embeddings, batch * sum(table.lengths))
+        return CacheParams(load_factor=way.cache_share, stats=stats)
 
 
 def block_rows(table: PlanTable, sharding_type: str, topology: Topology) -> int:
@@ -294,8 +304,16 @@ def _full_blocks(table: PlanTable, way: Way, topology: Topology) -> int:
 
 def _perf_class(table: PlanTable, way: Way) -> tuple[object, ...]:
     """What TorchRec's time of a shard depends on."""
-    rows = table.num_embeddings if way.sharding_type == "data_parallel" else None
-    return (way, rows, table.data_type, table.pooling == "none", tuple(sorted(table.lengths)))
+    by_rows = way.sharding_type == "data_parallel" or (way.cache_share and table.zipf is not None)
+    rows = table.num_embeddings if by_rows else None
+    return (
+        way,
+        rows,
+        table.zipf,
+        table.data_type,
+        table.pooling == "none",
+        tuple(sorted(table.lengths)),
+    )
 
 
 def _memory(option: ShardingOption) -> list[list[float]]:

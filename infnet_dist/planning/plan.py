@@ -6,6 +6,7 @@ checked, extended and made again; the same input gives the same bytes.
 
 import hashlib
 import json
+import logging
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Literal, NamedTuple, Self
@@ -18,6 +19,8 @@ from infnet_dist.errors import PlanError
 from infnet_dist.planning.costs import Way, block_rows
 from infnet_dist.planning.tables import KernelName, PlanTable, ShardingTypeName, TableSet
 from infnet_dist.planning.topology import TIERS, Topology
+
+log = logging.getLogger(__name__)
 
 FORMAT_VERSION = 2
 BY_NODE = ("table_row_wise", "grid_shard")
@@ -226,6 +229,11 @@ def load_plan(path: Path) -> Plan:
     wrong = wrong_places(plan)
     if wrong:
         raise PlanError(f"plan {path}: {'; '.join(wrong)}")
+    if plan.made_for.torchrec_version != torchrec.__version__:
+        log.warning(
+            "plan %s was made with torchrec %s, here is %s: its estimates may differ",
+            *(path, plan.made_for.torchrec_version, torchrec.__version__),
+        )
     return plan
 
 

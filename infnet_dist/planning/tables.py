@@ -59,6 +59,9 @@ class PlanTable(_Entry):
         "sum", description="none: a sequence of rows (EmbeddingCollection); else a pooled row"
     )
     features: tuple[PlanFeature, ...] = Field(min_length=1)
+    zipf: float | None = Field(
+        None, ge=0, description="skew of its ids: P(rank r) ~ r^-zipf; null: unknown"
+    )
     sharding_types: tuple[ShardingTypeName, ...] | None = Field(
         None, min_length=1, description="allowed sharding types; null: all that TorchRec supports"
     )

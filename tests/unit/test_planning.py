@@ -153,6 +153,16 @@ def test_priority_keeps_a_table_in_hbm() -> None:
         assert plan.tables["a"].compute_kernel in ("fused_uvm", "fused_uvm_caching")
 
 
+def test_ssd_is_used_where_a_table_asks_for_it() -> None:
+    table_set = make_tables(3).replace("t1", compute_kernels=("key_value",))
+    plan = make_plan(table_set, gpus(1))
+    assert plan.tables["t1"].compute_kernel == "key_value"
+    assert plan.tables["t1"].memory_bytes["ssd"] > 0
+    assert all(e.memory_bytes["ssd"] == 0 for n, e in plan.tables.items() if n != "t1")
+    with pytest.raises(PlanError, match=r"table .t1. can.t be sharded: .*key_value"):
+        make_plan(table_set, gpus(1).model_copy(update={"ssd_gib": 0.0}))
+
+
 # ---- TorchRec's plan, and checks against a run
 
 
@@ -208,7 +218,7 @@ def test_shards_must_tile_the_table(tmp_path: Path, name: str, change: dict[str,
         load_plan(tmp_path / "plan.json")
 
 
-def test_malformed_files(tmp_path: Path) -> None:
+def test_malformed_files(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     path = tmp_path / "plan.json"
     plan = make_plan(run_tables(), cpu(2))
     with pytest.raises(PlanError, match=r"no plan file .*plan\.json; set sharding\.plan=auto"):
@@ -218,6 +228,10 @@ def test_malformed_files(tmp_path: Path) -> None:
     path.write_text("{")
     with pytest.raises(PlanError, match="is not JSON"):
         load_plan(path)
+    older = plan.made_for.model_copy(update={"torchrec_version": "1.0.0"})
+    save_plan(plan.model_copy(update={"made_for": older}), path)
+    assert load_plan(path).tables == plan.tables
+    assert "was made with torchrec 1.0.0" in caplog.text
     raw = plan.model_dump(mode="json")
     for change, message in (
         ({"format_version": 1}, "made by another version .*make it again"),

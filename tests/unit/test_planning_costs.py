@@ -18,6 +18,7 @@ from torchrec.modules.embedding_configs import (
 from torchrec.modules.embedding_modules import EmbeddingBagCollection, EmbeddingCollection
 
 from infnet_dist.planning.costs import OPTIMIZERS, Costs, Way, estimate
+from infnet_dist.planning.popularity import ZipfStatistics
 from infnet_dist.planning.tables import PlanFeature, PlanTable, TableSet
 from infnet_dist.planning.topology import Topology
 
@@ -53,6 +54,7 @@ def make_tables(pooling: str = "sum") -> tuple[PlanTable, ...]:
     return tuple(
         PlanTable(
             name=f"t{i}",
+            zipf=0.9 if i == 2 else None,
             num_embeddings=rows,
             embedding_dim=width,
             data_type=data_type,
@@ -61,6 +63,18 @@ def make_tables(pooling: str = "sum") -> tuple[PlanTable, ...]:
         )
         for i, (rows, width, data_type, xs) in enumerate(shapes)
     )
+
+
+def cache_params(
+    table: PlanTable, table_set: TableSet, topology: Topology, way: Way
+) -> CacheParams | None:
+    if way.cache_share is None:
+        return None
+    lookups = table_set.batch_size * topology.world_size * sum(table.lengths)
+    stats = table.zipf and ZipfStatistics(
+        exponent=table.zipf, num_embeddings=table.num_embeddings, lookups=lookups
+    )
+    return CacheParams(load_factor=way.cache_share, stats=stats)
 
 
 def torchrec_options(
@@ -89,7 +103,7 @@ def torchrec_options(
         compute_kernels=[way.kernel],
         min_partition=way.columns,
         pooling_factors=list(table.lengths),
-        cache_params=CacheParams(load_factor=way.cache_share) if way.cache_share else None,
+        cache_params=cache_params(table, table_set, topology, way),
     )
     enumerator = EmbeddingEnumerator(
         topology=topology.to_torchrec(),
@@ -135,3 +149,32 @@ def test_every_way_costs_what_torchrec_says(num_nodes: int, optimizer: str, pool
         comms = [shard.perf.fwd_comms + shard.perf.bwd_comms for shard in option.shards]
         assert comms == pytest.approx([costs.comms_ms[i]] * len(comms), abs=1e-12)
         assert costs.lookup_ms[i] + costs.comms_ms[i] == pytest.approx(costs.options.time[i])
+
+
+@pytest.mark.parametrize("exponent", [0.0, 0.8, 1.3])
+@pytest.mark.parametrize("rows", [1, 50, 3_000, 20_000])
+def test_zipf_statistics_equal_sums_over_all_rows(exponent: float, rows: int) -> None:
+    lookups = 2_000
+    found = ZipfStatistics(exponent=exponent, num_embeddings=rows, lookups=lookups)
+    each = np.arange(1, rows + 1, dtype=float) ** -exponent
+    each /= each.sum()
+    distinct = (1 - (1 - each) ** lookups).sum()
+    assert found.expected_lookups == pytest.approx(distinct, rel=0.01)
+    assert found.expected_miss_rate(0.0) == pytest.approx(1.0)
+    assert found.expected_miss_rate(1.0) == pytest.approx(0.0)
+    for share in (0.02, 0.1, 0.5):
+        kept = int(share * rows)
+        if kept:
+            expected = 1 - each[:kept].sum()
+            assert found.expected_miss_rate(kept / rows) == pytest.approx(expected, abs=0.005)
+
+
+def test_a_skewed_table_is_cheaper_to_cache() -> None:
+    topology = make_topology(1)
+    table = make_tables()[2].model_copy(update={"compute_kernels": ("fused_uvm_caching",)})
+    times = []
+    for zipf in (0.0, 0.6, 1.2):
+        tables = (table.model_copy(update={"zipf": zipf}),)
+        costs = estimate(TableSet(batch_size=4096, tables=tables), topology, offload=True)
+        times.append(costs.options.time.min())
+    assert times[0] > times[1] > times[2]
