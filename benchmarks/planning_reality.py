@@ -22,7 +22,6 @@ import numpy as np
 import torch
 import torch.distributed as dist
 from torch import nn
-from torch.distributed._shard.sharded_tensor import ShardedTensor
 from torchrec.distributed.model_parallel import DistributedModelParallel
 from torchrec.distributed.types import ShardingEnv
 from torchrec.modules.embedding_configs import EmbeddingConfig
@@ -32,6 +31,7 @@ from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 from infnet_dist.config import SparseOptimizerConfig
 from infnet_dist.context import WorkerContext
 from infnet_dist.optim import apply_sparse_optimizer
+from infnet_dist.parallel import table_bytes
 from infnet_dist.planning.costs import Way
 from infnet_dist.planning.plan import Plan
 from infnet_dist.planning.planner import make_plan, plan_as_told
@@ -163,10 +163,7 @@ def measure(context: WorkerContext, *, plan: Plan, steps: int) -> dict[str, obje
         sharded(batches[step % len(batches)]).backward()
         dist.barrier()
         times.append(time.perf_counter() - start)
-    tensors = [t for t in sharded.state_dict().values() if isinstance(t, ShardedTensor)]
-    for states in sharded.fused_optimizer.state_dict()["state"].values():
-        tensors += [t for t in states.values() if isinstance(t, ShardedTensor)]
-    own = sum(s.tensor.nbytes for t in tensors for s in t.local_shards())
+    own = table_bytes(sharded, sharded.fused_optimizer)
     return {"ms": 1000 * statistics.median(times[5:]), "bytes": context.gather(own)}
 
 

@@ -115,13 +115,13 @@ def get_plan(config: Config, table_set: TableSet, topology: Topology) -> Plan:
     return plan
 
 
-def table_bytes(sharded: ShardedModel) -> int:
+def table_bytes(model: nn.Module, sparse_optimizer: KeyedOptimizer) -> int:
     """Bytes that this rank's shards of the tables hold: rows and optimizer state."""
-    tensors = [tensor for _, tensor in _table_states(sharded.model)]
-    for states in sharded.sparse_optimizer.state_dict()["state"].values():
+    tensors = [tensor for _, tensor in _table_states(model)]
+    for states in sparse_optimizer.state_dict()["state"].values():
         tensors += [t for t in states.values() if isinstance(t, ShardedTensor)]
     shards = [shard.tensor for tensor in tensors for shard in tensor.local_shards()]
-    return sum(shard.numel() * shard.element_size() for shard in shards)
+    return sum(shard.nbytes for shard in shards)
 
 
 def fill_tables(model: nn.Module, *, seed: int) -> None:

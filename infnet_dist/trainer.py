@@ -309,7 +309,8 @@ class _Training:
 
     def _say_table_bytes(self) -> None:
         """Bytes of rows and optimizer state on each rank, beside the plan's."""
-        held = self._context.gather(table_bytes(self._sharded))
+        own = table_bytes(self._sharded.model, self._sharded.sparse_optimizer)
+        held = self._context.gather(own)
         planned = self._sharded.plan.ranks.stored_bytes
         ranks = ", ".join(
             f"{rank}: {size_text(got)} ({size_text(expected)})"

@@ -7,7 +7,7 @@ is deterministic.
 Letters: T tables, O options, R ranks, N nodes, M memory tiers (HBM, DDR, SSD).
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -216,43 +216,36 @@ def _relaxed_work(
     least = np.minimum.reduceat(memory, options.first).sum(axis=0)
     if (least > free).any():
         return np.inf, prices
+    if not np.isfinite(np.minimum.reduceat(work, options.first)).all():
+        return np.inf, prices
     pinned = float(cluster.base_time.sum())
 
-    def dual(p: FloatArray) -> float:
-        return float(
-            np.minimum.reduceat(work + memory @ p, options.first).sum() - p @ free + pinned
-        )
+    def dual(prices_GM: FloatArray) -> FloatArray:
+        """The bound for each of G price vectors."""
+        cost = work[:, None] + memory @ prices_GM.T
+        least_work = np.minimum.reduceat(cost, options.first, axis=0).sum(axis=0)
+        return np.asarray(least_work - prices_GM @ free + pinned)
 
-    tight = np.minimum.reduceat(work, options.first)
-    if not np.isfinite(tight).all():
-        return np.inf, prices
-    best = prices * 0
-    for _ in range(2):
-        for tier in range(len(free)):
-            best = _raise_price(dual, best, tier, float(tight.sum()), float(free[tier]))
-    if dual(best) < dual(best * 0):
-        best = best * 0
-    return dual(best), best
+    total = float(np.minimum.reduceat(work, options.first).sum())
+    unit = max(total, 1e-9) / np.maximum(free, 1.0)
+    best = np.zeros(len(free))
+    for tier in [*range(len(free)), 0]:
+        best = _best_price(dual, best, tier, unit[tier])
+    return float(dual(best[None])[0]), best
 
 
-def _raise_price(dual, prices: FloatArray, tier: int, work: float, free: float) -> FloatArray:  # type: ignore[no-untyped-def]
-    """Ternary search of a concave function along one price, on a logarithmic scale."""
-
-    def at(price: float) -> FloatArray:
-        changed = prices.copy()
-        changed[tier] = price
-        return changed
-
-    unit = max(work, 1e-9) / max(free, 1.0)
+def _best_price(
+    dual: Callable[[FloatArray], FloatArray], prices: FloatArray, tier: int, unit: float
+) -> FloatArray:
+    """The peak of the concave `dual` along one price: a logarithmic grid, then finer ones."""
     grid = np.concatenate([[0.0], unit * np.geomspace(1e-4, 1e6, _PRICE_STEPS)])
-    values = np.array([dual(at(price)) for price in grid])
-    peak = int(values.argmax())
-    low, high = grid[max(peak - 1, 0)], grid[min(peak + 1, len(grid) - 1)]
-    for _ in range(20):
-        a, b = low + (high - low) / 3, high - (high - low) / 3
-        low, high = (a, high) if dual(at(a)) < dual(at(b)) else (low, b)
-    middle = (low + high) / 2
-    return at(middle) if dual(at(middle)) > values[peak] else at(float(grid[peak]))
+    for _ in range(3):
+        candidates = np.repeat(prices[None], len(grid), axis=0)
+        candidates[:, tier] = grid
+        peak = int(dual(candidates).argmax())
+        low, high = grid[max(peak - 1, 0)], grid[min(peak + 1, len(grid) - 1)]
+        best, grid = candidates[peak], np.unique([*np.linspace(low, high, 12), grid[peak]])
+    return best
 
 
 # ---- choosing options
@@ -390,6 +383,7 @@ def improve(
     board = _Board(options, cluster)
     board.time, board.memory = placement.time, placement.memory
     stops = np.append(options.first[1:], len(options.table))
+    _save_work(board, placement, budget, stops)
     for _ in range(_IMPROVEMENTS):
         busiest = int(board.time.argmax())
         if board.time[busiest] <= bound * _ENOUGH:
@@ -399,6 +393,41 @@ def improve(
             or _change_option(board, placement, budget, busiest, stops)
         ):
             return
+
+
+def _save_work(board: _Board, placement: Placement, budget: MoveBudget, stops: IntArray) -> None:
+    """Give tables options of less work, in shorter units, where there is room.
+
+    Memory prices make the greedy choice keep more out of fast memory than its placement needs.
+    """
+    options = board.options
+    work = options.time * options.units * options.ranks_per_unit(board.cluster) * options.weight
+    saved = work[placement.option] - np.minimum.reduceat(work, options.first)
+    for table in np.argsort(-saved, kind="stable"):
+        if saved[table] <= 0:
+            return
+        if budget.table_bytes[table] > budget.left:
+            continue
+        old, old_units = int(placement.option[table]), placement.units[table]
+        mine = np.arange(options.first[table], stops[table])
+        board.put_all(old, old_units, -1)
+        top = float(max(board.time.max(), placement.bottleneck))
+        new, new_units = old, old_units
+        for option in map(int, mine[np.argsort(work[mine], kind="stable")]):
+            if work[option] >= work[old]:
+                break
+            units = board.where(option, longest=top)
+            if units is None or options.time[option] > options.time[old]:
+                continue
+            board.put_all(option, units)
+            fits = board.time.max() <= top
+            board.put_all(option, units, -1)
+            if fits:
+                new, new_units = option, units
+                budget.left -= budget.table_bytes[table]
+                break
+        board.put_all(new, new_units)
+        placement.option[table], placement.units[table] = new, new_units
 
 
 def _units_of(

@@ -56,7 +56,9 @@ def train_sharded(context: WorkerContext, *, config: Config) -> dict:
         "after": full_tables(session),
         "dense": dense,
         "sharding": sharding,
-        "table_bytes": context.gather(table_bytes(session.sharded)),
+        "table_bytes": context.gather(
+            table_bytes(session.sharded.model, session.sharded.sparse_optimizer)
+        ),
         "planned_bytes": session.sharded.plan.ranks.stored_bytes,
     }
 
