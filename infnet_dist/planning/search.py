@@ -311,7 +311,9 @@ class _Board:
 
     def put(self, option: int, unit: int, sign: int = 1) -> None:
         """Add a unit; take it away with sign -1."""
-        ranks = self.ranks(option, unit)
+        self._put(option, self.ranks(option, unit), sign)
+
+    def _put(self, option: int, ranks: slice, sign: int) -> None:
         self.time[ranks] += sign * self.options.time[option]
         size = ranks.stop - ranks.start
         self.memory[ranks] += sign * self.options.block_memory(option, size)
@@ -341,10 +343,15 @@ class _Board:
             return None
         return tuple(int(unit) for unit in found)
 
+    def all_ranks(self, option: int, units: tuple[int, ...]) -> list[slice]:
+        """The ranks of each unit of an option."""
+        everywhere = self.options.place[option] == EVERY
+        return [self.ranks(option, unit) for unit in ((0,) if everywhere else units)]
+
     def put_all(self, option: int, units: tuple[int, ...], sign: int = 1) -> None:
-        """Add all units of an option."""
-        for unit in units if self.options.place[option] != EVERY else (0,):
-            self.put(option, unit, sign)
+        """Add all units of an option; take them away with sign -1."""
+        for ranks in self.all_ranks(option, units):
+            self._put(option, ranks, sign)
 
 
 def _place(options: Options, cluster: Cluster, choice: IntArray, longest: float) -> list[Placement]:
@@ -541,7 +548,8 @@ def _change_option(
             if units is None:
                 continue
             board.put_all(option, units)
-            after = float(board.time.max())
+            # Other ranks may be as busy; it is enough that this one gets less busy.
+            after = max(float(board.time[ranks].max()) for ranks in board.all_ranks(option, units))
             board.put_all(option, units, -1)
             if after < top * (1 - 1e-9) and (best is None or after < best[0]):
                 best = (after, option, units)
