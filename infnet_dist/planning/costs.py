@@ -27,8 +27,8 @@ from torchrec.modules.embedding_modules import EmbeddingBagCollection, Embedding
 from torchrec.optim import SGD, Adagrad, Adam, RowWiseAdagrad
 
 from infnet_dist.errors import PlanError
+from infnet_dist.planning.board import EVERY, NODE, RANK, Options
 from infnet_dist.planning.popularity import zipf_statistics
-from infnet_dist.planning.search import EVERY, NODE, RANK, Options
 from infnet_dist.planning.tables import OptimizerName, PlanTable, TableSet
 from infnet_dist.planning.topology import TIERS, Topology
 

@@ -5,18 +5,12 @@ from collections.abc import Iterator, Mapping
 import numpy as np
 
 from infnet_dist.errors import PlanError
+from infnet_dist.planning.board import EVERY, Cluster, Options, Placement
+from infnet_dist.planning.bound import lower_bound
 from infnet_dist.planning.costs import Costs, Way, estimate, excluded, row_bytes
+from infnet_dist.planning.improve import MoveBudget, improve
 from infnet_dist.planning.plan import MadeFor, Plan, RankLoads, TablePlan, shape, shards_of
-from infnet_dist.planning.search import (
-    EVERY,
-    Cluster,
-    MoveBudget,
-    Options,
-    Placement,
-    improve,
-    lower_bound,
-    search,
-)
+from infnet_dist.planning.search import search
 from infnet_dist.planning.tables import TableSet
 from infnet_dist.planning.topology import TIERS, Topology
 

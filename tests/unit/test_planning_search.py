@@ -5,18 +5,10 @@ from itertools import combinations, product
 import numpy as np
 import pytest
 
-from infnet_dist.planning.search import (
-    EVERY,
-    NODE,
-    RANK,
-    Cluster,
-    MoveBudget,
-    Options,
-    Placement,
-    improve,
-    lower_bound,
-    search,
-)
+from infnet_dist.planning.board import EVERY, NODE, RANK, Cluster, Options, Placement
+from infnet_dist.planning.bound import lower_bound
+from infnet_dist.planning.improve import MoveBudget, improve
+from infnet_dist.planning.search import search
 
 RANKS, RANKS_PER_NODE = 4, 2
 

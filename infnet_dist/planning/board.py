@@ -1,0 +1,193 @@
+"""What the search plays with: options, a cluster, a placement, and the board that adds them up.
+
+Pure arrays: no table names, no TorchRec.
+
+Letters: T tables, O options, R ranks, N nodes, M memory tiers (HBM, DDR, SSD).
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+FloatArray = npt.NDArray[np.float64]
+IntArray = npt.NDArray[np.int64]
+BoolArray = npt.NDArray[np.bool_]
+
+# What one unit of an option fills.
+RANK, NODE, EVERY = 0, 1, 2
+
+
+@dataclass(frozen=True)
+class Options:
+    """All options of all tables, sorted by table.
+
+    An option places `units`, each on its own rank (RANK), on all ranks of its own node (NODE), or
+    one on all ranks (EVERY). Along a node or all ranks the rows are dealt in blocks: the first
+    `full` ranks hold a whole block, the next one the rest, the others nothing.
+
+    Attributes:
+        table: int64 [O], number of the table.
+        place: int64 [O], RANK, NODE or EVERY.
+        units: int64 [O].
+        time: float64 [O], ms that a unit costs each of its ranks.
+        full: int64 [O].
+        memory: float64 [O, 3, M], bytes on a rank with a whole block, the rest, nothing.
+        weight: float64 [O], how much the table's time counts when options are chosen.
+    """
+
+    table: IntArray
+    place: IntArray
+    units: IntArray
+    time: FloatArray
+    full: IntArray
+    memory: FloatArray
+    weight: FloatArray
+
+    @property
+    def first(self) -> IntArray:
+        """The first option of each table, int64 [T]."""
+        return np.flatnonzero(np.diff(self.table, prepend=-1))
+
+    def ranks_per_unit(self, cluster: "Cluster") -> IntArray:
+        """int64 [O]."""
+        return np.array([1, cluster.ranks_per_node, cluster.num_ranks])[self.place]
+
+    def work(self, cluster: "Cluster") -> FloatArray:
+        """Summed time of all ranks, float64 [O], ms."""
+        return np.asarray(self.time * self.units * self.ranks_per_unit(cluster))
+
+    def fits_alone(self, cluster: "Cluster") -> BoolArray:
+        """Options whose blocks fit a rank that holds nothing else, bool [O]."""
+        most = cluster.capacity.max(axis=0)
+        return np.asarray((self.memory <= most).all(axis=(1, 2)))
+
+    def block_memory(self, option: int, num_ranks: int) -> FloatArray:
+        """Bytes of one unit on each of its ranks, float64 [num_ranks, M]."""
+        memory = np.repeat(self.memory[option, 2][None], num_ranks, axis=0)
+        full = int(self.full[option])
+        memory[:full] = self.memory[option, 0]
+        memory[full : full + 1] = self.memory[option, 1]
+        return memory
+
+    def total_memory(self, cluster: "Cluster") -> FloatArray:
+        """Bytes of all units of an option, float64 [O, M]."""
+        ranks = self.ranks_per_unit(cluster)
+        full = np.minimum(self.full, ranks)
+        rest = np.minimum(ranks - full, 1)
+        counts = np.stack([full, rest, ranks - full - rest], axis=1)
+        total = (self.memory * counts[:, :, None]).sum(axis=1)
+        return np.asarray(total * self.units[:, None])
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """Ranks and what stands on them already.
+
+    Attributes:
+        ranks_per_node: all nodes alike.
+        capacity: float64 [R, M], bytes that tables may fill.
+        base_time: float64 [R], ms of what is pinned.
+        base_memory: float64 [R, M], bytes of what is pinned.
+    """
+
+    ranks_per_node: int
+    capacity: FloatArray
+    base_time: FloatArray
+    base_memory: FloatArray
+
+    @property
+    def num_ranks(self) -> int:
+        """R."""
+        return len(self.capacity)
+
+    @property
+    def num_nodes(self) -> int:
+        """N."""
+        return self.num_ranks // self.ranks_per_node
+
+
+@dataclass
+class Placement:
+    """The option of each table and the place of each of its units.
+
+    Attributes:
+        option: int64 [T].
+        units: for each table the ranks (RANK) or nodes (NODE) of its units; empty for EVERY.
+        time: float64 [R], ms.
+        memory: float64 [R, M], bytes.
+    """
+
+    option: IntArray
+    units: list[tuple[int, ...]]
+    time: FloatArray
+    memory: FloatArray
+
+    @property
+    def bottleneck(self) -> float:
+        """Milliseconds of the busiest rank."""
+        return float(self.time.max())
+
+
+class Board:
+    """Times and bytes of the ranks while units are placed and moved."""
+
+    def __init__(self, options: Options, cluster: Cluster) -> None:
+        self.options = options
+        self.cluster = cluster
+        self.time = cluster.base_time.copy()
+        self.memory = cluster.base_memory.copy()
+
+    def ranks(self, option: int, unit: int) -> slice:
+        """The ranks of a unit: its rank, its node's, or all."""
+        place = self.options.place[option]
+        if place == RANK:
+            return slice(unit, unit + 1)
+        if place == NODE:
+            size = self.cluster.ranks_per_node
+            return slice(unit * size, (unit + 1) * size)
+        return slice(0, self.cluster.num_ranks)
+
+    def put(self, option: int, unit: int, sign: int = 1) -> None:
+        """Add a unit; take it away with sign -1."""
+        self._put(option, self.ranks(option, unit), sign)
+
+    def _put(self, option: int, ranks: slice, sign: int) -> None:
+        self.time[ranks] += sign * self.options.time[option]
+        size = ranks.stop - ranks.start
+        self.memory[ranks] += sign * self.options.block_memory(option, size)
+
+    def where(self, option: int, *, longest: float) -> tuple[int, ...] | None:
+        """Places for all units of an option: the least busy ones that have room; None: no room."""
+        place = self.options.place[option]
+        if place == EVERY:
+            need = self.options.block_memory(option, self.cluster.num_ranks)
+            return () if (self.memory + need <= self.cluster.capacity).all() else None
+        size = 1 if place == RANK else self.cluster.ranks_per_node
+        need = self.options.block_memory(option, size)
+        after = (self.memory.reshape(-1, size, self.memory.shape[1]) + need) / np.maximum(
+            self.cluster.capacity.reshape(-1, size, self.memory.shape[1]), 1.0
+        )
+        share = after.max(axis=(1, 2))
+        busy = self.time.reshape(-1, size).max(axis=1) + self.options.time[option]
+        # Full ranks are avoided while time allows it, so that large tables still find room.
+        within = np.maximum(busy / longest, np.minimum(share, 1.0) ** 4)
+        cost = np.where(busy <= longest, within, 1.0 + busy / longest)
+        cost[share > 1.0] = np.inf
+        units = int(self.options.units[option])
+        if units > len(cost):
+            return None
+        found = np.argsort(cost, kind="stable")[:units] if units > 1 else [int(cost.argmin())]
+        if not np.isfinite(cost[found[-1]]):
+            return None
+        return tuple(int(unit) for unit in found)
+
+    def all_ranks(self, option: int, units: tuple[int, ...]) -> list[slice]:
+        """The ranks of each unit of an option."""
+        everywhere = self.options.place[option] == EVERY
+        return [self.ranks(option, unit) for unit in ((0,) if everywhere else units)]
+
+    def put_all(self, option: int, units: tuple[int, ...], sign: int = 1) -> None:
+        """Add all units of an option; take them away with sign -1."""
+        for ranks in self.all_ranks(option, units):
+            self._put(option, ranks, sign)
