@@ -1,6 +1,6 @@
 """Our planner beside TorchRec's default one: CPU seconds, bottleneck, distance to the lower bound.
 
-    .venv/bin/python benchmarks/planning.py [--only 100x8,1000x128] [--share 0.3,0.95] [--limit 300]
+    .venv/bin/python benchmarks/planning.py [--only 100x8,1000x128] [--share 0.3,0.95] [--limit 120]
 
 Both get the same tables, topology (h100x8), reserve and cost model. Each plans in a process of its
 own; CPU seconds of one core are counted from the tables to the plan, enumeration included, imports
@@ -49,7 +49,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--only", default=SIZES, help="TABLESxRANKS, with commas")
     parser.add_argument("--share", default="0.3", help="shares of all HBM, with commas")
-    parser.add_argument("--limit", type=int, default=300, help="CPU seconds a planner may take")
+    parser.add_argument("--limit", type=int, default=120, help="CPU seconds a planner may take")
     parser.add_argument("--planners", default="ours,torchrec", help="with commas")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--one", choices=("ours", "torchrec"), help=argparse.SUPPRESS)
