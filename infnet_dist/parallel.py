@@ -111,6 +111,7 @@ def get_plan(config: Config, table_set: TableSet, topology: Topology) -> Plan:
         table_set,
         world_size=topology.world_size,
         workers_per_node=topology.workers_per_node,
+        device=topology.device,
     )
     return plan
 

@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from infnet_dist.checkpoint import MANIFEST
@@ -99,7 +100,7 @@ def _parser() -> argparse.ArgumentParser:
 
     cpu = _command(commands, "to-cpu", _to_cpu, "a plan for GPUs -> a plan for a few CPU ranks")
     cpu.add_argument("plan", type=Path)
-    cpu.add_argument("--ranks", type=int, required=True, help="CPU ranks, on one machine")
+    cpu.add_argument("--ranks", type=_positive, required=True, help="CPU ranks, on one machine")
     rows = cpu.add_mutually_exclusive_group()
     rows.add_argument("--row-scale", type=float, default=1.0, help="multiplies all rows (1)")
     rows.add_argument("--config", type=Path, help="run file: the rows of its training set")
@@ -140,7 +141,7 @@ def _add_topology(parser: argparse.ArgumentParser) -> None:
         "file says scaling.use_gpu)",
     )
     parser.add_argument(
-        "--world-size", type=int, help="workers (default: the run file's, or one node)"
+        "--world-size", type=_positive, help="workers (default: the run file's, or one node)"
     )
 
 
@@ -168,31 +169,36 @@ def _show(arguments: argparse.Namespace) -> None:
 
 def _check(arguments: argparse.Namespace) -> None:
     plan = load_plan(arguments.plan)
-    tables, world_size = plan.made_for.tables, plan.made_for.topology.world_size
-    workers_per_node, found = None, []
+    if not (arguments.config or arguments.topology or arguments.checkpoint):
+        raise PlanError("nothing to check against: give --config, --topology or --checkpoint")
+    own, world_size = plan.made_for.tables, plan.made_for.topology.world_size
+    found = []
     if arguments.config:
         tables, config = _tables_of_config(arguments)
-        world_size = config.scaling.num_workers
+        device = "cuda" if config.scaling.use_gpu else "cpu"
+        found += _differences(plan, tables, world_size=config.scaling.num_workers, device=device)
     if arguments.topology:
         topology = load_topology(arguments.topology)
-        workers_per_node = min(topology.workers_per_node, world_size)
+        per_node = min(topology.workers_per_node, world_size)
+        found += _differences(
+            plan, own, world_size=world_size, workers_per_node=per_node, device=topology.device
+        )
         found += _overfull(plan, topology)
-    if arguments.checkpoint:
+    if arguments.checkpoint:  # which loads under any number of workers
         if not (arguments.checkpoint / MANIFEST).is_file():
             raise PlanError(f"no complete checkpoint in {arguments.checkpoint}")
-        tables = load_plan(arguments.checkpoint / "plan.json").made_for.tables
-    found += differences(
-        plan,
-        {table.name: table for table in tables.tables},
-        world_size=world_size,
-        workers_per_node=workers_per_node,
-    )
+        saved = load_plan(arguments.checkpoint / "plan.json").made_for.tables
+        found += _differences(plan, saved, world_size=world_size)
     if arguments.json:
         print(json.dumps({"fits": not found, "differences": found}))
     elif not found:
         print("the plan fits")
     if found:
         raise PlanError(f"the plan doesn't fit: {'; '.join(found)}")
+
+
+def _differences(plan: Plan, tables: TableSet, **workers: Any) -> list[str]:
+    return differences(plan, {table.name: table for table in tables.tables}, **workers)
 
 
 def _overfull(plan: Plan, topology: Topology) -> list[str]:
@@ -216,12 +222,12 @@ def _diff(arguments: argparse.Namespace) -> None:
     for name, text in found.changed.items():
         moved = found.moved.get(name)
         sizes = (moved.intra_node, moved.inter_node) if moved else (0.0, 0.0)
-        table.add_row(name, text, *map(size_text, sizes))
+        table.add_row(escape(name), escape(text), *map(size_text, sizes))
     console = _console()
     console.print(table)
     for kind, names in (("added", found.added), ("removed", found.removed)):
         if names:
-            console.print(f"{kind}: {', '.join(names)}")
+            console.print(f"{kind}: {', '.join(names)}", markup=False)
     console.print(
         f"moved: {size_text(found.intra_node_bytes)} within nodes, "
         f"{size_text(found.inter_node_bytes)} between nodes; busiest rank "
@@ -243,13 +249,13 @@ def _whatif(arguments: argparse.Namespace) -> None:
     rows = []
     for name in arguments.topology.split(","):
         for size in arguments.world_size.split(","):
-            topology = load_topology(name.strip()).with_world_size(_whole_number(size))
+            topology, workers = load_topology(name.strip()), _whole_number(size)
             try:
-                known = facts(make_plan(table_set, topology))
-                rows.append({"fits": True, "error": None, **known})
+                plan = make_plan(table_set, topology.with_world_size(workers), advise=False)
+                rows.append({"fits": True, "error": None, **facts(plan)})
             except PlanError as error:
                 rows.append({"fits": False, "error": str(error), "topology": topology.name})
-                rows[-1]["world_size"] = topology.world_size
+                rows[-1]["world_size"] = workers
     fitting = [row["world_size"] for row in rows if row["fits"]]
     for row in rows:
         row["smallest"] = row["fits"] and row["world_size"] == min(fitting)
@@ -277,7 +283,8 @@ def _whatif(arguments: argparse.Namespace) -> None:
     console.print(table)
     for row in rows:
         if not row["fits"]:
-            console.print(f"{row['topology']} x {row['world_size']}: {row['error']}")
+            line = f"{row['topology']} x {row['world_size']}: {row['error']}"
+            console.print(line, markup=False)
 
 
 def _to_cpu(arguments: argparse.Namespace) -> None:
@@ -345,8 +352,14 @@ def _bytes(text: str) -> float:
 
 
 def _whole_number(text: str) -> int:
-    if not text.strip().isdigit():
-        raise PlanError(f"--world-size: {text!r} is no number; e.g. 8,16,32")
+    if not text.strip().isdigit() or int(text) < 1:
+        raise PlanError(f"--world-size: {text!r} is no number of workers; e.g. 8,16,32")
+    return int(text)
+
+
+def _positive(text: str) -> int:
+    if not text.isdigit() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is no whole number of 1 or more")
     return int(text)
 
 

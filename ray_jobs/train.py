@@ -44,6 +44,7 @@ def main() -> None:
             load_plan(config.sharding.plan),
             tables_of_run(config, schema),
             world_size=config.scaling.num_workers,
+            device="cuda" if config.scaling.use_gpu else "cpu",
         )
     run_folder = config.run.folder / config.run.name / (arguments.run_id or new_run_id())
     summary = launch(

@@ -34,6 +34,7 @@ class Options:
         full: int64 [O].
         memory: float64 [O, 3, M], bytes on a rank with a whole block, the rest, nothing.
         weight: float64 [O], how much the table's time counts when options are chosen.
+        copies: int64 [O], how often the rows are held: by every rank (data-parallel), or once.
     """
 
     table: IntArray
@@ -43,6 +44,7 @@ class Options:
     full: IntArray
     memory: FloatArray
     weight: FloatArray
+    copies: IntArray
 
     @property
     def first(self) -> IntArray:

@@ -56,6 +56,11 @@ class PlanDiff:
         """Moved between nodes."""
         return sum(moved.inter_node for moved in self.moved.values())
 
+    @property
+    def moved_bytes(self) -> float:
+        """Moved within and between nodes."""
+        return self.intra_node_bytes + self.inter_node_bytes
+
     def to_json(self) -> dict[str, Any]:
         """Plain values."""
         moved = {

@@ -31,8 +31,8 @@ def to_cpu(
         The plan, and one line for each substitution.
 
     Raises:
-        PlanError: `topology` isn't one of CPUs, row_scale isn't in (0, 1], or `table_set` has
-            other tables or widths.
+        PlanError: `topology` isn't one of CPUs, row_scale isn't in (0, 1], `table_set` has other
+            tables or widths, or the memory isn't enough.
     """
     if topology.device != "cpu":
         raise PlanError(f"topology {topology.name} is for {topology.device}; choose one of CPUs")
@@ -57,8 +57,10 @@ def to_cpu(
                 "cache_share": None,
             }
         )
-        if scaled.data_type != table.data_type:
-            lines.append(f"{table.name}: {table.data_type} -> {scaled.data_type} rows")
+        for what in ("data_type", "pooling", "lengths"):
+            one, two = getattr(table, what), getattr(scaled, what)
+            if one != two:
+                lines.append(f"{table.name}: {what} {one} -> {two}")
         if scaled.num_embeddings != table.num_embeddings:
             lines.append(f"{table.name}: {table.num_embeddings} -> {scaled.num_embeddings} rows")
         entry = plan.tables[table.name]
@@ -74,8 +76,13 @@ def to_cpu(
         told[table.name] = (way, places)
     old, new = plan.made_for.topology.world_size, topology.world_size
     if old != new:
-        lines.append(f"ranks: {old} -> {new}; rank r becomes rank r mod {new}")
+        lines.append(
+            f"ranks: {old} -> {new}; rank r becomes rank r mod {new}, or the next free one for "
+            "column shards of one table"
+        )
     batch_size = (table_set or old_set).batch_size
+    if batch_size != old_set.batch_size:
+        lines.append(f"batch size: {old_set.batch_size} -> {batch_size}")
     new_set = TableSet(batch_size=batch_size, optimizer=optimizer, tables=tuple(tables))
     return plan_as_told(new_set, topology, told), lines
 
@@ -95,10 +102,9 @@ def _check_same_tables(planned: TableSet, wanted: TableSet) -> None:
 
 def _on_cpu(table: PlanTable, entry: TablePlan, num_ranks: int) -> tuple[Way, tuple[int, ...]]:
     width = table.embedding_dim
-    if entry.sharding_type in BY_ALL:
-        kernel = "dense" if entry.sharding_type == "data_parallel" else "fused"
-        return Way(entry.sharding_type, kernel, width), ()
-    if entry.sharding_type in _BY_ROWS:
+    if entry.sharding_type == "data_parallel" and table.pooling != "none":
+        return Way("data_parallel", "dense", width), ()
+    if entry.sharding_type in (*BY_ALL, *_BY_ROWS):
         return Way("row_wise", "fused", width), ()
     # As many column shards as ranks allow.
     parts = max(

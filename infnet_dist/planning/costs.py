@@ -7,7 +7,7 @@ the number of rows (except data-parallel's), its bytes do. The figures are equal
 """
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -158,13 +158,19 @@ def _kernels(table: PlanTable, sharding_type: str, topology: Topology, offload: 
     return [kernel for kernel in kernels if kernel in table.compute_kernels]
 
 
-def estimate(table_set: TableSet, topology: Topology, *, offload: bool) -> Costs:
-    """Estimate every way of every table.
+def estimate(
+    table_set: TableSet,
+    topology: Topology,
+    *,
+    offload: bool,
+    also: Mapping[str, Way] | None = None,
+) -> Costs:
+    """Estimate every way of every table; `also` adds one to the tables that it names.
 
     Raises:
         PlanError: constraints leave a table no way.
     """
-    return _Estimator(table_set, topology).run(offload)
+    return _Estimator(table_set, topology).run(offload, also or {})
 
 
 class _Estimator:
@@ -184,12 +190,12 @@ class _Estimator:
             {sharder_name(sharder.module_type): sharder for sharder in sharders}
         )
 
-    def run(self, offload: bool) -> Costs:
+    def run(self, offload: bool, also: Mapping[str, Way]) -> Costs:
         """Both estimators, each called once."""
         pairs = [
             (number, table, way)
             for number, table in enumerate(self.table_set.tables)
-            for way in self._ways_of(table, offload)
+            for way in self._ways_of(table, offload, also.get(table.name))
         ]
         storage = [
             self._option(table, way, kinds=3 if way.sharding_type in _BY_ROWS else 1)
@@ -227,11 +233,17 @@ class _Estimator:
             full=integers(_full_blocks(table, way, self.topology) for _, table, way in pairs),
             memory=np.array([_memory(option) for option in storage]),
             weight=np.array([table.priority for _, table, _ in pairs]),
+            copies=integers(
+                self.topology.world_size if way.sharding_type == "data_parallel" else 1
+                for way in ways
+            ),
         )
         return Costs(ways, options, lookup, total - lookup)
 
-    def _ways_of(self, table: PlanTable, offload: bool) -> list[Way]:
+    def _ways_of(self, table: PlanTable, offload: bool, also: Way | None) -> list[Way]:
         ways = list(ways_of(table, self.topology, offload=offload))
+        if also is not None and also not in ways:
+            ways.append(also)
         if not ways:
             types = ", ".join(table.sharding_types or ("any",))
             kernels = ", ".join(table.compute_kernels or ("any",))

@@ -69,8 +69,8 @@ def _save_work(board: Board, placement: Placement, budget: MoveBudget, stops: In
     for table in np.argsort(-saved, kind="stable"):
         if saved[table] <= 0:
             return
-        if budget.table_bytes[table] > budget.left:
-            continue
+        if budget.table_bytes[table]:
+            continue  # what stands already moves only to relieve the busiest rank
         old, old_units = int(placement.option[table]), placement.units[table]
         mine = np.arange(options.first[table], stops[table])
         top = float(board.time.max())
@@ -87,7 +87,6 @@ def _save_work(board: Board, placement: Placement, budget: MoveBudget, stops: In
             board.put_all(option, units, -1)
             if fits:
                 new, new_units = option, units
-                budget.left -= budget.table_bytes[table]
                 break
         board.put_all(new, new_units)
         placement.option[table], placement.units[table] = new, new_units
@@ -200,6 +199,8 @@ def _change_option(
         for option in range(int(options.first[table]), int(stops[table])):
             if option == old or options.time[option] >= top:
                 continue
+            if not budget.allows(budget.table_bytes[table] * options.copies[option]):
+                continue
             units = board.where(option, longest=top)
             if units is None:
                 continue
@@ -213,6 +214,6 @@ def _change_option(
         board.put_all(option, units)
         placement.option[table], placement.units[table] = option, units
         if best is not None:
-            budget.left -= budget.table_bytes[table]
+            budget.left -= budget.table_bytes[table] * options.copies[option]
             return True
     return False

@@ -9,11 +9,11 @@ import json
 import logging
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Literal, NamedTuple, Self
+from typing import Literal, NamedTuple
 
 import numpy as np
 import torchrec
-from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from infnet_dist.errors import PlanError
 from infnet_dist.planning.costs import Way, block_rows
@@ -25,6 +25,7 @@ log = logging.getLogger(__name__)
 FORMAT_VERSION = 2
 BY_NODE = ("table_row_wise", "grid_shard")
 BY_ALL = ("row_wise", "data_parallel")
+UNPOOLED = ("table_wise", "row_wise", "column_wise")  # what sequence tables can be
 
 
 class _Entry(BaseModel):
@@ -66,7 +67,7 @@ class TablePlan(_Entry):
 
     sharding_type: ShardingTypeName
     compute_kernel: KernelName
-    columns: int
+    columns: int = Field(ge=1)
     cache_share: float | None = None
     places: tuple[int, ...] = ()
     lookup_ms: float
@@ -127,15 +128,6 @@ class Plan(_Entry):
     excluded: tuple[str, ...] = ()
     tables: dict[str, TablePlan]
     ranks: RankLoads
-
-    @model_validator(mode="after")
-    def _check(self) -> Self:
-        if self.format_version != FORMAT_VERSION:
-            raise ValueError(
-                f"made by another version (format {self.format_version}, this code reads "
-                f"{FORMAT_VERSION}); make it again"
-            )
-        return self
 
     @property
     def bottleneck_ms(self) -> float:
@@ -218,8 +210,15 @@ def load_plan(path: Path) -> Plan:
     if not path.is_file():
         raise PlanError(f"no plan file {path}; set sharding.plan=auto or give an existing file")
     try:
-        plan = Plan.model_validate(json.loads(path.read_text()))
-    except json.JSONDecodeError as error:
+        raw = json.loads(path.read_text())
+        version = raw.get("format_version", 1) if isinstance(raw, dict) else None
+        if version is not None and version != FORMAT_VERSION:
+            raise PlanError(
+                f"plan {path} was made by another version (format {version}, this code reads "
+                f"{FORMAT_VERSION}); make it again"
+            )
+        plan = Plan.model_validate(raw)
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
         raise PlanError(f"plan {path} is not JSON ({error})") from None
     except ValidationError as error:
         first = error.errors()[0]
@@ -241,6 +240,10 @@ def wrong_places(plan: Plan) -> list[str]:
     """Tables whose shards don't tile them on ranks that exist; one line each."""
     topology, lines = plan.made_for.topology, []
     planned = {table.name for table in plan.made_for.tables.tables}
+    for field in RankLoads.model_fields:
+        count = len(getattr(plan.ranks, field))
+        if count != topology.world_size:
+            lines.append(f"ranks.{field} has {count} entries for {topology.world_size} ranks")
     lines += [f"table {name!r} has no plan" for name in sorted(planned - set(plan.tables))]
     lines += [f"table {name!r} isn't described" for name in sorted(set(plan.tables) - planned)]
     for name in sorted(planned & set(plan.tables)):
@@ -269,10 +272,11 @@ def differences(
     *,
     world_size: int,
     workers_per_node: int | None = None,
+    device: str | None = None,
 ) -> list[str]:
     """What keeps the plan from being loaded for these tables and workers; one line each.
 
-    Without `workers_per_node` any division into nodes will do.
+    Without `workers_per_node` any division into nodes will do, without `device` any device.
     """
     lines, topology = [], plan.made_for.topology
     if topology.world_size != world_size:
@@ -290,6 +294,21 @@ def differences(
         elif shape(planned[name]) != shape(tables[name]):
             lines.append(
                 f"table {name!r} is {shape(planned[name])} in the plan, {shape(tables[name])} here"
+            )
+        elif (planned[name].pooling == "none") != (tables[name].pooling == "none"):
+            lines.append(
+                f"table {name!r} has pooling {planned[name].pooling} in the plan, "
+                f"{tables[name].pooling} here"
+            )
+        elif tables[name].pooling == "none" and plan.tables[name].sharding_type not in UNPOOLED:
+            lines.append(
+                f"table {name!r} is {plan.tables[name].sharding_type} in the plan, which sequence "
+                "tables can't be"
+            )
+        elif device == "cpu" and plan.tables[name].compute_kernel not in ("fused", "dense"):
+            lines.append(
+                f"table {name!r} has kernel {plan.tables[name].compute_kernel} in the plan, which "
+                "needs GPUs (python -m ray_jobs.plan to-cpu converts a plan)"
             )
     return lines
 

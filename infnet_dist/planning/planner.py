@@ -1,12 +1,14 @@
 """Tables + topology -> plan; also beside tables that stay where they are, or nearly."""
 
 from collections.abc import Iterator, Mapping
+from itertools import islice
 
 import numpy as np
 
 from infnet_dist.errors import PlanError
 from infnet_dist.planning.board import EVERY, Cluster, Options, Placement
 from infnet_dist.planning.bound import lower_bound
+from infnet_dist.planning.compare import diff_plans
 from infnet_dist.planning.costs import Costs, Way, estimate, excluded, row_bytes
 from infnet_dist.planning.improve import MoveBudget, improve
 from infnet_dist.planning.plan import MadeFor, Plan, RankLoads, TablePlan, shape, shards_of
@@ -15,20 +17,26 @@ from infnet_dist.planning.tables import TableSet
 from infnet_dist.planning.topology import TIERS, Topology
 
 _ROUND_MS = 9
+_SHORT = 0.7  # of all HBM: above it, other kernels are tried as well
 
 
-def make_plan(table_set: TableSet, topology: Topology) -> Plan:
+def make_plan(table_set: TableSet, topology: Topology, *, advise: bool = True) -> Plan:
     """The best plan found: least estimated time of the busiest rank, within every rank's memory.
 
-    Kernels that keep rows outside of HBM are tried where HBM alone isn't enough.
+    Kernels that keep rows outside of HBM are tried where HBM is short.
+
+    Args:
+        table_set: the tables.
+        topology: the workers.
+        advise: where nothing fits, look for changes that help and name them; takes longer.
 
     Raises:
-        PlanError: constraints leave a table no way, or nothing fits; says what is short and names
+        PlanError: constraints leave a table no way, or nothing fits; says what is short, and names
             changes that help, each verified by planning.
     """
     plan = _try_plan(table_set, topology)
     if plan is None:
-        raise PlanError(_explain_shortage(table_set, topology))
+        raise PlanError(_explain_shortage(table_set, topology, advise))
     return plan
 
 
@@ -47,18 +55,11 @@ def extend_plan(plan: Plan, table_set: TableSet, *, max_move_bytes: float = 0.0)
     topology = plan.made_for.topology
     tables = {table.name: table for table in table_set.tables}
     kept = {t.name: t for t in plan.made_for.tables.tables if t.name in tables}
-    changed = [
-        f"table {name!r} is {shape(table)} in the plan, {shape(tables[name])} now"
-        for name, table in kept.items()
-        if shape(table) != shape(tables[name])
-    ]
-    if changed:
-        raise PlanError(
-            f"{'; '.join(changed)}; extend leaves existing tables as they are: make a new plan, or "
-            "give the changed table a new name"
-        )
-    for offload in (False, True):
-        costs = estimate(_with_ways_of(plan, table_set), topology, offload=offload)
+    _check_kept(plan, table_set, list(kept))
+    also = {name: plan.tables[name].way for name in kept}
+    found: list[Plan] = []
+    for offload in (False, True) if topology.device == "cuda" else (False,):
+        costs = estimate(table_set, topology, offload=offload, also=also)
         cluster = _pinned_cluster(plan, costs, table_set)
         start, bound = _place_new(plan, costs, cluster, table_set)
         if start is None:
@@ -72,30 +73,45 @@ def extend_plan(plan: Plan, table_set: TableSet, *, max_move_bytes: float = 0.0)
         )
         budget = MoveBudget(np.where(is_kept, sizes, 0.0), float(max_move_bytes))
         improve(costs.options, everything, start, bound, budget)
-        return _to_plan(table_set, topology, costs, start, bound)
-    names = ", ".join(repr(name) for name in tables if name not in kept)
-    raise PlanError(
-        f"the new tables ({names}) don't fit beside the {len(kept)} that stay; allow some to move "
-        "(--max-move), or make a new plan"
-    )
+        found.append(_to_plan(table_set, topology, costs, start, bound))
+        break
+    fresh = _try_plan(table_set, topology) if max_move_bytes else None
+    if fresh is not None and diff_plans(plan, fresh).moved_bytes <= max_move_bytes:
+        found.append(fresh)
+    if not found:
+        names = ", ".join(repr(name) for name in tables if name not in kept)
+        more = "more of them to move" if max_move_bytes else "some to move (--max-move)"
+        raise PlanError(
+            f"no place was found for the new tables ({names}) beside the {len(kept)} that stay; "
+            f"allow {more}, or make a new plan"
+        )
+    return min(found, key=lambda one: one.bottleneck_ms)
+
+
+def _check_kept(plan: Plan, table_set: TableSet, kept: list[str]) -> None:
+    old = plan.made_for.tables
+    pairs = [(name, old.table(name), table_set.table(name)) for name in kept]
+    changed = [
+        f"table {name!r} is {shape(one)} pooling {one.pooling} in the plan, "
+        f"{shape(two)} pooling {two.pooling} now"
+        for name, one, two in pairs
+        if (shape(one), one.pooling) != (shape(two), two.pooling)
+    ]
+    if kept and old.optimizer != table_set.optimizer:
+        changed.append(f"the optimizer is {old.optimizer} in the plan, {table_set.optimizer} now")
+    if changed:
+        raise PlanError(
+            f"{'; '.join(changed)}; extend leaves existing tables as they are: make a new plan, or "
+            "give the changed table a new name"
+        )
 
 
 def plan_as_told(
     table_set: TableSet, topology: Topology, told: Mapping[str, tuple[Way, tuple[int, ...]]]
 ) -> Plan:
     """The plan with these ways and places, with its estimates; nothing is searched."""
-    only = [
-        table.model_copy(
-            update={
-                "sharding_types": (told[table.name][0].sharding_type,),
-                "compute_kernels": (told[table.name][0].kernel,),
-                "cache_share": told[table.name][0].cache_share,
-                "min_column_width": min(told[table.name][0].columns, table.embedding_dim),
-            }
-        )
-        for table in table_set.tables
-    ]
-    costs = estimate(table_set.model_copy(update={"tables": tuple(only)}), topology, offload=True)
+    also = {name: way for name, (way, _) in told.items()}
+    costs = estimate(table_set, topology, offload=False, also=also)
     numbers = [
         next(
             int(i)
@@ -105,6 +121,15 @@ def plan_as_told(
         for number, table in enumerate(table_set.tables)
     ]
     units = [told[table.name][1] for table in table_set.tables]
+    _, _, memory = _loads(costs, list(zip(numbers, units, strict=True)), topology)
+    over = memory / np.maximum(topology.capacity, 1.0)
+    if over.max() > 1:
+        tier = int(over.max(axis=0).argmax())
+        raise PlanError(
+            f"{TIERS[tier]} of rank {int(over[:, tier].argmax())} would have to hold "
+            f"{_gib(memory[:, tier].max())} of {_gib(topology.capacity[tier])}: "
+            f"{1 / over.max():.2g} times the rows would fit, or more ranks"
+        )
     empty = np.zeros(0)
     placement = Placement(np.array(numbers, np.int64), units, empty, empty)
     bound, _ = lower_bound(costs.options, empty_cluster(topology))
@@ -123,35 +148,24 @@ def empty_cluster(topology: Topology) -> Cluster:
 
 
 def _try_plan(table_set: TableSet, topology: Topology) -> Plan | None:
+    """The better plan of those with HBM kernels alone and, where HBM is short, with all kernels."""
+    cluster, best = empty_cluster(topology), None
     for offload in (False, True) if topology.device == "cuda" else (False,):
         costs = estimate(table_set, topology, offload=offload)
-        placement, bound = search(costs.options, empty_cluster(topology))
-        if placement is not None:
-            return _to_plan(table_set, topology, costs, placement, bound)
-    return None
+        placement, bound = search(costs.options, cluster)
+        if placement is None:
+            continue
+        plan = _to_plan(table_set, topology, costs, placement, bound)
+        if best is not None and best.bottleneck_ms <= plan.bottleneck_ms:
+            plan = best.model_copy(update={"lower_bound_ms": plan.lower_bound_ms})
+        best = plan
+        full = placement.memory[:, 0].sum() > _SHORT * cluster.capacity[:, 0].sum()
+        if not full and costs.options.fits_alone(cluster).all():
+            break  # no kernel is faster than those in HBM, and HBM has room for each way
+    return best
 
 
 # ---- beside what stands already
-
-
-def _with_ways_of(plan: Plan, table_set: TableSet) -> TableSet:
-    """The tables, so that each kept one is offered the way it is sharded now among others."""
-    offered = []
-    for table in table_set.tables:
-        entry = plan.tables.get(table.name)
-        if entry is not None:
-            types, kernels = table.sharding_types, table.compute_kernels
-            update: dict[str, object] = {
-                "min_column_width": min(table.min_column_width, entry.columns)
-            }
-            if types is not None:
-                update["sharding_types"] = tuple(dict.fromkeys([*types, entry.sharding_type]))
-            if kernels is not None or entry.compute_kernel not in ("fused", "dense"):
-                old = kernels or ("fused", "dense")
-                update["compute_kernels"] = tuple(dict.fromkeys([*old, entry.compute_kernel]))
-            table = table.model_copy(update=update)
-        offered.append(table)
-    return table_set.model_copy(update={"tables": tuple(offered)})
 
 
 def _pinned(plan: Plan, costs: Costs, table_set: TableSet) -> Iterator[tuple[int, int]]:
@@ -171,6 +185,11 @@ def _pinned_cluster(plan: Plan, costs: Costs, table_set: TableSet) -> Cluster:
     ]
     lookup, comms, memory = _loads(costs, placed, topology)
     empty = empty_cluster(topology)
+    if (memory > empty.capacity).any():
+        raise PlanError(
+            "the tables that stay don't fit any more with this batch size and these lengths: make "
+            "a new plan"
+        )
     return Cluster(empty.ranks_per_node, empty.capacity, lookup + comms, memory)
 
 
@@ -191,7 +210,7 @@ def _place_new(
             table=np.searchsorted(new, options.table[mine]),
             **{
                 name: getattr(options, name)[mine]
-                for name in ("place", "units", "time", "full", "memory", "weight")
+                for name in ("place", "units", "time", "full", "memory", "weight", "copies")
             },
         )
         placement, bound = search(part, cluster)
@@ -280,63 +299,85 @@ def _stored(table_set: TableSet, topology: Topology, plans: dict[str, TablePlan]
 # ---- nothing fits
 
 
-def _explain_shortage(table_set: TableSet, topology: Topology) -> str:
+def _explain_shortage(table_set: TableSet, topology: Topology, advise: bool) -> str:
     """What is short by how much, the costliest tables, and changes that make it fit."""
     costs = estimate(table_set, topology, offload=True)
-    totals = costs.options.total_memory(empty_cluster(topology))
-    least = np.minimum.reduceat(totals, costs.options.first)
-    free = topology.capacity * topology.world_size
-    tier = 0 if topology.device == "cuda" else 1
+    cluster = empty_cluster(topology)
+    totals = costs.options.total_memory(cluster)
+    tiers = [i for i in range(len(TIERS)) if totals[:, i].any()]
+    least = np.minimum.reduceat(totals, costs.options.first).sum(axis=0)
     # Together: what can't be in HBM must be in RAM.
     need = np.minimum.reduceat(totals.sum(axis=1), costs.options.first)
+    free = topology.capacity * topology.world_size
     short = [
-        f"{TIERS[i]} is short of {_gib(least[:, i].sum() - free[i])}"
-        for i in range(len(TIERS))
-        if least[:, i].sum() > free[i]
+        f"{TIERS[i]} is short of {_gib(least[i] - free[i])}" for i in tiers if least[i] > free[i]
     ]
-    if not short and need.sum() > free.sum():
-        short = [f"all memory together is short of {_gib(need.sum() - free.sum())}"]
+    together = " and ".join(TIERS[i] for i in tiers)
+    if not short and need.sum() > free[tiers].sum():
+        short = [f"{together} together: short of {_gib(need.sum() - free[tiers].sum())}"]
+    alone = np.logical_or.reduceat(costs.options.fits_alone(cluster), costs.options.first)
+    short += [
+        f"no shard of table {table_set.tables[i].name!r} fits a worker in any way"
+        for i in np.flatnonzero(~alone)
+    ]
     if not short:
-        largest = int(need.argmax())
         short = [
-            f"the sum would fit ({_gib(need.sum())} of {_gib(free.sum())}), but not its pieces: "
-            f"a worker has {_gib(topology.capacity[tier])} of {TIERS[tier]}, and table "
-            f"{table_set.tables[largest].name!r} needs {_gib(need[largest])}"
+            f"no placement was found, though the sum would fit ({_gib(need.sum())} of "
+            f"{_gib(free[tiers].sum())} {together})"
         ]
     order = np.argsort(-need, kind="stable")[:3]
     costly = ", ".join(f"{table_set.tables[i].name!r} {_gib(need[i])}" for i in order)
-    helps = list(_changes_that_fit(table_set, topology, [int(i) for i in order]))
-    advice = "; ".join(helps[:3]) or "none of the usual changes is enough: make tables smaller"
-    return (
+    message = (
         f"no plan fits {topology.world_size} workers of {topology.name}: {'; '.join(short)}. "
-        f"Costliest tables: {costly}. What would fit (planned): {advice}"
+        f"Costliest tables: {costly}"
     )
+    if not advise:
+        return message
+    helps = list(islice(_changes_that_fit(table_set, topology, [int(i) for i in order]), 3))
+    advice = "; ".join(helps) or "none of the usual changes is enough: make tables smaller"
+    return f"{message}. What would fit (planned): {advice}"
 
 
 def _changes_that_fit(table_set: TableSet, topology: Topology, costly: list[int]) -> Iterator[str]:
     """Changes after which a plan exists, the cheapest first; each is planned."""
-    if table_set.optimizer == "adam":
+    if table_set.optimizer in ("adam", "adagrad"):
         lighter = table_set.model_copy(update={"optimizer": "rowwise_adagrad"})
         if _try_plan(lighter, topology) is not None:
-            yield "optimizer rowwise_adagrad in place of adam"
+            yield f"optimizer rowwise_adagrad in place of {table_set.optimizer}"
     names = [table_set.tables[i].name for i in costly]
     for name in names:
-        table = table_set.table(name)
-        if table.compute_kernels is not None and topology.device == "cuda":
+        if table_set.table(name).compute_kernels is not None and topology.device == "cuda":
             freed = table_set.replace(name, compute_kernels=None, cache_share=None)
             if _try_plan(freed, topology) is not None:
                 yield f"all kernels for table {name!r}, with rows outside of HBM"
+    wide = [name for name in names if table_set.table(name).data_type == "fp32"]
     halved = table_set
-    for count, name in enumerate(names, start=1):
+    for count, name in enumerate(wide, start=1):
         halved = halved.replace(name, data_type="fp16")
-        if halved != table_set and _try_plan(halved, topology) is not None:
-            yield f"fp16 rows for {', '.join(repr(n) for n in names[:count])}"
+        if _try_plan(halved, topology) is not None:
+            yield f"fp16 rows for {', '.join(repr(n) for n in wide[:count])}"
             break
-    for factor in (2, 3, 4, 8, 16):
-        larger = topology.model_copy(update={"num_nodes": topology.num_nodes * factor})
-        if _try_plan(table_set, larger) is not None:
-            yield f"{larger.world_size} workers on {larger.num_nodes} nodes"
-            break
+    nodes = _fewest_nodes(table_set, topology)
+    if nodes is not None:
+        yield f"{nodes * topology.workers_per_node} workers on {nodes} nodes"
+
+
+def _fewest_nodes(table_set: TableSet, topology: Topology) -> int | None:
+    """The fewest nodes that are enough, at most 16 times as many; by bisection."""
+
+    def fits(nodes: int) -> bool:
+        larger = topology.model_copy(update={"num_nodes": nodes})
+        return _try_plan(table_set, larger) is not None
+
+    low, high = topology.num_nodes, topology.num_nodes
+    while not fits(high):
+        low, high = high, 2 * high
+        if high > 16 * topology.num_nodes:
+            return None
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (low, middle) if fits(middle) else (middle, high)
+    return high
 
 
 def _gib(size: float) -> str:

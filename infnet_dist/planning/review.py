@@ -11,6 +11,7 @@ import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
 from rich.console import Console, Group, RenderableType
+from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
@@ -78,7 +79,7 @@ def render(plan: Plan, *, most_tables: int = 40) -> RenderableType:
         tables.add_column(column, justify="right")
     entries = sorted(plan.tables.items(), key=_largest_first)
     for name, entry in entries[:most_tables]:
-        tables.add_row(name, shape(plan.made_for.tables.table(name)), *_row(entry))
+        tables.add_row(escape(name), shape(plan.made_for.tables.table(name)), *_row(entry))
     lines = [f"... and {len(entries) - most_tables} more"] if len(entries) > most_tables else []
     lines += [
         f"{known['tables']} tables, {size_text(known['stored_bytes'])} of rows and optimizer "

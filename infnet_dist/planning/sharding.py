@@ -85,17 +85,24 @@ def tables_of_run(
 
 
 def check_plan(
-    plan: Plan, table_set: TableSet, *, world_size: int, workers_per_node: int | None = None
+    plan: Plan,
+    table_set: TableSet,
+    *,
+    world_size: int,
+    workers_per_node: int | None = None,
+    device: str | None = None,
 ) -> None:
     """Check that `plan` can be loaded for these tables and workers.
 
-    Without `workers_per_node` any division into nodes will do.
+    Without `workers_per_node` any division into nodes will do, without `device` any device.
 
     Raises:
         PlanError: lists every difference and says how to get the right plan.
     """
     tables = {table.name: table for table in table_set.tables}
-    found = differences(plan, tables, world_size=world_size, workers_per_node=workers_per_node)
+    found = differences(
+        plan, tables, world_size=world_size, workers_per_node=workers_per_node, device=device
+    )
     if found:
         raise PlanError(
             "the plan doesn't fit: " + "; ".join(found) + "; set sharding.plan=auto, or make "

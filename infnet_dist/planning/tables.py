@@ -52,7 +52,7 @@ class PlanTable(_Entry):
     """One table, and what is asked of its plan."""
 
     name: str
-    num_embeddings: int = Field(ge=1, description="rows")
+    num_embeddings: int = Field(ge=1, le=10**14, description="rows")
     embedding_dim: int = Field(ge=4, multiple_of=4, description="floats per row")
     data_type: Literal["fp32", "fp16"] = Field("fp32", description="type of the rows")
     pooling: Literal["none", "sum", "mean"] = Field(
@@ -135,7 +135,7 @@ def read_yaml(path: Path, model: type[Model], kind: str) -> Model:
         raise PlanError(f"no {kind} {path}")
     try:
         raw = yaml.safe_load(path.read_text())
-    except yaml.YAMLError as error:
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise PlanError(f"{path} is not YAML: {' '.join(str(error).split())}") from None
     if not isinstance(raw, dict):
         raise PlanError(f"{path} holds a {type(raw).__name__}, expected keys such as 'tables:'")

@@ -76,9 +76,10 @@ class Topology(BaseModel):
             memory = {name: getattr(self, name) * share for name in ("hbm_gib", "ddr_gib")}
             memory["ssd_gib"] = self.ssd_gib * share
             return self.model_copy(update={"num_nodes": 1, "workers_per_node": world_size} | memory)
+        whole = max(whole, 1)
         raise PlanError(
             f"{world_size} workers don't fill nodes of {self.workers_per_node} ({self.name}); use "
-            f"{max(whole, 1) * self.workers_per_node} or {(whole + 1) * self.workers_per_node}"
+            f"{whole * self.workers_per_node} or {(whole + 1) * self.workers_per_node}"
         )
 
     @property

@@ -55,6 +55,20 @@ def test_make_shows_what_it_planned(
     assert known["bottleneck_ms"] == load_plan(Path(path)).bottleneck_ms
 
 
+def test_odd_names_and_numbers(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "tables.yaml"
+    path.write_text(TABLES.replace("name: user,", "name: 'user[/]',"))
+    command = ["make", "--tables", str(path), "--output", str(tmp_path / "plan.json")]
+    main([*command, "--topology", "h100x8"])
+    assert "user[/]" in capsys.readouterr().out
+    for bad in ("0", "-3", "x"):
+        with pytest.raises(SystemExit):
+            main([*command, "--world-size", bad])
+        assert "is no whole number of 1 or more" in capsys.readouterr().err
+    main(["whatif", "--tables", str(path), "--topology", "h100x8", "--world-size", "8,12"])
+    assert "12 workers don't fill nodes of 8" in capsys.readouterr().out.replace("\n", " ")
+
+
 def test_show_writes_a_page_and_a_picture(
     plan: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -70,6 +84,8 @@ def test_check_lists_differences(plan: Path, capsys: pytest.CaptureFixture[str])
     assert "the plan fits" in capsys.readouterr().out
     with pytest.raises(PlanError, match="workers_per_node is 8 in the plan, 2 here"):
         main(["check", str(plan), "--topology", "cpu"])
+    with pytest.raises(PlanError, match="nothing to check against: give --config"):
+        main(["check", str(plan)])
     with pytest.raises(PlanError, match="no complete checkpoint"):
         main(["check", str(plan), "--checkpoint", str(plan.parent)])
 
@@ -104,7 +120,7 @@ def test_whatif_marks_the_smallest_that_fits(
     main([*command, "--world-size", "8"])
     text = capsys.readouterr().out
     assert "h100x8 x 8: no plan fits 8 workers" in text.replace("\n", " ")
-    with pytest.raises(PlanError, match="--world-size: 'x' is no number"):
+    with pytest.raises(PlanError, match="--world-size: 'x' is no number of workers"):
         main([*command, "--world-size", "x"])
 
 

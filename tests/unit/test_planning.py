@@ -133,6 +133,33 @@ def test_rows_leave_hbm_only_where_they_must() -> None:
     assert tight.bottleneck_ms > roomy.bottleneck_ms
 
 
+def test_offloading_a_cold_table_may_beat_hbm_alone() -> None:
+    def table(name: str, rows: int, length: float) -> PlanTable:
+        feature = PlanFeature(name=name, mean_length=length)
+        return PlanTable(
+            name=name,
+            num_embeddings=rows,
+            embedding_dim=128,
+            features=(feature,),
+            sharding_types=("table_wise", "row_wise"),
+        )
+
+    hot = [table(f"hot{i}", 100_000, 200.0) for i in range(6)]
+    table_set = TableSet(batch_size=8_192, tables=(table("cold", 1_080_000_000, 0.01), *hot))
+    plan = make_plan(table_set, gpus(1).model_copy(update={"reserve": 0.0}))
+    for kernels in (("fused",), ("fused_uvm",), ("fused_uvm_caching",)):
+        try:
+            alone = make_plan(
+                table_set.replace("cold", compute_kernels=kernels),
+                plan.made_for.topology,
+                advise=False,
+            )
+        except PlanError:
+            continue
+        assert plan.bottleneck_ms <= alone.bottleneck_ms * 1.001
+        assert plan.lower_bound_ms <= alone.bottleneck_ms * (1 + 1e-6)
+
+
 def test_priority_keeps_a_table_in_hbm() -> None:
     # Two tables alike, room for one of them.
     tables = [
@@ -199,6 +226,24 @@ def test_every_difference_is_listed() -> None:
     assert "sharding.plan=auto" in message and "ray_jobs.plan" in message
 
 
+def test_a_plan_must_suit_the_kind_of_tables_and_the_device() -> None:
+    pooled, sequences = make_tables(6), make_tables(6, pooling="none")
+    plan = make_plan(pooled, gpus(1))
+    with pytest.raises(PlanError, match="table 't0' has pooling sum in the plan, none here"):
+        check_plan(plan, sequences, world_size=8)
+    raw = plan.model_dump(mode="json")
+    for table in raw["made_for"]["tables"]["tables"]:
+        table["pooling"] = "none"
+    raw["tables"]["t0"] |= {"sharding_type": "data_parallel", "places": []}
+    with pytest.raises(PlanError, match=r"'t0' is data_parallel in .* sequence tables can't be"):
+        check_plan(Plan.model_validate(raw), sequences, world_size=8)
+    cached = sequences.replace("t2", compute_kernels=("fused_uvm",))
+    offloaded = make_plan(cached, gpus(1))
+    check_plan(offloaded, cached, world_size=8, device="cuda")
+    with pytest.raises(PlanError, match=r"table 't2' has kernel fused_uvm .* needs GPUs"):
+        check_plan(offloaded, cached, world_size=8, device="cpu")
+
+
 @pytest.mark.parametrize(
     ("name", "change"),
     [
@@ -233,8 +278,15 @@ def test_malformed_files(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> No
     assert load_plan(path).tables == plan.tables
     assert "was made with torchrec 1.0.0" in caplog.text
     raw = plan.model_dump(mode="json")
+    path.write_text(json.dumps({"made_for": {"world_size": 2}, "tables": {}}))  # the first format
+    with pytest.raises(PlanError, match=r"made by another version .format 1, this code reads 2"):
+        load_plan(path)
+    path.write_bytes(b"\xff\xfe")
+    with pytest.raises(PlanError, match="is not JSON"):
+        load_plan(path)
     for change, message in (
         ({"format_version": 1}, "made by another version .*make it again"),
+        ({"ranks": raw["ranks"] | {"lookup_ms": [1.0]}}, "ranks.lookup_ms has 1 entries for 2"),
         ({"lower_bound_ms": "x"}, "lower_bound_ms: .*number"),
         ({"tables": raw["tables"] | {"row": {}}}, r"tables\.row\."),
         ({"tables": {k: v for k, v in raw["tables"].items() if k != "row"}}, "'row' has no plan"),
@@ -366,15 +418,64 @@ def test_extending_refuses_changed_tables_and_says_when_there_is_no_room() -> No
     with pytest.raises(PlanError, match=r"table 't1' is .* in the plan, .* now; .*new name"):
         extend_plan(before, make_tables(4).replace("t1", num_embeddings=7))
     huge = make_tables(5).replace("t4", num_embeddings=10**11)
-    with pytest.raises(
-        PlanError, match=r"the new tables .*'t4'.* don't fit beside the 4 that stay"
-    ):
+    with pytest.raises(PlanError, match=r"no place .* new tables \('t4'\) beside the 4 that"):
         extend_plan(before, huge)
+
+
+def test_extending_refuses_another_optimizer_and_makes_room_within_the_budget() -> None:
+    before = make_plan(make_tables(4), gpus(1))
+    adam = make_tables(4).model_copy(update={"optimizer": "adam"})
+    with pytest.raises(PlanError, match="the optimizer is rowwise_adagrad in the plan, adam now"):
+        extend_plan(before, adam)
+    larger = make_tables(4).model_copy(update={"batch_size": 400_000_000})
+    with pytest.raises(PlanError, match="the tables that stay don't fit any more"):
+        extend_plan(before, larger)
+
+    def table(name: str, gib: float) -> PlanTable:
+        return PlanTable(
+            name=name,
+            num_embeddings=int(gib * 2**30 / 260),
+            embedding_dim=64,
+            features=(PlanFeature(name=name, mean_length=1),),
+            sharding_types=("table_wise",),
+            compute_kernels=("fused",),
+        )
+
+    # Two workers of 10 GiB with a table of 4 GiB each; 9 GiB more need both of them on one.
+    topology = gpus(1).model_copy(update={"workers_per_node": 2, "hbm_gib": 20.0, "reserve": 0.0})
+    old = TableSet(batch_size=8, tables=(table("a", 4), table("b", 4)))
+    new = TableSet(batch_size=8, tables=(*old.tables, table("c", 9)))
+    before = make_plan(old, topology)
+    assert before.tables["a"].places != before.tables["b"].places
+    with pytest.raises(PlanError, match=r"allow some to move \(--max-move\)"):
+        extend_plan(before, new)
+    after = extend_plan(before, new, max_move_bytes=5 * 2**30)
+    assert after.tables["a"].places == after.tables["b"].places != after.tables["c"].places
+    assert 0 < diff_plans(before, after).moved_bytes <= 5 * 2**30
+
+
+def test_a_changed_wish_doesn_t_move_a_table() -> None:
+    tables = make_tables(4).replace("t1", sharding_types=("column_wise",), embedding_dim=128)
+    before = make_plan(tables, gpus(1))
+    after = extend_plan(before, tables.replace("t1", sharding_types=("row_wise",)))
+    assert after.tables == before.tables
+
+
+def test_copies_for_all_ranks_count_as_moved() -> None:
+    table = PlanTable(
+        name="t", num_embeddings=1_000, embedding_dim=64, features=(PlanFeature(name="f"),)
+    )
+    one = TableSet(batch_size=512, tables=(table,))
+    pinned = one.replace("t", sharding_types=("table_wise",))
+    before = make_plan(pinned, gpus(1))
+    for budget in (1_000, 260_000, 10**7):
+        after = extend_plan(before, one, max_move_bytes=budget)
+        assert diff_plans(before, after).moved_bytes <= budget
 
 
 def test_moved_bytes_are_counted_cell_by_cell() -> None:
     table = PlanTable(
-        name="t", num_embeddings=101, embedding_dim=8, features=(PlanFeature(name="f"),)
+        name="t", num_embeddings=23, embedding_dim=8, features=(PlanFeature(name="f"),)
     )
     nodes = gpus(1).model_copy(update={"num_nodes": 2, "workers_per_node": 2})
     plans = {
@@ -434,6 +535,9 @@ def test_a_plan_for_gpus_becomes_one_for_cpu_ranks() -> None:
         assert same or f"{name}: {plan.tables[name].sharding_type} of " in text
     with pytest.raises(PlanError, match="topology h100x8 is for cuda"):
         to_cpu(plan, gpus(1))
+    large = make_plan(make_tables(3).replace("t0", num_embeddings=4 * 10**9), gpus(4))
+    with pytest.raises(PlanError, match=r"ddr of rank \d would have to hold .* times the rows"):
+        to_cpu(large, cpu(2))
     with pytest.raises(PlanError, match="row scale: got 2"):
         to_cpu(plan, cpu(2), row_scale=2)
     fewer = make_tables(17, first=1).replace("t2", embedding_dim=4)

@@ -35,6 +35,7 @@ def make_problem(seed: int, *, tables: int = 4, tight: float = 10.0) -> tuple[Op
         full=full.astype(np.int64),
         memory=memory,
         weight=np.ones(len(rows)),
+        copies=np.ones(len(rows), np.int64),
     )
     least = sum(size[table == t].min() for t in range(tables))
     capacity = np.tile([tight * least / RANKS, 1.0], (RANKS, 1))
