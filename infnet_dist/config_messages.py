@@ -23,6 +23,7 @@ _EXPECTED = {
     "string_type": "text",
     "path_": "a path",
     "tuple_type": "a list",
+    "too_short": "{min_length} or more entries",
     "dict_type": "a section of keys",
     "model_": "a section of keys",
     "greater_than_equal": "at least {ge}",

@@ -103,11 +103,6 @@ class Cluster:
         """R."""
         return len(self.capacity)
 
-    @property
-    def num_nodes(self) -> int:
-        """N."""
-        return self.num_ranks // self.ranks_per_node
-
 
 @dataclass
 class Placement:

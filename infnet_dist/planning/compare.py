@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from infnet_dist.planning.costs import row_bytes
-from infnet_dist.planning.plan import Plan, shape, shards_of
+from infnet_dist.planning.plan import BY_NODE, Plan, shape, shards_of
 from infnet_dist.planning.topology import Topology
 
 
@@ -117,7 +117,7 @@ def _where(plan: Plan, name: str) -> str:
     if not entry.places:
         place = f"all {topology.world_size} ranks"
     else:
-        by_node = entry.sharding_type in ("table_row_wise", "grid_shard")
+        by_node = entry.sharding_type in BY_NODE
         numbers = ",".join(map(str, entry.places))
         place = f"{'nodes' if by_node else 'ranks'} {numbers}"
     cache = f" {entry.cache_share:g} cached" if entry.cache_share else ""
@@ -153,6 +153,4 @@ def _rectangles(plan: Plan, name: str) -> np.ndarray:
     """Rank, first row, first column, rows, columns of each shard; int64 [shards, 5]."""
     topology: Topology = plan.made_for.topology
     shards = shards_of(plan.made_for.tables.table(name), plan.tables[name], topology)
-    return np.array(
-        [(s.rank, s.row_offset, s.column_offset, s.rows, s.columns) for s in shards], np.int64
-    )
+    return np.array(list(shards), np.int64)

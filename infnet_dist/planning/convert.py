@@ -1,15 +1,14 @@
 """A plan for GPUs -> a plan for a few CPU ranks: a production plan, smoke-tested on a laptop."""
 
 import math
+from collections.abc import Iterator
 
 from infnet_dist.errors import PlanError
 from infnet_dist.planning.costs import Way
-from infnet_dist.planning.plan import BY_ALL, Plan, TablePlan
+from infnet_dist.planning.plan import BY_ALL, BY_NODE, Plan, TablePlan
 from infnet_dist.planning.planner import plan_as_told
 from infnet_dist.planning.tables import PlanTable, TableSet
 from infnet_dist.planning.topology import Topology
-
-_BY_ROWS = ("table_row_wise", "grid_shard")
 
 
 def to_cpu(
@@ -47,32 +46,11 @@ def to_cpu(
         optimizer = "rowwise_adagrad"
         lines.append("optimizer: adam -> rowwise_adagrad (fbgemm has no fused Adam on CPUs)")
     for table in old_set.tables:
-        rows = math.ceil(table.num_embeddings * row_scale)
-        small = table_set.table(table.name) if table_set else table
-        scaled = small.model_copy(
-            update={
-                "num_embeddings": small.num_embeddings if table_set else rows,
-                "sharding_types": None,
-                "compute_kernels": None,
-                "cache_share": None,
-            }
-        )
-        for what in ("data_type", "pooling", "lengths"):
-            one, two = getattr(table, what), getattr(scaled, what)
-            if one != two:
-                lines.append(f"{table.name}: {what} {one} -> {two}")
-        if scaled.num_embeddings != table.num_embeddings:
-            lines.append(f"{table.name}: {table.num_embeddings} -> {scaled.num_embeddings} rows")
         entry = plan.tables[table.name]
-        way, places = _on_cpu(scaled, entry, topology.world_size)
-        if way.kernel != entry.compute_kernel:
-            lines.append(f"{table.name}: kernel {entry.compute_kernel} -> {way.kernel}")
-        if (way.sharding_type, way.columns) != (entry.sharding_type, entry.columns):
-            lines.append(
-                f"{table.name}: {entry.sharding_type} of {entry.columns} columns -> "
-                f"{way.sharding_type} of {way.columns} columns"
-            )
-        tables.append(scaled)
+        small = _small(table, row_scale, table_set)
+        way, places = _on_cpu(small, entry, topology.world_size)
+        lines += _substitutions(table, small, entry.way, way)
+        tables.append(small)
         told[table.name] = (way, places)
     old, new = plan.made_for.topology.world_size, topology.world_size
     if old != new:
@@ -85,6 +63,36 @@ def to_cpu(
         lines.append(f"batch size: {old_set.batch_size} -> {batch_size}")
     new_set = TableSet(batch_size=batch_size, optimizer=optimizer, tables=tuple(tables))
     return plan_as_told(new_set, topology, told), lines
+
+
+def _small(table: PlanTable, row_scale: float, table_set: TableSet | None) -> PlanTable:
+    """The table to plan for, free of wishes that hold for GPUs."""
+    rows = math.ceil(table.num_embeddings * row_scale)
+    small = table_set.table(table.name) if table_set else table
+    return small.model_copy(
+        update={
+            "num_embeddings": small.num_embeddings if table_set else rows,
+            "sharding_types": None,
+            "compute_kernels": None,
+            "cache_share": None,
+        }
+    )
+
+
+def _substitutions(table: PlanTable, small: PlanTable, old: Way, new: Way) -> Iterator[str]:
+    for what in ("data_type", "pooling", "lengths"):
+        one, two = getattr(table, what), getattr(small, what)
+        if one != two:
+            yield f"{table.name}: {what} {one} -> {two}"
+    if small.num_embeddings != table.num_embeddings:
+        yield f"{table.name}: {table.num_embeddings} -> {small.num_embeddings} rows"
+    if new.kernel != old.kernel:
+        yield f"{table.name}: kernel {old.kernel} -> {new.kernel}"
+    if (new.sharding_type, new.columns) != (old.sharding_type, old.columns):
+        yield (
+            f"{table.name}: {old.sharding_type} of {old.columns} columns -> "
+            f"{new.sharding_type} of {new.columns} columns"
+        )
 
 
 def _check_same_tables(planned: TableSet, wanted: TableSet) -> None:
@@ -104,7 +112,7 @@ def _on_cpu(table: PlanTable, entry: TablePlan, num_ranks: int) -> tuple[Way, tu
     width = table.embedding_dim
     if entry.sharding_type == "data_parallel" and table.pooling != "none":
         return Way("data_parallel", "dense", width), ()
-    if entry.sharding_type in (*BY_ALL, *_BY_ROWS):
+    if entry.sharding_type in (*BY_ALL, *BY_NODE):
         return Way("row_wise", "fused", width), ()
     # As many column shards as ranks allow.
     parts = max(

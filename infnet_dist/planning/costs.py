@@ -7,7 +7,7 @@ the number of rows (except data-parallel's), its bytes do. The figures are equal
 """
 
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -83,7 +83,7 @@ class Costs:
     comms_ms: np.ndarray
 
 
-def excluded(tables: Iterable[PlanTable], topology: Topology) -> list[str]:
+def excluded(tables: Sequence[PlanTable], topology: Topology) -> list[str]:
     """What isn't considered for these tables, and why."""
     lines = []
     unpooled = [table for table in tables if table.pooling == "none"]
@@ -93,7 +93,7 @@ def excluded(tables: Iterable[PlanTable], topology: Topology) -> list[str]:
             "aren't supported by TorchRec for an EmbeddingCollection; data_parallel isn't trained "
             "under an optimizer fused in backward"
         )
-    if len(unpooled) < len(list(tables)):
+    if len(unpooled) < len(tables):
         lines.append(
             "table_column_wise, unless asked for: it costs what column_wise costs, but its shards "
             "must share a node"
