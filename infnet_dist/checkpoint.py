@@ -18,18 +18,22 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import torch
 import torch.distributed.checkpoint as dcp
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from torch.distributed.checkpoint import CheckpointException, FileSystemReader
+from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 
 from infnet_dist.config import Config, dump_config
 from infnet_dist.context import WorkerContext
 from infnet_dist.errors import CheckpointError
 from infnet_dist.parallel import ShardedModel
-from infnet_dist.planning.plan import save_plan
+from infnet_dist.planning.plan import Plan, load_plan, save_plan, shape
 
 MANIFEST = "manifest.json"
 _NAME = re.compile(r"step-(\d{8})")
+_TABLE = re.compile(r"model\..*\.embeddings\.([^.]+)\.weight")
+_DATA_TYPES = {torch.float32: "fp32", torch.float16: "fp16"}
 
 
 class Progress(BaseModel):
@@ -174,6 +178,38 @@ def read_manifest(path: Path) -> CheckpointManifest:
                 f"take another one in {path.parent}"
             )
     return manifest
+
+
+def differences_from(path: Path, plan: Plan) -> list[str]:
+    """What keeps the checkpoint from being loaded under `plan`, by its tensors; one line each.
+
+    Raises:
+        CheckpointError: the checkpoint is incomplete or damaged.
+    """
+    read_manifest(path)
+    saved = {
+        match[1]: f"{' x '.join(map(str, tensor.size))} {_DATA_TYPES[tensor.properties.dtype]}"
+        for key, tensor in FileSystemReader(path).read_metadata().state_dict_metadata.items()
+        if (match := _TABLE.fullmatch(key)) and isinstance(tensor, TensorStorageMetadata)
+    }
+    planned = {table.name: shape(table) for table in plan.made_for.tables.tables}
+    then = load_plan(path / "plan.json").tables
+    lines = []
+    for name in sorted({*saved, *planned}):
+        here, there = planned.get(name), saved.get(name)
+        if here != there:
+            lines.append(
+                f"table {name!r} is {there or 'missing'} in the checkpoint, "
+                f"{here or 'missing'} in the plan"
+            )
+            continue
+        types = (then[name].sharding_type, plan.tables[name].sharding_type)
+        if types[0] != types[1] and "column_wise" in types:
+            lines.append(
+                f"table {name!r} is {types[0]} in the checkpoint, {types[1]} in the plan: the "
+                "optimizer's state is kept by column shard and can't be loaded, weights alone can"
+            )
+    return lines
 
 
 def complete_checkpoints(folder: Path) -> list[Path]:

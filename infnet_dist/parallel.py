@@ -5,7 +5,6 @@ dense optimizer. The same calls run on gloo with CPUs and on NCCL with GPUs.
 """
 
 import hashlib
-from collections.abc import Mapping
 from typing import NamedTuple
 
 import torch
@@ -18,6 +17,7 @@ from torchrec.optim.keyed import CombinedOptimizer, KeyedOptimizer, KeyedOptimiz
 
 from infnet_dist.config import Config
 from infnet_dist.context import WorkerContext
+from infnet_dist.data.usage import Usage
 from infnet_dist.model import build_train_model
 from infnet_dist.optim import apply_sparse_optimizer, make_dense_optimizer
 from infnet_dist.planning.plan import Plan, load_plan
@@ -58,7 +58,7 @@ def build_sharded_model(
     config: Config,
     schema: Schema,
     context: WorkerContext,
-    mean_lengths: Mapping[str, float] | None = None,
+    usage: Usage | None = None,
 ) -> ShardedModel:
     """Build, plan, shard and fill the model; every rank calls it.
 
@@ -66,7 +66,7 @@ def build_sharded_model(
         config: the run.
         schema: the selected features.
         context: this worker.
-        mean_lengths: mean items per row of each sequence, for planning; None: all are full.
+        usage: what the training set looks up, for planning; read on rank 0 alone.
 
     Raises:
         PlanError: the plan file doesn't fit, or no plan can be made.
@@ -75,7 +75,7 @@ def build_sharded_model(
     train_model = build_train_model(config, schema, table_device=torch.device("meta"))
     _, collection = find_collection(train_model)
     apply_sparse_optimizer(collection, config.sparse_optimizer)
-    table_set = tables_of_run(config, schema, mean_lengths)
+    table_set = tables_of_run(config, schema, usage)
     topology = topology_of(context)
     plan = context.broadcast(
         context.together(

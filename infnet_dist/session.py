@@ -12,9 +12,9 @@ from infnet_dist.checkpoint import DataOrder
 from infnet_dist.config import Config
 from infnet_dist.context import WorkerContext
 from infnet_dist.data.check import check_columns, check_feed, check_split
-from infnet_dist.data.lengths import mean_lengths
 from infnet_dist.data.manifest import Manifest, read_manifest
 from infnet_dist.data.reader import Reader
+from infnet_dist.data.usage import sample_usage
 from infnet_dist.errors import ConfigError, unknown_name
 from infnet_dist.parallel import ShardedModel, build_sharded_model
 from infnet_dist.schema import Schema, Table, Task
@@ -74,8 +74,10 @@ class Session:
         for split in splits:
             check = partial(check_split, config.data.path, manifest, schema, split=split)
             context.together(partial(check, rank=context.rank, world_size=context.world_size))
-        lengths = context.together(partial(mean_lengths, config.data.path, manifest, schema))
-        sharded = build_sharded_model(config, schema, context, lengths)
+        plans_here = context.is_first and config.sharding.plan == "auto"
+        sample = partial(sample_usage, config.data.path, manifest, schema)
+        usage = context.together(lambda: sample() if plans_here else None)
+        sharded = build_sharded_model(config, schema, context, usage)
         return cls(config, context, manifest, schema, sharded)
 
     @property

@@ -26,9 +26,9 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from infnet_dist.checkpoint import MANIFEST
+from infnet_dist.checkpoint import differences_from
 from infnet_dist.config import Config, load_config
-from infnet_dist.data.lengths import mean_lengths
+from infnet_dist.data.usage import sample_usage
 from infnet_dist.errors import PlanError
 from infnet_dist.planning.compare import diff_plans
 from infnet_dist.planning.convert import to_cpu
@@ -185,10 +185,7 @@ def _check(arguments: argparse.Namespace) -> None:
         )
         found += _overfull(plan, topology)
     if arguments.checkpoint:  # which loads under any number of workers
-        if not (arguments.checkpoint / MANIFEST).is_file():
-            raise PlanError(f"no complete checkpoint in {arguments.checkpoint}")
-        saved = load_plan(arguments.checkpoint / "plan.json").made_for.tables
-        found += _differences(plan, saved, world_size=world_size)
+        found += differences_from(arguments.checkpoint, plan)
     if arguments.json:
         print(json.dumps({"fits": not found, "differences": found}))
     elif not found:
@@ -318,7 +315,7 @@ def _table_set(arguments: argparse.Namespace) -> TableSet:
 def _tables_of_config(arguments: argparse.Namespace) -> tuple[TableSet, Config]:
     config = read_config(arguments)
     manifest, schema = open_training_set(config)
-    return tables_of_run(config, schema, mean_lengths(config.data.path, manifest, schema)), config
+    return tables_of_run(config, schema, sample_usage(config.data.path, manifest, schema)), config
 
 
 def _topology(arguments: argparse.Namespace) -> Topology:

@@ -20,7 +20,7 @@ from torchrec.distributed.planner.shard_estimators import (
     EmbeddingPerfEstimator,
     EmbeddingStorageEstimator,
 )
-from torchrec.distributed.planner.types import ParameterConstraints, Shard, ShardingOption
+from torchrec.distributed.planner.types import ParameterConstraints, Perf, Shard, ShardingOption
 from torchrec.distributed.planner.utils import build_sharder_data_map, sharder_name
 from torchrec.distributed.types import CacheParams
 from torchrec.modules.embedding_modules import EmbeddingBagCollection, EmbeddingCollection
@@ -158,66 +158,44 @@ def _kernels(table: PlanTable, sharding_type: str, topology: Topology, offload: 
     return [kernel for kernel in kernels if kernel in table.compute_kernels]
 
 
-def estimate(
-    table_set: TableSet,
-    topology: Topology,
-    *,
-    offload: bool,
-    also: Mapping[str, Way] | None = None,
-) -> Costs:
-    """Estimate every way of every table; `also` adds one to the tables that it names.
-
-    Raises:
-        PlanError: constraints leave a table no way.
-    """
-    return _Estimator(table_set, topology).run(offload, also or {})
-
-
-class _Estimator:
-    """One pass of TorchRec's two estimators over all ways of all tables."""
+class Estimator:
+    """TorchRec's two estimators over the ways of all tables; each way is estimated once."""
 
     def __init__(self, table_set: TableSet, topology: Topology) -> None:
         self.table_set = table_set
         self.topology = topology
-        self.torchrec_topology = topology.to_torchrec()
+        self._torchrec_topology = topology.to_torchrec()
         device = torch.device("meta")
-        self.modules = {
+        self._modules = {
             True: EmbeddingBagCollection(tables=[], device=device),
             False: EmbeddingCollection(tables=[], device=device),
         }
         sharders = (EmbeddingBagCollectionSharder(), EmbeddingCollectionSharder())
-        self.sharders = build_sharder_data_map(
+        self._sharders = build_sharder_data_map(
             {sharder_name(sharder.module_type): sharder for sharder in sharders}
         )
+        self._tensors = [_meta_rows(table, table_set.optimizer) for table in table_set.tables]
+        self._memory: dict[tuple[int, Way], list[list[float]]] = {}
+        self._perf: dict[tuple[object, ...], Perf] = {}
 
-    def run(self, offload: bool, also: Mapping[str, Way]) -> Costs:
-        """Both estimators, each called once."""
+    def costs(self, *, offload: bool, also: Mapping[str, Way] | None = None) -> Costs:
+        """Estimate every way of every table.
+
+        Args:
+            offload: the kernels that keep rows outside of HBM as well.
+            also: one more way for each of the tables that it names.
+
+        Raises:
+            PlanError: constraints leave a table no way.
+        """
         pairs = [
             (number, table, way)
             for number, table in enumerate(self.table_set.tables)
-            for way in self._ways_of(table, offload, also.get(table.name))
+            for way in self._ways_of(table, offload, (also or {}).get(table.name))
         ]
-        storage = [
-            self._option(table, way, kinds=3 if way.sharding_type in _BY_ROWS else 1)
-            for _, table, way in pairs
-        ]
-        classes = [_perf_class(table, way) for _, table, way in pairs]
-        perf: dict[tuple[object, ...], ShardingOption] = {}
-        for (_, table, way), key in zip(pairs, classes, strict=True):
-            if key not in perf:
-                perf[key] = self._option(table, way, kinds=1)
-        constraints = {
-            table.name: ParameterConstraints(pooling_factors=list(table.lengths))
-            for table in self.table_set.tables
-        }
-        for estimator, some in (
-            (EmbeddingStorageEstimator, storage),
-            (EmbeddingPerfEstimator, list(perf.values())),
-        ):
-            estimator(topology=self.torchrec_topology, constraints=constraints).estimate(
-                some, self.sharders
-            )
-        perfs = [perf[key].shards[0].perf for key in classes]
+        self._estimate_memory(pairs)
+        self._estimate_perf(pairs)
+        perfs = [self._perf[_perf_class(table, way)] for _, table, way in pairs]
         lookup = np.array([p.fwd_compute + p.bwd_compute + p.prefetch_compute for p in perfs])
         total = np.array([p.total for p in perfs])
         ways = [way for _, _, way in pairs]
@@ -231,7 +209,7 @@ class _Estimator:
             units=integers(table.embedding_dim // way.columns for _, table, way in pairs),
             time=total,
             full=integers(_full_blocks(table, way, self.topology) for _, table, way in pairs),
-            memory=np.array([_memory(option) for option in storage]),
+            memory=np.array([self._memory[number, way] for number, _, way in pairs]),
             weight=np.array([table.priority for _, table, _ in pairs]),
             copies=integers(
                 self.topology.world_size if way.sharding_type == "data_parallel" else 1
@@ -239,6 +217,42 @@ class _Estimator:
             ),
         )
         return Costs(ways, options, lookup, total - lookup)
+
+    def _estimate_memory(self, pairs: Sequence[tuple[int, PlanTable, Way]]) -> None:
+        new = {
+            (number, way): self._option(
+                number, way, kinds=3 if way.sharding_type in _BY_ROWS else 1
+            )
+            for number, _, way in pairs
+            if (number, way) not in self._memory
+        }
+        self._run(EmbeddingStorageEstimator, new.values())
+        self._memory |= {key: _memory(option) for key, option in new.items()}
+
+    def _estimate_perf(self, pairs: Sequence[tuple[int, PlanTable, Way]]) -> None:
+        new: dict[tuple[object, ...], ShardingOption] = {}
+        for number, table, way in pairs:
+            key = _perf_class(table, way)
+            if key not in self._perf and key not in new:
+                new[key] = self._option(number, way, 1)
+        self._run(EmbeddingPerfEstimator, new.values())
+        for key, option in new.items():
+            perf = option.shards[0].perf
+            assert perf is not None
+            self._perf[key] = perf
+
+    def _run(
+        self,
+        estimator: type[EmbeddingStorageEstimator | EmbeddingPerfEstimator],
+        options: Iterable[ShardingOption],
+    ) -> None:
+        constraints = {
+            table.name: ParameterConstraints(pooling_factors=list(table.lengths))
+            for table in self.table_set.tables
+        }
+        estimator(topology=self._torchrec_topology, constraints=constraints).estimate(
+            list(options), self._sharders
+        )
 
     def _ways_of(self, table: PlanTable, offload: bool, also: Way | None) -> list[Way]:
         ways = list(ways_of(table, self.topology, offload=offload))
@@ -254,21 +268,16 @@ class _Estimator:
             )
         return ways
 
-    def _option(self, table: PlanTable, way: Way, *, kinds: int) -> ShardingOption:
+    def _option(self, number: int, way: Way, kinds: int) -> ShardingOption:
         """TorchRec's option with one shard of each kind: a whole block, the rest, nothing."""
-        tensor = torch.empty(
-            (table.num_embeddings, table.embedding_dim),
-            device="meta",
-            dtype=_DTYPES[table.data_type],
-        )
-        tensor._optimizer_classes = [OPTIMIZERS[self.table_set.optimizer]]  # type: ignore[attr-defined]
+        table = self.table_set.tables[number]
         pooled = table.pooling != "none"
         block = block_rows(table, way.sharding_type, self.topology)
         rest = table.num_embeddings % block
         return ShardingOption(
             name=table.name,
-            tensor=tensor,
-            module=("", self.modules[pooled]),
+            tensor=self._tensors[number],
+            module=("", self._modules[pooled]),
             input_lengths=list(table.lengths),
             batch_size=self.table_set.batch_size,
             sharding_type=way.sharding_type,
@@ -289,6 +298,13 @@ class _Estimator:
             batch = self.table_set.batch_size * self.topology.world_size
             stats = zipf_statistics(table.zipf, table.num_embeddings, batch * sum(table.lengths))
         return CacheParams(load_factor=way.cache_share, stats=stats)
+
+
+def _meta_rows(table: PlanTable, optimizer: OptimizerName) -> torch.Tensor:
+    shape = (table.num_embeddings, table.embedding_dim)
+    tensor = torch.empty(shape, device="meta", dtype=_DTYPES[table.data_type])
+    tensor._optimizer_classes = [OPTIMIZERS[optimizer]]  # type: ignore[attr-defined]
+    return tensor
 
 
 def block_rows(table: PlanTable, sharding_type: str, topology: Topology) -> int:

@@ -9,7 +9,7 @@ from infnet_dist.errors import PlanError
 from infnet_dist.planning.board import EVERY, Cluster, Options, Placement
 from infnet_dist.planning.bound import lower_bound
 from infnet_dist.planning.compare import diff_plans
-from infnet_dist.planning.costs import Costs, Way, estimate, excluded, row_bytes
+from infnet_dist.planning.costs import Costs, Estimator, Way, excluded, row_bytes
 from infnet_dist.planning.improve import MoveBudget, improve
 from infnet_dist.planning.plan import MadeFor, Plan, RankLoads, TablePlan, shape, shards_of
 from infnet_dist.planning.search import search
@@ -58,8 +58,9 @@ def extend_plan(plan: Plan, table_set: TableSet, *, max_move_bytes: float = 0.0)
     _check_kept(plan, table_set, list(kept))
     also = {name: plan.tables[name].way for name in kept}
     found: list[Plan] = []
+    estimator = Estimator(table_set, topology)
     for offload in (False, True) if topology.device == "cuda" else (False,):
-        costs = estimate(table_set, topology, offload=offload, also=also)
+        costs = estimator.costs(offload=offload, also=also)
         cluster = _pinned_cluster(plan, costs, table_set)
         start, bound = _place_new(plan, costs, cluster, table_set)
         if start is None:
@@ -111,7 +112,7 @@ def plan_as_told(
 ) -> Plan:
     """The plan with these ways and places, with its estimates; nothing is searched."""
     also = {name: way for name, (way, _) in told.items()}
-    costs = estimate(table_set, topology, offload=False, also=also)
+    costs = Estimator(table_set, topology).costs(offload=False, also=also)
     numbers = [
         next(
             int(i)
@@ -150,8 +151,9 @@ def empty_cluster(topology: Topology) -> Cluster:
 def _try_plan(table_set: TableSet, topology: Topology) -> Plan | None:
     """The better plan of those with HBM kernels alone and, where HBM is short, with all kernels."""
     cluster, best = empty_cluster(topology), None
+    estimator = Estimator(table_set, topology)
     for offload in (False, True) if topology.device == "cuda" else (False,):
-        costs = estimate(table_set, topology, offload=offload)
+        costs = estimator.costs(offload=offload)
         placement, bound = search(costs.options, cluster)
         if placement is None:
             continue
@@ -301,7 +303,7 @@ def _stored(table_set: TableSet, topology: Topology, plans: dict[str, TablePlan]
 
 def _explain_shortage(table_set: TableSet, topology: Topology, advise: bool) -> str:
     """What is short by how much, the costliest tables, and changes that make it fit."""
-    costs = estimate(table_set, topology, offload=True)
+    costs = Estimator(table_set, topology).costs(offload=True)
     cluster = empty_cluster(topology)
     totals = costs.options.total_memory(cluster)
     tiers = [i for i in range(len(TIERS)) if totals[:, i].any()]

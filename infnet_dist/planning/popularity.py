@@ -6,6 +6,8 @@ import numpy as np
 from torchrec.distributed.types import CacheStatistics
 
 _BUCKETS = 4_000  # of ranks: single ones where ids are popular
+_STEEPEST = 4.0  # exponent: nearly all lookups are of a few rows
+_LEAST_LOOKUPS = 1_000  # fewer don't tell
 
 
 class ZipfStatistics(CacheStatistics):
@@ -47,3 +49,21 @@ class ZipfStatistics(CacheStatistics):
 def zipf_statistics(exponent: float, num_embeddings: int, lookups: float) -> ZipfStatistics:
     """The statistics, made once for equal input."""
     return ZipfStatistics(exponent=exponent, num_embeddings=num_embeddings, lookups=lookups)
+
+
+def fit_zipf(*, num_embeddings: int, lookups: int, distinct: int) -> float | None:
+    """The exponent under which `lookups` ids hold so many distinct ones; None: too few lookups.
+
+    Distinct ids per number of lookups is what a cache lives on. Their expected number falls with
+    the exponent, so that the exponent is found by bisection.
+    """
+    if lookups < _LEAST_LOOKUPS:
+        return None
+    low, high = 0.0, _STEEPEST
+    while high - low > 1e-3:
+        middle = (low + high) / 2
+        statistics = ZipfStatistics(
+            exponent=middle, num_embeddings=num_embeddings, lookups=float(lookups)
+        )
+        low, high = (middle, high) if statistics.expected_lookups > distinct else (low, middle)
+    return round((low + high) / 2, 3)

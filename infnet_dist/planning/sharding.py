@@ -1,6 +1,6 @@
 """Plans and models: check a plan against a model's tables, and turn it into TorchRec's plan."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import nn
@@ -16,15 +16,18 @@ from torchrec.distributed.types import (
 from torchrec.modules.embedding_modules import EmbeddingBagCollection, EmbeddingCollection
 
 from infnet_dist.config import Config
+from infnet_dist.data.usage import Usage
 from infnet_dist.errors import PlanError
 from infnet_dist.planning.plan import Plan, differences, shards_of
+from infnet_dist.planning.popularity import fit_zipf
 from infnet_dist.planning.tables import PlanFeature, PlanTable, TableSet
-from infnet_dist.schema import Schema, sequence_key
+from infnet_dist.schema import Schema, Table, sequence_key
 
 # Column-wise is left out unless a table asks for it: under row-wise Adagrad each column shard keeps
 # its own state, so results differ from an unsharded table's, and it can't be resharded to another
 # type.
 DEFAULT_SHARDING_TYPES = ("table_wise", "row_wise")
+_LEAST_LENGTH = 0.01  # of a sequence that is always empty
 
 
 class CollectionSharder(EmbeddingCollectionSharder):
@@ -47,20 +50,20 @@ def find_collection(model: nn.Module) -> tuple[str, EmbeddingCollection]:
     return found[0]
 
 
-def tables_of_run(
-    config: Config, schema: Schema, mean_lengths: Mapping[str, float] | None = None
-) -> TableSet:
+def tables_of_run(config: Config, schema: Schema, usage: Usage | None = None) -> TableSet:
     """The tables that a run trains.
 
     Args:
         config: batch size, width and type of the rows, allowed sharding types.
         schema: the selected features.
-        mean_lengths: mean ids per row by sequence; a sequence that isn't named counts as full.
+        usage: what the training set looks up; None: sequences count as full, skew is unknown.
     """
     lengths = dict.fromkeys((feature.key for feature in schema.fields), 1.0)
     for sequence in schema.sequences:
-        length = (mean_lengths or {}).get(sequence.name, float(sequence.max_length))
-        lengths |= {sequence_key(sequence, a): length for a in sequence.attributes}
+        keys = [sequence_key(sequence, attribute) for attribute in sequence.attributes]
+        lengths |= dict.fromkeys(keys, float(sequence.max_length))
+    if usage is not None:
+        lengths |= {key: max(usage.mean_lengths[key], _LEAST_LENGTH) for key in lengths}
     tables = []
     for table in schema.tables:
         keys = [feature.key for feature in schema.table_features if feature.table == table.name]
@@ -74,6 +77,7 @@ def tables_of_run(
                 embedding_dim=config.tables.embedding_dim,
                 data_type=config.tables.data_type,
                 pooling="none",
+                zipf=_zipf(table, usage),
                 features=tuple(PlanFeature(name=k, mean_length=lengths[k]) for k in keys),
                 sharding_types=(override and override.sharding_types) or DEFAULT_SHARDING_TYPES,
                 min_column_width=4,
@@ -81,6 +85,16 @@ def tables_of_run(
         )
     return TableSet(
         batch_size=config.data.batch_size, optimizer="rowwise_adagrad", tables=tuple(tables)
+    )
+
+
+def _zipf(table: Table, usage: Usage | None) -> float | None:
+    if usage is None:
+        return None
+    return fit_zipf(
+        num_embeddings=table.num_embeddings,
+        lookups=usage.lookups[table.name],
+        distinct=usage.distinct[table.name],
     )
 
 

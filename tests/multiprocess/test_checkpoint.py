@@ -12,7 +12,11 @@ from infnet_dist import checkpoint
 from infnet_dist.config import Config
 from infnet_dist.context import WorkerContext
 from infnet_dist.errors import CheckpointError
-from infnet_dist.session import Session
+from infnet_dist.planning.plan import Plan
+from infnet_dist.planning.planner import make_plan
+from infnet_dist.planning.sharding import tables_of_run
+from infnet_dist.planning.topology import this_topology
+from infnet_dist.session import Session, open_training_set
 from infnet_dist.trainer import evaluate_checkpoint, train
 from tests.ranks import run_ranks
 from tests.runs import make_config, make_tiny_set
@@ -198,6 +202,27 @@ def test_column_wise_weights_can_be_evaluated_under_any_plan(
     path = Path(summary["checkpoint"])
     result = run_ranks(evaluate_checkpoint, 2, config=other, path=path, split="valid")[0]
     assert result["metrics"] == pytest.approx(summary["metrics"], abs=1e-6, nan_ok=True)
+    (line,) = checkpoint.differences_from(path, planned(other))
+    assert "'user' is column_wise in the checkpoint, row_wise in the plan" in line
+
+
+def planned(config: Config) -> Plan:
+    schema = open_training_set(config)[1]
+    return make_plan(tables_of_run(config, schema), this_topology("cpu", 2, 2))
+
+
+def test_a_plan_is_checked_against_the_tensors(trained: tuple[Config, Path, dict]) -> None:
+    config, path, _ = trained
+    plan = planned(config)
+    assert checkpoint.differences_from(path, plan) == []
+    tables = plan.made_for.tables.replace("user", num_embeddings=17)
+    tables = tables.model_copy(update={"tables": tables.tables[:-1]})
+    other = plan.model_copy(
+        update={"made_for": plan.made_for.model_copy(update={"tables": tables})}
+    )
+    missing, changed = sorted(checkpoint.differences_from(path, other), key=lambda x: "user" in x)
+    assert "missing in the plan" in missing
+    assert "in the checkpoint, 17 x 8 fp32 in the plan" in changed
 
 
 @pytest.mark.parametrize("every_steps", [2, 3])

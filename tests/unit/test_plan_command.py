@@ -7,11 +7,12 @@ import pyarrow.parquet as pq
 import pytest
 
 from infnet_dist.config import SyntheticIngest, load_config
-from infnet_dist.data.lengths import mean_lengths
-from infnet_dist.data.manifest import read_manifest
-from infnet_dist.errors import PlanError
+from infnet_dist.data.usage import sample_usage
+from infnet_dist.errors import CheckpointError, PlanError
 from infnet_dist.planning.plan import load_plan
+from infnet_dist.planning.sharding import tables_of_run
 from infnet_dist.planning.tables import load_table_set
+from infnet_dist.schema import sequence_key
 from infnet_dist.synthetic.generate import make_training_set
 from ray_jobs.plan import main
 from tests.conftest import REPOSITORY
@@ -86,7 +87,7 @@ def test_check_lists_differences(plan: Path, capsys: pytest.CaptureFixture[str])
         main(["check", str(plan), "--topology", "cpu"])
     with pytest.raises(PlanError, match="nothing to check against: give --config"):
         main(["check", str(plan)])
-    with pytest.raises(PlanError, match="no complete checkpoint"):
+    with pytest.raises(CheckpointError, match="is incomplete"):
         main(["check", str(plan), "--checkpoint", str(plan.parent)])
 
 
@@ -162,12 +163,29 @@ def test_the_industrial_plan_trains_as_its_small_run(
         main(["check", str(cpu), "--config", config])
 
 
-def test_mean_lengths_come_from_the_footers(tmp_path: Path) -> None:
+def test_lengths_and_skew_come_from_the_training_set(tmp_path: Path) -> None:
     config = SyntheticIngest(source="synthetic", num_rows=3_000, num_users=20, rows_per_part=700)
     manifest = make_training_set(config, tmp_path / "set")
-    assert manifest == read_manifest(tmp_path / "set")
-    found = mean_lengths(tmp_path / "set", manifest, manifest.schema_)
+    schema = manifest.schema_
+    usage = sample_usage(tmp_path / "set", manifest, schema)  # all rows: they are few
     rows = pq.ParquetDataset(tmp_path / "set" / "train").read()
-    for sequence in manifest.schema_.sequences:
-        lengths = [max(len(x), 1) for x in rows[sequence.attributes[0].column].to_pylist()]
-        assert found[sequence.name] == pytest.approx(sum(lengths) / len(lengths))
+    ids: dict[str, list[int]] = {}
+    for sequence in schema.sequences:
+        for attribute in sequence.attributes:
+            lists = rows[attribute.column].to_pylist()
+            kept = [i for items in lists for i in items[: sequence.max_length]]
+            key = sequence_key(sequence, attribute)
+            assert usage.mean_lengths[key] == pytest.approx(len(kept) / len(lists))
+            ids.setdefault(attribute.table, []).extend(kept)
+    for feature in schema.categorical:
+        ids.setdefault(feature.table, []).extend(rows[feature.column].to_pylist())
+        assert usage.mean_lengths[feature.name] == 1
+    for table, values in ids.items():
+        looked_at = min(len(values), schema.table(table).num_embeddings)
+        assert usage.lookups[table] == looked_at
+        if looked_at == len(values):
+            assert usage.distinct[table] == len(set(values))
+    run = load_config(REPOSITORY / "configs/smoke.yaml")
+    tables = tables_of_run(run, schema, usage)
+    assert tables.table("item").zipf is not None
+    assert tables_of_run(run, schema).table("item").zipf is None

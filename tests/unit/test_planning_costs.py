@@ -17,8 +17,8 @@ from torchrec.modules.embedding_configs import (
 )
 from torchrec.modules.embedding_modules import EmbeddingBagCollection, EmbeddingCollection
 
-from infnet_dist.planning.costs import OPTIMIZERS, Costs, Way, estimate
-from infnet_dist.planning.popularity import ZipfStatistics
+from infnet_dist.planning.costs import OPTIMIZERS, Costs, Estimator, Way
+from infnet_dist.planning.popularity import ZipfStatistics, fit_zipf
 from infnet_dist.planning.tables import PlanFeature, PlanTable, TableSet
 from infnet_dist.planning.topology import Topology
 
@@ -130,7 +130,7 @@ def units_as_shards(costs: Costs, option: int, ranks: int) -> list[list[float]]:
 def test_every_way_costs_what_torchrec_says(num_nodes: int, optimizer: str, pooling: str) -> None:
     topology = make_topology(num_nodes)
     table_set = TableSet(batch_size=96, optimizer=optimizer, tables=make_tables(pooling))
-    costs = estimate(table_set, topology, offload=True)
+    costs = Estimator(table_set, topology).costs(offload=True)
     assert {way.sharding_type for way in costs.ways} == {
         "sum": set(TYPES) - ({"grid_shard"} if num_nodes == 1 else set()),
         "none": {"table_wise", "column_wise", "row_wise"},
@@ -175,6 +175,17 @@ def test_a_skewed_table_is_cheaper_to_cache() -> None:
     times = []
     for zipf in (0.0, 0.6, 1.2):
         tables = (table.model_copy(update={"zipf": zipf}),)
-        costs = estimate(TableSet(batch_size=4096, tables=tables), topology, offload=True)
+        table_set = TableSet(batch_size=4096, tables=tables)
+        costs = Estimator(table_set, topology).costs(offload=True)
         times.append(costs.options.time.min())
     assert times[0] > times[1] > times[2]
+
+
+@pytest.mark.parametrize("exponent", [0.0, 0.7, 1.1])
+@pytest.mark.parametrize("rows", [2_000, 300_000])
+def test_the_exponent_is_found_from_a_sample(exponent: float, rows: int) -> None:
+    weight = np.arange(1, rows + 1) ** -exponent
+    ids = np.random.default_rng(0).choice(rows, min(rows, 60_000), p=weight / weight.sum())
+    found = fit_zipf(num_embeddings=rows, lookups=len(ids), distinct=len(np.unique(ids)))
+    assert found == pytest.approx(exponent, abs=0.15)
+    assert fit_zipf(num_embeddings=rows, lookups=999, distinct=1) is None
