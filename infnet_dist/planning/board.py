@@ -5,7 +5,7 @@ Pure arrays: no table names, no TorchRec.
 Letters: T tables, O options, R ranks, N nodes, M memory tiers (HBM, DDR, SSD).
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import numpy as np
 import numpy.typing as npt
@@ -50,6 +50,12 @@ class Options:
     def first(self) -> IntArray:
         """The first option of each table, int64 [T]."""
         return np.flatnonzero(np.diff(self.table, prepend=-1))
+
+    def subset(self, options: IntArray) -> "Options":
+        """These options alone, with their tables numbered anew."""
+        arrays = {field.name: getattr(self, field.name)[options] for field in fields(self)}
+        arrays["table"] = np.unique(arrays["table"], return_inverse=True)[1].astype(np.int64)
+        return Options(**arrays)
 
     def ranks_per_unit(self, cluster: "Cluster") -> IntArray:
         """int64 [O]."""

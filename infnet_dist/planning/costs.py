@@ -98,7 +98,8 @@ def excluded(tables: Sequence[PlanTable], topology: Topology) -> list[str]:
             "table_column_wise, unless asked for: it costs what column_wise costs, but its shards "
             "must share a node"
         )
-    lines.append("key_value and virtual-table kernels, unless a table's compute_kernels asks")
+    lines.append("key_value, unless a table's compute_kernels asks")
+    lines.append("virtual-table kernels: TorchRec's estimator counts no bytes for their rows")
     if topology.device == "cpu":
         lines.append("fused_uvm and fused_uvm_caching: a CPU has one memory")
     return lines

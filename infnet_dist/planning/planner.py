@@ -6,11 +6,11 @@ from itertools import islice
 import numpy as np
 
 from infnet_dist.errors import PlanError
-from infnet_dist.planning.board import EVERY, Cluster, Options, Placement
+from infnet_dist.planning.board import EVERY, Cluster, Placement
 from infnet_dist.planning.bound import lower_bound
 from infnet_dist.planning.compare import diff_plans
 from infnet_dist.planning.costs import Costs, Estimator, Way, excluded, row_bytes
-from infnet_dist.planning.improve import MoveBudget, improve
+from infnet_dist.planning.moves import Standing, rearrange
 from infnet_dist.planning.plan import MadeFor, Plan, RankLoads, TablePlan, shape, shards_of
 from infnet_dist.planning.search import search
 from infnet_dist.planning.tables import TableSet
@@ -61,21 +61,15 @@ def extend_plan(plan: Plan, table_set: TableSet, *, max_move_bytes: float = 0.0)
     estimator = Estimator(table_set, topology)
     for offload in (False, True) if topology.device == "cuda" else (False,):
         costs = estimator.costs(offload=offload, also=also)
-        cluster = _pinned_cluster(plan, costs, table_set)
-        start, bound = _place_new(plan, costs, cluster, table_set)
-        if start is None:
-            continue
-        everything = empty_cluster(topology)
-        if max_move_bytes:
-            bound, _ = lower_bound(costs.options, everything)
-        is_kept = np.array([table.name in kept for table in table_set.tables])
-        sizes = np.array(
-            [t.num_embeddings * row_bytes(t, table_set.optimizer) for t in table_set.tables]
+        standing = _standing(plan, costs, table_set)
+        if not max_move_bytes:
+            _check_still_fit(costs, standing, topology)
+        placement, bound = rearrange(
+            costs.options, empty_cluster(topology), standing, float(max_move_bytes)
         )
-        budget = MoveBudget(np.where(is_kept, sizes, 0.0), float(max_move_bytes))
-        improve(costs.options, everything, start, bound, budget)
-        found.append(_to_plan(table_set, topology, costs, start, bound))
-        break
+        if placement is not None:
+            found.append(_to_plan(table_set, topology, costs, placement, bound))
+            break
     fresh = _try_plan(table_set, topology) if max_move_bytes else None
     if fresh is not None and diff_plans(plan, fresh).moved_bytes <= max_move_bytes:
         found.append(fresh)
@@ -170,62 +164,26 @@ def _try_plan(table_set: TableSet, topology: Topology) -> Plan | None:
 # ---- beside what stands already
 
 
-def _pinned(plan: Plan, costs: Costs, table_set: TableSet) -> Iterator[tuple[int, int]]:
-    """(number, option) of each table that stays."""
+def _standing(plan: Plan, costs: Costs, table_set: TableSet) -> Standing:
+    """The tables that `plan` has, where it has them."""
+    places = {}
     for number, table in enumerate(table_set.tables):
         entry = plan.tables.get(table.name)
         if entry is not None:
             mine = np.flatnonzero(costs.options.table == number)
-            yield number, next(int(i) for i in mine if costs.ways[i] == entry.way)
+            option = next(int(i) for i in mine if costs.ways[i] == entry.way)
+            places[number] = (option, entry.places)
+    sizes = [t.num_embeddings * row_bytes(t, table_set.optimizer) for t in table_set.tables]
+    return Standing(places, np.array(sizes, np.float64))
 
 
-def _pinned_cluster(plan: Plan, costs: Costs, table_set: TableSet) -> Cluster:
-    topology = plan.made_for.topology
-    placed = [
-        (option, plan.tables[table_set.tables[number].name].places)
-        for number, option in _pinned(plan, costs, table_set)
-    ]
-    lookup, comms, memory = _loads(costs, placed, topology)
-    empty = empty_cluster(topology)
-    if (memory > empty.capacity).any():
+def _check_still_fit(costs: Costs, standing: Standing, topology: Topology) -> None:
+    _, _, memory = _loads(costs, list(standing.places.values()), topology)
+    if (memory > topology.capacity).any():
         raise PlanError(
             "the tables that stay don't fit any more with this batch size and these lengths: make "
             "a new plan"
         )
-    return Cluster(empty.ranks_per_node, empty.capacity, lookup + comms, memory)
-
-
-def _place_new(
-    plan: Plan, costs: Costs, cluster: Cluster, table_set: TableSet
-) -> tuple[Placement | None, float]:
-    """Existing tables where they are, new ones where the search puts them; and a lower bound."""
-    options = costs.options
-    pinned = dict(_pinned(plan, costs, table_set))
-    new = np.array([n for n in range(len(table_set.tables)) if n not in pinned], np.int64)
-    choice = np.zeros(len(table_set.tables), np.int64)
-    units: list[tuple[int, ...]] = [()] * len(choice)
-    time, memory = cluster.base_time.copy(), cluster.base_memory.copy()
-    bound = float(time.max())
-    if len(new):
-        mine = np.flatnonzero(np.isin(options.table, new))
-        part = Options(
-            table=np.searchsorted(new, options.table[mine]),
-            **{
-                name: getattr(options, name)[mine]
-                for name in ("place", "units", "time", "full", "memory", "weight", "copies")
-            },
-        )
-        placement, bound = search(part, cluster)
-        if placement is None:
-            return None, bound
-        choice[new] = mine[placement.option]
-        time, memory = placement.time, placement.memory
-        for number, found in zip(new, placement.units, strict=True):
-            units[number] = found
-    for number, option in pinned.items():
-        choice[number] = option
-        units[number] = plan.tables[table_set.tables[number].name].places
-    return Placement(choice, units, time, memory), bound
 
 
 # ---- the result

@@ -11,6 +11,7 @@ from torchrec.modules.embedding_configs import EmbeddingBagConfig
 from torchrec.modules.embedding_modules import EmbeddingBagCollection
 
 from infnet_dist.config import Config, DataConfig, TableConfig, TablesConfig
+from infnet_dist.data.usage import Usage
 from infnet_dist.errors import PlanError
 from infnet_dist.planning.compare import diff_plans
 from infnet_dist.planning.convert import to_cpu
@@ -31,7 +32,11 @@ def run_tables(**types: tuple[str, ...]) -> TableSet:
         embedding_dim=8, overrides={n: TableConfig(sharding_types=t) for n, t in types.items()}
     )
     config = Config(data=DataConfig(path=Path("unused"), batch_size=64), tables=tables)
-    return tables_of_run(config, SCHEMA, {"click": 2.5})
+    schema_keys = [feature.key for feature in SCHEMA.table_features]
+    lengths = {key: 2.5 if key.startswith("click.") else 1.0 for key in schema_keys}
+    tables = [table.name for table in SCHEMA.tables]
+    few = dict.fromkeys(tables, 10)  # too few to tell the skew
+    return tables_of_run(config, SCHEMA, Usage(lengths, few, few))
 
 
 def cpu(world_size: int) -> Topology:

@@ -8,6 +8,7 @@ import pytest
 from infnet_dist.planning.board import EVERY, NODE, RANK, Cluster, Options, Placement
 from infnet_dist.planning.bound import lower_bound
 from infnet_dist.planning.improve import MoveBudget, improve
+from infnet_dist.planning.moves import Standing, rearrange
 from infnet_dist.planning.search import search
 
 RANKS, RANKS_PER_NODE = 4, 2
@@ -167,3 +168,44 @@ def test_the_move_budget_is_kept() -> None:
             options, cluster, list(zip(map(int, placement.option), placement.units, strict=True))
         )
         np.testing.assert_allclose(placement.time, time)
+
+
+def moved_bytes(options: Options, sizes: np.ndarray, before: list, after: list) -> float:
+    """Written out: a changed option is copied as a whole, else the units that go elsewhere."""
+    total = 0.0
+    for size, (option, units), (option_now, units_now) in zip(sizes, before, after, strict=True):
+        if option != option_now:
+            total += size * options.copies[option_now]
+        else:
+            total += size * sum(unit not in units for unit in units_now) / max(len(units), 1)
+    return total
+
+
+@pytest.mark.parametrize("tight", [3.0, 10.0])
+def test_moves_within_a_budget_come_close_to_the_best(tight: float) -> None:
+    """From a random placement, against every placement within the budget."""
+    ratios = []
+    for seed in range(6):
+        options, cluster = make_problem(seed, tables=3, tight=tight)
+        ways = [every_way(options, table) for table in range(3)]
+        fitting = [
+            (list(placed), time.max())
+            for placed in product(*ways)
+            for time, memory in [loads(options, cluster, list(placed))]
+            if (memory <= cluster.capacity).all()
+        ]
+        before, at_first = fitting[int(np.random.default_rng(seed).integers(len(fitting)))]
+        sizes = options.memory[options.first, 0, 0]
+        for share in (0.0, 0.3, 0.7):
+            budget = share * float(sizes.sum())
+            best = min(t for p, t in fitting if moved_bytes(options, sizes, before, p) <= budget)
+            standing = Standing(dict(enumerate(before)), sizes)
+            found, bound = rearrange(options, cluster, standing, budget)
+            assert found is not None
+            after = list(zip(map(int, found.option), found.units, strict=True))
+            assert moved_bytes(options, sizes, before, after) <= budget
+            assert bound <= best * (1 + 1e-9) and best <= found.bottleneck * (1 + 1e-9)
+            assert found.bottleneck <= at_first
+            np.testing.assert_allclose(found.time, loads(options, cluster, after)[0])
+            ratios.append(found.bottleneck / best)
+    assert np.mean(ratios) < 1.05
