@@ -10,27 +10,13 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import (
-    BaseModel,
-    ConfigDict,
-    Discriminator,
-    Field,
-    NonNegativeFloat,
-    PositiveInt,
-    Tag,
-    ValidationError,
-)
+from pydantic import Field, NonNegativeFloat, PositiveInt, ValidationError
 
 from infnet_dist.config_messages import explain
 from infnet_dist.errors import ConfigError
+from infnet_dist.model_config import InfnetConfig, ModelConfig, Section
 
 ShardingTypeName = Literal["table_wise", "row_wise", "column_wise"]
-
-
-class Section(BaseModel):
-    """A frozen section of the run file; unknown keys are errors."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
 class RunConfig(Section):
@@ -111,44 +97,6 @@ class TablesConfig(Section):
     embedding_dim: int = Field(16, ge=4, multiple_of=4, description="floats per row, all tables")
     data_type: Literal["fp32", "fp16"] = Field("fp32", description="type of the rows")
     overrides: dict[str, TableConfig] = Field(default_factory=dict, description="by table name")
-
-
-class InfnetConfig(Section):
-    """INFNet v2, "Aggregate and Broadcast"."""
-
-    name: Literal["infnet"] = "infnet"
-    token_dim: int = Field(32, ge=1, description="token width D")
-    num_blocks: int = Field(2, ge=2, description="blocks; at least 2")
-    num_hubs: int = Field(16, ge=1, description="categorical hubs n_c")
-    num_shared_tasks: int = Field(2, ge=0, description="shared task tokens n_s")
-    num_heads: int = Field(2, ge=1, description="attention heads; must divide token_dim")
-    dropout: float = Field(0.0, ge=0, lt=1, description="dropout of token embeddings")
-    first_order: bool = Field(False, description="add a linear term of the fields to the logits")
-
-
-class InfnetPaperConfig(Section):
-    """INFNet v1, "A Task-aware Information Flow Network"."""
-
-    name: Literal["infnet_paper"]
-    token_dim: int = Field(32, ge=1, description="token width D")
-    num_blocks: int = Field(2, ge=2, description="blocks; at least 2")
-    num_proxies: int = Field(4, ge=1, description="categorical proxies m")
-    num_shared_tasks: int = Field(2, ge=1, description="shared task tokens N_s")
-    num_heads: int = Field(2, ge=1, description="attention heads; must divide token_dim")
-    dropout: float = Field(0.0, ge=0, lt=1, description="dropout of token embeddings")
-    first_order: bool = Field(False, description="add a linear term of the fields to the logits")
-
-
-def _model_name(value: Any) -> str:
-    """Discriminator with a default: a `model:` section without a name is INFNet v2."""
-    get = value.get if isinstance(value, dict) else lambda key, other: getattr(value, key, other)
-    return str(get("name", "infnet"))
-
-
-ModelConfig = Annotated[
-    Annotated[InfnetConfig, Tag("infnet")] | Annotated[InfnetPaperConfig, Tag("infnet_paper")],
-    Discriminator(_model_name),
-]
 
 
 class SparseOptimizerConfig(Section):

@@ -88,12 +88,15 @@ class _Place:
 
 
 def sections(annotation: Any) -> dict[str, type[BaseModel]]:
-    """The section models inside an annotation, by the value of their first field's Literal."""
+    """The section models inside an annotation, by the one value that tells a kind from others."""
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        first = next(iter(annotation.model_fields.values()), None)
-        tagged = first is not None and get_origin(first.annotation) is Literal
-        tag = get_args(first.annotation)[0] if first and tagged else annotation.__name__
-        return {tag: annotation}
+        literals = [
+            get_args(field.annotation)
+            for field in annotation.model_fields.values()
+            if get_origin(field.annotation) is Literal
+        ]
+        tags = [values[0] for values in literals if len(values) == 1]
+        return {str(next(iter(tags), annotation.__name__)): annotation}
     if get_origin(annotation) in (Annotated, Union, UnionType):
         found: dict[str, type[BaseModel]] = {}
         for argument in get_args(annotation):

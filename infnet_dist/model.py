@@ -4,22 +4,38 @@ The order of reading: ids -> SparseArch -> TokenArch -> tower -> logits -> loss.
 """
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
 from infnet_dist.batch import RankingBatch
-from infnet_dist.config import Config, InfnetConfig
+from infnet_dist.config import Config
 from infnet_dist.data.collate import NUM_TIME_GAP_BUCKETS
 from infnet_dist.errors import ConfigError
 from infnet_dist.losses import MultiTaskLoss
+from infnet_dist.model_config import (
+    HstuConfig,
+    InfnetConfig,
+    InfnetPaperConfig,
+    ModelConfig,
+    Section,
+    StackConfig,
+)
 from infnet_dist.models.infnet import INFNet
 from infnet_dist.models.infnet_paper import INFNetPaper
+from infnet_dist.models.onetrans import OneTrans
+from infnet_dist.models.stack import HEADS, INTERACTIONS, SEQUENCES, Stack
 from infnet_dist.schema import Schema
 from infnet_dist.sparse import SparseArch, SparseEmbeddings
 from infnet_dist.tokens import TokenArch
+
+TOWERS: dict[str, type[nn.Module]] = {
+    "infnet": INFNet,
+    "infnet_paper": INFNetPaper,
+    "onetrans": OneTrans,
+}
 
 
 class FirstOrder(nn.Module):
@@ -133,30 +149,77 @@ def build_train_model(
 
 def _build_dense(config: Config, schema: Schema) -> DenseArch:
     options, embedding_dim = config.model, config.tables.embedding_dim
-    if options.token_dim % options.num_heads:
-        raise ConfigError(
-            f"model.num_heads: {options.num_heads} doesn't divide model.token_dim "
-            f"{options.token_dim}; choose a divisor"
-        )
     lengths = [sequence.max_length for sequence in schema.sequences]
+    num_tasks = len(schema.tasks)
     tokens = TokenArch(
         field_dims=[embedding_dim] * len(schema.fields),
         sequence_dims=[embedding_dim * len(s.attributes) for s in schema.sequences],
         sequence_lengths=lengths,
+        target_fields=[schema.target_fields(sequence) for sequence in schema.sequences],
         num_numbers=len(schema.numeric),
-        num_tasks=len(schema.tasks),
+        num_tasks=num_tasks if isinstance(options, InfnetConfig | InfnetPaperConfig) else 0,
         token_dim=options.token_dim,
         num_time_gap_buckets=NUM_TIME_GAP_BUCKETS,
-        positions=isinstance(options, InfnetConfig),
+        positions=not isinstance(options, InfnetPaperConfig),
         dropout=options.dropout,
     )
-    tower_class = INFNet if isinstance(options, InfnetConfig) else INFNetPaper
-    tower = tower_class(
-        num_fields=tokens.num_fields,
-        sequence_lengths=lengths,
-        num_tasks=len(schema.tasks),
-        **options.model_dump(exclude={"name", "dropout", "first_order"}),
+    tower = build_tower(
+        options, num_fields=tokens.num_fields, sequence_lengths=lengths, num_tasks=num_tasks
     )
     num_inputs = embedding_dim * len(schema.fields) + len(schema.numeric)
-    first_order = FirstOrder(num_inputs, len(schema.tasks)) if options.first_order else None
+    first_order = FirstOrder(num_inputs, num_tasks) if options.first_order else None
     return DenseArch(tokens, tower, first_order)
+
+
+def build_tower(
+    options: ModelConfig, *, num_fields: int, sequence_lengths: Sequence[int], num_tasks: int
+) -> nn.Module:
+    """The tower of a `model` section: Tokens -> logits [B, K].
+
+    Raises:
+        ConfigError: heads that don't divide the token width, and the like.
+    """
+    if isinstance(options, StackConfig):
+        return _build_stack(options, num_fields, sequence_lengths, num_tasks)
+    _check_heads("model", options.num_heads, options.token_dim)
+    return TOWERS[options.name](
+        num_fields=num_fields,
+        sequence_lengths=sequence_lengths,
+        num_tasks=num_tasks,
+        **options.model_dump(exclude={"name", "dropout", "first_order"}),
+    )
+
+
+def _build_stack(
+    options: StackConfig, num_fields: int, sequence_lengths: Sequence[int], num_tasks: int
+) -> Stack:
+    sizes = {"token_dim": options.token_dim}
+    if isinstance(options.sequence, HstuConfig):
+        _check_heads("model.sequence", options.sequence.num_heads, options.token_dim)
+    sequence = SEQUENCES[options.sequence.name](
+        sequence_lengths=sequence_lengths, **sizes, **_own(options.sequence)
+    )
+    num_tokens = num_fields + len(sequence_lengths)
+    try:
+        interaction = INTERACTIONS[options.interaction.name](
+            num_tokens=num_tokens, **sizes, **_own(options.interaction)
+        )
+    except ValueError as error:
+        raise ConfigError(f"model.interaction.{error}") from None
+    head = HEADS[options.head.name](
+        in_dim=interaction.out_dim, num_tasks=num_tasks, **_own(options.head)
+    )
+    return Stack(sequence, interaction, head)
+
+
+def _check_heads(key: str, num_heads: int, token_dim: int) -> None:
+    if token_dim % num_heads:
+        raise ConfigError(
+            f"{key}.num_heads: {num_heads} doesn't divide model.token_dim {token_dim}; choose a "
+            "divisor"
+        )
+
+
+def _own(part: Section) -> dict[str, Any]:
+    """What a part takes beside the sizes."""
+    return part.model_dump(exclude={"name"})

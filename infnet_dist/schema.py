@@ -144,6 +144,19 @@ class Schema(_Part):
             for a in s.attributes
         )
 
+    def target_fields(self, sequence: SequenceFeature) -> tuple[int | None, ...]:
+        """For each attribute of a sequence: the number of the candidate's field of that kind.
+
+        The candidate's field reads the same table; of several the one with the attribute's name,
+        else the first. None: the candidate has no such attribute, e.g. no action yet.
+        """
+        found: list[int | None] = []
+        for attribute in sequence.attributes:
+            same = [i for i, field in enumerate(self.fields) if field.table == attribute.table]
+            named = [i for i in same if self.fields[i].key == attribute.name]
+            found.append(next(iter([*named, *same]), None))
+        return tuple(found)
+
     @property
     def columns(self) -> tuple[str, ...]:
         """Every column of the training set that the reader needs, without duplicates."""

@@ -19,12 +19,16 @@ class Tokens(NamedTuple):
         sequence_BLD: one token per history item, behaviours one after the other, newest first;
             zeros where padded.
         mask_BL: bool, True where there is an item.
-        task_BKD: one learnable token per task.
+        target_BFD: the candidate as an item of each behaviour, without position and time gap: its
+            attributes go through the map and norm of the history's items. What target attention
+            compares the items with.
+        task_BKD: one learnable token per task; K = 0 for towers that don't read them.
     """
 
     categorical_BMD: torch.Tensor
     sequence_BLD: torch.Tensor
     mask_BL: torch.Tensor
+    target_BFD: torch.Tensor
     task_BKD: torch.Tensor
 
 
@@ -35,8 +39,10 @@ class TokenArch(nn.Module):
         field_dims: E of each field.
         sequence_dims: summed E of the item attributes of each behaviour.
         sequence_lengths: L_f of each behaviour.
+        target_fields: for each behaviour and item attribute the number of the candidate's field of
+            the same kind; None where there is none: zeros stand in for it.
         num_numbers: N; their projection is one more field token when N > 0.
-        num_tasks: K.
+        num_tasks: K; 0 makes no task tokens.
         token_dim: D.
         num_time_gap_buckets: rows of the time-gap embedding.
         positions: whether sequence tokens carry a learnable position and a time-gap embedding
@@ -50,6 +56,7 @@ class TokenArch(nn.Module):
         field_dims: Sequence[int],
         sequence_dims: Sequence[int],
         sequence_lengths: Sequence[int],
+        target_fields: Sequence[Sequence[int | None]],
         num_numbers: int,
         num_tasks: int,
         token_dim: int,
@@ -62,10 +69,13 @@ class TokenArch(nn.Module):
         self.fields = nn.ModuleList(nn.Linear(dim, token_dim) for dim in field_dims)
         self.numbers = nn.Linear(num_numbers, token_dim) if num_numbers else None
         self.items = nn.ModuleList(nn.Linear(dim, token_dim) for dim in sequence_dims)
-        self.task_KD = nn.Parameter(torch.randn(num_tasks, token_dim) * token_dim**-0.5)
+        self.task_KD = None
+        if num_tasks:
+            self.task_KD = nn.Parameter(torch.randn(num_tasks, token_dim) * token_dim**-0.5)
         self.field_norm = nn.LayerNorm(token_dim)
         self.item_norm = nn.LayerNorm(token_dim) if sequence_lengths else None
         self.dropout = nn.Dropout(dropout)
+        self.target_fields = target_fields
         self.token_dim = token_dim
         self.num_fields = len(field_dims) + (num_numbers > 0)
         self.position_LD = self.time_gap = None
@@ -97,16 +107,29 @@ class TokenArch(nn.Module):
             categorical.append(self.numbers(dense_BN))
         categorical_BMD = self.dropout(self.field_norm(torch.stack(categorical, dim=1)))
         batch = len(categorical_BMD)
+        task_BKD = categorical_BMD.new_zeros(batch, 0, self.token_dim)
+        if self.task_KD is not None:
+            task_BKD = self.task_KD.expand(batch, -1, -1)
         if self.item_norm is None:
-            sequence_BLD = categorical_BMD.new_zeros(batch, 0, self.token_dim)
-            mask_BL = torch.zeros(batch, 0, dtype=torch.bool, device=sequence_BLD.device)
-        else:
-            items = [f(x_BLE) for f, x_BLE in zip(self.items, sequences, strict=True)]
-            sequence_BLD = torch.cat(items, dim=1)
-            if self.position_LD is not None and self.time_gap is not None:
-                sequence_BLD = sequence_BLD + self.position_LD + self.time_gap(time_gap_BL)
-            mask_BL = torch.cat(list(masks), dim=1)
-            sequence_BLD = self.dropout(self.item_norm(sequence_BLD))
-            sequence_BLD = sequence_BLD.masked_fill(~mask_BL.unsqueeze(-1), 0.0)
-        task_BKD = self.task_KD.expand(batch, -1, -1)
-        return Tokens(categorical_BMD, sequence_BLD, mask_BL, task_BKD)
+            nothing_B0D = categorical_BMD.new_zeros(batch, 0, self.token_dim)
+            mask_B0 = torch.zeros(batch, 0, dtype=torch.bool, device=nothing_B0D.device)
+            return Tokens(categorical_BMD, nothing_B0D, mask_B0, nothing_B0D, task_BKD)
+        sequence_BLD = torch.cat(
+            [project(x_BLE) for project, x_BLE in zip(self.items, sequences, strict=True)], dim=1
+        )
+        if self.position_LD is not None and self.time_gap is not None:
+            sequence_BLD = sequence_BLD + self.position_LD + self.time_gap(time_gap_BL)
+        mask_BL = torch.cat(list(masks), dim=1)
+        sequence_BLD = self.dropout(self.item_norm(sequence_BLD))
+        sequence_BLD = sequence_BLD.masked_fill(~mask_BL.unsqueeze(-1), 0.0)
+        target_BFD = self.dropout(self.item_norm(self._targets(fields)))
+        return Tokens(categorical_BMD, sequence_BLD, mask_BL, target_BFD, task_BKD)
+
+    def _targets(self, fields: Sequence[torch.Tensor]) -> torch.Tensor:
+        """The candidate's attributes, mapped as each behaviour's items are: [B, F, D]."""
+        targets = []
+        for project, numbers in zip(self.items, self.target_fields, strict=True):
+            nothing_BE = torch.zeros_like(fields[0])
+            parts = [nothing_BE if n is None else fields[n] for n in numbers]
+            targets.append(project(torch.cat(parts, dim=1)))
+        return torch.stack(targets, dim=1)

@@ -4,10 +4,13 @@ Letters: B batch, Q queries, N keys, D token width, h heads, F behaviours, L his
 """
 
 from collections.abc import Sequence
+from itertools import pairwise
 
 import torch
 from torch import nn
 from torch.nn import functional
+
+from infnet_dist.tokens import Tokens
 
 
 def mlp(in_dim: int, hidden_dim: int, out_dim: int) -> nn.Sequential:
@@ -15,6 +18,13 @@ def mlp(in_dim: int, hidden_dim: int, out_dim: int) -> nn.Sequential:
     last = nn.Linear(hidden_dim, out_dim)
     nn.init.zeros_(last.bias)
     return nn.Sequential(nn.Linear(in_dim, hidden_dim), nn.SiLU(), last)
+
+
+def perceptron(in_dim: int, hidden_dims: Sequence[int]) -> nn.Sequential:
+    """Linear and ReLU for each hidden width; the output is the last hidden layer."""
+    dims = [in_dim, *hidden_dims]
+    layers = [(nn.Linear(a, b), nn.ReLU()) for a, b in pairwise(dims)]
+    return nn.Sequential(*(part for layer in layers for part in layer))
 
 
 def attend(
@@ -54,6 +64,25 @@ def behaviour_matrix(sequence_lengths: Sequence[int]) -> torch.Tensor:
         torch.arange(len(sequence_lengths)), torch.tensor(list(sequence_lengths), dtype=torch.long)
     )
     return functional.one_hot(behaviour_L, max(len(sequence_lengths), 1)).float()
+
+
+class MeanPooling(nn.Module):
+    """The mean of each behaviour's valid items; 0 for an empty history."""
+
+    behaviour_LF: torch.Tensor
+
+    def __init__(self, *, sequence_lengths: Sequence[int], token_dim: int) -> None:
+        """Remember which place belongs to which behaviour; any token width will do."""
+        super().__init__()
+        self.register_buffer("behaviour_LF", behaviour_matrix(sequence_lengths), persistent=False)
+
+    def forward(self, tokens: Tokens) -> torch.Tensor:
+        """[B, F, D]."""
+        if not tokens.target_BFD.shape[1]:
+            return tokens.target_BFD
+        valid_BL = tokens.mask_BL.to(tokens.sequence_BLD.dtype)
+        total_BFD = torch.einsum("bl,bld,lf->bfd", valid_BL, tokens.sequence_BLD, self.behaviour_LF)
+        return total_BFD / (valid_BL @ self.behaviour_LF).clamp(min=1).unsqueeze(-1)
 
 
 def _split(x_BND: torch.Tensor, num_heads: int) -> torch.Tensor:

@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import nn
 
-from infnet_dist.models.blocks import TaskHeads, attend, behaviour_matrix, mlp
+from infnet_dist.models.blocks import MeanPooling, TaskHeads, attend, mlp
 from infnet_dist.tokens import Tokens
 
 
@@ -69,8 +69,6 @@ class INFNet(nn.Module):
 class Hubs(nn.Module):
     """The first hubs of each group (v2, section "hub initialisation")."""
 
-    behaviour_LF: torch.Tensor
-
     def __init__(
         self,
         num_fields: int,
@@ -89,7 +87,7 @@ class Hubs(nn.Module):
         self.shared_ND = nn.Parameter(torch.randn(num_shared_tasks, token_dim) * token_dim**-0.5)
         groups = "CST" if sequence_lengths else "CT"
         self.norm = nn.ModuleDict({g: nn.LayerNorm(token_dim) for g in groups})
-        self.register_buffer("behaviour_LF", behaviour_matrix(sequence_lengths), persistent=False)
+        self.pooling = MeanPooling(sequence_lengths=sequence_lengths, token_dim=token_dim)
 
     def forward(self, tokens: Tokens) -> dict[str, torch.Tensor]:
         """Hubs [B, hubs, D] by group.
@@ -102,11 +100,7 @@ class Hubs(nn.Module):
         hubs = {"C": self.categorical(tokens.categorical_BMD.flatten(1))}
         hubs["C"] = hubs["C"].unflatten(1, (-1, self.token_dim))
         if self.behaviours:
-            valid_BL = tokens.mask_BL.to(tokens.sequence_BLD.dtype)
-            total_BFD = torch.einsum(
-                "bl,bld,lf->bfd", valid_BL, tokens.sequence_BLD, self.behaviour_LF
-            )
-            mean_BFD = total_BFD / (valid_BL @ self.behaviour_LF).clamp(min=1).unsqueeze(-1)
+            mean_BFD = self.pooling(tokens)
             hubs["S"] = torch.stack(
                 [f(mean_BFD[:, a]) for a, f in enumerate(self.behaviours)], dim=1
             )

@@ -6,14 +6,13 @@ from pydantic import ValidationError
 
 from infnet_dist.config import (
     Config,
-    InfnetConfig,
-    InfnetPaperConfig,
     SyntheticIngest,
     dump_config,
     load_config,
     parse_config,
 )
 from infnet_dist.errors import ConfigError, UserError
+from infnet_dist.model_config import InfnetConfig, InfnetPaperConfig
 
 LEAST = {"data": {"path": "data/x"}}
 

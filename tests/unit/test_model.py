@@ -5,8 +5,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from infnet_dist.config import Config, DataConfig, InfnetConfig, InfnetPaperConfig
+from infnet_dist.config import Config, DataConfig
 from infnet_dist.model import TrainModel, build_train_model
+from infnet_dist.model_config import InfnetConfig, InfnetPaperConfig
 from tests.unit.test_reader import SCHEMA, make_reader, make_set
 
 

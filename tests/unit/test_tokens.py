@@ -8,14 +8,18 @@ import torch
 
 from infnet_dist.tokens import TokenArch
 from tests.unit.loops import Weights, layer_norm, linear
-from tests.unit.towers import Case, Constructor, each_tower, make_model
+from tests.unit.towers import TASK_AWARE, Case, Constructor, each_tower, make_model
+
+# The first behaviour's items are like field 1; the second's have a part that no field has.
+TARGET_FIELDS: list[tuple[int | None, ...]] = [(1,), (0, None)]
 
 
 def make_arch(
-    field_dims: tuple[int, ...] = (3, 5),
-    sequence_dims: tuple[int, ...] = (4, 6),
+    field_dims: tuple[int, ...] = (4, 4),
+    sequence_dims: tuple[int, ...] = (4, 8),
     lengths: tuple[int, ...] = (3, 2),
     numbers: int = 2,
+    num_tasks: int = 3,
     **options: Any,
 ) -> TokenArch:
     torch.manual_seed(0)
@@ -23,8 +27,9 @@ def make_arch(
         field_dims=field_dims,
         sequence_dims=sequence_dims,
         sequence_lengths=lengths,
+        target_fields=TARGET_FIELDS[: len(lengths)],
         num_numbers=numbers,
-        num_tasks=3,
+        num_tasks=num_tasks,
         token_dim=8,
         num_time_gap_buckets=7,
         **options,
@@ -34,8 +39,8 @@ def make_arch(
 
 def make_inputs(
     arch: TokenArch,
-    field_dims: tuple[int, ...] = (3, 5),
-    sequence_dims: tuple[int, ...] = (4, 6),
+    field_dims: tuple[int, ...] = (4, 4),
+    sequence_dims: tuple[int, ...] = (4, 8),
     lengths: tuple[int, ...] = (3, 2),
     numbers: int = 2,
 ) -> tuple[list, list, list, torch.Tensor, torch.Tensor]:
@@ -65,7 +70,7 @@ def test_tokens_by_hand(positions: bool) -> None:
     fields, sequences, masks, dense, gaps = make_inputs(arch)
     w = Weights(arch)
     tokens = arch(fields, sequences, masks, dense, gaps)
-    assert [tuple(t.shape) for t in tokens] == [(4, 3, 8), (4, 5, 8), (4, 5), (4, 3, 8)]
+    assert [tuple(t.shape) for t in tokens] == [(4, 3, 8), (4, 5, 8), (4, 5), (4, 2, 8), (4, 3, 8)]
     for b in range(4):
         expected = [linear(w, f"fields.{m}", fields[m][b].numpy()) for m in range(2)]
         expected.append(linear(w, "numbers", dense[b].numpy()))
@@ -84,6 +89,10 @@ def test_tokens_by_hand(positions: bool) -> None:
                 assert bool(tokens.mask_BL[b, place]) == bool(masks[f][b, i])
                 np.testing.assert_allclose(tokens.sequence_BLD[b, place].detach(), item, atol=1e-12)
                 place += 1
+        for f, parts in enumerate(([fields[1][b]], [fields[0][b], torch.zeros(4)])):
+            target = linear(w, f"items.{f}", torch.cat(parts).numpy())
+            target = layer_norm(w, "item_norm", target)
+            np.testing.assert_allclose(tokens.target_BFD[b, f].detach(), target, atol=1e-12)
         np.testing.assert_array_equal(tokens.task_BKD[b].detach(), w["task_KD"])
     assert w.read == set(w.arrays)
 
@@ -115,6 +124,7 @@ def test_tokens_without_behaviours() -> None:
     tokens = arch(*make_inputs(arch, sequence_dims=(), lengths=()))
     assert tokens.sequence_BLD.shape == (4, 0, 8)
     assert tokens.mask_BL.shape == (4, 0)
+    assert tokens.target_BFD.shape == (4, 0, 8)
     assert tokens.mask_BL.dtype == torch.bool
     parts = {n.split(".")[0] for n, _ in arch.named_parameters()}
     assert parts == {"fields", "numbers", "task_KD", "field_norm"}
@@ -122,7 +132,7 @@ def test_tokens_without_behaviours() -> None:
 
 @each_tower
 def test_tokens_and_tower_train_together(tower: Constructor) -> None:
-    arch = make_arch().train()
+    arch = make_arch(num_tasks=3 if tower in TASK_AWARE.values() else 0).train()
     model = make_model(tower, Case(lengths=(3, 2))).train()
     model(arch(*make_inputs(arch))).square().sum().backward()
     for name, parameter in [*arch.named_parameters(), *model.named_parameters()]:

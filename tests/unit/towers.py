@@ -11,8 +11,11 @@ import numpy as np
 import pytest
 import torch
 
+from infnet_dist.model import build_tower
+from infnet_dist.model_config import StackConfig
 from infnet_dist.models.infnet import INFNet
 from infnet_dist.models.infnet_paper import INFNetPaper
+from infnet_dist.models.onetrans import OneTrans
 from infnet_dist.tokens import Tokens
 from tests.unit.loops import Row, Weights
 
@@ -69,8 +72,64 @@ def infnet_paper(c: Case) -> INFNetPaper:
     )
 
 
+def onetrans(c: Case) -> OneTrans:
+    return OneTrans(
+        num_fields=c.fields,
+        sequence_lengths=c.lengths,
+        num_tasks=c.tasks,
+        token_dim=c.dim,
+        num_blocks=c.blocks,
+        num_heads=c.heads,
+    )
+
+
+def stack(sequence: str, interaction: str, head: str) -> "Constructor":
+    """A stack of three parts, with small sizes, through the builder that runs use."""
+    small = {
+        "hstu": {"num_layers": 2},
+        "deep": {"hidden_dims": (24, 16)},
+        "deepfm": {"hidden_dims": (24, 16)},
+        "dcn": {"hidden_dims": (24, 16)},
+        "dcnv2": {"hidden_dims": (24, 16), "rank": 5},
+        "wukong": {"num_fm": 2, "num_compressed": 3, "rank": 3, "hidden_dims": (6,)},
+        "rankmixer": {"num_mixed": 4, "mixed_dim": 8},
+        "mmoe": {"num_experts": 3, "expert_dim": 6, "expert_dropout": 0.0},
+        "ple": {"expert_dim": 6},
+    }
+
+    def make(c: Case) -> torch.nn.Module:
+        parts = {"sequence": sequence, "interaction": interaction, "head": head}
+        options = {kind: {"name": name, **small.get(name, {})} for kind, name in parts.items()}
+        return build_tower(
+            StackConfig.model_validate({"name": "stack", "token_dim": c.dim, **options}),
+            num_fields=c.fields,
+            sequence_lengths=c.lengths,
+            num_tasks=c.tasks,
+        )
+
+    return make
+
+
 Constructor = Callable[[Case], torch.nn.Module]
-TOWERS: dict[str, Constructor] = {"infnet": infnet, "infnet_paper": infnet_paper}
+TASK_AWARE: dict[str, Constructor] = {"infnet": infnet, "infnet_paper": infnet_paper}
+ORDERED: dict[str, Constructor] = {  # the order of a behaviour's items matters
+    "dien": stack("dien", "deep", "linear"),
+    "onetrans": onetrans,
+}
+UNORDERED: dict[str, Constructor] = TASK_AWARE | {
+    "fm": stack("mean", "fm", "linear"),
+    "deepfm": stack("mean", "deepfm", "linear"),
+    "dcn": stack("mean", "dcn", "linear"),
+    "dcnv2": stack("mean", "dcnv2", "linear"),
+    "wukong": stack("mean", "wukong", "shared_bottom"),
+    "rankmixer": stack("mean", "rankmixer", "shared_bottom"),
+    "din": stack("din", "deep", "linear"),
+    "hstu": stack("hstu", "deep", "linear"),
+    "shared_bottom": stack("din", "dcnv2", "shared_bottom"),
+    "mmoe": stack("din", "dcnv2", "mmoe"),
+    "ple": stack("din", "dcnv2", "ple"),
+}
+TOWERS = UNORDERED | ORDERED
 
 each_tower = pytest.mark.parametrize("tower", TOWERS.values(), ids=TOWERS)
 
@@ -117,16 +176,20 @@ def make_tokens(c: Case, seed: int = 1, dtype: torch.dtype = torch.float64) -> T
     fields = normal(c.batch, c.fields, c.dim)
     items = normal(c.batch, sum(c.lengths), c.dim).masked_fill(~mask.unsqueeze(-1), 0.0)
     tasks = normal(c.tasks, c.dim).expand(c.batch, -1, -1)
-    return Tokens(fields, items, mask, tasks)
+    return Tokens(fields, items, mask, normal(c.batch, len(c.lengths), c.dim), tasks)
 
 
 def with_leaves(tokens: Tokens) -> tuple[Tokens, list[torch.Tensor]]:
-    """The same tokens, and the three of them that take gradients."""
+    """The same tokens, and those of fields, items and tasks, which take gradients."""
     fields, items, tasks = (
         part.clone().requires_grad_()
         for part in (tokens.categorical_BMD, tokens.sequence_BLD, tokens.task_BKD)
     )
-    return Tokens(fields, items, tokens.mask_BL, tasks), [fields, items, tasks]
+    return tokens._replace(categorical_BMD=fields, sequence_BLD=items, task_BKD=tasks), [
+        fields,
+        items,
+        tasks,
+    ]
 
 
 def reordered(tokens: Tokens, order: torch.Tensor) -> Tokens:

@@ -1,0 +1,66 @@
+"""Multi-gate mixture of experts (Ma et al. 2018, KDD): each task mixes shared experts by its gate.
+
+Letters: B batch, R input width, n experts, K tasks, H expert width.
+"""
+
+import torch
+from torch import nn
+from torch.nn import functional
+
+from infnet_dist.models.blocks import perceptron
+from infnet_dist.models.shared_bottom import tower
+
+
+class MMoE(nn.Module):
+    """[B, R] -> logits [B, K].
+
+    y_k = h_k(sum_i g_k(x)_i f_i(x)) with g_k(x) = softmax(W_k x) (section 4.2).
+
+    Expert dropout: in training each expert is left out with this probability, per row and task, and
+    the other gates are scaled to 1 again. It keeps gates from settling on one expert
+    (polarisation; Zhao et al. 2019, RecSys, section 4.2).
+
+    Args:
+        in_dim: R.
+        num_tasks: K.
+        num_experts: n.
+        expert_dim: H.
+        tower_dim: hidden width of a task's tower.
+        expert_dropout: probability of leaving an expert out.
+    """
+
+    def __init__(
+        self,
+        *,
+        in_dim: int,
+        num_tasks: int,
+        num_experts: int = 4,
+        expert_dim: int = 64,
+        tower_dim: int = 32,
+        expert_dropout: float = 0.1,
+    ) -> None:
+        """Make experts, gates and towers."""
+        super().__init__()
+        self.expert_dropout = expert_dropout
+        self.experts = nn.ModuleList(perceptron(in_dim, [expert_dim]) for _ in range(num_experts))
+        self.gates = nn.ModuleList(
+            nn.Linear(in_dim, num_experts, bias=False) for _ in range(num_tasks)
+        )
+        self.towers = nn.ModuleList(tower(expert_dim, tower_dim) for _ in range(num_tasks))
+
+    def forward(self, shared_BR: torch.Tensor) -> torch.Tensor:
+        """[B, K]."""
+        expert_BnH = torch.stack([expert(shared_BR) for expert in self.experts], dim=1)
+        logits = []
+        for gate, one in zip(self.gates, self.towers, strict=True):
+            weight_Bn = self._drop(gate(shared_BR).softmax(dim=-1))
+            logits.append(one((weight_Bn.unsqueeze(-1) * expert_BnH).sum(dim=1)))
+        return torch.cat(logits, dim=1)
+
+    def _drop(self, weight_Bn: torch.Tensor) -> torch.Tensor:
+        """Leave experts out in training; a row that would lose all of them keeps all."""
+        if not self.training or self.expert_dropout == 0:
+            return weight_Bn
+        kept_Bn = torch.rand_like(weight_Bn) >= self.expert_dropout
+        kept_Bn = kept_Bn | ~kept_Bn.any(dim=1, keepdim=True)
+        return functional.normalize(weight_Bn * kept_Bn, p=1, dim=1)
