@@ -61,6 +61,7 @@ class KuaiRandIngest(Section):
     refresh: Literal["daily", "live"] = Field(
         "daily", description="histories and counters know events up to midnight, or up to the row"
     )
+    watch_time: bool = Field(False, description="make the watch time a task as well")
     rows_per_part: int = Field(1_000_000, ge=1, description="rows per Parquet file")
     row_group_rows: int = Field(16_384, ge=1, description="rows per Parquet row group")
 

@@ -4,7 +4,7 @@ Keys are `split/metric/task`, e.g. `valid/auc/click`. Where a metric isn't defin
 it is NaN; so it is where a score is NaN.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -72,6 +72,19 @@ def calibration(logits: Array, labels: Array) -> float:
     return float(np.sum(predicted)) / positives
 
 
+def mean_absolute_error(predicted: Array, values: Array) -> float:
+    """Mean of |prediction - value|, in their unit; NaN without rows."""
+    return float(np.mean(np.abs(predicted - values))) if len(values) else float("nan")
+
+
+def r2(predicted: Array, values: Array) -> float:
+    """1 - squared errors over those of the mean: 1 is perfect, 0 no better than the mean."""
+    spread = float(np.sum((values - np.mean(values)) ** 2)) if len(values) else 0.0
+    if spread == 0.0:
+        return float("nan")
+    return 1 - float(np.sum((predicted - values) ** 2)) / spread
+
+
 def _grouped_auc(scores: Array, labels: Array, groups: Array) -> float:
     """Mean over two-class groups of the rank-sum AUC, weighted by group size."""
     if len(scores) == 0 or np.isnan(scores).any():
@@ -109,9 +122,17 @@ class _Scores(NamedTuple):
 class MetricState:
     """Collects the scores of one evaluation on this rank; `compute` gathers and reduces once."""
 
-    def __init__(self, tasks: Sequence[str]) -> None:
-        """An empty state for tasks in column order."""
+    def __init__(
+        self, tasks: Sequence[str], watch_time_s: Mapping[str, float] | None = None
+    ) -> None:
+        """An empty state for tasks in column order.
+
+        Args:
+            tasks: names.
+            watch_time_s: of those that are watch times, the seconds of a label of 1.
+        """
         self._tasks = list(tasks)
+        self._watch_time_s = dict(watch_time_s or {})
         self._batches: list[_Scores] = []
 
     def update(
@@ -158,6 +179,12 @@ class MetricState:
         metrics: dict[str, float] = {}
         for k, task in enumerate(self._tasks):
             logits, labels = logits_BK[:, k], scores.labels_BK[:, k]
+            if task in self._watch_time_s:
+                predicted = np.exp(logits.astype(np.float64))
+                mae_s = self._watch_time_s[task] * mean_absolute_error(predicted, labels)
+                metrics[f"{split}/mae_s/{task}"] = mae_s
+                metrics[f"{split}/r2/{task}"] = r2(predicted, labels)
+                continue
             metrics[f"{split}/auc/{task}"] = auc(logits, labels)
             metrics[f"{split}/gauc/{task}"] = gauc(logits, labels, scores.group_B)
             metrics[f"{split}/log_loss/{task}"] = log_loss(logits, labels)

@@ -3,7 +3,7 @@
 The order of reading: ids -> SparseArch -> TokenArch -> tower -> logits -> loss.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -13,7 +13,7 @@ from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 from infnet_dist.batch import RankingBatch
 from infnet_dist.config import Config
 from infnet_dist.data.collate import NUM_TIME_GAP_BUCKETS
-from infnet_dist.errors import ConfigError
+from infnet_dist.errors import ConfigError, unknown_name
 from infnet_dist.losses import MultiTaskLoss
 from infnet_dist.model_config import (
     HstuConfig,
@@ -23,6 +23,7 @@ from infnet_dist.model_config import (
     Section,
     StackConfig,
 )
+from infnet_dist.models.esmm import EntireSpace
 from infnet_dist.models.infnet import INFNet
 from infnet_dist.models.infnet_paper import INFNetPaper
 from infnet_dist.models.onetrans import OneTrans
@@ -63,13 +64,18 @@ class DenseArch(nn.Module):
     """Everything that isn't a table: tokens and tower. Replicated on every worker."""
 
     def __init__(
-        self, tokens: TokenArch, tower: nn.Module, first_order: FirstOrder | None = None
+        self,
+        tokens: TokenArch,
+        tower: nn.Module,
+        first_order: FirstOrder | None = None,
+        entire_space: EntireSpace | None = None,
     ) -> None:
         """Put the tower on the tokens."""
         super().__init__()
         self.tokens = tokens
         self.tower = tower
         self.first_order = first_order
+        self.entire_space = entire_space
 
     def forward(
         self, embeddings: SparseEmbeddings, dense_BN: torch.Tensor, time_gap_BL: torch.Tensor
@@ -78,6 +84,8 @@ class DenseArch(nn.Module):
         logits_BK: torch.Tensor = self.tower(self.tokens(*embeddings, dense_BN, time_gap_BL))
         if self.first_order is not None:
             logits_BK = logits_BK + self.first_order(embeddings.fields, dense_BN)
+        if self.entire_space is not None:
+            logits_BK = self.entire_space(logits_BK)
         return logits_BK
 
 
@@ -143,8 +151,9 @@ def build_train_model(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.run.seed)
         dense = _build_dense(config, schema)
+    watch_time = [task.kind == "watch_time" for task in schema.tasks]
     weights = [config.training.task_weights.get(task.name, 1.0) for task in schema.tasks]
-    return TrainModel(RankingModel(sparse, dense), MultiTaskLoss(weights))
+    return TrainModel(RankingModel(sparse, dense), MultiTaskLoss(weights, watch_time))
 
 
 def _build_dense(config: Config, schema: Schema) -> DenseArch:
@@ -168,7 +177,25 @@ def _build_dense(config: Config, schema: Schema) -> DenseArch:
     )
     num_inputs = embedding_dim * len(schema.fields) + len(schema.numeric)
     first_order = FirstOrder(num_inputs, num_tasks) if options.first_order else None
-    return DenseArch(tokens, tower, first_order)
+    return DenseArch(tokens, tower, first_order, _entire_space(options.given, schema))
+
+
+def _entire_space(given: Mapping[str, str], schema: Schema) -> EntireSpace | None:
+    """The tasks under others, checked; None where there are none."""
+    kinds = {task.name: task.kind for task in schema.tasks}
+    for name in (name for pair in given.items() for name in pair):
+        if name not in kinds:
+            raise ConfigError(f"model.given: {unknown_name('task', name, kinds)}")
+        if kinds[name] != "binary":
+            raise ConfigError(f"model.given: {name!r} is a {kinds[name]}; name binary tasks alone")
+    if not given:
+        return None
+    names = list(kinds)
+    try:
+        return EntireSpace([names.index(given[n]) if n in given else None for n in names])
+    except ValueError:
+        pairs = ", ".join(f"{child}: {parent}" for child, parent in given.items())
+        raise ConfigError(f"model.given: tasks stand under one another ({pairs})") from None
 
 
 def build_tower(
@@ -186,7 +213,7 @@ def build_tower(
         num_fields=num_fields,
         sequence_lengths=sequence_lengths,
         num_tasks=num_tasks,
-        **options.model_dump(exclude={"name", "dropout", "first_order"}),
+        **options.model_dump(exclude={"name", "dropout", "first_order", "given"}),
     )
 
 

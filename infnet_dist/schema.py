@@ -10,6 +10,7 @@ several features may share one (the candidate item and the items of a history).
 """
 
 from collections.abc import Iterable
+from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -70,11 +71,17 @@ class DenseFeature(_Part):
 
 
 class Task(_Part):
-    """A binary target in {0, 1}. `truth_column` holds P(label = 1) where it is known."""
+    """A binary target in {0, 1}, or a watch time in whole milliseconds.
+
+    `truth_column` holds P(label = 1) where it is known. Watch times are trained on in units of
+    `mean_ms`, the training window's mean.
+    """
 
     name: str
     column: str
     truth_column: str | None = None
+    kind: Literal["binary", "watch_time"] = "binary"
+    mean_ms: float = Field(1.0, gt=0)
 
 
 class TableFeature(_Part):

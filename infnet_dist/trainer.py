@@ -58,7 +58,9 @@ def train_step(
 def evaluate(session: Session, split: str) -> dict[str, dict[str, float]]:
     """Metrics of the model on a split (`model`), and of the planted truth if known (`optimum`)."""
     model = session.sharded.model
-    state = MetricState([task.name for task in session.schema.tasks])
+    tasks = session.schema.tasks
+    watch_time_s = {t.name: t.mean_ms / 1000 for t in tasks if t.kind == "watch_time"}
+    state = MetricState([task.name for task in tasks], watch_time_s)
     model.eval()
     with torch.no_grad():
         batches = session.reader(split, shuffle=False).batches()
@@ -327,8 +329,11 @@ class _Training:
         step, examples = self._progress.step, self._progress.examples
         self._tracker.log(self._metrics, step=step, examples=examples)
         scores = "  ".join(
-            f"{task.name} auc {self._metrics[f'valid/auc/{task.name}']:.4f} "
-            f"gauc {self._metrics[f'valid/gauc/{task.name}']:.4f}"
+            f"{task.name} "
+            + " ".join(
+                f"{metric} {self._metrics[f'valid/{metric}/{task.name}']:.4f}"
+                for metric in (("auc", "gauc") if task.kind == "binary" else ("mae_s", "r2"))
+            )
             for task in self._session.schema.tasks
         )
         self._say(f"valid at step {step:,} ({time.perf_counter() - start:.1f} s)  {scores}")

@@ -128,7 +128,10 @@ def _allowed(schema: Schema) -> Iterator[_Range]:
             yield _Range(sequence.time_gap_column, 0, _ANY[1], "a time gap is at least 0 s")
     yield _Range(schema.group_column, *_ANY, "a group is any integer")
     for task in schema.tasks:
-        yield _Range(task.column, 0, 1, f"label of task {task.name!r} must be 0 or 1")
+        if task.kind == "watch_time":
+            yield _Range(task.column, 0, _ANY[1], f"watch time {task.name!r} is at least 0 ms")
+        else:
+            yield _Range(task.column, 0, 1, f"label of task {task.name!r} must be 0 or 1")
 
 
 _ANY = (-(2**63), 2**63 - 1)

@@ -44,9 +44,7 @@ class Collator:
             ),
             dense_BN=torch.from_numpy(self._numbers(table)),
             time_gap_BL=torch.from_numpy(time_gap_BL),
-            labels_BK=torch.from_numpy(
-                self._stack(table, [task.column for task in self._schema.tasks])
-            ),
+            labels_BK=torch.from_numpy(self._labels(table)),
             weights_B=torch.from_numpy(self._pad(np.ones(table.num_rows, np.float32))),
             group_B=torch.from_numpy(self._pad(_numpy(table, self._schema.group_column))),
             truth_BK=torch.from_numpy(
@@ -86,6 +84,13 @@ class Collator:
             numbers_BN[: table.num_rows, i] -= feature.mean
             numbers_BN[: table.num_rows, i] /= feature.std
         return numbers_BN
+
+    def _labels(self, table: pa.RecordBatch) -> npt.NDArray[np.float32]:
+        labels_BK = self._stack(table, [task.column for task in self._schema.tasks])
+        for k, task in enumerate(self._schema.tasks):
+            if task.kind == "watch_time":
+                labels_BK[:, k] /= task.mean_ms
+        return labels_BK
 
     def _stack(
         self, table: pa.RecordBatch, columns: list[str] | list[str | None]

@@ -116,7 +116,7 @@ def arrow_type(schema: Schema, column: str) -> pa.DataType:
         lists.update(a.column for a in sequence.attributes)
         lists.update([sequence.time_gap_column] if sequence.time_gap_column else [])
     floats.update(f.column for f in schema.dense)
-    ints8.update(task.column for task in schema.tasks)
+    ints8.update(task.column for task in schema.tasks if task.kind == "binary")
     if column in lists:
         return pa.list_(pa.int64())
     if column in floats:

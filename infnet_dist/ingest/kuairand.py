@@ -1,6 +1,6 @@
 """KuaiRand logs -> a training set: features, histories, labels; split by time, in chunks."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -9,6 +9,7 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from infnet_dist.config import KuaiRandIngest
 from infnet_dist.data.manifest import Manifest
@@ -56,6 +57,9 @@ def make_training_set(
         features = build_features(logs, starts_ms["valid"], known_until(time_ms, config.refresh))
         behaviours = _behaviours(logs, features, config)
         labels = _task_labels(logs, splits["train"].stop, config.min_base_rate)
+        tasks = [Task(name=name, column=f"label_{name}") for name in labels]
+        if config.watch_time:
+            tasks.append(_watch_time(labels, logs, splits["train"].stop))
         columns = _plain_columns(logs, features, labels)
         done = 0
         for split, chunk in _chunks(splits):
@@ -67,7 +71,7 @@ def make_training_set(
             done += len(pieces)
             if progress is not None:
                 progress(done, len(time_ms))
-        return writer.publish(_schema(features, behaviours, labels))
+        return writer.publish(_schema(features, behaviours, tasks))
 
 
 def _split_starts(config: KuaiRandIngest) -> dict[str, int]:
@@ -144,6 +148,24 @@ def _task_labels(logs: RawLogs, num_train: int, min_base_rate: float) -> dict[st
             "lower ingest.min_base_rate"
         )
     return labels
+
+
+def _watch_time(labels: dict[str, pa.Array], logs: RawLogs, num_train: int) -> Task:
+    """The task, with its label column added to `labels`; an unknown watch time counts as 0 ms."""
+    play_time_ms = pc.fill_null(logs.rows["play_time_ms"].combine_chunks(), 0.0)
+    if pc.min(play_time_ms).as_py() < 0:
+        row = pc.index(pc.less(play_time_ms, 0.0), True).as_py()
+        raise DataError(
+            f"play_time_ms is {play_time_ms[row].as_py():g} in impression {row} (by time), "
+            "expected 0 or more; repair the logs, or set ingest.watch_time=false"
+        )
+    labels["watch_time"] = pc.round(play_time_ms).cast(pa.int64())
+    mean_ms = float(labels["watch_time"].to_numpy()[:num_train].mean())
+    if mean_ms == 0:
+        raise DataError("no watch time in train; set ingest.watch_time=false")
+    return Task(
+        name="watch_time", column="label_watch_time", kind="watch_time", mean_ms=round(mean_ms, 3)
+    )
 
 
 def _plain_columns(logs: RawLogs, features: Features, labels: dict[str, pa.Array]) -> pa.Table:
@@ -251,15 +273,13 @@ def _with_action(items: _Items, table: pa.Table, flags: tuple[str, ...], first: 
     return replace(items, codes=np.concatenate([items.codes, action[:, None]], axis=1))
 
 
-def _schema(
-    features: Features, behaviours: list[_Behaviour], labels: dict[str, pa.Array]
-) -> Schema:
+def _schema(features: Features, behaviours: list[_Behaviour], tasks: Sequence[Task]) -> Schema:
     return Schema(
         tables=(*features.tables, Table(name="action", num_embeddings=NUM_ACTIONS)),
         categorical=tuple(features.categorical),
         sequences=tuple(behaviour.feature for behaviour in behaviours),
         dense=tuple(features.dense),
-        tasks=tuple(Task(name=name, column=f"label_{name}") for name in labels),
+        tasks=tuple(tasks),
         group_column="user_id",
         time_column="time_ms",
     )

@@ -48,7 +48,7 @@ _MISSING = {  # how the logs write "unknown", beside null
 }
 _ROWS: Columns = {
     **dict.fromkeys(("user_id", "video_id", "time_ms"), pa.int64()),
-    **dict.fromkeys(("tab", "duration_ms", *LABELS), pa.float64()),
+    **dict.fromkeys(("tab", "duration_ms", "play_time_ms", *LABELS), pa.float64()),
 }
 _USERS: Columns = {
     "user_id": pa.int64(),
@@ -77,8 +77,8 @@ class RawLogs:
     """KuaiRand logs in the common form; numbers are float64, unknown values null.
 
     Attributes:
-        rows: impressions sorted by (time_ms, user_id, video_id): these ids, tab, duration_ms and
-            the LABELS as int8.
+        rows: impressions sorted by (time_ms, user_id, video_id): these ids, tab, duration_ms,
+            play_time_ms and the LABELS as int8.
         users: user_id, USER_CATEGORIES, USER_NUMBERS; one row per user.
         videos: video_id, VIDEO_CATEGORIES; one row per video.
         past: events from before the rows, without labels of their own to train on, by behaviour

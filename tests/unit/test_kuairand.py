@@ -11,7 +11,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from infnet_dist.config import KuaiRandIngest
+from infnet_dist.data.check import check_split
 from infnet_dist.data.manifest import read_manifest
+from infnet_dist.data.reader import Reader
 from infnet_dist.errors import ConfigError, DataError
 from infnet_dist.ingest.counters import EventCounts
 from infnet_dist.ingest.encode import Vocabulary, quantile_boundaries
@@ -205,6 +207,33 @@ def test_columns_fit_their_tables_and_rare_signals_make_no_task(tmp_path):
             assert ids.max() < schema.table(attribute.table).num_embeddings
     known = make_raw_logs()["rows"]["duration_ms"] > 0
     assert rows["duration_ms"].null_count == (~known).sum()
+
+
+def test_watch_time_can_be_a_task(tmp_path):
+    logs = make_raw_logs()
+    path = write_slice(tmp_path / "raw", logs)
+    manifest = ingest(path, tmp_path / "set", watch_time=True)
+    task = manifest.schema_.tasks[-1]
+    assert (task.name, task.kind) == ("watch_time", "watch_time")
+    train = logs["rows"][logs["rows"]["time_ms"] < VALID_FROM_MS]
+    assert task.mean_ms == pytest.approx(train["play_time_ms"].mean(), abs=1e-3)
+    found = read_split(tmp_path / "set", "train").select([task.column])[task.column]
+    assert sorted(found.to_pylist()) == sorted(train["play_time_ms"])
+    check_split(tmp_path / "set", manifest, manifest.schema_, split="train", rank=0, world_size=1)
+    reader = Reader(
+        folder=tmp_path / "set",
+        manifest=manifest,
+        schema=manifest.schema_,
+        split="train",
+        batch_size=len(train),
+        rank=0,
+        world_size=1,
+    )
+    labels = next(iter(reader.batches())).labels_BK[:, -1]
+    assert labels.mean().item() == pytest.approx(1, rel=1e-5)
+    logs["rows"].loc[4, "play_time_ms"] = -3
+    with pytest.raises(DataError, match=r"play_time_ms is -3 in impression .*expected 0 or more"):
+        ingest(write_slice(tmp_path / "bad", logs), tmp_path / "bad_set", watch_time=True)
 
 
 def test_vocabulary_starts_at_1_and_leaves_nulls_out():

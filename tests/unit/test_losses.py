@@ -48,3 +48,35 @@ def test_huge_logits_stay_finite_and_padding_gets_no_gradient() -> None:
     assert torch.isfinite(loss)
     assert logits.grad is not None
     assert logits.grad[2].item() == 0.0
+
+
+def test_watch_time_is_the_weighted_logistic_loss() -> None:
+    torch.manual_seed(2)
+    logits, times = torch.randn(6, 2), 3 * torch.rand(6, 2)
+    times[:, 0] = (times[:, 0] > 1.5).float()
+    loss = MultiTaskLoss([1.0, 1.0], [False, True])
+    _, per_task = loss(logits, times, torch.ones(6))
+    expected = 0.0
+    for z, t in zip(logits[:, 1].tolist(), times[:, 1].tolist(), strict=True):
+        p, label = 1 / (1 + math.exp(-z)), t / (1 + t)
+        expected -= (1 + t) * (label * math.log(p) + (1 - label) * math.log(1 - p)) / 6
+    assert per_task[1].item() == pytest.approx(expected, rel=1e-5)
+    alone = MultiTaskLoss([1.0])(logits[:, :1], times[:, :1], torch.ones(6))[1]
+    assert per_task[0].item() == pytest.approx(alone.item())
+
+
+def test_the_prediction_of_a_watch_time_is_its_mean() -> None:
+    """The z of least loss for all rows together is the log of the mean time."""
+    times = torch.tensor([[0.0], [0.2], [1.0], [7.0]])
+    logit = torch.zeros((), requires_grad=True)
+    loss = MultiTaskLoss([1.0], [True])
+    optimizer = torch.optim.LBFGS([logit], max_iter=50)
+
+    def closure() -> torch.Tensor:
+        optimizer.zero_grad()
+        value = loss(logit.expand(4, 1), times, torch.ones(4))[0]
+        value.backward()
+        return value
+
+    optimizer.step(closure)
+    assert math.exp(logit.item()) == pytest.approx(8.2 / 4, rel=1e-4)

@@ -17,7 +17,9 @@ from infnet_dist.metrics import (
     calibration,
     gauc,
     log_loss,
+    mean_absolute_error,
     normalized_entropy,
+    r2,
 )
 
 # -------------------------------------------------------------------------------------- references
@@ -537,3 +539,26 @@ def test_logits_may_carry_gradients_and_low_precision() -> None:
             weights_B=torch.from_numpy(data["weights"]),
         )
         check(state.compute(OneRank(), "valid")["model"], expected)
+
+
+def test_watch_time_metrics() -> None:
+    rng = np.random.default_rng(0)
+    logits = rng.normal(size=(100, 2)).astype(np.float32)
+    labels = np.stack([rng.random(100) < 0.5, 2 * rng.random(100)], axis=1).astype(np.float32)
+    state = MetricState(["click", "time"], {"time": 7.0})
+    state.update(
+        torch.from_numpy(logits),
+        torch.from_numpy(labels),
+        truth_BK=torch.full((100, 2), float("nan")),
+        group_B=torch.zeros(100, dtype=torch.int64),
+        weights_B=torch.ones(100),
+    )
+    found = state.compute(OneRank(), "valid")["model"]
+    predicted, seconds = 7 * np.exp(logits[:, 1].astype(np.float64)), 7 * labels[:, 1]
+    error = sklearn_metrics.mean_absolute_error(seconds, predicted)
+    assert found["valid/mae_s/time"] == pytest.approx(error, rel=1e-6)
+    expected = sklearn_metrics.r2_score(seconds, predicted)
+    assert found["valid/r2/time"] == pytest.approx(expected, rel=1e-6)
+    assert "valid/auc/click" in found and "valid/auc/time" not in found
+    assert np.isnan(r2(np.ones(3), np.ones(3)))
+    assert np.isnan(mean_absolute_error(np.ones(0), np.ones(0)))
