@@ -47,7 +47,7 @@ def model_with(given: dict[str, str], watch_time: bool = False) -> torch.nn.Modu
 def test_a_run_file_says_which_task_is_under_which() -> None:
     assert model_with({}).entire_space is None
     assert model_with({"like": "click"}).entire_space.chains == [[0], [1, 0]]
-    with pytest.raises(ConfigError, match=r"model.given: unknown task 'likee'; did you mean 'like'"):
+    with pytest.raises(ConfigError, match=r"given: unknown task 'likee'; did you mean 'like'"):
         model_with({"likee": "click"})
     with pytest.raises(ConfigError, match="tasks stand under one another"):
         model_with({"like": "click", "click": "like"})
