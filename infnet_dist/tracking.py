@@ -7,7 +7,7 @@ import json
 import logging
 import math
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal, Protocol, TypeVar
 
@@ -163,6 +163,34 @@ def make_tracker(
         return WandbTracker(config, folder=folder, run_id=run_id, settings=settings)
 
     return Trackers(jsonl, Guarded("W&B", make_wandb))
+
+
+def send_report(
+    config: TrackingConfig,
+    *,
+    folder: Path,
+    run_id: str,
+    settings: dict[str, Any],
+    scores: Metrics,
+    pictures: Sequence[Path],
+) -> str | None:
+    """Send scores and pictures to W&B as one run; its place. A failure is warned about, no more."""
+    if config.wandb == "disabled":
+        return None
+
+    def send() -> str | None:
+        import wandb
+
+        tracker = WandbTracker(config, folder=folder, run_id=run_id, settings=settings)
+        images = {f"report/{path.stem}": wandb.Image(str(path)) for path in pictures}
+        tracker.log({**scores, **images}, step=0, examples=0)
+        return tracker.finish()
+
+    try:
+        return send()
+    except Exception as error:
+        log.warning("W&B failed; the report stands in %s (%s)", folder, error)
+        return None
 
 
 def plot_curves(metrics_jsonl: Path, image: Path) -> None:

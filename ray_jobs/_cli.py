@@ -46,7 +46,11 @@ def add_launcher(parser: argparse.ArgumentParser) -> None:
 
 def read_config(arguments: argparse.Namespace) -> Config:
     """The run file with its overrides; data and run paths made absolute."""
-    config = load_config(arguments.config, arguments.overrides)
+    return resolve_config(load_config(arguments.config, arguments.overrides))
+
+
+def resolve_config(config: Config) -> Config:
+    """The same run with its data and run paths made absolute."""
     update: dict[str, object] = {
         "run": config.run.model_copy(update={"folder": resolve_path(config.run.folder)}),
         "data": config.data.model_copy(update={"path": resolve_path(config.data.path)}),

@@ -2,6 +2,7 @@
 
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -118,14 +119,29 @@ def compare(config: Config, ranks: int) -> dict:
     return sharded["sharding"]
 
 
-@pytest.mark.parametrize("model", ["infnet", "infnet_paper"])
-def test_planned_for_the_workers_at_hand(tiny_set: Path, tmp_path: Path, model: str) -> None:
-    options = {"name": model, "token_dim": 8, "num_blocks": 2}
-    if model == "infnet_paper":
-        config = make_config(tiny_set, tmp_path)
-        config = config.model_validate(config.model_dump() | {"model": options})
-    else:
-        config = make_config(tiny_set, tmp_path, model=options)
+MODELS: list[dict[str, Any]] = [
+    {"name": "infnet"},
+    {"name": "infnet_paper"},
+    {"name": "onetrans"},
+    {
+        "name": "stack",
+        "sequence": {"name": "dien"},
+        "interaction": {"name": "deep"},
+        "given": {"like": "click"},
+    },
+    {
+        "name": "stack",
+        "sequence": {"name": "hstu"},
+        "interaction": {"name": "wukong"},
+        "head": {"name": "mmoe", "expert_dropout": 0.0},
+    },
+]
+
+
+@pytest.mark.parametrize("model", MODELS, ids=lambda model: str(model.get("sequence", model)))
+def test_planned_for_the_workers_at_hand(tiny_set: Path, tmp_path: Path, model: dict) -> None:
+    raw = make_config(tiny_set, tmp_path).model_dump()
+    config = Config.model_validate(raw | {"model": model | {"token_dim": 8}})
     types = {"user": "row_wise", "item": "row_wise", "author": "table_wise"}
     tables = {"overrides": {name: {"sharding_types": [kind]} for name, kind in types.items()}}
     config = config.model_validate(config.model_dump() | {"tables": tables})

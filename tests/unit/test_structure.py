@@ -34,6 +34,7 @@ ORDER = [
     "session",
     "pace",
     "trainer",
+    "comparison",
 ]
 # Stand apart: the doctor must run where everything else is broken.
 ALONE = ("doctor", "doctor_probes")

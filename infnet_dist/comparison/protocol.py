@@ -1,0 +1,153 @@
+"""What a comparison is: a base run file, models, a grid that all of them get, and seeds.
+
+base: kuairand_pure.yaml            # beside this file; everything that isn't said here
+set: {training.epochs: 1, data.batch_size: 256}
+models:
+  infnet: {name: infnet}
+  deepfm: {name: stack, sequence: {name: mean}, interaction: {name: deepfm}, head: {name: linear}}
+grid: {dense_optimizer.learning_rate: [0.0003, 0.001]}
+seeds: [0, 1, 2]
+finalists: 4
+always_finalists: [infnet]
+
+First every model is trained at every point of the grid with the first seed; then the finalists,
+each at its best point, with the other seeds. A model's `model` section starts from what is common
+to all towers in the base: token_dim, dropout, first_order, given.
+"""
+
+import hashlib
+import itertools
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import Field, PositiveInt, ValidationError, model_validator
+
+from infnet_dist.config import Config, dump_config, load_config, parse_config
+from infnet_dist.config_messages import explain
+from infnet_dist.errors import ConfigError, unknown_name
+from infnet_dist.model_config import ModelSection, Section
+
+
+class Protocol(Section):
+    """A comparison, as its file says."""
+
+    base: Path = Field(description="run file, relative to the comparison's file")
+    set: dict[str, Any] = Field(default_factory=dict, description="changes to the run file, by key")
+    models: dict[str, dict[str, Any]] = Field(
+        min_length=1, description="model section of each model, by its name in the tables"
+    )
+    grid: dict[str, list[Any]] = Field(
+        default_factory=dict, description="values of each key that every model tries"
+    )
+    seeds: list[int] = Field([0], min_length=1, description="seeds; the first is the grid's")
+    finalists: PositiveInt = Field(4, description="models that are trained with every seed")
+    always_finalists: list[str] = Field([], description="models that are finalists in any case")
+
+    @model_validator(mode="after")
+    def _check(self) -> "Protocol":
+        for name in self.always_finalists:
+            if name not in self.models:
+                raise ValueError(unknown_name("model", name, self.models))
+        for key, values in self.grid.items():
+            if not values:
+                raise ValueError(f"grid.{key} has no values")
+        if len({*self.seeds}) != len(self.seeds):
+            raise ValueError(f"a seed stands twice in {self.seeds}")
+        return self
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One training run of the comparison.
+
+    Attributes:
+        model: name in the tables.
+        point: the grid's keys and values.
+        config: the whole run.
+    """
+
+    model: str
+    point: dict[str, Any]
+    config: Config
+
+    @property
+    def id(self) -> str:
+        """The name of its run folder: other settings, another name."""
+        settings = self.config.model_dump(mode="json", exclude={"tracking"})
+        del settings["run"]["folder"]
+        text = json.dumps(settings, sort_keys=True)
+        return f"{self.model}-{hashlib.sha256(text.encode()).hexdigest()[:10]}"
+
+    @property
+    def folder(self) -> Path:
+        """Its run folder."""
+        return self.config.run.folder / self.config.run.name / self.id
+
+
+def load_protocol(path: Path) -> Protocol:
+    """Read a comparison's file.
+
+    Raises:
+        ConfigError: missing, no YAML, or a key is wrong.
+    """
+    if not path.is_file():
+        raise ConfigError(f"no comparison file {path}; see configs/compare_kuairand.yaml")
+    try:
+        raw = yaml.safe_load(path.read_text()) or {}
+        return Protocol.model_validate(raw)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{path} is not YAML: {' '.join(str(error).split())}") from None
+    except ValidationError as error:
+        lines = explain(error.errors(), Protocol)
+        raise ConfigError(f"{path}: {'; '.join(lines)}") from None
+
+
+def base_config(protocol: Protocol, path: Path, overrides: Sequence[str] = ()) -> Config:
+    """The run file with the comparison's changes, then `overrides` (key.path=value)."""
+    changes = [f"{key}={json.dumps(value)}" for key, value in protocol.set.items()]
+    return load_config(path.parent / protocol.base, [*changes, *overrides])
+
+
+def trials(protocol: Protocol, base: Config, *, seed: int) -> list[Trial]:
+    """Every model at every point of the grid.
+
+    Raises:
+        ConfigError: a model's section or a key of the grid is wrong; says of which model.
+    """
+    points = [
+        dict(zip(protocol.grid, values, strict=True))
+        for values in itertools.product(*protocol.grid.values())
+    ]
+    return [
+        Trial(model, point, _config(protocol, base, model, point, seed))
+        for model in protocol.models
+        for point in points
+    ]
+
+
+def with_seed(trial: Trial, seed: int) -> Trial:
+    """The same trial under another seed."""
+    run = trial.config.run.model_copy(update={"seed": seed})
+    return Trial(trial.model, trial.point, trial.config.model_copy(update={"run": run}))
+
+
+def _config(
+    protocol: Protocol, base: Config, model: str, point: dict[str, Any], seed: int
+) -> Config:
+    raw = yaml.safe_load(dump_config(base))
+    common = {key: raw["model"][key] for key in ModelSection.model_fields}
+    raw["model"] = common | protocol.models[model]
+    raw["run"]["seed"] = seed
+    for key, value in point.items():
+        *parents, last = key.split(".")
+        section = raw
+        for parent in parents:
+            if not isinstance(section.get(parent), dict):
+                raise ConfigError(f"grid.{key}: the run file has no section {parent!r}")
+            section = section[parent]
+        section[last] = value
+    return parse_config(raw, source=f"model {model!r} at {point}")

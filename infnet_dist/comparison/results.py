@@ -1,0 +1,154 @@
+"""Finished trials -> one record per model: best point, every seed, spread, paired tests."""
+
+import json
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from scipy import stats
+
+from infnet_dist.comparison.costs import ModelCosts
+from infnet_dist.comparison.protocol import Trial
+
+SUMMARY = "summary.json"  # a run folder that has one is finished
+_SPLIT = "valid"
+
+
+@dataclass(frozen=True)
+class Finished:
+    """A trial and what its training came to.
+
+    Attributes:
+        trial: the trial.
+        metrics: `valid/metric/task` after the last step.
+        samples_per_s: of training, with whatever ran beside it.
+        curve: (examples, mean AUC over tasks) at each evaluation.
+    """
+
+    trial: Trial
+    metrics: dict[str, float]
+    samples_per_s: float
+    curve: list[tuple[int, float]]
+
+    @property
+    def seed(self) -> int:
+        """The seed it was trained with."""
+        return self.trial.config.run.seed
+
+    def mean(self, metric: str) -> float:
+        """Mean of a metric over the tasks that have it."""
+        return mean_over_tasks(self.metrics, metric)
+
+
+@dataclass
+class ModelResult:
+    """One model at its best point.
+
+    Attributes:
+        name: the model.
+        point: the best point of the grid, by mean AUC with the first seed.
+        runs: that point with every seed that was run.
+        costs: parameters, operations, time.
+        tried: mean AUC at every point of the grid, with the first seed.
+        p_value: of the paired t-test over seeds of mean AUC, against the best other model that
+            has several seeds, which `compared_with` names; None with one seed.
+    """
+
+    name: str
+    point: dict[str, Any]
+    runs: list[Finished]
+    costs: ModelCosts
+    tried: list[tuple[dict[str, Any], float]]
+    p_value: float | None = None
+    compared_with: str | None = None
+
+    def values(self, key: str) -> list[float]:
+        """A metric of all seeds: `auc` and `gauc` are means over tasks, else `metric/task`."""
+        if "/" in key:
+            return [run.metrics[f"{_SPLIT}/{key}"] for run in self.runs]
+        return [run.mean(key) for run in self.runs]
+
+    def mean(self, key: str) -> float:
+        """Mean over seeds."""
+        return float(np.mean(self.values(key)))
+
+    def deviation(self, key: str) -> float:
+        """Standard deviation over seeds; NaN with one."""
+        values = self.values(key)
+        return float(np.std(values, ddof=1)) if len(values) > 1 else float("nan")
+
+    @property
+    def samples_per_s(self) -> float:
+        """Median over seeds."""
+        return float(np.median([run.samples_per_s for run in self.runs]))
+
+
+def mean_over_tasks(metrics: Mapping[str, float], metric: str) -> float:
+    """Mean of `valid/<metric>/<task>` over tasks; NaN where one is missing a value."""
+    prefix = f"{_SPLIT}/{metric}/"
+    values = [v for k, v in metrics.items() if k.startswith(prefix)]
+    return float(np.mean([np.nan if v is None else v for v in values])) if values else float("nan")
+
+
+def is_finished(trial: Trial) -> bool:
+    """Whether its run folder has a summary, which is written last."""
+    return (trial.folder / SUMMARY).is_file()
+
+
+def read_finished(trial: Trial) -> Finished:
+    """What a finished trial wrote into its run folder."""
+    summary = json.loads((trial.folder / SUMMARY).read_text())
+    curve: dict[int, float] = {}
+    for line in (trial.folder / "metrics.jsonl").read_text().splitlines():
+        record = json.loads(line)
+        mean = mean_over_tasks(record, "auc")
+        if np.isfinite(mean):
+            curve[record["examples"]] = mean
+    return Finished(trial, summary["metrics"], summary["samples_per_s"], sorted(curve.items()))
+
+
+def best_points(grid: Sequence[Finished]) -> dict[str, Finished]:
+    """Of each model the trial with the best mean AUC, best model first."""
+    best: dict[str, Finished] = {}
+    for one in sorted(grid, key=lambda one: -_or_worst(one.mean("auc"))):
+        best.setdefault(one.trial.model, one)
+    return best
+
+
+def summarise(
+    grid: Sequence[Finished], more_seeds: Sequence[Finished], costs: Mapping[str, ModelCosts]
+) -> list[ModelResult]:
+    """One record per model, the best mean AUC first, with paired tests."""
+    tried: dict[str, list[tuple[dict[str, Any], float]]] = defaultdict(list)
+    for one in grid:
+        tried[one.trial.model].append((one.trial.point, one.mean("auc")))
+    results = [
+        ModelResult(
+            name=name,
+            point=best.trial.point,
+            runs=[best, *(one for one in more_seeds if one.trial.model == name)],
+            costs=costs[name],
+            tried=tried[name],
+        )
+        for name, best in best_points(grid).items()
+    ]
+    results.sort(key=lambda result: -_or_worst(result.mean("auc")))
+    for result in results:
+        rivals = [other for other in results if other is not result and len(other.runs) > 1]
+        if rivals and len(result.runs) > 1:
+            result.compared_with = rivals[0].name
+            result.p_value = _paired_p(result, rivals[0])
+    return results
+
+
+def _paired_p(one: ModelResult, other: ModelResult) -> float:
+    """Two-sided paired t-test over seeds; all finalists have the same ones, in the same order."""
+    pairs = [run.seed for run in one.runs], [run.seed for run in other.runs]
+    assert pairs[0] == pairs[1], pairs
+    return float(stats.ttest_rel(one.values("auc"), other.values("auc")).pvalue)
+
+
+def _or_worst(value: float) -> float:
+    return value if np.isfinite(value) else -np.inf

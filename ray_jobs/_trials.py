@@ -1,0 +1,147 @@
+"""Runs trials side by side: by Ray Tune on a cluster, or by threads on this machine.
+
+A trial's workers are plain processes of one node (`run_local`); Ray Tune reserves their CPUs and
+GPUs and starts as many trials as fit.
+"""
+
+import logging
+import time
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from infnet_dist.comparison.protocol import Trial
+from infnet_dist.config import ScalingConfig
+from infnet_dist.context import WorkerContext
+from infnet_dist.errors import UserError
+from infnet_dist.trainer import train
+from ray_jobs._local import run_local
+
+log = logging.getLogger("infnet_dist")
+
+
+def run_trials(
+    trials: Sequence[Trial], *, launcher: str, at_once: int | None, folder: Path
+) -> dict[str, str]:
+    """Train all trials; each leaves its summary in its run folder.
+
+    Args:
+        trials: not finished yet; one that was stopped goes on from its newest checkpoint.
+        launcher: "ray" or "local".
+        at_once: most trials at the same time; None: as many as fit.
+        folder: for Ray's notes.
+
+    Returns:
+        The error of each trial that failed, by its id.
+    """
+    progress = _Progress(len(trials))
+    if not trials:
+        return {}
+    if launcher == "local":
+        return _run_threads(trials, at_once or 1, progress)
+    return _run_tune(trials, at_once, folder, progress)
+
+
+def train_trial(trial: Trial) -> None:
+    """Train one trial on workers of this node."""
+    scaling = trial.config.scaling
+    run_local(
+        train_quietly,
+        {"config": trial.config, "run_folder": trial.folder},
+        num_workers=scaling.num_workers,
+        use_gpu=scaling.use_gpu,
+        timeout_s=scaling.timeout_s,
+    )
+
+
+def train_quietly(context: WorkerContext, **arguments: Any) -> dict[str, Any]:
+    """Train without a line for each interval: many trials run at once."""
+    log.setLevel(logging.WARNING)
+    return train(context, **arguments)
+
+
+def _run_threads(trials: Sequence[Trial], at_once: int, progress: "_Progress") -> dict[str, str]:
+    failures = {}
+    with ThreadPoolExecutor(at_once) as pool:
+        running = {pool.submit(train_trial, trial): trial for trial in trials}
+        for done in as_completed(running):
+            error = done.exception()
+            progress.tell(running[done].id, error)
+            if error is not None:
+                failures[running[done].id] = str(error)
+    return failures
+
+
+def _run_tune(
+    trials: Sequence[Trial], at_once: int | None, folder: Path, progress: "_Progress"
+) -> dict[str, str]:
+    import ray
+    from ray import tune
+
+    if not ray.is_initialized():
+        ray.init(logging_level=logging.WARNING)
+    resources = _resources(trials[0].config.scaling)
+    have = ray.cluster_resources()
+    for name, amount in resources.items():
+        if have.get(name, 0.0) < amount:
+            raise UserError(
+                f"a trial needs {amount:g} {name}, this Ray cluster has {have.get(name, 0.0):g}; "
+                "lower scaling.num_workers or scaling.resources_per_worker, or add nodes"
+            )
+    by_id = {trial.id: trial for trial in trials}
+
+    def run_one(settings: dict[str, Any]) -> None:
+        train_trial(settings["trial"])
+
+    class Told(tune.Callback):
+        """Tells of each trial that ends."""
+
+        def on_trial_complete(self, iteration: int, trials: Any, trial: Any, **_: Any) -> None:
+            progress.tell(trial.config["trial"].id, None)
+
+        def on_trial_error(self, iteration: int, trials: Any, trial: Any, **_: Any) -> None:
+            progress.tell(trial.config["trial"].id, trial.error_file)
+
+    tuner = tune.Tuner(
+        tune.with_resources(run_one, resources),
+        param_space={"trial": tune.grid_search(list(by_id.values()))},
+        tune_config=tune.TuneConfig(
+            max_concurrent_trials=at_once, trial_dirname_creator=lambda trial: trial.trial_id
+        ),
+        run_config=tune.RunConfig(
+            name="tune", storage_path=str(folder), verbose=0, callbacks=[Told()]
+        ),
+    )
+    results = tuner.fit()
+    return {
+        result.config["trial"].id: str(result.error)
+        for result in results
+        if result.error is not None and result.config is not None
+    }
+
+
+def _resources(scaling: ScalingConfig) -> dict[str, float]:
+    """What all workers of a trial take together."""
+    per_worker = dict(scaling.resources_per_worker) | ({"GPU": 1.0} if scaling.use_gpu else {})
+    return {name: scaling.num_workers * amount for name, amount in per_worker.items()}
+
+
+class _Progress:
+    """One line for each trial that ends, with the time left."""
+
+    def __init__(self, total: int) -> None:
+        self._total, self._done = total, 0
+        self._start = time.monotonic()
+
+    def tell(self, name: str, error: object) -> None:
+        self._done += 1
+        seconds = time.monotonic() - self._start
+        left = seconds / self._done * (self._total - self._done)
+        state = "done" if error is None else f"FAILED ({error})"
+        log.info(
+            "trial %d/%d %s %s, %s left",
+            *(self._done, self._total, name, state, tqdm.format_interval(left)),
+        )

@@ -1,0 +1,131 @@
+"""Train many models under one protocol and say which is better, and by how much.
+
+    ray job submit --working-dir . -- python -m ray_jobs.compare --config configs/compare_x.yaml
+    python -m ray_jobs.compare --config configs/compare_x.yaml --launcher local --at-once 2
+
+The training set must exist (`ray_jobs.ingest` with the base run file). The report stands in
+<run.folder>/<run.name>/: results.json, table.md, pictures. Finished trials aren't run again, and a
+stopped one goes on from its checkpoint: give the same command again.
+"""
+
+import argparse
+import os
+import platform
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich.console import Console
+from rich.markdown import Markdown
+
+from infnet_dist.comparison.costs import measure_costs
+from infnet_dist.comparison.protocol import (
+    Protocol,
+    Trial,
+    base_config,
+    load_protocol,
+    trials,
+    with_seed,
+)
+from infnet_dist.comparison.report import PICTURES, write_report
+from infnet_dist.comparison.results import (
+    Finished,
+    best_points,
+    is_finished,
+    read_finished,
+    summarise,
+)
+from infnet_dist.config import Config
+from infnet_dist.errors import UserError
+from infnet_dist.model import build_tower
+from infnet_dist.provenance import versions
+from infnet_dist.session import open_training_set
+from infnet_dist.tracking import send_report
+from ray_jobs._cli import add_launcher, log, make_parser, resolve_config, run_main
+from ray_jobs._trials import run_trials
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Run what isn't finished, then write the report."""
+    arguments = _parser().parse_args(argv)
+    protocol = load_protocol(arguments.config)
+    base = resolve_config(base_config(protocol, arguments.config, arguments.overrides))
+    manifest, schema = open_training_set(base)
+    grid = trials(protocol, base, seed=protocol.seeds[0])
+    for trial in grid:  # wrong settings are found before anything is trained
+        lengths = [sequence.max_length for sequence in schema.sequences]
+        build_tower(
+            trial.config.model,
+            num_fields=len(schema.fields) + bool(schema.numeric),
+            sequence_lengths=lengths,
+            num_tasks=len(schema.tasks),
+        )
+    finished = _run(grid, arguments, base)
+    finalists = _finalists(protocol, finished)
+    log.info("finalists: %s", ", ".join(one.trial.model for one in finalists))
+    more = [with_seed(one.trial, seed) for seed in protocol.seeds[1:] for one in finalists]
+    more_finished = _run(more, arguments, base)
+    best = best_points(finished)
+    costs = {name: measure_costs(one.trial.config, schema) for name, one in best.items()}
+    results = summarise(finished, more_finished, costs)
+    folder = base.run.folder / base.run.name
+    tasks = [task.name for task in schema.tasks if task.kind == "binary"]
+    about = {
+        "protocol": protocol.model_dump(mode="json"),
+        "base": base.model_dump(mode="json"),
+        "training_set": manifest.content_hash,
+        "versions": versions(),
+        "machine": f"{platform.machine()}, {os.cpu_count()} cores",
+    }
+    write_report(results, folder, tasks=tasks, about=about)
+    Console(width=200).print(Markdown((folder / "table.md").read_text()))
+    place = send_report(
+        base.tracking,
+        folder=folder,
+        run_id=base.run.name,
+        settings=about,
+        scores={f"compare/auc/{result.name}": result.mean("auc") for result in results},
+        pictures=[folder / name for name in PICTURES],
+    )
+    log.info("wrote %s%s", folder / "results.json", f"; W&B {place}" if place else "")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = make_parser("ray_jobs.compare", "Train models under one protocol and compare them.")
+    add_launcher(parser)
+    parser.add_argument(
+        "--at-once", type=int, help="most trials at the same time (default: as many as fit)"
+    )
+    return parser
+
+
+def _run(wanted: Sequence[Trial], arguments: argparse.Namespace, base: Config) -> list[Finished]:
+    """Train what isn't finished; what all of them came to.
+
+    Raises:
+        UserError: a trial failed; the others are finished and aren't run again.
+    """
+    left = [trial for trial in wanted if not is_finished(trial)]
+    log.info("%d trials, %d of them finished already", len(wanted), len(wanted) - len(left))
+    notes = base.run.folder / base.run.name / ".ray"
+    failures = run_trials(
+        left, launcher=arguments.launcher, at_once=arguments.at_once, folder=Path(notes)
+    )
+    if failures:
+        name, reason = next(iter(failures.items()))
+        raise UserError(
+            f"{len(failures)} of {len(wanted)} trials failed, first {name}: {reason}; the others "
+            "are kept: mend the cause and give the same command again"
+        )
+    return [read_finished(trial) for trial in wanted]
+
+
+def _finalists(protocol: Protocol, grid: Sequence[Finished]) -> list[Finished]:
+    """The best models at their best points, and those that are finalists in any case."""
+    best = best_points(grid)
+    names = list(best)[: protocol.finalists]
+    names += [name for name in protocol.always_finalists if name not in names]
+    return [best[name] for name in names]
+
+
+if __name__ == "__main__":
+    run_main(main)
