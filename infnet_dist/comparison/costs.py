@@ -9,7 +9,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from infnet_dist.config import Config
-from infnet_dist.model import build_train_model
+from infnet_dist.model import DenseArch, build_train_model
 from infnet_dist.schema import Schema
 from infnet_dist.sparse import SparseEmbeddings
 
@@ -34,12 +34,8 @@ class ModelCosts(NamedTuple):
 
 def measure_costs(config: Config, schema: Schema) -> ModelCosts:
     """Build the model without its tables and run it on full histories."""
-    meta = torch.device("meta")
-    dense = build_train_model(config, schema, table_device=meta).model.dense.eval()
-    inputs = _inputs(config, schema)
-    # By the plain kernel, since the fused one's operations aren't counted on a CPU.
-    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
-        dense(*inputs)
+    dense = _dense(config, schema)
+    inputs = _inputs(config, schema, BATCH_SIZE)
     times = []
     with torch.no_grad():
         for _ in range(_REPEATS):
@@ -48,22 +44,38 @@ def measure_costs(config: Config, schema: Schema) -> ModelCosts:
             times.append(1e3 * (time.perf_counter() - start))
     return ModelCosts(
         parameters=sum(parameter.numel() for parameter in dense.parameters()),
-        flops=counter.get_total_flops() / BATCH_SIZE,
+        flops=count_flops(config, schema),
         forward_ms=statistics.median(times),
     )
 
 
-def _inputs(config: Config, schema: Schema) -> tuple[SparseEmbeddings, torch.Tensor, torch.Tensor]:
+def count_flops(config: Config, schema: Schema) -> float:
+    """Floating-point operations of a forward pass per sample, histories full."""
+    dense = _dense(config, schema)
+    # By the plain kernel, since the fused one's operations aren't counted on a CPU.
+    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+        dense(*_inputs(config, schema, 1))
+    return float(counter.get_total_flops())
+
+
+def _dense(config: Config, schema: Schema) -> DenseArch:
+    meta = torch.device("meta")
+    return build_train_model(config, schema, table_device=meta).model.dense.eval()
+
+
+def _inputs(
+    config: Config, schema: Schema, batch_size: int
+) -> tuple[SparseEmbeddings, torch.Tensor, torch.Tensor]:
     """Random rows of the right shapes; histories are full."""
     width = config.tables.embedding_dim
     lengths = [sequence.max_length for sequence in schema.sequences]
     embeddings = SparseEmbeddings(
-        fields=[torch.randn(BATCH_SIZE, width) for _ in schema.fields],
+        fields=[torch.randn(batch_size, width) for _ in schema.fields],
         sequences=[
-            torch.randn(BATCH_SIZE, s.max_length, width * len(s.attributes))
+            torch.randn(batch_size, s.max_length, width * len(s.attributes))
             for s in schema.sequences
         ],
-        masks=[torch.ones(BATCH_SIZE, length, dtype=torch.bool) for length in lengths],
+        masks=[torch.ones(batch_size, length, dtype=torch.bool) for length in lengths],
     )
-    numbers = torch.randn(BATCH_SIZE, len(schema.numeric))
-    return embeddings, numbers, torch.zeros(BATCH_SIZE, sum(lengths), dtype=torch.int64)
+    numbers = torch.randn(batch_size, len(schema.numeric))
+    return embeddings, numbers, torch.zeros(batch_size, sum(lengths), dtype=torch.int64)

@@ -1,0 +1,200 @@
+"""A comparison's trials, what they come to, and what models cost; nothing is trained here."""
+
+import json
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from infnet_dist.comparison.costs import ModelCosts, count_flops, measure_costs
+from infnet_dist.comparison.protocol import base_config, load_protocol, trials, with_seed
+from infnet_dist.comparison.report import PICTURES, to_markdown, write_report
+from infnet_dist.comparison.results import Finished, best_points, summarise
+from infnet_dist.config import Config, parse_config
+from infnet_dist.errors import ConfigError
+from infnet_dist.schema import CategoricalFeature, Schema, SequenceAttribute, SequenceFeature, Task
+from infnet_dist.schema import Table as EmbeddingTable
+from tests.conftest import REPOSITORY
+
+PROTOCOL = """
+base: base.yaml
+set: {training.epochs: 3, model.dropout: 0.2}
+models:
+  a: {name: infnet, num_hubs: 4}
+  b: {name: stack, head: {name: mmoe}, dropout: 0.0}
+grid:
+  dense_optimizer.learning_rate: [0.001, 0.002]
+  data.batch_size: [64]
+seeds: [7, 8, 9]
+finalists: 1
+"""
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    (tmp_path / "base.yaml").write_text("data: {path: x}\nmodel: {token_dim: 16}\n")
+    path = tmp_path / "compare.yaml"
+    path.write_text(PROTOCOL)
+    return path
+
+
+def test_every_model_gets_every_point_and_the_common_settings(path: Path) -> None:
+    protocol = load_protocol(path)
+    base = base_config(protocol, path, ["training.epochs=2"])
+    grid = trials(protocol, base, seed=7)
+    assert [(t.model, t.point["dense_optimizer.learning_rate"]) for t in grid] == [
+        ("a", 0.001),
+        ("a", 0.002),
+        ("b", 0.001),
+        ("b", 0.002),
+    ]
+    for trial in grid:
+        config = trial.config
+        assert config.training.epochs == 2, "--set comes last"
+        assert (config.run.seed, config.data.batch_size) == (7, 64)
+        assert config.dense_optimizer.learning_rate == trial.point["dense_optimizer.learning_rate"]
+        assert config.model.token_dim == 16
+        assert config.model.dropout == (0.2 if trial.model == "a" else 0.0)
+    assert len({trial.id for trial in grid}) == 4
+    other = with_seed(grid[0], 8)
+    assert other.id != grid[0].id and other.config.run.seed == 8
+    elsewhere = grid[0].config.run.model_copy(update={"folder": path.parent})
+    moved = type(grid[0])("a", {}, grid[0].config.model_copy(update={"run": elsewhere}))
+    assert moved.id == grid[0].id, "the same run, wherever it stands"
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("finalists: 1", "finalist: 1", "unknown key 'finalist'; did you mean 'finalists'"),
+        ("seeds: [7, 8, 9]", "seeds: [7, 7]", "a seed stands twice"),
+        ("[64]", "[]", "grid.data.batch_size has no values"),
+        ("finalists: 1", "always_finalists: [c]", "unknown model 'c'"),
+        ("data.batch_size", "dat.batch_size", "no section 'dat'"),
+        ("data.batch_size", "data.batch_siz", "model 'a' at .*unknown key 'data.batch_siz'"),
+        ("num_hubs: 4", "num_hub: 4", "model 'a' at .*unknown key 'model.num_hub'"),
+        ("base: base.yaml", "base: none.yaml", "no config file .*none.yaml"),
+    ],
+)
+def test_wrong_files_are_told(path: Path, old: str, new: str, message: str) -> None:
+    path.write_text(PROTOCOL.replace(old, new))
+    with pytest.raises(ConfigError, match=message):
+        protocol = load_protocol(path)
+        trials(protocol, base_config(protocol, path), seed=0)
+
+
+def test_the_ready_protocols_hold() -> None:
+    for path in sorted((REPOSITORY / "configs").glob("compare_*.yaml")):
+        protocol = load_protocol(path)
+        assert trials(protocol, base_config(protocol, path), seed=0)
+
+
+# ------------------------------------------------------------------------------------- the results
+
+
+def finished(path: Path, model: str, rate: float, seed: int, auc: float) -> Finished:
+    protocol = load_protocol(path)
+    every = trials(protocol, base_config(protocol, path), seed=seed)
+    trial = next(
+        t for t in every if (t.model, t.point["dense_optimizer.learning_rate"]) == (model, rate)
+    )
+    metrics = {
+        f"valid/{metric}/{task}": auc + shift
+        for metric in ("auc", "gauc", "normalized_entropy", "calibration")
+        for task, shift in (("click", 0.1), ("like", -0.1))
+    }
+    return Finished(trial, metrics, 100.0 * seed, [(10, auc - 0.1), (20, auc)])
+
+
+def test_best_points_spread_and_paired_test(path: Path, tmp_path: Path) -> None:
+    grid = [
+        finished(path, "a", 0.001, 7, 0.60),
+        finished(path, "a", 0.002, 7, 0.70),
+        finished(path, "b", 0.001, 7, 0.68),
+        finished(path, "b", 0.002, 7, math.nan),
+    ]
+    best = best_points(grid)
+    assert list(best) == ["a", "b"]
+    assert best["a"].trial.point["dense_optimizer.learning_rate"] == 0.002
+    costs = {name: ModelCosts(10, 2e6, 1.5) for name in best}
+    alone = summarise(grid, [], costs)
+    assert [r.p_value for r in alone] == [None, None]
+    more = [
+        finished(path, "a", 0.002, 8, 0.66),
+        finished(path, "b", 0.001, 8, 0.67),
+        finished(path, "a", 0.002, 9, 0.68),
+        finished(path, "b", 0.001, 9, 0.72),
+    ]
+    results = summarise(grid, more, costs)
+    assert [r.name for r in results] == ["b", "a"], "means over seeds decide"
+    b, a = results
+    assert b.mean("auc") == pytest.approx((0.68 + 0.67 + 0.72) / 3)
+    assert b.deviation("auc/like") == pytest.approx(np.std([0.68, 0.67, 0.72], ddof=1))
+    assert b.samples_per_s == 800.0
+    differences = np.array([0.68 - 0.70, 0.67 - 0.66, 0.72 - 0.68])
+    t = differences.mean() / (differences.std(ddof=1) / 3**0.5)
+    # Student's t with 2 degrees of freedom has a closed form.
+    p = 1 - abs(t) / math.sqrt(2 + t * t)
+    assert a.p_value == b.p_value == pytest.approx(p)
+    assert (a.compared_with, b.compared_with) == ("b", "a")
+
+    write_report(results, tmp_path / "out", tasks=["click", "like"], about={"machine": "x"})
+    record = json.loads((tmp_path / "out" / "results.json").read_text())
+    assert [m["name"] for m in record["models"]] == ["b", "a"]
+    assert record["models"][0]["tried"][1] == {
+        "point": {"dense_optimizer.learning_rate": 0.002, "data.batch_size": 64},
+        "mean_auc": None,
+    }
+    assert record["models"][1]["metrics"]["auc/click"]["mean"] == pytest.approx(0.78)
+    for name in PICTURES:
+        assert (tmp_path / "out" / name).stat().st_size > 1_000
+    table = to_markdown(results, ["click", "like"])
+    assert "| b | 3 | .6900 +- .0265 |" in table
+    assert "2.00 | 800 | 1.5 |" in table
+
+
+# --------------------------------------------------------------------------------------- the costs
+
+
+def make_schema(length: int) -> Schema:
+    item = SequenceAttribute(name="item", table="item", column="items")
+    return Schema(
+        tables=(EmbeddingTable(name="item", num_embeddings=10),),
+        categorical=(CategoricalFeature(name="item", table="item", column="item"),),
+        sequences=(SequenceFeature(name="click", attributes=(item,), max_length=length),),
+        tasks=(Task(name="click", column="label"),),
+        group_column="user",
+        time_column="time",
+    )
+
+
+def make_config(model: dict) -> Config:
+    return parse_config({"data": {"path": "x"}, "tables": {"embedding_dim": 8}, "model": model})
+
+
+def test_parameters_and_operations_by_hand() -> None:
+    parts = {"sequence": {"name": "mean"}, "interaction": {"name": "fm"}}
+    model = {"name": "stack", "token_dim": 4, **parts, "head": {"name": "linear"}}
+    found = measure_costs(make_config(model), make_schema(6))
+    # Field and item maps 8 -> 4, two norms, position and time gap, head of 2 x 4 + 4 inputs.
+    assert found.parameters == 2 * (8 * 4 + 4) + 2 * 8 + 6 * 4 + 32 * 4 + 13
+    products = 8 * 4 * (1 + 6 + 1) + 12  # field, items, candidate; head
+    pooling = 6 * 4 + 6  # sums over items, and their number
+    assert found.flops == pytest.approx(2 * (products + pooling), rel=0.05)
+    assert found.forward_ms > 0
+
+
+@pytest.mark.parametrize(
+    ("model", "most"), [({"name": "infnet"}, 2.1), ({"name": "infnet_paper"}, 2.1)]
+)
+def test_infnet_is_linear_in_the_history(model: dict, most: float) -> None:
+    config = make_config({"token_dim": 16, **model})
+    flops = [count_flops(config, make_schema(length)) for length in (500, 1_000, 2_000)]
+    assert flops[1] / flops[0] <= most and flops[2] / flops[1] <= most
+
+
+def test_full_attention_grows_fourfold() -> None:
+    hstu = {"name": "stack", "token_dim": 4, "sequence": {"name": "hstu", "num_layers": 3}}
+    flops = [count_flops(make_config(hstu), make_schema(n)) for n in (500, 1_000)]
+    assert flops[1] / flops[0] > 3
