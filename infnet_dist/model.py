@@ -158,13 +158,15 @@ def build_train_model(
 
 def _build_dense(config: Config, schema: Schema) -> DenseArch:
     options, embedding_dim = config.model, config.tables.embedding_dim
-    lengths = [sequence.max_length for sequence in schema.sequences]
+    reads_history = not (isinstance(options, StackConfig) and options.sequence.name == "none")
+    sequences = schema.sequences if reads_history else ()
+    lengths = [sequence.max_length for sequence in sequences]
     num_tasks = len(schema.tasks)
     tokens = TokenArch(
         field_dims=[embedding_dim] * len(schema.fields),
-        sequence_dims=[embedding_dim * len(s.attributes) for s in schema.sequences],
+        sequence_dims=[embedding_dim * len(s.attributes) for s in sequences],
         sequence_lengths=lengths,
-        target_fields=[schema.target_fields(sequence) for sequence in schema.sequences],
+        target_fields=[schema.target_fields(sequence) for sequence in sequences],
         num_numbers=len(schema.numeric),
         num_tasks=num_tasks if isinstance(options, InfnetConfig | InfnetPaperConfig) else 0,
         token_dim=options.token_dim,

@@ -57,6 +57,12 @@ class OneTransConfig(ModelSection):
 # ---- parts of a stack
 
 
+class NoneConfig(Section):
+    """The history isn't read: for comparisons."""
+
+    name: Literal["none"]
+
+
 class MeanConfig(Section):
     """Mean of each behaviour's items."""
 
@@ -82,6 +88,12 @@ class HstuConfig(Section):
     name: Literal["hstu"]
     num_layers: int = Field(2, ge=1, description="layers")
     num_heads: int = Field(2, ge=1, description="attention heads; must divide token_dim")
+
+
+class LinearConfig(Section):
+    """Logistic regression: nothing interacts."""
+
+    name: Literal["linear"]
 
 
 class FmConfig(Section):
@@ -183,10 +195,17 @@ class PleConfig(Section):
 
 
 SequenceConfig = Annotated[
-    MeanConfig | DinConfig | DienConfig | HstuConfig, Field(discriminator="name")
+    NoneConfig | MeanConfig | DinConfig | DienConfig | HstuConfig, Field(discriminator="name")
 ]
 InteractionConfig = Annotated[
-    FmConfig | DeepConfig | DeepfmConfig | DcnConfig | DcnV2Config | WukongConfig | RankMixerConfig,
+    LinearConfig
+    | FmConfig
+    | DeepConfig
+    | DeepfmConfig
+    | DcnConfig
+    | DcnV2Config
+    | WukongConfig
+    | RankMixerConfig,
     Field(discriminator="name"),
 ]
 HeadConfig = Annotated[

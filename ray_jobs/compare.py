@@ -14,6 +14,7 @@ import platform
 from collections.abc import Sequence
 from pathlib import Path
 
+import torch
 from rich.console import Console
 from rich.markdown import Markdown
 
@@ -36,7 +37,7 @@ from infnet_dist.comparison.results import (
 )
 from infnet_dist.config import Config
 from infnet_dist.errors import UserError
-from infnet_dist.model import build_tower
+from infnet_dist.model import build_train_model
 from infnet_dist.provenance import versions
 from infnet_dist.session import open_training_set
 from infnet_dist.tracking import send_report
@@ -52,13 +53,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     manifest, schema = open_training_set(base)
     grid = trials(protocol, base, seed=protocol.seeds[0])
     for trial in grid:  # wrong settings are found before anything is trained
-        lengths = [sequence.max_length for sequence in schema.sequences]
-        build_tower(
-            trial.config.model,
-            num_fields=len(schema.fields) + bool(schema.numeric),
-            sequence_lengths=lengths,
-            num_tasks=len(schema.tasks),
-        )
+        build_train_model(trial.config, schema, table_device=torch.device("meta"))
     finished = _run(grid, arguments, base)
     finalists = _finalists(protocol, finished)
     log.info("finalists: %s", ", ".join(one.trial.model for one in finalists))

@@ -18,6 +18,7 @@ from infnet_dist.models.dien import DIEN
 from infnet_dist.models.din import DIN
 from infnet_dist.models.fm import FM
 from infnet_dist.models.hstu import HSTU
+from infnet_dist.models.linear import Linear
 from infnet_dist.models.mmoe import MMoE
 from infnet_dist.models.ple import PLE
 from infnet_dist.models.rankmixer import RankMixer
@@ -26,12 +27,14 @@ from infnet_dist.models.wukong import Wukong
 from infnet_dist.tokens import Tokens
 
 SEQUENCES: dict[str, type[nn.Module]] = {
+    "none": MeanPooling,  # of no behaviours: the builder hands over none
     "mean": MeanPooling,
     "din": DIN,
     "dien": DIEN,
     "hstu": HSTU,
 }
 INTERACTIONS: dict[str, type[nn.Module]] = {
+    "linear": Linear,
     "deep": Deep,
     "fm": FM,
     "deepfm": DeepFM,

@@ -7,13 +7,29 @@ import torch
 
 from infnet_dist.config import Config, DataConfig
 from infnet_dist.model import TrainModel, build_train_model
-from infnet_dist.model_config import InfnetConfig, InfnetPaperConfig
+from infnet_dist.model_config import InfnetConfig, InfnetPaperConfig, StackConfig
 from tests.unit.test_reader import SCHEMA, make_reader, make_set
 
 
 def make_model(first_order: bool) -> TrainModel:
     model = InfnetConfig(token_dim=8, num_hubs=2, first_order=first_order)
     return build_train_model(Config(data=DataConfig(path=Path("unused")), model=model), SCHEMA)
+
+
+def test_without_history_only_the_fields_are_read(tmp_path: Path) -> None:
+    """All parameters are trained, and other items change nothing."""
+    manifest = make_set(tmp_path / "s", 11, rows_per_part=100, row_group_rows=4)
+    batch = next(iter(make_reader(tmp_path / "s", manifest, shuffle_rows=None).batches()))
+    options = StackConfig.model_validate({"name": "stack", "sequence": {"name": "none"}})
+    model = build_train_model(Config(data=DataConfig(path=Path("unused")), model=options), SCHEMA)
+    model(batch)[0].backward()
+    dense = model.model.dense
+    assert [n for n, p in dense.named_parameters() if p.grad is None] == []
+    assert not [n for n, _ in dense.named_parameters() if "items" in n]
+    before = dense(model.model.sparse(batch.sparse_features), batch.dense_BN, batch.time_gap_BL)
+    embeddings = model.model.sparse(batch.sparse_features)
+    others = embeddings._replace(sequences=[torch.randn_like(x) for x in embeddings.sequences])
+    assert torch.equal(dense(others, batch.dense_BN, batch.time_gap_BL), before)
 
 
 def test_the_first_order_term_is_zero_at_first_and_then_linear(tmp_path: Path) -> None:

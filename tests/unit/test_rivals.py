@@ -16,6 +16,7 @@ from infnet_dist.models.dien import DIEN
 from infnet_dist.models.din import DIN
 from infnet_dist.models.fm import FM
 from infnet_dist.models.hstu import HSTU
+from infnet_dist.models.linear import Linear
 from infnet_dist.models.mmoe import MMoE
 from infnet_dist.models.onetrans import OneTrans
 from infnet_dist.models.ple import PLE
@@ -86,6 +87,11 @@ def test_fm_equals_torchrec_s_for_width_one() -> None:
     tokens = some_tokens(5, 1)
     pairs = FM(num_tokens=5, token_dim=1)(tokens)[:, -1:]
     torch.testing.assert_close(pairs, FactorizationMachine()([tokens]))
+
+
+def test_linear_is_no_more_than_its_tokens() -> None:
+    tokens = some_tokens()
+    assert torch.equal(Linear(num_tokens=N, token_dim=D)(tokens), tokens.flatten(1))
 
 
 def test_deep_and_deepfm() -> None:
