@@ -1,0 +1,68 @@
+"""`python -m ray_jobs.compare` on a tiny set: trials, report, and going on where it stopped."""
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+
+from infnet_dist.errors import UserError
+from ray_jobs.compare import main
+from tests.runs import make_tiny_set
+
+PROTOCOL = """
+base: base.yaml
+set: {training.eval_every_steps: 10}
+models:
+  fm: {name: stack, sequence: {name: mean}, interaction: {name: fm}, head: {name: linear}}
+  infnet: {name: infnet, num_hubs: 2}
+seeds: [0, 1]
+finalists: 1
+always_finalists: [infnet]
+"""
+BASE = """
+run: {name: tiny, folder: FOLDER/runs}
+data: {path: FOLDER/set, batch_size: 64}
+model: {token_dim: 8}
+tables: {embedding_dim: 8}
+scaling: {num_workers: 1}
+tracking: {wandb: disabled}
+"""
+
+
+@pytest.fixture
+def command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    make_tiny_set(tmp_path / "set", num_rows=1_500)
+    (tmp_path / "base.yaml").write_text(BASE.replace("FOLDER", str(tmp_path)))
+    path = tmp_path / "compare.yaml"
+    path.write_text(PROTOCOL)
+    return ["--config", str(path), "--launcher", "local", "--at-once", "2"]
+
+
+def test_trials_report_and_a_second_run(command: list[str], tmp_path: Path) -> None:
+    main(command)
+    folder = tmp_path / "runs" / "tiny"
+    record = json.loads((folder / "results.json").read_text())
+    assert {model["name"] for model in record["models"]} == {"fm", "infnet"}
+    assert all(model["seeds"] == [0, 1] for model in record["models"])
+    for model in record["models"]:
+        runs = [json.loads((Path(f) / "summary.json").read_text()) for f in model["run_folders"]]
+        values = [run["metrics"]["valid/auc/click"] for run in runs]
+        assert model["metrics"]["auc/click"]["mean"] == pytest.approx(sum(values) / 2)
+        assert values[0] != values[1], "seeds differ"
+        assert len(model["curves"]["0"]) >= 2
+    assert "| infnet | 2 |" in (folder / "table.md").read_text()
+    summaries = sorted(folder.glob("*/summary.json"))
+    assert len(summaries) == 4
+    before = [os.stat(path).st_mtime_ns for path in summaries]
+    main(command)  # nothing is left to train
+    assert [os.stat(path).st_mtime_ns for path in summaries] == before
+
+
+def test_failing_trials_are_named(command: list[str], tmp_path: Path) -> None:
+    path = tmp_path / "compare.yaml"
+    path.write_text(PROTOCOL + "grid: {dense_optimizer.learning_rate: [1.0e+30]}\n")
+    with pytest.raises(UserError, match=r"2 of 2 trials failed, first .*the loss is"):
+        main(command)
+    assert not list((tmp_path / "runs" / "tiny").glob("*/summary.json"))
