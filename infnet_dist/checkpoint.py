@@ -127,8 +127,8 @@ def load(
 ) -> CheckpointManifest:
     """Load a checkpoint into a model that may have another plan or world size.
 
-    Row-wise Adagrad's state can't move between column-wise and other sharding types (it is kept per
-    column shard); `with_optimizer=False` loads the weights alone, under any plan.
+    Row-wise Adagrad's state can't move between plans with another number of column shards (it is
+    kept per column shard); `with_optimizer=False` loads the weights alone, under any plan.
 
     Raises:
         CheckpointError: incomplete, damaged, or of another model; on all ranks.
@@ -203,11 +203,12 @@ def differences_from(path: Path, plan: Plan) -> list[str]:
                 f"{here or 'missing'} in the plan"
             )
             continue
-        types = (then[name].sharding_type, plan.tables[name].sharding_type)
-        if types[0] != types[1] and "column_wise" in types:
+        old, new = then[name], plan.tables[name]
+        if old.columns != new.columns:
             lines.append(
-                f"table {name!r} is {types[0]} in the checkpoint, {types[1]} in the plan: the "
-                "optimizer's state is kept by column shard and can't be loaded, weights alone can"
+                f"table {name!r} is {old.sharding_type} by {old.columns} columns in the "
+                f"checkpoint, {new.sharding_type} by {new.columns} in the plan: the optimizer's "
+                "state is kept by column shard and can't be loaded, weights alone can"
             )
     return lines
 

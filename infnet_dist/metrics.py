@@ -154,8 +154,8 @@ class MetricState:
         """Gather the scores of all ranks on rank 0, compute there, hand the result to all.
 
         Returns:
-            `model`: every metric; `optimum`: the same metrics of the true probabilities, empty
-            where those aren't known.
+            `model`: every metric; `optimum`: the same metrics of the true probabilities, of the
+            tasks where those are known.
         """
         gathered = context.gather_to_first(self._batches)
         result: dict[str, dict[str, float]] = {}
@@ -170,10 +170,11 @@ class MetricState:
         return context.broadcast(result)
 
     def _optimum(self, scores: _Scores, split: str) -> dict[str, float]:
-        if np.isnan(scores.truth_BK).any():
-            return {}
+        known = ~np.isnan(scores.truth_BK).any(axis=0)
         truth = np.clip(scores.truth_BK.astype(np.float64), 1e-7, 1 - 1e-7)
-        return self._evaluate(scores, np.log(truth) - np.log1p(-truth), split)
+        every = self._evaluate(scores, np.log(truth) - np.log1p(-truth), split)
+        tasks = {task for task, is_known in zip(self._tasks, known, strict=True) if is_known}
+        return {key: value for key, value in every.items() if key.split("/", 2)[2] in tasks}
 
     def _evaluate(self, scores: _Scores, logits_BK: Array, split: str) -> dict[str, float]:
         metrics: dict[str, float] = {}

@@ -107,7 +107,7 @@ class RankingModel(nn.Module):
 
 
 class StepOutput(NamedTuple):
-    """What a step leaves for metrics, detached: logits [B, K] and mean BCE per task [K]."""
+    """What a step leaves for metrics, detached: logits [B, K] and mean loss per task [K]."""
 
     logits_BK: torch.Tensor
     task_loss_K: torch.Tensor

@@ -91,7 +91,7 @@ class HstuConfig(Section):
 
 
 class LinearConfig(Section):
-    """Logistic regression: nothing interacts."""
+    """Logistic regression: tokens don't interact."""
 
     name: Literal["linear"]
 

@@ -297,7 +297,8 @@ class _Training:
             )
         metrics = {"train/loss/total": totals.loss}
         for task, value in zip(self._session.schema.tasks, totals.task_losses, strict=True):
-            metrics[f"train/log_loss/{task.name}"] = value
+            kind = "log_loss" if task.kind == "binary" else "watch_loss"
+            metrics[f"train/{kind}/{task.name}"] = value
         metrics["perf/samples_per_s"] = totals.rows / totals.seconds
         metrics["perf/input_wait_share"] = totals.wait_s / totals.seconds
         metrics["memory/rss_gib"] = psutil.Process().memory_info().rss / 2**30

@@ -65,13 +65,16 @@ def train_quietly(context: WorkerContext, **arguments: Any) -> dict[str, Any]:
 
 def _run_threads(trials: Sequence[Trial], at_once: int, progress: "_Progress") -> dict[str, str]:
     failures = {}
-    with ThreadPoolExecutor(at_once) as pool:
+    pool = ThreadPoolExecutor(at_once)
+    try:
         running = {pool.submit(train_trial, trial): trial for trial in trials}
         for done in as_completed(running):
             error = done.exception()
             progress.tell(running[done].id, error)
             if error is not None:
                 failures[running[done].id] = str(error)
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)  # when interrupted, no further one starts
     return failures
 
 
@@ -84,13 +87,13 @@ def _run_tune(
     if not ray.is_initialized():
         ray.init(logging_level=logging.WARNING)
     resources = _resources(trials[0].config.scaling)
-    have = ray.cluster_resources()
-    for name, amount in resources.items():
-        if have.get(name, 0.0) < amount:
-            raise UserError(
-                f"a trial needs {amount:g} {name}, this Ray cluster has {have.get(name, 0.0):g}; "
-                "lower scaling.num_workers or scaling.resources_per_worker, or add nodes"
-            )
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    if not any(all(n.get(k, 0.0) >= v for k, v in resources.items()) for n in nodes):
+        needs = ", ".join(f"{amount:g} {name}" for name, amount in resources.items())
+        raise UserError(
+            f"a trial needs {needs} on one node, and no node of this Ray cluster has that; lower "
+            "scaling.num_workers or scaling.resources_per_worker, or add a larger node"
+        )
     by_id = {trial.id: trial for trial in trials}
 
     def run_one(settings: dict[str, Any]) -> None:

@@ -9,6 +9,7 @@ stopped one goes on from its checkpoint: give the same command again.
 """
 
 import argparse
+import json
 import os
 import platform
 from collections.abc import Sequence
@@ -51,7 +52,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     protocol = load_protocol(arguments.config)
     base = resolve_config(base_config(protocol, arguments.config, arguments.overrides))
     manifest, schema = open_training_set(base)
-    grid = trials(protocol, base, seed=protocol.seeds[0])
+    grid = trials(protocol, base, seed=protocol.seeds[0], data=manifest.content_hash)
     for trial in grid:  # wrong settings are found before anything is trained
         build_train_model(trial.config, schema, table_device=torch.device("meta"))
     finished = _run(grid, arguments, base)
@@ -68,6 +69,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         "protocol": protocol.model_dump(mode="json"),
         "base": base.model_dump(mode="json"),
         "training_set": manifest.content_hash,
+        "trained_by": sorted({_commit(one) for one in [*finished, *more_finished]}),
         "versions": versions(),
         "machine": f"{platform.machine()}, {os.cpu_count()} cores",
     }
@@ -94,10 +96,10 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _run(wanted: Sequence[Trial], arguments: argparse.Namespace, base: Config) -> list[Finished]:
-    """Train what isn't finished; what all of them came to.
+    """Train what isn't finished; what the finished ones came to. A failed one is told and left out.
 
     Raises:
-        UserError: a trial failed; the others are finished and aren't run again.
+        UserError: all trials of a model failed; the others are kept and aren't run again.
     """
     left = [trial for trial in wanted if not is_finished(trial)]
     log.info("%d trials, %d of them finished already", len(wanted), len(wanted) - len(left))
@@ -105,13 +107,23 @@ def _run(wanted: Sequence[Trial], arguments: argparse.Namespace, base: Config) -
     failures = run_trials(
         left, launcher=arguments.launcher, at_once=arguments.at_once, folder=Path(notes)
     )
-    if failures:
-        name, reason = next(iter(failures.items()))
+    for name, reason in failures.items():
+        log.warning("trial %s failed: %s", name, reason)
+    done = [trial for trial in wanted if is_finished(trial)]
+    lacking = {trial.model for trial in wanted} - {trial.model for trial in done}
+    if lacking:
+        reason = next(reason for name, reason in failures.items())
         raise UserError(
-            f"{len(failures)} of {len(wanted)} trials failed, first {name}: {reason}; the others "
-            "are kept: mend the cause and give the same command again"
+            f"all trials of {', '.join(sorted(lacking))} failed, first: {reason}; the others are "
+            "kept: mend the cause and give the same command again"
         )
-    return [read_finished(trial) for trial in wanted]
+    return [read_finished(trial) for trial in done]
+
+
+def _commit(one: Finished) -> str:
+    """The code that trained it."""
+    found = json.loads((one.trial.folder / "versions.json").read_text())
+    return str(found.get("git_commit"))
 
 
 def _finalists(protocol: Protocol, grid: Sequence[Finished]) -> list[Finished]:

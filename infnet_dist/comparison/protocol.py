@@ -18,8 +18,9 @@ to all towers in the base: token_dim, dropout, first_order, given.
 import hashlib
 import itertools
 import json
+import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -52,12 +53,31 @@ class Protocol(Section):
         for name in self.always_finalists:
             if name not in self.models:
                 raise ValueError(unknown_name("model", name, self.models))
+        for name in self.models:
+            if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name):
+                raise ValueError(f"models: {name!r} is no plain name of letters, digits, . _ -")
         for key, values in self.grid.items():
             if not values:
                 raise ValueError(f"grid.{key} has no values")
+            if len({json.dumps(value) for value in values}) != len(values):
+                raise ValueError(f"grid.{key}: a value stands twice in {values}")
+        if "run.seed" in self.grid:
+            raise ValueError("grid.run.seed: name seeds under 'seeds'")
         if len({*self.seeds}) != len(self.seeds):
             raise ValueError(f"a seed stands twice in {self.seeds}")
         return self
+
+
+# Sections and keys that don't change what a trial comes to.
+_BESIDE: dict[str, Any] = {
+    "run": True,
+    "ingest": True,
+    "tracking": True,
+    "checkpoint": True,
+    "data": {"path", "prefetch_batches"},
+    "scaling": {"timeout_s", "resources_per_worker"},
+    "training": {"log_every_steps"},
+}
 
 
 @dataclass(frozen=True)
@@ -68,18 +88,19 @@ class Trial:
         model: name in the tables.
         point: the grid's keys and values.
         config: the whole run.
+        data: content hash of the training set.
     """
 
     model: str
     point: dict[str, Any]
     config: Config
+    data: str
 
     @property
     def id(self) -> str:
-        """The name of its run folder: other settings, another name."""
-        settings = self.config.model_dump(mode="json", exclude={"tracking"})
-        del settings["run"]["folder"]
-        text = json.dumps(settings, sort_keys=True)
+        """The name of its run folder: other data or settings that count, another name."""
+        settings = self.config.model_dump(mode="json", exclude=_BESIDE)
+        text = json.dumps([self.data, self.config.run.seed, settings], sort_keys=True)
         return f"{self.model}-{hashlib.sha256(text.encode()).hexdigest()[:10]}"
 
     @property
@@ -112,8 +133,8 @@ def base_config(protocol: Protocol, path: Path, overrides: Sequence[str] = ()) -
     return load_config(path.parent / protocol.base, [*changes, *overrides])
 
 
-def trials(protocol: Protocol, base: Config, *, seed: int) -> list[Trial]:
-    """Every model at every point of the grid.
+def trials(protocol: Protocol, base: Config, *, seed: int, data: str) -> list[Trial]:
+    """Every model at every point of the grid, on the training set with content hash `data`.
 
     Raises:
         ConfigError: a model's section or a key of the grid is wrong; says of which model.
@@ -123,7 +144,7 @@ def trials(protocol: Protocol, base: Config, *, seed: int) -> list[Trial]:
         for values in itertools.product(*protocol.grid.values())
     ]
     return [
-        Trial(model, point, _config(protocol, base, model, point, seed))
+        Trial(model, point, _config(protocol, base, model, point, seed), data)
         for model in protocol.models
         for point in points
     ]
@@ -132,7 +153,7 @@ def trials(protocol: Protocol, base: Config, *, seed: int) -> list[Trial]:
 def with_seed(trial: Trial, seed: int) -> Trial:
     """The same trial under another seed."""
     run = trial.config.run.model_copy(update={"seed": seed})
-    return Trial(trial.model, trial.point, trial.config.model_copy(update={"run": run}))
+    return replace(trial, config=trial.config.model_copy(update={"run": run}))
 
 
 def _config(
@@ -142,6 +163,7 @@ def _config(
     common = {key: raw["model"][key] for key in ModelSection.model_fields}
     raw["model"] = common | protocol.models[model]
     raw["run"]["seed"] = seed
+    raw["tracking"]["wandb"] = "disabled"  # the report goes there as one run
     for key, value in point.items():
         *parents, last = key.split(".")
         section = raw

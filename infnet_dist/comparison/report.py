@@ -39,7 +39,7 @@ def to_record(result: ModelResult) -> dict[str, Any]:
         "seeds": [run.seed for run in result.runs],
         "mean_auc": _number(result.mean("auc")),
         "mean_gauc": _number(result.mean("gauc")),
-        "p_value": result.p_value,
+        "p_value": None if result.p_value is None else _number(result.p_value),
         "compared_with": result.compared_with,
         "metrics": {
             name: {"mean": _number(result.mean(name)), "sd": _number(result.deviation(name))}
@@ -57,7 +57,7 @@ def to_record(result: ModelResult) -> dict[str, Any]:
 
 def to_markdown(results: Sequence[ModelResult], tasks: Sequence[str]) -> str:
     """Two tables: ranking metrics with costs, and calibration."""
-    ranking = ["model", "seeds", "mean AUC", "p", "mean gAUC"]
+    ranking = ["model", "seeds", "mean AUC", "p (against)", "mean gAUC"]
     ranking += [f"{task} AUC / gAUC" for task in tasks]
     ranking += ["dense params", "MFLOPs / sample", "samples/s", "ms at 512"]
     rows = [
@@ -65,7 +65,7 @@ def to_markdown(results: Sequence[ModelResult], tasks: Sequence[str]) -> str:
             result.name,
             str(len(result.runs)),
             _spread(result, "auc"),
-            "-" if result.p_value is None else f"{result.p_value:.2g}",
+            "-" if result.p_value is None else f"{result.p_value:.2g} ({result.compared_with})",
             _spread(result, "gauc"),
             *(
                 f"{_spread(result, f'auc/{task}')} / {_spread(result, f'gauc/{task}')}"
@@ -92,9 +92,11 @@ def to_markdown(results: Sequence[ModelResult], tasks: Sequence[str]) -> str:
         for result in results
     ]
     notes = (
-        "Mean over seeds, +- their standard deviation where there are several. p: paired t-test "
-        "over seeds\nof mean AUC against the best other model. MFLOPs and ms: forward pass without "
-        "lookups, full histories.\n"
+        "On valid, on which the point of the grid was chosen as well, with the first seed. Models "
+        "with one\nseed stand below those with several. +-: standard deviation over seeds; p: "
+        "paired t-test over seeds\nof mean AUC, against the best other model with several. MFLOPs "
+        "and ms: forward pass without lookups,\nfull histories. samples/s: with other trials "
+        "beside it.\n"
     )
     return f"{_table(ranking, rows)}\n{notes}\n{_table(other, other_rows)}"
 

@@ -1,6 +1,7 @@
 """Finished trials -> one record per model: best point, every seed, spread, paired tests."""
 
 import json
+import math
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -23,7 +24,8 @@ class Finished:
     Attributes:
         trial: the trial.
         metrics: `valid/metric/task` after the last step.
-        samples_per_s: of training, with whatever ran beside it.
+        samples_per_s: of training, with whatever ran beside it; 0 where a resumed one had
+            nothing left to train.
         curve: (examples, mean AUC over tasks) at each evaluation.
     """
 
@@ -106,7 +108,8 @@ def read_finished(trial: Trial) -> Finished:
         mean = mean_over_tasks(record, "auc")
         if np.isfinite(mean):
             curve[record["examples"]] = mean
-    return Finished(trial, summary["metrics"], summary["samples_per_s"], sorted(curve.items()))
+    metrics = {k: math.nan if v is None else v for k, v in summary["metrics"].items()}
+    return Finished(trial, metrics, summary["samples_per_s"], sorted(curve.items()))
 
 
 def best_points(grid: Sequence[Finished]) -> dict[str, Finished]:
@@ -120,7 +123,7 @@ def best_points(grid: Sequence[Finished]) -> dict[str, Finished]:
 def summarise(
     grid: Sequence[Finished], more_seeds: Sequence[Finished], costs: Mapping[str, ModelCosts]
 ) -> list[ModelResult]:
-    """One record per model, the best mean AUC first, with paired tests."""
+    """One record per model with paired tests: finalists first, by mean AUC, then the others."""
     tried: dict[str, list[tuple[dict[str, Any], float]]] = defaultdict(list)
     for one in grid:
         tried[one.trial.model].append((one.trial.point, one.mean("auc")))
@@ -134,7 +137,8 @@ def summarise(
         )
         for name, best in best_points(grid).items()
     ]
-    results.sort(key=lambda result: -_or_worst(result.mean("auc")))
+    # One seed is the best of a grid: not to be ranked among means over seeds.
+    results.sort(key=lambda result: (len(result.runs) == 1, -_or_worst(result.mean("auc"))))
     for result in results:
         rivals = [other for other in results if other is not result and len(other.runs) > 1]
         if rivals and len(result.runs) > 1:
@@ -144,10 +148,13 @@ def summarise(
 
 
 def _paired_p(one: ModelResult, other: ModelResult) -> float:
-    """Two-sided paired t-test over seeds; all finalists have the same ones, in the same order."""
-    pairs = [run.seed for run in one.runs], [run.seed for run in other.runs]
-    assert pairs[0] == pairs[1], pairs
-    return float(stats.ttest_rel(one.values("auc"), other.values("auc")).pvalue)
+    """Two-sided paired t-test over the seeds that both have; NaN with fewer than two."""
+    mine = {run.seed: run.mean("auc") for run in one.runs}
+    theirs = {run.seed: run.mean("auc") for run in other.runs}
+    seeds = sorted(mine.keys() & theirs.keys())
+    if len(seeds) < 2:
+        return math.nan
+    return float(stats.ttest_rel([mine[s] for s in seeds], [theirs[s] for s in seeds]).pvalue)
 
 
 def _or_worst(value: float) -> float:

@@ -32,7 +32,7 @@ class Usage:
 
 
 def sample_usage(folder: Path, manifest: Manifest, schema: Schema) -> Usage:
-    """Look at up to 65,536 rows of train, in shuffled order.
+    """Look at up to 65,536 rows of train: of row groups in shuffled order, so of a few times.
 
     Args:
         folder: the training set.

@@ -8,8 +8,9 @@ class FM(nn.Module):
     """Tokens [B, N, D] -> [B, N D + D]: the first-order terms, and the pairs by factor.
 
     sum_{i<j} v_i * v_j = ((sum_i v_i)^2 - sum_i v_i^2) / 2 (lemma 3.1, before the sum over the D
-    factors). A linear head gives each task a weight per factor; with all of them 1 it is the
-    paper's model.
+    factors). A linear head gives each task a weight per factor; with all of them 1 these are the
+    paper's pairs. Its fields are our tokens: mapped and normalised, as for all towers, so the norm
+    of an embedding says nothing.
 
     Args:
         num_tokens: N.

@@ -54,7 +54,10 @@ class HSTU(nn.Module):
 
 
 class HSTULayer(nn.Module):
-    """U, V, Q, K = SiLU(f1(X)); A = SiLU(Q K^T) / N; Y = f2(Norm(A V) * U) (equations 1 to 3)."""
+    """U, V, Q, K = SiLU(f1(X)); A = SiLU(Q K^T) / N; Y = f2(Norm(A V) * U) (equations 1 to 3).
+
+    The division by N is the authors' code's.
+    """
 
     def __init__(self, token_dim: int, num_heads: int) -> None:
         """Norms, f1 and f2."""

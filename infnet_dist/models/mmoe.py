@@ -18,7 +18,7 @@ class MMoE(nn.Module):
 
     Expert dropout: in training each expert is left out with this probability, per row and task, and
     the other gates are scaled to 1 again. It keeps gates from settling on one expert
-    (polarisation; Zhao et al. 2019, RecSys, section 4.2).
+    (polarisation; Zhao et al. 2019, RecSys).
 
     Args:
         in_dim: R.

@@ -65,7 +65,7 @@ class PerToken(nn.Module):
     """A linear map of its own for each token."""
 
     def __init__(self, num_tokens: int, in_dim: int, out_dim: int) -> None:
-        """Initialised as so many `nn.Linear`."""
+        """Weights as of so many `nn.Linear`, biases 0."""
         super().__init__()
         bound = in_dim**-0.5
         self.weight_TIO = nn.Parameter(torch.empty(num_tokens, in_dim, out_dim))

@@ -2,7 +2,7 @@
 
 Large neighbourhood search: set some of the standing tables free, as many as the budget pays for,
 and search a place for these and the new ones beside the rest; keep what is better, and go on from
-there. What has been moved once stays free, since its bytes are paid for.
+there. What has been moved once stays free in the next round.
 """
 
 from collections.abc import Iterator, Mapping
@@ -34,15 +34,26 @@ class Standing:
     table_bytes: FloatArray
 
     def moved_bytes(self, options: Options, placement: Placement) -> float:
-        """Bytes of standing tables that `placement` has elsewhere."""
+        """Bytes of standing tables that `placement` has elsewhere; units are told apart."""
         total = 0.0
         for table, (option, units) in self.places.items():
             now, now_units = int(placement.option[table]), placement.units[table]
             if now != option:
                 total += self.table_bytes[table] * options.copies[now]
             elif units:
-                total += self.table_bytes[table] * len(set(now_units) - set(units)) / len(units)
+                moved = sum(a != b for a, b in zip(units, now_units, strict=True))
+                total += self.table_bytes[table] * moved / len(units)
         return total
+
+    def keep_in_place(self, placement: Placement) -> None:
+        """Give units that are alike back to the ranks or nodes that they stand on already."""
+        for table, (option, units) in self.places.items():
+            if int(placement.option[table]) == option:
+                now = placement.units[table]
+                others = iter([unit for unit in now if unit not in units])
+                placement.units[table] = tuple(
+                    unit if unit in now else next(others) for unit in units
+                )
 
 
 def place_beside(
@@ -120,12 +131,16 @@ def _with_free(
     """Place the free tables anew, and spend what is left on single moves."""
     kept = {table: place for table, place in standing.places.items() if table not in free}
     placement, _ = place_beside(options, cluster, kept)
-    if placement is None or standing.moved_bytes(options, placement) > budget:
+    if placement is None:
         return None
-    paid = float(sum(standing.table_bytes[table] for table in free))
+    standing.keep_in_place(placement)
+    left = budget - standing.moved_bytes(options, placement)
+    if left < 0:
+        return None
     priced = np.zeros(len(options.first))
     priced[list(kept)] = standing.table_bytes[list(kept)]
-    improve(options, cluster, placement, bound, MoveBudget(priced, budget - paid))
+    improve(options, cluster, placement, bound, MoveBudget(priced, left))
+    standing.keep_in_place(placement)
     return placement if standing.moved_bytes(options, placement) <= budget else None
 
 

@@ -203,7 +203,7 @@ def test_column_wise_weights_can_be_evaluated_under_any_plan(
     result = run_ranks(evaluate_checkpoint, 2, config=other, path=path, split="valid")[0]
     assert result["metrics"] == pytest.approx(summary["metrics"], abs=1e-6, nan_ok=True)
     (line,) = checkpoint.differences_from(path, planned(other))
-    assert "'user' is column_wise in the checkpoint, row_wise in the plan" in line
+    assert "'user' is column_wise by 128 columns in the checkpoint, row_wise by 256" in line
 
 
 def planned(config: Config) -> Plan:

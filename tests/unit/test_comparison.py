@@ -2,6 +2,7 @@
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -42,7 +43,7 @@ def path(tmp_path: Path) -> Path:
 def test_every_model_gets_every_point_and_the_common_settings(path: Path) -> None:
     protocol = load_protocol(path)
     base = base_config(protocol, path, ["training.epochs=2"])
-    grid = trials(protocol, base, seed=7)
+    grid = trials(protocol, base, seed=7, data="x")
     assert [(t.model, t.point["dense_optimizer.learning_rate"]) for t in grid] == [
         ("a", 0.001),
         ("a", 0.002),
@@ -60,8 +61,10 @@ def test_every_model_gets_every_point_and_the_common_settings(path: Path) -> Non
     other = with_seed(grid[0], 8)
     assert other.id != grid[0].id and other.config.run.seed == 8
     elsewhere = grid[0].config.run.model_copy(update={"folder": path.parent})
-    moved = type(grid[0])("a", {}, grid[0].config.model_copy(update={"run": elsewhere}))
+    moved = replace(grid[0], config=grid[0].config.model_copy(update={"run": elsewhere}))
     assert moved.id == grid[0].id, "the same run, wherever it stands"
+    assert replace(grid[0], data="y").id != grid[0].id
+    assert grid[0].config.tracking.wandb == "disabled"
 
 
 @pytest.mark.parametrize(
@@ -70,6 +73,9 @@ def test_every_model_gets_every_point_and_the_common_settings(path: Path) -> Non
         ("finalists: 1", "finalist: 1", "unknown key 'finalist'; did you mean 'finalists'"),
         ("seeds: [7, 8, 9]", "seeds: [7, 7]", "a seed stands twice"),
         ("[64]", "[]", "grid.data.batch_size has no values"),
+        ("[64]", "[64, 64]", "grid.data.batch_size: a value stands twice"),
+        ("data.batch_size", "run.seed", "name seeds under 'seeds'"),
+        ("a: {name", "a/b: {name", "'a/b' is no plain name"),
         ("finalists: 1", "always_finalists: [c]", "unknown model 'c'"),
         ("data.batch_size", "dat.batch_size", "no section 'dat'"),
         ("data.batch_size", "data.batch_siz", "model 'a' at .*unknown key 'data.batch_siz'"),
@@ -81,13 +87,13 @@ def test_wrong_files_are_told(path: Path, old: str, new: str, message: str) -> N
     path.write_text(PROTOCOL.replace(old, new))
     with pytest.raises(ConfigError, match=message):
         protocol = load_protocol(path)
-        trials(protocol, base_config(protocol, path), seed=0)
+        trials(protocol, base_config(protocol, path), seed=0, data="x")
 
 
 def test_the_ready_protocols_hold() -> None:
     for path in sorted((REPOSITORY / "configs").glob("compare_*.yaml")):
         protocol = load_protocol(path)
-        assert trials(protocol, base_config(protocol, path), seed=0)
+        assert trials(protocol, base_config(protocol, path), seed=0, data="x")
 
 
 # ------------------------------------------------------------------------------------- the results
@@ -95,7 +101,7 @@ def test_the_ready_protocols_hold() -> None:
 
 def finished(path: Path, model: str, rate: float, seed: int, auc: float) -> Finished:
     protocol = load_protocol(path)
-    every = trials(protocol, base_config(protocol, path), seed=seed)
+    every = trials(protocol, base_config(protocol, path), seed=seed, data="x")
     trial = next(
         t for t in every if (t.model, t.point["dense_optimizer.learning_rate"]) == (model, rate)
     )
@@ -120,6 +126,8 @@ def test_best_points_spread_and_paired_test(path: Path, tmp_path: Path) -> None:
     costs = {name: ModelCosts(10, 2e6, 1.5) for name in best}
     alone = summarise(grid, [], costs)
     assert [r.p_value for r in alone] == [None, None]
+    seeds_of_b = [finished(path, "b", 0.001, 8, 0.5), finished(path, "b", 0.001, 9, 0.5)]
+    assert [r.name for r in summarise(grid, seeds_of_b, costs)] == ["b", "a"], "one seed is last"
     more = [
         finished(path, "a", 0.002, 8, 0.66),
         finished(path, "b", 0.001, 8, 0.67),

@@ -560,5 +560,17 @@ def test_watch_time_metrics() -> None:
     expected = sklearn_metrics.r2_score(seconds, predicted)
     assert found["valid/r2/time"] == pytest.approx(expected, rel=1e-6)
     assert "valid/auc/click" in found and "valid/auc/time" not in found
+    state = MetricState(["click", "time"], {"time": 7.0})
+    truth = torch.full((100, 2), float("nan"))
+    truth[:, 0] = 0.5
+    state.update(
+        torch.from_numpy(logits),
+        torch.from_numpy(labels),
+        truth_BK=truth,
+        group_B=torch.zeros(100, dtype=torch.int64),
+        weights_B=torch.ones(100),
+    )
+    optimum = state.compute(OneRank(), "valid")["optimum"]
+    assert "valid/auc/click" in optimum and not any(key.endswith("/time") for key in optimum)
     assert np.isnan(r2(np.ones(3), np.ones(3)))
     assert np.isnan(mean_absolute_error(np.ones(0), np.ones(0)))
