@@ -19,7 +19,7 @@ class ModelSection(Section):
     first_order: bool = Field(False, description="add a linear term of the fields to the logits")
     given: dict[str, str] = Field(
         default_factory=dict,
-        description="by task, the task that it happens under: P(like) = P(click) P(like | click)",
+        description="by task, the task that it happens under: P(a) = P(b) P(a | b)",
     )
 
 

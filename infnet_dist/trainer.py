@@ -21,6 +21,7 @@ from infnet_dist.batch import RankingBatch
 from infnet_dist.checkpoint import Progress
 from infnet_dist.config import Config, dump_config
 from infnet_dist.context import WorkerContext
+from infnet_dist.data.check import count_without
 from infnet_dist.data.order import Interval, merge, remaining
 from infnet_dist.errors import CheckpointError, UserError
 from infnet_dist.metrics import MetricState
@@ -153,12 +154,27 @@ def _open_run_folder(session: Session, run_folder: Path) -> Tracker:
     log.info("run folder %s", run_folder)
     log.info("plan:\n%s", describe(session.sharded.plan))
     log.info("dense parameters: %s", f"{dense:,}")
+    _warn_of_tasks_without(session)
     return make_tracker(
         config.tracking,
         folder=run_folder,
         run_id=f"{config.run.name}-{run_folder.name}",
         settings=config.model_dump(mode="json"),
     )
+
+
+def _warn_of_tasks_without(session: Session) -> None:
+    """P(task) = P(under) P(task | under) can't fit rows that have the one without the other."""
+    for task, under in session.config.model.given.items():
+        without, positives = count_without(
+            session.config.data.path, session.manifest, session.schema, task=task, under=under
+        )
+        if without:
+            log.warning(
+                "model.given: %s of %s positive rows of %r are negative for %r, which model.given "
+                "rules out; take the pair out if these are no noise",
+                *(f"{without:,}", f"{positives:,}", task, under),
+            )
 
 
 def _close_run_folder(session: Session, run_folder: Path, summary: dict[str, Any]) -> None:

@@ -101,6 +101,26 @@ def check_lists(table: pa.Table, schema: Schema, where: str) -> None:
                 )
 
 
+def count_without(
+    folder: Path, manifest: Manifest, schema: Schema, *, task: str, under: str
+) -> tuple[int, int]:
+    """Positives of `task` in train where `under` is negative, and all its positives.
+
+    Of at most a million rows: the first ones.
+    """
+    columns = {t.name: t.column for t in schema.tasks}
+    without = positives = rows = 0
+    for part in manifest.split("train").parts:
+        table = pq.read_table(folder / part.file, columns=[columns[task], columns[under]])
+        child, parent = (table[columns[name]].to_numpy() > 0 for name in (task, under))
+        without += int((child & ~parent).sum())
+        positives += int(child.sum())
+        rows += len(table)
+        if rows >= _MOST_ROWS_COUNTED:
+            break
+    return without, positives
+
+
 def _check_types(folder: Path, part: Part, schema: Schema) -> None:
     path = folder / part.file
     if not path.is_file():
@@ -134,6 +154,7 @@ def _allowed(schema: Schema) -> Iterator[_Range]:
             yield _Range(task.column, 0, 1, f"label of task {task.name!r} must be 0 or 1")
 
 
+_MOST_ROWS_COUNTED = 1_000_000
 _ANY = (-(2**63), 2**63 - 1)
 
 

@@ -10,11 +10,11 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 
-from infnet_dist.data.check import check_columns, check_feed, check_split
+from infnet_dist.data.check import check_columns, check_feed, check_split, count_without
 from infnet_dist.data.manifest import read_manifest
 from infnet_dist.errors import ConfigError, DataError
 from infnet_dist.session import check_can_train, open_training_set
-from tests.runs import make_config
+from tests.runs import make_config, make_tiny_set
 from tests.unit.test_reader import make_set
 
 PART = "train/part-00000.parquet"
@@ -174,3 +174,12 @@ def test_names_elsewhere_in_the_config(folder: Path, tmp_path: Path) -> None:
     tables = {"overrides": {"author": {"sharding_types": ["row_wise"]}}}
     data = {"path": str(folder), "features": ["row"]}
     open_training_set(make_config(folder, tmp_path, tables=tables, data=data))
+
+
+def test_positives_without_their_parent_are_counted(tmp_path: Path) -> None:
+    folder = make_tiny_set(tmp_path / "tiny", num_rows=2_000)
+    manifest = read_manifest(folder)
+    rows = pq.ParquetDataset(folder / "train").read(columns=["click", "like"]).to_pylist()
+    expected = sum(row["like"] > row["click"] for row in rows), sum(row["like"] for row in rows)
+    found = count_without(folder, manifest, manifest.schema_, task="like", under="click")
+    assert found == expected and found[0] > 0
