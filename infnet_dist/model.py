@@ -17,7 +17,6 @@ from infnet_dist.errors import ConfigError, unknown_name
 from infnet_dist.losses import MultiTaskLoss
 from infnet_dist.model_config import (
     HstuConfig,
-    InfnetConfig,
     InfnetPaperConfig,
     ModelConfig,
     Section,
@@ -28,14 +27,17 @@ from infnet_dist.models.infnet import INFNet
 from infnet_dist.models.infnet_paper import INFNetPaper
 from infnet_dist.models.onetrans import OneTrans
 from infnet_dist.models.stack import HEADS, INTERACTIONS, SEQUENCES, Stack
+from infnet_dist.models.transformer import Transformer
 from infnet_dist.schema import Schema
 from infnet_dist.sparse import SparseArch, SparseEmbeddings
 from infnet_dist.tokens import TokenArch
 
+TASK_AWARE = ("infnet", "infnet_paper", "transformer")  # they read task tokens
 TOWERS: dict[str, type[nn.Module]] = {
     "infnet": INFNet,
     "infnet_paper": INFNetPaper,
     "onetrans": OneTrans,
+    "transformer": Transformer,
 }
 
 
@@ -168,7 +170,7 @@ def _build_dense(config: Config, schema: Schema) -> DenseArch:
         sequence_lengths=lengths,
         target_fields=[schema.target_fields(sequence) for sequence in sequences],
         num_numbers=len(schema.numeric),
-        num_tasks=num_tasks if isinstance(options, InfnetConfig | InfnetPaperConfig) else 0,
+        num_tasks=num_tasks if options.name in TASK_AWARE else 0,
         token_dim=options.token_dim,
         num_time_gap_buckets=NUM_TIME_GAP_BUCKETS,
         positions=not isinstance(options, InfnetPaperConfig),

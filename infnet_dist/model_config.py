@@ -54,6 +54,14 @@ class OneTransConfig(ModelSection):
     num_heads: int = Field(2, ge=1, description="attention heads; must divide token_dim")
 
 
+class TransformerConfig(ModelSection):
+    """Full attention between all tokens: an ablation of INFNet's hubs."""
+
+    name: Literal["transformer"]
+    num_blocks: int = Field(2, ge=1, description="layers")
+    num_heads: int = Field(2, ge=1, description="attention heads; must divide token_dim")
+
+
 # ---- parts of a stack
 
 
@@ -232,6 +240,7 @@ ModelConfig = Annotated[
     Annotated[InfnetConfig, Tag("infnet")]
     | Annotated[InfnetPaperConfig, Tag("infnet_paper")]
     | Annotated[OneTransConfig, Tag("onetrans")]
+    | Annotated[TransformerConfig, Tag("transformer")]
     | Annotated[StackConfig, Tag("stack")],
     Discriminator(_model_name),
 ]

@@ -16,6 +16,7 @@ from infnet_dist.model_config import StackConfig
 from infnet_dist.models.infnet import INFNet
 from infnet_dist.models.infnet_paper import INFNetPaper
 from infnet_dist.models.onetrans import OneTrans
+from infnet_dist.models.transformer import Transformer
 from infnet_dist.tokens import Tokens
 from tests.unit.loops import Row, Weights
 
@@ -83,6 +84,17 @@ def onetrans(c: Case) -> OneTrans:
     )
 
 
+def transformer(c: Case) -> Transformer:
+    return Transformer(
+        num_fields=c.fields,
+        sequence_lengths=c.lengths,
+        num_tasks=c.tasks,
+        token_dim=c.dim,
+        num_blocks=c.blocks,
+        num_heads=c.heads,
+    )
+
+
 def stack(sequence: str, interaction: str, head: str) -> "Constructor":
     """A stack of three parts, with small sizes, through the builder that runs use."""
     small = {
@@ -111,7 +123,11 @@ def stack(sequence: str, interaction: str, head: str) -> "Constructor":
 
 
 Constructor = Callable[[Case], torch.nn.Module]
-TASK_AWARE: dict[str, Constructor] = {"infnet": infnet, "infnet_paper": infnet_paper}
+TASK_AWARE: dict[str, Constructor] = {
+    "infnet": infnet,
+    "infnet_paper": infnet_paper,
+    "transformer": transformer,
+}
 ORDERED: dict[str, Constructor] = {  # the order of a behaviour's items matters
     "dien": stack("dien", "deep", "linear"),
     "onetrans": onetrans,
