@@ -17,7 +17,13 @@ from tests.unit.towers import (
     with_leaves,
 )
 
-PROPERTY_CASES = [Case(), Case(blocks=3, heads=1), Case(lengths=(5,), tasks=1), Case(masks="empty")]
+PROPERTY_CASES = [
+    Case(),
+    Case(fields=1),
+    Case(blocks=3, heads=1),
+    Case(lengths=(5,), tasks=1),
+    Case(masks="empty"),
+]
 
 
 # ----------------------------------------------------------------------------------------- padding
