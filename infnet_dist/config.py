@@ -138,7 +138,7 @@ class TrainingConfig(Section):
 class ShardingConfig(Section):
     """Where the rows of the tables live."""
 
-    plan: Path | Literal["auto"] = Field("auto", description="plan file, or auto: TorchRec's")
+    plan: Path | Literal["auto"] = Field("auto", description="plan file, or auto: made here")
 
 
 class CheckpointConfig(Section):
@@ -199,6 +199,18 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
         ConfigError: the file is missing or no mapping, a key is unknown, a value is ill-typed.
     """
     path = Path(path)
+    raw = read_sections(path)
+    for override in overrides:
+        _apply_override(raw, override)
+    return parse_config(raw, source=str(path))
+
+
+def read_sections(path: Path) -> dict[str, Any]:
+    """The sections of a YAML file, unchecked; none where it is empty.
+
+    Raises:
+        ConfigError: missing, no YAML, or no mapping.
+    """
     if not path.is_file():
         raise ConfigError(f"no config file {path}; the ready ones are in configs/")
     try:
@@ -207,9 +219,7 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
         raise ConfigError(f"{path} is not YAML: {' '.join(str(error).split())}") from None
     if not isinstance(raw, dict):
         raise ConfigError(f"{path} holds a {type(raw).__name__}, expected sections such as 'data:'")
-    for override in overrides:
-        _apply_override(raw, override)
-    return parse_config(raw, source=str(path))
+    return raw
 
 
 def parse_config(raw: dict[str, Any], source: str = "config") -> Config:

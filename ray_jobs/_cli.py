@@ -76,6 +76,13 @@ def run_id(text: str) -> str:
     return text
 
 
+def positive(text: str) -> int:
+    """Type of options that count something."""
+    if not text.isdigit() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is no whole number of 1 or more")
+    return int(text)
+
+
 def newest_checkpoint(config: Config, run: str | None) -> Path:
     """The newest complete checkpoint of a run of `run.name`, or of all its runs.
 

@@ -42,7 +42,7 @@ from infnet_dist.model import build_train_model
 from infnet_dist.provenance import versions
 from infnet_dist.session import open_training_set
 from infnet_dist.tracking import send_report
-from ray_jobs._cli import add_launcher, log, make_parser, resolve_config, run_main
+from ray_jobs._cli import add_launcher, log, make_parser, positive, resolve_config, run_main
 from ray_jobs._trials import run_trials
 
 
@@ -90,7 +90,9 @@ def _parser() -> argparse.ArgumentParser:
     parser = make_parser("ray_jobs.compare", "Train models under one protocol and compare them.")
     add_launcher(parser)
     parser.add_argument(
-        "--at-once", type=int, help="most trials at the same time (default: as many as fit)"
+        "--at-once",
+        type=positive,
+        help="most trials at the same time (default: as many as fit; with --launcher local: 1)",
     )
     return parser
 

@@ -39,7 +39,7 @@ from infnet_dist.planning.sharding import tables_of_run
 from infnet_dist.planning.tables import TableSet, load_table_set
 from infnet_dist.planning.topology import TIERS, Topology, load_topology, this_topology
 from infnet_dist.session import open_training_set
-from ray_jobs._cli import log, read_config, run_main
+from ray_jobs._cli import log, positive, read_config, run_main
 
 _UNITS = {"": 1, "B": 1, "KB": 1e3, "MB": 1e6, "GB": 1e9, "TB": 1e12}
 _UNITS |= {"KIB": 2**10, "MIB": 2**20, "GIB": 2**30, "TIB": 2**40}
@@ -100,7 +100,7 @@ def _parser() -> argparse.ArgumentParser:
 
     cpu = _command(commands, "to-cpu", _to_cpu, "a plan for GPUs -> a plan for a few CPU ranks")
     cpu.add_argument("plan", type=Path)
-    cpu.add_argument("--ranks", type=_positive, required=True, help="CPU ranks, on one machine")
+    cpu.add_argument("--ranks", type=positive, required=True, help="CPU ranks, on one machine")
     rows = cpu.add_mutually_exclusive_group()
     rows.add_argument("--row-scale", type=float, default=1.0, help="multiplies all rows (1)")
     rows.add_argument("--config", type=Path, help="run file: the rows of its training set")
@@ -141,7 +141,7 @@ def _add_topology(parser: argparse.ArgumentParser) -> None:
         "file says scaling.use_gpu)",
     )
     parser.add_argument(
-        "--world-size", type=_positive, help="workers (default: the run file's, or one node)"
+        "--world-size", type=positive, help="workers (default: the run file's, or one node)"
     )
 
 
@@ -351,12 +351,6 @@ def _bytes(text: str) -> float:
 def _whole_number(text: str) -> int:
     if not text.strip().isdigit() or int(text) < 1:
         raise PlanError(f"--world-size: {text!r} is no number of workers; e.g. 8,16,32")
-    return int(text)
-
-
-def _positive(text: str) -> int:
-    if not text.isdigit() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is no whole number of 1 or more")
     return int(text)
 
 

@@ -27,7 +27,7 @@ from typing import Any
 import yaml
 from pydantic import Field, PositiveInt, ValidationError, model_validator
 
-from infnet_dist.config import Config, dump_config, load_config, parse_config
+from infnet_dist.config import Config, dump_config, load_config, parse_config, read_sections
 from infnet_dist.config_messages import explain
 from infnet_dist.errors import ConfigError, unknown_name
 from infnet_dist.model_config import ModelSection, Section
@@ -115,13 +115,8 @@ def load_protocol(path: Path) -> Protocol:
     Raises:
         ConfigError: missing, no YAML, or a key is wrong.
     """
-    if not path.is_file():
-        raise ConfigError(f"no comparison file {path}; see configs/compare_kuairand.yaml")
     try:
-        raw = yaml.safe_load(path.read_text()) or {}
-        return Protocol.model_validate(raw)
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{path} is not YAML: {' '.join(str(error).split())}") from None
+        return Protocol.model_validate(read_sections(path))
     except ValidationError as error:
         lines = explain(error.errors(), Protocol)
         raise ConfigError(f"{path}: {'; '.join(lines)}") from None

@@ -80,6 +80,7 @@ def test_every_model_gets_every_point_and_the_common_settings(path: Path) -> Non
         ("data.batch_size", "dat.batch_size", "no section 'dat'"),
         ("data.batch_size", "data.batch_siz", "model 'a' at .*unknown key 'data.batch_siz'"),
         ("num_hubs: 4", "num_hub: 4", "model 'a' at .*unknown key 'model.num_hub'"),
+        (PROTOCOL, "- a", "holds a list, expected sections"),
         ("base: base.yaml", "base: none.yaml", "no config file .*none.yaml"),
     ],
 )

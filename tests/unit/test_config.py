@@ -104,7 +104,7 @@ def test_unknown_key_far_from_all_lists_the_valid_ones():
         ),
         (
             {"sharding": {"plan": 3}},
-            "sharding.plan (plan file, or auto: TorchRec's): got 3, expected a path, or 'auto'",
+            "sharding.plan (plan file, or auto: made here): got 3, expected a path, or 'auto'",
         ),
         ({"training": None}, "training: got None, expected a section of keys"),
         ({"model": "infnet"}, "model: got 'infnet', expected a section of keys"),
