@@ -5,18 +5,20 @@ differs from the defaults below. Unknown keys and ill-typed values raise `Config
 that names the nearest valid key, or the expected type and unit.
 """
 
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import Field, NonNegativeFloat, PositiveInt, ValidationError
+from pydantic import Field, NonNegativeFloat, PositiveInt, ValidationError, model_validator
 
 from infnet_dist.config_messages import explain
 from infnet_dist.errors import ConfigError
 from infnet_dist.model_config import InfnetConfig, ModelConfig, Section
 
 ShardingTypeName = Literal["table_wise", "row_wise", "column_wise"]
+SplitName = Literal["train", "valid", "test"]
 
 
 class RunConfig(Section):
@@ -66,7 +68,40 @@ class KuaiRandIngest(Section):
     row_group_rows: int = Field(16_384, ge=1, description="rows per Parquet row group")
 
 
-IngestConfig = Annotated[SyntheticIngest | KuaiRandIngest, Field(discriminator="source")]
+class TabularIngest(Section):
+    """Parquet tables with one row per example, already split; no histories."""
+
+    source: Literal["tabular"]
+    path: Path = Field(description="folder of the files")
+    splits: dict[SplitName, str] = Field(
+        {"train": "train.parquet", "valid": "valid.parquet"},
+        description="by split, a Parquet file of that folder or a folder of them",
+    )
+    tasks: dict[str, str] = Field(min_length=1, description="by task, the column of its 0 and 1")
+    categorical: tuple[str, ...] = Field((), description="columns of numbers that are codes")
+    exclude: tuple[str, ...] = Field((), description="columns that are no features")
+    group_column: str | None = Field(
+        None, description="integers, e.g. the user, that gAUC groups by; null: no gAUC"
+    )
+    num_buckets: int = Field(32, ge=2, description="buckets of a number, equally filled")
+    rows_per_part: int = Field(1_000_000, ge=1, description="rows per Parquet file")
+    row_group_rows: int = Field(16_384, ge=1, description="rows per Parquet row group")
+
+    @model_validator(mode="after")
+    def _check(self) -> "TabularIngest":
+        if missing := {"train", "valid"} - self.splits.keys():
+            raise ValueError(f"splits: {' and '.join(sorted(missing))} missing; name its file")
+        roles = Counter([*self.tasks.values(), *self.categorical, *self.exclude])
+        roles.update([self.group_column] if self.group_column else [])
+        for column, times in roles.items():
+            if times > 1:
+                raise ValueError(f"column {column!r} is named {times} times; keep one role for it")
+        return self
+
+
+IngestConfig = Annotated[
+    SyntheticIngest | KuaiRandIngest | TabularIngest, Field(discriminator="source")
+]
 
 
 class DataConfig(Section):

@@ -12,10 +12,10 @@ from collections.abc import Callable
 from tqdm import tqdm
 
 from infnet_dist import synthetic
-from infnet_dist.config import Config, KuaiRandIngest
+from infnet_dist.config import Config, KuaiRandIngest, TabularIngest
 from infnet_dist.data.manifest import Manifest
 from infnet_dist.errors import ConfigError
-from infnet_dist.ingest import kuairand
+from infnet_dist.ingest import kuairand, tabular
 from infnet_dist.ingest.writer import training_set_is_current
 from ray_jobs._cli import log, make_parser, read_config, run_main
 
@@ -44,6 +44,8 @@ def _make(config: Config) -> Manifest:
     ingest = config.ingest
     if isinstance(ingest, KuaiRandIngest):
         return kuairand.make_training_set(ingest, config.data.path, _progress())
+    if isinstance(ingest, TabularIngest):
+        return tabular.make_training_set(ingest, config.data.path, _progress())
     assert ingest is not None
     return synthetic.make_training_set(ingest, config.data.path, _progress())
 

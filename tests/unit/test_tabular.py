@@ -1,0 +1,180 @@
+"""Tabular ingest: ids and labels hold up to plain loops, bad input is named, drift is told."""
+
+import logging
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from infnet_dist.config import TabularIngest, load_config
+from infnet_dist.data.check import check_split
+from infnet_dist.data.manifest import read_manifest
+from infnet_dist.data.reader import Reader
+from infnet_dist.errors import ConfigError, DataError
+from infnet_dist.ingest.tabular import make_training_set
+
+
+def make_tables(seed=0, num_rows=500):
+    """A table per split: text, flags, codes, numbers with nulls; "late" occurs in valid alone."""
+    rng = np.random.default_rng(seed)
+
+    def one(names, first):
+        return pd.DataFrame(
+            {
+                "number": np.arange(first, first + num_rows),
+                "job": rng.choice(names, num_rows),
+                "member": rng.random(num_rows) < 0.5,
+                "code": rng.integers(0, 5, num_rows),
+                "age": np.where(rng.random(num_rows) < 0.1, np.nan, rng.integers(0, 90, num_rows)),
+                "user": rng.integers(0, 40, num_rows),
+                "rich": rng.integers(0, 2, num_rows),
+                "single": rng.integers(0, 2, num_rows).astype(np.int8),
+            }
+        )
+
+    return {
+        "train": one(["baker", "smith", None], 0),
+        "valid": one(["baker", "smith", "late"], num_rows),
+    }
+
+
+def write(folder, tables):
+    folder.mkdir(exist_ok=True)
+    for split, table in tables.items():
+        table.to_parquet(folder / f"{split}.parquet", index=False)
+    return folder
+
+
+def ingest(raw, **changes):
+    settings = {
+        "source": "tabular",
+        "path": raw,
+        "tasks": {"income": "rich", "alone": "single"},
+        "categorical": ["code"],
+        "exclude": ["number"],
+        "group_column": "user",
+        "row_group_rows": 64,
+    }
+    return TabularIngest(**(settings | changes))
+
+
+@pytest.fixture
+def tables():
+    return make_tables()
+
+
+def test_rows_ids_and_labels_are_those_of_the_tables(tmp_path, tables):
+    make_training_set(ingest(write(tmp_path / "raw", tables)), tmp_path / "set")
+    manifest = read_manifest(tmp_path / "set")
+    jobs = {name: 1 + i for i, name in enumerate(sorted(["baker", "smith"]))}
+    for split, table in tables.items():
+        made = pd.read_parquet(tmp_path / "set" / split)
+        assert made["job"].tolist() == [jobs.get(job, 0) for job in table["job"]]
+        assert made["code"].tolist() == (table["code"] + 1).tolist()
+        assert made["member"].tolist() == (table["member"] + 1).tolist()
+        np.testing.assert_array_equal(made["age"], table["age"].astype(np.float32))
+        assert made["label_income"].tolist() == table["rich"].tolist()
+        assert made["label_alone"].tolist() == table["single"].tolist()
+        assert made["user"].tolist() == table["user"].tolist()
+        assert manifest.split(split).base_rates["income"] == pytest.approx(table["rich"].mean())
+    assert {t.name: t.num_embeddings for t in manifest.schema_.tables} == {
+        "job": 3,
+        "member": 3,
+        "code": 6,
+        "age": len(manifest.schema_.dense[0].boundaries) + 2,
+    }
+
+
+def test_the_reader_reads_it(tmp_path, tables):
+    make_training_set(ingest(write(tmp_path / "raw", tables)), tmp_path / "set")
+    manifest = read_manifest(tmp_path / "set")
+    schema, one = manifest.schema_, {"rank": 0, "world_size": 1}
+    check_split(tmp_path / "set", manifest, schema, split="valid", **one)
+    reader = Reader(tmp_path / "set", manifest, schema, split="valid", batch_size=100, **one)
+    labels = [batch.labels_BK[batch.weights_B > 0].numpy() for batch in reader.batches()]
+    np.testing.assert_array_equal(np.concatenate(labels), tables["valid"][["rich", "single"]])
+
+
+def test_without_group_each_row_is_one_of_its_own(tmp_path, tables):
+    config = ingest(write(tmp_path / "raw", tables), group_column=None, exclude=["number", "user"])
+    make_training_set(config, tmp_path / "set")
+    rows = [pd.read_parquet(tmp_path / "set" / split)["row"] for split in ("train", "valid")]
+    assert np.concatenate(rows).tolist() == list(range(1000))
+
+
+def test_a_folder_of_files_is_a_split(tmp_path, tables):
+    raw = write(tmp_path / "raw", tables)
+    (raw / "train.parquet").unlink()
+    (raw / "early").mkdir()
+    tables["train"][:200].to_parquet(raw / "early" / "a.parquet", index=False)
+    tables["train"][200:].to_parquet(raw / "early" / "b.parquet", index=False)
+    config = ingest(raw, splits={"train": "early", "valid": "valid.parquet"})
+    make_training_set(config, tmp_path / "set")
+    made = pd.read_parquet(tmp_path / "set" / "train")
+    assert made["label_income"].tolist() == tables["train"]["rich"].tolist()
+
+
+def test_a_column_that_valid_lost_is_warned_about(tmp_path, tables, caplog):
+    tables["valid"]["age"] = np.nan
+    with caplog.at_level(logging.WARNING):
+        make_training_set(ingest(write(tmp_path / "raw", tables)), tmp_path / "set")
+    assert "valid: null or unseen in train in every row: age;" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"exclude": ["numbr"]}, "unknown column 'numbr'; did you mean 'number'?"),
+        ({"tasks": {"income": "ric"}}, "unknown column 'ric'; did you mean 'rich'?"),
+        ({"group_column": "job"}, "expected integers without nulls"),
+        ({"splits": {"train": "train.parquet", "valid": "none.parquet"}}, "none.parquet can't be"),
+        ({"tasks": {"age": "age"}}, "column age is .* expected 0 or 1"),
+        (
+            {"categorical": (), "exclude": ["number", "job", "member", "code", "age", "single"]}
+            | {"tasks": {"income": "rich"}},
+            "no column is left",
+        ),
+    ],
+)
+def test_wrong_settings_are_named_and_nothing_is_left(tmp_path, tables, changes, message):
+    config = ingest(write(tmp_path / "raw", tables), **changes)
+    with pytest.raises(DataError, match=message):
+        make_training_set(config, tmp_path / "set")
+    assert [path.name for path in tmp_path.iterdir()] == ["raw"]
+
+
+def test_a_column_that_valid_lacks_is_named(tmp_path, tables):
+    tables["valid"] = tables["valid"].drop(columns="age")
+    with pytest.raises(DataError, match="valid lacks column 'age'"):
+        make_training_set(ingest(write(tmp_path / "raw", tables)), tmp_path / "set")
+
+
+def test_a_list_column_is_named(tmp_path, tables):
+    for table in tables.values():
+        table["tags"] = [[1, 2]] * len(table)
+    with pytest.raises(DataError, match="column 'tags' is list"):
+        make_training_set(ingest(write(tmp_path / "raw", tables)), tmp_path / "set")
+
+
+def test_a_broken_file_is_named(tmp_path, tables):
+    raw = write(tmp_path / "raw", tables)
+    (raw / "valid.parquet").write_bytes(b"PAR1 but no more")
+    with pytest.raises(DataError, match="valid.parquet can't be read"):
+        make_training_set(ingest(raw), tmp_path / "set")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ("ingest.exclude=[rich]", "column 'rich' is named 2 times"),
+        ("ingest.splits={train: a.parquet}", "valid missing"),
+        ("ingest.splits={train: a, valid: b, tets: c}", "test"),
+    ],
+)
+def test_wrong_sections_are_named(tmp_path, change, message):
+    path = tmp_path / "run.yaml"
+    path.write_text(
+        "ingest: {source: tabular, path: raw, tasks: {income: rich}}\ndata: {path: set}\n"
+    )
+    with pytest.raises(ConfigError, match=message):
+        load_config(path, [change])
