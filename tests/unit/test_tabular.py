@@ -159,7 +159,7 @@ def test_a_list_column_is_named(tmp_path, tables):
 def test_a_broken_file_is_named(tmp_path, tables):
     raw = write(tmp_path / "raw", tables)
     (raw / "valid.parquet").write_bytes(b"PAR1 but no more")
-    with pytest.raises(DataError, match="valid.parquet can't be read"):
+    with pytest.raises(DataError, match=r"valid\.parquet can't be read"):
         make_training_set(ingest(raw), tmp_path / "set")
 
 
