@@ -124,7 +124,7 @@ def test_a_column_that_valid_lost_is_warned_about(tmp_path, tables, caplog):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"exclude": ["numbr"]}, "unknown column 'numbr'; did you mean 'number'?"),
+        ({"exclude": ["jobs"]}, "unknown column 'jobs'; did you mean 'job'?"),
         ({"tasks": {"income": "ric"}}, "unknown column 'ric'; did you mean 'rich'?"),
         ({"group_column": "job"}, "expected integers without nulls"),
         ({"splits": {"train": "train.parquet", "valid": "none.parquet"}}, "none.parquet can't be"),
