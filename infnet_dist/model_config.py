@@ -26,14 +26,27 @@ class ModelSection(Section):
 # ---- towers of their own
 
 
+InfnetPart = Literal[
+    # ours
+    "target_hubs",
+    "task_hubs",
+    "interaction",
+    # the paper's
+    "task_tokens",
+    "homogeneous_flow",
+    "heterogeneous_flow",
+]
+
+
 class InfnetConfig(ModelSection):
-    """INFNet v2, "Aggregate and Broadcast"."""
+    """INFNet v2, "Aggregate and Broadcast", with three additions."""
 
     name: Literal["infnet"] = "infnet"
     num_blocks: int = Field(2, ge=2, description="blocks; at least 2")
     num_hubs: int = Field(16, ge=1, description="categorical hubs n_c")
     num_shared_tasks: int = Field(2, ge=0, description="shared task tokens n_s")
     num_heads: int = Field(2, ge=1, description="attention heads; must divide token_dim")
+    ablate: tuple[InfnetPart, ...] = Field((), description="parts left out, for comparisons")
 
 
 class InfnetPaperConfig(ModelSection):

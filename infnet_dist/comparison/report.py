@@ -107,6 +107,8 @@ def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def _spread(result: ModelResult, key: str) -> str:
+    if math.isnan(result.mean(key)):
+        return "-"  # gAUC of rows that have no group
     text, deviation = f"{result.mean(key):.4f}".replace("0.", ".", 1), result.deviation(key)
     return text if math.isnan(deviation) else f"{text} +- {deviation:.4f}".replace("+- 0.", "+- .")
 

@@ -94,14 +94,14 @@ def _join(x_BhNd: torch.Tensor) -> torch.Tensor:
 
 
 class TaskHeads(nn.Module):
-    """y_k = MLP_k(T_k): separate parameters per task (INFNet v1 and v2, head)."""
+    """y_k = MLP_k(x_k): separate parameters per task (INFNet v1 and v2, head)."""
 
-    def __init__(self, num_tasks: int, token_dim: int) -> None:
+    def __init__(self, num_tasks: int, in_dim: int, hidden_dim: int) -> None:
         """One MLP per task."""
         super().__init__()
-        self.heads = nn.ModuleList(mlp(token_dim, token_dim, 1) for _ in range(num_tasks))
+        self.heads = nn.ModuleList(mlp(in_dim, hidden_dim, 1) for _ in range(num_tasks))
 
-    def forward(self, task_BKD: torch.Tensor) -> torch.Tensor:
-        """Task tokens -> logits [B, K]."""
-        logits = [head(task_BKD[:, k]) for k, head in enumerate(self.heads)]
+    def forward(self, task_BKX: torch.Tensor) -> torch.Tensor:
+        """What the head of each task reads, [B, K, in_dim] -> logits [B, K]."""
+        logits = [head(task_BKX[:, k]) for k, head in enumerate(self.heads)]
         return torch.cat(logits, dim=1)

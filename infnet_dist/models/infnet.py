@@ -1,33 +1,46 @@
-"""INFNet v2, "Aggregate and Broadcast" (arXiv 2508.11565v2): the default tower.
+"""INFNet v2, "Aggregate and Broadcast" (arXiv 2508.11565v2), with three additions; the default.
 
 Each group of tokens X_g (g = C categorical, S sequence, T task) has a few *hubs* H_g. In a block
 the hubs aggregate from the tokens of all groups by attention, then broadcast a gate back to the
 tokens of their own group. The cost is linear in the number of tokens: O(hubs x tokens).
 
+Ours (docs/research-log.md has what each is worth; `ablate` leaves it out):
+
+target_hubs   the candidate, seen as an item of each behaviour, is a hub of S beside the behaviour's
+              mean: it reads the history by likeness from the first block on (target attention)
+task_hubs     task k's head reads its own hub beside its token. In the paper all that a token gets
+              from the sample is a gate and a shift that the tasks share
+interaction   a factorization machine between fields and hubs, Wukong's, is read by all heads. In
+              the paper fields and hubs meet in sums alone
+
 Letters: B batch, M fields, L history tokens, F behaviours, K tasks, D width, H hubs of all groups.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 import torch
 from torch import nn
 
 from infnet_dist.models.blocks import MeanPooling, TaskHeads, attend, mlp
+from infnet_dist.models.wukong import Wukong
 from infnet_dist.tokens import Tokens
 
 
 class INFNet(nn.Module):
-    """Tokens -> logits [B, K].
+    """Tokens -> logits [B, K]; y_k = MLP_k([T_k ; H_T,k ; FM(X_C ; H_S ; H_T)]).
 
     Args:
         num_fields: M, at least 1.
         sequence_lengths: L_f of each behaviour; empty for none.
         num_tasks: K.
         token_dim: D.
-        num_blocks: blocks, at least 2: the last one's hubs of C and S would be read by none.
+        num_blocks: blocks, at least 2: the last one's hubs of C would be read by none.
         num_hubs: categorical hubs n_c.
         num_shared_tasks: shared task tokens n_s, which join the task hubs.
         num_heads: attention heads; divides D.
+        ablate: parts to leave out: the three above; task_tokens: all tasks share one token;
+            homogeneous_flow: hubs don't broadcast; heterogeneous_flow: hubs of C and S read their
+            own group alone (those of T, through which all reaches the heads, read every group).
     """
 
     def __init__(
@@ -41,33 +54,70 @@ class INFNet(nn.Module):
         num_hubs: int = 16,
         num_shared_tasks: int = 2,
         num_heads: int = 2,
+        ablate: Collection[str] = (),
     ) -> None:
         """Make hubs, blocks and heads."""
         super().__init__()
-        assert num_blocks >= 2, "with one block nothing reads C's and S's"
-        self.hubs = Hubs(num_fields, sequence_lengths, token_dim, num_hubs, num_shared_tasks)
-        hub_counts = {"C": num_hubs, "S": len(sequence_lengths), "T": num_tasks + num_shared_tasks}
-        if not sequence_lengths:
-            del hub_counts["S"]
-        receivers = [list(hub_counts)] * (num_blocks - 1) + [["T"]]  # heads read T alone
-        self.blocks = nn.ModuleList(
-            HubBlock(hub_counts, token_dim, num_heads, receivers=last) for last in receivers
+        assert num_blocks >= 2, "with one block nothing reads C's hubs"
+        self.ablate = frozenset(ablate)
+        self.num_tasks = num_tasks
+        targets = "target_hubs" not in self.ablate
+        self.hubs = Hubs(
+            num_fields, sequence_lengths, token_dim, num_hubs, num_shared_tasks, targets=targets
         )
-        self.heads = TaskHeads(num_tasks, token_dim)
+        own_tokens = 1 if "task_tokens" in self.ablate else num_tasks
+        counts = {"C": num_hubs, "S": len(sequence_lengths) * (1 + targets)}
+        counts["T"] = own_tokens + num_shared_tasks
+        if not sequence_lengths:
+            del counts["S"]
+        sources = {g: list(counts) for g in counts}
+        if "heterogeneous_flow" in self.ablate:
+            sources |= {g: [g] for g in counts if g != "T"}
+        interacts = "interaction" not in self.ablate
+        last = [g for g in counts if g == "T" or (g == "S" and interacts)]  # hubs read at the end
+        broadcasts = "homogeneous_flow" not in self.ablate
+        self.blocks = nn.ModuleList(
+            HubBlock(
+                {g: counts[g] for g in receivers},
+                token_dim,
+                num_heads,
+                sources={g: sources[g] for g in receivers},
+                told=told if broadcasts else [],
+            )
+            for receivers, told in [(list(counts), list(counts))] * (num_blocks - 1)
+            + [(last, ["T"])]  # of the tokens only T's are read after the last block
+        )
+        self.interaction = None
+        in_dim = token_dim * (1 + ("task_hubs" not in self.ablate))
+        if interacts:
+            num_tokens = num_fields + sum(n for g, n in counts.items() if g != "C")
+            self.interaction = Wukong(num_tokens=num_tokens, token_dim=token_dim)
+            in_dim += self.interaction.out_dim
+        self.heads = TaskHeads(num_tasks, in_dim, 2 * token_dim)
 
     def forward(self, tokens: Tokens) -> torch.Tensor:
         """Logits [B, K]."""
-        groups = {"C": tokens.categorical_BMD, "S": tokens.sequence_BLD, "T": tokens.task_BKD}
-        hubs = self.hubs(tokens)
-        groups = {name: groups[name] for name in hubs}
+        task_BKD = tokens.task_BKD
+        if "task_tokens" in self.ablate:
+            task_BKD = task_BKD.mean(dim=1, keepdim=True)
+        hubs = self.hubs(tokens, task_BKD)
+        groups = {"C": tokens.categorical_BMD, "S": tokens.sequence_BLD, "T": task_BKD}
         for block in self.blocks:
             groups, hubs = block(groups, hubs, tokens.mask_BL)
-        logits_BK: torch.Tensor = self.heads(groups["T"])
+        read = [groups["T"]]
+        if "task_hubs" not in self.ablate:
+            read.append(hubs["T"][:, : task_BKD.shape[1]])
+        if self.interaction is not None:
+            later = [hubs[g] for g in hubs if g != "C"]
+            mixed_BX = self.interaction(torch.cat([tokens.categorical_BMD, *later], dim=1))
+            read.append(mixed_BX.unsqueeze(1).expand(-1, task_BKD.shape[1], -1))
+        read_BKX = torch.cat(read, dim=-1).expand(-1, self.num_tasks, -1)
+        logits_BK: torch.Tensor = self.heads(read_BKX)
         return logits_BK
 
 
 class Hubs(nn.Module):
-    """The first hubs of each group (v2, section "hub initialisation")."""
+    """The first hubs of each group (v2, section "hub initialisation"), and the target hubs."""
 
     def __init__(
         self,
@@ -76,10 +126,13 @@ class Hubs(nn.Module):
         token_dim: int,
         num_hubs: int,
         num_shared_tasks: int,
+        *,
+        targets: bool,
     ) -> None:
         """One MLP for C, one per behaviour for S, free tokens for T."""
         super().__init__()
         self.token_dim = token_dim
+        self.targets = targets
         self.categorical = mlp(num_fields * token_dim, 4 * token_dim, num_hubs * token_dim)
         self.behaviours = nn.ModuleList(
             mlp(token_dim, token_dim, token_dim) for _ in sequence_lengths
@@ -89,14 +142,14 @@ class Hubs(nn.Module):
         self.norm = nn.ModuleDict({g: nn.LayerNorm(token_dim) for g in groups})
         self.pooling = MeanPooling(sequence_lengths=sequence_lengths, token_dim=token_dim)
 
-    def forward(self, tokens: Tokens) -> dict[str, torch.Tensor]:
+    def forward(self, tokens: Tokens, task_BKD: torch.Tensor) -> dict[str, torch.Tensor]:
         """Hubs [B, hubs, D] by group.
 
-        H_C = reshape(MLP(vec C)); H_S,a = MLP_a(mean of the valid items); H_T = [T ; shared].
+        H_C = reshape(MLP(vec C)); H_S = [MLP_a(mean of the valid items) per behaviour a ; the
+        candidate as an item of each]; H_T = [T ; shared].
         Then a LayerNorm each (our choice: without it the first queries are near 0, attention
         starts out uniform, and learning to match candidate and history takes longer).
         """
-        batch = len(tokens.task_BKD)
         hubs = {"C": self.categorical(tokens.categorical_BMD.flatten(1))}
         hubs["C"] = hubs["C"].unflatten(1, (-1, self.token_dim))
         if self.behaviours:
@@ -104,8 +157,10 @@ class Hubs(nn.Module):
             hubs["S"] = torch.stack(
                 [f(mean_BFD[:, a]) for a, f in enumerate(self.behaviours)], dim=1
             )
-        shared_BND = self.shared_ND.expand(batch, -1, -1)
-        hubs["T"] = torch.cat([tokens.task_BKD, shared_BND], dim=1)
+            if self.targets:
+                hubs["S"] = torch.cat([hubs["S"], tokens.target_BFD], dim=1)
+        shared_BND = self.shared_ND.expand(len(task_BKD), -1, -1)
+        hubs["T"] = torch.cat([task_BKD, shared_BND], dim=1)
         return {g: self.norm[g](hub_BHD) for g, hub_BHD in hubs.items()}
 
 
@@ -121,27 +176,29 @@ class HubBlock(nn.Module):
 
     def __init__(
         self,
-        hub_counts: Mapping[str, int],
+        receivers: Mapping[str, int],
         token_dim: int,
         num_heads: int,
         *,
-        receivers: Sequence[str],
+        sources: Mapping[str, Sequence[str]],
+        told: Sequence[str],
     ) -> None:
         """Make the block.
 
         Args:
-            hub_counts: the groups that exist, in order, and their number of hubs.
+            receivers: the groups whose hubs are updated, and how many hubs they have.
             token_dim: D.
             num_heads: attention heads.
-            receivers: the groups to update; in the last block only those that a head reads.
+            sources: for each receiver the groups that its hubs read.
+            told: the groups whose tokens are updated, all of them receivers.
         """
         super().__init__()
-        self.groups = list(hub_counts)
-        self.receivers = {g: hub_counts[g] for g in receivers}
+        self.receivers = dict(receivers)
+        self.sources = sources
         self.num_heads = num_heads
-        read_dim = len(hub_counts) * token_dim
+        read = dict.fromkeys(j for groups in sources.values() for j in groups)
         self.key_value = nn.ModuleDict(
-            {g: nn.Linear(token_dim, 2 * token_dim, bias=False) for g in self.groups}
+            {j: nn.Linear(token_dim, 2 * token_dim, bias=False) for j in read}
         )
         self.query = nn.ModuleDict(
             {g: nn.Linear(token_dim, token_dim, bias=False) for g in receivers}
@@ -149,12 +206,14 @@ class HubBlock(nn.Module):
         for weight in (*self.query.parameters(), *self.key_value.parameters()):
             for part in weight.split(token_dim):  # queries, keys and values of unit variance
                 nn.init.xavier_uniform_(part)
-        self.mix = nn.ModuleDict({g: nn.Linear(read_dim, token_dim, bias=False) for g in receivers})
+        self.mix = nn.ModuleDict(
+            {g: nn.Linear(len(sources[g]) * token_dim, token_dim, bias=False) for g in receivers}
+        )
         self.hub_norm = nn.ModuleDict({g: nn.LayerNorm(token_dim) for g in receivers})
         self.gate = nn.ModuleDict(
-            {g: mlp(n * token_dim, token_dim, 2 * token_dim) for g, n in self.receivers.items()}
+            {g: mlp(receivers[g] * token_dim, token_dim, 2 * token_dim) for g in told}
         )
-        self.token_norm = nn.ModuleDict({g: nn.LayerNorm(token_dim) for g in receivers})
+        self.token_norm = nn.ModuleDict({g: nn.LayerNorm(token_dim) for g in told})
 
     def forward(
         self,
@@ -162,20 +221,24 @@ class HubBlock(nn.Module):
         hubs: dict[str, torch.Tensor],
         mask_BL: torch.Tensor,
     ) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
-        """New tokens and new hubs of the receivers; `mask_BL` leaves padded history out."""
+        """Tokens and hubs with those of the receivers new; `mask_BL` leaves padded history out."""
         query_BHD = torch.cat([self.query[g](hubs[g]) for g in self.receivers], dim=1)
-        read = []
-        for g in self.groups:
-            key_BND, value_BND = self.key_value[g](groups[g]).chunk(2, dim=-1)
-            mask = mask_BL if g == "S" else None
-            read.append(
-                attend(query_BHD, key_BND, value_BND, num_heads=self.num_heads, mask_BN=mask)
+        read: dict[str, dict[str, torch.Tensor]] = {}
+        for j, project in self.key_value.items():
+            key_BND, value_BND = project(groups[j]).chunk(2, dim=-1)
+            mask_BN = mask_BL if j == "S" else None
+            all_BHD = attend(
+                query_BHD, key_BND, value_BND, num_heads=self.num_heads, mask_BN=mask_BN
             )
-        read_by_group = torch.cat(read, dim=-1).split(list(self.receivers.values()), dim=1)
-        new_hubs, new_groups = {}, {}
-        for g, read_BHZ in zip(self.receivers, read_by_group, strict=True):
-            new_hubs[g] = self.hub_norm[g](hubs[g] + self.mix[g](read_BHZ))
-            alpha_BD, beta_BD = self.gate[g](new_hubs[g].flatten(1)).chunk(2, dim=-1)
+            parts = all_BHD.split(list(self.receivers.values()), dim=1)
+            read[j] = dict(zip(self.receivers, parts, strict=True))
+        hubs = dict(hubs)
+        for g in self.receivers:
+            read_BHZ = torch.cat([read[j][g] for j in self.sources[g]], dim=-1)
+            hubs[g] = self.hub_norm[g](hubs[g] + self.mix[g](read_BHZ))
+        groups = dict(groups)
+        for g, gate in self.gate.items():
+            alpha_BD, beta_BD = gate(hubs[g].flatten(1)).chunk(2, dim=-1)
             gate_B1D, shift_B1D = torch.sigmoid(alpha_BD).unsqueeze(1), beta_BD.unsqueeze(1)
-            new_groups[g] = self.token_norm[g](groups[g] + groups[g] * gate_B1D + shift_B1D)
-        return new_groups, new_hubs
+            groups[g] = self.token_norm[g](groups[g] + groups[g] * gate_B1D + shift_B1D)
+        return groups, hubs

@@ -60,7 +60,7 @@ class INFNetPaper(nn.Module):
         self.blocks = nn.ModuleList(
             ProxyBlock(proxy_counts, token_dim, num_heads, receivers=last) for last in receivers
         )
-        self.heads = TaskHeads(num_tasks, token_dim)
+        self.heads = TaskHeads(num_tasks, token_dim, token_dim)
 
     def forward(self, tokens: Tokens) -> torch.Tensor:
         """Logits [B, K]."""

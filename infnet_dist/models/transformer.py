@@ -53,7 +53,7 @@ class Transformer(nn.Module):
         )
         self.encoder = nn.TransformerEncoder(layer, num_blocks, enable_nested_tensor=False)
         self.norm = nn.LayerNorm(token_dim)
-        self.heads = TaskHeads(num_tasks, token_dim)
+        self.heads = TaskHeads(num_tasks, token_dim, token_dim)
 
     def forward(self, tokens: Tokens) -> torch.Tensor:
         """Logits [B, K]."""

@@ -78,3 +78,18 @@ def attend(query: Vector, keys: Row, values: Row, heads: int) -> Vector:
 
 def split_rows(flat: Vector, dim: int) -> Row:
     return [flat[i : i + dim] for i in range(0, len(flat), dim)]
+
+
+def wukong(w: Weights, name: str, tokens: Row, num_fm: int, layers: int = 2) -> Vector:
+    """The tokens of the last layer, one after the other."""
+    x = np.array(tokens)
+    for layer in (f"{name}layers.{i}" for i in range(layers)):
+        gram = np.array([[float(a @ b) for b in x] for a in x])
+        flat = layer_norm(w, f"{layer}.fm_norm", (gram @ w[f"{layer}.project.weight"].T).ravel())
+        hidden = np.array([max(v, 0.0) for v in linear(w, f"{layer}.hidden.0", flat)])
+        made = linear(w, f"{layer}.fm_out", hidden).reshape(num_fm, -1)
+        new = np.concatenate([made, w[f"{layer}.compress.weight"] @ x])
+        if len(x) != len(new):
+            x = w[f"{layer}.residual.weight"] @ x
+        x = np.array([layer_norm(w, f"{layer}.norm", token) for token in new + x])
+    return x.ravel()

@@ -1,10 +1,12 @@
-"""INFNet v2 (hubs) against a loop-by-loop reference of infnet.md section 3."""
+"""INFNet v2 (hubs) against a loop-by-loop reference of infnet.md section 3 and our additions."""
 
 import numpy as np
 import pytest
 
+from infnet_dist.model_config import InfnetConfig
 from tests.unit.loops import (
     Row,
+    Vector,
     Weights,
     attend,
     layer_norm,
@@ -12,70 +14,117 @@ from tests.unit.loops import (
     project,
     sigmoid,
     split_rows,
+    wukong,
 )
-from tests.unit.towers import REFERENCE_CASES, Case, check_logits, infnet
+from tests.unit.towers import REFERENCE_CASES, Case, Sample, check_logits, infnet
+
+OURS = ("target_hubs", "task_hubs", "interaction")
+ABLATIONS = [
+    OURS,
+    *((part,) for part in OURS),
+    ("task_tokens",),
+    ("homogeneous_flow",),
+    ("heterogeneous_flow",),
+    ("task_tokens", *OURS),
+    ("heterogeneous_flow", "interaction"),
+]
 
 
-def reference(
-    w: Weights, c: Case, fields: Row, items: Row, mask: list[bool], tasks: Row
-) -> list[float]:
-    """Logits of one sample; `items` and `mask` run over all behaviours."""
-    groups = {"C": list(fields), "S": list(items), "T": list(tasks)}
-    valid = {"C": [True] * len(fields), "S": list(mask), "T": [True] * len(tasks)}
-    hubs: dict[str, Row] = {
-        "C": split_rows(mlp(w, "hubs.categorical", np.concatenate(fields)), c.dim),
+def first_hubs(w: Weights, c: Case, sample: Sample, tasks: Row) -> dict[str, Row]:
+    """Hubs before the first block, by group; no S without behaviours."""
+    hubs = {
+        "C": split_rows(mlp(w, "hubs.categorical", np.concatenate(sample.fields)), c.dim),
         "S": [],
         "T": list(tasks) + list(w["hubs.shared_ND"]),
     }
     assert len(hubs["C"]) == c.hubs
-    assert len(hubs["T"]) == c.tasks + c.shared
+    assert len(hubs["T"]) == len(tasks) + c.shared
     start = 0
     for a, length in enumerate(c.lengths):
         total, count = np.zeros(c.dim), 0
         for position in range(start, start + length):
-            if mask[position]:
-                total, count = total + items[position], count + 1
+            if sample.mask[position]:
+                total, count = total + sample.items[position], count + 1
         mean = total / count if count else total
         hubs["S"].append(mlp(w, f"hubs.behaviours.{a}", mean))
         start += length
+    if "target_hubs" not in c.ablate:
+        hubs["S"] += sample.targets
     names = ["C", "S", "T"] if c.lengths else ["C", "T"]
-    hubs = {g: [layer_norm(w, f"hubs.norm.{g}", hub) for hub in hubs[g]] for g in names}
+    return {g: [layer_norm(w, f"hubs.norm.{g}", hub) for hub in hubs[g]] for g in names}
 
+
+def block(
+    w: Weights, c: Case, n: int, groups: dict[str, Row], hubs: dict[str, Row], valid: list[bool]
+) -> tuple[dict[str, Row], dict[str, Row]]:
+    """Block n; in the last one only what is read afterwards."""
+    name, names, last = f"blocks.{n}", list(hubs), n + 1 == c.blocks
+    keys: dict[str, Row] = {}
+    values: dict[str, Row] = {}
+    for j in names:
+        kept = [x for i, x in enumerate(groups[j]) if j != "S" or valid[i]]
+        both = [project(w, f"{name}.key_value.{j}", token) for token in kept]
+        keys[j], values[j] = [kv[: c.dim] for kv in both], [kv[c.dim :] for kv in both]
+    new_groups, new_hubs = dict(groups), dict(hubs)
+    for g in names:
+        if last and (g == "C" or (g == "S" and "interaction" in c.ablate)):
+            continue
+        own = "heterogeneous_flow" in c.ablate and g != "T"
+        updated = []
+        for hub in hubs[g]:
+            query = project(w, f"{name}.query.{g}", hub)
+            parts = [attend(query, keys[j], values[j], c.heads) for j in ([g] if own else names)]
+            mixed = project(w, f"{name}.mix.{g}", np.concatenate(parts))
+            updated.append(layer_norm(w, f"{name}.hub_norm.{g}", hub + mixed))
+        new_hubs[g] = updated
+        if "homogeneous_flow" in c.ablate or (last and g != "T"):
+            continue
+        gate = mlp(w, f"{name}.gate.{g}", np.concatenate(updated))
+        alpha, beta = gate[: c.dim], gate[c.dim :]
+        assert len(beta) == c.dim
+        factor = np.array([sigmoid(x) for x in alpha])
+        new_groups[g] = [
+            layer_norm(w, f"{name}.token_norm.{g}", x + x * factor + beta) for x in groups[g]
+        ]
+    return new_groups, new_hubs
+
+
+def reference(w: Weights, c: Case, sample: Sample) -> list[float]:
+    """Logits of one sample."""
+    tasks = sample.tasks
+    if "task_tokens" in c.ablate:
+        tasks = [sum(tasks) / len(tasks)]
+    hubs = first_hubs(w, c, sample, tasks)
+    groups = {"C": sample.fields, "S": sample.items, "T": tasks}
     for n in range(c.blocks):
-        block = f"blocks.{n}"
-        keys: dict[str, Row] = {}
-        values: dict[str, Row] = {}
-        for j in names:
-            both = [
-                project(w, f"{block}.key_value.{j}", token)
-                for token, is_valid in zip(groups[j], valid[j], strict=True)
-                if is_valid
-            ]
-            keys[j] = [kv[: c.dim] for kv in both]
-            values[j] = [kv[c.dim :] for kv in both]
-        new_groups, new_hubs = dict(groups), dict(hubs)
-        for g in names if n + 1 < c.blocks else ["T"]:
-            updated = []
-            for hub in hubs[g]:
-                query = project(w, f"{block}.query.{g}", hub)
-                z = np.concatenate([attend(query, keys[j], values[j], c.heads) for j in names])
-                mixed = project(w, f"{block}.mix.{g}", z)
-                updated.append(layer_norm(w, f"{block}.hub_norm.{g}", hub + mixed))
-            gate = mlp(w, f"{block}.gate.{g}", np.concatenate(updated))
-            alpha, beta = gate[: c.dim], gate[c.dim :]
-            assert len(beta) == c.dim
-            factor = np.array([sigmoid(x) for x in alpha])
-            new_hubs[g] = updated
-            new_groups[g] = [
-                layer_norm(w, f"{block}.token_norm.{g}", x + x * factor + beta) for x in groups[g]
-            ]
-        groups, hubs = new_groups, new_hubs
-    return [float(mlp(w, f"heads.heads.{k}", groups["T"][k])[0]) for k in range(c.tasks)]
+        groups, hubs = block(w, c, n, groups, hubs, sample.mask)
+    logits = []
+    for k in range(c.tasks):
+        own = 0 if "task_tokens" in c.ablate else k
+        read: list[Vector] = [groups["T"][own]]
+        if "task_hubs" not in c.ablate:
+            read.append(hubs["T"][own])
+        if "interaction" not in c.ablate:
+            met = [*sample.fields, *hubs.get("S", []), *hubs["T"]]
+            read.append(wukong(w, "interaction.", met, num_fm=8))
+        logits.append(float(mlp(w, f"heads.heads.{k}", np.concatenate(read))[0]))
+    return logits
 
 
 @pytest.mark.parametrize("case", REFERENCE_CASES, ids=str)
 def test_logits_match_the_loops(case: Case) -> None:
     check_logits(infnet, case, reference)
+
+
+@pytest.mark.parametrize("lengths", [(4, 2), ()])
+@pytest.mark.parametrize("ablate", ABLATIONS, ids=" ".join)
+def test_without_a_part_logits_match_the_loops(ablate: tuple[str, ...], lengths: tuple) -> None:
+    check_logits(infnet, Case(ablate=ablate, lengths=lengths, blocks=3), reference)
+
+
+def test_every_part_that_a_run_file_may_name_is_tried() -> None:
+    parts = InfnetConfig.model_fields["ablate"].annotation.__args__[0].__args__
+    assert set(parts) == {part for ablate in ABLATIONS for part in ablate}
 
 
 @pytest.mark.parametrize("blocks", [0, 1])

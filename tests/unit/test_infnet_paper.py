@@ -15,7 +15,7 @@ from tests.unit.loops import (
     sigmoid,
     split_rows,
 )
-from tests.unit.towers import REFERENCE_CASES, Case, check_logits, infnet_paper, make_model
+from tests.unit.towers import REFERENCE_CASES, Case, Sample, check_logits, infnet_paper, make_model
 
 
 def cross(w: Weights, name: str, query: Vector, tokens: Row, heads: int) -> Vector:
@@ -30,10 +30,9 @@ def cross(w: Weights, name: str, query: Vector, tokens: Row, heads: int) -> Vect
     return project(w, f"{name}.out", found)
 
 
-def reference(
-    w: Weights, c: Case, fields: Row, items: Row, mask: list[bool], tasks: Row
-) -> list[float]:
-    """Logits of one sample; `items` and `mask` run over all behaviours."""
+def reference(w: Weights, c: Case, sample: Sample) -> list[float]:
+    """Logits of one sample."""
+    fields, items, mask, _, tasks = sample
     names = ["C", "S", "T"] if c.lengths else ["C", "T"]
     groups = {"C": list(fields), "S": list(items), "T": list(tasks)}
     proxies: dict[str, Row] = {

@@ -23,7 +23,7 @@ from infnet_dist.models.ple import PLE
 from infnet_dist.models.rankmixer import RankMixer
 from infnet_dist.models.shared_bottom import LinearHead, SharedBottom
 from infnet_dist.models.wukong import Wukong
-from tests.unit.loops import Row, Vector, Weights, layer_norm, linear, mlp, product, sigmoid
+from tests.unit.loops import Row, Vector, Weights, layer_norm, linear, mlp, product, sigmoid, wukong
 from tests.unit.towers import Case, make_tokens
 
 B, N, D = 3, 4, 6
@@ -157,18 +157,8 @@ def test_wukong_by_hand(count: int) -> None:
             hidden_dims=(7,),
         )
     )
-    w, expected = Weights(model), []
-    for x in tokens.numpy():
-        for layer in (f"layers.{i}" for i in range(2)):
-            gram = np.array([[float(a @ b) for b in x] for a in x])
-            flat = (gram @ w[f"{layer}.project.weight"].T).reshape(-1)
-            made = hidden(w, f"{layer}.hidden", layer_norm(w, f"{layer}.fm_norm", flat))
-            made = linear(w, f"{layer}.fm_out", made).reshape(2, D)
-            kept = w[f"{layer}.compress.weight"] @ x
-            rest = x if len(x) == 5 else w[f"{layer}.residual.weight"] @ x
-            x = np.concatenate([made, kept]) + rest
-            x = np.array([layer_norm(w, f"{layer}.norm", token) for token in x])
-        expected.append(x.reshape(-1))
+    w = Weights(model)
+    expected = [wukong(w, "", list(x), num_fm=2) for x in tokens.numpy()]
     check(model, tokens, expected, w)
 
 

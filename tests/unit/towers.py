@@ -5,7 +5,8 @@ its reference and whatever holds for it alone.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import numpy as np
 import pytest
@@ -35,12 +36,14 @@ class Case:
     hubs: int = 5  # categorical hubs or proxies
     shared: int = 2
     masks: str = "random"
+    ablate: tuple[str, ...] = ()
 
     def __str__(self) -> str:
         lengths = "+".join(map(str, self.lengths)) or "0"
         return (
             f"B{self.batch}-L{lengths}-K{self.tasks}-h{self.heads}-N{self.blocks}"
             f"-M{self.fields}-D{self.dim}-n{self.hubs}-s{self.shared}-{self.masks}"
+            + "".join(f"-no_{part}" for part in self.ablate)
         )
 
 
@@ -57,7 +60,13 @@ def infnet(c: Case) -> INFNet:
         num_heads=c.heads,
         num_shared_tasks=c.shared,
         num_hubs=c.hubs,
+        ablate=c.ablate,
     )
+
+
+def printed_infnet(c: Case) -> INFNet:
+    """As in the paper."""
+    return infnet(replace(c, ablate=("target_hubs", "task_hubs", "interaction")))
 
 
 def infnet_paper(c: Case) -> INFNetPaper:
@@ -125,6 +134,7 @@ def stack(sequence: str, interaction: str, head: str) -> "Constructor":
 Constructor = Callable[[Case], torch.nn.Module]
 TASK_AWARE: dict[str, Constructor] = {
     "infnet": infnet,
+    "printed_infnet": printed_infnet,
     "infnet_paper": infnet_paper,
     "transformer": transformer,
 }
@@ -239,9 +249,18 @@ REFERENCE_CASES = [
     Case(fields=5, hubs=7, shared=3, dim=4),
 ]
 
-# Weights, case, fields, items, mask, tasks of one sample -> its K logits. Items and mask run over
-# all behaviours; masked items are there as well.
-Reference = Callable[[Weights, Case, Row, Row, list[bool], Row], list[float]]
+
+class Sample(NamedTuple):
+    """The tokens of one sample; items and mask run over all behaviours, masked items included."""
+
+    fields: Row
+    items: Row
+    mask: list[bool]
+    targets: Row
+    tasks: Row
+
+
+Reference = Callable[[Weights, Case, Sample], list[float]]  # -> K logits
 
 
 def check_logits(tower: Constructor, c: Case, reference: Reference) -> None:
@@ -249,17 +268,17 @@ def check_logits(tower: Constructor, c: Case, reference: Reference) -> None:
     model = make_model(tower, c).double()
     tokens = make_tokens(c)
     weights = Weights(model)
-    fields, items, tasks = (
-        part.detach().double().numpy()
-        for part in (tokens.categorical_BMD, tokens.sequence_BLD, tokens.task_BKD)
+    fields, items, targets, tasks = (
+        [list(rows) for rows in part.detach().double().numpy()]
+        for part in (
+            tokens.categorical_BMD,
+            tokens.sequence_BLD,
+            tokens.target_BFD,
+            tokens.task_BKD,
+        )
     )
-    masks = tokens.mask_BL.tolist()
-    expected = np.array(
-        [
-            reference(weights, c, list(fields[b]), list(items[b]), masks[b], list(tasks[b]))
-            for b in range(c.batch)
-        ]
-    )
+    samples = zip(fields, items, tokens.mask_BL.tolist(), targets, tasks, strict=True)
+    expected = np.array([reference(weights, c, Sample(*sample)) for sample in samples])
     with torch.no_grad():
         logits = model(tokens)
     assert logits.shape == expected.shape == (c.batch, c.tasks)
