@@ -23,6 +23,7 @@ from infnet_dist.comparison.costs import measure_costs
 from infnet_dist.comparison.protocol import (
     Protocol,
     Trial,
+    ablation_trials,
     base_config,
     load_protocol,
     trials,
@@ -53,23 +54,37 @@ def main(argv: Sequence[str] | None = None) -> None:
     base = resolve_config(base_config(protocol, arguments.config, arguments.overrides))
     manifest, schema = open_training_set(base)
     grid = trials(protocol, base, seed=protocol.seeds[0], data=manifest.content_hash)
-    for trial in grid:  # wrong settings are found before anything is trained
+    for trial in [*grid, *ablation_trials(protocol, base, grid[0])]:
+        # Wrong settings are found before anything is trained.
         build_train_model(trial.config, schema, table_device=torch.device("meta"))
     finished = _run(grid, arguments, base)
+    best = best_points(finished)
     finalists = _finalists(protocol, finished)
     log.info("finalists: %s", ", ".join(one.trial.model for one in finalists))
     more = [with_seed(one.trial, seed) for seed in protocol.seeds[1:] for one in finalists]
-    more_finished = _run(more, arguments, base)
-    best = best_points(finished)
-    costs = {name: measure_costs(one.trial.config, schema) for name, one in best.items()}
-    results = summarise(finished, more_finished, costs)
+    ablations_of = protocol.ablations.of if protocol.ablations else None
+    if ablations_of:
+        more += ablation_trials(protocol, base, best[ablations_of].trial)
+    later = _run(more, arguments, base)
+    ablations = [one for one in later if one.trial.model in protocol.variants]
+    costs = {
+        one.trial.model: measure_costs(one.trial.config, schema)
+        for one in [*best.values(), *ablations]
+    }
+    results = summarise(
+        finished,
+        [one for one in later if one not in ablations],
+        costs,
+        ablations=ablations,
+        ablations_of=ablations_of,
+    )
     folder = base.run.folder / base.run.name
     tasks = [task.name for task in schema.tasks if task.kind == "binary"]
     about = {
         "protocol": protocol.model_dump(mode="json"),
         "base": base.model_dump(mode="json"),
         "training_set": manifest.content_hash,
-        "trained_by": sorted({_commit(one) for one in [*finished, *more_finished]}),
+        "trained_by": sorted({_commit(one) for one in [*finished, *later]}),
         "versions": versions(),
         "machine": f"{platform.machine()}, {os.cpu_count()} cores",
     }

@@ -9,9 +9,11 @@ grid: {dense_optimizer.learning_rate: [0.0003, 0.001]}
 seeds: [0, 1, 2]
 finalists: 4
 always_finalists: [infnet]
+ablations: {of: infnet, models: {four_hubs: {name: infnet, num_hubs: 4}}}
 
 First every model is trained at every point of the grid with the first seed; then the finalists,
-each at its best point, with the other seeds. A model's `model` section starts from what is common
+each at its best point, with the other seeds. Ablations are trained at their model's best point with
+every seed, and are nobody's rivals. A model's `model` section starts from what is common
 to all towers in the base: token_dim, dropout, first_order, given.
 """
 
@@ -33,6 +35,15 @@ from infnet_dist.errors import ConfigError, unknown_name
 from infnet_dist.model_config import ModelSection, Section
 
 
+class Ablations(Section):
+    """Variants of a model, trained where it is best."""
+
+    of: str = Field(description="the model, by its name in the tables")
+    models: dict[str, dict[str, Any]] = Field(
+        min_length=1, description="model section of each variant, by its name in the tables"
+    )
+
+
 class Protocol(Section):
     """A comparison, as its file says."""
 
@@ -48,14 +59,23 @@ class Protocol(Section):
     finalists: PositiveInt = Field(4, description="models that are trained with every seed")
     always_finalists: list[str] = Field([], description="models that are finalists in any case")
 
+    ablations: Ablations | None = Field(None, description="variants of one of the models")
+
+    @property
+    def variants(self) -> dict[str, dict[str, Any]]:
+        """Model sections of the ablations."""
+        return self.ablations.models if self.ablations else {}
+
     @model_validator(mode="after")
     def _check(self) -> "Protocol":
-        for name in self.always_finalists:
-            if name not in self.models:
-                raise ValueError(unknown_name("model", name, self.models))
-        for name in self.models:
+        for name in self.models.keys() & self.variants.keys():
+            raise ValueError(f"ablations.models: {name!r} is a model's name already; rename one")
+        for name in [*self.models, *self.variants]:
             if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name):
                 raise ValueError(f"models: {name!r} is no plain name of letters, digits, . _ -")
+        for name in [*self.always_finalists, *([self.ablations.of] if self.ablations else [])]:
+            if name not in self.models:
+                raise ValueError(unknown_name("model", name, self.models))
         for key, values in self.grid.items():
             if not values:
                 raise ValueError(f"grid.{key} has no values")
@@ -139,9 +159,22 @@ def trials(protocol: Protocol, base: Config, *, seed: int, data: str) -> list[Tr
         for values in itertools.product(*protocol.grid.values())
     ]
     return [
-        Trial(model, point, _config(protocol, base, model, point, seed), data)
-        for model in protocol.models
+        Trial(name, point, _config(base, name, section, point, seed), data)
+        for name, section in protocol.models.items()
         for point in points
+    ]
+
+
+def ablation_trials(protocol: Protocol, base: Config, best: Trial) -> list[Trial]:
+    """Every ablation with every seed, at the point of `best`, a trial of the model it is of.
+
+    Raises:
+        ConfigError: an ablation's section is wrong; says of which.
+    """
+    return [
+        Trial(name, best.point, _config(base, name, section, best.point, seed), best.data)
+        for name, section in protocol.variants.items()
+        for seed in protocol.seeds
     ]
 
 
@@ -152,19 +185,19 @@ def with_seed(trial: Trial, seed: int) -> Trial:
 
 
 def _config(
-    protocol: Protocol, base: Config, model: str, point: dict[str, Any], seed: int
+    base: Config, model: str, section: dict[str, Any], point: dict[str, Any], seed: int
 ) -> Config:
     raw = yaml.safe_load(dump_config(base))
     common = {key: raw["model"][key] for key in ModelSection.model_fields}
-    raw["model"] = common | protocol.models[model]
+    raw["model"] = common | section
     raw["run"]["seed"] = seed
     raw["tracking"]["wandb"] = "disabled"  # the report goes there as one run
     for key, value in point.items():
         *parents, last = key.split(".")
-        section = raw
+        inner = raw
         for parent in parents:
-            if not isinstance(section.get(parent), dict):
+            if not isinstance(inner.get(parent), dict):
                 raise ConfigError(f"grid.{key}: the run file has no section {parent!r}")
-            section = section[parent]
-        section[last] = value
+            inner = inner[parent]
+        inner[last] = value
     return parse_config(raw, source=f"model {model!r} at {point}")

@@ -35,6 +35,7 @@ def to_record(result: ModelResult) -> dict[str, Any]:
     names = [key.partition("/")[2] for key in result.runs[0].metrics]
     return {
         "name": result.name,
+        "ablation_of": result.ablation_of,
         "point": result.point,
         "seeds": [run.seed for run in result.runs],
         "mean_auc": _number(result.mean("auc")),
@@ -62,7 +63,7 @@ def to_markdown(results: Sequence[ModelResult], tasks: Sequence[str]) -> str:
     ranking += ["dense params", "MFLOPs / sample", "samples/s", "ms at 512"]
     rows = [
         [
-            result.name,
+            result.name + ("*" if result.ablation_of else ""),
             str(len(result.runs)),
             _spread(result, "auc"),
             "-" if result.p_value is None else f"{result.p_value:.2g} ({result.compared_with})",
@@ -94,9 +95,9 @@ def to_markdown(results: Sequence[ModelResult], tasks: Sequence[str]) -> str:
     notes = (
         "On valid, on which the point of the grid was chosen as well, with the first seed. Models "
         "with one\nseed stand below those with several. +-: standard deviation over seeds; p: "
-        "paired t-test over seeds\nof mean AUC, against the best other model with several. MFLOPs "
-        "and ms: forward pass without lookups,\nfull histories. samples/s: with other trials "
-        "beside it.\n"
+        "paired t-test over seeds\nof mean AUC, against the best other model with several; an "
+        "ablation's (*) against its model.\nMFLOPs and ms: forward pass without lookups, full "
+        "histories. samples/s: with other trials beside it.\n"
     )
     return f"{_table(ranking, rows)}\n{notes}\n{_table(other, other_rows)}"
 

@@ -55,7 +55,9 @@ class ModelResult:
         costs: parameters, operations, time.
         tried: mean AUC at every point of the grid, with the first seed.
         p_value: of the paired t-test over seeds of mean AUC, against the best other model that
-            has several seeds, which `compared_with` names; None with one seed.
+            has several seeds, which `compared_with` names; None with one seed. Of an ablation:
+            against its model.
+        ablation_of: the model that this is a variant of.
     """
 
     name: str
@@ -65,6 +67,7 @@ class ModelResult:
     tried: list[tuple[dict[str, Any], float]]
     p_value: float | None = None
     compared_with: str | None = None
+    ablation_of: str | None = None
 
     def values(self, key: str) -> list[float]:
         """A metric of all seeds: `auc` and `gauc` are means over tasks, else `metric/task`."""
@@ -121,9 +124,25 @@ def best_points(grid: Sequence[Finished]) -> dict[str, Finished]:
 
 
 def summarise(
-    grid: Sequence[Finished], more_seeds: Sequence[Finished], costs: Mapping[str, ModelCosts]
+    grid: Sequence[Finished],
+    more_seeds: Sequence[Finished],
+    costs: Mapping[str, ModelCosts],
+    *,
+    ablations: Sequence[Finished] = (),
+    ablations_of: str | None = None,
 ) -> list[ModelResult]:
-    """One record per model with paired tests: finalists first, by mean AUC, then the others."""
+    """One record per model with paired tests.
+
+    Args:
+        grid: every model at every point, with the first seed.
+        more_seeds: the finalists' other seeds.
+        costs: by model, ablations included.
+        ablations: variants of `ablations_of`, with every seed.
+        ablations_of: the model.
+
+    Returns:
+        Finalists by mean AUC, then the other models, then the ablations.
+    """
     tried: dict[str, list[tuple[dict[str, Any], float]]] = defaultdict(list)
     for one in grid:
         tried[one.trial.model].append((one.trial.point, one.mean("auc")))
@@ -139,12 +158,32 @@ def summarise(
     ]
     # One seed is the best of a grid: not to be ranked among means over seeds.
     results.sort(key=lambda result: (len(result.runs) == 1, -_or_worst(result.mean("auc"))))
-    for result in results:
-        rivals = [other for other in results if other is not result and len(other.runs) > 1]
-        if rivals and len(result.runs) > 1:
-            result.compared_with = rivals[0].name
-            result.p_value = _paired_p(result, rivals[0])
-    return results
+    several = [result for result in results if len(result.runs) > 1]
+    for result in several:
+        _compare(result, next((other for other in several if other is not result), None))
+    variants = _summarise_ablations(ablations, costs, ablations_of)
+    for variant in variants:
+        _compare(variant, next(r for r in results if r.name == ablations_of))
+    return results + variants
+
+
+def _summarise_ablations(
+    ablations: Sequence[Finished], costs: Mapping[str, ModelCosts], of: str | None
+) -> list[ModelResult]:
+    """One record for each, the best first."""
+    runs: dict[str, list[Finished]] = defaultdict(list)
+    for one in ablations:
+        runs[one.trial.model].append(one)
+    variants = [
+        ModelResult(name, same[0].trial.point, same, costs[name], tried=[], ablation_of=of)
+        for name, same in runs.items()
+    ]
+    return sorted(variants, key=lambda variant: -_or_worst(variant.mean("auc")))
+
+
+def _compare(one: ModelResult, other: ModelResult | None) -> None:
+    if other is not None and len(one.runs) > 1:
+        one.compared_with, one.p_value = other.name, _paired_p(one, other)
 
 
 def _paired_p(one: ModelResult, other: ModelResult) -> float:

@@ -19,6 +19,7 @@ models:
 seeds: [0, 1]
 finalists: 1
 always_finalists: [infnet]
+ablations: {of: infnet, models: {one_hub: {name: infnet, num_hubs: 1}}}
 """
 BASE = """
 run: {name: tiny, folder: FOLDER/runs}
@@ -44,7 +45,7 @@ def test_trials_report_and_a_second_run(command: list[str], tmp_path: Path) -> N
     main(command)
     folder = tmp_path / "runs" / "tiny"
     record = json.loads((folder / "results.json").read_text())
-    assert {model["name"] for model in record["models"]} == {"fm", "infnet"}
+    assert {model["name"] for model in record["models"]} == {"fm", "infnet", "one_hub"}
     assert all(model["seeds"] == [0, 1] for model in record["models"])
     for model in record["models"]:
         runs = [json.loads((Path(f) / "summary.json").read_text()) for f in model["run_folders"]]
@@ -54,7 +55,7 @@ def test_trials_report_and_a_second_run(command: list[str], tmp_path: Path) -> N
         assert len(model["curves"]["0"]) >= 2
     assert "| infnet | 2 |" in (folder / "table.md").read_text()
     summaries = sorted(folder.glob("*/summary.json"))
-    assert len(summaries) == 4
+    assert len(summaries) == 6
     before = [os.stat(path).st_mtime_ns for path in summaries]
     main(command)  # nothing is left to train
     assert [os.stat(path).st_mtime_ns for path in summaries] == before

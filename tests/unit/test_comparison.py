@@ -9,7 +9,13 @@ import numpy as np
 import pytest
 
 from infnet_dist.comparison.costs import ModelCosts, count_flops, measure_costs
-from infnet_dist.comparison.protocol import base_config, load_protocol, trials, with_seed
+from infnet_dist.comparison.protocol import (
+    ablation_trials,
+    base_config,
+    load_protocol,
+    trials,
+    with_seed,
+)
 from infnet_dist.comparison.report import PICTURES, to_markdown, write_report
 from infnet_dist.comparison.results import Finished, best_points, summarise
 from infnet_dist.config import Config, parse_config
@@ -29,6 +35,7 @@ grid:
   data.batch_size: [64]
 seeds: [7, 8, 9]
 finalists: 1
+ablations: {of: a, models: {c: {name: infnet, num_hubs: 2}}}
 """
 
 
@@ -67,6 +74,19 @@ def test_every_model_gets_every_point_and_the_common_settings(path: Path) -> Non
     assert grid[0].config.tracking.wandb == "disabled"
 
 
+def test_ablations_get_the_best_point_of_their_model_and_every_seed(path: Path) -> None:
+    protocol = load_protocol(path)
+    base = base_config(protocol, path)
+    best = trials(protocol, base, seed=7, data="x")[1]
+    variants = ablation_trials(protocol, base, best)
+    assert [(t.model, t.config.run.seed) for t in variants] == [("c", 7), ("c", 8), ("c", 9)]
+    for trial in variants:
+        assert trial.point == best.point
+        assert trial.config.dense_optimizer.learning_rate == 0.002
+        assert trial.config.model.num_hubs == 2
+        assert trial.config.model.token_dim == 16
+
+
 @pytest.mark.parametrize(
     ("old", "new", "message"),
     [
@@ -80,6 +100,9 @@ def test_every_model_gets_every_point_and_the_common_settings(path: Path) -> Non
         ("data.batch_size", "dat.batch_size", "no section 'dat'"),
         ("data.batch_size", "data.batch_siz", "model 'a' at .*unknown key 'data.batch_siz'"),
         ("num_hubs: 4", "num_hub: 4", "model 'a' at .*unknown key 'model.num_hub'"),
+        ("of: a", "of: d", "unknown model 'd'"),
+        ("{c: {name", "{b: {name", "'b' is a model's name already"),
+        ("num_hubs: 2", "num_hub: 2", "model 'c' at .*unknown key 'model.num_hub'"),
         (PROTOCOL, "- a", "holds a list, expected sections"),
         ("base: base.yaml", "base: none.yaml", "no config file .*none.yaml"),
     ],
@@ -88,13 +111,18 @@ def test_wrong_files_are_told(path: Path, old: str, new: str, message: str) -> N
     path.write_text(PROTOCOL.replace(old, new))
     with pytest.raises(ConfigError, match=message):
         protocol = load_protocol(path)
-        trials(protocol, base_config(protocol, path), seed=0, data="x")
+        base = base_config(protocol, path)
+        grid = trials(protocol, base, seed=0, data="x")
+        ablation_trials(protocol, base, grid[0])
 
 
 def test_the_ready_protocols_hold() -> None:
     for path in sorted((REPOSITORY / "configs").glob("compare_*.yaml")):
         protocol = load_protocol(path)
-        assert trials(protocol, base_config(protocol, path), seed=0, data="x")
+        base = base_config(protocol, path)
+        grid = trials(protocol, base, seed=0, data="x")
+        assert grid
+        assert ablation_trials(protocol, base, grid[0]) or protocol.ablations is None
 
 
 # ------------------------------------------------------------------------------------- the results
@@ -147,6 +175,14 @@ def test_best_points_spread_and_paired_test(path: Path, tmp_path: Path) -> None:
     p = 1 - abs(t) / math.sqrt(2 + t * t)
     assert a.p_value == b.p_value == pytest.approx(p)
     assert (a.compared_with, b.compared_with) == ("b", "a")
+
+    variants = [finished(path, "a", 0.001, seed, auc) for seed, auc in ((7, 0.9), (8, 0.8))]
+    variants = [replace(one, trial=replace(one.trial, model="c")) for one in variants]
+    costs["c"] = ModelCosts(5, 1e6, 1.0)
+    everything = summarise(grid, more, costs, ablations=variants, ablations_of="a")
+    assert [r.name for r in everything] == ["b", "a", "c"], "ablations are last"
+    assert [r.compared_with for r in everything] == ["a", "b", "a"], "and nobody's rivals"
+    assert "c*" in to_markdown(everything, ["click", "like"])
 
     write_report(results, tmp_path / "out", tasks=["click", "like"], about={"machine": "x"})
     record = json.loads((tmp_path / "out" / "results.json").read_text())
