@@ -32,7 +32,7 @@ def make_dense_optimizer(model: nn.Module, config: DenseOptimizerConfig) -> Keye
     optimizer = KeyedOptimizerWrapper(
         parameters,
         lambda params: torch.optim.AdamW(
-            params, lr=config.learning_rate, weight_decay=config.weight_decay
+            params, lr=config.learning_rate, weight_decay=config.weight_decay, fused=True
         ),
     )
     set_learning_rate(optimizer, 0.0)

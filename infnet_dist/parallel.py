@@ -89,7 +89,8 @@ def build_sharded_model(
         device=context.device,
         plan=to_sharding_plan(plan, train_model, context.device),
         sharders=[CollectionSharder()],
-    )
+        init_data_parallel=context.world_size > 1,  # nothing to all-reduce on one worker
+    ).to(context.device)
     fill_tables(model, seed=config.run.seed)
     dense_optimizer = make_dense_optimizer(model, config.dense_optimizer)
     optimizer = CombinedOptimizer([model.fused_optimizer, ("dense", dense_optimizer)])

@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 import torch
 from torch import nn
+from torch.nn import functional
 from torchrec.modules.embedding_configs import DataType, EmbeddingConfig
 from torchrec.modules.embedding_modules import EmbeddingCollection
 from torchrec.sparse.jagged_tensor import JaggedTensor, KeyedJaggedTensor
@@ -87,8 +88,8 @@ class Padding(nn.Module):
         ]
 
     def forward(self, embeddings: dict[str, JaggedTensor]) -> SparseEmbeddings:
-        """Pad every field to length 1 and every behaviour to its max_length."""
-        fields = [_pad(embeddings[key], 1).squeeze(1) for key in self._fields]
+        """Pad every behaviour to its max_length, and fields where rows are padding."""
+        fields = [_field(embeddings[key]) for key in self._fields]
         sequences, masks = [], []
         for length, keys in self._sequences:
             sequences.append(torch.cat([_pad(embeddings[key], length) for key in keys], dim=-1))
@@ -96,6 +97,12 @@ class Padding(nn.Module):
             places_L = torch.arange(length, device=lengths_B.device)
             masks.append(places_L < lengths_B.unsqueeze(1))
         return SparseEmbeddings(fields, sequences, masks)
+
+
+def _field(jagged: JaggedTensor) -> torch.Tensor:
+    """[B, E] in float32: one row each, but for the padding rows at the batch's end."""
+    rows_NE, missing = jagged.values().float(), len(jagged.lengths()) - len(jagged.values())
+    return functional.pad(rows_NE, (0, 0, 0, missing)) if missing else rows_NE
 
 
 def _pad(jagged: JaggedTensor, length: int) -> torch.Tensor:

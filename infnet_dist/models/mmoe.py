@@ -54,7 +54,7 @@ class MMoE(nn.Module):
         logits = []
         for gate, one in zip(self.gates, self.towers, strict=True):
             weight_Bn = self._drop(gate(shared_BR).softmax(dim=-1))
-            logits.append(one((weight_Bn.unsqueeze(-1) * expert_BnH).sum(dim=1)))
+            logits.append(one(torch.bmm(weight_Bn.unsqueeze(1), expert_BnH).squeeze(1)))
         return torch.cat(logits, dim=1)
 
     def _drop(self, weight_Bn: torch.Tensor) -> torch.Tensor:

@@ -96,5 +96,5 @@ class ExtractionNetwork(nn.Module):
             is_shared = number == len(parts) - 1
             seen = outputs if is_shared else (outputs[number], outputs[-1])
             weight_Bn = gate(parts[number]).softmax(dim=-1)
-            mixed.append((weight_Bn.unsqueeze(-1) * torch.cat(seen, dim=1)).sum(dim=1))
+            mixed.append(torch.bmm(weight_Bn.unsqueeze(1), torch.cat(seen, dim=1)).squeeze(1))
         return mixed

@@ -125,9 +125,10 @@ def _sharding_types(table: PlanTable, topology: Topology) -> list[str]:
             supported += ["table_row_wise", "grid_shard"]
             if table.sharding_types and "table_column_wise" in table.sharding_types:
                 supported.append("table_column_wise")
-    if table.sharding_types is None:
-        return supported
-    return [name for name in supported if name in table.sharding_types]
+    allowed = [name for name in supported if name in (table.sharding_types or supported)]
+    if topology.world_size == 1 and "table_wise" in allowed:
+        return ["table_wise"]  # nothing to spread; the others would only regroup ids and rows
+    return allowed
 
 
 def _column_widths(table: PlanTable, sharding_type: str, topology: Topology) -> Iterator[int]:
