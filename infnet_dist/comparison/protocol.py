@@ -12,8 +12,8 @@ always_finalists: [infnet]
 ablations: {of: infnet, models: {four_hubs: {name: infnet, num_hubs: 4}}}
 
 First every model is trained at every point of the grid with the first seed; then the finalists,
-each at its best point, with the other seeds. Ablations are trained at their model's best point with
-every seed, and are nobody's rivals. A model's `model` section starts from what is common
+each at its best point, with the other seeds. Ablations are trained at their model's best point, and
+are nobody's rivals. A model's `model` section starts from what is common
 to all towers in the base: token_dim, dropout, first_order, given.
 """
 
@@ -42,6 +42,9 @@ class Ablations(Section):
     models: dict[str, dict[str, Any]] = Field(
         min_length=1, description="model section of each variant, by its name in the tables"
     )
+    seeds: list[int] | None = Field(
+        None, min_length=1, description="some of the comparison's seeds; null: all"
+    )
 
 
 class Protocol(Section):
@@ -66,8 +69,15 @@ class Protocol(Section):
         """Model sections of the ablations."""
         return self.ablations.models if self.ablations else {}
 
+    @property
+    def ablation_seeds(self) -> list[int]:
+        """Seeds of the ablations."""
+        return (self.ablations and self.ablations.seeds) or self.seeds
+
     @model_validator(mode="after")
     def _check(self) -> "Protocol":
+        for seed in set(self.ablation_seeds) - set(self.seeds):
+            raise ValueError(f"ablations.seeds: {seed} isn't one of seeds ({self.seeds})")
         for name in self.models.keys() & self.variants.keys():
             raise ValueError(f"ablations.models: {name!r} is a model's name already; rename one")
         for name in [*self.models, *self.variants]:
@@ -166,7 +176,7 @@ def trials(protocol: Protocol, base: Config, *, seed: int, data: str) -> list[Tr
 
 
 def ablation_trials(protocol: Protocol, base: Config, best: Trial) -> list[Trial]:
-    """Every ablation with every seed, at the point of `best`, a trial of the model it is of.
+    """Every ablation with each of its seeds, at the point of `best`, a trial of the model it is of.
 
     Raises:
         ConfigError: an ablation's section is wrong; says of which.
@@ -174,7 +184,7 @@ def ablation_trials(protocol: Protocol, base: Config, best: Trial) -> list[Trial
     return [
         Trial(name, best.point, _config(base, name, section, best.point, seed), best.data)
         for name, section in protocol.variants.items()
-        for seed in protocol.seeds
+        for seed in protocol.ablation_seeds
     ]
 
 

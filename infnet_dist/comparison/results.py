@@ -137,7 +137,7 @@ def summarise(
         grid: every model at every point, with the first seed.
         more_seeds: the finalists' other seeds.
         costs: by model, ablations included.
-        ablations: variants of `ablations_of`, with every seed.
+        ablations: variants of `ablations_of`.
         ablations_of: the model.
 
     Returns:

@@ -85,6 +85,9 @@ def test_ablations_get_the_best_point_of_their_model_and_every_seed(path: Path) 
         assert trial.config.dense_optimizer.learning_rate == 0.002
         assert trial.config.model.num_hubs == 2
         assert trial.config.model.token_dim == 16
+    path.write_text(PROTOCOL.replace("{of: a", "{seeds: [8], of: a"))
+    variants = ablation_trials(load_protocol(path), base, best)
+    assert [(t.model, t.config.run.seed) for t in variants] == [("c", 8)]
 
 
 @pytest.mark.parametrize(
@@ -100,6 +103,7 @@ def test_ablations_get_the_best_point_of_their_model_and_every_seed(path: Path) 
         ("data.batch_size", "dat.batch_size", "no section 'dat'"),
         ("data.batch_size", "data.batch_siz", "model 'a' at .*unknown key 'data.batch_siz'"),
         ("num_hubs: 4", "num_hub: 4", "model 'a' at .*unknown key 'model.num_hub'"),
+        ("{of: a", "{seeds: [7, 1], of: a", "ablations.seeds: 1 isn't one of seeds"),
         ("of: a", "of: d", "unknown model 'd'"),
         ("{c: {name", "{b: {name", "'b' is a model's name already"),
         ("num_hubs: 2", "num_hub: 2", "model 'c' at .*unknown key 'model.num_hub'"),
