@@ -2,14 +2,14 @@
 
     python3.11 -m venv .peers && .peers/bin/pip install -r benchmarks/peers/requirements.txt
     .venv/bin/python benchmarks/peers.py [--config FILE] [--set KEY=VALUE] [--root FOLDER]
-        [--peers-python .peers/bin/python] [--rows N] [--repeats 3]
+        [--peers-python .peers/bin/python] [--rows N] [--batch-size 256] [--repeats 3]
         [--models dcnv2 din mmoe] [--attributes N]
 
 The training set is that of the config (made-up logs by default); of the config only `ingest` and
 `data.path` matter. Everyone gets the same features of it: the categorical and bucketised fields,
 and for DIN the first behaviour, with those attributes of its items that the candidate has as well.
 Numbers without buckets and time gaps are left out. DCNv2 and DIN learn the first binary task, MMoE
-learns all of them. Everyone trains one epoch in batches of 256 on one thread, in a process of its
+learns all of them. Everyone trains one epoch in equal batches on one thread, in a process of its
 own, with its own loop: the peers from memory, ours from Parquet. Sizes stand in peers/common.py;
 there is no dropout, batch norm or weight decay, and initial weights are each system's own.
 
@@ -75,6 +75,7 @@ def main() -> None:
     parser.add_argument("--root", type=Path, help="stands for INFNET_ROOT; its set is used")
     parser.add_argument("--peers-python", type=Path, default=Path(".peers/bin/python"))
     parser.add_argument("--rows", type=int, help="train on so many rows (default: all)")
+    parser.add_argument("--batch-size", type=int, default=256)
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--models", nargs="+", choices=MODELS, default=MODELS)
     parser.add_argument("--attributes", type=int, help="item attributes in DIN (default: all)")
@@ -96,7 +97,7 @@ def main() -> None:
             for model, system in results:
                 command = [python[system], str(RUNNERS / f"{system}_runner.py")]
                 command += ["--data", str(Path(temporary, model)), "--model", model]
-                command += ["--seed", str(repeat)]
+                command += ["--seed", str(repeat), "--batch-size", str(arguments.batch_size)]
                 command += ["--rows", str(arguments.rows)] if arguments.rows else []
                 result = json.loads(run(command).splitlines()[-1])
                 results[model, system].append(result)

@@ -22,7 +22,6 @@ import torch
 from sklearn.metrics import roc_auc_score
 
 EMBEDDING_DIM = 16
-BATCH_SIZE = 256
 LEARNING_RATE = 1e-3
 CROSS_LAYERS = 3
 HIDDEN_DIMS = (128, 64)
@@ -111,6 +110,7 @@ def main(build: Callable[[argparse.Namespace], System]) -> None:
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--model", choices=("dcnv2", "din", "mmoe"), required=True)
     parser.add_argument("--rows", type=int)
+    parser.add_argument("--batch-size", type=int, required=True)
     parser.add_argument("--seed", type=int, required=True)
     arguments = parser.parse_args()
     os.environ["TQDM_DISABLE"] = "1"

@@ -8,7 +8,6 @@ import numpy.typing as npt
 import torch
 from common import (
     ATTENTION_DIM,
-    BATCH_SIZE,
     CROSS_LAYERS,
     EMBEDDING_DIM,
     EXPERT_DIM,
@@ -93,6 +92,7 @@ class DeepCTR:
     def __init__(self, arguments: argparse.Namespace) -> None:
         """Read the data into memory and build the model."""
         self.data = load(arguments.data)
+        self.batch_size = arguments.batch_size
         self.model = build(arguments.model, self.data, arguments.seed)
         num_tasks = self.data.train.labels_NK.shape[1]
         self.model.compile(
@@ -108,12 +108,12 @@ class DeepCTR:
         """DeepCTR-Torch's own loop."""
         rows = self.data.train
         found = inputs(self.data, rows)
-        self.model.fit(found, rows.labels_NK, batch_size=BATCH_SIZE, epochs=1, verbose=0)
+        self.model.fit(found, rows.labels_NK, batch_size=self.batch_size, epochs=1, verbose=0)
         return len(rows.labels_NK)
 
     def predict(self) -> npt.NDArray[np.float64]:
         """Probabilities of the valid split, [N, K]."""
-        return self.model.predict(inputs(self.data, self.data.valid), BATCH_SIZE)
+        return self.model.predict(inputs(self.data, self.data.valid), self.batch_size)
 
 
 if __name__ == "__main__":

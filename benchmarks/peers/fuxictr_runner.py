@@ -15,7 +15,6 @@ import numpy.typing as npt
 import torch
 from common import (
     ATTENTION_DIM,
-    BATCH_SIZE,
     CROSS_LAYERS,
     EMBEDDING_DIM,
     EXPERT_DIM,
@@ -188,7 +187,7 @@ class FuxiCTR:
                 stage="train",
                 train_data=f"{folder}/train.npz",
                 valid_data=f"{folder}/valid.npz",
-                batch_size=BATCH_SIZE,
+                batch_size=arguments.batch_size,
                 shuffle=True,
                 num_workers=0,
             )

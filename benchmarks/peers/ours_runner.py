@@ -9,7 +9,6 @@ import numpy.typing as npt
 import torch
 from common import (
     ATTENTION_DIM,
-    BATCH_SIZE,
     CROSS_LAYERS,
     EMBEDDING_DIM,
     EXPERT_DIM,
@@ -63,7 +62,7 @@ class Ours:
         self.config = parse_config(
             {
                 "run": {"seed": arguments.seed},
-                "data": {"path": arguments.data, "batch_size": BATCH_SIZE},
+                "data": {"path": arguments.data, "batch_size": arguments.batch_size},
                 "tables": {"embedding_dim": EMBEDDING_DIM},
                 "model": stack(arguments.model, len(load(arguments.data).sizes_F)),
                 "dense_optimizer": {"learning_rate": LEARNING_RATE},
@@ -82,7 +81,7 @@ class Ours:
         reader = self.session.reader("train", shuffle=True)
         steps = reader.num_steps()
         if self.rows is not None:
-            steps = min(steps, self.rows // BATCH_SIZE)
+            steps = min(steps, self.rows // self.config.data.batch_size)
         batches = itertools.islice(stream(reader.batches(), self.session.context.device), steps)
         rows = 0
         for step, (batch, _) in enumerate(batches):

@@ -10,7 +10,6 @@ import numpy as np
 import numpy.typing as npt
 from common import (
     ATTENTION_DIM,
-    BATCH_SIZE,
     CROSS_LAYERS,
     EMBEDDING_DIM,
     EXPERT_DIM,
@@ -108,12 +107,12 @@ class Rechub:
             rows.labels_NK[:, 0] if self.single else rows.labels_NK
             for rows in (data.train, data.valid)
         ]
-        x_valid = inputs(data.valid)
+        x_valid, size = inputs(data.valid), arguments.batch_size
         self.train, self.valid, _ = DataGenerator(
             inputs(data.train), labels[0]
-        ).generate_dataloader(x_valid, labels[1], x_valid, labels[1], batch_size=BATCH_SIZE)
+        ).generate_dataloader(x_valid, labels[1], x_valid, labels[1], batch_size=size)
         if not self.single:  # whose trainer predicts without labels
-            self.valid = DataLoader(PredictDataset(x_valid), BATCH_SIZE)
+            self.valid = DataLoader(PredictDataset(x_valid), size)
 
     def num_parameters(self) -> int:
         """Parameters outside the tables."""
