@@ -168,7 +168,9 @@ def _draw(results: Sequence[ModelResult], folder: Path) -> None:
         axis.set_ylabel("mean AUC over tasks, first seed")
         axis.legend(fontsize="x-small", ncols=2)
 
-    save(PICTURES[0], 12, 1.5 + 0.3 * len(results), [bars("auc"), bars("gauc")])
+    grouped = any(math.isfinite(result.mean("gauc")) for result in results)
+    panels = [bars("auc"), *([bars("gauc")] if grouped else [])]
+    save(PICTURES[0], 6 * len(panels), 1.5 + 0.3 * len(results), panels)
     by_flops = against("FLOPs per sample", lambda result: max(result.costs.flops, 1.0))
     by_size = against("dense parameters", lambda result: max(result.costs.parameters, 1))
     save(PICTURES[1], 13, 5, [by_flops, by_size])
