@@ -48,7 +48,12 @@ format: $(STAMP)  ## Rewrite the code in the project's style
 types: $(STAMP)  ## Check type annotations
 	$(BIN)/mypy
 
-bench: $(STAMP)  ## Run every script of benchmarks/
+.peers/installed: benchmarks/peers/requirements.txt
+	$(PYTHON) -m venv .peers
+	.peers/bin/python -m pip install -r benchmarks/peers/requirements.txt
+	touch .peers/installed
+
+bench: $(STAMP) .peers/installed  ## Run every script of benchmarks/ (.peers holds other systems)
 	@for script in $(wildcard benchmarks/*.py); do \
 	    echo "== $$script"; OMP_NUM_THREADS=1 $(BIN)/python $$script || exit 1; \
 	done
@@ -58,5 +63,5 @@ doctor: $(STAMP)  ## Can this machine train? What is wrong, and the command that
 	$(BIN)/python -m infnet_dist.doctor
 
 clean:  ## Delete .venv, caches and the smoke run's data
-	rm -rf .venv .infnet build *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf .venv .peers .infnet build *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
 	find infnet_dist ray_jobs tests benchmarks -name __pycache__ -prune -exec rm -rf {} +

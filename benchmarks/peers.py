@@ -1,6 +1,6 @@
 """Training speed and AUC of three common models here, in FuxiCTR, DeepCTR-Torch and torch-rechub.
 
-    python3.11 -m venv .peers && .peers/bin/pip install -r benchmarks/peers/requirements.txt
+    make .peers/installed
     .venv/bin/python benchmarks/peers.py [--config FILE] [--set KEY=VALUE] [--root FOLDER]
         [--peers-python .peers/bin/python] [--rows N] [--batch-size 256] [--repeats 3]
         [--models dcnv2 din mmoe] [--attributes N]
@@ -81,7 +81,7 @@ def main() -> None:
     parser.add_argument("--attributes", type=int, help="item attributes in DIN (default: all)")
     arguments = parser.parse_args()
     if not arguments.peers_python.exists():
-        parser.error(f"no {arguments.peers_python}; make it as the docstring says")
+        parser.error(f"no {arguments.peers_python}; make it: make .peers/installed")
     python = {peer: str(arguments.peers_python.absolute()) for peer in PEERS}
     python[OURS] = sys.executable
     print("command:", "python", *sys.argv)
