@@ -48,9 +48,9 @@ format: $(STAMP)  ## Rewrite the code in the project's style
 types: $(STAMP)  ## Check type annotations
 	$(BIN)/mypy
 
-.peers/installed: benchmarks/peers/requirements.txt
+.peers/installed: benchmarks/peer_runners/requirements.txt
 	$(PYTHON) -m venv .peers
-	.peers/bin/python -m pip install -r benchmarks/peers/requirements.txt
+	.peers/bin/python -m pip install -r benchmarks/peer_runners/requirements.txt
 	touch .peers/installed
 
 bench: $(STAMP) .peers/installed  ## Run every script of benchmarks/ (.peers holds other systems)

@@ -10,8 +10,9 @@ The training set is that of the config (made-up logs by default); of the config 
 and for DIN the first behaviour, with those attributes of its items that the candidate has as well.
 Numbers without buckets and time gaps are left out. DCNv2 and DIN learn the first binary task, MMoE
 learns all of them. Everyone trains one epoch in equal batches on one thread, in a process of its
-own, with its own loop: the peers from memory, ours from Parquet. Sizes stand in peers/common.py;
-there is no dropout, batch norm or weight decay, and initial weights are each system's own.
+own, with its own loop: the peers from memory, ours from Parquet. Sizes stand in
+peer_runners/common.py; there is no dropout, batch norm or weight decay, and initial weights are
+each system's own.
 
 Compared are rows per CPU-second of the process (reader threads included). Ratios are taken within
 a repeat, in which all systems run in turn, and their median is printed.
@@ -27,6 +28,8 @@ Where the systems differ:
   and DeepCTR-Torch attend with all attributes side by side, torch-rechub with each by itself.
   `--attributes 1` makes the widths equal.
 * FuxiCTR's package has no models: they are put together of its layers, after its model zoo.
+* With `--rows N` the peers train on the first N rows, ours on N of all rows in shuffled order: then
+  compare the speed alone.
 * torch-rechub's batch norm and Dice, which can't be switched off, are taken out.
 """
 
@@ -46,6 +49,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
+from peer_runners.common import Data, Rows, save
 
 from infnet_dist.config import load_config
 from infnet_dist.context import ROOT_VARIABLE, resolve_path
@@ -55,10 +59,7 @@ from infnet_dist.provenance import versions
 from infnet_dist.schema import Schema, SequenceFeature
 
 REPOSITORY = Path(__file__).resolve().parents[1]
-RUNNERS = REPOSITORY / "benchmarks" / "peers"
-sys.path.insert(0, str(RUNNERS))
-
-from common import Data, Rows, save  # noqa: E402
+RUNNERS = REPOSITORY / "benchmarks" / "peer_runners"
 
 MODELS = ("dcnv2", "din", "mmoe")
 SYSTEMS = ("ours", "fuxictr", "deepctr", "rechub")
@@ -154,6 +155,8 @@ def make_view(folder: Path, view: Path, model: str, arguments: argparse.Namespac
 
 def schema_of(model: str, schema: Schema, num_attributes: int | None) -> Schema:
     """Fields, the behaviour if the model reads one, and tasks."""
+    if model == "din" and not schema.sequences:
+        sys.exit("the training set has no behaviour for DIN; give --models dcnv2 mmoe")
     behaviour = shared_part(schema, schema.sequences[0], num_attributes) if model == "din" else None
     features = [field.key for field in schema.fields] + ([behaviour.name] if behaviour else [])
     tasks = [task.name for task in schema.tasks if task.kind == "binary"]

@@ -81,9 +81,9 @@ class TabularIngest(Section):
     categorical: tuple[str, ...] = Field((), description="columns of numbers that are codes")
     exclude: tuple[str, ...] = Field((), description="columns that are no features")
     group_column: str | None = Field(
-        None, description="integers, e.g. the user, that gAUC groups by; null: no gAUC"
+        None, min_length=1, description="integers that gAUC groups by, e.g. the user; null: no gAUC"
     )
-    num_buckets: int = Field(32, ge=2, description="buckets of a number, equally filled")
+    num_buckets: int = Field(32, ge=2, description="most buckets of a number, cut at its quantiles")
     rows_per_part: int = Field(1_000_000, ge=1, description="rows per Parquet file")
     row_group_rows: int = Field(16_384, ge=1, description="rows per Parquet row group")
 

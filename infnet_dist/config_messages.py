@@ -121,6 +121,8 @@ def _message(problem: Any, key: str, place: _Place) -> str:
     if kind == "union_tag_not_found":
         tag = str(problem["ctx"]["discriminator"]).strip("'")
         return f"missing key '{key}.{tag}'; expected one of: {', '.join(members)}"
+    if kind == "value_error":  # of a validator of our own
+        return ": ".join(part for part in (key, str(problem["ctx"]["error"])) if part)
     text = next((text for start, text in _EXPECTED.items() if kind.startswith(start)), None)
     expected = text.format_map(problem.get("ctx", {})) if text else f"other: {problem['msg']}"
     return f"{key}{unit}: got {problem['input']!r}, expected {expected}"

@@ -67,10 +67,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         more += ablation_trials(protocol, base, best[ablations_of].trial)
     later = _run(more, arguments, base)
     ablations = [one for one in later if one.trial.model in protocol.variants]
-    costs = {
-        one.trial.model: measure_costs(one.trial.config, schema)
-        for one in [*best.values(), *ablations]
-    }
+    one_each = {one.trial.model: one.trial.config for one in [*best.values(), *ablations]}
+    costs = {name: measure_costs(config, schema) for name, config in one_each.items()}
     results = summarise(
         finished,
         [one for one in later if one not in ablations],
@@ -144,10 +142,13 @@ def _commit(one: Finished) -> str:
 
 
 def _finalists(protocol: Protocol, grid: Sequence[Finished]) -> list[Finished]:
-    """The best models at their best points, and those that are finalists in any case."""
+    """The best models at their best points, and those that are finalists in any case.
+
+    So is the model of the ablations: they are compared with it.
+    """
     best = best_points(grid)
-    names = list(best)[: protocol.finalists]
-    names += [name for name in protocol.always_finalists if name not in names]
+    always = [*protocol.always_finalists, *([protocol.ablations.of] if protocol.ablations else [])]
+    names = dict.fromkeys([*list(best)[: protocol.finalists], *always])
     return [best[name] for name in names]
 
 

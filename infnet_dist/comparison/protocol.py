@@ -78,6 +78,8 @@ class Protocol(Section):
     def _check(self) -> "Protocol":
         for seed in set(self.ablation_seeds) - set(self.seeds):
             raise ValueError(f"ablations.seeds: {seed} isn't one of seeds ({self.seeds})")
+        if len({*self.ablation_seeds}) != len(self.ablation_seeds):
+            raise ValueError(f"ablations.seeds: a seed stands twice in {self.ablation_seeds}")
         for name in self.models.keys() & self.variants.keys():
             raise ValueError(f"ablations.models: {name!r} is a model's name already; rename one")
         for name in [*self.models, *self.variants]:

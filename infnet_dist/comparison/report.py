@@ -40,8 +40,9 @@ def to_record(result: ModelResult) -> dict[str, Any]:
         "seeds": [run.seed for run in result.runs],
         "mean_auc": _number(result.mean("auc")),
         "mean_gauc": _number(result.mean("gauc")),
-        "p_value": None if result.p_value is None else _number(result.p_value),
         "compared_with": result.compared_with,
+        "difference": None if result.difference is None else _number(result.difference),
+        "p_value": None if result.p_value is None else _number(result.p_value),
         "metrics": {
             name: {"mean": _number(result.mean(name)), "sd": _number(result.deviation(name))}
             for name in names
@@ -58,7 +59,7 @@ def to_record(result: ModelResult) -> dict[str, Any]:
 
 def to_markdown(results: Sequence[ModelResult], tasks: Sequence[str]) -> str:
     """Two tables: ranking metrics with costs, and calibration."""
-    ranking = ["model", "seeds", "mean AUC", "p (against)", "mean gAUC"]
+    ranking = ["model", "seeds", "mean AUC", "difference from", "mean gAUC"]
     ranking += [f"{task} AUC / gAUC" for task in tasks]
     ranking += ["dense params", "MFLOPs / sample", "samples/s", "ms at 512"]
     rows = [
@@ -66,7 +67,7 @@ def to_markdown(results: Sequence[ModelResult], tasks: Sequence[str]) -> str:
             result.name + ("*" if result.ablation_of else ""),
             str(len(result.runs)),
             _spread(result, "auc"),
-            "-" if result.p_value is None else f"{result.p_value:.2g} ({result.compared_with})",
+            _difference(result),
             _spread(result, "gauc"),
             *(
                 f"{_spread(result, f'auc/{task}')} / {_spread(result, f'gauc/{task}')}"
@@ -94,10 +95,10 @@ def to_markdown(results: Sequence[ModelResult], tasks: Sequence[str]) -> str:
     ]
     notes = (
         "On valid, on which the point of the grid was chosen as well, with the first seed. Models "
-        "with one\nseed stand below those with several. +-: standard deviation over seeds; p: "
-        "paired t-test over seeds\nof mean AUC, against the best other model with several; an "
-        "ablation's (*) against its model.\nMFLOPs and ms: forward pass without lookups, full "
-        "histories. samples/s: with other trials beside it.\n"
+        "with one\nseed stand below those with several. +-: standard deviation over seeds. "
+        "difference: of mean AUC from\nthe best other model with several seeds, of an ablation (*) "
+        "from its model, over the seeds that both\nhave; p: paired t-test. MFLOPs and ms: forward "
+        "pass without lookups, full histories. samples/s: with\nother trials beside it.\n"
     )
     return f"{_table(ranking, rows)}\n{notes}\n{_table(other, other_rows)}"
 
@@ -105,6 +106,14 @@ def to_markdown(results: Sequence[ModelResult], tasks: Sequence[str]) -> str:
 def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     lines = [header, ["---"] * len(header), *rows]
     return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+
+
+def _difference(result: ModelResult) -> str:
+    if result.difference is None:
+        return "-"
+    text = f"{result.difference:+.4f}".replace("0.", ".", 1)
+    p = "" if result.p_value is None else f", p {result.p_value:.2g}"
+    return f"{text} ({result.compared_with}{p})"
 
 
 def _spread(result: ModelResult, key: str) -> str:

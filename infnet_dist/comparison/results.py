@@ -54,9 +54,9 @@ class ModelResult:
         runs: that point with every seed that was run.
         costs: parameters, operations, time.
         tried: mean AUC at every point of the grid, with the first seed.
-        p_value: of the paired t-test over seeds of mean AUC, against the best other model that
-            has several seeds, which `compared_with` names; None with one seed. Of an ablation:
-            against its model.
+        compared_with: the best other model that has several seeds; of an ablation its model.
+        difference: of mean AUC from that model, mean over the seeds that both have.
+        p_value: of the paired t-test over those seeds; None with fewer than two.
         ablation_of: the model that this is a variant of.
     """
 
@@ -65,8 +65,9 @@ class ModelResult:
     runs: list[Finished]
     costs: ModelCosts
     tried: list[tuple[dict[str, Any], float]]
-    p_value: float | None = None
     compared_with: str | None = None
+    difference: float | None = None
+    p_value: float | None = None
     ablation_of: str | None = None
 
     def values(self, key: str) -> list[float]:
@@ -182,18 +183,19 @@ def _summarise_ablations(
 
 
 def _compare(one: ModelResult, other: ModelResult | None) -> None:
-    if other is not None and len(one.runs) > 1:
-        one.compared_with, one.p_value = other.name, _paired_p(one, other)
-
-
-def _paired_p(one: ModelResult, other: ModelResult) -> float:
-    """Two-sided paired t-test over the seeds that both have; NaN with fewer than two."""
+    """Note the difference from `other` over the seeds that both have."""
+    if other is None:
+        return
     mine = {run.seed: run.mean("auc") for run in one.runs}
     theirs = {run.seed: run.mean("auc") for run in other.runs}
     seeds = sorted(mine.keys() & theirs.keys())
-    if len(seeds) < 2:
-        return math.nan
-    return float(stats.ttest_rel([mine[s] for s in seeds], [theirs[s] for s in seeds]).pvalue)
+    if not seeds:
+        return
+    one.compared_with = other.name
+    one.difference = float(np.mean([mine[s] - theirs[s] for s in seeds]))
+    if len(seeds) > 1:
+        test = stats.ttest_rel([mine[s] for s in seeds], [theirs[s] for s in seeds])
+        one.p_value = float(test.pvalue)
 
 
 def _or_worst(value: float) -> float:

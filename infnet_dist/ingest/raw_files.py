@@ -37,16 +37,21 @@ def read_columns(path: Path, columns: Columns) -> pa.Table:
     return table.combine_chunks()
 
 
-def check_flags(table: pa.Table, names: Iterable[str], path: Path) -> pa.Table:
-    """The table with these columns as int8; DataError names the first value outside {0, 1}."""
+def check_flags(
+    table: pa.Table, names: Iterable[str], path: Path, *, first_row: int = 0
+) -> pa.Table:
+    """The table with these columns as int8; DataError names the first value outside {0, 1}.
+
+    `first_row` is the number of the table's first row in the file.
+    """
     for name in names:
         column = table[name]
         good = pc.fill_null(pc.is_in(column, value_set=pa.array([0, 1], column.type)), False)
         if not pc.all(good, min_count=0).as_py():
             row = pc.index(good, False).as_py()
             raise DataError(
-                f"{path}: column {name} is {_text(column[row].as_py())} in row {row} (from 0), "
-                "expected 0 or 1; repair or remove the row"
+                f"{path}: column {name} is {_text(column[row].as_py())} in row {first_row + row} "
+                "(from 0), expected 0 or 1; repair or remove the row"
             )
         table = table.set_column(table.column_names.index(name), name, column.cast(pa.int8()))
     return table

@@ -39,8 +39,9 @@ class INFNet(nn.Module):
         num_shared_tasks: shared task tokens n_s, which join the task hubs.
         num_heads: attention heads; divides D.
         ablate: parts to leave out: the three above; task_tokens: all tasks share one token;
-            homogeneous_flow: hubs don't broadcast; heterogeneous_flow: hubs of C and S read their
-            own group alone (those of T, through which all reaches the heads, read every group).
+            homogeneous_flow: hubs don't broadcast (so C's reach nothing); heterogeneous_flow: hubs
+            of C and S read their own group alone (those of T, through which all reaches the heads,
+            read every group).
     """
 
     def __init__(

@@ -126,7 +126,7 @@ def _sharding_types(table: PlanTable, topology: Topology) -> list[str]:
             if table.sharding_types and "table_column_wise" in table.sharding_types:
                 supported.append("table_column_wise")
     allowed = [name for name in supported if name in (table.sharding_types or supported)]
-    if topology.world_size == 1 and "table_wise" in allowed:
+    if topology.world_size == 1 and table.pooling == "none" and "table_wise" in allowed:
         return ["table_wise"]  # nothing to spread; the others would only regroup ids and rows
     return allowed
 

@@ -99,11 +99,12 @@ def test_ablations_get_the_best_point_of_their_model_and_every_seed(path: Path) 
         ("[64]", "[64, 64]", "grid.data.batch_size: a value stands twice"),
         ("data.batch_size", "run.seed", "name seeds under 'seeds'"),
         ("a: {name", "a/b: {name", "'a/b' is no plain name"),
-        ("finalists: 1", "always_finalists: [c]", "unknown model 'c'"),
+        ("finalists: 1", "always_finalists: [c]", r"compare\.yaml: unknown model 'c'"),
         ("data.batch_size", "dat.batch_size", "no section 'dat'"),
         ("data.batch_size", "data.batch_siz", "model 'a' at .*unknown key 'data.batch_siz'"),
         ("num_hubs: 4", "num_hub: 4", "model 'a' at .*unknown key 'model.num_hub'"),
         ("{of: a", "{seeds: [7, 1], of: a", "ablations.seeds: 1 isn't one of seeds"),
+        ("{of: a", "{seeds: [7, 7], of: a", "ablations.seeds: a seed stands twice"),
         ("of: a", "of: d", "unknown model 'd'"),
         ("{c: {name", "{b: {name", "'b' is a model's name already"),
         ("num_hubs: 2", "num_hub: 2", "model 'c' at .*unknown key 'model.num_hub'"),
@@ -186,7 +187,12 @@ def test_best_points_spread_and_paired_test(path: Path, tmp_path: Path) -> None:
     everything = summarise(grid, more, costs, ablations=variants, ablations_of="a")
     assert [r.name for r in everything] == ["b", "a", "c"], "ablations are last"
     assert [r.compared_with for r in everything] == ["a", "b", "a"], "and nobody's rivals"
+    assert everything[2].difference == pytest.approx((0.9 - 0.7 + 0.8 - 0.66) / 2)
     assert "c*" in to_markdown(everything, ["click", "like"])
+    one_seed = summarise(grid, more, costs, ablations=variants[:1], ablations_of="a")[2]
+    assert one_seed.difference == pytest.approx(0.9 - 0.7), "over the seeds that both have"
+    assert one_seed.p_value is None
+    assert "+.2000 (a) |" in to_markdown([one_seed], ["click", "like"])
 
     write_report(results, tmp_path / "out", tasks=["click", "like"], about={"machine": "x"})
     record = json.loads((tmp_path / "out" / "results.json").read_text())

@@ -118,7 +118,7 @@ def test_a_column_that_valid_lost_is_warned_about(tmp_path, tables, caplog):
     tables["valid"]["age"] = np.nan
     with caplog.at_level(logging.WARNING):
         make_training_set(ingest(write(tmp_path / "raw", tables)), tmp_path / "set")
-    assert "valid: null or unseen in train in every row: age;" in caplog.text
+    assert "valid: null or unseen in train: age (100%) of the rows;" in caplog.text
 
 
 @pytest.mark.parametrize(
@@ -126,9 +126,10 @@ def test_a_column_that_valid_lost_is_warned_about(tmp_path, tables, caplog):
     [
         ({"exclude": ["jobs"]}, "unknown column 'jobs'; did you mean 'job'?"),
         ({"tasks": {"income": "ric"}}, "unknown column 'ric'; did you mean 'rich'?"),
-        ({"group_column": "job"}, "expected integers without nulls"),
+        ({"group_column": "job"}, "'job' holds text, expected integers"),
+        ({"tasks": {"income": "job"}}, "label column 'job' is text"),
         ({"splits": {"train": "train.parquet", "valid": "none.parquet"}}, "none.parquet can't be"),
-        ({"tasks": {"age": "age"}}, "column age is .* expected 0 or 1"),
+        ({"tasks": {"age": "age"}}, r"train\.parquet: column age is .* expected 0 or 1"),
         (
             {"categorical": (), "exclude": ["number", "job", "member", "code", "age", "single"]}
             | {"tasks": {"income": "rich"}},
@@ -146,6 +147,73 @@ def test_wrong_settings_are_named_and_nothing_is_left(tmp_path, tables, changes,
 def test_a_column_that_valid_lacks_is_named(tmp_path, tables):
     tables["valid"] = tables["valid"].drop(columns="age")
     with pytest.raises(DataError, match="valid lacks column 'age'"):
+        make_training_set(ingest(write(tmp_path / "raw", tables)), tmp_path / "set")
+
+
+def change(tables, **columns):
+    """The same new columns in every split."""
+    return {split: table.assign(**columns) for split, table in tables.items()}
+
+
+def made(tmp_path, tables, **changes):
+    make_training_set(ingest(write(tmp_path / "raw", tables), **changes), tmp_path / "set")
+    return {split: pd.read_parquet(tmp_path / "set" / split) for split in tables}
+
+
+def test_flags_as_labels_and_categories_as_text(tmp_path, tables):
+    for split, table in tables.items():
+        tables[split] = table.assign(rich=table["rich"] == 1, job=table["job"].astype("category"))
+    found = made(tmp_path, tables)
+    for split, table in tables.items():
+        assert found[split]["label_income"].tolist() == table["rich"].astype(int).tolist()
+    assert set(found["train"]["job"]) == {0, 1, 2}
+
+
+def test_numbers_that_no_float_holds_are_missing(tmp_path, tables):
+    tables["train"].loc[:4, "age"] = [np.inf, -np.inf, 1e300, np.nan, 5.0]
+    found = made(tmp_path, tables)
+    assert found["train"]["age"][:5].isna().tolist() == [True, True, True, True, False]
+
+
+def test_large_integers_and_integers_beside_numbers(tmp_path, tables):
+    tables = change(tables, big=np.arange(500) + 2**60)
+    tables["train"]["age"] = np.arange(500)  # integers in train, numbers in valid
+    found = made(tmp_path, tables, categorical=["code", "big"])
+    assert found["train"]["big"].tolist() == list(range(1, 501))
+    np.testing.assert_array_equal(found["valid"]["age"], tables["valid"]["age"].astype(np.float32))
+    other = write(tmp_path / "other", tables)
+    make_training_set(ingest(other), tmp_path / "as_number")
+
+
+def test_missing_codes_are_unknown(tmp_path, tables):
+    tables["train"]["code"] = tables["train"]["code"].where(tables["train"]["code"] != 3)
+    found = made(tmp_path, tables)
+    assert (found["train"]["code"] == 0).tolist() == tables["train"]["code"].isna().tolist()
+
+
+@pytest.mark.parametrize("name", ["type", "a.b", "time_ms", "label_income"])
+def test_names_that_no_table_can_have_are_told(tmp_path, tables, name):
+    raw = write(tmp_path / "raw", change(tables, **{name: "x"}))
+    with pytest.raises(DataError, match="can't be a feature"):
+        make_training_set(ingest(raw), tmp_path / "set")
+
+
+def test_other_kinds_in_another_split_are_told(tmp_path, tables):
+    tables["valid"]["age"] = "old"
+    with pytest.raises(DataError, match="'age' holds numbers in train, text in valid"):
+        make_training_set(ingest(write(tmp_path / "raw", tables)), tmp_path / "set")
+
+
+def test_an_empty_split_is_told(tmp_path, tables):
+    tables["valid"] = tables["valid"][:0]
+    with pytest.raises(DataError, match=r"valid\.parquet has no rows"):
+        make_training_set(ingest(write(tmp_path / "raw", tables)), tmp_path / "set")
+
+
+def test_a_bad_label_is_found_in_its_row(tmp_path, tables, monkeypatch):
+    monkeypatch.setattr("infnet_dist.ingest.tabular.ROWS_PER_CHUNK", 100)
+    tables["valid"].loc[321, "rich"] = 7
+    with pytest.raises(DataError, match=r"valid\.parquet: column rich is 7 in row 321"):
         make_training_set(ingest(write(tmp_path / "raw", tables)), tmp_path / "set")
 
 
