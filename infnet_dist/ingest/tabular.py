@@ -52,9 +52,8 @@ def make_training_set(
     Raises:
         DataError: a file is missing, unreadable or empty, lacks a column, or a value doesn't fit.
     """
-    sources: dict[str, _Source] = {}
-    for split, file in config.splits.items():
-        sources[split] = _Source.open(config.path / file)
+    files: dict[str, str] = dict(config.splits.items())
+    sources = {split: _Source.open(config.path / file) for split, file in files.items()}
     kinds = _check_columns(config, sources)
     with TrainingSetWriter(
         folder,
