@@ -120,7 +120,7 @@ def fresh_tables(context: WorkerContext, *, config: Config) -> dict[str, torch.T
     }
 
 
-@pytest.mark.parametrize(("first_ranks", "second_ranks"), [(2, 2), (2, 3)])
+@pytest.mark.parametrize(("first_ranks", "second_ranks"), [(1, 2), (2, 2), (2, 3)])
 def test_a_stopped_run_goes_on(
     tiny_set: Path, tmp_path: Path, first_ranks: int, second_ranks: int
 ) -> None:
