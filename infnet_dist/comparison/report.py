@@ -133,6 +133,8 @@ def _draw(results: Sequence[ModelResult], folder: Path) -> None:
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
+    models = [result for result in results if not result.ablation_of]
+
     def save(name: str, width: float, height: float, panels: list[Callable[[Any], None]]) -> None:
         figure, axes = pyplot.subplots(1, len(panels), figsize=(width, height), squeeze=False)
         for axis, draw in zip(axes[0], panels, strict=True):
@@ -159,7 +161,7 @@ def _draw(results: Sequence[ModelResult], folder: Path) -> None:
 
     def against(label: str, cost: Callable[[ModelResult], float]) -> Callable[[Any], None]:
         def draw(axis: Any) -> None:
-            for result in results:
+            for result in models:
                 place = (cost(result), result.mean("auc"))
                 axis.plot(*place, "o")
                 axis.annotate(result.name, place, fontsize="small")
@@ -170,7 +172,7 @@ def _draw(results: Sequence[ModelResult], folder: Path) -> None:
         return draw
 
     def curves(axis: Any) -> None:
-        for result in results:
+        for result in models:
             curve = result.runs[0].curve
             axis.plot([e for e, _ in curve], [a for _, a in curve], marker=".", label=result.name)
         axis.set_xlabel("examples")
