@@ -61,7 +61,6 @@ class Protocol(Section):
     seeds: list[int] = Field([0], min_length=1, description="seeds; the first is the grid's")
     finalists: PositiveInt = Field(4, description="models that are trained with every seed")
     always_finalists: list[str] = Field([], description="models that are finalists in any case")
-
     ablations: Ablations | None = Field(None, description="variants of one of the models")
 
     @property

@@ -66,35 +66,37 @@ class INFNet(nn.Module):
         self.hubs = Hubs(
             num_fields, sequence_lengths, token_dim, num_hubs, num_shared_tasks, targets=targets
         )
-        own_tokens = 1 if "task_tokens" in self.ablate else num_tasks
         counts = {"C": num_hubs, "S": len(sequence_lengths) * (1 + targets)}
-        counts["T"] = own_tokens + num_shared_tasks
-        if not sequence_lengths:
-            del counts["S"]
+        counts["T"] = num_shared_tasks + (1 if "task_tokens" in self.ablate else num_tasks)
+        counts = {g: n for g, n in counts.items() if g != "S" or sequence_lengths}
+        self.blocks = self._make_blocks(counts, token_dim, num_heads, num_blocks)
+        self.interaction = None
+        in_dim = token_dim * (1 + ("task_hubs" not in self.ablate))
+        if "interaction" not in self.ablate:
+            num_tokens = num_fields + sum(n for g, n in counts.items() if g != "C")
+            self.interaction = Wukong(num_tokens=num_tokens, token_dim=token_dim)
+            in_dim += self.interaction.out_dim
+        self.heads = TaskHeads(num_tasks, in_dim, 2 * token_dim)
+
+    def _make_blocks(
+        self, counts: Mapping[str, int], token_dim: int, num_heads: int, num_blocks: int
+    ) -> nn.ModuleList:
+        """The blocks, given the number of hubs by group; the last makes only what is read later."""
         sources = {g: list(counts) for g in counts}
         if "heterogeneous_flow" in self.ablate:
             sources |= {g: [g] for g in counts if g != "T"}
-        interacts = "interaction" not in self.ablate
-        last = [g for g in counts if g == "T" or (g == "S" and interacts)]  # hubs read at the end
-        broadcasts = "homogeneous_flow" not in self.ablate
-        self.blocks = nn.ModuleList(
+        last = [g for g in counts if g == "T" or (g == "S" and "interaction" not in self.ablate)]
+        plan = [(list(counts), list(counts))] * (num_blocks - 1) + [(last, ["T"])]
+        return nn.ModuleList(
             HubBlock(
                 {g: counts[g] for g in receivers},
                 token_dim,
                 num_heads,
                 sources={g: sources[g] for g in receivers},
-                told=told if broadcasts else [],
+                told=[] if "homogeneous_flow" in self.ablate else told,
             )
-            for receivers, told in [(list(counts), list(counts))] * (num_blocks - 1)
-            + [(last, ["T"])]  # of the tokens only T's are read after the last block
+            for receivers, told in plan
         )
-        self.interaction = None
-        in_dim = token_dim * (1 + ("task_hubs" not in self.ablate))
-        if interacts:
-            num_tokens = num_fields + sum(n for g, n in counts.items() if g != "C")
-            self.interaction = Wukong(num_tokens=num_tokens, token_dim=token_dim)
-            in_dim += self.interaction.out_dim
-        self.heads = TaskHeads(num_tasks, in_dim, 2 * token_dim)
 
     def forward(self, tokens: Tokens) -> torch.Tensor:
         """Logits [B, K]."""

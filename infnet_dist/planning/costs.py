@@ -93,6 +93,8 @@ def excluded(tables: Sequence[PlanTable], topology: Topology) -> list[str]:
             "aren't supported by TorchRec for an EmbeddingCollection; data_parallel isn't trained "
             "under an optimizer fused in backward"
         )
+    if unpooled and topology.world_size == 1:
+        lines.append("row_wise and column_wise where table_wise is allowed: one rank can't spread")
     if len(unpooled) < len(tables):
         lines.append(
             "table_column_wise, unless asked for: it costs what column_wise costs, but its shards "

@@ -17,7 +17,7 @@ from torchrec.modules.embedding_configs import (
 )
 from torchrec.modules.embedding_modules import EmbeddingBagCollection, EmbeddingCollection
 
-from infnet_dist.planning.costs import OPTIMIZERS, Costs, Estimator, Way
+from infnet_dist.planning.costs import OPTIMIZERS, Costs, Estimator, Way, excluded, ways_of
 from infnet_dist.planning.popularity import ZipfStatistics, fit_zipf
 from infnet_dist.planning.tables import PlanFeature, PlanTable, TableSet
 from infnet_dist.planning.topology import Topology
@@ -189,3 +189,21 @@ def test_the_exponent_is_found_from_a_sample(exponent: float, rows: int) -> None
     found = fit_zipf(num_embeddings=rows, lookups=len(ids), distinct=len(np.unique(ids)))
     assert found == pytest.approx(exponent, abs=0.15)
     assert fit_zipf(num_embeddings=rows, lookups=999, distinct=1) is None
+
+
+@pytest.mark.parametrize(
+    ("workers", "expected"), [(1, {"table_wise"}), (2, {"table_wise", "row_wise"})]
+)
+def test_one_rank_takes_table_wise_alone(workers: int, expected: set[str]) -> None:
+    topology = make_topology(1, device="cpu").model_copy(update={"workers_per_node": workers})
+    table = make_tables("none")[2].model_copy(update={"sharding_types": ("table_wise", "row_wise")})
+    assert {way.sharding_type for way in ways_of(table, topology, offload=False)} == expected
+    row_wise = table.model_copy(update={"sharding_types": ("row_wise",)})
+    assert {w.sharding_type for w in ways_of(row_wise, topology, offload=False)} == {"row_wise"}
+    assert any("can't spread" in line for line in excluded([table], topology)) == (workers == 1)
+
+
+def test_one_rank_keeps_the_dense_kernel_of_pooled_tables() -> None:
+    topology = make_topology(1).model_copy(update={"workers_per_node": 1})
+    table = make_tables("sum")[0].model_copy(update={"compute_kernels": ("dense",)})
+    assert [w.sharding_type for w in ways_of(table, topology, offload=False)] == ["data_parallel"]
