@@ -27,7 +27,8 @@ class RankingBatch(Pipelineable):
         sparse_features: ids by key (`Schema.table_features` order), int64; padding rows are empty.
         dense_BN: float32, standardised numbers.
         time_gap_BL: int64, bucket of the time since each history item; 0 where there is none.
-        labels_BK: float32 in {0, 1}, or a watch time over the training window's mean.
+        labels_BK: float32 in {0, 1}, or a watch time over the training window's mean; NaN where
+            nobody knows.
         weights_B: float32; 0 marks padding.
         group_B: int64, the user for gAUC.
         truth_BK: float32, P(label = 1) where it is known (synthetic logs), else NaN.

@@ -10,6 +10,8 @@ from torch.nn import functional
 class MultiTaskLoss(nn.Module):
     """sum_k lambda_k L_k (INFNet v1, training objective), over rows that aren't padding.
 
+    A row whose label of a task is NaN (nobody knows) is left out of that task's L_k.
+
     L_k is the BCE of a binary task. Of a watch time t it is the weighted logistic loss: the BCE of
     label t / (1 + t) with weight 1 + t, which is t softplus(-z) + softplus(z). Its minimum over all
     rows is exp(z) = E[t], the prediction (Covington et al. 2016, RecSys, section 4.2); without the
@@ -40,8 +42,10 @@ class MultiTaskLoss(nn.Module):
         self, logits_BK: torch.Tensor, labels_BK: torch.Tensor, weights_B: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """The scalar loss, and the unweighted loss per task [K]."""
+        known_BK = ~labels_BK.isnan()
+        labels_BK = labels_BK.nan_to_num()  # before any product: NaN x 0 is NaN in backward
         positive_BK, negative_BK = labels_BK, torch.where(self.watch_time_K, 1.0, 1 - labels_BK)
         loss_BK = positive_BK * functional.softplus(-logits_BK)
         loss_BK = loss_BK + negative_BK * functional.softplus(logits_BK)
-        per_task_K = (loss_BK * weights_B.unsqueeze(1)).sum(0) / len(weights_B)
+        per_task_K = (loss_BK * known_BK * weights_B.unsqueeze(1)).sum(0) / len(weights_B)
         return per_task_K @ self.weight_K, per_task_K

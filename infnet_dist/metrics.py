@@ -144,7 +144,7 @@ class MetricState:
         group_B: torch.Tensor,
         weights_B: torch.Tensor,
     ) -> None:
-        """Add a batch; rows of weight 0 (padding) are left out."""
+        """Add a batch; left out are padding (weight 0) and, for a task, unknown labels (NaN)."""
         real = weights_B > 0
         floats = [part[real].detach().float() for part in (logits_BK, labels_BK, truth_BK)]
         parts = [part.cpu().numpy() for part in (*floats, group_B[real])]
@@ -179,7 +179,8 @@ class MetricState:
     def _evaluate(self, scores: _Scores, logits_BK: Array, split: str) -> dict[str, float]:
         metrics: dict[str, float] = {}
         for k, task in enumerate(self._tasks):
-            logits, labels = logits_BK[:, k], scores.labels_BK[:, k]
+            known = ~np.isnan(scores.labels_BK[:, k])
+            logits, labels = logits_BK[known, k], scores.labels_BK[known, k]
             if task in self._watch_time_s:
                 predicted = np.exp(logits.astype(np.float64))
                 mae_s = self._watch_time_s[task] * mean_absolute_error(predicted, labels)
@@ -187,7 +188,7 @@ class MetricState:
                 metrics[f"{split}/r2/{task}"] = r2(predicted, labels)
                 continue
             metrics[f"{split}/auc/{task}"] = auc(logits, labels)
-            metrics[f"{split}/gauc/{task}"] = gauc(logits, labels, scores.group_B)
+            metrics[f"{split}/gauc/{task}"] = gauc(logits, labels, scores.group_B[known])
             metrics[f"{split}/log_loss/{task}"] = log_loss(logits, labels)
             metrics[f"{split}/normalized_entropy/{task}"] = normalized_entropy(logits, labels)
             metrics[f"{split}/calibration/{task}"] = calibration(logits, labels)

@@ -1,5 +1,6 @@
 """Sums between two log lines, and over a run: losses, rows and seconds."""
 
+import math
 import time
 from dataclasses import dataclass
 
@@ -11,7 +12,10 @@ from infnet_dist.context import WorkerContext
 
 @dataclass
 class Totals:
-    """An interval over all ranks: mean losses per row, rows, and this rank's seconds."""
+    """An interval over all ranks: mean losses per row, rows, and this rank's seconds.
+
+    A task's mean is over the rows whose label is known, NaN without any.
+    """
 
     loss: float
     task_losses: list[float]
@@ -41,11 +45,13 @@ class LogInterval:
 
     def __init__(self, num_tasks: int, device: torch.device) -> None:
         self._sums = torch.zeros(1 + num_tasks, dtype=torch.float64, device=device)
+        self._known_K = torch.zeros(num_tasks, dtype=torch.float64, device=device)
         self.restart()
 
     def restart(self) -> None:
         """Forget the sums and start the clock."""
         self._sums.zero_()
+        self._known_K.zero_()
         self.steps = self._rows = 0
         self._wait_s = 0.0
         self._start = time.perf_counter()
@@ -56,6 +62,7 @@ class LogInterval:
         """Add a step of this rank; `loss` and `task_loss_K` are means over its batch size."""
         self._sums[0] += loss * len(batch.weights_B)
         self._sums[1:] += task_loss_K * len(batch.weights_B)
+        self._known_K += (batch.weights_B.unsqueeze(1) * ~batch.labels_BK.isnan()).sum(0)
         self._rows += batch.num_rows
         self._wait_s += wait_s
         self.steps += 1
@@ -63,12 +70,12 @@ class LogInterval:
     def reduce(self, context: WorkerContext) -> Totals:
         """Sum over ranks; per-row means."""
         local = torch.tensor([self._rows, self._wait_s], dtype=torch.float64)
-        *sums, rows, wait_s = context.sum(
-            torch.cat([self._sums, local.to(self._sums.device)])
-        ).tolist()
+        here = torch.cat([self._sums, self._known_K, local.to(self._sums.device)])
+        loss, *tasks, rows, wait_s = context.sum(here).tolist()
+        sums, known = tasks[: len(self._known_K)], tasks[len(self._known_K) :]
         return Totals(
-            loss=sums[0] / rows,
-            task_losses=[value / rows for value in sums[1:]],
+            loss=loss / rows,
+            task_losses=[s / n if n else math.nan for s, n in zip(sums, known, strict=True)],
             rows=round(rows),
             wait_s=wait_s / context.world_size,
             seconds=max(time.perf_counter() - self._start, 1e-9),

@@ -74,7 +74,8 @@ class Task(_Part):
     """A binary target in {0, 1}, or a watch time in whole milliseconds.
 
     `truth_column` holds P(label = 1) where it is known. Watch times are trained on in units of
-    `mean_ms`, the training window's mean.
+    `mean_ms`, the training window's mean. If `nullable`, a null label says that nobody knows: the
+    row counts for the other tasks alone.
     """
 
     name: str
@@ -82,6 +83,7 @@ class Task(_Part):
     truth_column: str | None = None
     kind: Literal["binary", "watch_time"] = "binary"
     mean_ms: float = Field(1.0, gt=0)
+    nullable: bool = False
 
 
 class TableFeature(_Part):

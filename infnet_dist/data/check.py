@@ -27,6 +27,7 @@ class _Range:
     low: int
     high: int
     meaning: str
+    nullable: bool = False
 
 
 def check_feed(rows: int, *, split: str, num_workers: int, batch_size: int) -> None:
@@ -104,7 +105,7 @@ def check_lists(table: pa.Table, schema: Schema, where: str) -> None:
 def count_without(
     folder: Path, manifest: Manifest, schema: Schema, *, task: str, under: str
 ) -> tuple[int, int]:
-    """Positives of `task` in train where `under` is negative, and all its positives.
+    """Positives of `task` in train where `under` is negative, and those where `under` is known.
 
     Of at most a million rows: the first ones.
     """
@@ -112,10 +113,10 @@ def count_without(
     without = positives = rows = 0
     for part in manifest.split("train").parts:
         table = pq.read_table(folder / part.file, columns=[columns[task], columns[under]])
-        child, parent = (table[columns[name]].to_numpy() > 0 for name in (task, under))
+        rows += len(table)
+        child, parent = (table.drop_null()[columns[name]].to_numpy() > 0 for name in (task, under))
         without += int((child & ~parent).sum())
         positives += int(child.sum())
-        rows += len(table)
         if rows >= _MOST_ROWS_COUNTED:
             break
     return without, positives
@@ -149,9 +150,10 @@ def _allowed(schema: Schema) -> Iterator[_Range]:
     yield _Range(schema.group_column, *_ANY, "a group is any integer")
     for task in schema.tasks:
         if task.kind == "watch_time":
-            yield _Range(task.column, 0, _ANY[1], f"watch time {task.name!r} is at least 0 ms")
+            high, meaning = _ANY[1], f"watch time {task.name!r} is at least 0 ms"
         else:
-            yield _Range(task.column, 0, 1, f"label of task {task.name!r} must be 0 or 1")
+            high, meaning = 1, f"label of task {task.name!r} must be 0 or 1"
+        yield _Range(task.column, 0, high, meaning, task.nullable)
 
 
 _MOST_ROWS_COUNTED = 1_000_000
@@ -177,8 +179,11 @@ def _check_integers(file: pq.ParquetFile, part: Part, group: int, ranges: list[_
         else:
             low, high, nulls = _scan(file, group, allowed.column)
         where = f"{part.file}, row group {group}, column {allowed.column!r}"
-        if nulls:
-            raise DataError(f"{where}: {nulls} nulls; write 0 for a missing id; ingest again")
+        if nulls and not allowed.nullable:
+            raise DataError(
+                f"{where}: {nulls} nulls; write 0 for a missing id, and make a task nullable whose "
+                "label may be unknown; ingest again"
+            )
         for value in (low, high):
             if value is not None and not allowed.low <= value <= allowed.high:
                 raise DataError(f"{where}: got {value}, {allowed.meaning}; ingest again")

@@ -39,7 +39,10 @@ class Part(_Entry):
 
 
 class Split(_Entry):
-    """One split: its parts, time range (epoch milliseconds, both ends included), label means."""
+    """One split: its parts, time range (epoch milliseconds, both ends included), label means.
+
+    A task's mean is over the labels that are known; 0 if none is.
+    """
 
     rows: int = Field(ge=1)
     time_range_ms: tuple[int, int]

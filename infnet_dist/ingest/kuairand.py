@@ -16,7 +16,8 @@ from infnet_dist.data.manifest import Manifest
 from infnet_dist.errors import ConfigError, DataError
 from infnet_dist.ingest.histories import HistoryBuilder
 from infnet_dist.ingest.kuairand_features import ITEM_ATTRIBUTES, Features, build_features
-from infnet_dist.ingest.kuairand_logs import BEIJING_MS, DAY_MS, LABELS, RawLogs, read_kuairand
+from infnet_dist.ingest.kuairand_logs import LABELS, RawLogs, read_kuairand
+from infnet_dist.ingest.kuairand_time import midnight_ms
 from infnet_dist.ingest.writer import TrainingSetWriter
 from infnet_dist.schema import Schema, SequenceAttribute, SequenceFeature, Table, Task
 
@@ -28,6 +29,7 @@ ROWS_PER_CHUNK = 65_536
 # exposure history, which doesn't tell clicks (long_view, like). 0 stays free for "unknown".
 NUM_ACTIONS = 13
 _PAST_ACTION = 9
+_SIGNALS = {"long_view": "long_view", "like": "is_like"}  # of the behaviours but `exposed`
 
 
 def make_training_set(
@@ -38,7 +40,7 @@ def make_training_set(
     Args:
         config: which logs, where to split, how to write.
         folder: the training set to make; must not hold anything yet.
-        progress: called with (rows written, rows in all) after each chunk.
+        progress: called with (rows worked through, rows in all) after each chunk.
 
     Raises:
         ConfigError: a split day is no date, or they are in the wrong order.
@@ -53,22 +55,25 @@ def make_training_set(
     ) as writer:
         logs = read_kuairand(config.path)
         time_ms = logs.rows["time_ms"].to_numpy()
-        splits = _split_rows(time_ms, starts_ms, config.path)
+        is_past = logs.is_past
+        splits = _split_rows(time_ms, is_past, starts_ms, config.path)
+        fit = ~is_past & (time_ms < starts_ms["valid"])
         features = build_features(logs, starts_ms["valid"], known_until(time_ms, config.refresh))
         behaviours = _behaviours(logs, features, config)
-        labels = _task_labels(logs, splits["train"].stop, config.min_base_rate)
-        tasks = [Task(name=name, column=f"label_{name}") for name in labels]
+        labels = _task_labels(logs, fit, config.min_base_rate)
+        tasks = [_binary_task(name, values) for name, values in labels.items()]
         if config.watch_time:
-            tasks.append(_watch_time(labels, logs, splits["train"].stop))
+            tasks.append(_watch_time(labels, logs, fit))
         columns = _plain_columns(logs, features, labels)
+        written = pa.array(~is_past | config.past_exposures)
         done = 0
         for split, chunk in _chunks(splits):
-            pieces = columns.slice(chunk.start, chunk.stop - chunk.start)
+            pieces = columns.slice(chunk.start, len(chunk))
             for behaviour in behaviours:
                 for name, values in behaviour.histories(chunk).items():
                     pieces = pieces.append_column(name, values)
-            writer.write(split, pieces)
-            done += len(pieces)
+            writer.write(split, pieces.filter(written[chunk.start : chunk.stop]))
+            done += len(chunk)
             if progress is not None:
                 progress(done, len(time_ms))
         return writer.publish(_schema(features, behaviours, tasks))
@@ -95,15 +100,18 @@ def _beijing_midnight_ms(key: str, day: str) -> int:
     return int(midnight.timestamp()) * 1000
 
 
-def _split_rows(time_ms: IntArray, starts_ms: dict[str, int], path: Path) -> dict[str, range]:
+def _split_rows(
+    time_ms: IntArray, is_past: BoolArray, starts_ms: dict[str, int], path: Path
+) -> dict[str, range]:
     """The rows of each split; rows are in time order, so each is one interval."""
     edges = [0, *(int(np.searchsorted(time_ms, start)) for start in starts_ms.values())]
     edges.append(len(time_ms))
     names = ["train", *starts_ms]
     splits = {name: range(edges[i], edges[i + 1]) for i, name in enumerate(names)}
     for name, rows in splits.items():
-        if not rows:
-            ends = time_ms[[0, -1]] if len(time_ms) else ()
+        if is_past[rows.start : rows.stop].all():
+            logged_ms = time_ms[~is_past]
+            ends = logged_ms[[0, -1]] if len(logged_ms) else ()
             days = " to ".join(_beijing_day(t) for t in ends) or "none"
             raise DataError(
                 f"split {name} has no rows: the logs in {path} cover {days}, Beijing time; "
@@ -132,15 +140,15 @@ def known_until(time_ms: IntArray, refresh: Literal["daily", "live"]) -> IntArra
     """
     if refresh == "live":
         return time_ms
-    return (time_ms + BEIJING_MS) // DAY_MS * DAY_MS - BEIJING_MS
+    return midnight_ms(time_ms)
 
 
-def _task_labels(logs: RawLogs, num_train: int, min_base_rate: float) -> dict[str, pa.Array]:
-    """Task name -> labels, for the signals that are frequent enough in train."""
+def _task_labels(logs: RawLogs, fit: BoolArray, min_base_rate: float) -> dict[str, pa.Array]:
+    """Task name -> labels, for the signals that are frequent enough in the rows of `fit`."""
     labels = {}
     for column in LABELS:
         values = logs.rows[column].combine_chunks()
-        if values.to_numpy()[:num_train].mean() >= min_base_rate:
+        if pc.mean(values.filter(pa.array(fit))).as_py() >= min_base_rate:
             labels[column.removeprefix("is_")] = values
     if not labels:
         raise DataError(
@@ -150,9 +158,17 @@ def _task_labels(logs: RawLogs, num_train: int, min_base_rate: float) -> dict[st
     return labels
 
 
-def _watch_time(labels: dict[str, pa.Array], logs: RawLogs, num_train: int) -> Task:
-    """The task, with its label column added to `labels`; an unknown watch time counts as 0 ms."""
+def _binary_task(name: str, labels: pa.Array) -> Task:
+    return Task(name=name, column=f"label_{name}", nullable=labels.null_count > 0)
+
+
+def _watch_time(labels: dict[str, pa.Array], logs: RawLogs, fit: BoolArray) -> Task:
+    """The task, with its label column added to `labels`.
+
+    An unknown watch time counts as 0 ms, but for past exposures, where it stays unknown.
+    """
     play_time_ms = pc.fill_null(logs.rows["play_time_ms"].combine_chunks(), 0.0)
+    play_time_ms = pc.if_else(pa.array(logs.is_past), None, play_time_ms)
     if pc.min(play_time_ms).as_py() < 0:
         row = pc.index(pc.less(play_time_ms, 0.0), True).as_py()
         raise DataError(
@@ -160,11 +176,15 @@ def _watch_time(labels: dict[str, pa.Array], logs: RawLogs, num_train: int) -> T
             "expected 0 or more; repair the logs, or set ingest.watch_time=false"
         )
     labels["watch_time"] = pc.round(play_time_ms).cast(pa.int64())
-    mean_ms = float(labels["watch_time"].to_numpy()[:num_train].mean())
+    mean_ms = pc.mean(labels["watch_time"].filter(pa.array(fit))).as_py()
     if mean_ms == 0:
         raise DataError("no watch time in train; set ingest.watch_time=false")
     return Task(
-        name="watch_time", column="label_watch_time", kind="watch_time", mean_ms=round(mean_ms, 3)
+        name="watch_time",
+        column="label_watch_time",
+        kind="watch_time",
+        mean_ms=round(mean_ms, 3),
+        nullable=bool(logs.is_past.any()),
     )
 
 
@@ -179,15 +199,15 @@ class _Behaviour:
     """One behaviour's histories, read chunk by chunk while its events are added."""
 
     def __init__(
-        self, name: str, rows: "_Items", past: "_Items", *, num_users: int, config: KuaiRandIngest
+        self, name: str, rows: "_Items", older: "_Items", *, num_users: int, config: KuaiRandIngest
     ) -> None:
         self.name = name
         self.refresh = config.refresh
         self.attributes = (*ITEM_ATTRIBUTES, "action")[: rows.codes.shape[1]]
         self.length = config.history_length
         self._rows = rows
-        self._past = past
-        self._past_read = 0
+        self._older = older
+        self._older_read = 0
         self._builder = HistoryBuilder(
             num_users=num_users, length=self.length, num_attributes=len(self.attributes)
         )
@@ -207,21 +227,20 @@ class _Behaviour:
     def histories(self, chunk: range) -> dict[str, pa.Array]:
         """Columns of these rows; chunks must follow one another."""
         last = self._rows.time_ms[chunk.stop - 1]
-        stop = int(np.searchsorted(self._past.time_ms, last, side="right"))
-        past = self._past.part(range(self._past_read, stop))
-        self._past_read = stop
+        stop = int(np.searchsorted(self._older.time_ms, last, side="right"))
+        older = self._older.part(range(self._older_read, stop))
+        self._older_read = stop
         rows = self._rows.part(chunk)
-        # Past events are mostly, not always, before the first row: merge them by time.
-        time_ms = np.concatenate([past.time_ms, rows.time_ms])
+        time_ms = np.concatenate([older.time_ms, rows.time_ms])
         order = np.argsort(time_ms, kind="stable")
         found = self._builder.read_then_add(
-            np.concatenate([past.user, rows.user])[order],
+            np.concatenate([older.user, rows.user])[order],
             time_ms[order],
-            np.concatenate([past.codes, rows.codes])[order],
-            np.concatenate([past.happened, rows.happened])[order],
+            np.concatenate([older.codes, rows.codes])[order],
+            np.concatenate([older.happened, rows.happened])[order],
             known_until(time_ms[order], self.refresh),
         )
-        wanted = pa.array(np.flatnonzero(order >= len(past.user)))
+        wanted = pa.array(np.flatnonzero(order >= len(older.user)))
         columns = {f"{self.name}_{a}": found.column(i) for i, a in enumerate(self.attributes)}
         columns[f"{self.name}_gap_s"] = found.gap_column()
         return {name: values.take(wanted) for name, values in columns.items()}
@@ -243,17 +262,17 @@ class _Items:
 
 def _behaviours(logs: RawLogs, features: Features, config: KuaiRandIngest) -> list[_Behaviour]:
     """Everything shown (with what it met with), long views, likes."""
-    signals = {"exposed": None, "long_view": "long_view", "like": "is_like"}
-    behaviours = []
-    for name, signal in signals.items():
-        rows, past = (_items(t, features) for t in (logs.rows, logs.past[name]))
-        if signal is None:
-            rows = _with_action(rows, logs.rows, ("is_click", "long_view", "is_like"), 1)
-            past = _with_action(past, logs.past[name], ("long_view", "is_like"), _PAST_ACTION)
-        else:
-            rows = replace(rows, happened=logs.rows[signal].to_numpy() == 1)
-        size = len(features.users)
-        behaviours.append(_Behaviour(name, rows, past, num_users=size, config=config))
+    rows = _items(logs.rows, features)
+    codes = np.concatenate([rows.codes, _actions(logs)[:, None]], axis=1)
+    size = len(features.users)
+    exposed = replace(rows, codes=codes)
+    behaviours = [
+        _Behaviour("exposed", exposed, exposed.part(range(0)), num_users=size, config=config)
+    ]
+    for name, older in logs.older.items():
+        happened = replace(rows, happened=logs.rows[_SIGNALS[name]].to_numpy() == 1)
+        older_items = _items(older, features)
+        behaviours.append(_Behaviour(name, happened, older_items, num_users=size, config=config))
     return behaviours
 
 
@@ -266,11 +285,13 @@ def _items(table: pa.Table, features: Features) -> _Items:
     )
 
 
-def _with_action(items: _Items, table: pa.Table, flags: tuple[str, ...], first: int) -> _Items:
-    action = np.full(table.num_rows, first, np.int64)
-    for bit, flag in enumerate(flags):
-        action += table[flag].to_numpy().astype(np.int64) << bit
-    return replace(items, codes=np.concatenate([items.codes, action[:, None]], axis=1))
+def _actions(logs: RawLogs) -> IntArray:
+    click, long_view, like = (
+        pc.fill_null(logs.rows[flag], 0).to_numpy().astype(np.int64)
+        for flag in ("is_click", "long_view", "is_like")
+    )
+    logged = 1 + click + 2 * long_view + 4 * like
+    return np.where(logs.is_past, _PAST_ACTION + long_view + 2 * like, logged)
 
 
 def _schema(features: Features, behaviours: list[_Behaviour], tasks: Sequence[Task]) -> Schema:

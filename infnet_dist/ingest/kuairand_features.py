@@ -1,8 +1,8 @@
 """KuaiRand logs in the common form -> one id or number per row and feature, and what they mean.
 
-Everything that is learned from data (vocabularies, boundaries, priors) comes from the training
-window: the rows before `valid_from` and the exposures before them. Counters run along with the
-rows and freeze at the end of the window.
+Everything that is learned from data comes from the training window, the rows before `valid_from`:
+vocabularies and priors from all of them, boundaries from those that aren't past exposures, which
+valid's rows resemble more. Counters run along with the rows and freeze at the end of the window.
 """
 
 from collections.abc import Mapping
@@ -16,23 +16,22 @@ import pyarrow.compute as pc
 from infnet_dist.ingest.counters import EventCounts, pair_keys, smoothed_rate
 from infnet_dist.ingest.encode import Vocabulary, float_column, quantile_boundaries
 from infnet_dist.ingest.kuairand_logs import (
-    BEIJING_MS,
-    DAY_MS,
     USER_CATEGORIES,
     USER_NUMBERS,
     VIDEO_CATEGORIES,
     RawLogs,
 )
+from infnet_dist.ingest.kuairand_time import hour, weekday
 from infnet_dist.schema import CategoricalFeature, DenseFeature, Table
 
 IntArray = npt.NDArray[np.int64]
 FloatArray = npt.NDArray[np.float64]
+BoolArray = npt.NDArray[np.bool_]
 
 NUM_BUCKETS = 32
 PRIOR_STRENGTH = 10.0  # trials that the average rate weighs in a smoothed rate
 ITEM_ATTRIBUTES = ("video", "author", "tag")
 _SIGNALS = {"click": "is_click", "long_view": "long_view", "like": "is_like"}
-_HOUR_MS = 3_600_000
 
 
 class Entities:
@@ -41,7 +40,7 @@ class Entities:
     Args:
         key: `user_id` or `video_id`.
         described: the users or videos file.
-        occurring: ids that occur in rows and past events.
+        occurring: ids that occur in rows and older events.
         seen: ids that occur in the training window; vocabularies hold only their values.
     """
 
@@ -100,16 +99,16 @@ class Features:
         self.tables.append(Table(name=name, num_embeddings=num_embeddings))
         self.categorical.append(CategoricalFeature(name=name, table=name, column=name))
 
-    def add_bucketised(self, name: str, values: FloatArray, num_train: int) -> None:
-        """A number, bucketised by boundaries of the first `num_train` rows; NaN is missing."""
-        boundaries = quantile_boundaries(values[:num_train], NUM_BUCKETS)
+    def add_bucketised(self, name: str, values: FloatArray, fit: BoolArray) -> None:
+        """A number, bucketised by boundaries of the rows in `fit`; NaN is missing."""
+        boundaries = quantile_boundaries(values[fit], NUM_BUCKETS)
         self.columns[name] = float_column(values)
         self.tables.append(Table(name=name, num_embeddings=len(boundaries) + 2))
         self.dense.append(DenseFeature(name=name, column=name, boundaries=boundaries))
 
-    def add_standardised(self, name: str, values: FloatArray, num_train: int) -> None:
-        """A number that stays one; the mean of the first `num_train` rows stands in for NaN."""
-        known = values[:num_train][~np.isnan(values[:num_train])]
+    def add_standardised(self, name: str, values: FloatArray, fit: BoolArray) -> None:
+        """A number that stays one; the mean of the rows in `fit` stands in for NaN."""
+        known = values[fit & ~np.isnan(values)]
         mean, std = (float(known.mean()), float(known.std())) if len(known) else (0.0, 0.0)
         self.columns[name] = float_column(np.where(np.isnan(values), mean, values))
         self.dense.append(DenseFeature(name=name, column=name, mean=mean, std=std or 1.0))
@@ -125,7 +124,7 @@ def build_features(logs: RawLogs, valid_from_ms: int, known_until_ms: IntArray) 
     """
     rows = logs.rows
     time_ms = rows["time_ms"].to_numpy()
-    num_train = int(np.searchsorted(time_ms, valid_from_ms))
+    fit = (time_ms < valid_from_ms) & ~logs.is_past
     users = _entities(logs, "user_id", logs.users, valid_from_ms)
     videos = _entities(logs, "video_id", logs.videos, valid_from_ms)
     user = users.index(rows["user_id"].to_numpy())
@@ -141,37 +140,36 @@ def build_features(logs: RawLogs, valid_from_ms: int, known_until_ms: IntArray) 
     for index, tables in ((user, user_tables), (video, video_tables)):
         for name, (codes, num_embeddings) in tables.items():
             features.add_categorical(name, codes[index], num_embeddings)
-    beijing_ms = time_ms + BEIJING_MS
     context = {
         "tab": rows["tab"].combine_chunks(),
-        "hour": pa.array(beijing_ms // _HOUR_MS % 24),
-        "weekday": pa.array(beijing_ms // DAY_MS % 7),
+        "hour": pa.array(hour(time_ms), mask=logs.is_past),
+        "weekday": pa.array(weekday(time_ms), mask=logs.is_past),
     }
     for name, values in context.items():
-        vocabulary = Vocabulary.fit(values[:num_train])
+        vocabulary = Vocabulary.fit(values.filter(pa.array(fit)))
         features.add_categorical(name, vocabulary.encode(values), vocabulary.num_embeddings)
 
     duration_ms = pc.fill_null(rows["duration_ms"], np.nan).to_numpy()
-    features.add_bucketised("duration_ms", duration_ms, num_train)
-    features.add_standardised("log_duration_s", np.log1p(duration_ms / 1000), num_train)
+    features.add_bucketised("duration_ms", duration_ms, fit)
+    features.add_standardised("log_duration_s", np.log1p(duration_ms / 1000), fit)
     for column in USER_NUMBERS:
-        features.add_bucketised(column, users.numbers(column)[user], num_train)
+        features.add_bucketised(column, users.numbers(column)[user], fit)
     user_codes = user_tables["user"][0]
     for name, values in _counters(
         logs, features, user_codes, valid_from_ms, known_until_ms
     ).items():
-        features.add_bucketised(name, values, num_train)
+        features.add_bucketised(name, values, fit)
     return features
 
 
 def _entities(logs: RawLogs, key: str, described: pa.Table, valid_from_ms: int) -> Entities:
-    sources = [logs.rows, *logs.past.values()]
+    sources = [logs.rows, *logs.older.values()]
     occurring = [table[key].to_numpy() for table in sources]
     seen = [table[key].to_numpy()[_in_window(table, valid_from_ms)] for table in sources]
     return Entities(key, described, occurring, seen)
 
 
-def _in_window(table: pa.Table, valid_from_ms: int) -> npt.NDArray[np.bool_]:
+def _in_window(table: pa.Table, valid_from_ms: int) -> BoolArray:
     return table["time_ms"].to_numpy() < valid_from_ms
 
 
@@ -183,7 +181,8 @@ def _counters(
     known_until_ms: IntArray,
 ) -> dict[str, FloatArray]:
     """Impressions and smoothed rates so far, per user, video, author and (user, author)."""
-    events, weights = _events(logs, valid_from_ms)
+    events = logs.rows.filter(pa.array(_in_window(logs.rows, valid_from_ms)))
+    weights = _weights(events)
     event_keys = _counter_keys(events, features, user_codes)
     row_keys = _counter_keys(logs.rows, features, user_codes)
     times = events["time_ms"].to_numpy()
@@ -206,26 +205,12 @@ def _counters(
     return counters
 
 
-def _events(logs: RawLogs, valid_from_ms: int) -> tuple[pa.Table, FloatArray]:
-    """Impressions of the training window, and what each adds.
-
-    Returns:
-        user_id, video_id and time_ms of E events, and float64 [E, 1 + 2 x signals]: 1, whether
-        each signal is known, whether it happened. Past exposures don't say whether they were
-        clicked.
-    """
-    keys = ["user_id", "video_id", "time_ms"]
-    tables, weights = [], []
-    for table in (logs.past["exposed"], logs.rows):
-        window = table.filter(pa.array(_in_window(table, valid_from_ms)))
-        known, happened = [], []
-        for column in _SIGNALS.values():
-            has = column in window.column_names
-            known.append(np.full(window.num_rows, float(has)))
-            happened.append(window[column].to_numpy() if has else np.zeros(window.num_rows))
-        tables.append(window.select(keys))
-        weights.append(np.stack([np.ones(window.num_rows), *known, *happened], axis=1))
-    return pa.concat_tables(tables).combine_chunks(), np.concatenate(weights)
+def _weights(events: pa.Table) -> FloatArray:
+    """[E, 1 + 2 x signals], what E events add: 1, whether each signal is known, whether it was."""
+    columns = [events[column] for column in _SIGNALS.values()]
+    known = [column.is_valid().to_numpy() for column in columns]
+    happened = [pc.fill_null(column, 0).to_numpy() for column in columns]
+    return np.stack([np.ones(len(events)), *known, *happened], axis=1)
 
 
 def _counter_keys(

@@ -1,18 +1,20 @@
 """Reads KuaiRand logs, published (CSV) or our Parquet slice, into one common form.
 
 Nothing after this module knows which layout it was. Both have impressions, users and videos; the
-slice also has each user's exposures from before the window. Site-wide video statistics are never
-read: they cover the whole month and so leak the future.
+slice also has each user's past exposures from before the window, which become rows as well.
+Site-wide video statistics are never read: they cover the whole month and so leak the future.
 """
 
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from infnet_dist.errors import DataError
+from infnet_dist.ingest.kuairand_past import no_older_events, read_past
 from infnet_dist.ingest.raw_files import Columns, check_flags, check_unique, read_columns
 
 LABELS = (
@@ -33,9 +35,6 @@ USER_CATEGORIES = (
 )
 USER_NUMBERS = ("register_days", "follow_user_num", "fans_user_num", "friend_user_num")
 VIDEO_CATEGORIES = ("author_id", "tag", "music_id", "video_type", "upload_type", "music_type")
-
-BEIJING_MS = 8 * 3_600_000  # UTC + 8 h
-DAY_MS = 86_400_000
 
 _TEXT = {"user_active_degree", "tag", "video_type", "upload_type"}
 _MISSING = {  # how the logs write "unknown", beside null
@@ -58,11 +57,6 @@ _VIDEOS: Columns = {
     "video_id": pa.int64(),
     **{c: pa.string() if c in _TEXT else pa.float64() for c in VIDEO_CATEGORIES},
 }
-_HISTORY_LISTS = ("exposed_video_id", "long_view", "is_like", "long_view_video_id", "like_video_id")
-_HISTORY: Columns = {
-    **dict.fromkeys(("user_id", "last_time_ms"), pa.int64()),
-    **dict.fromkeys(_HISTORY_LISTS, pa.list_(pa.int64())),
-}
 _SLICE = (
     "interactions_train.parquet",
     "interactions_valid.parquet",
@@ -77,20 +71,24 @@ class RawLogs:
     """KuaiRand logs in the common form; numbers are float64, unknown values null.
 
     Attributes:
-        rows: impressions sorted by (time_ms, user_id, video_id): these ids, tab, duration_ms,
-            play_time_ms and the LABELS as int8.
+        rows: impressions, the past exposures among them, sorted by (time_ms, user_id, video_id):
+            these ids, tab, duration_ms, play_time_ms and the LABELS as int8. Of a past exposure
+            only long_view and is_like are known, and the duration if another row has the video.
         users: user_id, USER_CATEGORIES, USER_NUMBERS; one row per user.
         videos: video_id, VIDEO_CATEGORIES; one row per video.
-        past: events from before the rows, without labels of their own to train on, by behaviour
-            (`exposed`, `long_view`, `like`), sorted by time: user_id, video_id, time_ms;
-            `exposed` also has long_view and is_like. Their single times aren't known: `time_ms` is
-            the user's last one, the earliest moment at which all of them have surely happened.
+        older: by behaviour (`long_view`, `like`), events from before a user's past exposures,
+            sorted by time: user_id, video_id, time_ms.
     """
 
     rows: pa.Table
     users: pa.Table
     videos: pa.Table
-    past: dict[str, pa.Table]
+    older: dict[str, pa.Table]
+
+    @property
+    def is_past(self) -> npt.NDArray[np.bool_]:
+        """Which rows are past exposures: their hour and scenario aren't known."""
+        return self.rows["is_click"].is_null().to_numpy()
 
 
 def read_kuairand(folder: Path) -> RawLogs:
@@ -103,13 +101,13 @@ def read_kuairand(folder: Path) -> RawLogs:
         raise DataError(f"no folder {folder}; set ingest.path to the folder of the KuaiRand logs")
     if any((folder / name).is_file() for name in _SLICE):
         paths = [_existing(folder, name) for name in _SLICE]
-        return _common_form(paths[:2], paths[2], paths[3], _read_history(paths[4]))
+        return _common_form(paths[:2], paths[2], paths[3], paths[4])
     for place in (folder, folder / "data"):
         logs = sorted(place.glob("log_standard_*.csv"))
         if logs:
             users = _only(place, "user_features_*.csv")
             videos = _only(place, "video_features_basic_*.csv")
-            return _common_form(logs, users, videos, _no_history())
+            return _common_form(logs, users, videos, None)
     found = ", ".join(sorted(p.name for p in folder.iterdir())[:5]) or "nothing"
     raise DataError(
         f"no KuaiRand logs in {folder}: found {found}; expected log_standard_*.csv (there or in "
@@ -136,15 +134,20 @@ def _only(folder: Path, pattern: str) -> Path:
     return paths[0]
 
 
-def _common_form(logs: list[Path], users: Path, videos: Path, past: dict[str, pa.Table]) -> RawLogs:
+def _common_form(logs: list[Path], users: Path, videos: Path, history: Path | None) -> RawLogs:
     rows = pa.concat_tables([_read_rows(path) for path in logs])
+    older = no_older_events()
+    if history is not None:
+        past, older = read_past(history)
+        past = past.append_column("duration_ms", _durations(past["video_id"], rows))
+        rows = pa.concat_tables([past, rows], promote_options="default").select(rows.column_names)
     keys = [rows[key].to_numpy() for key in ("video_id", "user_id", "time_ms")]
     rows = rows.take(pa.array(np.lexsort(keys))).combine_chunks()
     return RawLogs(
         rows=rows,
         users=check_unique(_read(users, _USERS), "user_id", users),
         videos=check_unique(_read(videos, _VIDEOS), "video_id", videos),
-        past=past,
+        older=older,
     )
 
 
@@ -162,48 +165,7 @@ def _read_rows(path: Path) -> pa.Table:
     return check_flags(_read(path, _ROWS), LABELS, path)
 
 
-def _read_history(path: Path) -> dict[str, pa.Table]:
-    """The exposure history as flat events, each user's oldest first."""
-    table = read_columns(path, _HISTORY)
-    lengths = pc.fill_null(pc.list_value_length(table["exposed_video_id"]), 0)
-    for name in ("long_view", "is_like"):
-        same = pc.equal(pc.fill_null(pc.list_value_length(table[name]), 0), lengths)
-        if not pc.all(same, min_count=0).as_py():
-            row = pc.index(same, False).as_py()
-            raise DataError(
-                f"{path}: row {row} has a list {name} of another length than exposed_video_id; "
-                "repair or remove the row"
-            )
-    exposed = _flatten(path, table, "exposed_video_id", ("long_view", "is_like"))
-    return {
-        "exposed": check_flags(exposed, ("long_view", "is_like"), path),
-        "long_view": _flatten(path, table, "long_view_video_id"),
-        "like": _flatten(path, table, "like_video_id"),
-    }
-
-
-def _flatten(path: Path, table: pa.Table, items: str, flags: tuple[str, ...] = ()) -> pa.Table:
-    owner = pc.list_parent_indices(table[items].combine_chunks())
-    if pc.list_flatten(table[items]).null_count:
-        raise DataError(f"{path}: a list {items} has an empty item, expected a video_id; repair it")
-    events = {
-        "user_id": table["user_id"].take(owner),
-        "video_id": pc.list_flatten(table[items]),
-        "time_ms": table["last_time_ms"].take(owner),
-        **{flag: pc.list_flatten(table[flag]) for flag in flags},
-    }
-    flat = pa.table(events)
-    # Stable, so that a user's events stay oldest first although they share a timestamp.
-    order = np.argsort(flat["time_ms"].to_numpy(), kind="stable")
-    return flat.take(pa.array(order)).combine_chunks()
-
-
-def _no_history() -> dict[str, pa.Table]:
-    nothing = pa.array([], pa.int64())
-    flags = {"long_view": pa.array([], pa.int8()), "is_like": pa.array([], pa.int8())}
-    events = {"user_id": nothing, "video_id": nothing, "time_ms": nothing}
-    return {
-        "exposed": pa.table(events | flags),
-        "long_view": pa.table(events),
-        "like": pa.table(events),
-    }
+def _durations(video_ids: pa.ChunkedArray, rows: pa.Table) -> pa.ChunkedArray:
+    """Each video's duration in `rows` (the longest, should they differ); null if it has none."""
+    known = rows.group_by("video_id").aggregate([("duration_ms", "max")])
+    return known["duration_ms_max"].take(pc.index_in(video_ids, value_set=known["video_id"]))

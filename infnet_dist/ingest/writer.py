@@ -168,7 +168,8 @@ class _SplitWriter:
 
     def describe(self, schema: Schema) -> Split:
         """Rows, time range and label means, read back from what was written."""
-        parts, sums, times = [], dict.fromkeys((t.name for t in schema.tasks), 0.0), []
+        parts, times = [], []
+        sums, known = ({task.name: 0.0 for task in schema.tasks} for _ in range(2))
         for name in self._files:
             file = pq.ParquetFile(self._folder / name)
             _check_columns(schema, file.schema_arrow, name)
@@ -179,12 +180,14 @@ class _SplitWriter:
                 time = batch.column(schema.time_column).to_numpy()
                 times += [int(time.min()), int(time.max())]
                 for task in schema.tasks:
-                    sums[task.name] += float(np.sum(batch.column(task.column).to_numpy()))
+                    labels = batch.column(task.column).drop_null().to_numpy()
+                    sums[task.name] += float(np.sum(labels))
+                    known[task.name] += len(labels)
         rows = sum(part.rows for part in parts)
         return Split(
             rows=rows,
             time_range_ms=(min(times), max(times)),
-            base_rates={name: total / rows for name, total in sums.items()},
+            base_rates={n: sums[n] / known[n] if known[n] else 0.0 for n in sums},
             parts=tuple(parts),
         )
 

@@ -13,6 +13,7 @@ import pytest
 from infnet_dist.data.check import check_columns, check_feed, check_split, count_without
 from infnet_dist.data.manifest import read_manifest
 from infnet_dist.errors import ConfigError, DataError
+from infnet_dist.schema import Task
 from infnet_dist.session import check_can_train, open_training_set
 from tests.runs import make_config, make_tiny_set
 from tests.unit.test_reader import make_set
@@ -183,3 +184,18 @@ def test_positives_without_their_parent_are_counted(tmp_path: Path) -> None:
     expected = sum(row["like"] > row["click"] for row in rows), sum(row["like"] for row in rows)
     found = count_without(folder, manifest, manifest.schema_, task="like", under="click")
     assert found == expected and found[0] > 0
+
+
+def test_an_unknown_parent_is_none(folder: Path) -> None:
+    """Row i has label i % 2; its parent is unknown, 0, 1 in turn."""
+    table = pq.read_table(folder / PART)
+    parent = pa.array([(None, 0, 1)[i % 3] for i in range(len(table))], pa.int8())
+    pq.write_table(table.append_column("parent", parent), folder / PART, row_group_size=10)
+    manifest = read_manifest(folder)
+    task = manifest.schema_.tasks[0]
+    schema = manifest.schema_.model_copy(
+        update={"tasks": (task, Task(name="parent", column="parent", nullable=True))}
+    )
+    known = [i for i in range(len(table)) if i % 3 and i % 2]
+    found = count_without(folder, manifest, schema, task="click", under="parent")
+    assert found == (sum(i % 3 == 1 for i in known), len(known))

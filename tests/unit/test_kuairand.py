@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 
@@ -73,7 +74,8 @@ def write_slice(folder, logs, history=()):
     logs["users"].to_parquet(folder / "users.parquet", index=False)
     logs["videos"].to_parquet(folder / "videos.parquet", index=False)
     ids, flags = pa.list_(pa.int32()), pa.list_(pa.int8())
-    types = {"user_id": pa.int32(), "last_time_ms": pa.int64(), "exposed_video_id": ids}
+    types = {"user_id": pa.int32(), "history_len": pa.int32(), "last_time_ms": pa.int64()}
+    types["exposed_video_id"] = ids
     types |= {"long_view": flags, "is_like": flags, "long_view_video_id": ids, "like_video_id": ids}
     table = pa.Table.from_pylist(list(history), pa.schema(types))
     pq.write_table(table, folder / "exposure_history.parquet")
@@ -236,6 +238,75 @@ def test_watch_time_can_be_a_task(tmp_path):
         ingest(write_slice(tmp_path / "bad", logs), tmp_path / "bad_set", watch_time=True)
 
 
+PAST_MS = VALID_FROM_MS - 5 * DAY_MS  # a midnight, two days before the first impression
+PAST = [  # user 0 was shown 4 videos in two days, so one every 12 hours; user 7 one in all
+    {
+        "user_id": 0,
+        "history_len": 4,
+        "last_time_ms": PAST_MS + 2 * DAY_MS,
+        "exposed_video_id": [101, 102, 103],
+        "long_view": [1, 0, 1],
+        "is_like": [0, 0, 1],
+        "long_view_video_id": [110, 101, 103],
+        "like_video_id": [111, 112, 103],
+    },
+    {
+        "user_id": 7,
+        "history_len": 1,
+        "last_time_ms": PAST_MS + 7,
+        "exposed_video_id": [101],
+        "long_view": [0],
+        "is_like": [0],
+        "long_view_video_id": [],
+        "like_video_id": [104],
+    },
+]
+PAST_TIMES = {101: PAST_MS + DAY_MS, 102: PAST_MS + 3 * DAY_MS // 2, 103: PAST_MS + 2 * DAY_MS}
+
+
+def test_past_exposures_become_rows_for_what_is_known_of_them(tmp_path):
+    folder = write_slice(tmp_path / "raw", make_raw_logs(), PAST)
+    without = ingest(folder, tmp_path / "a", watch_time=True)
+    manifest = ingest(folder, tmp_path / "b", watch_time=True, past_exposures=True)
+    assert manifest.schema_ == without.schema_
+    nullable = {task.name for task in manifest.schema_.tasks if task.nullable}
+    assert nullable == {task.name for task in manifest.schema_.tasks} - {"long_view", "like"}
+    assert read_split(tmp_path / "b", "valid").equals(read_split(tmp_path / "a", "valid"))
+    train = read_split(tmp_path / "b", "train")
+    assert train.slice(4).equals(read_split(tmp_path / "a", "train"))
+    check_split(tmp_path / "b", manifest, manifest.schema_, split="train", rank=0, world_size=1)
+
+    rows = train.slice(0, 4).to_pylist()
+    assert [(row["user_id"], row["video_id"], row["time_ms"]) for row in rows] == [
+        (7, 101, PAST_MS + 7),
+        *((0, video, time_ms) for video, time_ms in PAST_TIMES.items()),
+    ]
+    assert [(row["label_long_view"], row["label_like"]) for row in rows] == [
+        (0, 0),
+        (1, 0),
+        (0, 0),
+        (1, 1),
+    ]
+    for row in rows:
+        assert {row[f"label_{task}"] for task in nullable} == {None}
+        assert row["tab"] == row["hour"] == row["weekday"] == 0
+    # A day's own feedback is not known before midnight; 103 was at midnight exactly.
+    assert [row["user_impressions"] for row in rows] == [0, 0, 0, 2]
+    assert [row["video_impressions"] for row in rows] == [0, 1, 0, 0]
+    video = dict(zip(train["video_id"].to_pylist(), train["video"].to_pylist(), strict=True))
+    assert rows[3]["exposed_video"] == [video[102], video[101]]
+    assert rows[3]["exposed_action"] == [9, 10]
+    assert rows[3]["exposed_gap_s"] == [43_200, 86_400]
+    assert rows[3]["long_view_video"] == [video[101], video[110]]
+    assert rows[3]["like_video"] == [video[112], video[111]]
+    assert rows[3]["like_gap_s"] == [86_400, 86_400]
+    tomorrow_ms = PAST_MS + 3 * DAY_MS
+    later = [row for row in train.to_pylist() if row["time_ms"] >= tomorrow_ms]
+    later = next(row for row in later if row["user_id"] == 0)
+    assert later["like_video"][-3:] == [video[103], video[112], video[111]]
+    assert later["exposed_action"][-3:] == [12, 9, 10]
+
+
 def test_vocabulary_starts_at_1_and_leaves_nulls_out():
     vocabulary = Vocabulary.fit(pa.array(["b", None, "a", "b"]))
     assert vocabulary.num_embeddings == 3
@@ -354,8 +425,9 @@ def test_no_logs_at_all(tmp_path):
 
 
 def test_histories_of_unequal_length_are_named(tmp_path):
-    event = {"user_id": 7, "last_time_ms": 1_650_000_000_000, "exposed_video_id": [100, 101]}
-    event |= {"long_view": [1], "is_like": [0, 0], "long_view_video_id": [], "like_video_id": []}
+    event = {"user_id": 7, "history_len": 2, "last_time_ms": 1_650_000_000_000}
+    event |= {"exposed_video_id": [100, 101], "long_view": [1], "is_like": [0, 0]}
+    event |= {"long_view_video_id": [], "like_video_id": []}
     folder = write_slice(tmp_path / "raw", make_raw_logs(), [event])
     assert "list long_view of another length" in error_of(folder, tmp_path)
 
@@ -394,11 +466,15 @@ class RealSlice:
 
     def __init__(self, folder, refresh):
         self.refresh = refresh
-        self.manifest = ingest(SLICE, folder, refresh=refresh)
+        self.manifest = ingest(SLICE, folder, refresh=refresh, past_exposures=True)
         self.schema = self.manifest.schema_
         self.splits = {s: read_split(folder, s) for s in ("train", "valid")}
+        past = pc.is_null(self.splits["train"]["label_click"])
+        self.past_rows = self.splits["train"].filter(past)
+        self.splits["train"] = self.splits["train"].filter(pc.invert(past))
         raw = [pd.read_parquet(SLICE / f"interactions_{s}.parquet") for s in self.splits]
-        self.rows = pd.concat(raw).sort_values(["time_ms", "user_id", "video_id"], kind="stable")
+        keys = ["time_ms", "user_id", "video_id"]
+        self.rows = pd.concat(raw).sort_values(keys, kind="stable", ignore_index=True)
         self.history = pd.read_parquet(SLICE / "exposure_history.parquet").set_index("user_id")
         self.author = pd.read_parquet(SLICE / "videos.parquet").set_index("video_id")["author_id"]
         self.train = self.rows[self.rows["time_ms"] < VALID_FROM_MS]
@@ -408,12 +484,29 @@ class RealSlice:
         self.seen_videos = sorted(int(v) for v in seen)
         self.video_id = {v: i + 1 for i, v in enumerate(self.seen_videos)}
 
-    def past(self, user_id, column):
-        """The user's list in the exposure history, oldest first, and the time known for it."""
+    def past(self, user_id, name):
+        """[(time, video, action code)] of a behaviour before the log, oldest first, by hand."""
         if user_id not in self.history.index:
-            return np.zeros(0, int), 0
+            return []
         entry = self.history.loc[user_id]
-        return entry[column], entry["last_time_ms"]
+        flags = list(zip(entry["long_view"], entry["is_like"], strict=True))
+        last_ms, number = int(entry["last_time_ms"]), max(int(entry["history_len"]), 1)
+        first_day = pd.Timestamp(self.history["last_time_ms"].min(), unit="ms", tz="Asia/Shanghai")
+        gap_ms = max((last_ms - first_day.normalize().value // 1_000_000) // number, 1)
+        shown = [
+            (last_ms - i * gap_ms, video, 9 + long_view + 2 * like)
+            for i, (video, (long_view, like)) in enumerate(
+                zip(entry["exposed_video_id"][::-1], flags[::-1], strict=True)
+            )
+        ][::-1]
+        if name == "exposed":
+            return shown
+        bit = 1 if name == "long_view" else 2
+        mine = [event for event in shown if (event[2] - 9) & bit]
+        older = list(entry[f"{name}_video_id"])
+        assert older[len(older) - len(mine) :] == [video for _, video, _ in mine]
+        before = (shown[0][0] if shown else last_ms) - 1
+        return [(before, video, 0) for video in older[: len(older) - len(mine)]] + mine
 
     def known_until_ms(self, row):
         """What the row may know is strictly before: itself, or the last midnight in Beijing."""
@@ -425,7 +518,7 @@ class RealSlice:
     def sample(self, num_rows, seed, earliest=20):
         """Rows spread over both splits, more of them among the earliest, where leaks would hide."""
         rng = np.random.default_rng(seed)
-        for split, table in self.splits.items():
+        for split, table in {"past": self.past_rows, **self.splits}.items():
             picked = rng.choice(table.num_rows, num_rows // 2, replace=False)
             if split == "train":
                 picked = np.concatenate([np.arange(earliest), picked])
@@ -440,17 +533,16 @@ def real(request, tmp_path_factory):
 @needs_slice
 def test_slice_rows_and_split_times(real):
     assert {s: split.rows for s, split in real.manifest.splits.items()} == {
-        "train": 154_235,
+        "train": 154_235 + 817_187,
         "valid": 30_942,
     }
     for split, name in ((real.train, "train"), (real.rows[len(real.train) :], "valid")):
         found = real.splits[name]
         for column in ("time_ms", "user_id", "video_id"):
             assert np.array_equal(found[column], split[column])
-        assert real.manifest.split(name).time_range_ms == (
-            split["time_ms"].min(),
-            split["time_ms"].max(),
-        )
+        every = split["time_ms"].tolist()
+        every += real.past_rows["time_ms"].to_pylist() if name == "train" else []
+        assert real.manifest.split(name).time_range_ms == (min(every), max(every))
         for task in ("click", "like", "long_view", "profile_enter"):
             label = f"is_{task}" if task != "long_view" else task
             assert np.array_equal(found[f"label_{task}"], split[label])
@@ -482,53 +574,37 @@ def test_slice_vocabulary_comes_from_the_training_window(real):
 @needs_slice
 def test_slice_histories_hold_only_earlier_events(real):
     of_user = dict(list(real.rows.groupby("user_id")))
-    lists = {"exposed": "exposed_video_id", "long_view": "long_view_video_id"}
-    lists |= {"like": "like_video_id"}
-    signal = {"long_view": "long_view", "like": "is_like"}
+    signal = {"exposed": None, "long_view": "long_view", "like": "is_like"}
     longest = defaultdict(int)
-    merged = 0
     for row in real.sample(300, seed=1, earliest=150):
-        mine = of_user[row["user_id"]]
-        mine = mine[mine["time_ms"] < real.known_until_ms(row)]
-        for name, column in lists.items():
-            events = mine if name == "exposed" else mine[mine[signal[name]] == 1]
-            past, last_ms = real.past(row["user_id"], column)
-            if last_ms >= real.known_until_ms(row):
-                merged += 1
-                past = past[:0]
-            items = np.concatenate([past, events["video_id"]]).astype(int)
-            times = np.concatenate([[last_ms] * len(past), events["time_ms"]]).astype(int)
-            newest = np.argsort(times, kind="stable")[::-1][:50]
-            assert row[f"{name}_video"] == [real.video_id.get(v, 0) for v in items[newest].tolist()]
-            gaps = [max((row["time_ms"] - t) // 1000, 1) for t in times[newest].tolist()]
+        mine = of_user[row["user_id"]] if row["user_id"] in of_user else real.rows[:0]
+        code = 1 + mine["is_click"] + 2 * mine["long_view"] + 4 * mine["is_like"]
+        for name, column in signal.items():
+            logged = mine if column is None else mine[mine[column] == 1]
+            events = [(t, v, code[i]) for i, t, v in logged[["time_ms", "video_id"]].itertuples()]
+            events = sorted(real.past(row["user_id"], name) + events, key=lambda event: event[0])
+            known = [event for event in events if event[0] < real.known_until_ms(row)]
+            newest = known[::-1][:50]
+            assert row[f"{name}_video"] == [real.video_id.get(v, 0) for _, v, _ in newest]
+            gaps = [max((row["time_ms"] - t) // 1000, 1) for t, _, _ in newest]
             assert row[f"{name}_gap_s"] == gaps
+            if name == "exposed":
+                assert row["exposed_action"] == [action for _, _, action in newest]
             longest[name] = max(longest[name], len(newest))
-    # Live, three rows are not after their user's last past exposure; daily, not a day after it.
-    assert merged == {"live": 9, "daily": 240}[real.refresh]
     assert longest["exposed"] == 50
     assert min(longest.values()) > 5
 
 
 @needs_slice
-def test_slice_actions_tell_what_the_exposures_met_with(real):
-    of_user = dict(list(real.rows.groupby("user_id")))
-    for row in real.sample(200, seed=2):
-        mine = of_user[row["user_id"]]
-        mine = mine[mine["time_ms"] < real.known_until_ms(row)][::-1]
-        code = 1 + mine["is_click"] + 2 * mine["long_view"] + 4 * mine["is_like"]
-        found = row["exposed_action"]
-        assert found[: len(code)] == code.tolist()[:50]
-        long_view, last_ms = real.past(row["user_id"], "long_view")
-        if last_ms < real.known_until_ms(row):
-            past = 9 + long_view + 2 * real.past(row["user_id"], "is_like")[0]
-            assert found[len(code) :] == past[::-1].tolist()[: max(50 - len(code), 0)]
-
-
-@needs_slice
 def test_slice_counters_equal_plain_counts(real):
-    columns = ["exposed_video_id", "long_view", "is_like"]
-    past = real.history.explode(columns).reset_index()
-    past = past.rename(columns={"last_time_ms": "time_ms", "exposed_video_id": "video_id"})
+    past = pd.DataFrame(
+        [
+            (user_id, video, time_ms, (action - 9) & 1, (action - 9) >> 1)
+            for user_id in real.history.index
+            for time_ms, video, action in real.past(user_id, "exposed")
+        ],
+        columns=["user_id", "video_id", "time_ms", "long_view", "is_like"],
+    )
     events = pd.concat([past, real.train])[
         ["user_id", "video_id", "time_ms", "long_view", "is_like", "is_click"]
     ].astype(float)

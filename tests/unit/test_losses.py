@@ -41,6 +41,23 @@ def test_each_real_row_weighs_the_same_whatever_rank_it_is_on() -> None:
     torch.testing.assert_close(mean_gradient(4), mean_gradient(3))
 
 
+def test_an_unknown_label_leaves_its_task_out_of_the_row() -> None:
+    torch.manual_seed(3)
+    logits = torch.randn(6, 2, requires_grad=True)
+    labels = torch.randint(0, 2, (6, 2)).float()
+    labels[4, 1] = 2.5
+    unknown = torch.zeros(6, 2, dtype=torch.bool)
+    unknown[1, 0] = unknown[1, 1] = unknown[3, 1] = True
+    loss = MultiTaskLoss([1.0, 0.5], [False, True])
+    _, by_row = zip(*(loss(logits[[b]], labels[[b]], torch.ones(1)) for b in range(6)), strict=True)
+    expected = (torch.stack(by_row) * ~unknown).sum(0) / 6
+    value, per_task = loss(logits, labels.masked_fill(unknown, torch.nan), torch.ones(6))
+    torch.testing.assert_close(per_task, expected)
+    (gradient,) = torch.autograd.grad(value, logits)
+    assert torch.isfinite(gradient).all()
+    assert torch.equal(gradient == 0, unknown)
+
+
 def test_huge_logits_stay_finite_and_padding_gets_no_gradient() -> None:
     logits = torch.tensor([[1e4], [-1e4], [3.0]], requires_grad=True)
     loss, _ = MultiTaskLoss([1.0])(logits, torch.ones(3, 1), torch.tensor([1.0, 1.0, 0.0]))

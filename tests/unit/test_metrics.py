@@ -440,6 +440,25 @@ def test_a_nan_logit_spoils_its_task_alone() -> None:
     check(result["optimum"], expected_metrics(data, scores="truth"))
 
 
+def test_unknown_labels_are_left_out_of_their_task() -> None:
+    data = make_data()
+    expected = {}
+    unknown = np.random.default_rng(1).random((240, 2)) < 0.3
+    unknown[:, 1] |= data["group"] == 3  # all rows of a user
+    for k, task in enumerate(TASKS):
+        known = {name: array[~unknown[:, k]] for name, array in data.items()}
+        every = expected_metrics(known)
+        expected |= {name: value for name, value in every.items() if name.endswith(task)}
+    data["labels"][unknown] = np.nan
+    state = MetricState(TASKS)
+    update(state, data, slice(None))
+    check(state.compute(OneRank(), "valid")["model"], expected)
+    data["labels"][:] = np.nan
+    state = MetricState(TASKS)
+    update(state, data, slice(None))
+    assert all(math.isnan(v) for v in state.compute(OneRank(), "valid")["model"].values())
+
+
 @pytest.mark.parametrize("unknown", ["all", "one"])
 def test_no_optimum_without_truth(unknown: str) -> None:
     data = make_data()

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from infnet_dist.batch import RankingBatch
+from infnet_dist.data.check import check_split
 from infnet_dist.data.collate import time_gap_bucket
 from infnet_dist.data.manifest import Manifest
 from infnet_dist.data.prefetch import prefetch
@@ -187,6 +188,29 @@ def test_collated_values(tmp_path: Path) -> None:
     assert last.sparse_features["row"].lengths().tolist() == [1, 1, 1, 0, 0, 0, 0, 0]
     assert last.weights_B.tolist() == [1, 1, 1, 0, 0, 0, 0, 0]
     assert last.dense_BN[3:].abs().sum() == 0
+
+
+def test_unknown_labels_are_nan_where_a_task_allows_them(tmp_path: Path) -> None:
+    table = make_table(20)
+    labels = [None if i % 3 == 1 else i % 2 for i in range(20)]
+    table = table.set_column(
+        table.column_names.index("label"), "label", pa.array(labels, pa.int8())
+    )
+    task = SCHEMA.tasks[0].model_copy(update={"nullable": True})
+    schema = SCHEMA.model_copy(update={"tasks": (task,)})
+    settings = {"rows_per_part": 100, "row_group_rows": 6, "source": {}}
+    with TrainingSetWriter(tmp_path / "s", **settings) as writer:
+        writer.write("train", table)
+        manifest = writer.publish(schema)
+    known = [label for label in labels if label is not None]
+    assert manifest.split("train").base_rates["click"] == sum(known) / len(known)
+    check_split(tmp_path / "s", manifest, schema, split="train", rank=0, world_size=1)
+    with pytest.raises(DataError, match=r"column 'label': 2 nulls; .* make a task nullable"):
+        check_split(tmp_path / "s", manifest, SCHEMA, split="train", rank=0, world_size=1)
+    reader = make_reader(tmp_path / "s", manifest, schema=schema, shuffle_rows=None)
+    found = torch.cat([batch.labels_BK[: batch.num_rows, 0] for batch in reader.batches()])
+    assert torch.equal(found.isnan(), torch.tensor([label is None for label in labels]))
+    assert found[~found.isnan()].tolist() == known
 
 
 def test_time_gap_buckets() -> None:

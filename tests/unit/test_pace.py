@@ -1,0 +1,57 @@
+"""Means between two log lines: per row, and per row whose label is known."""
+
+import math
+
+import pytest
+import torch
+
+from infnet_dist.losses import MultiTaskLoss
+from infnet_dist.pace import LogInterval
+from tests.unit.test_reader import make_reader, make_set
+
+
+class OneRank:
+    """The sum over a world of one process."""
+
+    world_size = 1
+
+    def sum(self, values: torch.Tensor) -> torch.Tensor:
+        return values
+
+
+def test_a_task_s_mean_is_over_the_rows_whose_label_is_known(tmp_path) -> None:
+    manifest = make_set(tmp_path / "s", 19, rows_per_part=50, row_group_rows=9)
+    reader = make_reader(tmp_path / "s", manifest)
+    interval = LogInterval(2, torch.device("cpu"))
+    loss = MultiTaskLoss([1.0, 1.0])
+    torch.manual_seed(0)
+    sums, known = torch.zeros(2), torch.zeros(2)
+    for batch in reader.batches():  # 8, 8 and 3 rows
+        logits = torch.randn(8, 2)
+        batch.labels_BK = torch.randint(0, 2, (8, 2)).float()
+        batch.labels_BK[torch.rand(8, 2) < 0.4] = torch.nan
+        total, per_task = loss(logits, batch.labels_BK, batch.weights_B)
+        interval.add(total, per_task, batch, wait_s=0.0)
+        for b in range(batch.num_rows):
+            for k in range(2):
+                if not batch.labels_BK[b, k].isnan():
+                    sign = 2 * batch.labels_BK[b, k] - 1
+                    sums[k] += torch.log1p(torch.exp(-sign * logits[b, k]))
+                    known[k] += 1
+    totals = interval.reduce(OneRank())
+    assert totals.rows == 19
+    assert totals.task_losses == pytest.approx((sums / known).tolist(), rel=1e-5)
+    assert totals.loss == pytest.approx(sums.sum().item() / 19, rel=1e-5)
+
+
+def test_a_task_without_a_known_label_has_no_mean(tmp_path) -> None:
+    manifest = make_set(tmp_path / "s", 8, rows_per_part=50, row_group_rows=9)
+    reader = make_reader(tmp_path / "s", manifest)
+    interval = LogInterval(1, torch.device("cpu"))
+    (batch,) = reader.batches()
+    batch.labels_BK = torch.full_like(batch.labels_BK, torch.nan)
+    total, per_task = MultiTaskLoss([1.0])(torch.zeros(8, 1), batch.labels_BK, batch.weights_B)
+    interval.add(total, per_task, batch, wait_s=0.0)
+    totals = interval.reduce(OneRank())
+    assert math.isnan(totals.task_losses[0])
+    assert totals.loss == 0
