@@ -64,8 +64,8 @@ class KuaiRandIngest(Section):
         "daily", description="histories and counters know events up to midnight, or up to the row"
     )
     watch_time: bool = Field(False, description="make the watch time a task as well")
-    past_exposures: bool = Field(
-        False, description="train on the exposure history as well, for what it tells (slice alone)"
+    past_exposures: int = Field(
+        0, ge=0, description="newest exposures of each user's history to train on as well (slice)"
     )
     rows_per_part: int = Field(1_000_000, ge=1, description="rows per Parquet file")
     row_group_rows: int = Field(16_384, ge=1, description="rows per Parquet row group")

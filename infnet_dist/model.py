@@ -165,8 +165,8 @@ def _build_dense(config: Config, schema: Schema) -> DenseArch:
     lengths = [sequence.max_length for sequence in sequences]
     num_tasks = len(schema.tasks)
     tokens = TokenArch(
-        field_dims=[embedding_dim] * len(schema.fields),
-        sequence_dims=[embedding_dim * len(s.attributes) for s in sequences],
+        num_fields=len(schema.fields),
+        embedding_dim=embedding_dim,
         sequence_lengths=lengths,
         target_fields=[schema.target_fields(sequence) for sequence in sequences],
         num_numbers=len(schema.numeric),

@@ -32,12 +32,29 @@ class Tokens(NamedTuple):
     task_BKD: torch.Tensor
 
 
+class FieldProjections(nn.Module):
+    """One linear map E -> D per field, all in one batched product."""
+
+    def __init__(self, num_fields: int, embedding_dim: int, token_dim: int) -> None:
+        """Initialised like `nn.Linear`."""
+        super().__init__()
+        bound = embedding_dim**-0.5
+        weight_MED = torch.empty(num_fields, embedding_dim, token_dim).uniform_(-bound, bound)
+        bias_M1D = torch.empty(num_fields, 1, token_dim).uniform_(-bound, bound)
+        self.weight_MED, self.bias_M1D = nn.Parameter(weight_MED), nn.Parameter(bias_M1D)
+
+    def forward(self, fields: Sequence[torch.Tensor]) -> torch.Tensor:
+        """M fields [B, E] -> [B, M, D]."""
+        fields_MBE = torch.stack(list(fields))
+        return torch.baddbmm(self.bias_M1D, fields_MBE, self.weight_MED).transpose(0, 1)
+
+
 class TokenArch(nn.Module):
     """Projects embeddings and numbers to tokens, and normalises them (LayerNorm, our choice).
 
     Args:
-        field_dims: E of each field.
-        sequence_dims: summed E of the item attributes of each behaviour.
+        num_fields: number of fields.
+        embedding_dim: E.
         sequence_lengths: L_f of each behaviour.
         target_fields: for each behaviour and item attribute the number of the candidate's field of
             the same kind; None where there is none: zeros stand in for it.
@@ -53,8 +70,8 @@ class TokenArch(nn.Module):
     def __init__(
         self,
         *,
-        field_dims: Sequence[int],
-        sequence_dims: Sequence[int],
+        num_fields: int,
+        embedding_dim: int,
         sequence_lengths: Sequence[int],
         target_fields: Sequence[Sequence[int | None]],
         num_numbers: int,
@@ -66,9 +83,11 @@ class TokenArch(nn.Module):
     ) -> None:
         """Make one projection per field and behaviour."""
         super().__init__()
-        self.fields = nn.ModuleList(nn.Linear(dim, token_dim) for dim in field_dims)
+        self.fields = FieldProjections(num_fields, embedding_dim, token_dim)
         self.numbers = nn.Linear(num_numbers, token_dim) if num_numbers else None
-        self.items = nn.ModuleList(nn.Linear(dim, token_dim) for dim in sequence_dims)
+        self.items = nn.ModuleList(
+            nn.Linear(embedding_dim * len(attributes), token_dim) for attributes in target_fields
+        )
         self.task_KD = None
         if num_tasks:
             self.task_KD = nn.Parameter(torch.randn(num_tasks, token_dim) * token_dim**-0.5)
@@ -77,7 +96,7 @@ class TokenArch(nn.Module):
         self.dropout = nn.Dropout(dropout)
         self.target_fields = target_fields
         self.token_dim = token_dim
-        self.num_fields = len(field_dims) + (num_numbers > 0)
+        self.num_fields = num_fields + (num_numbers > 0)
         self.position_LD = self.time_gap = None
         if positions and sequence_lengths:
             length = sum(sequence_lengths)
@@ -97,15 +116,15 @@ class TokenArch(nn.Module):
 
         Args:
             fields: one [B, E] per field.
-            sequences: one [B, L_f, sum of E] per behaviour.
+            sequences: one [B, L_f, attributes x E] per behaviour.
             masks: one bool [B, L_f] per behaviour.
             dense_BN: standardised numbers.
             time_gap_BL: int64 buckets, 0 where padded.
         """
-        categorical = [project(x_BE) for project, x_BE in zip(self.fields, fields, strict=True)]
+        projected_BMD = self.fields(fields)
         if self.numbers is not None:
-            categorical.append(self.numbers(dense_BN))
-        categorical_BMD = self.dropout(self.field_norm(torch.stack(categorical, dim=1)))
+            projected_BMD = torch.cat([projected_BMD, self.numbers(dense_BN).unsqueeze(1)], dim=1)
+        categorical_BMD = self.dropout(self.field_norm(projected_BMD))
         batch = len(categorical_BMD)
         task_BKD = categorical_BMD.new_zeros(batch, 0, self.token_dim)
         if self.task_KD is not None:

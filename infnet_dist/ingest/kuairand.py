@@ -65,7 +65,7 @@ def make_training_set(
         if config.watch_time:
             tasks.append(_watch_time(labels, logs, fit))
         columns = _plain_columns(logs, features, labels)
-        written = pa.array(~is_past | config.past_exposures)
+        written = pa.array(~is_past | _newest_past(logs, config.past_exposures))
         done = 0
         for split, chunk in _chunks(splits):
             pieces = columns.slice(chunk.start, len(chunk))
@@ -118,6 +118,18 @@ def _split_rows(
                 "change ingest.valid_from or ingest.test_from"
             )
     return splits
+
+
+def _newest_past(logs: RawLogs, count: int) -> BoolArray:
+    """Which rows are among the `count` newest past exposures of their user."""
+    past = np.flatnonzero(logs.is_past)
+    users = logs.rows["user_id"].to_numpy()[past]
+    by_user = np.argsort(users, kind="stable")  # and by time
+    users = users[by_user]
+    later = np.searchsorted(users, users, side="right") - np.arange(len(users)) - 1
+    newest = np.zeros(len(logs.rows), bool)
+    newest[past[by_user[later < count]]] = True
+    return newest
 
 
 def _beijing_day(time_ms: int) -> str:

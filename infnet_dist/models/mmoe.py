@@ -42,25 +42,23 @@ class MMoE(nn.Module):
         """Make experts, gates and towers."""
         super().__init__()
         self.expert_dropout = expert_dropout
-        self.experts = nn.ModuleList(perceptron(in_dim, [expert_dim]) for _ in range(num_experts))
-        self.gates = nn.ModuleList(
-            nn.Linear(in_dim, num_experts, bias=False) for _ in range(num_tasks)
-        )
+        self.num_experts = num_experts
+        self.experts = perceptron(in_dim, [num_experts * expert_dim])  # side by side
+        self.gates = nn.Linear(in_dim, num_tasks * num_experts, bias=False)
         self.towers = nn.ModuleList(tower(expert_dim, tower_dim) for _ in range(num_tasks))
 
     def forward(self, shared_BR: torch.Tensor) -> torch.Tensor:
         """[B, K]."""
-        expert_BnH = torch.stack([expert(shared_BR) for expert in self.experts], dim=1)
-        logits = []
-        for gate, one in zip(self.gates, self.towers, strict=True):
-            weight_Bn = self._drop(gate(shared_BR).softmax(dim=-1))
-            logits.append(one(torch.bmm(weight_Bn.unsqueeze(1), expert_BnH).squeeze(1)))
-        return torch.cat(logits, dim=1)
+        expert_BnH = self.experts(shared_BR).unflatten(1, (self.num_experts, -1))
+        gate_BKn = self.gates(shared_BR).unflatten(1, (-1, self.num_experts)).softmax(dim=-1)
+        mixed_BKH = torch.bmm(self._drop(gate_BKn), expert_BnH)
+        each = zip(self.towers, mixed_BKH.unbind(1), strict=True)
+        return torch.cat([tower_k(mixed_BH) for tower_k, mixed_BH in each], dim=1)
 
-    def _drop(self, weight_Bn: torch.Tensor) -> torch.Tensor:
-        """Leave experts out in training; a row that would lose all of them keeps all."""
+    def _drop(self, gate_BKn: torch.Tensor) -> torch.Tensor:
+        """Leave experts out in training; a row and task that would lose all of them keeps all."""
         if not self.training or self.expert_dropout == 0:
-            return weight_Bn
-        kept_Bn = torch.rand_like(weight_Bn) >= self.expert_dropout
-        kept_Bn = kept_Bn | ~kept_Bn.any(dim=1, keepdim=True)
-        return functional.normalize(weight_Bn * kept_Bn, p=1, dim=1)
+            return gate_BKn
+        kept_BKn = torch.rand_like(gate_BKn) >= self.expert_dropout
+        kept_BKn = kept_BKn | ~kept_BKn.any(dim=-1, keepdim=True)
+        return functional.normalize(gate_BKn * kept_BKn, p=1, dim=-1)

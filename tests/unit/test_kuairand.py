@@ -267,7 +267,7 @@ PAST_TIMES = {101: PAST_MS + DAY_MS, 102: PAST_MS + 3 * DAY_MS // 2, 103: PAST_M
 def test_past_exposures_become_rows_for_what_is_known_of_them(tmp_path):
     folder = write_slice(tmp_path / "raw", make_raw_logs(), PAST)
     without = ingest(folder, tmp_path / "a", watch_time=True)
-    manifest = ingest(folder, tmp_path / "b", watch_time=True, past_exposures=True)
+    manifest = ingest(folder, tmp_path / "b", watch_time=True, past_exposures=3)
     assert manifest.schema_ == without.schema_
     nullable = {task.name for task in manifest.schema_.tasks if task.nullable}
     assert nullable == {task.name for task in manifest.schema_.tasks} - {"long_view", "like"}
@@ -303,6 +303,12 @@ def test_past_exposures_become_rows_for_what_is_known_of_them(tmp_path):
     tomorrow_ms = PAST_MS + 3 * DAY_MS
     later = [row for row in train.to_pylist() if row["time_ms"] >= tomorrow_ms]
     later = next(row for row in later if row["user_id"] == 0)
+    ingest(folder, tmp_path / "c", past_exposures=2)
+    newest = [row for row in rows if row["video_id"] != 101 or row["user_id"] == 7]
+    assert read_split(tmp_path / "c", "train")["time_ms"].to_pylist()[:4] == [
+        *(row["time_ms"] for row in newest),
+        train["time_ms"][4].as_py(),
+    ]
     assert later["like_video"][-3:] == [video[103], video[112], video[111]]
     assert later["exposed_action"][-3:] == [12, 9, 10]
 
@@ -466,7 +472,7 @@ class RealSlice:
 
     def __init__(self, folder, refresh):
         self.refresh = refresh
-        self.manifest = ingest(SLICE, folder, refresh=refresh, past_exposures=True)
+        self.manifest = ingest(SLICE, folder, refresh=refresh, past_exposures=50)
         self.schema = self.manifest.schema_
         self.splits = {s: read_split(folder, s) for s in ("train", "valid")}
         past = pc.is_null(self.splits["train"]["label_click"])

@@ -230,10 +230,11 @@ def test_mmoe_by_hand(tasks: int) -> None:
     model = moved(MMoE(in_dim=D, num_tasks=tasks, num_experts=3, expert_dim=5, tower_dim=4))
     w, expected = Weights(model), []
     for x in shared.numpy():
-        experts = [hidden(w, f"experts.{i}", x) for i in range(3)]
+        experts = hidden(w, "experts", x).reshape(3, 5)  # one after the other
+        gates = product(w["gates.weight"], x).reshape(tasks, 3)
         row = []
         for k in range(tasks):
-            gate = softmax(list(product(w[f"gates.{k}.weight"], x)))
+            gate = softmax(list(gates[k]))
             row.append(tower(w, k, sum(g * e for g, e in zip(gate, experts, strict=True))))
         expected.append(row)
     check(model, shared, expected, w)

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from infnet_dist.tokens import TokenArch
-from tests.unit.loops import Weights, layer_norm, linear
+from tests.unit.loops import Weights, layer_norm, linear, product
 from tests.unit.towers import TASK_AWARE, Case, Constructor, each_tower, make_model
 
 # The first behaviour's items are like field 1; the second's have a part that no field has.
@@ -15,8 +15,6 @@ TARGET_FIELDS: list[tuple[int | None, ...]] = [(1,), (0, None)]
 
 
 def make_arch(
-    field_dims: tuple[int, ...] = (4, 4),
-    sequence_dims: tuple[int, ...] = (4, 8),
     lengths: tuple[int, ...] = (3, 2),
     numbers: int = 2,
     num_tasks: int = 3,
@@ -24,8 +22,8 @@ def make_arch(
 ) -> TokenArch:
     torch.manual_seed(0)
     arch = TokenArch(
-        field_dims=field_dims,
-        sequence_dims=sequence_dims,
+        num_fields=2,
+        embedding_dim=4,
         sequence_lengths=lengths,
         target_fields=TARGET_FIELDS[: len(lengths)],
         num_numbers=numbers,
@@ -39,8 +37,6 @@ def make_arch(
 
 def make_inputs(
     arch: TokenArch,
-    field_dims: tuple[int, ...] = (4, 4),
-    sequence_dims: tuple[int, ...] = (4, 8),
     lengths: tuple[int, ...] = (3, 2),
     numbers: int = 2,
 ) -> tuple[list, list, list, torch.Tensor, torch.Tensor]:
@@ -56,8 +52,8 @@ def make_inputs(
         masks[-1][1] = False
     gaps = torch.randint(0, 7, (4, sum(lengths)), generator=generator)
     return (
-        [normal(4, dim) for dim in field_dims],
-        [normal(4, length, dim) for length, dim in zip(lengths, sequence_dims, strict=True)],
+        [normal(4, 4) for _ in range(2)],
+        [normal(4, length, 4 * parts) for length, parts in zip(lengths, (1, 2), strict=False)],
         masks,
         normal(4, numbers),
         gaps,
@@ -72,7 +68,8 @@ def test_tokens_by_hand(positions: bool) -> None:
     tokens = arch(fields, sequences, masks, dense, gaps)
     assert [tuple(t.shape) for t in tokens] == [(4, 3, 8), (4, 5, 8), (4, 5), (4, 2, 8), (4, 3, 8)]
     for b in range(4):
-        expected = [linear(w, f"fields.{m}", fields[m][b].numpy()) for m in range(2)]
+        weight, bias = w["fields.weight_MED"], w["fields.bias_M1D"]
+        expected = [product(weight[m].T, fields[m][b].numpy()) + bias[m, 0] for m in range(2)]
         expected.append(linear(w, "numbers", dense[b].numpy()))
         for m, projected in enumerate(expected):
             token = layer_norm(w, "field_norm", projected)
@@ -120,8 +117,8 @@ def test_numbers_are_one_more_token() -> None:
 
 
 def test_tokens_without_behaviours() -> None:
-    arch = make_arch(sequence_dims=(), lengths=())
-    tokens = arch(*make_inputs(arch, sequence_dims=(), lengths=()))
+    arch = make_arch(lengths=())
+    tokens = arch(*make_inputs(arch, lengths=()))
     assert tokens.sequence_BLD.shape == (4, 0, 8)
     assert tokens.mask_BL.shape == (4, 0)
     assert tokens.target_BFD.shape == (4, 0, 8)
