@@ -26,7 +26,7 @@ class RankingBatch(Pipelineable):
     Attributes:
         sparse_features: ids by key (`Schema.table_features` order), int64; padding rows are empty.
         dense_BN: float32, standardised numbers.
-        time_gap_BL: int64, bucket of the time since each history item; 0 where there is none.
+        time_gap_BL: uint8, bucket of the time since each history item; 0 where there is none.
         labels_BK: float32 in {0, 1}, or a watch time over the training window's mean; NaN where
             nobody knows.
         weights_B: float32; 0 marks padding.

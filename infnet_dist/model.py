@@ -12,7 +12,7 @@ from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
 from infnet_dist.batch import RankingBatch
 from infnet_dist.config import Config
-from infnet_dist.data.collate import NUM_TIME_GAP_BUCKETS
+from infnet_dist.data.columns import NUM_TIME_GAP_BUCKETS
 from infnet_dist.errors import ConfigError, unknown_name
 from infnet_dist.losses import MultiTaskLoss
 from infnet_dist.model_config import (

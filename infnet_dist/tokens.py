@@ -119,7 +119,7 @@ class TokenArch(nn.Module):
             sequences: one [B, L_f, attributes x E] per behaviour.
             masks: one bool [B, L_f] per behaviour.
             dense_BN: standardised numbers.
-            time_gap_BL: int64 buckets, 0 where padded.
+            time_gap_BL: buckets, of any integer type, 0 where padded.
         """
         projected_BMD = self.fields(fields)
         if self.numbers is not None:
@@ -137,7 +137,7 @@ class TokenArch(nn.Module):
             [project(x_BLE) for project, x_BLE in zip(self.items, sequences, strict=True)], dim=1
         )
         if self.position_LD is not None and self.time_gap is not None:
-            sequence_BLD = sequence_BLD + self.position_LD + self.time_gap(time_gap_BL)
+            sequence_BLD = sequence_BLD + self.position_LD + self.time_gap(time_gap_BL.int())
         mask_BL = torch.cat(list(masks), dim=1)
         sequence_BLD = self.dropout(self.item_norm(sequence_BLD))
         sequence_BLD = sequence_BLD.masked_fill(~mask_BL.unsqueeze(-1), 0.0)

@@ -73,35 +73,6 @@ def check_split(
                 _check_floats(file, part, group, schema)
 
 
-def check_lists(table: pa.Table, schema: Schema, where: str) -> None:
-    """Check what footers can't tell: no null items, and parallel lists within a behaviour.
-
-    Args:
-        table: a row group that was just read.
-        schema: its columns.
-        where: file and row group, for the message.
-
-    Raises:
-        DataError: names `where` and the columns.
-    """
-    for sequence in schema.sequences:
-        columns = [a.column for a in sequence.attributes]
-        columns += [sequence.time_gap_column] if sequence.time_gap_column else []
-        first: pa.Array | None = None
-        for column in columns:
-            lists = table.column(column).combine_chunks()
-            if lists.flatten().null_count:
-                raise DataError(f"{where}, column {column!r}: null items in lists; ingest again")
-            lengths = pc.fill_null(pc.list_value_length(lists), 0)
-            if first is None:
-                first = lengths
-            elif not lengths.equals(first):
-                raise DataError(
-                    f"{where}: columns {columns[0]!r} and {column!r} have lists of different "
-                    f"lengths in a row; a behaviour's attributes must be parallel; ingest again"
-                )
-
-
 def count_without(
     folder: Path, manifest: Manifest, schema: Schema, *, task: str, under: str
 ) -> tuple[int, int]:

@@ -1,123 +1,71 @@
-"""Arrow columns -> RankingBatch: list offsets become lengths, no Python loop over rows."""
+"""Decoded rows -> RankingBatch."""
 
 import numpy as np
 import numpy.typing as npt
-import pyarrow as pa
 import torch
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
 from infnet_dist.batch import BatchRows, RankingBatch
-from infnet_dist.schema import DenseFeature, Schema, SequenceFeature
-
-NUM_TIME_GAP_BUCKETS = 32
-
-IntArray = npt.NDArray[np.int64]
+from infnet_dist.data.columns import Columns
+from infnet_dist.schema import Schema
 
 
 class Collator:
-    """Turns up to `batch_size` rows of Arrow columns into a batch of exactly `batch_size`."""
+    """Turns up to `batch_size` rows into a batch of exactly `batch_size`; the rest is padding."""
 
     def __init__(self, schema: Schema, batch_size: int) -> None:
-        """Fix the layout; nothing is read from `schema` per batch that could be fixed here."""
-        self._schema = schema
+        """Fix the layout."""
+        self._sequences = schema.sequences
         self._batch_size = batch_size
         self._keys = [feature.key for feature in schema.table_features]
-        self._num_items = sum(sequence.max_length for sequence in schema.sequences)
+        self._num_fields = len(schema.fields)
 
-    def __call__(self, table: pa.RecordBatch, rows: BatchRows) -> RankingBatch:
-        """Collate `table`, whose rows came from `rows`; missing rows become padding."""
-        values, lengths = self._fields(table)
-        time_gap_BL = np.zeros((self._batch_size, self._num_items), np.int64)
-        first = 0
-        for sequence in self._schema.sequences:
-            last = first + sequence.max_length
-            item_values, item_lengths = self._sequence(table, sequence, time_gap_BL[:, first:last])
-            values += item_values
-            lengths += item_lengths
-            first = last
+    def __call__(self, columns: Columns, rows: BatchRows) -> RankingBatch:
+        """Collate `columns`, which came from `rows`."""
+        plain = columns.plain
         return RankingBatch(
-            sparse_features=KeyedJaggedTensor(
-                keys=self._keys,
-                values=torch.from_numpy(np.concatenate(values)),
-                lengths=torch.from_numpy(np.concatenate(lengths)),
-                stride=self._batch_size,
-            ),
-            dense_BN=torch.from_numpy(self._numbers(table)),
-            time_gap_BL=torch.from_numpy(time_gap_BL),
-            labels_BK=torch.from_numpy(self._labels(table)),
-            weights_B=torch.from_numpy(self._pad(np.ones(table.num_rows, np.float32))),
-            group_B=torch.from_numpy(self._pad(_numpy(table, self._schema.group_column))),
-            truth_BK=torch.from_numpy(
-                self._stack(table, [task.truth_column for task in self._schema.tasks])
-            ),
+            sparse_features=self._sparse_features(columns),
+            dense_BN=torch.from_numpy(self._padded(plain["numbers"])),
+            time_gap_BL=self._time_gaps(columns),
+            labels_BK=torch.from_numpy(self._padded(plain["labels"])),
+            weights_B=torch.from_numpy(self._padded(np.ones(len(columns), np.float32))),
+            group_B=torch.from_numpy(self._padded(plain["group"])),
+            truth_BK=torch.from_numpy(self._padded(plain["truth"])),
             rows=rows,
         )
 
-    def _fields(self, table: pa.RecordBatch) -> tuple[list[IntArray], list[IntArray]]:
-        one_each = self._pad(np.ones(table.num_rows, np.int64))
-        ids = [_numpy(table, f.column) for f in self._schema.categorical]
-        ids += [bucketise(table.column(f.column), f) for f in self._schema.bucketised]
-        return ids, [one_each] * len(ids)
+    def _sparse_features(self, columns: Columns) -> KeyedJaggedTensor:
+        values = [columns.plain["ids"].T.ravel()]
+        lengths = np.zeros((len(self._keys), self._batch_size), np.int64)
+        lengths[: self._num_fields, : len(columns)] = 1
+        for i, key in enumerate(self._keys[self._num_fields :], self._num_fields):
+            lists = columns.lists[key]
+            values.append(lists.values)
+            lengths[i, : len(columns)] = np.diff(lists.offsets)
+        return KeyedJaggedTensor(
+            keys=self._keys,
+            values=torch.from_numpy(np.concatenate(values)),
+            lengths=torch.from_numpy(lengths.ravel()),
+            stride=self._batch_size,
+        )
 
-    def _sequence(
-        self, table: pa.RecordBatch, sequence: SequenceFeature, time_gap_BL: npt.NDArray
-    ) -> tuple[list[IntArray], list[IntArray]]:
-        """Ids and lengths of each attribute; fills the padded time gaps in place."""
-        offsets = table.column(sequence.attributes[0].column).offsets
-        lengths = np.diff(offsets.to_numpy()).astype(np.int64)
-        place = np.arange(lengths.sum()) - np.repeat(np.cumsum(lengths) - lengths, lengths)
-        kept = place < sequence.max_length  # newest first: the newest stay
-        values = [
-            table.column(a.column).flatten().to_numpy()[kept].astype(np.int64, copy=False)
-            for a in sequence.attributes
-        ]
-        if sequence.time_gap_column is not None:
-            gap_s = table.column(sequence.time_gap_column).flatten().to_numpy()[kept]
-            row = np.repeat(np.arange(len(lengths)), lengths)[kept]
-            time_gap_BL[row, place[kept]] = time_gap_bucket(gap_s)
-        padded = self._pad(np.minimum(lengths, sequence.max_length))
-        return values, [padded] * len(values)
+    def _time_gaps(self, columns: Columns) -> torch.Tensor:
+        """Buckets of all behaviours side by side, uint8 [B, L]; 0 where there is no item."""
+        sizes = [sequence.max_length for sequence in self._sequences]
+        gaps_BL = torch.zeros(self._batch_size, sum(sizes), dtype=torch.uint8)
+        for sequence, gaps_Bl in zip(self._sequences, gaps_BL.split(sizes, dim=1), strict=True):
+            if sequence.time_gap_column is not None:
+                lists = columns.lists[sequence.name]
+                gaps_Bl[: len(columns)] = torch.ops.fbgemm.jagged_to_padded_dense(
+                    torch.from_numpy(lists.values).unsqueeze(1),
+                    [torch.from_numpy(lists.offsets)],
+                    [sequence.max_length],
+                    0,
+                ).squeeze(2)
+        return gaps_BL
 
-    def _numbers(self, table: pa.RecordBatch) -> npt.NDArray[np.float32]:
-        numbers_BN = self._stack(table, [f.column for f in self._schema.numeric])
-        for i, feature in enumerate(self._schema.numeric):
-            numbers_BN[: table.num_rows, i] -= feature.mean
-            numbers_BN[: table.num_rows, i] /= feature.std
-        return numbers_BN
-
-    def _labels(self, table: pa.RecordBatch) -> npt.NDArray[np.float32]:
-        labels_BK = self._stack(table, [task.column for task in self._schema.tasks])
-        for k, task in enumerate(self._schema.tasks):
-            if task.kind == "watch_time":
-                labels_BK[:, k] /= task.mean_ms
-        return labels_BK
-
-    def _stack(
-        self, table: pa.RecordBatch, columns: list[str] | list[str | None]
-    ) -> npt.NDArray[np.float32]:
-        """Float columns side by side, zero-padded; NaN where there is no column."""
-        stacked = np.zeros((self._batch_size, len(columns)), np.float32)
-        for i, column in enumerate(columns):
-            stacked[: table.num_rows, i] = np.nan if column is None else _numpy(table, column)
-        return stacked
-
-    def _pad(self, values: npt.NDArray) -> npt.NDArray:
-        return np.pad(values, (0, self._batch_size - len(values)))
-
-
-def bucketise(column: pa.Array, feature: DenseFeature) -> IntArray:
-    """Ids of a number: 0 for null, 1 + i where boundaries[i - 1] <= number < boundaries[i]."""
-    assert feature.boundaries is not None
-    numbers = column.to_numpy(zero_copy_only=False)
-    buckets = 1 + np.searchsorted(np.asarray(feature.boundaries), numbers, side="right")
-    return np.where(np.isnan(numbers), 0, buckets).astype(np.int64)
-
-
-def time_gap_bucket(gap_s: IntArray) -> IntArray:
-    """Powers of two of a gap in seconds: 1 for 1 s, 2 for 2-3 s, 3 for 4-7 s, ...; at most 31."""
-    buckets = 1 + np.log2(np.maximum(gap_s, 1)).astype(np.int64)
-    return np.minimum(buckets, NUM_TIME_GAP_BUCKETS - 1)
-
-
-def _numpy(table: pa.RecordBatch, column: str) -> npt.NDArray:
-    return table.column(column).to_numpy(zero_copy_only=False)
+    def _padded(self, values: npt.NDArray) -> npt.NDArray:
+        """[N, ...] -> [B, ...], filled up with zeros."""
+        padded = np.zeros((self._batch_size, *values.shape[1:]), values.dtype)
+        padded[: len(values)] = values
+        return padded

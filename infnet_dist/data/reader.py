@@ -12,8 +12,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from infnet_dist.batch import BatchRows, RankingBatch
-from infnet_dist.data.check import check_lists
 from infnet_dist.data.collate import Collator
+from infnet_dist.data.columns import Columns, decode, join
 from infnet_dist.data.manifest import Manifest, arrow_type
 from infnet_dist.data.order import Block, Interval, deal, epoch_order, num_steps, remaining
 from infnet_dist.data.prefetch import prefetch
@@ -66,7 +66,7 @@ class Reader:
         collate = Collator(self.schema, self.batch_size)
         mine = deal(remaining(self.rows, consumed), rank=self.rank, world_size=self.world_size)
         steps = self.num_steps(consumed)
-        pending: list[tuple[Interval, pa.Table]] = []
+        pending: list[tuple[Interval, Columns]] = []
         for piece in self._pieces(epoch, mine):
             pending.append(piece)
             while _rows(pending) >= self.batch_size:
@@ -77,7 +77,7 @@ class Reader:
 
     def _pieces(
         self, epoch: int, intervals: Sequence[Interval]
-    ) -> Iterator[tuple[Interval, pa.Table]]:
+    ) -> Iterator[tuple[Interval, Columns]]:
         """The rows of `intervals` in order, block by block."""
         blocks = epoch_order(
             self.manifest.split(self.split),
@@ -90,11 +90,10 @@ class Reader:
                 low, high = max(start, block.start), min(stop, block.start + block.rows)
                 if low < high:
                     rows = block.permutation()[low - block.start : high - block.start]
-                    yield (low, high), self._read(block).take(pa.array(rows)).combine_chunks()
+                    yield (low, high), join([*self._read(block)]).pick(rows)
 
-    def _read(self, block: Block) -> pa.Table:
+    def _read(self, block: Block) -> Iterator[Columns]:
         columns = list(self.schema.columns)
-        tables = []
         for group in block.groups:
             try:
                 with pq.ParquetFile(self.folder / group.file) as file:
@@ -103,36 +102,32 @@ class Reader:
                 raise DataError(
                     f"can't read row group {group.index} of {self.folder / group.file}: {error}"
                 ) from None
-            check_lists(table, self.schema, f"{group.file}, row group {group.index}")
-            tables.append(table)
-        return pa.concat_tables(tables)
+            yield decode(table, self.schema, f"{group.file}, row group {group.index}")
 
     def _cut(
-        self, collate: Collator, epoch: int, pending: list[tuple[Interval, pa.Table]]
+        self, collate: Collator, epoch: int, pending: list[tuple[Interval, Columns]]
     ) -> RankingBatch:
         """Take the first `batch_size` rows off `pending` (fewer at the end) and collate them."""
-        taken: list[pa.Table] = []
+        taken: list[Columns] = []
         intervals: list[Interval] = []
         missing = self.batch_size
         while pending and missing:
-            (start, stop), table = pending[0]
+            (start, stop), columns = pending[0]
             count = min(missing, stop - start)
-            taken.append(table.slice(0, count))
+            taken.append(columns.cut(0, count))
             intervals.append((start, start + count))
             missing -= count
-            pending[0] = ((start + count, stop), table.slice(count))
+            pending[0] = ((start + count, stop), columns.cut(count, len(columns)))
             if start + count == stop:
                 pending.pop(0)
-        rows = BatchRows(epoch, tuple(intervals))
-        return collate(_one_batch(taken, self.schema), rows)
+        together = taken[0] if len(taken) == 1 else join(taken or [_no_rows(self.schema)])
+        return collate(together, BatchRows(epoch, tuple(intervals)))
 
 
-def _rows(pending: list[tuple[Interval, pa.Table]]) -> int:
+def _rows(pending: list[tuple[Interval, Columns]]) -> int:
     return sum(stop - start for (start, stop), _ in pending)
 
 
-def _one_batch(tables: list[pa.Table], schema: Schema) -> pa.RecordBatch:
-    if tables:
-        return pa.concat_tables(tables).combine_chunks().to_batches()[0]
-    columns = [(column, arrow_type(schema, column)) for column in schema.columns]
-    return pa.RecordBatch.from_pylist([], schema=pa.schema(columns))
+def _no_rows(schema: Schema) -> Columns:
+    types = {column: arrow_type(schema, column) for column in schema.columns}
+    return decode(pa.schema(types).empty_table(), schema, "no rows")
