@@ -38,6 +38,9 @@ class SyntheticIngest(Section):
     num_items: int = Field(2_000, ge=2, description="items")
     num_authors: int = Field(200, ge=1, description="authors")
     num_topics: int = Field(12, ge=2, description="latent topics of items and users")
+    own_favourites: bool = Field(
+        False, description="users have favourites of their own for each task: the tasks conflict"
+    )
     history_length: int = Field(20, ge=1, description="items kept per behaviour")
     extra_fields: tuple[PositiveInt, ...] = Field(
         (), description="ids of each further field, a hash of the item or of the user"

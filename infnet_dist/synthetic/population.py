@@ -64,7 +64,7 @@ def build_world(config: SyntheticIngest) -> World:
     age = _by_task(rng, AGE_STD, NUM_AGE_GROUPS + 1)
     step_ms = max(1, LOG_DAYS * DAY_MS // config.num_rows)
     upload_ms = START_MS - 1 - rng.integers(0, CATALOGUE_DAYS * DAY_MS, config.num_items + 1)
-    favourites = max(1, round(config.num_topics / TOPICS_PER_FAVOURITE))
+    favourites_of = _favourites_of(config)
     draft = World(
         seed=config.seed,
         num_topics=config.num_topics,
@@ -79,7 +79,8 @@ def build_world(config: SyntheticIngest) -> World:
         item_upload_ms=upload_ms,
         user_age_group=age_group,
         favourite_ms=FAVOURITE_IMPRESSIONS * step_ms / np.maximum(user_share, 1e-12),
-        favourite_phase=rng.random((config.num_users + 1, favourites)),
+        favourite_phase=rng.random((config.num_users + 1, len(favourites_of))),
+        favourites_of=favourites_of,
         item_effect=author[item_author]
         + bait[item_topic]
         + log_duration[:, None] * DURATION
@@ -90,6 +91,14 @@ def build_world(config: SyntheticIngest) -> World:
         intercept=np.zeros(len(TASKS)),
     )
     return _calibrate(draft, config.num_rows)
+
+
+def _favourites_of(config: SyntheticIngest) -> npt.NDArray[np.bool_]:
+    """Which favourites count for a task, bool [favourites, tasks]: all, or some of its own."""
+    number = max(1, round(config.num_topics / TOPICS_PER_FAVOURITE))
+    if not config.own_favourites:
+        return np.ones((number, len(TASKS)), bool)
+    return np.repeat(np.eye(len(TASKS), dtype=bool), number, axis=0)
 
 
 def _authors_and_topics(

@@ -10,7 +10,8 @@ P(label = 1) of a row is the sigmoid of a sum that differs by task:
     context     tab; days since the item's upload
 
 Bait topics and long durations raise `click` and lower `long_view`: the tasks are correlated and
-yet in conflict.
+yet in conflict. With `ingest.own_favourites` they share nothing of the largest part: each task has
+favourites of its own, to be told from the history of its own behaviour.
 
 A share of the feed is personal: drawn from a current favourite topic. So clicks concentrate on the
 favourites, and the last few already tell them.
@@ -69,6 +70,7 @@ class World:
         user_age_group: int64 [users + 1].
         favourite_ms: how long a favourite of the user lasts, float64 [users + 1].
         favourite_phase: when it changes, in [0, 1), float64 [users + 1, favourites].
+        favourites_of: which favourites count for a task, bool [favourites, tasks].
         item_effect: float64 [items + 1, tasks], like all effects below.
         user_effect: by user.
         tab_effect: by tab.
@@ -90,6 +92,7 @@ class World:
     user_age_group: IntArray
     favourite_ms: FloatArray
     favourite_phase: FloatArray
+    favourites_of: npt.NDArray[np.bool_]
     item_effect: FloatArray
     user_effect: FloatArray
     tab_effect: FloatArray
@@ -120,7 +123,7 @@ class World:
         match = self.is_favourite(rows.users, topics, rows.times_ms)
         return (
             self.intercept
-            + match[:, None] * MATCH
+            + match * MATCH
             + self.item_effect[rows.items]
             + self.user_effect[rows.users]
             + self.taste_effect[self.user_age_group[rows.users], topics]
@@ -133,8 +136,8 @@ class World:
         return (rows.times_ms - self.item_upload_ms[rows.items]) / DAY_MS
 
     def is_favourite(self, users: IntArray, topics: IntArray, times_ms: IntArray) -> npt.NDArray:
-        """Whether the topic is one of the user's favourites at that time, bool [n]."""
-        return (self.favourites(users, times_ms) == topics[:, None]).any(axis=1)
+        """Whether the topic is one of the user's favourites at that time, bool [n, tasks]."""
+        return (self.favourites(users, times_ms) == topics[:, None]) @ self.favourites_of
 
     def favourites(self, users: IntArray, times_ms: IntArray) -> IntArray:
         """The users' favourite topics at that time, int64 [n, favourites]; some may coincide.

@@ -16,7 +16,7 @@ from infnet_dist.data.manifest import arrow_type, read_manifest
 from infnet_dist.errors import DataError
 from infnet_dist.synthetic import generate, make_training_set
 from infnet_dist.synthetic.population import build_world
-from infnet_dist.synthetic.world import TASKS
+from infnet_dist.synthetic.world import MATCH, TASKS
 
 ROWS = 60_000
 ATTRIBUTES = ("item", "author", "topic")
@@ -206,8 +206,8 @@ def test_favourites_drift_and_histories_show_it(config, rows):
     world = build_world(config)
     users, topics = column(rows, "user_id"), column(rows, "topic_id")
     time = column(rows, "time_ms")
-    now = world.is_favourite(users, topics, time)
-    first_day = world.is_favourite(users, topics, np.full_like(time, time[0]))
+    now = world.is_favourite(users, topics, time)[:, 0]
+    first_day = world.is_favourite(users, topics, np.full_like(time, time[0]))[:, 0]
     late = np.arange(ROWS) >= ROWS // 2
     assert np.mean(now[late] != first_day[late]) > 0.05
     gone = late & first_day & ~now
@@ -229,6 +229,20 @@ def test_favourites_stay_for_a_while(config):
     changes = (np.diff(seen, axis=0) != 0).sum(axis=(0, 2))
     assert 0 < changes.mean() < 10
     assert len(np.unique(seen)) == config.num_topics
+
+
+def test_own_favourites_count_for_their_task_alone():
+    world = build_world(small(own_favourites=True))
+    rows = world.impressions(0, 3_000)
+    favourites = world.favourites(rows.users, rows.times_ms)
+    assert favourites.shape == (3_000, 2 * len(TASKS))
+    nobody_s = dataclasses.replace(world, favourites_of=np.zeros_like(world.favourites_of))
+    raised = world.logits(rows) - nobody_s.logits(rows)
+    topics = world.item_topic[rows.items]
+    for k in range(len(TASKS)):
+        own = [topic in favourites[i, 2 * k : 2 * k + 2] for i, topic in enumerate(topics)]
+        assert 0.1 < np.mean(own) < 0.6
+        np.testing.assert_allclose(raised[:, k], np.where(own, MATCH[k], 0), atol=1e-9)
 
 
 def test_log_comes_in_bounded_chunks(monkeypatch, tmp_path):
