@@ -1,7 +1,5 @@
 """Decoded rows -> RankingBatch."""
 
-import numpy as np
-import numpy.typing as npt
 import torch
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
@@ -25,27 +23,27 @@ class Collator:
         plain = columns.plain
         return RankingBatch(
             sparse_features=self._sparse_features(columns),
-            dense_BN=torch.from_numpy(self._padded(plain["numbers"])),
+            dense_BN=self._padded(plain["numbers"]),
             time_gap_BL=self._time_gaps(columns),
-            labels_BK=torch.from_numpy(self._padded(plain["labels"])),
-            weights_B=torch.from_numpy(self._padded(np.ones(len(columns), np.float32))),
-            group_B=torch.from_numpy(self._padded(plain["group"])),
-            truth_BK=torch.from_numpy(self._padded(plain["truth"])),
+            labels_BK=self._padded(plain["labels"]),
+            weights_B=self._padded(torch.ones(len(columns))),
+            group_B=self._padded(plain["group"]),
+            truth_BK=self._padded(plain["truth"]),
             rows=rows,
         )
 
     def _sparse_features(self, columns: Columns) -> KeyedJaggedTensor:
-        values = [columns.plain["ids"].T.ravel()]
-        lengths = np.zeros((len(self._keys), self._batch_size), np.int64)
+        values = [columns.plain["ids"].t().flatten()]
+        lengths = torch.zeros(len(self._keys), self._batch_size, dtype=torch.int64)
         lengths[: self._num_fields, : len(columns)] = 1
         for i, key in enumerate(self._keys[self._num_fields :], self._num_fields):
             lists = columns.lists[key]
             values.append(lists.values)
-            lengths[i, : len(columns)] = np.diff(lists.offsets)
+            lengths[i, : len(columns)] = lists.lengths
         return KeyedJaggedTensor(
             keys=self._keys,
-            values=torch.from_numpy(np.concatenate(values)),
-            lengths=torch.from_numpy(lengths.ravel()),
+            values=torch.cat(values),
+            lengths=lengths.flatten(),
             stride=self._batch_size,
         )
 
@@ -57,15 +55,14 @@ class Collator:
             if sequence.time_gap_column is not None:
                 lists = columns.lists[sequence.name]
                 gaps_Bl[: len(columns)] = torch.ops.fbgemm.jagged_to_padded_dense(
-                    torch.from_numpy(lists.values).unsqueeze(1),
-                    [torch.from_numpy(lists.offsets)],
+                    lists.values.unsqueeze(1),
+                    [lists.offsets],
                     [sequence.max_length],
                     0,
                 ).squeeze(2)
         return gaps_BL
 
-    def _padded(self, values: npt.NDArray) -> npt.NDArray:
+    def _padded(self, values: torch.Tensor) -> torch.Tensor:
         """[N, ...] -> [B, ...], filled up with zeros."""
-        padded = np.zeros((self._batch_size, *values.shape[1:]), values.dtype)
-        padded[: len(values)] = values
-        return padded
+        missing = self._batch_size - len(values)
+        return torch.cat([values, values.new_zeros(missing, *values.shape[1:])])

@@ -1,7 +1,8 @@
-"""Arrow columns -> plain arrays of many rows, to be put in order and cut into batches.
+"""Arrow columns -> plain tensors of many rows, from which batches are picked.
 
-Ids are copied twice between decoding and batch: when row groups are joined, and when rows are
-picked in shuffled order; a batch is then a slice. Nothing here loops over rows.
+Ids are copied three times between decoding and batch: when row groups are joined (in memory that is
+used again), when the rows of a batch are picked, and when its keys are put together. Nothing here
+loops over rows.
 """
 
 from collections.abc import Sequence
@@ -31,32 +32,29 @@ class Lists:
         values: int64 [items].
     """
 
-    offsets: IntArray
-    values: IntArray
+    offsets: torch.Tensor
+    values: torch.Tensor
+
+    @property
+    def lengths(self) -> torch.Tensor:
+        """int64 [N]."""
+        return self.offsets.diff()
 
     def pick(self, rows: IntArray) -> "Lists":
         """These rows, in this order."""
+        places = torch.from_numpy(rows.astype(np.int32))
         lengths, values, _ = torch.ops.fbgemm.permute_1D_sparse_data(
-            torch.from_numpy(rows.astype(np.int32)),
-            torch.from_numpy(np.diff(self.offsets)),
-            torch.from_numpy(self.values),
-            None,
-            None,
+            places, self.lengths, self.values, None, None
         )
-        return Lists(_offsets(lengths.numpy()), values.numpy())
-
-    def cut(self, start: int, stop: int) -> "Lists":
-        """Rows [start, stop); the values are a view."""
-        offsets = self.offsets[start : stop + 1]
-        return Lists(offsets - offsets[0], self.values[offsets[0] : offsets[-1]])
+        return Lists(_offsets(lengths), values)
 
     def newest(self, count: int) -> "Lists":
         """The first `count` items of each list: histories stand newest first."""
-        lengths = np.diff(self.offsets)
+        lengths = self.lengths
         if len(lengths) == 0 or lengths.max() <= count:
             return self
-        place = np.arange(len(self.values)) - np.repeat(self.offsets[:-1], lengths)
-        return Lists(_offsets(np.minimum(lengths, count)), self.values[place < count])
+        place = torch.arange(len(self.values)) - self.offsets[:-1].repeat_interleave(lengths)
+        return Lists(_offsets(lengths.clamp(max=count)), self.values[place < count])
 
 
 @dataclass(frozen=True)
@@ -71,7 +69,7 @@ class Columns:
             a row; by name of the behaviour the buckets of its time gaps, if it has any.
     """
 
-    plain: dict[str, npt.NDArray]
+    plain: dict[str, torch.Tensor]
     lists: dict[str, Lists]
 
     def __len__(self) -> int:
@@ -79,25 +77,37 @@ class Columns:
         return len(self.plain["group"])
 
     def pick(self, rows: IntArray) -> "Columns":
-        """These rows, in this order."""
+        """A copy of these rows, in this order."""
+        places = torch.from_numpy(rows)
         return Columns(
-            {name: values.take(rows, axis=0) for name, values in self.plain.items()},
+            {name: values.index_select(0, places) for name, values in self.plain.items()},
             {name: lists.pick(rows) for name, lists in self.lists.items()},
         )
 
-    def cut(self, start: int, stop: int) -> "Columns":
-        """Rows [start, stop), as views."""
-        return Columns(
-            {name: values[start:stop] for name, values in self.plain.items()},
-            {name: lists.cut(start, stop) for name, lists in self.lists.items()},
-        )
 
+class Joiner:
+    """Joins rows in memory that it keeps: fresh pages for every block cost more than the copy."""
 
-def join(parts: Sequence[Columns]) -> Columns:
-    """The rows of all parts."""
-    plain = {name: np.concatenate([p.plain[name] for p in parts]) for name in parts[0].plain}
-    lists = {name: _join([p.lists[name] for p in parts]) for name in parts[0].lists}
-    return Columns(plain, lists)
+    def __init__(self) -> None:
+        """Nothing kept yet."""
+        self._memory: dict[str, torch.Tensor] = {}
+
+    def __call__(self, parts: Sequence[Columns]) -> Columns:
+        """The rows of all parts, one or more; valid until the next call."""
+        plain = {name: self._cat(name, [p.plain[name] for p in parts]) for name in parts[0].plain}
+        lists = {}
+        for name in parts[0].lists:
+            values = self._cat(f"{name} items", [p.lists[name].values for p in parts])
+            lengths = torch.cat([p.lists[name].lengths for p in parts])
+            lists[name] = Lists(_offsets(lengths), values)
+        return Columns(plain, lists)
+
+    def _cat(self, name: str, parts: Sequence[torch.Tensor]) -> torch.Tensor:
+        size = sum(map(len, parts))
+        kept = self._memory.get(name)
+        if kept is None or len(kept) < size:
+            kept = self._memory[name] = parts[0].new_empty(size, *parts[0].shape[1:])
+        return torch.cat(list(parts), out=kept[:size])
 
 
 def decode(table: pa.Table, schema: Schema, where: str) -> Columns:
@@ -111,7 +121,7 @@ def decode(table: pa.Table, schema: Schema, where: str) -> Columns:
     Raises:
         DataError: null items in lists, or a behaviour's lists differ in length.
     """
-    columns = {name: table.column(name).combine_chunks() for name in schema.columns}
+    columns = {name: _one_array(table.column(name)) for name in schema.columns}
     ids = [columns[feature.column].to_numpy() for feature in schema.categorical]
     ids += [bucketise(columns[feature.column], feature) for feature in schema.bucketised]
     numbers = _floats(columns, [feature.column for feature in schema.numeric], len(table))
@@ -122,16 +132,17 @@ def decode(table: pa.Table, schema: Schema, where: str) -> Columns:
     for k, task in enumerate(schema.tasks):
         if task.kind == "watch_time":
             labels[:, k] /= task.mean_ms
+    truth = _floats(columns, [task.truth_column for task in schema.tasks], len(table))
     lists: dict[str, Lists] = {}
     for sequence in schema.sequences:
         lists |= _behaviour(columns, sequence, where)
     return Columns(
         {
-            "ids": np.stack(ids, axis=1),
-            "numbers": numbers,
-            "labels": labels,
-            "truth": _floats(columns, [task.truth_column for task in schema.tasks], len(table)),
-            "group": columns[schema.group_column].to_numpy(),
+            "ids": torch.from_numpy(np.stack(ids, axis=1)),
+            "numbers": torch.from_numpy(numbers),
+            "labels": torch.from_numpy(labels),
+            "truth": torch.from_numpy(truth),
+            "group": torch.from_dlpack(columns[schema.group_column]),
         },
         lists,
     )
@@ -160,32 +171,34 @@ def _behaviour(
         found[sequence.name] = sequence.time_gap_column
     lists = {key: _lists(columns[column], column, where) for key, column in found.items()}
     for (first, one), (second, other) in pairwise(zip(found.values(), lists.values(), strict=True)):
-        if not np.array_equal(one.offsets, other.offsets):
+        if not torch.equal(one.offsets, other.offsets):
             raise DataError(
-                f"{where}: columns {first!r} and {second!r} have lists of different lengths in a "
-                "row; a behaviour's attributes must be parallel; ingest again"
+                f"{where}: columns {first!r} and {second!r} have lists of different lengths "
+                "in a row; a behaviour's attributes must be parallel; ingest again"
             )
     if sequence.time_gap_column is not None:
         gaps = lists[sequence.name]
-        lists[sequence.name] = Lists(gaps.offsets, time_gap_bucket(gaps.values))
+        buckets = torch.from_numpy(time_gap_bucket(gaps.values.numpy()))
+        lists[sequence.name] = Lists(gaps.offsets, buckets)
     return {key: entry.newest(sequence.max_length) for key, entry in lists.items()}
+
+
+def _one_array(column: pa.ChunkedArray) -> pa.Array:
+    """The column in one piece: a copy only if it isn't (`combine_chunks` always copies)."""
+    return column.chunk(0) if column.num_chunks == 1 else column.combine_chunks()
 
 
 def _lists(column: pa.ListArray, name: str, where: str) -> Lists:
     values = column.flatten()
     if values.null_count:
         raise DataError(f"{where}, column {name!r}: null items in lists; ingest again")
-    offsets = column.offsets.to_numpy().astype(np.int64)
-    return Lists(offsets - offsets[0], values.to_numpy())
+    offsets = torch.from_numpy(column.offsets.to_numpy().astype(np.int64))
+    return Lists(offsets - offsets[0], torch.from_dlpack(values))
 
 
-def _join(parts: Sequence[Lists]) -> Lists:
-    lengths = np.concatenate([np.diff(part.offsets) for part in parts])
-    return Lists(_offsets(lengths), np.concatenate([part.values for part in parts]))
-
-
-def _offsets(lengths: IntArray) -> IntArray:
-    return np.concatenate([[0], np.cumsum(lengths)])
+def _offsets(lengths: torch.Tensor) -> torch.Tensor:
+    offsets: torch.Tensor = torch.ops.fbgemm.asynchronous_complete_cumsum(lengths)
+    return offsets
 
 
 def _floats(

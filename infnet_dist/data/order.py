@@ -1,15 +1,16 @@
 """Which rows an epoch reads, in which order, and who reads them. No I/O: footers are enough.
 
 The order of an epoch is a permutation of all rows that depends on (seed, epoch) alone, not on the
-number of workers: row groups are permuted, packed into blocks of about `shuffle_rows` rows, and the
-rows of a block are permuted. Workers are dealt *intervals* of that order, equal to within one row.
-So what an epoch has consumed is a few intervals, and what is left can be dealt again to any number
-of workers.
+number of workers: row groups are permuted and packed into blocks of about `shuffle_rows` rows,
+mostly of one file; blocks are permuted, and the rows within each. Workers are dealt *intervals* of
+that order, equal to within one row. So what an epoch has consumed is a few intervals, and what is
+left can be dealt again to any number of workers.
 """
 
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import chain
 
 import numpy as np
 import numpy.typing as npt
@@ -54,20 +55,40 @@ def epoch_order(
         for index, rows in enumerate(part.row_groups)
         if rows
     ]
-    if shuffle_rows is not None:
-        order = np.random.default_rng((seed, epoch, 0)).permutation(len(groups))
-        groups = [groups[i] for i in order]
-    blocks: list[Block] = []
-    packed: list[RowGroup] = []
-    start = rows = 0
-    for position, group in enumerate(groups):
-        packed.append(group)
-        rows += group.rows
-        if rows >= (shuffle_rows or 1) or position == len(groups) - 1:
-            block_seed = None if shuffle_rows is None else (seed, epoch, 1 + len(blocks))
-            blocks.append(Block(start, rows, tuple(packed), block_seed))
-            start, rows, packed = start + rows, 0, []
+    if shuffle_rows is None:
+        packs = [[group] for group in groups]
+    else:
+        rng = np.random.default_rng((seed, epoch, 0))
+        packs = _packs([groups[i] for i in rng.permutation(len(groups))], shuffle_rows)
+        packs = [packs[i] for i in rng.permutation(len(packs))]
+    blocks, start = [], 0
+    for number, pack in enumerate(packs):
+        block_seed = None if shuffle_rows is None else (seed, epoch, 1 + number)
+        blocks.append(Block(start, _rows(pack), tuple(pack), block_seed))
+        start += blocks[-1].rows
     return tuple(blocks)
+
+
+def _packs(groups: Sequence[RowGroup], rows: int) -> list[list[RowGroup]]:
+    """Groups packed into `rows` rows or more: of one file, which is read at once; then the rest."""
+    packs: list[list[RowGroup]] = []
+    by_file: dict[str, list[RowGroup]] = {}
+    for group in groups:
+        pack = by_file.setdefault(group.file, [])
+        pack.append(group)
+        if _rows(pack) >= rows:
+            packs.append(by_file.pop(group.file))
+    rest: list[RowGroup] = []
+    for group in chain.from_iterable(by_file.values()):
+        rest.append(group)
+        if _rows(rest) >= rows:
+            packs.append(rest)
+            rest = []
+    return [*packs, rest] if rest else packs
+
+
+def _rows(groups: Sequence[RowGroup]) -> int:
+    return sum(group.rows for group in groups)
 
 
 def remaining(total: int, consumed: Sequence[Interval]) -> list[Interval]:

@@ -6,6 +6,7 @@ of the epoch's order (`order.py`), and the last batch of a rank is padded with w
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from pathlib import Path
 
 import pyarrow as pa
@@ -13,9 +14,17 @@ import pyarrow.parquet as pq
 
 from infnet_dist.batch import BatchRows, RankingBatch
 from infnet_dist.data.collate import Collator
-from infnet_dist.data.columns import Columns, decode, join
+from infnet_dist.data.columns import Columns, Joiner, decode
 from infnet_dist.data.manifest import Manifest, arrow_type
-from infnet_dist.data.order import Block, Interval, deal, epoch_order, num_steps, remaining
+from infnet_dist.data.order import (
+    Block,
+    Interval,
+    RowGroup,
+    deal,
+    epoch_order,
+    num_steps,
+    remaining,
+)
 from infnet_dist.data.prefetch import prefetch
 from infnet_dist.errors import DataError
 from infnet_dist.schema import Schema
@@ -63,22 +72,29 @@ class Reader:
         return prefetch(self._batches(epoch, consumed), self.prefetch_batches)
 
     def _batches(self, epoch: int, consumed: Sequence[Interval]) -> Iterator[RankingBatch]:
-        collate = Collator(self.schema, self.batch_size)
+        collate, join = Collator(self.schema, self.batch_size), Joiner()
         mine = deal(remaining(self.rows, consumed), rank=self.rank, world_size=self.world_size)
-        steps = self.num_steps(consumed)
-        pending: list[tuple[Interval, Columns]] = []
-        for piece in self._pieces(epoch, mine):
-            pending.append(piece)
-            while _rows(pending) >= self.batch_size:
-                yield self._cut(collate, epoch, pending)
-                steps -= 1
+        steps, missing = self.num_steps(consumed), self.batch_size
+        taken: list[Columns] = []
+        intervals: list[Interval] = []
+        for start, stop, block in self._spans(epoch, mine):
+            columns, order = join([*self._read(block)]), block.permutation()
+            while start < stop:
+                count = min(missing, stop - start)
+                first = start - block.start
+                taken.append(columns.pick(order[first : first + count]))
+                intervals.append((start, start + count))
+                start, missing = start + count, missing - count
+                if not missing:
+                    yield collate(_together(taken), BatchRows(epoch, tuple(intervals)))
+                    steps, missing, taken, intervals = steps - 1, self.batch_size, [], []
         for _ in range(steps):  # the padded rest; empty for a rank that got a row less
-            yield self._cut(collate, epoch, pending)
+            rows = _together(taken) if taken else _no_rows(self.schema)
+            yield collate(rows, BatchRows(epoch, tuple(intervals)))
+            taken, intervals = [], []
 
-    def _pieces(
-        self, epoch: int, intervals: Sequence[Interval]
-    ) -> Iterator[tuple[Interval, Columns]]:
-        """The rows of `intervals` in order, block by block."""
+    def _spans(self, epoch: int, intervals: Sequence[Interval]) -> Iterator[tuple[int, int, Block]]:
+        """The intervals, cut at the ends of blocks."""
         blocks = epoch_order(
             self.manifest.split(self.split),
             epoch=epoch,
@@ -89,43 +105,28 @@ class Reader:
             for block in blocks:
                 low, high = max(start, block.start), min(stop, block.start + block.rows)
                 if low < high:
-                    rows = block.permutation()[low - block.start : high - block.start]
-                    yield (low, high), join([*self._read(block)]).pick(rows)
+                    yield low, high, block
 
     def _read(self, block: Block) -> Iterator[Columns]:
-        columns = list(self.schema.columns)
-        for group in block.groups:
+        for name, groups in groupby(block.groups, key=lambda group: group.file):
             try:
-                with pq.ParquetFile(self.folder / group.file) as file:
-                    table = file.read_row_group(group.index, columns=columns, use_threads=False)
+                with pq.ParquetFile(self.folder / name) as file:
+                    for group in groups:
+                        yield self._decode(file, group)
             except (OSError, pa.ArrowException) as error:
                 raise DataError(
-                    f"can't read row group {group.index} of {self.folder / group.file}: {error}"
+                    f"can't read row group {group.index} of {self.folder / name}: {error}"
                 ) from None
-            yield decode(table, self.schema, f"{group.file}, row group {group.index}")
 
-    def _cut(
-        self, collate: Collator, epoch: int, pending: list[tuple[Interval, Columns]]
-    ) -> RankingBatch:
-        """Take the first `batch_size` rows off `pending` (fewer at the end) and collate them."""
-        taken: list[Columns] = []
-        intervals: list[Interval] = []
-        missing = self.batch_size
-        while pending and missing:
-            (start, stop), columns = pending[0]
-            count = min(missing, stop - start)
-            taken.append(columns.cut(0, count))
-            intervals.append((start, start + count))
-            missing -= count
-            pending[0] = ((start + count, stop), columns.cut(count, len(columns)))
-            if start + count == stop:
-                pending.pop(0)
-        together = taken[0] if len(taken) == 1 else join(taken or [_no_rows(self.schema)])
-        return collate(together, BatchRows(epoch, tuple(intervals)))
+    def _decode(self, file: pq.ParquetFile, group: RowGroup) -> Columns:
+        columns = list(self.schema.columns)
+        table = file.read_row_group(group.index, columns=columns, use_threads=False)
+        return decode(table, self.schema, f"{group.file}, row group {group.index}")
 
 
-def _rows(pending: list[tuple[Interval, Columns]]) -> int:
-    return sum(stop - start for (start, stop), _ in pending)
+def _together(taken: Sequence[Columns]) -> Columns:
+    """The rows of a batch: of one block, or copied together where it spans several."""
+    return taken[0] if len(taken) == 1 else Joiner()(taken)
 
 
 def _no_rows(schema: Schema) -> Columns:
