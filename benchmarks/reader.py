@@ -1,0 +1,210 @@
+"""CPU seconds per million rows: our reader against pyarrow's bare decode and a torch DataLoader.
+
+    .venv/bin/python benchmarks/reader.py [--rows 300000] [--batch-size 4096] [--repeats 5]
+        [--row-group-rows 16384] [--items 55] [--ids uniform|skewed]
+
+Made-up rows: 20 ids, three lists of ids of mean length `--items`, three labels. Everyone reads the
+same columns of the same files in a process of its own with one thread, one epoch to get warm and
+one that counts:
+
+    bare     decodes every row group and throws it away: the least that any reader can do
+    ours     shuffled, exactly resumable, KeyedJaggedTensor batches of `--batch-size`
+    loader   torch DataLoader over an IterableDataset of `ParquetFile.iter_batches`, not shuffled:
+             ids and labels as tensors, lists as values and offsets
+
+Counted is the CPU time of the process, all threads. Ratios are taken within a repeat.
+"""
+
+import argparse
+import json
+import os
+import platform
+import resource
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+from torch.utils.data import DataLoader, IterableDataset
+
+from infnet_dist.data.manifest import read_manifest
+from infnet_dist.data.reader import Reader
+from infnet_dist.ingest.writer import TrainingSetWriter
+from infnet_dist.provenance import versions
+from infnet_dist.schema import (
+    CategoricalFeature,
+    Schema,
+    SequenceAttribute,
+    SequenceFeature,
+    Table,
+    Task,
+)
+
+NUM_IDS, NUM_LISTS, NUM_LABELS, NUM_EMBEDDINGS = 20, 3, 3, 1_000_000
+SCHEMA = Schema(
+    tables=(Table(name="id", num_embeddings=NUM_EMBEDDINGS),),
+    categorical=tuple(
+        CategoricalFeature(name=f"id{i}", table="id", column=f"id{i}") for i in range(NUM_IDS)
+    ),
+    sequences=tuple(
+        SequenceFeature(
+            name=f"list{i}",
+            attributes=(SequenceAttribute(name="item", table="id", column=f"list{i}"),),
+            max_length=1_000,
+        )
+        for i in range(NUM_LISTS)
+    ),
+    tasks=tuple(Task(name=f"label{i}", column=f"label{i}") for i in range(NUM_LABELS)),
+    group_column="user_id",
+    time_column="time_ms",
+)
+
+
+def main() -> None:
+    """Make the set, read it in turns, print a table."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--rows", type=int, default=300_000)
+    parser.add_argument("--batch-size", type=int, default=4_096)
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--row-group-rows", type=int, default=16_384)
+    parser.add_argument("--items", type=int, default=55, help="mean length of a list")
+    parser.add_argument("--ids", choices=("uniform", "skewed"), default="uniform")
+    parser.add_argument("--read", nargs=2, metavar=("SYSTEM", "FOLDER"), help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.read:
+        print(json.dumps(measure(arguments.read[0], Path(arguments.read[1]), arguments.batch_size)))
+        return
+    print("command:", "python", *sys.argv)
+    print("versions:", json.dumps(versions()))
+    print("machine:", platform.processor() or platform.machine(), os.cpu_count(), "cores")
+    results: dict[str, list[dict[str, float]]] = {name: [] for name in SYSTEMS}
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary, "set")
+        make_set(folder, arguments)
+        for _ in range(arguments.repeats):
+            for system, found in results.items():
+                command = [sys.executable, __file__, "--batch-size", str(arguments.batch_size)]
+                command += ["--read", system, str(folder)]
+                environ = os.environ | {"OMP_NUM_THREADS": "1"}
+                done = subprocess.run(command, env=environ, check=True, stdout=subprocess.PIPE)
+                found.append(json.loads(done.stdout.splitlines()[-1]))
+    print("\n| reader | CPU s per million rows | over bare decode | peak GiB |\n|---|---|---|---|")
+    for system, found in results.items():
+        pairs = zip(found, results["bare"], strict=True)
+        ratio = statistics.median(mine["cpu_s"] / bare["cpu_s"] for mine, bare in pairs)
+        cpu_s = statistics.median(run["cpu_s"] for run in found)
+        print(f"| {system} | {cpu_s:.2f} | {ratio:.2f} | {max(r['gib'] for r in found):.2f} |")
+
+
+def make_set(folder: Path, arguments: argparse.Namespace) -> None:
+    """Write the rows in chunks."""
+    rng = np.random.default_rng(0)
+
+    def ids(count: int) -> pa.Array:
+        if arguments.ids == "uniform":
+            return pa.array(rng.integers(0, NUM_EMBEDDINGS, count))
+        return pa.array((rng.zipf(1.2, count) % NUM_EMBEDDINGS).astype(np.int64))
+
+    with TrainingSetWriter(
+        folder, rows_per_part=1_000_000, row_group_rows=arguments.row_group_rows, source={}
+    ) as writer:
+        for start in range(0, arguments.rows, 50_000):
+            count = min(50_000, arguments.rows - start)
+            columns: dict[str, pa.Array] = {f.column: ids(count) for f in SCHEMA.categorical}
+            for sequence in SCHEMA.sequences:
+                lengths = rng.integers(arguments.items // 5, 2 * arguments.items, count)
+                offsets = pa.array(np.concatenate([[0], np.cumsum(lengths)]), pa.int32())
+                lists = pa.ListArray.from_arrays(offsets, ids(int(lengths.sum())))
+                columns[sequence.attributes[0].column] = lists
+            for task in SCHEMA.tasks:
+                columns[task.column] = pa.array(rng.integers(0, 2, count), pa.int8())
+            columns["user_id"] = ids(count)
+            columns["time_ms"] = pa.array(np.arange(start, start + count))
+            writer.write("train", pa.table(columns))
+        writer.publish(SCHEMA)
+
+
+def measure(system: str, folder: Path, batch_size: int) -> dict[str, float]:
+    """Read one epoch to get warm, then one that counts."""
+    torch.set_num_threads(1)
+    for _ in SYSTEMS[system](folder, batch_size):
+        pass
+    start, rows = time.process_time(), 0
+    for count in SYSTEMS[system](folder, batch_size):
+        rows += count
+    cpu_s = time.process_time() - start
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    return {"cpu_s": cpu_s / rows * 1e6, "gib": peak}
+
+
+def bare(folder: Path, batch_size: int) -> Iterator[int]:
+    """Rows of each row group."""
+    for path in sorted((folder / "train").iterdir()):
+        with pq.ParquetFile(path) as file:
+            for group in range(file.num_row_groups):
+                table = file.read_row_group(group, columns=list(SCHEMA.columns), use_threads=False)
+                yield table.num_rows
+
+
+def ours(folder: Path, batch_size: int) -> Iterator[int]:
+    """Rows of each batch."""
+    reader = Reader(
+        folder=folder,
+        manifest=read_manifest(folder),
+        schema=SCHEMA,
+        split="train",
+        batch_size=batch_size,
+        rank=0,
+        world_size=1,
+        shuffle_rows=65_536,
+    )
+    for batch in reader.batches():
+        yield batch.num_rows
+
+
+class ArrowBatches(IterableDataset[dict[str, torch.Tensor]]):
+    """What one would write first: each batch's columns as tensors."""
+
+    def __init__(self, folder: Path, batch_size: int) -> None:
+        """Read the files of a folder in order."""
+        self.paths, self.batch_size = sorted((folder / "train").iterdir()), batch_size
+
+    def __iter__(self) -> Iterator[dict[str, torch.Tensor]]:
+        """Batches within each file."""
+        for path in self.paths:
+            with pq.ParquetFile(path) as file:
+                for batch in file.iter_batches(
+                    self.batch_size, columns=list(SCHEMA.columns), use_threads=False
+                ):
+                    tensors = {}
+                    for name in SCHEMA.columns:
+                        column = batch.column(name)
+                        if pa.types.is_list(column.type):
+                            offsets = column.offsets.to_numpy()
+                            tensors[f"{name}.offsets"] = torch.tensor(offsets - offsets[0])
+                            column = column.flatten()
+                        tensors[name] = torch.tensor(column.to_numpy())
+                    yield tensors
+
+
+def loader(folder: Path, batch_size: int) -> Iterator[int]:
+    """Rows of each batch."""
+    for batch in DataLoader(ArrowBatches(folder, batch_size), batch_size=None):
+        yield len(batch["user_id"])
+
+
+SYSTEMS: dict[str, Callable[[Path, int], Iterator[int]]] = {
+    "bare": bare,
+    "ours": ours,
+    "loader": loader,
+}
+
+if __name__ == "__main__":
+    main()
