@@ -108,7 +108,10 @@ class Reader:
                     yield low, high, block
 
     def _read(self, block: Block) -> Iterator[Columns]:
-        for name, groups in groupby(block.groups, key=lambda group: group.file):
+        """The row groups of a block; a file is opened once for those that follow one another."""
+        for name, together in groupby(block.groups, key=lambda group: group.file):
+            groups = list(together)
+            group = groups[0]
             try:
                 with pq.ParquetFile(self.folder / name) as file:
                     for group in groups:

@@ -229,6 +229,14 @@ def test_damaged_part_names_the_file(tmp_path: Path) -> None:
         list(make_reader(tmp_path / "s", manifest, shuffle_rows=None).batches())
 
 
+def test_a_part_that_went_away_is_named(tmp_path: Path) -> None:
+    manifest = make_set(tmp_path / "s", 50, rows_per_part=100, row_group_rows=10)
+    part = tmp_path / "s" / "train" / "part-00000.parquet"
+    part.unlink()
+    with pytest.raises(DataError, match=r"row group 0 of .*part-00000\.parquet"):
+        list(make_reader(tmp_path / "s", manifest, shuffle_rows=None).batches())
+
+
 def test_lists_of_different_lengths(tmp_path: Path) -> None:
     table = make_table(20)
     other = table.column("click_author").take(pa.array([*range(1, 20), 0]))
