@@ -193,6 +193,9 @@ def arrays_of(folder: Path, manifest: Manifest, schema: Schema, rows: int | None
 def rows_of(table: pa.Table, schema: Schema) -> Rows:
     """The arrays of one split."""
     columns = {name: table[name].combine_chunks() for name in schema.columns}
+    for task in schema.tasks:
+        if columns[task.column].null_count:
+            sys.exit(f"labels of task {task.name!r} are unknown in some rows: the peers need all")
     fields = [columns[f.column].to_numpy() for f in schema.categorical]
     fields += [bucketise(columns[f.column], f) for f in schema.bucketised]
     histories = [

@@ -119,7 +119,8 @@ def make_set(folder: Path, arguments: argparse.Namespace) -> None:
             count = min(50_000, arguments.rows - start)
             columns: dict[str, pa.Array] = {f.column: ids(count) for f in SCHEMA.categorical}
             for sequence in SCHEMA.sequences:
-                lengths = rng.integers(arguments.items // 5, 2 * arguments.items, count)
+                spread = arguments.items * 4 // 5
+                lengths = arguments.items + rng.integers(-spread, spread + 1, count)
                 offsets = pa.array(np.concatenate([[0], np.cumsum(lengths)]), pa.int32())
                 lists = pa.ListArray.from_arrays(offsets, ids(int(lengths.sum())))
                 columns[sequence.attributes[0].column] = lists

@@ -62,6 +62,7 @@ class DataOrder(BaseModel):
     content_hash: str
     seed: int
     shuffle_rows: int
+    version: int = 1  # of the way in which data/order.py orders rows; checkpoints before 2 lack it
 
 
 class CheckpointManifest(BaseModel):

@@ -43,7 +43,8 @@ class MultiTaskLoss(nn.Module):
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """The scalar loss, and the unweighted loss per task [K]."""
         known_BK = ~labels_BK.isnan()
-        labels_BK = labels_BK.nan_to_num()  # before any product: NaN x 0 is NaN in backward
+        # Before any product: NaN x 0 is NaN, also in backward.
+        labels_BK, logits_BK = labels_BK.nan_to_num(), logits_BK.where(known_BK, 0.0)
         positive_BK, negative_BK = labels_BK, torch.where(self.watch_time_K, 1.0, 1 - labels_BK)
         loss_BK = positive_BK * functional.softplus(-logits_BK)
         loss_BK = loss_BK + negative_BK * functional.softplus(logits_BK)

@@ -13,6 +13,7 @@ from infnet_dist.config import Config
 from infnet_dist.context import WorkerContext
 from infnet_dist.data.check import check_columns, check_feed, check_split
 from infnet_dist.data.manifest import Manifest, read_manifest
+from infnet_dist.data.order import ORDER_VERSION
 from infnet_dist.data.reader import Reader
 from infnet_dist.data.usage import sample_usage
 from infnet_dist.errors import ConfigError, unknown_name
@@ -87,6 +88,7 @@ class Session:
             content_hash=self.manifest.content_hash,
             seed=self.config.run.seed,
             shuffle_rows=self.config.data.shuffle_rows,
+            version=ORDER_VERSION,
         )
 
     def reader(self, split: str, *, shuffle: bool) -> Reader:

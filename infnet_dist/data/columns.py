@@ -1,8 +1,8 @@
 """Arrow columns -> plain tensors of many rows, from which batches are picked.
 
-Ids are copied three times between decoding and batch: when row groups are joined (in memory that is
-used again), when the rows of a batch are picked, and when its keys are put together. Nothing here
-loops over rows.
+The items of lists are copied three times between decoding and batch: when row groups are joined (in
+memory that is used again), when a batch's rows are picked, and when its keys are put together.
+Nothing here loops over rows.
 """
 
 from collections.abc import Sequence
@@ -119,9 +119,12 @@ def decode(table: pa.Table, schema: Schema, where: str) -> Columns:
         where: file and row group, for messages.
 
     Raises:
-        DataError: null items in lists, or a behaviour's lists differ in length.
+        DataError: null ids or items, or a behaviour's lists differ in length.
     """
     columns = {name: _one_array(table.column(name)) for name in schema.columns}
+    for name in (schema.group_column, *(feature.column for feature in schema.categorical)):
+        if columns[name].null_count:
+            raise DataError(f"{where}, column {name!r}: null ids; write 0 for them, ingest again")
     ids = [columns[feature.column].to_numpy() for feature in schema.categorical]
     ids += [bucketise(columns[feature.column], feature) for feature in schema.bucketised]
     numbers = _floats(columns, [feature.column for feature in schema.numeric], len(table))
@@ -193,6 +196,7 @@ def _lists(column: pa.ListArray, name: str, where: str) -> Lists:
     if values.null_count:
         raise DataError(f"{where}, column {name!r}: null items in lists; ingest again")
     offsets = torch.from_numpy(column.offsets.to_numpy().astype(np.int64))
+    assert offsets[-1] - offsets[0] == len(values), "a null list owns items"
     return Lists(offsets - offsets[0], torch.from_dlpack(values))
 
 

@@ -17,6 +17,7 @@ import numpy.typing as npt
 
 from infnet_dist.data.manifest import Split
 
+ORDER_VERSION = 2  # change it with the order: what a checkpoint has consumed speaks of one order
 Interval = tuple[int, int]  # [start, stop) in an epoch's order
 
 

@@ -77,35 +77,38 @@ class Reader:
         steps, missing = self.num_steps(consumed), self.batch_size
         taken: list[Columns] = []
         intervals: list[Interval] = []
-        for start, stop, block in self._spans(epoch, mine):
+        for block, spans in self._blocks(epoch, mine):
             columns, order = join([*self._read(block)]), block.permutation()
-            while start < stop:
-                count = min(missing, stop - start)
-                first = start - block.start
-                taken.append(columns.pick(order[first : first + count]))
-                intervals.append((start, start + count))
-                start, missing = start + count, missing - count
-                if not missing:
-                    yield collate(_together(taken), BatchRows(epoch, tuple(intervals)))
-                    steps, missing, taken, intervals = steps - 1, self.batch_size, [], []
+            for start, stop in spans:
+                while start < stop:
+                    count = min(missing, stop - start)
+                    first = start - block.start
+                    taken.append(columns.pick(order[first : first + count]))
+                    intervals.append((start, start + count))
+                    start, missing = start + count, missing - count
+                    if not missing:
+                        yield collate(_together(taken), BatchRows(epoch, tuple(intervals)))
+                        steps, missing, taken, intervals = steps - 1, self.batch_size, [], []
         for _ in range(steps):  # the padded rest; empty for a rank that got a row less
             rows = _together(taken) if taken else _no_rows(self.schema)
             yield collate(rows, BatchRows(epoch, tuple(intervals)))
             taken, intervals = [], []
 
-    def _spans(self, epoch: int, intervals: Sequence[Interval]) -> Iterator[tuple[int, int, Block]]:
-        """The intervals, cut at the ends of blocks."""
+    def _blocks(
+        self, epoch: int, intervals: Sequence[Interval]
+    ) -> Iterator[tuple[Block, list[Interval]]]:
+        """The blocks that `intervals` meet, each with what it has of them."""
         blocks = epoch_order(
             self.manifest.split(self.split),
             epoch=epoch,
             seed=self.seed,
             shuffle_rows=self.shuffle_rows,
         )
-        for start, stop in intervals:
-            for block in blocks:
-                low, high = max(start, block.start), min(stop, block.start + block.rows)
-                if low < high:
-                    yield low, high, block
+        for block in blocks:
+            cut = [(max(a, block.start), min(b, block.start + block.rows)) for a, b in intervals]
+            spans = [(low, high) for low, high in cut if low < high]
+            if spans:
+                yield block, spans
 
     def _read(self, block: Block) -> Iterator[Columns]:
         """The row groups of a block; a file is opened once for those that follow one another."""

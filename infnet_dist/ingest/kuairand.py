@@ -56,23 +56,24 @@ def make_training_set(
         logs = read_kuairand(config.path)
         time_ms = logs.rows["time_ms"].to_numpy()
         is_past = logs.is_past
+        _check_past(is_past, time_ms, starts_ms["valid"], config)
         splits = _split_rows(time_ms, is_past, starts_ms, config.path)
         fit = ~is_past & (time_ms < starts_ms["valid"])
         features = build_features(logs, starts_ms["valid"], known_until(time_ms, config.refresh))
         behaviours = _behaviours(logs, features, config)
+        written = ~is_past | _newest_past(logs, config.past_exposures)
         labels = _task_labels(logs, fit, config.min_base_rate)
-        tasks = [_binary_task(name, values) for name, values in labels.items()]
+        tasks = [_binary_task(name, values, written) for name, values in labels.items()]
         if config.watch_time:
-            tasks.append(_watch_time(labels, logs, fit))
+            tasks.append(_watch_time(labels, logs, fit, written))
         columns = _plain_columns(logs, features, labels)
-        written = pa.array(~is_past | _newest_past(logs, config.past_exposures))
         done = 0
         for split, chunk in _chunks(splits):
             pieces = columns.slice(chunk.start, len(chunk))
             for behaviour in behaviours:
                 for name, values in behaviour.histories(chunk).items():
                     pieces = pieces.append_column(name, values)
-            writer.write(split, pieces.filter(written[chunk.start : chunk.stop]))
+            writer.write(split, pieces.filter(pa.array(written[chunk.start : chunk.stop])))
             done += len(chunk)
             if progress is not None:
                 progress(done, len(time_ms))
@@ -118,6 +119,23 @@ def _split_rows(
                 "change ingest.valid_from or ingest.test_from"
             )
     return splits
+
+
+def _check_past(
+    is_past: BoolArray, time_ms: IntArray, valid_from_ms: int, config: KuaiRandIngest
+) -> None:
+    """Past exposures must be there if they are wanted, and be past."""
+    if config.past_exposures and not is_past.any():
+        raise ConfigError(
+            f"ingest.past_exposures: got {config.past_exposures}, but the logs in {config.path} "
+            "have no exposure history; set 0"
+        )
+    if (time_ms[is_past] >= valid_from_ms).any():
+        raise DataError(
+            f"exposure_history.parquet in {config.path} reaches beyond ingest.valid_from "
+            f"({config.valid_from}): nothing of valid may be trained on; cut it, or choose a later "
+            "day"
+        )
 
 
 def _newest_past(logs: RawLogs, count: int) -> BoolArray:
@@ -170,11 +188,14 @@ def _task_labels(logs: RawLogs, fit: BoolArray, min_base_rate: float) -> dict[st
     return labels
 
 
-def _binary_task(name: str, labels: pa.Array) -> Task:
-    return Task(name=name, column=f"label_{name}", nullable=labels.null_count > 0)
+def _binary_task(name: str, labels: pa.Array, written: BoolArray) -> Task:
+    nullable = labels.filter(pa.array(written)).null_count > 0
+    return Task(name=name, column=f"label_{name}", nullable=nullable)
 
 
-def _watch_time(labels: dict[str, pa.Array], logs: RawLogs, fit: BoolArray) -> Task:
+def _watch_time(
+    labels: dict[str, pa.Array], logs: RawLogs, fit: BoolArray, written: BoolArray
+) -> Task:
     """The task, with its label column added to `labels`.
 
     An unknown watch time counts as 0 ms, but for past exposures, where it stays unknown.
@@ -183,9 +204,10 @@ def _watch_time(labels: dict[str, pa.Array], logs: RawLogs, fit: BoolArray) -> T
     play_time_ms = pc.if_else(pa.array(logs.is_past), None, play_time_ms)
     if pc.min(play_time_ms).as_py() < 0:
         row = pc.index(pc.less(play_time_ms, 0.0), True).as_py()
+        keys = ", ".join(f"{k} {logs.rows[k][row]}" for k in ("user_id", "video_id", "time_ms"))
         raise DataError(
-            f"play_time_ms is {play_time_ms[row].as_py():g} in impression {row} (by time), "
-            "expected 0 or more; repair the logs, or set ingest.watch_time=false"
+            f"play_time_ms is {play_time_ms[row].as_py():g} in the impression of {keys}, expected "
+            "0 or more; repair the logs, or set ingest.watch_time=false"
         )
     labels["watch_time"] = pc.round(play_time_ms).cast(pa.int64())
     mean_ms = pc.mean(labels["watch_time"].filter(pa.array(fit))).as_py()
@@ -196,7 +218,7 @@ def _watch_time(labels: dict[str, pa.Array], logs: RawLogs, fit: BoolArray) -> T
         column="label_watch_time",
         kind="watch_time",
         mean_ms=round(mean_ms, 3),
-        nullable=bool(logs.is_past.any()),
+        nullable=bool((logs.is_past & written).any()),
     )
 
 

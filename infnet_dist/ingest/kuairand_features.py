@@ -185,7 +185,7 @@ def _counters(
     weights = _weights(events)
     event_keys = _counter_keys(events, features, user_codes)
     row_keys = _counter_keys(logs.rows, features, user_codes)
-    times = events["time_ms"].to_numpy()
+    times = _surely_happened_ms(logs)[_in_window(logs.rows, valid_from_ms)]
     names = list(_SIGNALS)
     known = {name: weights[:, 1 + i] for i, name in enumerate(names)}
     happened = {name: weights[:, 1 + len(names) + i] for i, name in enumerate(names)}
@@ -203,6 +203,16 @@ def _counters(
                 strength=PRIOR_STRENGTH,
             )
     return counters
+
+
+def _surely_happened_ms(logs: RawLogs) -> IntArray:
+    """When each row has happened for sure: of past exposures the user's last one tells."""
+    time_ms: IntArray = logs.rows["time_ms"].to_numpy()
+    past, users = logs.is_past, logs.rows["user_id"].to_numpy()
+    known, number = np.unique(users, return_inverse=True)
+    last_ms = np.zeros(len(known), np.int64)
+    np.maximum.at(last_ms, number[past], time_ms[past])
+    return np.where(past, last_ms[number], time_ms)
 
 
 def _weights(events: pa.Table) -> FloatArray:

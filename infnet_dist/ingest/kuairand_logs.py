@@ -73,7 +73,7 @@ class RawLogs:
     Attributes:
         rows: impressions, the past exposures among them, sorted by (time_ms, user_id, video_id):
             these ids, tab, duration_ms, play_time_ms and the LABELS as int8. Of a past exposure
-            only long_view and is_like are known, and the duration if another row has the video.
+            only long_view and is_like are known.
         users: user_id, USER_CATEGORIES, USER_NUMBERS; one row per user.
         videos: video_id, VIDEO_CATEGORIES; one row per video.
         older: by behaviour (`long_view`, `like`), events from before a user's past exposures,
@@ -139,7 +139,6 @@ def _common_form(logs: list[Path], users: Path, videos: Path, history: Path | No
     older = no_older_events()
     if history is not None:
         past, older = read_past(history)
-        past = past.append_column("duration_ms", _durations(past["video_id"], rows))
         rows = pa.concat_tables([past, rows], promote_options="default").select(rows.column_names)
     keys = [rows[key].to_numpy() for key in ("video_id", "user_id", "time_ms")]
     rows = rows.take(pa.array(np.lexsort(keys))).combine_chunks()
@@ -163,9 +162,3 @@ def _read(path: Path, columns: Columns) -> pa.Table:
 
 def _read_rows(path: Path) -> pa.Table:
     return check_flags(_read(path, _ROWS), LABELS, path)
-
-
-def _durations(video_ids: pa.ChunkedArray, rows: pa.Table) -> pa.ChunkedArray:
-    """Each video's duration in `rows` (the longest, should they differ); null if it has none."""
-    known = rows.group_by("video_id").aggregate([("duration_ms", "max")])
-    return known["duration_ms_max"].take(pc.index_in(video_ids, value_set=known["video_id"]))

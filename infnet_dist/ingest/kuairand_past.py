@@ -2,8 +2,8 @@
 
 The file has each user's last 50 exposures, oldest first, with long_view and is_like; when the last
 one was; and how many there were since the log began. Single times aren't known: they are taken as
-evenly spread, so that order within a user is true and time gaps are about right. No event is put
-later than it can have been, and the rows of the log proper are after all of a user's past.
+evenly spread, so that order within a user is true and time gaps are about right. That can put an
+event earlier than it was: what is counted over users takes a user's last time for all of them.
 """
 
 from pathlib import Path
@@ -15,7 +15,7 @@ import pyarrow.compute as pc
 
 from infnet_dist.errors import DataError
 from infnet_dist.ingest.kuairand_time import midnight_ms
-from infnet_dist.ingest.raw_files import Columns, check_flags, read_columns
+from infnet_dist.ingest.raw_files import Columns, check_flags, check_unique, read_columns
 
 IntArray = npt.NDArray[np.int64]
 
@@ -38,9 +38,9 @@ def read_past(path: Path) -> tuple[pa.Table, dict[str, pa.Table]]:
         time_ms): the file's lists of those reach further back. Both sorted by time.
 
     Raises:
-        DataError: the file is malformed; names the row.
+        DataError: the file is malformed.
     """
-    table = read_columns(path, _HISTORY)
+    table = check_unique(read_columns(path, _HISTORY), "user_id", path)
     lengths = _lengths(table, "exposed_video_id")
     for name in _FLAGS:
         wrong = np.flatnonzero(_lengths(table, name) != lengths)

@@ -211,6 +211,16 @@ def training_set_is_current(folder: Path, source: dict[str, Any]) -> bool:
     if (folder / MANIFEST).is_file() and read_manifest(folder).source == source:
         return True
     raise DataError(
-        f"{folder} holds something made from other settings; it stays untouched: "
-        f"choose another data.path or remove the folder"
+        f"{folder} holds something made from other settings{_first_difference(folder, source)}; it "
+        f"stays untouched: choose another data.path or remove the folder"
     )
+
+
+def _first_difference(folder: Path, source: dict[str, Any]) -> str:
+    """The first setting that differs, if a training set stands there."""
+    found = read_manifest(folder).source if (folder / MANIFEST).is_file() else source
+    for key in dict.fromkeys([*source, *found]):
+        got, wanted = found.get(key, "nothing"), source.get(key, "nothing")
+        if got != wanted:
+            return f" (ingest.{key}: {got} there, {wanted} here)"
+    return ""

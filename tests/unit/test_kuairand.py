@@ -234,7 +234,7 @@ def test_watch_time_can_be_a_task(tmp_path):
     labels = next(iter(reader.batches())).labels_BK[:, -1]
     assert labels.mean().item() == pytest.approx(1, rel=1e-5)
     logs["rows"].loc[4, "play_time_ms"] = -3
-    with pytest.raises(DataError, match=r"play_time_ms is -3 in impression .*expected 0 or more"):
+    with pytest.raises(DataError, match=r"play_time_ms is -3 .* of user_id .*expected 0 or more"):
         ingest(write_slice(tmp_path / "bad", logs), tmp_path / "bad_set", watch_time=True)
 
 
@@ -268,8 +268,10 @@ def test_past_exposures_become_rows_for_what_is_known_of_them(tmp_path):
     folder = write_slice(tmp_path / "raw", make_raw_logs(), PAST)
     without = ingest(folder, tmp_path / "a", watch_time=True)
     manifest = ingest(folder, tmp_path / "b", watch_time=True, past_exposures=3)
-    assert manifest.schema_ == without.schema_
+    assert not any(task.nullable for task in without.schema_.tasks)
     nullable = {task.name for task in manifest.schema_.tasks if task.nullable}
+    tasks = tuple(t.model_copy(update={"nullable": False}) for t in manifest.schema_.tasks)
+    assert manifest.schema_.model_copy(update={"tasks": tasks}) == without.schema_
     assert nullable == {task.name for task in manifest.schema_.tasks} - {"long_view", "like"}
     assert read_split(tmp_path / "b", "valid").equals(read_split(tmp_path / "a", "valid"))
     train = read_split(tmp_path / "b", "train")
@@ -290,9 +292,10 @@ def test_past_exposures_become_rows_for_what_is_known_of_them(tmp_path):
     for row in rows:
         assert {row[f"label_{task}"] for task in nullable} == {None}
         assert row["tab"] == row["hour"] == row["weekday"] == 0
-    # A day's own feedback is not known before midnight; 103 was at midnight exactly.
-    assert [row["user_impressions"] for row in rows] == [0, 0, 0, 2]
+    # What surely happened before: user 7's only one, for the first of user 0's.
+    assert [row["user_impressions"] for row in rows] == [0, 0, 0, 0]
     assert [row["video_impressions"] for row in rows] == [0, 1, 0, 0]
+    # A day's own feedback is not known before midnight; 103 was at midnight exactly.
     video = dict(zip(train["video_id"].to_pylist(), train["video"].to_pylist(), strict=True))
     assert rows[3]["exposed_video"] == [video[102], video[101]]
     assert rows[3]["exposed_action"] == [9, 10]
@@ -428,6 +431,18 @@ def test_no_logs_at_all(tmp_path):
     message = error_of(tmp_path / "empty", tmp_path)
     assert "found nothing" in message
     assert "log_standard_*.csv" in message
+
+
+def test_past_exposures_must_be_there_and_past(tmp_path):
+    csv = write_csv(tmp_path / "csv", make_raw_logs())
+    message = error_of(csv, tmp_path, ConfigError, past_exposures=7)
+    assert "ingest.past_exposures: got 7" in message
+    late = write_slice(
+        tmp_path / "late", make_raw_logs(), [PAST[0] | {"last_time_ms": VALID_FROM_MS + 9}]
+    )
+    assert "reaches beyond ingest.valid_from" in error_of(late, tmp_path)
+    twice = write_slice(tmp_path / "twice", make_raw_logs(), [PAST[0], PAST[0]])
+    assert "user_id 0 stands in 2 rows" in error_of(twice, tmp_path)
 
 
 def test_histories_of_unequal_length_are_named(tmp_path):
@@ -605,9 +620,9 @@ def test_slice_histories_hold_only_earlier_events(real):
 def test_slice_counters_equal_plain_counts(real):
     past = pd.DataFrame(
         [
-            (user_id, video, time_ms, (action - 9) & 1, (action - 9) >> 1)
-            for user_id in real.history.index
-            for time_ms, video, action in real.past(user_id, "exposed")
+            (user_id, video, int(last_ms), (action - 9) & 1, (action - 9) >> 1)
+            for user_id, last_ms in real.history["last_time_ms"].items()
+            for _, video, action in real.past(user_id, "exposed")
         ],
         columns=["user_id", "video_id", "time_ms", "long_view", "is_like"],
     )

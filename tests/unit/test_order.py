@@ -299,3 +299,12 @@ def test_any_number_of_restarts(
             consumed = merge([*consumed, *batches])
     assert remaining(split.rows, consumed) == []
     assert Counter(read) == Counter(all_rows(split))
+
+
+def test_blocks_are_of_one_file_where_a_file_fills_them() -> None:
+    split = make_split(((10,) * 12, (10,) * 9, (10,) * 2, (10,)))
+    blocks = epoch_order(split, epoch=3, seed=1, shuffle_rows=40)
+    files = [len({group.file for group in block.groups}) for block in blocks]
+    assert files.count(1) >= 5, "three blocks of the first file, two of the second"
+    assert max(files) > 1, "what is left of all files stands together"
+    assert sum(block.rows for block in blocks) == 240

@@ -11,7 +11,7 @@ import torch
 
 from infnet_dist.batch import RankingBatch
 from infnet_dist.data.check import check_split
-from infnet_dist.data.columns import time_gap_bucket
+from infnet_dist.data.columns import Columns, Joiner, decode, time_gap_bucket
 from infnet_dist.data.manifest import Manifest
 from infnet_dist.data.prefetch import prefetch
 from infnet_dist.data.reader import Reader
@@ -211,6 +211,40 @@ def test_unknown_labels_are_nan_where_a_task_allows_them(tmp_path: Path) -> None
     found = torch.cat([batch.labels_BK[: batch.num_rows, 0] for batch in reader.batches()])
     assert torch.equal(found.isnan(), torch.tensor([label is None for label in labels]))
     assert found[~found.isnan()].tolist() == known
+
+
+def test_joined_rows_are_picked_before_their_memory_is_used_again(tmp_path: Path) -> None:
+    where = "here"
+    first, second = (decode(make_table(40).slice(i, 12), SCHEMA, where) for i in (3, 17))
+    join = Joiner()
+    order = np.array([23, 0, 12, 11, 5])
+    picked = join([first, second]).pick(order)
+    join([second, first])
+    raw = make_table(40).to_pylist()
+    rows = [raw[17 + i - 12] if i >= 12 else raw[3 + i] for i in order]
+    assert picked.plain["ids"][:, 0].tolist() == [row["row"] for row in rows]
+    assert picked.plain["group"].tolist() == [row["user"] for row in rows]
+    expected = [row["click_row"][:3] for row in rows]
+    lists = picked.lists["click.row"]
+    assert lists.lengths.tolist() == [len(items) for items in expected]
+    assert lists.values.tolist() == [item for items in expected for item in items]
+
+
+def test_each_row_group_is_decoded_once_however_many_pieces_are_left(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    manifest = make_set(tmp_path / "s", 90, rows_per_part=30, row_group_rows=10)
+    decoded: list[str] = []
+
+    def counting(table: pa.Table, schema: Schema, where: str) -> Columns:
+        decoded.append(where)
+        return decode(table, schema, where)
+
+    monkeypatch.setattr("infnet_dist.data.reader.decode", counting)
+    consumed = [(start, start + 1) for start in range(0, 90, 3)]
+    batches = list(make_reader(tmp_path / "s", manifest).batches(consumed=consumed))
+    assert sum(batch.num_rows for batch in batches) == 60
+    assert len(decoded) == len(set(decoded)) == 9
 
 
 def test_time_gap_buckets() -> None:

@@ -58,7 +58,7 @@ def test_an_existing_set_stays_untouched(tmp_path: Path) -> None:
     before = {p: p.read_bytes() for p in (tmp_path / "s").rglob("*") if p.is_file()}
     with pytest.raises(DataError, match="exists already; choose another data"):
         make_set(tmp_path / "s", 20, rows_per_part=5, row_group_rows=5)
-    with pytest.raises(DataError, match="made from other settings; it stays untouched"):
+    with pytest.raises(DataError, match=r"settings \(ingest.source: nothing there, other here\)"):
         training_set_is_current(tmp_path / "s", {"source": "other"})
     assert training_set_is_current(tmp_path / "s", {})
     assert before == {p: p.read_bytes() for p in (tmp_path / "s").rglob("*") if p.is_file()}
