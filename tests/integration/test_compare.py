@@ -17,7 +17,7 @@ models:
   fm: {name: stack, sequence: {name: mean}, interaction: {name: fm}, head: {name: linear}}
   infnet: {name: infnet, num_hubs: 2}
 seeds: [0, 1]
-finalists: 1
+finalists: 2
 always_finalists: [infnet]
 ablations: {of: infnet, models: {one_hub: {name: infnet, num_hubs: 1}}}
 """
