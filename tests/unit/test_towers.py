@@ -116,7 +116,8 @@ def test_each_token_matters(tower: Constructor) -> None:
     for k in range(case.tasks):
         grads = torch.autograd.grad(logits[:, k].sum(), leaves, retain_graph=True)
         for grad in grads:
-            assert torch.all(grad.abs().sum(-1) > 1e-9)
+            # In some row: a row whose gates choose an expert without a live ReLU says nothing.
+            assert torch.all(grad.abs().sum(-1).amax(0) > 1e-9)
 
 
 # ------------------------------------------------------------------------------- rows and positions
