@@ -168,7 +168,7 @@ def training_set_is_current(folder: Path, source: dict[str, Any]) -> bool:
     there = read_manifest(folder).source if (folder / MANIFEST).is_file() else None
     if there == source:
         return True
-    difference = first_difference(there, source) if there else ""
+    difference = first_difference(there, source) if there is not None else ""
     raise DataError(
         f"{folder} holds something made from other settings{difference}; it stays untouched: "
         "choose another data.path or remove the folder"
