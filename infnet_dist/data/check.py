@@ -132,6 +132,8 @@ _ANY = (-(2**63), 2**63 - 1)
 
 
 def _ids(schema: Schema, column: str, table: str) -> _Range:
+    if schema.table(table).raw:
+        return _Range(column, *_ANY, "a raw id is any integer")
     last = schema.table(table).num_embeddings - 1
     return _Range(column, 0, last, f"id is outside table {table!r} (0 to {last})")
 
