@@ -15,7 +15,7 @@ from infnet_dist.data.check import check_columns, check_feed, check_split
 from infnet_dist.data.manifest import Manifest, read_manifest
 from infnet_dist.data.order import ORDER_VERSION
 from infnet_dist.data.reader import Reader
-from infnet_dist.data.usage import sample_usage
+from infnet_dist.data.statistics import sample_usage
 from infnet_dist.errors import ConfigError, unknown_name
 from infnet_dist.parallel import ShardedModel, build_sharded_model
 from infnet_dist.schema import Schema, Table, Task

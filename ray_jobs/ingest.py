@@ -15,13 +15,15 @@ from tqdm import tqdm
 
 from infnet_dist import synthetic
 from infnet_dist.config import Config
-from infnet_dist.data.manifest import Manifest
+from infnet_dist.data.manifest import Manifest, read_manifest
 from infnet_dist.errors import ConfigError
 from infnet_dist.ingest import kuairand, tabular
 from infnet_dist.ingest.logs.run import ingest_logs
+from infnet_dist.ingest.report import REPORT, write_report
 from infnet_dist.ingest.writer import training_set_is_current
 from infnet_dist.ingest_config import KuaiRandIngest, LogsIngest, TabularIngest
-from ray_jobs._cli import add_launcher, log, make_parser, read_config, run_main
+from infnet_dist.tracking import send_report
+from ray_jobs._cli import add_launcher, log, make_parser, new_run_id, read_config, run_main
 from ray_jobs._tasks import executor
 
 _PROGRESS_S = 5.0
@@ -40,11 +42,26 @@ def main() -> None:
     manifest = _make(config, arguments.launcher)
     if manifest is None:
         log.info("%s is up to date", folder)
+        if not (folder / REPORT).exists():  # a job was killed before it
+            write_report(folder, read_manifest(folder))
         return
     for name, split in manifest.splits.items():
         rates = "  ".join(f"{task} {rate:.4f}" for task, rate in split.base_rates.items())
         log.info("%s: %s rows; label means %s", name, f"{split.rows:,}", rates)
     log.info("wrote %s in %.1f s", folder, time.monotonic() - start)
+    report, run_id = write_report(folder, manifest), f"ingest-{new_run_id()}"
+    run_folder = config.run.folder / config.run.name / run_id
+    if config.tracking.wandb != "disabled":
+        run_folder.mkdir(parents=True, exist_ok=True)
+    place = send_report(
+        config.tracking,
+        folder=run_folder,
+        run_id=run_id,
+        settings=config.model_dump(mode="json"),
+        scores={f"{name}/rows": float(split.rows) for name, split in manifest.splits.items()},
+        pages=[report],
+    )
+    log.info("report: %s%s", report, f"; W&B: {place}" if place else "")
 
 
 def _make(config: Config, launcher: str) -> Manifest | None:

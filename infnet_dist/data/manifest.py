@@ -58,6 +58,20 @@ class Split(_Entry):
         return self
 
 
+class HashedTable(_Entry):
+    """Distinct values of a hashed table before valid, estimated, and how they collide.
+
+    Attributes:
+        values: distinct values, within a few percent.
+        sharing: expected share of them that share a row with another, by one hash function.
+        indistinct: expected share that share all their rows with another.
+    """
+
+    values: int
+    sharing: float
+    indistinct: float
+
+
 class LogFile(_Entry):
     """A file of logs as it was when it was ingested."""
 
@@ -77,6 +91,7 @@ class Ingested(_Entry):
         unreadable: files that were left out, with the reason.
         quarantined: bad rows by reason.
         left_out: rows before train ("early") and in gaps ("left_out").
+        hashed: by table that rows are found in by hash, raw ones included.
     """
 
     generation: int = Field(ge=1)
@@ -86,6 +101,53 @@ class Ingested(_Entry):
     unreadable: dict[str, str]
     quarantined: dict[str, int]
     left_out: dict[str, int]
+    hashed: dict[str, HashedTable] = Field(default_factory=dict)
+
+
+class FeatureStatistics(_Entry):
+    """One key of the KeyedJaggedTensor in a sample of a split.
+
+    Attributes:
+        mean_length: ids per row.
+        p99_length: 99 % of the rows have at most so many ids.
+        coverage: share of the ids that aren't 0, which stands for unknown.
+        distinct: distinct ids but 0.
+        top_share: the commonest id's share of those that aren't 0.
+    """
+
+    mean_length: float
+    p99_length: float
+    coverage: float
+    distinct: int
+    top_share: float
+
+
+class SplitStatistics(_Entry):
+    """The features in a sample of so many rows of a split, by key."""
+
+    rows: int
+    features: dict[str, FeatureStatistics]
+
+
+class TableStatistics(_Entry):
+    """Lookups of a table in the sample of train, at most as many as its rows; distinct ids."""
+
+    lookups: int
+    distinct: int
+
+
+class Statistics(_Entry):
+    """What samples of a training set look like.
+
+    Attributes:
+        splits: by split.
+        tables: by table.
+        drift: by key how far valid's shares of ids are from train's: 0 the same, 1 disjoint.
+    """
+
+    splits: dict[str, SplitStatistics]
+    tables: dict[str, TableStatistics]
+    drift: dict[str, float]
 
 
 class Manifest(_Entry):
@@ -102,6 +164,7 @@ class Manifest(_Entry):
     code_version: str
     content_hash: str
     ingested: Ingested | None = None
+    statistics: Statistics | None = None
 
     def split(self, name: str) -> Split:
         """The split `name`; DataError names the ones that exist."""

@@ -20,6 +20,7 @@ from infnet_dist.data.manifest import (
     read_manifest,
     write_manifest,
 )
+from infnet_dist.data.statistics import take_statistics
 from infnet_dist.errors import DataError
 from infnet_dist.ingest.parts import content_hash, make_split, part_writer, summarise
 from infnet_dist.schema import Schema
@@ -91,6 +92,8 @@ class TrainingSetWriter:
             code_version=__version__,
             content_hash=content_hash(self._partial, schema, splits),
         )
+        statistics = take_statistics(self._partial, manifest)
+        manifest = manifest.model_copy(update={"statistics": statistics})
         write_manifest(self._partial, manifest)
         if self._folder.exists():
             self._folder.rmdir()

@@ -7,7 +7,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from infnet_dist.config import load_config
-from infnet_dist.data.usage import sample_usage
+from infnet_dist.data.statistics import sample_usage
 from infnet_dist.errors import CheckpointError, PlanError
 from infnet_dist.ingest_config import SyntheticIngest
 from infnet_dist.planning.plan import load_plan

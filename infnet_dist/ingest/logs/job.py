@@ -12,11 +12,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from infnet_dist import __version__
-from infnet_dist.data.manifest import Ingested, LogFile, Manifest
+from infnet_dist.data.manifest import HashedTable, Ingested, LogFile, Manifest
 from infnet_dist.errors import DataError
 from infnet_dist.ingest.logs.assemble import Assemble
 from infnet_dist.ingest.logs.clean import Rules, make_rules
 from infnet_dist.ingest.logs.counting import Count
+from infnet_dist.ingest.logs.exchange import read_bucket
 from infnet_dist.ingest.logs.extend import moment, pending_is_train
 from infnet_dist.ingest.logs.features import fit_numbers, make_schema
 from infnet_dist.ingest.logs.joins import join_all
@@ -30,6 +31,7 @@ from infnet_dist.ingest.logs.settle import (
     settled_path,
 )
 from infnet_dist.ingest.logs.sizes import Sizes, expected_rows, how_many
+from infnet_dist.ingest.logs.sketch import colliding_share, estimate_distinct
 from infnet_dist.ingest.logs.source import (
     Fragment,
     file_schema,
@@ -128,6 +130,7 @@ class Job:
             unreadable=unreadable,
             quarantined=quarantined,
             left_out={name: rows[name] for name in ("early", "left_out")},
+            hashed=self._hashed(),
         )
         return Made(
             self._staged,
@@ -272,6 +275,23 @@ class Job:
         outcomes = self._stages.run("fit", tasks)
         ids = {name: outcome["ids"] for name, outcome in zip(tasks, outcomes, strict=True)}
         return ids, {name: task.compiled for name, task in tasks.items()}
+
+    def _hashed(self) -> dict[str, HashedTable]:
+        """How many values the hashed tables have in train, and how often they collide."""
+        found = {}
+        for number, name in enumerate(self._config.table_names):
+            table = self._config.table(name)
+            if table.encoding != "dense":
+                assert table.num_embeddings is not None
+                names = self._config.table_names
+                sketch = read_bucket(self._settled("counts"), number, len(names))["value"]
+                values, rows = estimate_distinct(sketch.to_numpy()), table.num_embeddings - 1
+                found[name] = HashedTable(
+                    values=values,
+                    sharing=colliding_share(values, rows),
+                    indistinct=colliding_share(values, rows**table.num_hashes),
+                )
+        return found
 
     def _vocabulary(self, table: str) -> Path | None:
         if self._before is None:

@@ -5,7 +5,8 @@ import shutil
 from pathlib import Path
 
 from infnet_dist import __version__
-from infnet_dist.data.manifest import MANIFEST, Manifest, Split, write_manifest
+from infnet_dist.data.manifest import MANIFEST, Manifest, Split, read_manifest, write_manifest
+from infnet_dist.data.statistics import take_statistics
 from infnet_dist.ingest.logs.job import Made
 from infnet_dist.ingest.parts import content_hash, join_splits, make_split
 
@@ -29,16 +30,20 @@ def publish(made: Made, folder: Path, work: Path) -> Manifest:
         ingested=made.ingested,
     )
     if made.earlier is None:
-        write_manifest(made.staged, manifest)
+        write_manifest(made.staged, _with_statistics(manifest, made.staged))
         if folder.exists():
             folder.rmdir()
         made.staged.rename(folder)
     else:
         _move_in(made.staged, folder)
-        write_manifest(folder, manifest)
+        write_manifest(folder, _with_statistics(manifest, folder))
         _remove_old_state(folder, made.ingested.generation)
     shutil.rmtree(work)
-    return manifest
+    return read_manifest(folder)
+
+
+def _with_statistics(manifest: Manifest, folder: Path) -> Manifest:
+    return manifest.model_copy(update={"statistics": take_statistics(folder, manifest)})
 
 
 def _all_splits(made: Made, added: dict[str, Split]) -> dict[str, Split]:
