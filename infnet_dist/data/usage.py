@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from infnet_dist.data.manifest import Manifest
+from infnet_dist.data.parts import ARROW, OpenPart
 from infnet_dist.data.reader import Reader
 from infnet_dist.schema import Schema
 
@@ -31,13 +32,16 @@ class Usage:
     distinct: Mapping[str, int]
 
 
-def sample_usage(folder: Path, manifest: Manifest, schema: Schema) -> Usage:
+def sample_usage(
+    folder: Path, manifest: Manifest, schema: Schema, open_part: OpenPart = ARROW
+) -> Usage:
     """Look at up to 65,536 rows of train: of row groups in shuffled order, so of a few times.
 
     Args:
         folder: the training set.
         manifest: its manifest.
         schema: the selected features.
+        open_part: how a part is opened.
 
     Raises:
         DataError: a part can't be read (names the file).
@@ -51,6 +55,7 @@ def sample_usage(folder: Path, manifest: Manifest, schema: Schema) -> Usage:
         rank=0,
         world_size=1,
         shuffle_rows=_BATCH_SIZE * _BATCHES,
+        open_part=open_part,
     )
     table_of = {feature.key: feature.table for feature in schema.table_features}
     rows, lengths = 0.0, dict.fromkeys(table_of, 0)
