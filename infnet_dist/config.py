@@ -15,10 +15,10 @@ from pydantic import Field, NonNegativeFloat, PositiveInt, ValidationError, mode
 
 from infnet_dist.config_messages import explain
 from infnet_dist.errors import ConfigError
+from infnet_dist.ingest_config import PetastormIngest, SplitName
 from infnet_dist.model_config import InfnetConfig, ModelConfig, Section
 
 ShardingTypeName = Literal["table_wise", "row_wise", "column_wise"]
-SplitName = Literal["train", "valid", "test"]
 
 
 class RunConfig(Section):
@@ -106,7 +106,8 @@ class TabularIngest(Section):
 
 
 IngestConfig = Annotated[
-    SyntheticIngest | KuaiRandIngest | TabularIngest, Field(discriminator="source")
+    SyntheticIngest | KuaiRandIngest | TabularIngest | PetastormIngest,
+    Field(discriminator="source"),
 ]
 
 
@@ -123,6 +124,9 @@ class DataConfig(Section):
     prefetch_batches: int = Field(4, ge=1, description="batches read ahead of the step")
     reader: Literal["arrow", "petastorm"] = Field(
         "arrow", description="what decodes row groups; petastorm for data sets of Petastorm"
+    )
+    petastorm_metadata: bool = Field(
+        False, description="ingest adds what petastorm's make_reader needs to open a split"
     )
 
 

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from infnet_dist.checkpoint import MANIFEST, newest
-from infnet_dist.config import Config, KuaiRandIngest, load_config
+from infnet_dist.config import Config, KuaiRandIngest, PetastormIngest, TabularIngest, load_config
 from infnet_dist.context import resolve_path
 from infnet_dist.errors import CheckpointError, UserError
 
@@ -55,7 +55,7 @@ def resolve_config(config: Config) -> Config:
         "run": config.run.model_copy(update={"folder": resolve_path(config.run.folder)}),
         "data": config.data.model_copy(update={"path": resolve_path(config.data.path)}),
     }
-    if isinstance(config.ingest, KuaiRandIngest):
+    if isinstance(config.ingest, KuaiRandIngest | TabularIngest | PetastormIngest):
         path = resolve_path(config.ingest.path)
         update["ingest"] = config.ingest.model_copy(update={"path": path})
     if config.sharding.plan != "auto":  # reviewed with the code, so it stands beside it

@@ -12,10 +12,11 @@ from collections.abc import Callable
 from tqdm import tqdm
 
 from infnet_dist import synthetic
-from infnet_dist.config import Config, KuaiRandIngest, TabularIngest
-from infnet_dist.data.manifest import Manifest
+from infnet_dist.config import Config, KuaiRandIngest, PetastormIngest, TabularIngest
+from infnet_dist.data.manifest import Manifest, read_manifest
 from infnet_dist.errors import ConfigError
-from infnet_dist.ingest import kuairand, tabular
+from infnet_dist.ingest import kuairand, petastorm_sets, tabular
+from infnet_dist.ingest.petastorm_metadata import write_petastorm_metadata
 from infnet_dist.ingest.writer import training_set_is_current
 from ray_jobs._cli import log, make_parser, read_config, run_main
 
@@ -31,9 +32,13 @@ def main() -> None:
     start = time.monotonic()
     folder = config.data.path
     if training_set_is_current(folder, config.ingest.model_dump(mode="json")):
+        if config.data.petastorm_metadata:
+            write_petastorm_metadata(folder, read_manifest(folder))
         log.info("%s is up to date", folder)
         return
     manifest = _make(config)
+    if config.data.petastorm_metadata:
+        write_petastorm_metadata(folder, manifest)
     for name, split in manifest.splits.items():
         rates = "  ".join(f"{task} {rate:.4f}" for task, rate in split.base_rates.items())
         log.info("%s: %s rows; label means %s", name, f"{split.rows:,}", rates)
@@ -46,6 +51,8 @@ def _make(config: Config) -> Manifest:
         return kuairand.make_training_set(ingest, config.data.path, _progress())
     if isinstance(ingest, TabularIngest):
         return tabular.make_training_set(ingest, config.data.path, _progress())
+    if isinstance(ingest, PetastormIngest):
+        return petastorm_sets.make_training_set(ingest, config.data.path, _progress())
     assert ingest is not None
     return synthetic.make_training_set(ingest, config.data.path, _progress())
 

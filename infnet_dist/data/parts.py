@@ -11,6 +11,7 @@ from types import TracebackType
 from typing import Literal, Protocol, Self
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from infnet_dist.data.manifest import arrow_type
@@ -89,7 +90,7 @@ class PetastormPart(PetastormFile):
         for field in super().schema_arrow:
             wanted = arrow_type(self._schema, field.name)
             try:
-                pa.array([], field.type).cast(wanted)
+                _cast(pa.array([], field.type), wanted)
                 types[field.name] = wanted
             except pa.ArrowException:
                 types[field.name] = field.type
@@ -109,7 +110,7 @@ class PetastormPart(PetastormFile):
         for name in columns:
             wanted = arrow_type(self._schema, name)
             try:
-                cast[name] = table[name].cast(wanted)
+                cast[name] = _cast(table[name], wanted)
             except pa.ArrowException as error:
                 hint = (
                     "" if self._fields else f"; there is no Unischema in a {UNISCHEMA_FILE} beside"
@@ -123,3 +124,13 @@ class PetastormPart(PetastormFile):
                 mend = "mend the data set, or change its ingest section and ingest again"
                 allowed.check(bounds(cast[allowed.column]), where, mend)
         return pa.table(cast)
+
+
+def _cast(values: pa.Array | pa.ChunkedArray, wanted: pa.DataType) -> pa.Array | pa.ChunkedArray:
+    """Numbers in another type; NaN becomes null, since petastorm doesn't tell the two apart."""
+    if pa.types.is_temporal(values.type):
+        raise pa.ArrowTypeError("a time is no number")
+    values = values.cast(wanted)
+    if not pa.types.is_floating(wanted):
+        return values
+    return pc.if_else(pc.is_nan(values), None, values)

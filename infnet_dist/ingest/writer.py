@@ -92,7 +92,7 @@ class TrainingSetWriter:
             splits=splits,
             source=self._source,
             code_version=__version__,
-            content_hash=self._hash(schema, splits),
+            content_hash=content_hash(self._partial, schema, splits),
         )
         write_manifest(self._partial, manifest)
         if self._folder.exists():
@@ -100,16 +100,18 @@ class TrainingSetWriter:
         self._partial.rename(self._folder)
         return manifest
 
-    def _hash(self, schema: Schema, splits: dict[str, Split]) -> str:
-        digest = hashlib.sha256(schema.model_dump_json().encode())
-        for split in splits.values():
-            for part in split.parts:
-                with (self._partial / part.file).open("rb") as file:
-                    file.seek(-8, 2)
-                    footer = int.from_bytes(file.read(4), "little")
-                    file.seek(-8 - footer, 2)
-                    digest.update(file.read(footer))
-        return digest.hexdigest()
+
+def content_hash(folder: Path, schema: Schema, splits: dict[str, Split]) -> str:
+    """A hash of the schema and of the footers of all parts."""
+    digest = hashlib.sha256(schema.model_dump_json().encode())
+    for split in splits.values():
+        for part in split.parts:
+            with (folder / part.file).open("rb") as file:
+                file.seek(-8, 2)
+                footer = int.from_bytes(file.read(4), "little")
+                file.seek(-8 - footer, 2)
+                digest.update(file.read(footer))
+    return digest.hexdigest()
 
 
 class _SplitWriter:
@@ -208,11 +210,15 @@ def training_set_is_current(folder: Path, source: dict[str, Any]) -> bool:
     """
     if not folder.exists() or not any(folder.iterdir()):
         return False
+    in_place = source.get("path") == str(folder)  # the manifest comes to where the rows are
+    if in_place and not (folder / MANIFEST).is_file():
+        return False
     if (folder / MANIFEST).is_file() and read_manifest(folder).source == source:
         return True
+    place = f"its {MANIFEST}" if in_place else "the folder"
     raise DataError(
         f"{folder} holds something made from other settings{_first_difference(folder, source)}; it "
-        f"stays untouched: choose another data.path or remove the folder"
+        f"stays untouched: choose another data.path or remove {place}"
     )
 
 

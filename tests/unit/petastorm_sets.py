@@ -16,7 +16,12 @@ import pyarrow.parquet as pq
 from infnet_dist.data.petastorm_bridge import load_petastorm
 
 SPARK_TYPES = {np.int64: "LongType", np.int32: "IntegerType", np.float32: "FloatType"}
-SPARK_TYPES |= {np.int8: "ByteType", np.bool_: "BooleanType", np.str_: "StringType"}
+SPARK_TYPES |= {
+    np.float64: "DoubleType",
+    np.int8: "ByteType",
+    np.bool_: "BooleanType",
+    np.str_: "StringType",
+}
 
 
 _TYPES = ModuleType("pyspark.sql.types")
@@ -76,7 +81,9 @@ def write_set(
     from petastorm.unischema import Unischema
 
     with pyspark():
-        write_metadata(folder, packed.schema, pickle.dumps(Unischema("Rows", fields)), row_groups)
+        declared = [field for field in fields if hasattr(field, "codec")]
+        pickled = pickle.dumps(Unischema("Rows", declared))
+    write_metadata(folder, packed.schema, pickled, row_groups)
 
 
 def write_metadata(

@@ -12,6 +12,7 @@ ORDER = [
     "errors",
     "config_messages",
     "model_config",
+    "ingest_config",
     "config",
     "schema",
     "provenance",
