@@ -1,6 +1,7 @@
 """Petastorm data sets: the reader gives the batches of plain Parquet, bad sets are named."""
 
 import importlib
+import io
 import pickle
 import subprocess
 import sys
@@ -17,6 +18,7 @@ import torch
 from infnet_dist.batch import RankingBatch
 from infnet_dist.data.check import check_columns, check_split
 from infnet_dist.data.manifest import Manifest
+from infnet_dist.data.npy import unpack
 from infnet_dist.data.parts import part_opener
 from infnet_dist.data.petastorm_bridge import load_petastorm
 from infnet_dist.data.petastorm_file import read_fields, read_petastorm_tables
@@ -318,6 +320,37 @@ def test_pickles_of_python_2_and_of_older_spark(tmp_path: Path) -> None:
     found = load_unischema(pickled)
     assert list(found.fields.values()) == declared
     assert found.fields["row"].codec.decode(found.fields["row"], 5) == np.int32(5)
+
+
+@pytest.mark.parametrize(
+    "array",
+    [
+        np.arange(7),
+        np.array([], np.int32),
+        np.array([1.5, np.nan], ">f4"),
+        np.array(["a", "bcd"]),
+        np.array([b"a", b""]),
+        np.array([True, False]),
+        np.arange(20, dtype=np.int8)[::3],
+    ],
+)
+def test_arrays_unpack_as_numpy_packs_them(array: np.ndarray) -> None:
+    packed = io.BytesIO()
+    np.save(packed, array)
+    found = unpack(packed.getvalue())
+    assert found is not None and found.dtype == array.dtype
+    np.testing.assert_array_equal(found, array)
+    if len(array):
+        with pytest.raises(ValueError, match="buffer"):
+            unpack(packed.getvalue()[:-1])
+
+
+def test_other_arrays_are_left_to_the_codec() -> None:
+    for array in (np.array(3), np.ones((2, 2)), np.array([None])):
+        packed = io.BytesIO()
+        np.save(packed, array)
+        assert unpack(packed.getvalue()) is None
+    assert unpack(b"PK") is None
 
 
 def test_the_thread_pool_waits_for_work_not_yet_handed_out() -> None:
