@@ -323,7 +323,7 @@ def test_pickles_of_python_2_and_of_older_spark(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "array",
+    "values",
     [
         np.arange(7),
         np.array([], np.int32),
@@ -334,21 +334,21 @@ def test_pickles_of_python_2_and_of_older_spark(tmp_path: Path) -> None:
         np.arange(20, dtype=np.int8)[::3],
     ],
 )
-def test_arrays_unpack_as_numpy_packs_them(array: np.ndarray) -> None:
+def test_arrays_unpack_as_numpy_packs_them(values: np.ndarray) -> None:
     packed = io.BytesIO()
-    np.save(packed, array)
+    np.save(packed, values)
     found = unpack(packed.getvalue())
-    assert found is not None and found.dtype == array.dtype
-    np.testing.assert_array_equal(found, array)
-    if len(array):
+    assert found is not None and found.dtype == values.dtype
+    np.testing.assert_array_equal(found, values)
+    if len(values):
         with pytest.raises(ValueError, match="buffer"):
             unpack(packed.getvalue()[:-1])
 
 
 def test_other_arrays_are_left_to_the_codec() -> None:
-    for array in (np.array(3), np.ones((2, 2)), np.array([None])):
+    for values in (np.array(3), np.ones((2, 2)), np.array([None])):
         packed = io.BytesIO()
-        np.save(packed, array)
+        np.save(packed, values)
         assert unpack(packed.getvalue()) is None
     assert unpack(b"PK") is None
 
