@@ -1,4 +1,4 @@
-"""Make the training set of a run file: from raw logs, or from a synthetic world.
+"""Make the training set of a run file: from raw logs, data sets that exist, or a synthetic world.
 
     python -m ray_jobs.ingest --config configs/smoke.yaml
     ray job submit --working-dir . -- python -m ray_jobs.ingest --config configs/kuairand_pure.yaml

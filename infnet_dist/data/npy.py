@@ -1,4 +1,4 @@
-"""1-D arrays in numpy's .npy format, which Petastorm's NdarrayCodec keeps in every cell.
+"""1-D arrays in numpy's formats .npy and .npz, which Petastorm's codecs keep in every cell.
 
 numpy parses a header of Python source for each array, which takes far longer than its few numbers.
 Arrays of one length and type have the same header, so here each header is parsed once.
@@ -6,6 +6,7 @@ Arrays of one length and type have the same header, so here each header is parse
 
 import functools
 import io
+import zipfile
 from typing import Any
 
 import numpy as np
@@ -29,6 +30,18 @@ def unpack(value: bytes) -> npt.NDArray[Any] | None:
         return None
     count, dtype = found
     return np.frombuffer(value, dtype, count, start) if count else np.empty(0, dtype)
+
+
+def unpack_compressed(value: bytes) -> npt.NDArray[Any] | None:
+    """The same of the array named `arr` in a .npz archive.
+
+    Raises:
+        ValueError: as `unpack`.
+        zipfile.BadZipFile: it is no archive.
+        KeyError: it has no such array.
+    """
+    with zipfile.ZipFile(io.BytesIO(value)) as archive:
+        return unpack(archive.read("arr.npy"))
 
 
 @functools.lru_cache(maxsize=4096)

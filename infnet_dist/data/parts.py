@@ -112,9 +112,7 @@ class PetastormPart(PetastormFile):
             try:
                 cast[name] = _cast(table[name], wanted)
             except pa.ArrowException as error:
-                hint = (
-                    "" if self._fields else f"; there is no Unischema in a {UNISCHEMA_FILE} beside"
-                )
+                hint = "" if self._fields else f"; no Unischema in a {UNISCHEMA_FILE} beside it"
                 raise DataError(
                     f"{where}, column {name!r} is {table[name].type}, expected {wanted} "
                     f"({error}){hint}"

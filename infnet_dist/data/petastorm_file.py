@@ -20,12 +20,13 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from infnet_dist.data.npy import unpack
+from infnet_dist.data.npy import unpack, unpack_compressed
 from infnet_dist.data.petastorm_bridge import load_petastorm, parquet_files
 from infnet_dist.errors import DataError, unknown_name
 
 UNISCHEMA_FILE = "_common_metadata"
 UNISCHEMA_KEY = b"dataset-toolkit.unischema.v1"
+_FASTER = {"NdarrayCodec": unpack, "CompressedNdarrayCodec": unpack_compressed}
 _NO_VALUE = "__HIVE_DEFAULT_PARTITION__"
 
 
@@ -117,17 +118,14 @@ class PetastormFile:
         packed = [name for name in columns if name in stored]
         table = self._file.read_row_group(index, columns=packed, use_threads=use_threads)
         rows = self.metadata.row_group(index).num_rows
-        where = f"{self._path}, row group {index}"
-        return pa.table(
-            {
-                name: decode_column(
-                    table[name], self._fields.get(name), f"{where}, column {name!r}"
-                )
-                if name in stored
-                else self._partition_column(name, rows)
-                for name in columns
-            }
-        )
+        found = {}
+        for name in columns:
+            if name in stored:
+                where = f"{self._path}, row group {index}, column {name!r}"
+                found[name] = decode_column(table[name], self._fields.get(name), where)
+            else:
+                found[name] = self._partition_column(name, rows)
+        return pa.table(found)
 
     def _partition_column(self, name: str, rows: int) -> pa.Array:
         """The value that a partition folder's name holds for all rows of its files."""
@@ -192,9 +190,12 @@ def decode_column(column: pa.ChunkedArray, field: Any, where: str) -> pa.Chunked
             return column.cast(wanted)
         except pa.ArrowException as error:
             raise DataError(f"{where}: {error}; the Unischema says {wanted}") from None
-    if len(field.shape) != 1:
+    item = _scalar_type(field)
+    if len(field.shape) != 1 or item is None:
+        kind = np.dtype(field.numpy_dtype).name
         raise DataError(
-            f"{where} has the shape {field.shape}, expected a scalar or a 1-D array; leave it out"
+            f"{where} has {kind} arrays of shape {field.shape}, expected a scalar or a 1-D array "
+            "of numbers or text; leave it out"
         )
     arrays = []
     for row, value in enumerate(column.to_pylist()):
@@ -204,41 +205,42 @@ def decode_column(column: pa.ChunkedArray, field: Any, where: str) -> pa.Chunked
             raise DataError(
                 f"{where}, row {row} can't be decoded: {error}; write it again"
             ) from None
-    return _lists(arrays, field, where)
+    try:
+        return _lists(arrays, item)
+    except (pa.ArrowException, ValueError) as error:
+        raise DataError(f"{where}: {error}; the Unischema says 1-D arrays of {item}") from None
 
 
 def _unpacked(value: bytes, field: Any) -> Any:
-    """What the field's codec unpacks; the commonest codec's arrays are unpacked here, faster."""
-    found = unpack(value) if type(field.codec).__name__ == "NdarrayCodec" else None
+    """What the field's codec unpacks; plain arrays are unpacked here, faster."""
+    faster = _FASTER.get(type(field.codec).__name__)
+    found = faster(value) if faster is not None else None
     return field.codec.decode(field, value) if found is None else found
 
 
 def _is_packed(field: Any) -> bool:
     """Whether a codec packed the values into bytes."""
-    return (
-        field is not None
-        and field.codec is not None
-        and type(field.codec).__name__ != "ScalarCodec"
-    )
+    codec = getattr(field, "codec", None)
+    return codec is not None and type(codec).__name__ != "ScalarCodec"
 
 
-def _lists(arrays: list[Any], field: Any, where: str) -> pa.ListArray:
+def _lists(arrays: list[Any], item: pa.DataType) -> pa.ListArray:
     """One list per row, null where there is no array."""
-    wanted = _scalar_type(field)
     known = [array for array in arrays if array is not None]
-    for array in known:
-        if array.ndim != 1:
-            raise DataError(f"{where}: got an array of shape {array.shape}, expected 1-D")
+    together = np.concatenate(known) if known else np.empty(0, np.int64)
+    if together.ndim != 1:
+        raise ValueError(f"got arrays of {together.ndim} dimensions")
+    values = pa.array(together.astype(together.dtype.newbyteorder("="), copy=False))
     lengths = [0 if array is None else len(array) for array in arrays]
-    offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32)
-    values = pa.array(np.concatenate(known) if known else [], None if known else wanted)
+    offsets = pa.array(np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32))
     missing = pa.array([array is None for array in arrays])
-    return pa.ListArray.from_arrays(pa.array(offsets), values.cast(wanted), mask=missing)
+    return pa.ListArray.from_arrays(offsets, values.cast(item), mask=missing)
 
 
 def _decoded_type(stored: pa.DataType, field: Any) -> pa.DataType:
     if _is_packed(field):
-        return pa.list_(_scalar_type(field)) if len(field.shape) == 1 else stored
+        item = _scalar_type(field)
+        return stored if item is None or len(field.shape) != 1 else pa.list_(item)
     wanted = None if field is None or field.shape else _scalar_type(field)
     return wanted or stored
 

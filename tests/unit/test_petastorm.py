@@ -18,7 +18,7 @@ import torch
 from infnet_dist.batch import RankingBatch
 from infnet_dist.data.check import check_columns, check_split
 from infnet_dist.data.manifest import Manifest
-from infnet_dist.data.npy import unpack
+from infnet_dist.data.npy import unpack, unpack_compressed
 from infnet_dist.data.parts import part_opener
 from infnet_dist.data.petastorm_bridge import load_petastorm
 from infnet_dist.data.petastorm_file import read_fields, read_petastorm_tables
@@ -242,6 +242,33 @@ def test_damaged_files_are_named(tmp_path: Path) -> None:
         list(read_petastorm_tables(tmp_path / "peta" / "train", ["row"]))
 
 
+def test_arrays_that_are_not_what_the_unischema_says(tmp_path: Path) -> None:
+    for values, message in (
+        ([1.5, 2.5], "Float value 1.50* was truncated .*; the Unischema says 1-D arrays of int64"),
+        ([[1, 2]], "got arrays of 2 dimensions; the Unischema says 1-D"),
+    ):
+        packed = io.BytesIO()
+        np.save(packed, np.array(values))
+        declared = [array("ids", np.int64, "NdarrayCodec")]
+        write_set(tmp_path, pa.table({"ids": pa.array([[1]], pa.list_(pa.int64()))}), declared)
+        (part,) = tmp_path.glob("*.parquet")
+        pq.write_table(pa.table({"ids": pa.array([packed.getvalue()])}), part)
+        with pytest.raises(DataError, match=f"row group 0, column 'ids': {message}"):
+            next(read_petastorm_tables(tmp_path, ["ids"]))
+
+
+def test_big_endian_numbers(tmp_path: Path) -> None:
+    with_ids = pa.table({"ids": pa.array([[1, 2], [], [3]], pa.list_(pa.int64()))})
+    packed = io.BytesIO()
+    np.save(packed, np.array([1, 2], ">i4"))
+    declared = [array("ids", np.int32, "NdarrayCodec")]
+    write_set(tmp_path, with_ids, declared)
+    (part,) = tmp_path.glob("*.parquet")
+    pq.write_table(pa.table({"ids": pa.array([packed.getvalue()])}), part)
+    (table,) = read_petastorm_tables(tmp_path, ["ids"])
+    assert table["ids"].to_pylist() == [[1, 2]]
+
+
 def test_wrong_names_and_shapes_are_named(tmp_path: Path) -> None:
     from petastorm.codecs import NdarrayCodec
     from petastorm.unischema import UnischemaField
@@ -253,7 +280,7 @@ def test_wrong_names_and_shapes_are_named(tmp_path: Path) -> None:
         next(read_petastorm_tables(tmp_path / "nowhere", ["row"]))
     images = UnischemaField("image", np.uint8, (2, 2), NdarrayCodec(), False)
     write_set(tmp_path / "images", pa.table({"image": pa.array([[[1, 2], [3, 4]]])}), [images])
-    with pytest.raises(DataError, match=r"'image' has the shape \(2, 2\), expected a scalar or a"):
+    with pytest.raises(DataError, match=r"uint8 arrays of shape \(2, 2\), expected a scalar or"):
         next(read_petastorm_tables(tmp_path / "images", ["image"]))
 
 
@@ -340,6 +367,9 @@ def test_arrays_unpack_as_numpy_packs_them(values: np.ndarray) -> None:
     found = unpack(packed.getvalue())
     assert found is not None and found.dtype == values.dtype
     np.testing.assert_array_equal(found, values)
+    archive = io.BytesIO()
+    np.savez_compressed(archive, arr=values)
+    np.testing.assert_array_equal(unpack_compressed(archive.getvalue()), values)
     if len(values):
         with pytest.raises(ValueError, match="buffer"):
             unpack(packed.getvalue()[:-1])
@@ -393,7 +423,7 @@ def test_the_bridge_leaves_numpy_and_pyarrow_alone() -> None:
 import sys
 import numpy, pyarrow, pyarrow.parquet
 before = [dict(vars(m)) for m in (numpy, pyarrow, pyarrow.parquet)]
-import infnet_dist.session
+import infnet_dist.data.parts
 assert "petastorm" not in sys.modules
 from infnet_dist.data.petastorm_bridge import load_petastorm
 load_petastorm()

@@ -12,6 +12,7 @@ import pytest
 import yaml
 
 from infnet_dist.config import Config, parse_config
+from infnet_dist.data.check import check_split
 from infnet_dist.data.manifest import MANIFEST, read_manifest
 from infnet_dist.data.parts import part_opener
 from infnet_dist.data.petastorm_bridge import load_petastorm
@@ -161,6 +162,24 @@ def test_rows_come_through_the_reader(tmp_path: Path) -> None:
             assert label[1] == pytest.approx(row["watch_ms"] / 2950)
         first += batch.num_rows
     assert first == 60
+
+
+def test_partition_folders_are_columns(tmp_path: Path) -> None:
+    """Spark's partitionBy("tab"): the value stands in the folder's name alone."""
+    raw = write_sets(tmp_path / "raw")
+    for split in ("train", "valid"):
+        for number, file in enumerate(sorted((raw / split).glob("*.parquet"))):
+            folder = raw / split / f"tab={number}"
+            folder.mkdir()
+            file.rename(folder / file.name)
+    manifest, schema = describe(raw, raw, categorical={"row": "row", "tab": "tab"})
+    assert schema.table("tab").num_embeddings == 3
+    check = {"split": "train", "rank": 0, "world_size": 1}
+    opener = part_opener("petastorm", schema)
+    check_split(raw, manifest, schema, open_part=opener, **check)
+    reader = Reader(raw, manifest, schema, **check, batch_size=100, open_part=opener)
+    (batch,) = reader.batches()
+    assert batch.sparse_features["tab"].values().tolist() == [0] * 25 + [1] * 25 + [2] * 10
 
 
 def lists(name: str, row: int, items: Any) -> dict[str, list[Any]]:
