@@ -8,8 +8,8 @@ nothing else notices), and mends two faults:
 - its thread pool could end before the last row groups were handed out, and lost their rows;
 - its unpickler ran code of whoever wrote the data set (`unischema_pickle`).
 
-Not brought back: HDFS, the process pool (its processes import petastorm without the bridge),
-`filters`, and partition columns in petastorm's own readers; `petastorm_file` reads the latter.
+Not brought back: HDFS, the process pool (its processes lack the bridge), `filters`, and partition
+columns in petastorm's own readers; `petastorm_file` reads the latter.
 """
 
 import functools
@@ -51,8 +51,8 @@ def load_petastorm() -> ModuleType:
         ) from None
     _lend_names()
     _mend_thread_pool()
-    legacy = importlib.import_module("petastorm.etl.legacy")
-    legacy.restricted_loads = load_unischema  # type: ignore[attr-defined]
+    vars(sys.modules["petastorm.etl.legacy"])["restricted_loads"] = load_unischema
+    vars(sys.modules["petastorm.reader"])["ProcessPool"] = _no_process_pool
     return sys.modules["petastorm"]
 
 
@@ -110,6 +110,13 @@ def _mend_thread_pool() -> None:
         return handed_out and all_done(self)
 
     pool.all_workers_done = all_workers_done
+
+
+def _no_process_pool(*_: object, **__: object) -> None:
+    raise NotImplementedError(
+        "petastorm's process pool starts processes that lack the bridge; set reader_pool_type to "
+        "'thread' or 'dummy'"
+    )
 
 
 class LegacyPiece:

@@ -418,6 +418,37 @@ def test_the_thread_pool_waits_for_work_not_yet_handed_out() -> None:
     pool.join()
 
 
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"reader_pool_type": "process"}, "'thread' or 'dummy'"),
+        ({"filters": [("row", ">", 5)]}, "select rows after reading"),
+    ],
+)
+def test_what_the_bridge_lacks_is_said(
+    tmp_path: Path, settings: dict[str, Any], message: str
+) -> None:
+    write_team_set(tmp_path / "set", make_table(5))
+    with pytest.raises(NotImplementedError, match=message):
+        load_petastorm().make_reader(f"file://{tmp_path / 'set'}", **settings)
+
+
+def test_partition_folders_are_left_to_our_own_reader(tmp_path: Path) -> None:
+    write_team_set(tmp_path / "set", make_table(5))
+    (tmp_path / "set" / "day=1").mkdir()
+    (part,) = (tmp_path / "set").glob("*.parquet")
+    part.rename(tmp_path / "set" / "day=1" / part.name)
+    with pytest.raises(NotImplementedError, match=r"use infnet_dist.*read_petastorm_tables"):
+        load_petastorm().make_reader(f"file://{tmp_path / 'set'}")
+
+
+def test_a_missing_petastorm_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "petastorm", None)
+    with pytest.raises(DataError, match=r"petastorm can't be imported .*; install it with: pip"):
+        load_petastorm.__wrapped__()
+    assert "pyarrow.filesystem" not in sys.modules
+
+
 def test_the_bridge_leaves_numpy_and_pyarrow_alone() -> None:
     code = """
 import sys
