@@ -24,6 +24,7 @@ from infnet_dist.data.petastorm_bridge import load_petastorm
 from infnet_dist.data.petastorm_file import read_fields, read_petastorm_tables
 from infnet_dist.data.unischema_pickle import load_unischema
 from infnet_dist.errors import DataError
+from infnet_dist.ingest.petastorm_metadata import write_petastorm_metadata
 from tests.unit.petastorm_sets import array, pyspark, scalar, write_metadata, write_set
 from tests.unit.test_reader import SCHEMA, make_reader, make_set, make_table, rows_of
 
@@ -98,6 +99,11 @@ def test_batches_are_those_of_plain_parquet(tmp_path: Path, shuffle_rows: int | 
     found = list(peta_batches(tmp_path, peta, epoch=2, **settings))
     assert len(found) == len(expected) == 13
     for one, other in zip(found, expected, strict=True):
+        assert_same(one, other)
+    write_petastorm_metadata(tmp_path / "plain", plain)  # our own set, in petastorm's way
+    settings["open_part"] = part_opener("petastorm", SCHEMA)
+    ours = make_reader(tmp_path / "plain", plain, **settings).batches(epoch=2)
+    for one, other in zip(ours, expected, strict=True):
         assert_same(one, other)
 
 
