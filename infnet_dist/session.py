@@ -14,7 +14,7 @@ from infnet_dist.context import WorkerContext
 from infnet_dist.data.check import check_columns, check_feed, check_split
 from infnet_dist.data.manifest import Manifest, read_manifest
 from infnet_dist.data.order import ORDER_VERSION
-from infnet_dist.data.parts import part_opener
+from infnet_dist.data.part_files import part_opener
 from infnet_dist.data.reader import Reader
 from infnet_dist.data.usage import sample_usage
 from infnet_dist.errors import ConfigError, DataError, unknown_name

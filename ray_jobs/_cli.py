@@ -11,9 +11,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 from infnet_dist.checkpoint import MANIFEST, newest
-from infnet_dist.config import Config, KuaiRandIngest, PetastormIngest, TabularIngest, load_config
+from infnet_dist.config import Config, load_config
 from infnet_dist.context import resolve_path
 from infnet_dist.errors import CheckpointError, UserError
+from infnet_dist.ingest_config import KuaiRandIngest, PetastormIngest, TabularIngest
 
 log = logging.getLogger("infnet_dist")
 

@@ -28,7 +28,7 @@ from rich.table import Table
 
 from infnet_dist.checkpoint import differences_from
 from infnet_dist.config import Config, load_config
-from infnet_dist.data.parts import part_opener
+from infnet_dist.data.part_files import part_opener
 from infnet_dist.data.usage import sample_usage
 from infnet_dist.errors import PlanError
 from infnet_dist.planning.compare import diff_plans

@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from infnet_dist.data.manifest import Manifest, Part, arrow_type
-from infnet_dist.data.parts import ARROW, OpenPart, PartFile
+from infnet_dist.data.part_files import ARROW, OpenPart, PartFile
 from infnet_dist.data.ranges import Range, allowed_ranges, bounds
 from infnet_dist.errors import DataError
 from infnet_dist.schema import Schema

@@ -41,12 +41,13 @@ class Part(_Entry):
 class Split(_Entry):
     """One split: its parts, time range (epoch milliseconds, both ends included), label means.
 
-    A task's mean is over the labels that are known; 0 if none is.
+    A task's mean is over the labels that are known, `labels` in number; 0 if none is.
     """
 
     rows: int = Field(ge=1)
     time_range_ms: tuple[int, int]
     base_rates: dict[str, float]
+    labels: dict[str, int] = Field(default_factory=dict)
     parts: tuple[Part, ...] = Field(min_length=1)
 
     @model_validator(mode="after")
@@ -55,6 +56,36 @@ class Split(_Entry):
         if self.rows != in_parts:
             raise ValueError(f"{self.rows} rows, but {in_parts} in its parts")
         return self
+
+
+class LogFile(_Entry):
+    """A file of logs as it was when it was ingested."""
+
+    path: str
+    size: int
+    modified_ns: int
+
+
+class Ingested(_Entry):
+    """What logs were ingested, so that later ones can be added.
+
+    Attributes:
+        generation: how often logs were added.
+        last_time_ms: latest impression; what is added must be later.
+        boundary_ms: the state holds all rows from then on, and sums and newest events before it.
+        files: all that were read.
+        unreadable: files that were left out, with the reason.
+        quarantined: bad rows by reason.
+        left_out: rows before train ("early") and in gaps ("left_out").
+    """
+
+    generation: int = Field(ge=1)
+    last_time_ms: int
+    boundary_ms: int
+    files: tuple[LogFile, ...]
+    unreadable: dict[str, str]
+    quarantined: dict[str, int]
+    left_out: dict[str, int]
 
 
 class Manifest(_Entry):
@@ -70,6 +101,7 @@ class Manifest(_Entry):
     source: dict[str, Any]
     code_version: str
     content_hash: str
+    ingested: Ingested | None = None
 
     def split(self, name: str) -> Split:
         """The split `name`; DataError names the ones that exist."""

@@ -24,7 +24,7 @@ from infnet_dist.data.order import (
     num_steps,
     remaining,
 )
-from infnet_dist.data.parts import ARROW, OpenPart, PartFile
+from infnet_dist.data.part_files import ARROW, OpenPart, PartFile
 from infnet_dist.data.prefetch import prefetch
 from infnet_dist.errors import DataError
 from infnet_dist.schema import Schema

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from infnet_dist.data.manifest import Manifest
-from infnet_dist.data.parts import ARROW, OpenPart
+from infnet_dist.data.part_files import ARROW, OpenPart
 from infnet_dist.data.reader import Reader
 from infnet_dist.schema import Schema
 

@@ -19,16 +19,16 @@ import pyarrow.parquet as pq
 from torch import nn
 
 from infnet_dist import __version__
-from infnet_dist.config import PetastormIngest
 from infnet_dist.data.columns import decode
 from infnet_dist.data.manifest import Manifest, Part, Split, write_manifest
-from infnet_dist.data.parts import PetastormPart
+from infnet_dist.data.part_files import PetastormPart
 from infnet_dist.data.petastorm_bridge import parquet_files
 from infnet_dist.data.petastorm_file import PetastormFile, fields_beside
 from infnet_dist.data.ranges import bounds
 from infnet_dist.errors import ConfigError, DataError
 from infnet_dist.ingest.encode import quantile_boundaries
-from infnet_dist.ingest.writer import content_hash
+from infnet_dist.ingest.parts import content_hash
+from infnet_dist.ingest_config import PetastormIngest
 from infnet_dist.schema import (
     CategoricalFeature,
     DenseFeature,
@@ -166,6 +166,7 @@ class _Scan:
             rows=sum(part.rows for part in parts),
             time_range_ms=(min(times), max(times)) if times else _NO_TIME,
             base_rates={task: float(s / max(n, 1)) for task, (s, n) in sums.items()},
+            labels={task: int(n) for task, (_, n) in sums.items()},
             parts=tuple(parts),
         )
 

@@ -18,12 +18,12 @@ import pyarrow.compute as pc
 import pyarrow.dataset as ds
 from torch import nn
 
-from infnet_dist.config import TabularIngest
 from infnet_dist.data.manifest import Manifest
 from infnet_dist.errors import DataError, unknown_name
 from infnet_dist.ingest.encode import Vocabulary, float_column, quantile_boundaries
 from infnet_dist.ingest.raw_files import check_flags
 from infnet_dist.ingest.writer import TrainingSetWriter
+from infnet_dist.ingest_config import TabularIngest
 from infnet_dist.schema import CategoricalFeature, DenseFeature, Schema, Table, Task
 
 ROWS_PER_CHUNK = 65_536

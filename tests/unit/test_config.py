@@ -6,12 +6,12 @@ from pydantic import ValidationError
 
 from infnet_dist.config import (
     Config,
-    SyntheticIngest,
     dump_config,
     load_config,
     parse_config,
 )
 from infnet_dist.errors import ConfigError, UserError
+from infnet_dist.ingest_config import SyntheticIngest
 from infnet_dist.model_config import InfnetConfig, InfnetPaperConfig
 
 LEAST = {"data": {"path": "data/x"}}

@@ -19,7 +19,7 @@ from infnet_dist.batch import RankingBatch
 from infnet_dist.data.check import check_columns, check_split
 from infnet_dist.data.manifest import Manifest
 from infnet_dist.data.npy import unpack, unpack_compressed
-from infnet_dist.data.parts import part_opener
+from infnet_dist.data.part_files import part_opener
 from infnet_dist.data.petastorm_bridge import load_petastorm
 from infnet_dist.data.petastorm_file import read_fields, read_petastorm_tables
 from infnet_dist.data.unischema_pickle import load_unischema
@@ -460,7 +460,7 @@ def test_the_bridge_leaves_numpy_and_pyarrow_alone() -> None:
 import sys
 import numpy, pyarrow, pyarrow.parquet
 before = [dict(vars(m)) for m in (numpy, pyarrow, pyarrow.parquet)]
-import infnet_dist.data.parts
+import infnet_dist.data.part_files
 assert "petastorm" not in sys.modules
 from infnet_dist.data.petastorm_bridge import load_petastorm
 load_petastorm()

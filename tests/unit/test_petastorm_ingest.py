@@ -14,7 +14,7 @@ import yaml
 from infnet_dist.config import Config, parse_config
 from infnet_dist.data.check import check_split
 from infnet_dist.data.manifest import MANIFEST, read_manifest
-from infnet_dist.data.parts import part_opener
+from infnet_dist.data.part_files import part_opener
 from infnet_dist.data.petastorm_bridge import load_petastorm
 from infnet_dist.data.reader import Reader
 from infnet_dist.errors import ConfigError, DataError
