@@ -10,7 +10,6 @@ import traceback
 from collections.abc import Callable
 from pathlib import Path
 
-from infnet_dist.checkpoint import MANIFEST, newest
 from infnet_dist.config import Config, load_config
 from infnet_dist.context import resolve_path
 from infnet_dist.errors import CheckpointError, UserError
@@ -90,6 +89,8 @@ def newest_checkpoint(config: Config, run: str | None) -> Path:
     Raises:
         CheckpointError: there is none.
     """
+    from infnet_dist.checkpoint import MANIFEST, newest  # brings torch, which not all jobs need
+
     folder = config.run.folder / config.run.name
     runs = [folder / run] if run else sorted(folder.glob("*"))
     found = [path for path in (newest(r / "checkpoints") for r in runs) if path is not None]

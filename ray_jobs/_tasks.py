@@ -1,5 +1,6 @@
 """Executors for `infnet_dist.ingest.logs`: tasks as processes here, or on a Ray cluster."""
 
+import contextlib
 import logging
 import os
 from collections.abc import Iterator, Sequence
@@ -10,11 +11,14 @@ from infnet_dist.ingest.logs.stages import Execute, Outcome, Recorded, processes
 _RETRIES = 3  # of a task whose worker or node died; its own errors aren't repeated
 
 
-def executor(launcher: str) -> Execute:
+@contextlib.contextmanager
+def executor(launcher: str) -> Iterator[Execute]:
     """The executor of a launcher, "ray" or "local": as many tasks at once as there are CPUs."""
-    if launcher == "local":
-        return processes(len(os.sched_getaffinity(0)))
-    return _on_ray
+    if launcher == "ray":
+        yield _on_ray
+        return
+    with processes(len(os.sched_getaffinity(0))) as execute:
+        yield execute
 
 
 def _on_ray(tasks: Sequence[Recorded]) -> Iterator[tuple[int, Outcome]]:

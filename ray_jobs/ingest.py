@@ -55,7 +55,8 @@ def _make(config: Config, launcher: str) -> Manifest | None:
     ingest, folder, progress = config.ingest, config.data.path, _Progress()
     assert ingest is not None
     if isinstance(ingest, LogsIngest):
-        return ingest_logs(ingest, folder, executor(launcher), progress)
+        with executor(launcher) as execute:
+            return ingest_logs(ingest, folder, execute, progress)
     if training_set_is_current(folder, ingest.model_dump(mode="json")):
         return None
     rows = partial(progress, "ingest")

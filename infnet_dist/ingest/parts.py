@@ -25,8 +25,30 @@ class PartSummary(BaseModel):
 
 
 def part_writer(path: Path, columns: pa.Schema) -> pq.ParquetWriter:
-    """Opens a part."""
-    return pq.ParquetWriter(path, columns, compression="zstd")
+    """Opens a part: zstd, int64 delta-packed, the rest (labels, numbers) by dictionary.
+
+    Delta-packed ids decode in .4 to 1.2 of the time of Parquet's default, dictionaries, which give
+    way to plain numbers where ids are many, and take .7 to 1.4 of its bytes: benchmarks/encodings.
+    Byte-stream-split integers are smaller still, but older readers don't know them.
+    """
+    packed = [_leaf(field) for field in columns if _leaf_type(field) == pa.int64()]
+    others = [_leaf(field) for field in columns if _leaf_type(field) != pa.int64()]
+    return pq.ParquetWriter(
+        path,
+        columns,
+        compression="zstd",
+        use_dictionary=others,
+        column_encoding=dict.fromkeys(packed, "DELTA_BINARY_PACKED"),
+    )
+
+
+def _leaf(field: pa.Field) -> str:
+    """Parquet's path of a column's values."""
+    return f"{field.name}.list.element" if pa.types.is_list(field.type) else field.name
+
+
+def _leaf_type(field: pa.Field) -> pa.DataType:
+    return field.type.value_type if pa.types.is_list(field.type) else field.type
 
 
 def summarise(folder: Path, name: str, schema: Schema) -> PartSummary:

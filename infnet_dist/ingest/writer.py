@@ -171,7 +171,7 @@ def training_set_is_current(folder: Path, source: dict[str, Any]) -> bool:
     there = read_manifest(folder).source if (folder / MANIFEST).is_file() else None
     if there == source:
         return True
-    difference = first_difference(there, source) if there else ""
+    difference = first_difference(there, source) if there is not None else ""
     place = f"its {MANIFEST}" if in_place else "the folder"
     raise DataError(
         f"{folder} holds something made from other settings{difference}; it stays untouched: "

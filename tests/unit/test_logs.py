@@ -8,7 +8,7 @@ from infnet_dist.data.check import check_split
 from infnet_dist.data.manifest import read_manifest
 from infnet_dist.ingest.logs.run import ingest_logs
 from infnet_dist.ingest.logs.sizes import Sizes
-from infnet_dist.ingest.logs.stages import one_by_one, processes
+from infnet_dist.ingest.logs.stages import one_by_one
 from tests.unit.raw_logs import (
     DAY_MS,
     START_MS,

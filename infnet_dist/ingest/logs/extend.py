@@ -1,6 +1,7 @@
 """What a training set knows of its logs, and whether others may be added."""
 
 from collections.abc import Sequence
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -68,14 +69,19 @@ def check_extension(config: LogsIngest, earlier: Manifest, folder: Path) -> None
         old, new = before.get(split), now.get(split)
         if old != new and (new is None or new <= last_ms):
             raise DataError(
-                f"ingest.{split}_from: rows up to {last_ms} ms since 1970 are in their splits "
-                "already; keep the day as it was, or choose one after them"
+                f"ingest.{split}_from: rows up to {moment(last_ms)} are in their splits already; "
+                "keep the day as it was, or choose one after them"
             )
 
 
 def pending_is_train(config: LogsIngest, earlier: Manifest) -> bool:
     """Whether all rows that the set has so far lie before the config's valid."""
     return config.split_starts_ms["valid"] > _ingested(earlier).last_time_ms
+
+
+def moment(time_ms: int) -> str:
+    """A time for a message, in whole seconds."""
+    return f"{datetime.fromtimestamp(time_ms // 1000, UTC):%Y-%m-%d %H:%M:%S} UTC"
 
 
 def _starts(earlier: Manifest) -> dict[str, int]:

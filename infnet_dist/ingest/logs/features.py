@@ -12,6 +12,7 @@ import pyarrow as pa
 from infnet_dist.errors import ConfigError, DataError
 from infnet_dist.ingest.encode import quantile_boundaries
 from infnet_dist.ingest.logs.vocabulary import DenseEncoder, Encoder, HashEncoder, RawEncoder
+from infnet_dist.ingest.names import is_free
 from infnet_dist.ingest_config import Behaviour, LogsIngest, NumberColumn
 from infnet_dist.schema import (
     CategoricalFeature,
@@ -117,7 +118,7 @@ def make_schema(
         mean_watch_ms: of the rows before valid; unused without watch time.
 
     Raises:
-        ConfigError: two columns of the training set would have one name.
+        ConfigError: two columns of the training set would have one name, or a name is taken.
     """
     counters = [
         DenseFeature(name=name, column=name, boundaries=COUNT_BOUNDARIES)
@@ -137,6 +138,11 @@ def make_schema(
         group_column=GROUP,
         time_column=TIME,
     )
+    for table in schema.tables:
+        if not is_free(table.name):
+            raise ConfigError(
+                f"ingest: no table or feature can be called {table.name!r}; rename it"
+            )
     for name, count in Counter([*_columns(schema), GROUP, TIME]).items():
         if count > 1:
             raise ConfigError(

@@ -4,7 +4,6 @@ import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +17,7 @@ from infnet_dist.errors import DataError
 from infnet_dist.ingest.logs.assemble import Assemble
 from infnet_dist.ingest.logs.clean import Rules, make_rules
 from infnet_dist.ingest.logs.counting import Count
-from infnet_dist.ingest.logs.extend import pending_is_train
+from infnet_dist.ingest.logs.extend import moment, pending_is_train
 from infnet_dist.ingest.logs.features import fit_numbers, make_schema
 from infnet_dist.ingest.logs.layout import Layout
 from infnet_dist.ingest.logs.scatter import Scatter
@@ -238,9 +237,9 @@ class Job:
             if not rows[split]:
                 times = [outcome["times"] for outcome in cleaned if outcome.get("times")]
                 ends = (min(t[0] for t in times), max(t[1] for t in times))
-                covered = " to ".join(str(datetime.fromtimestamp(t / 1000, UTC)) for t in ends)
+                covered = " to ".join(map(moment, ends))
                 raise DataError(
-                    f"split {split} has no rows: the logs cover {covered} (UTC); change "
+                    f"split {split} has no rows: the logs cover {covered}; change "
                     "ingest.train_from, valid_from or test_from"
                 )
         return rows

@@ -1,9 +1,11 @@
 """Runs stages of tasks, by any executor, and remembers what is done: a killed job goes on there."""
 
+import contextlib
 import json
 import multiprocessing
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -97,19 +99,24 @@ def one_by_one(tasks: Sequence[Recorded]) -> Iterator[tuple[int, Outcome]]:
         yield number, task.run()
 
 
-def processes(num_workers: int) -> Execute:
-    """Executor: in so many processes of this machine."""
+@contextlib.contextmanager
+def processes(num_workers: int) -> Iterator[Execute]:
+    """Executor: in so many processes of this machine, which end with the context."""
+    context = multiprocessing.get_context("spawn")
+    pool = ProcessPoolExecutor(num_workers, mp_context=context)
 
     def execute(tasks: Sequence[Recorded]) -> Iterator[tuple[int, Outcome]]:
-        if not tasks:
-            return
-        context = multiprocessing.get_context("spawn")
-        with ProcessPoolExecutor(min(num_workers, len(tasks)), mp_context=context) as pool:
-            numbers = {pool.submit(task.run): number for number, task in enumerate(tasks)}
-            try:
-                for future in as_completed(numbers):
-                    yield numbers[future], future.result()
-            finally:
-                pool.shutdown(wait=True, cancel_futures=True)
+        numbers = {pool.submit(task.run): number for number, task in enumerate(tasks)}
+        try:
+            for future in as_completed(numbers):
+                yield numbers[future], future.result()
+        except BrokenProcessPool:
+            raise DataError(
+                "a process of the ingest was killed, perhaps for want of memory; lower "
+                "ingest.memory_mib and run the same command again: it goes on where it stopped"
+            ) from None
 
-    return execute
+    try:
+        yield execute
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
