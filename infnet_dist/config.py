@@ -43,7 +43,7 @@ class DataConfig(Section):
         "arrow", description="what decodes row groups; petastorm for data sets of Petastorm"
     )
     petastorm_metadata: bool = Field(
-        False, description="ingest adds what petastorm's make_reader needs to open a split"
+        False, description="ingest adds what petastorm's make_reader needs to open the set"
     )
 
 

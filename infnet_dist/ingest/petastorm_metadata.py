@@ -1,4 +1,4 @@
-"""Metadata that lets petastorm's `make_reader` open the splits of our training sets."""
+"""`_common_metadata`, which lets petastorm's `make_reader` open our training sets."""
 
 import json
 import pickle
@@ -13,10 +13,10 @@ _ROW_GROUPS_KEY = b"dataset-toolkit.num_row_groups_per_file.v1"
 
 
 def write_petastorm_metadata(folder: Path, manifest: Manifest) -> None:
-    """Add a Unischema and the row groups of each file to every split, in `_common_metadata`.
+    """Add a Unischema and the row groups of each file to every folder of parts.
 
     The columns stay plain Parquet, so the Unischema names no codecs. `make_batch_reader` opens a
-    split without it, but stacks lists to a matrix and so fails where their lengths differ.
+    folder without it, but stacks lists to a matrix and so fails where their lengths differ.
 
     Raises:
         ConfigError: the set was described from Petastorm, and has metadata of its own.
@@ -30,10 +30,11 @@ def write_petastorm_metadata(folder: Path, manifest: Manifest) -> None:
     from petastorm.unischema import Unischema
     from petastorm.utils import add_to_dataset_metadata
 
-    for name, split in manifest.splits.items():
-        (folder / name / UNISCHEMA_FILE).unlink(missing_ok=True)
-        dataset = LegacyDataset(str(folder / name))
+    parts = [part for split in manifest.splits.values() for part in split.parts]
+    for root in sorted({(folder / part.file).parent for part in parts}):
+        (root / UNISCHEMA_FILE).unlink(missing_ok=True)
+        dataset = LegacyDataset(str(root))
+        row_groups = {Path(p.path).name: p.get_metadata().num_row_groups for p in dataset.pieces}
         unischema = pickle.dumps(Unischema.from_arrow_schema(dataset))
         add_to_dataset_metadata(dataset, UNISCHEMA_KEY, unischema)
-        row_groups = {Path(part.file).name: len(part.row_groups) for part in split.parts}
         add_to_dataset_metadata(dataset, _ROW_GROUPS_KEY, json.dumps(row_groups))
