@@ -15,8 +15,9 @@ import numpy.typing as npt
 import pyarrow as pa
 import torch
 
+from infnet_dist.data.hashing import hashed_rows
 from infnet_dist.errors import DataError
-from infnet_dist.schema import DenseFeature, Schema, SequenceFeature, sequence_key
+from infnet_dist.schema import DenseFeature, Schema, SequenceFeature, Table, sequence_key
 
 NUM_TIME_GAP_BUCKETS = 32
 
@@ -125,7 +126,10 @@ def decode(table: pa.Table, schema: Schema, where: str) -> Columns:
     for name in (schema.group_column, *(feature.column for feature in schema.categorical)):
         if columns[name].null_count:
             raise DataError(f"{where}, column {name!r}: null ids; write 0 for them, ingest again")
-    ids = [columns[feature.column].to_numpy() for feature in schema.categorical]
+    ids = [
+        _in_range(columns[feature.column].to_numpy(), schema.table(feature.table))
+        for feature in schema.categorical
+    ]
     ids += [bucketise(columns[feature.column], feature) for feature in schema.bucketised]
     numbers = _floats(columns, [feature.column for feature in schema.numeric], len(table))
     for i, feature in enumerate(schema.numeric):
@@ -139,6 +143,12 @@ def decode(table: pa.Table, schema: Schema, where: str) -> Columns:
     lists: dict[str, Lists] = {}
     for sequence in schema.sequences:
         lists |= _behaviour(columns, sequence, where)
+        for attribute in sequence.attributes:
+            key, table = sequence_key(sequence, attribute), schema.table(attribute.table)
+            if table.raw:
+                found = lists[key]
+                hashed = _in_range(found.values.numpy(), table)
+                lists[key] = Lists(found.offsets, torch.from_numpy(hashed))
     return Columns(
         {
             "ids": torch.from_numpy(np.stack(ids, axis=1)),
@@ -149,6 +159,11 @@ def decode(table: pa.Table, schema: Schema, where: str) -> Columns:
         },
         lists,
     )
+
+
+def _in_range(ids: IntArray, table: Table) -> IntArray:
+    """Ids as rows of their table: raw ones hashed, but for 0, which stays the unknown."""
+    return np.where(ids == 0, 0, hashed_rows(ids, table.num_embeddings)) if table.raw else ids
 
 
 def bucketise(column: pa.Array, feature: DenseFeature) -> IntArray:

@@ -74,5 +74,7 @@ def bounds(values: pa.ChunkedArray) -> tuple[int | None, int | None, int]:
 
 
 def _ids(schema: Schema, column: str, table: str) -> Range:
+    if schema.table(table).raw:
+        return Range(column, *_ANY, "a raw id is any integer")
     last = schema.table(table).num_embeddings - 1
     return Range(column, 0, last, f"id is outside table {table!r} (0 to {last})")

@@ -338,9 +338,7 @@ def test_valid_days_that_cut_what_is_there_are_refused(tmp_path):
     write_logs(tmp_path / "logs" / "0", rows[:300])
     ingest(settings(tmp_path / "logs", valid_from="2026-01-02"), tmp_path / "set")
     write_logs(tmp_path / "logs" / "1", rows[300:])
-    with pytest.raises(
-        DataError, match=r"valid_from: rows up to 2026-01-\d\d [:0-9]+ UTC are"
-    ):
+    with pytest.raises(DataError, match=r"valid_from: rows up to 2026-01-\d\d [:0-9]+ UTC are"):
         ingest(settings(tmp_path / "logs", valid_from="2026-01-03"), tmp_path / "set")
 
 
