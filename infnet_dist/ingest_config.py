@@ -327,6 +327,10 @@ class PetastormIngest(Section):
     tables: dict[str, PositiveInt] = Field(
         default_factory=dict, description="rows of a table; of others: largest id seen + 1"
     )
+    raw_tables: tuple[str, ...] = Field(
+        (),
+        description="tables whose ids are any integers, hashed by the reader to the table's rows",
+    )
     categorical: dict[str, str] = Field(min_length=1, description="by column of ids, its table")
     sequences: dict[str, PetastormSequence] = Field(
         default_factory=dict, description="by behaviour, its columns"
@@ -350,6 +354,9 @@ class PetastormIngest(Section):
         read = {*self.categorical.values()}.union(*(s.attributes.values() for s in sequences))
         for table in self.tables.keys() - read:
             raise ValueError(f"tables: {unknown_name('table', table, read)}")
+        for table in self.raw_tables:
+            if table not in self.tables:
+                raise ValueError(f"raw_tables: {table!r} needs a number of rows in tables")
         roles = Counter([*self.categorical, *self.dense])
         roles.update([*self.tasks.values(), *self.watch_times.values()])
         for sequence in sequences:

@@ -127,6 +127,19 @@ class PetastormFile:
                 found[name] = self._partition_column(name, rows)
         return pa.table(found)
 
+    def iter_batches(
+        self,
+        batch_size: int,
+        *,
+        columns: Sequence[str],
+        row_groups: Sequence[int] | None = None,
+        use_threads: bool = False,
+    ) -> Iterator[pa.RecordBatch]:
+        """Batches of at most `batch_size` rows of these row groups, or of all; errors as above."""
+        for index in range(self.num_row_groups) if row_groups is None else row_groups:
+            table = self.read_row_group(index, columns, use_threads)
+            yield from table.to_batches(batch_size)
+
     def _partition_column(self, name: str, rows: int) -> pa.Array:
         """The value that a partition folder's name holds for all rows of its files."""
         text, field = self._keys[name], self._fields.get(name)

@@ -247,7 +247,10 @@ def _schema(
     boundaries: Mapping[str, tuple[float, ...]] | None = None,
 ) -> Schema:
     """The schema that `config` declares; numbers stay numbers without boundaries."""
-    tables = [Table(name=name, num_embeddings=sizes[name]) for name in _table_names(config)]
+    tables = [
+        Table(name=name, num_embeddings=sizes[name], raw=name in config.raw_tables)
+        for name in _table_names(config)
+    ]
     for name, cuts in (boundaries or {}).items():
         tables.append(Table(name=name, num_embeddings=len(cuts) + 2))
     return Schema(

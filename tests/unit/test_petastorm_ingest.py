@@ -13,22 +13,27 @@ import yaml
 
 from infnet_dist.config import Config, parse_config
 from infnet_dist.data.check import check_split
+from infnet_dist.data.hashing import hashed_rows
 from infnet_dist.data.manifest import MANIFEST, read_manifest
 from infnet_dist.data.part_files import part_opener
 from infnet_dist.data.petastorm_bridge import load_petastorm
 from infnet_dist.data.reader import Reader
 from infnet_dist.errors import ConfigError, DataError
+from infnet_dist.ingest.logs.run import ingest_logs
+from infnet_dist.ingest.logs.stages import one_by_one
 from infnet_dist.ingest.petastorm_metadata import write_petastorm_metadata
 from infnet_dist.ingest.petastorm_sets import make_training_set
 from infnet_dist.session import open_training_set
 from ray_jobs import ingest as ingest_job
 from tests.unit.petastorm_sets import array, scalar, write_set
+from tests.unit.raw_logs import TYPES, canonical, make_rows, read_split, write_logs
+from tests.unit.raw_logs import settings as log_settings
 from tests.unit.test_reader import make_set, make_table
 
 NO_LABEL = [None if i % 9 == 4 else i % 2 for i in range(60)]
 
 
-def make_rows(rows: int = 60) -> pa.Table:
+def team_rows(rows: int = 60) -> pa.Table:
     """The table of the reader's tests, with what a team's set may have besides."""
     table = make_table(rows)
     first = datetime.datetime(2026, 1, 2, tzinfo=datetime.UTC)
@@ -57,7 +62,7 @@ def write_sets(folder: Path, changes: dict[str, list[Any]] | None = None) -> Pat
         scalar("watch_ms", np.int64),
     ]
     for split, rows in (("train", 60), ("valid", 20)):
-        table = make_rows(rows)
+        table = team_rows(rows)
         for name, values in (changes or {}).items() if split == "train" else ():
             place = table.column_names.index(name)
             table = table.set_column(place, name, pa.array(values, table[name].type))
@@ -127,7 +132,7 @@ def test_the_manifest_says_what_the_rows_say(tmp_path: Path, place: str) -> None
     known = [label for label in NO_LABEL if label is not None]
     assert train.base_rates["click"] == pytest.approx(sum(known) / len(known))
     assert train.base_rates["watch"] == pytest.approx(2950)
-    authors = max(max(items, default=0) for items in make_rows()["click_author"].to_pylist())
+    authors = max(max(items, default=0) for items in team_rows()["click_author"].to_pylist())
     assert schema.table("row").num_embeddings == 1000
     assert schema.table("author").num_embeddings == authors + 1
     click, watch = schema.tasks
@@ -147,7 +152,7 @@ def test_rows_come_through_the_reader(tmp_path: Path) -> None:
         world_size=1,
         open_part=part_opener("petastorm", schema),
     )
-    table, first = make_rows().to_pylist(), 0
+    table, first = team_rows().to_pylist(), 0
     for batch in reader.batches():
         rows = table[first : first + batch.num_rows]
         ids = batch.sparse_features
@@ -182,8 +187,46 @@ def test_partition_folders_are_columns(tmp_path: Path) -> None:
     assert batch.sparse_features["tab"].values().tolist() == [0] * 25 + [1] * 25 + [2] * 10
 
 
+def test_raw_ids_are_hashed_by_the_reader(tmp_path: Path) -> None:
+    values = [(-1) ** i * i * 10**12 for i in range(60)]
+    raw = write_sets(tmp_path / "raw", {"row": values})
+    manifest, schema = describe(raw, tmp_path / "set", tables={"row": 7}, raw_tables=["row"])
+    one = {"split": "train", "rank": 0, "world_size": 1}
+    opener = part_opener("petastorm", schema)
+    (batch,) = Reader(
+        tmp_path / "set", manifest, schema, **one, batch_size=60, open_part=opener
+    ).batches()
+    expected = hashed_rows(np.array(values), 7)
+    expected[0] = 0  # the id of the unknown
+    assert batch.sparse_features["row"].values().tolist() == expected.tolist()
+
+
+def test_logs_kept_as_petastorm_give_what_parquet_gives(tmp_path: Path) -> None:
+    rows = make_rows(1)
+    fields = [
+        *(scalar(name, np.int64) for name in ("user_id", "is_like", "play_ms", "time_ms")),
+        scalar("item_id", np.int32),
+        scalar("author", np.str_, nullable=True),
+        array("tags", np.int64, "NdarrayCodec"),
+        scalar("duration_s", np.float64, nullable=True),
+        scalar("age", np.float32),
+        scalar("is_click", np.int8),
+    ]
+    table = pa.Table.from_pylist(rows, TYPES)
+    write_set(tmp_path / "peta", table, fields, rows_per_part=150, row_group_rows=40)
+    write_logs(tmp_path / "logs", rows)
+    for name, settings_ in (
+        ("a", log_settings(tmp_path / "logs")),
+        ("b", log_settings(tmp_path / "peta", format="petastorm")),
+    ):
+        ingest_logs(settings_, tmp_path / name, one_by_one, lambda *_: None)
+    for split in ("train", "valid"):
+        one, other = (read_split(tmp_path / name, split) for name in "ab")
+        assert canonical(one, list(one[0])) == canonical(other, list(one[0]))
+
+
 def lists(name: str, row: int, items: Any) -> dict[str, list[Any]]:
-    values = make_rows()[name].to_pylist()
+    values = team_rows()[name].to_pylist()
     values[row] = items
     return {name: values}
 
@@ -240,6 +283,7 @@ def test_columns_that_do_not_fit_are_named(
     ("changes", "message"),
     [
         ({"tables": {"rows": 5}}, "unknown table 'rows'; did you mean 'row'"),
+        ({"raw_tables": ["author"]}, "raw_tables: 'author' needs a number of rows in tables"),
         ({"dense": ["row"]}, "column 'row' is named 2 times"),
         ({"splits": {"train": "train"}}, "splits: valid missing"),
         ({"group_column": "click_row"}, "'click_row' has another role"),
