@@ -162,6 +162,14 @@ class Behaviour(Section):
     time_gaps: bool = Field(True, description="keep the seconds between an item and the row")
 
 
+class Join(Section):
+    """A Parquet file or folder with one row per key, small enough for the memory of each task."""
+
+    path: str = Field(min_length=1, description="file, folder or URL of the side table")
+    key: str = Field(description="column of the keys, in the logs and in the side table")
+    columns: tuple[str, ...] = Field(min_length=1, description="its columns that rows get")
+
+
 class CounterFeature(Section):
     """Events so far, as of each row's time, with the same values in some columns."""
 
@@ -189,7 +197,10 @@ class LogsIngest(Section):
     """Logs with a row per impression, in many files: cleaned, encoded, sorted, joined, shuffled."""
 
     source: Literal["logs"]
-    path: str = Field(min_length=1, description="folder, file or URL (s3://...) of the logs")
+    path: str = Field(
+        min_length=1, description="folder, file, pattern with * or URL (s3://...) of the logs"
+    )
+    joins: dict[str, Join] = Field(default_factory=dict, description="side tables, by name")
     format: Literal["parquet", "csv", "petastorm"] = Field("parquet", description="of the files")
     user: str = Field("user_id", description="column of the user; histories and gAUC go by it")
     time: TimeColumn = TimeColumn()
@@ -245,6 +256,9 @@ class LogsIngest(Section):
         for column in self.checks:
             if column not in self.columns:
                 raise ValueError(f"checks: {unknown_name('column', column, self.columns)}")
+        for column, count in Counter(self.joined).items():
+            if count > 1 or column in (self.user, self.time.column):
+                raise ValueError(f"joins: column {column!r} comes from two places; leave one out")
         starts = self.split_starts_ms
         if sorted(starts.values()) != list(starts.values()):
             raise ValueError("train_from, valid_from and test_from must follow one another")
@@ -281,6 +295,18 @@ class LogsIngest(Section):
         named = [self.user, self.time.column, *self.ids, *self.lists, *self.numbers, *self.flags]
         watch_time = [self.watch_time] if self.watch_time is not None else []
         return tuple(dict.fromkeys([*named, *watch_time, *self.unique]))
+
+    @property
+    def joined(self) -> tuple[str, ...]:
+        """Columns that side tables add."""
+        return tuple(column for join in self.joins.values() for column in join.columns)
+
+    @property
+    def in_files(self) -> tuple[str, ...]:
+        """Columns that the files of the logs must have."""
+        keys = [join.key for join in self.joins.values() if join.key not in self.joined]
+        named = [column for column in self.columns if column not in self.joined]
+        return tuple(dict.fromkeys([*named, *keys]))
 
     def table(self, name: str) -> IdTable:
         """How the values of a table are encoded."""

@@ -19,6 +19,7 @@ from infnet_dist.ingest.logs.clean import Rules, make_rules
 from infnet_dist.ingest.logs.counting import Count
 from infnet_dist.ingest.logs.extend import moment, pending_is_train
 from infnet_dist.ingest.logs.features import fit_numbers, make_schema
+from infnet_dist.ingest.logs.joins import join_all
 from infnet_dist.ingest.logs.layout import Layout
 from infnet_dist.ingest.logs.scatter import Scatter
 from infnet_dist.ingest.logs.settle import (
@@ -155,7 +156,11 @@ class Job:
 
     def _rules(self, found: Sequence[Fragment]) -> Rules:
         last_ms = self._before.last_time_ms if self._before else None
-        return make_rules(self._config, file_schema(self._config, found[0]), last_ms)
+        types = file_schema(self._config, found[0])
+        wanted = self._config.in_files
+        if types is not None and not found[0].state and set(wanted) <= set(types.names):
+            types = join_all(self._config, types.empty_table().select(wanted)).schema
+        return make_rules(self._config, types, last_ms)
 
     def _clean(
         self, found: Sequence[Fragment], rules: Rules

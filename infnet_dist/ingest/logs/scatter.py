@@ -15,6 +15,7 @@ from infnet_dist.errors import DataError
 from infnet_dist.ingest.logs.clean import Cleaner, Rules
 from infnet_dist.ingest.logs.exchange import BucketWriter, renamed
 from infnet_dist.ingest.logs.hashing import buckets_of, keys, mix
+from infnet_dist.ingest.logs.joins import join_all
 from infnet_dist.ingest.logs.source import Fragment, read_chunks, reason
 from infnet_dist.ingest_config import LogsIngest
 
@@ -78,6 +79,8 @@ class Scatter:
         ):
             first_row = self.fragment.first_row
             for raw in self._chunks():
+                if not self.fragment.state:
+                    raw = join_all(self.config, raw)
                 good, bad = cleaner(raw, first_row)
                 first_row += len(raw)
                 quarantine.write(bad)

@@ -4,6 +4,7 @@ URLs are Arrow's (s3://bucket/logs?endpoint_override=host:port&scheme=http, gs:/
 that fsspec knows. Names that start with a dot or an underscore aren't data.
 """
 
+import fnmatch
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -64,17 +65,21 @@ def list_files(config: LogsIngest) -> list[LogFile]:
     """
     filesystem, root = open_filesystem(config.path)
     suffixes = _SUFFIXES["csv" if config.format == "csv" else "parquet"]
+    folder, pattern = _folder_of(root)
     try:
-        info = filesystem.get_file_info(root)
+        info = filesystem.get_file_info(folder)
         if info.type == pa.fs.FileType.NotFound:
             raise DataError(f"ingest.path: nothing at {config.path}; check the path")
         found = [info]
         if info.type == pa.fs.FileType.Directory:
-            selector = pa.fs.FileSelector(root, recursive=True)
+            selector = pa.fs.FileSelector(folder, recursive=True)
             found = [
                 entry
                 for entry in filesystem.get_file_info(selector)
-                if entry.is_file and entry.path.endswith(suffixes) and not _hidden(entry, root)
+                if entry.is_file
+                and entry.path.endswith(suffixes)
+                and fnmatch.fnmatch(entry.path, pattern)
+                and not _hidden(entry, folder)
             ]
     except OSError as error:
         raise DataError(f"ingest.path: {config.path} can't be listed ({reason(error)})") from None
@@ -82,6 +87,13 @@ def list_files(config: LogsIngest) -> list[LogFile]:
         expected = " or ".join(suffixes)
         raise DataError(f"ingest.path: no {expected} file in {config.path}; check ingest.format")
     return sorted((_log_file(entry) for entry in found), key=lambda file: file.path)
+
+
+def _folder_of(root: str) -> tuple[str, str]:
+    """The folder to search, and what paths must match: `*` stands for anything, also for `/`."""
+    if "*" not in root:
+        return root, "*"
+    return root[: root.index("*")].rpartition("/")[0], root
 
 
 def _log_file(entry: pa.fs.FileInfo) -> LogFile:
@@ -193,7 +205,7 @@ def read_chunks(config: LogsIngest, fragment: Fragment) -> Iterator[pa.Table]:
         OSError, pa.ArrowException: the file is corrupt.
     """
     filesystem = _filesystem(config, fragment)
-    wanted = list(config.columns)
+    wanted = list(config.columns if fragment.state else config.in_files)
     if config.format == "csv" and not fragment.state:
         yield from _read_csv(filesystem, fragment.file.path, wanted)
     else:
