@@ -39,6 +39,12 @@ class DataConfig(Section):
     batch_size: int = Field(512, ge=1, description="rows per worker and step")
     shuffle_rows: int = Field(65_536, ge=1, description="rows shuffled together in memory")
     prefetch_batches: int = Field(4, ge=1, description="batches read ahead of the step")
+    reader: Literal["arrow", "petastorm"] = Field(
+        "arrow", description="what decodes row groups; petastorm for data sets of Petastorm"
+    )
+    petastorm_metadata: bool = Field(
+        False, description="ingest adds what petastorm's make_reader needs to open the set"
+    )
 
 
 class TableConfig(Section):

@@ -13,7 +13,12 @@ from pathlib import Path
 from infnet_dist.config import Config, load_config
 from infnet_dist.context import resolve_path
 from infnet_dist.errors import CheckpointError, UserError
-from infnet_dist.ingest_config import KuaiRandIngest, LogsIngest
+from infnet_dist.ingest_config import (
+    KuaiRandIngest,
+    LogsIngest,
+    PetastormIngest,
+    TabularIngest,
+)
 
 log = logging.getLogger("infnet_dist")
 
@@ -55,7 +60,7 @@ def resolve_config(config: Config) -> Config:
         "run": config.run.model_copy(update={"folder": resolve_path(config.run.folder)}),
         "data": config.data.model_copy(update={"path": resolve_path(config.data.path)}),
     }
-    if isinstance(config.ingest, KuaiRandIngest):
+    if isinstance(config.ingest, KuaiRandIngest | TabularIngest | PetastormIngest):
         path = resolve_path(config.ingest.path)
         update["ingest"] = config.ingest.model_copy(update={"path": path})
     if isinstance(config.ingest, LogsIngest):

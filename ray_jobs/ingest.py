@@ -1,4 +1,4 @@
-"""Make the training set of a run file: from raw logs, or from a synthetic world.
+"""Make the training set of a run file: from raw logs, data sets that exist, or a synthetic world.
 
     python -m ray_jobs.ingest --config configs/smoke.yaml
     ray job submit --working-dir . -- python -m ray_jobs.ingest --config configs/logs.yaml
@@ -17,11 +17,12 @@ from infnet_dist import synthetic
 from infnet_dist.config import Config
 from infnet_dist.data.manifest import Manifest, read_manifest
 from infnet_dist.errors import ConfigError
-from infnet_dist.ingest import kuairand, tabular
+from infnet_dist.ingest import kuairand, petastorm_sets, tabular
 from infnet_dist.ingest.logs.run import ingest_logs
+from infnet_dist.ingest.petastorm_metadata import write_petastorm_metadata
 from infnet_dist.ingest.report import REPORT, write_report
 from infnet_dist.ingest.writer import training_set_is_current
-from infnet_dist.ingest_config import KuaiRandIngest, LogsIngest, TabularIngest
+from infnet_dist.ingest_config import KuaiRandIngest, LogsIngest, PetastormIngest, TabularIngest
 from infnet_dist.tracking import send_report
 from ray_jobs._cli import add_launcher, log, make_parser, new_run_id, read_config, run_main
 from ray_jobs._tasks import executor
@@ -40,6 +41,8 @@ def main() -> None:
     start = time.monotonic()
     folder = config.data.path
     manifest = _make(config, arguments.launcher)
+    if config.data.petastorm_metadata:
+        write_petastorm_metadata(folder, manifest or read_manifest(folder))
     if manifest is None:
         log.info("%s is up to date", folder)
         if not (folder / REPORT).exists():  # a job was killed before it
@@ -78,6 +81,8 @@ def _make(config: Config, launcher: str) -> Manifest | None:
         return kuairand.make_training_set(ingest, folder, rows)
     if isinstance(ingest, TabularIngest):
         return tabular.make_training_set(ingest, folder, rows)
+    if isinstance(ingest, PetastormIngest):
+        return petastorm_sets.make_training_set(ingest, folder, rows)
     return synthetic.make_training_set(ingest, folder, rows)
 
 

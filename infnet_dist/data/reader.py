@@ -10,7 +10,6 @@ from itertools import groupby
 from pathlib import Path
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from infnet_dist.batch import BatchRows, RankingBatch
 from infnet_dist.data.collate import Collator
@@ -25,6 +24,7 @@ from infnet_dist.data.order import (
     num_steps,
     remaining,
 )
+from infnet_dist.data.part_files import ARROW, OpenPart, PartFile
 from infnet_dist.data.prefetch import prefetch
 from infnet_dist.errors import DataError
 from infnet_dist.schema import Schema
@@ -40,6 +40,7 @@ class Reader:
         batch_size: rows per batch of this rank.
         shuffle_rows: rows shuffled together; None keeps the order on disk (evaluation).
         prefetch_batches: batches made ahead of their use.
+        open_part: how a part is opened (`part_opener`).
     """
 
     folder: Path
@@ -52,6 +53,7 @@ class Reader:
     seed: int = 0
     shuffle_rows: int | None = None
     prefetch_batches: int = 4
+    open_part: OpenPart = ARROW
 
     @property
     def rows(self) -> int:
@@ -116,7 +118,7 @@ class Reader:
             groups = list(together)
             group = groups[0]
             try:
-                with pq.ParquetFile(self.folder / name) as file:
+                with self.open_part(self.folder / name) as file:
                     for group in groups:
                         yield self._decode(file, group)
             except (OSError, pa.ArrowException) as error:
@@ -124,7 +126,7 @@ class Reader:
                     f"can't read row group {group.index} of {self.folder / name}: {error}"
                 ) from None
 
-    def _decode(self, file: pq.ParquetFile, group: RowGroup) -> Columns:
+    def _decode(self, file: PartFile, group: RowGroup) -> Columns:
         columns = list(self.schema.columns)
         table = file.read_row_group(group.index, columns=columns, use_threads=False)
         return decode(table, self.schema, f"{group.file}, row group {group.index}")

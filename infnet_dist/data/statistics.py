@@ -15,6 +15,7 @@ from infnet_dist.data.manifest import (
     Statistics,
     TableStatistics,
 )
+from infnet_dist.data.part_files import ARROW, OpenPart
 from infnet_dist.data.reader import Reader
 from infnet_dist.schema import Schema
 
@@ -40,13 +41,16 @@ class Usage:
     distinct: Mapping[str, int]
 
 
-def sample_usage(folder: Path, manifest: Manifest, schema: Schema) -> Usage:
+def sample_usage(
+    folder: Path, manifest: Manifest, schema: Schema, open_part: OpenPart = ARROW
+) -> Usage:
     """How train uses the tables: as the manifest says, or by looking at up to 65,536 rows.
 
     Args:
         folder: the training set.
         manifest: its manifest, which speaks of all features.
         schema: the selected features.
+        open_part: how a part is opened.
 
     Raises:
         DataError: a part can't be read (names the file).
@@ -55,7 +59,7 @@ def sample_usage(folder: Path, manifest: Manifest, schema: Schema) -> Usage:
     if known is not None and schema == manifest.schema_:
         features, tables = known.splits["train"].features, known.tables
     else:
-        sample = _Sample(folder, manifest, schema, "train")
+        sample = _Sample(folder, manifest, schema, "train", open_part)
         features, tables = sample.features(), sample.tables()
     return Usage(
         mean_lengths={key: feature.mean_length for key, feature in features.items()},
@@ -91,7 +95,14 @@ class _Sample:
         ids: by key of the KeyedJaggedTensor, int64 [ids].
     """
 
-    def __init__(self, folder: Path, manifest: Manifest, schema: Schema, split: str) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        manifest: Manifest,
+        schema: Schema,
+        split: str,
+        open_part: OpenPart = ARROW,
+    ) -> None:
         reader = Reader(
             folder=folder,
             manifest=manifest,
@@ -101,6 +112,7 @@ class _Sample:
             rank=0,
             world_size=1,
             shuffle_rows=_BATCH_SIZE * _BATCHES,
+            open_part=open_part,
         )
         self._schema = schema
         self.rows = 0

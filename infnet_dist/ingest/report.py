@@ -30,9 +30,10 @@ def write_report(folder: Path, manifest: Manifest) -> Path:
         paragraph(f"Made by infnet_dist {manifest.code_version}; content {manifest.content_hash}."),
         heading("Splits"),
         _splits(manifest),
-        heading("Labels over time"),
-        picture(_draw_labels(folder, manifest), "label means over time"),
     ]
+    if manifest.source.get("source") != "petastorm":  # whose times may be of any kind, or absent
+        labels = picture(_draw_labels(folder, manifest), "label means over time")
+        parts += [heading("Labels over time"), labels]
     if manifest.statistics is not None:
         parts += _features(manifest, manifest.statistics)
     if manifest.ingested is not None:

@@ -168,13 +168,17 @@ def training_set_is_current(folder: Path, source: dict[str, Any]) -> bool:
     """
     if not folder.exists() or not any(folder.iterdir()):
         return False
+    in_place = source.get("path") == str(folder)  # the manifest comes to where the rows are
+    if in_place and not (folder / MANIFEST).is_file():
+        return False
     there = read_manifest(folder).source if (folder / MANIFEST).is_file() else None
     if there == source:
         return True
     difference = first_difference(there, source) if there is not None else ""
+    place = f"its {MANIFEST}" if in_place else "the folder"
     raise DataError(
         f"{folder} holds something made from other settings{difference}; it stays untouched: "
-        "choose another data.path or remove the folder"
+        f"choose another data.path or remove {place}"
     )
 
 

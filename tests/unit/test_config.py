@@ -132,7 +132,8 @@ def test_missing_keys_are_named():
     message = complaint(ingest={"source": "kuairand"})
     assert message == "missing key 'ingest.path' (folder of the raw files)"
     message = complaint(ingest={"path": "x"})
-    assert message.startswith("missing key 'ingest.source'; expected one of: synthetic, kuairand, ")
+    expected = "missing key 'ingest.source'; expected one of: synthetic, kuairand, tabular, "
+    assert message.startswith(expected)
 
 
 def test_all_problems_are_told_at_once():

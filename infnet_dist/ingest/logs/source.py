@@ -15,8 +15,10 @@ import pyarrow as pa
 import pyarrow.csv
 import pyarrow.fs
 import pyarrow.parquet as pq
+from fsspec.implementations.arrow import ArrowFSWrapper
 
 from infnet_dist.data.manifest import LogFile
+from infnet_dist.data.petastorm_file import PetastormFile, read_fields
 from infnet_dist.errors import DataError, unknown_name
 from infnet_dist.ingest_config import LogsIngest
 
@@ -178,8 +180,8 @@ def file_schema(config: LogsIngest, fragment: Fragment) -> pa.Schema | None:
     """Columns and types of a fragment's file; None if it doesn't tell (CSV)."""
     if config.format == "csv" and not fragment.state:
         return None
-    with _open_parquet(_filesystem(config, fragment), fragment.file) as parquet:
-        return parquet.schema_arrow
+    with _open(config, _filesystem(config, fragment), fragment) as file:
+        return file.schema_arrow
 
 
 def _filesystem(config: LogsIngest, fragment: Fragment) -> pa.fs.FileSystem:
@@ -207,9 +209,9 @@ def read_chunks(config: LogsIngest, fragment: Fragment) -> Iterator[pa.Table]:
     if config.format == "csv" and not fragment.state:
         yield from _read_csv(filesystem, fragment.file.path, wanted)
     else:
-        with _open_parquet(filesystem, fragment.file) as parquet:
-            _check_present(parquet.schema_arrow.names, wanted, fragment.file.path)
-            for batch in parquet.iter_batches(
+        with _open(config, filesystem, fragment) as file:
+            _check_present(file.schema_arrow.names, wanted, fragment.file.path)
+            for batch in file.iter_batches(
                 _ROWS_PER_CHUNK, row_groups=fragment.row_groups, columns=wanted, use_threads=False
             ):
                 yield pa.table(batch).select(wanted)
@@ -230,6 +232,16 @@ def _read_csv(filesystem: pa.fs.FileSystem, path: str, wanted: list[str]) -> Ite
     with filesystem.open_input_stream(path) as stream:
         for batch in pa.csv.open_csv(stream, convert_options=options):
             yield pa.table(batch)
+
+
+def _open(
+    config: LogsIngest, filesystem: pa.fs.FileSystem, fragment: Fragment
+) -> pq.ParquetFile | PetastormFile:
+    if config.format != "petastorm" or fragment.state:
+        return _open_parquet(filesystem, fragment.file)
+    fields = read_fields(open_filesystem(config.path)[1], ArrowFSWrapper(filesystem))
+    source = filesystem.open_input_file(fragment.file.path)
+    return PetastormFile(fragment.file.path, fields, source)
 
 
 def _open_parquet(filesystem: pa.fs.FileSystem, file: LogFile) -> pq.ParquetFile:
