@@ -52,9 +52,9 @@ import pyarrow.parquet as pq
 from peer_runners.common import Data, Rows, save
 
 from infnet_dist.config import load_config
-from infnet_dist.context import ROOT_VARIABLE, resolve_path
 from infnet_dist.data.columns import bucketise
 from infnet_dist.data.manifest import MANIFEST, Manifest, read_manifest, write_manifest
+from infnet_dist.paths import ROOT_VARIABLE, resolve_path
 from infnet_dist.provenance import versions
 from infnet_dist.schema import Schema, SequenceFeature
 

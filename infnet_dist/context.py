@@ -11,7 +11,6 @@ import socket
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import timedelta
-from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
@@ -20,7 +19,6 @@ from torch.distributed.checkpoint import CheckpointException
 
 from infnet_dist.errors import ConfigError, UserError
 
-ROOT_VARIABLE = "INFNET_ROOT"
 T = TypeVar("T")
 
 
@@ -157,24 +155,3 @@ def free_port() -> int:
     with socket.socket() as sock:
         sock.bind(("127.0.0.1", 0))
         return int(sock.getsockname()[1])
-
-
-def resolve_path(path: Path) -> Path:
-    """Make a path of a run file absolute: relative ones stand under $INFNET_ROOT.
-
-    Without the variable they stand under the current folder, except in a submitted Ray job: that
-    runs in a throw-away copy of the working folder.
-
-    Raises:
-        ConfigError: a relative path in a Ray job without $INFNET_ROOT.
-    """
-    if path.is_absolute():
-        return path
-    root = os.environ.get(ROOT_VARIABLE)
-    if root is None and "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ:
-        raise ConfigError(
-            f"path {str(path)!r} is relative, and a Ray job runs in a throw-away copy of the "
-            f"working folder; make it absolute, or submit with --runtime-env-json "
-            f'\'{{"env_vars": {{"{ROOT_VARIABLE}": "/where/data/and/runs/stand"}}}}\''
-        )
-    return Path(root or Path.cwd()).resolve() / path

@@ -11,7 +11,6 @@ from collections.abc import Callable
 from pathlib import Path
 
 from infnet_dist.config import Config, load_config
-from infnet_dist.context import resolve_path
 from infnet_dist.errors import CheckpointError, UserError
 from infnet_dist.ingest_config import (
     KuaiRandIngest,
@@ -19,6 +18,7 @@ from infnet_dist.ingest_config import (
     PetastormIngest,
     TabularIngest,
 )
+from infnet_dist.paths import resolve_path
 
 log = logging.getLogger("infnet_dist")
 

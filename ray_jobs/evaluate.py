@@ -17,7 +17,7 @@ from rich.table import Table
 
 from infnet_dist import checkpoint
 from infnet_dist.config import Config, load_config
-from infnet_dist.context import resolve_path
+from infnet_dist.paths import resolve_path
 from infnet_dist.session import open_training_set
 from infnet_dist.trainer import evaluate_checkpoint, write_json
 from ray_jobs._cli import (

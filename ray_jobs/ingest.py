@@ -13,20 +13,15 @@ from functools import partial
 
 from tqdm import tqdm
 
-from infnet_dist import synthetic
 from infnet_dist.config import Config
 from infnet_dist.data.manifest import Manifest, read_manifest
 from infnet_dist.errors import ConfigError
-from infnet_dist.ingest import kuairand, petastorm_sets, tabular
-from infnet_dist.ingest.logs.run import ingest_logs
-from infnet_dist.ingest.petastorm_metadata import write_petastorm_metadata
-from infnet_dist.ingest.report import REPORT, write_report
-from infnet_dist.ingest.writer import training_set_is_current
 from infnet_dist.ingest_config import KuaiRandIngest, LogsIngest, PetastormIngest, TabularIngest
 from infnet_dist.tracking import send_report
 from ray_jobs._cli import add_launcher, log, make_parser, new_run_id, read_config, run_main
 from ray_jobs._tasks import executor
 
+# Tasks' processes import this module as well, so what brings torch is imported where it is used.
 _PROGRESS_S = 5.0
 
 
@@ -41,17 +36,38 @@ def main() -> None:
     start = time.monotonic()
     folder = config.data.path
     manifest = _make(config, arguments.launcher)
-    if config.data.petastorm_metadata:
-        write_petastorm_metadata(folder, manifest or read_manifest(folder))
     if manifest is None:
         log.info("%s is up to date", folder)
-        if not (folder / REPORT).exists():  # a job was killed before it
-            write_report(folder, read_manifest(folder))
-        return
+    else:
+        _tell(manifest)
+        log.info("wrote %s in %.1f s", folder, time.monotonic() - start)
+    _describe(config, manifest)
+
+
+def _tell(manifest: Manifest) -> None:
+    """Log what was made."""
     for name, split in manifest.splits.items():
         rates = "  ".join(f"{task} {rate:.4f}" for task, rate in split.base_rates.items())
         log.info("%s: %s rows; label means %s", name, f"{split.rows:,}", rates)
-    log.info("wrote %s in %.1f s", folder, time.monotonic() - start)
+    ingested = manifest.ingested
+    if ingested is not None and ingested.quarantined:
+        reasons = "; ".join(f"{n:,} x {why}" for why, n in ingested.quarantined.items())
+        log.warning("%s bad rows in quarantine/: %s", f"{ingested.num_bad:,}", reasons)
+    if ingested is not None and ingested.unreadable:
+        log.warning("left out as unreadable: %s", ", ".join(ingested.unreadable))
+
+
+def _describe(config: Config, made: Manifest | None) -> None:
+    """Write what stands beside the manifest: the report and, where asked, Petastorm's metadata."""
+    from infnet_dist.ingest.petastorm_metadata import write_petastorm_metadata
+    from infnet_dist.ingest.report import REPORT, write_report
+
+    folder = config.data.path
+    manifest = made or read_manifest(folder)
+    if config.data.petastorm_metadata:
+        write_petastorm_metadata(folder, manifest)
+    if made is None and (folder / REPORT).exists():
+        return
     report, run_id = write_report(folder, manifest), f"ingest-{new_run_id()}"
     run_folder = config.run.folder / config.run.name / run_id
     if config.tracking.wandb != "disabled":
@@ -72,8 +88,15 @@ def _make(config: Config, launcher: str) -> Manifest | None:
     ingest, folder, progress = config.ingest, config.data.path, _Progress()
     assert ingest is not None
     if isinstance(ingest, LogsIngest):
+        from infnet_dist.ingest.logs.run import ingest_logs
+
         with executor(launcher) as execute:
             return ingest_logs(ingest, folder, execute, progress)
+
+    from infnet_dist import synthetic
+    from infnet_dist.ingest import kuairand, petastorm_sets, tabular
+    from infnet_dist.ingest.writer import training_set_is_current
+
     if training_set_is_current(folder, ingest.model_dump(mode="json")):
         return None
     rows = partial(progress, "ingest")

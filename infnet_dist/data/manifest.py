@@ -103,6 +103,11 @@ class Ingested(_Entry):
     left_out: dict[str, int]
     hashed: dict[str, HashedTable] = Field(default_factory=dict)
 
+    @property
+    def num_bad(self) -> int:
+        """Quarantined rows of the last ingest."""
+        return sum(self.quarantined.values())
+
 
 class FeatureStatistics(_Entry):
     """One key of the KeyedJaggedTensor in a sample of a split.

@@ -4,8 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from infnet_dist.context import backend_for, device_for, free_port, resolve_path
+from infnet_dist.context import backend_for, device_for, free_port
 from infnet_dist.errors import ConfigError
+from infnet_dist.paths import resolve_path
 
 
 def test_relative_paths(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,6 +3,9 @@
 import contextlib
 import json
 import multiprocessing
+import os
+import threading
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
@@ -13,6 +16,7 @@ from typing import Any, Protocol
 from infnet_dist.errors import DataError
 from infnet_dist.ingest.logs.exchange import renamed
 
+_LOOK_S = 0.5
 Outcome = dict[str, Any]
 # Stage, done and all of its units: rows, or tasks where rows aren't known. At its start as well.
 Progress = Callable[[str, int, int], None]
@@ -103,7 +107,7 @@ def one_by_one(tasks: Sequence[Recorded]) -> Iterator[tuple[int, Outcome]]:
 def processes(num_workers: int) -> Iterator[Execute]:
     """Executor: in so many processes of this machine, which end with the context."""
     context = multiprocessing.get_context("spawn")
-    pool = ProcessPoolExecutor(num_workers, mp_context=context)
+    pool = ProcessPoolExecutor(num_workers, context, _end_with_parent, (os.getpid(),))
 
     def execute(tasks: Sequence[Recorded]) -> Iterator[tuple[int, Outcome]]:
         numbers = {pool.submit(task.run): number for number, task in enumerate(tasks)}
@@ -120,3 +124,14 @@ def processes(num_workers: int) -> Iterator[Execute]:
         yield execute
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _end_with_parent(parent: int) -> None:
+    """Let this process end soon after its parent, which may be killed without a word to us."""
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(_LOOK_S)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
