@@ -124,6 +124,8 @@ def run_main(main: Callable[[], None]) -> None:
         level=logging.WARNING, format="%(asctime)s %(message)s", datefmt="%H:%M:%S", force=True
     )
     log.setLevel(logging.INFO)
+    # torchrec's import makes torch warn of a name that neither of us uses.
+    logging.getLogger("torch.fx._symbolic_trace").setLevel(logging.ERROR)
     try:
         main()
     except UserError as error:

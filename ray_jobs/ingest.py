@@ -99,7 +99,7 @@ def _make(config: Config, launcher: str) -> Manifest | None:
 
     if training_set_is_current(folder, ingest.model_dump(mode="json")):
         return None
-    rows = partial(progress, "ingest")
+    rows = partial(progress, "ingest", "rows")
     if isinstance(ingest, KuaiRandIngest):
         return kuairand.make_training_set(ingest, folder, rows)
     if isinstance(ingest, TabularIngest):
@@ -117,7 +117,7 @@ class _Progress:
         self._first, self._start = 0, time.monotonic()
         self._last = self._start
 
-    def __call__(self, stage: str, done: int, total: int) -> None:
+    def __call__(self, stage: str, unit: str, done: int, total: int) -> None:
         now = time.monotonic()
         if stage != self._stage:
             self._stage, self._first, self._start, self._last = stage, done, now, now
@@ -126,7 +126,8 @@ class _Progress:
         self._last = now
         rate = (done - self._first) / max(now - self._start, 1e-9)
         left = tqdm.format_interval((total - done) / max(rate, 1e-9))
-        log.info("%s: %s/%s  %s/s  %s left", stage, f"{done:,}", f"{total:,}", f"{rate:,.0f}", left)
+        counts = f"{done:,}/{total:,} {unit}  {rate:,.0f} {unit}/s"
+        log.info("%s: %s  %s left", stage, counts, left)
 
 
 if __name__ == "__main__":

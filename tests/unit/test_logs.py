@@ -32,7 +32,7 @@ def small_tasks(monkeypatch):
     monkeypatch.setattr("infnet_dist.ingest.logs.job.Sizes.of", lambda config: sizes)
 
 
-def silent(stage, done, total):
+def silent(stage, unit, done, total):
     assert 0 <= done <= total
 
 
@@ -259,3 +259,30 @@ def test_the_shuffle_is_global(tmp_path, monkeypatch):
         assert len(set(users)) > 30  # of 64 draws from 50 users
         assert abs(np.corrcoef(np.arange(len(times)), times)[0, 1]) < 0.5
     assert max(p.rows for p in parts) < 1.5 * min(p.rows for p in parts)
+
+
+def test_histories_of_ten_thousand_users(tmp_path, monkeypatch):
+    sizes = Sizes(partition=9_000, chunk=4_000, part=20_000, counting=10**6)
+    monkeypatch.setattr("infnet_dist.ingest.logs.job.Sizes.of", lambda config: sizes)
+    rows = make_rows(7, rows=100_000, users=10_000, items=500, tick_ms=1_800_000)
+    config = settings(write_logs(tmp_path / "logs", rows, files=7), counters={})
+    with processes(2) as execute:
+        ingest_logs(config, tmp_path / "set", execute, silent)
+    truth = Truth(rows, config, tmp_path / "set")
+    expected = [
+        {
+            "group": row["user_id"],
+            "time_ms": row["time_ms"],
+            "item_id": truth.item.get(row["item_id"], 0),
+            "exposed_item_id": [
+                truth.item.get(e["item_id"], 0) for e in truth.history(row, None, 6)
+            ],
+            "click_author": [
+                truth.author.get(e["author"], 0) for e in truth.history(row, "is_click", 4)
+            ],
+        }
+        for row in rows
+    ]
+    found = [row for split in ("train", "valid") for row in read_split(tmp_path / "set", split)]
+    names = list(expected[0])
+    assert canonical(found, names) == canonical(expected, names)

@@ -27,7 +27,7 @@ from tests.unit.raw_logs import (
 )
 
 
-def silent(stage, done, total):
+def silent(stage, unit, done, total):
     pass
 
 

@@ -181,7 +181,8 @@ class Job:
             )
             for f in found
         }
-        outcomes = self._stages.run("clean", tasks)
+        known = [fragment.rows for fragment in found]
+        outcomes = self._stages.run("clean", tasks, rows=known if all(known) else ())
         readable = zip(tasks.values(), outcomes, strict=True)
         return tuple(t.out for t, outcome in readable if "unreadable" not in outcome), outcomes
 
@@ -230,7 +231,7 @@ class Job:
             )
             for partition in range(self._num_partitions)
         }
-        return self._stages.run("settle", tasks)
+        return self._stages.run("settle", tasks, rows=self._each(num_rows))
 
     def _num_counting(self, num_rows: int) -> int:
         return how_many(num_rows, self._sizes.counting)
@@ -339,8 +340,8 @@ class Job:
             )
             for partition in range(self._num_partitions)
         }
-        self._stages.run("assemble", tasks)
-        return self._layout(schema, tuple(task.out for task in tasks.values()), num_buckets)
+        self._stages.run("assemble", tasks, rows=self._each(sum(rows.values())))
+        return self._layout(schema, tuple(task.out for task in tasks.values()), num_buckets, rows)
 
     def _count(self, num_rows: int, boundary_ms: int) -> tuple[tuple[Path, ...], ...]:
         """The answers' files, by group of counters."""
@@ -366,7 +367,11 @@ class Job:
         return tuple(tuple(outs[g * number : (g + 1) * number]) for g in range(len(groups)))
 
     def _layout(
-        self, schema: Schema, assembled: tuple[Path, ...], num_buckets: Mapping[str, int]
+        self,
+        schema: Schema,
+        assembled: tuple[Path, ...],
+        num_buckets: Mapping[str, int],
+        num_rows: Mapping[str, int],
     ) -> dict[str, list[PartSummary]]:
         prefix = "part" if self._before is None else f"{self._generation}-part"
         files = [
@@ -390,11 +395,16 @@ class Job:
         for split in num_buckets:
             (self._staged / split).mkdir(exist_ok=True)
         parts: dict[str, list[PartSummary]] = {split: [] for split in num_buckets}
-        outcomes = self._stages.run("layout", tasks)
+        rows = [num_rows[split] // num_buckets[split] for split, _ in files]
+        outcomes = self._stages.run("layout", tasks, rows=rows)
         for (split, _), outcome in zip(files, outcomes, strict=True):
             if outcome["rows"]:
                 parts[split].append(PartSummary.model_validate(outcome["summary"]))
         return parts
+
+    def _each(self, num_rows: int) -> list[int]:
+        """Rows of each partition, about."""
+        return [max(num_rows // self._num_partitions, 1)] * self._num_partitions
 
     # ---- files
 

@@ -34,7 +34,7 @@ def ingest_logs(
         config: the logs and what to make of them.
         folder: the training set, on storage that all workers share.
         execute: runs tasks.
-        progress: told after each task: stage, rows (or tasks) done, all of them.
+        progress: told after each task.
 
     Returns:
         The manifest; None if there was nothing to do.

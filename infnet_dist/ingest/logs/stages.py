@@ -18,8 +18,8 @@ from infnet_dist.ingest.logs.exchange import renamed
 
 _LOOK_S = 0.5
 Outcome = dict[str, Any]
-# Stage, done and all of its units: rows, or tasks where rows aren't known. At its start as well.
-Progress = Callable[[str, int, int], None]
+# Stage, "rows" or "tasks", how many are done and how many there are. At its start as well.
+Progress = Callable[[str, str, int, int], None]
 
 
 class Task(Protocol):
@@ -81,19 +81,22 @@ class Stages:
         Args:
             stage: name.
             tasks: by name.
-            rows: of each task, for the progress; none: count tasks.
+            rows: of each task, about, for the progress; none: count tasks.
         """
+        if not tasks:
+            return []
         paths = [self.folder / stage / f"{name}.json" for name in tasks]
         weights = list(rows) or [1] * len(paths)
+        unit = "rows" if rows else "tasks"
         outcomes = {i: json.loads(p.read_text()) for i, p in enumerate(paths) if p.exists()}
         left = [i for i in range(len(paths)) if i not in outcomes]
         done, total = sum(weights) - sum(weights[i] for i in left), sum(weights)
         recorded = [Recorded(task, path) for task, path in zip(tasks.values(), paths, strict=True)]
-        self.progress(stage, done, total)
+        self.progress(stage, unit, done, total)
         for number, outcome in self.execute([recorded[i] for i in left]):
             outcomes[left[number]] = outcome
             done += weights[left[number]]
-            self.progress(stage, done, total)
+            self.progress(stage, unit, done, total)
         return [outcomes[i] for i in range(len(paths))]
 
 
