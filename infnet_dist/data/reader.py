@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 
 from infnet_dist.batch import BatchRows, RankingBatch
 from infnet_dist.data.collate import Collator
-from infnet_dist.data.columns import Columns, Joiner, decode
+from infnet_dist.data.columns import Columns, decode
 from infnet_dist.data.manifest import Manifest, arrow_type
 from infnet_dist.data.order import (
     Block,
@@ -26,6 +26,7 @@ from infnet_dist.data.order import (
     remaining,
 )
 from infnet_dist.data.prefetch import prefetch
+from infnet_dist.data.rows import Joiner, Rows, concatenate
 from infnet_dist.errors import DataError
 from infnet_dist.schema import Schema
 
@@ -75,22 +76,23 @@ class Reader:
         collate, join = Collator(self.schema, self.batch_size), Joiner()
         mine = deal(remaining(self.rows, consumed), rank=self.rank, world_size=self.world_size)
         steps, missing = self.num_steps(consumed), self.batch_size
-        taken: list[Columns] = []
+        taken: list[Rows] = []
         intervals: list[Interval] = []
         for block, spans in self._blocks(epoch, mine):
-            columns, order = join([*self._read(block)]), block.permutation()
+            rows, order = join([*self._read(block)]), block.permutation()
             for start, stop in spans:
                 while start < stop:
                     count = min(missing, stop - start)
                     first = start - block.start
-                    taken.append(columns.pick(order[first : first + count]))
+                    taken.append(rows.pick(order[first : first + count]))
                     intervals.append((start, start + count))
                     start, missing = start + count, missing - count
                     if not missing:
-                        yield collate(_together(taken), BatchRows(epoch, tuple(intervals)))
+                        yield collate(concatenate(taken), BatchRows(epoch, tuple(intervals)))
                         steps, missing, taken, intervals = steps - 1, self.batch_size, [], []
+            del rows  # so that the next block is decoded into its memory
         for _ in range(steps):  # the padded rest; empty for a rank that got a row less
-            rows = _together(taken) if taken else _no_rows(self.schema)
+            rows = concatenate(taken) if taken else join([_no_rows(self.schema)])
             yield collate(rows, BatchRows(epoch, tuple(intervals)))
             taken, intervals = [], []
 
@@ -128,11 +130,6 @@ class Reader:
         columns = list(self.schema.columns)
         table = file.read_row_group(group.index, columns=columns, use_threads=False)
         return decode(table, self.schema, f"{group.file}, row group {group.index}")
-
-
-def _together(taken: Sequence[Columns]) -> Columns:
-    """The rows of a batch: of one block, or copied together where it spans several."""
-    return taken[0] if len(taken) == 1 else Joiner()(taken)
 
 
 def _no_rows(schema: Schema) -> Columns:

@@ -11,10 +11,11 @@ import torch
 
 from infnet_dist.batch import RankingBatch
 from infnet_dist.data.check import check_split
-from infnet_dist.data.columns import Columns, Joiner, decode, time_gap_bucket
+from infnet_dist.data.columns import Columns, decode, time_gap_bucket
 from infnet_dist.data.manifest import Manifest
 from infnet_dist.data.prefetch import prefetch
 from infnet_dist.data.reader import Reader
+from infnet_dist.data.rows import Joiner
 from infnet_dist.errors import DataError
 from infnet_dist.ingest.writer import TrainingSetWriter
 from infnet_dist.schema import (
@@ -223,11 +224,11 @@ def test_joined_rows_are_picked_before_their_memory_is_used_again(tmp_path: Path
     raw = make_table(40).to_pylist()
     rows = [raw[17 + i - 12] if i >= 12 else raw[3 + i] for i in order]
     assert picked.plain["ids"][:, 0].tolist() == [row["row"] for row in rows]
-    assert picked.plain["group"].tolist() == [row["user"] for row in rows]
+    assert picked.plain["group"][:, 0].tolist() == [row["user"] for row in rows]
     expected = [row["click_row"][:3] for row in rows]
-    lists = picked.lists["click.row"]
-    assert lists.lengths.tolist() == [len(items) for items in expected]
-    assert lists.values.tolist() == [item for items in expected for item in items]
+    assert picked.lengths("click.row").tolist() == [len(items) for items in expected]
+    items = picked.items(["click.row"])
+    assert items.tolist() == [item for items in expected for item in items]
 
 
 def test_each_row_group_is_decoded_once_however_many_pieces_are_left(
