@@ -143,6 +143,10 @@ def _lists(column: pa.ListArray, name: str, where: str) -> Lists:
     values = column.flatten()
     if values.null_count:
         raise DataError(f"{where}, column {name!r}: null items in lists; ingest again")
+    if values.nbytes > np.iinfo(np.int32).max:  # a view's offset is an int32
+        raise DataError(
+            f"{where}, column {name!r}: {len(values)} items; ingest again with smaller row groups"
+        )
     offsets = column.offsets.to_numpy()
     assert offsets[-1] - offsets[0] == len(values), "a null list owns items"
     return Lists(offsets[:-1] - offsets[0], np.diff(offsets), values.to_numpy())

@@ -79,20 +79,21 @@ class Reader:
         taken: list[Rows] = []
         intervals: list[Interval] = []
         for block, spans in self._blocks(epoch, mine):
-            rows, order = join([*self._read(block)]), block.permutation()
+            rows, order = join(self._read(block), block.rows), block.permutation()
             for start, stop in spans:
                 while start < stop:
                     count = min(missing, stop - start)
                     first = start - block.start
-                    taken.append(rows.pick(order[first : first + count]))
+                    picked = rows.pick(order[first : first + count])
                     intervals.append((start, start + count))
                     start, missing = start + count, missing - count
+                    # What a batch still misses may be read into the memory of this block.
+                    taken.append(picked.own() if missing else picked)
                     if not missing:
                         yield collate(concatenate(taken), BatchRows(epoch, tuple(intervals)))
                         steps, missing, taken, intervals = steps - 1, self.batch_size, [], []
-            del rows  # so that the next block is decoded into its memory
         for _ in range(steps):  # the padded rest; empty for a rank that got a row less
-            rows = concatenate(taken) if taken else join([_no_rows(self.schema)])
+            rows = concatenate(taken) if taken else join([_no_rows(self.schema)], 0)
             yield collate(rows, BatchRows(epoch, tuple(intervals)))
             taken, intervals = [], []
 

@@ -1,16 +1,16 @@
-"""Rows of several row groups, from which batches are picked: lists are copied once, at the end.
+"""Rows of several row groups, from which batches are picked, in memory that is used again.
 
-A list of ids lies where Arrow decoded it until the batch that wants it is made. Until then it is a
-*view*, 16 bytes that say where it lies, and views are what is shuffled. Arrow has such a type,
-`binary_view`, and its cast to plain binary does what neither torch nor fbgemm can: it gathers bytes
-from many buffers into a single new one, each copied once. That one comes from Arrow's memory pool,
-whose pages stay mapped: the fresh pages that torch would take for each batch cost more than the
-copy.
+Items of lists are copied twice after decoding. First into memory that is kept from block to block,
+so that Arrow decodes every row group into the same few megabytes: fresh pages, and pages out of the
+cache, cost more than the copy. Then into the batch: a list is a *view* until then, 16 bytes that
+say where it lies, and views are what is shuffled. Arrow has such a type, `binary_view`, and its
+cast to plain binary does what neither torch nor fbgemm can: it gathers bytes from many buffers into
+a single new one.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-from itertools import accumulate
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -25,7 +25,7 @@ Views = npt.NDArray[np.int32]
 _BYTES, _BUFFER, _OFFSET, _INLINE = 0, 2, 3, slice(1, 3)
 _ITEM_BYTES, _MAX_INLINE_BYTES = 8, 12
 
-_TYPES = {"ids": np.int64, "group": np.int64}  # of the plain columns; the others are float32
+_FLOATS = ("numbers", "labels", "truth")  # plain columns in float32; all else is int64
 
 
 @dataclass(frozen=True)
@@ -47,12 +47,22 @@ class Rows:
         return len(self.plain["group"])
 
     def pick(self, rows: IntArray) -> "Rows":
-        """These rows, in this order: a copy, but for the items of lists."""
+        """These rows, in this order: a copy, except for the items of lists."""
         plain = {}
         for name, values in self.plain.items():
             plain[name] = values.take(rows, axis=0)
         views = {name: views.take(rows, axis=0) for name, views in self.views.items()}
         return Rows(plain, views, self.buffers)
+
+    def own(self) -> "Rows":
+        """The same with a copy of the items, which outlives the block."""
+        views, buffers = {}, list[pa.Buffer]()
+        for number, name in enumerate(self.views):
+            lengths, values = self.lengths(name).numpy(), self.items([name]).numpy()
+            starts = lengths.cumsum(dtype=np.int32) - lengths
+            views[name] = _views(Lists(starts, lengths, values), number)
+            buffers.append(pa.py_buffer(values))
+        return Rows(self.plain, views, buffers)
 
     def lengths(self, name: str) -> torch.Tensor:
         """Items of each row's list, int32 [N]."""
@@ -69,52 +79,57 @@ class Rows:
 
 
 class Joiner:
-    """Joins row groups in memory that it keeps: fresh pages cost more than the copy."""
+    """Joins row groups in memory that it keeps."""
 
     def __init__(self) -> None:
         """Nothing kept yet."""
-        self._memory: dict[str, Array] = {}
+        self._kept: dict[str, Array] = {}
 
-    def __call__(self, parts: Sequence[Columns]) -> Rows:
-        """The rows of all parts, one or more; valid until the next call."""
-        stops = list(accumulate(map(len, parts)))
-        plain = {
-            name: self._place(name, stops[-1], len(columns))
-            for name, columns in parts[0].plain.items()
-        }
-        for part, stop in zip(parts, stops, strict=True):
-            for name, columns in part.plain.items():
-                if columns:
-                    place = plain[name][stop - len(part) : stop]
-                    np.stack(columns, axis=1, out=place, casting="same_kind")
-        buffers: list[pa.Buffer] = []
-        views = {}
-        for name in parts[0].lists:
-            found = []
-            for part in parts:
-                found.append(_views(part.lists[name], len(buffers)))
-                buffers.append(pa.py_buffer(part.lists[name].values))
-            views[name] = np.concatenate(found)
+    def __call__(self, parts: Iterable[Columns], num_rows: int) -> Rows:
+        """The rows of all parts, one or more, `num_rows` together; valid until the next call."""
+        rows: list[Rows] = []
+        start = 0
+        for part in parts:
+            rows.append(self._copy(part, number=len(rows), start=start, num_rows=num_rows))
+            start += len(part)
+            del part  # the next row group is decoded into its memory
+        return replace(_concatenate_lists(rows), plain=rows[0].plain)
+
+    def _copy(self, part: Columns, *, number: int, start: int, num_rows: int) -> Rows:
+        """A copy of a part's lists; and of its plain columns in their place among `num_rows`."""
+        plain, views, buffers = {}, {}, list[pa.Buffer]()
+        for name, columns in part.plain.items():
+            plain[name] = self._memory(name, (num_rows, len(columns)))
+            if columns:
+                place = plain[name][start : start + len(part)]
+                np.stack(columns, axis=1, out=place, casting="same_kind")
+        for name, lists in part.lists.items():
+            values = self._memory(f"{name} of row group {number}", lists.values.shape)
+            np.copyto(values, lists.values)
+            views[name] = _views(replace(lists, values=values), len(buffers))
+            buffers.append(pa.py_buffer(values))
         return Rows(plain, views, buffers)
 
-    def _place(self, name: str, rows: int, columns: int) -> Array:
-        """Memory for [rows, columns] values."""
-        kept = self._memory.get(name)
-        if kept is None or kept.size < columns * rows:
-            kept = self._memory[name] = np.empty(columns * rows, _TYPES.get(name, np.float32))
-        return kept[: columns * rows].reshape(rows, columns)
+    def _memory(self, name: str, shape: tuple[int, ...]) -> Array:
+        """Memory of this shape, the same as the last time if that was large enough."""
+        size = math.prod(shape)
+        kept = self._kept.get(name)
+        if kept is None or kept.size < size:
+            dtype = np.float32 if name in _FLOATS else np.int64
+            kept = self._kept[name] = np.empty(size + size // 8, dtype)  # row groups differ
+        return kept[:size].reshape(shape)
 
 
 def concatenate(parts: Sequence[Rows]) -> Rows:
     """The rows of all parts, one or more."""
     if len(parts) == 1:
         return parts[0]
-    plain = {
-        n: np.concatenate(
-            [p.plain[n] for p in parts],
-        )
-        for n in parts[0].plain
-    }
+    plain = {n: np.concatenate([p.plain[n] for p in parts]) for n in parts[0].plain}
+    return replace(_concatenate_lists(parts), plain=plain)
+
+
+def _concatenate_lists(parts: Sequence[Rows]) -> Rows:
+    """The lists of all parts, with the plain columns of the first."""
     views: dict[str, list[Views]] = {name: [] for name in parts[0].views}
     buffers: list[pa.Buffer] = []
     for part in parts:
@@ -123,7 +138,8 @@ def concatenate(parts: Sequence[Rows]) -> Rows:
             moved[moved[:, _BYTES] > _MAX_INLINE_BYTES, _BUFFER] += len(buffers)
             views[name].append(moved)
         buffers += part.buffers
-    return Rows(plain, {name: np.concatenate(found) for name, found in views.items()}, buffers)
+    joined = {name: np.concatenate(found) for name, found in views.items()}
+    return Rows(parts[0].plain, joined, buffers)
 
 
 def _views(lists: Lists, buffer: int) -> Views:

@@ -219,8 +219,8 @@ def test_joined_rows_are_picked_before_their_memory_is_used_again(tmp_path: Path
     first, second = (decode(make_table(40).slice(i, 12), SCHEMA, where) for i in (3, 17))
     join = Joiner()
     order = np.array([23, 0, 12, 11, 5])
-    picked = join([first, second]).pick(order)
-    join([second, first])
+    picked = join(iter([first, second]), 24).pick(order).own()
+    join([second, first], 24)
     raw = make_table(40).to_pylist()
     rows = [raw[17 + i - 12] if i >= 12 else raw[3 + i] for i in order]
     assert picked.plain["ids"][:, 0].tolist() == [row["row"] for row in rows]

@@ -8,6 +8,10 @@ from infnet_dist.data.columns import Columns, Lists
 from infnet_dist.data.rows import Joiner, Rows, concatenate
 
 
+def join(parts: list[Columns]) -> Rows:
+    return Joiner()(parts, sum(map(len, parts)))
+
+
 def make_columns(rng: np.random.Generator, rows: int, longest: int) -> tuple[Columns, list]:
     """A row group with two keys, and its rows: (id, first list, second list)."""
     lists, expected = {}, []
@@ -42,7 +46,7 @@ def test_items_are_gathered_as_by_a_loop(groups: tuple[int, ...], longest: int) 
     blocks, expected = [], []
     for _ in range(2):
         made = [make_columns(rng, rows, longest) for rows in groups]
-        blocks.append(Joiner()([columns for columns, _ in made]))
+        blocks.append(join([columns for columns, _ in made]))
         expected.append([row for _, rows in made for row in rows])
     picked, wanted = [], []
     for block, rows in zip(blocks, expected, strict=True):
@@ -51,19 +55,20 @@ def test_items_are_gathered_as_by_a_loop(groups: tuple[int, ...], longest: int) 
         picked.append(block.pick(order))
         wanted += [rows[i] for i in order]
         assert_holds(picked[-1], [rows[i] for i in order])
+        assert_holds(picked[-1].own(), [rows[i] for i in order])
     assert_holds(concatenate(picked), wanted)
     assert_holds(blocks[0].pick(np.empty(0, np.int64)), [])
 
 
 def test_newest_items() -> None:
     lists = Lists(np.array([0, 2], np.int32), np.array([2, 3], np.int32), np.arange(5))
-    block = Joiner()([Columns({"group": [np.zeros(2, np.int64)]}, {"k": lists.newest(1)})])
+    block = join([Columns({"group": [np.zeros(2, np.int64)]}, {"k": lists.newest(1)})])
     assert block.items(["k"]).tolist() == [0, 2]
 
 
 def test_gathered_items_outlive_what_they_came_from() -> None:
     made = [make_columns(np.random.default_rng(i), 40, 30) for i in range(2)]
-    items = Joiner()([columns for columns, _ in made]).items(["first"])
+    items = join([columns for columns, _ in made]).items(["first"])
     expected = [item for _, rows in made for row in rows for item in row[1]]
     del made
     items += 1  # the memory is the tensor's alone
