@@ -5,7 +5,8 @@ of the epoch's order (`order.py`), and the last batch of a rank is padded with w
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from itertools import groupby
 from pathlib import Path
 
@@ -53,6 +54,7 @@ class Reader:
     seed: int = 0
     shuffle_rows: int | None = None
     prefetch_batches: int = 4
+    _idle_joiners: list[Joiner] = field(default_factory=list, init=False, repr=False, compare=False)
 
     @property
     def rows(self) -> int:
@@ -73,7 +75,22 @@ class Reader:
         return prefetch(self._batches(epoch, consumed), self.prefetch_batches)
 
     def _batches(self, epoch: int, consumed: Sequence[Interval]) -> Iterator[RankingBatch]:
-        collate, join = Collator(self.schema, self.batch_size), Joiner()
+        with self._joiner() as join:
+            yield from self._joined_batches(epoch, consumed, join)
+
+    @contextmanager
+    def _joiner(self) -> Iterator[Joiner]:
+        """Memory for blocks; that of an earlier epoch is warm."""
+        join = self._idle_joiners.pop() if self._idle_joiners else Joiner()
+        try:
+            yield join
+        finally:
+            self._idle_joiners.append(join)
+
+    def _joined_batches(
+        self, epoch: int, consumed: Sequence[Interval], join: Joiner
+    ) -> Iterator[RankingBatch]:
+        collate = Collator(self.schema, self.batch_size)
         mine = deal(remaining(self.rows, consumed), rank=self.rank, world_size=self.world_size)
         steps, missing = self.num_steps(consumed), self.batch_size
         taken: list[Rows] = []
