@@ -48,9 +48,7 @@ class Rows:
 
     def pick(self, rows: IntArray) -> "Rows":
         """These rows, in this order: a copy, except for the items of lists."""
-        plain = {}
-        for name, values in self.plain.items():
-            plain[name] = values.take(rows, axis=0)
+        plain = {name: values.take(rows, axis=0) for name, values in self.plain.items()}
         views = {name: views.take(rows, axis=0) for name, views in self.views.items()}
         return Rows(plain, views, self.buffers)
 

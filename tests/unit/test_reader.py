@@ -1,6 +1,7 @@
 """The reader against the rows on disk: each exactly once, evenly, deterministic, well collated."""
 
 import threading
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -212,6 +213,21 @@ def test_unknown_labels_are_nan_where_a_task_allows_them(tmp_path: Path) -> None
     found = torch.cat([batch.labels_BK[: batch.num_rows, 0] for batch in reader.batches()])
     assert torch.equal(found.isnan(), torch.tensor([label is None for label in labels]))
     assert found[~found.isnan()].tolist() == known
+
+
+def test_batches_keep_their_items_while_others_are_read(tmp_path: Path) -> None:
+    manifest = make_set(tmp_path / "s", 200, rows_per_part=60, row_group_rows=11)
+    reader = make_reader(tmp_path / "s", manifest)
+
+    def check(batch: RankingBatch) -> None:
+        expected = [row * 10 + i for row in rows_of(batch) for i in range(min(row % 6, 3))]
+        assert batch.sparse_features["click.row"].values().tolist() == expected
+
+    pairs = [*zip(reader.batches(0), reader.batches(1), strict=True)]
+    later = [*reader.batches(0)]
+    for batch in (*chain.from_iterable(pairs), *later):
+        check(batch)
+    assert [rows_of(first) for first, _ in pairs] == [rows_of(batch) for batch in later]
 
 
 def test_joined_rows_are_picked_before_their_memory_is_used_again(tmp_path: Path) -> None:
