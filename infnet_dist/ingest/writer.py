@@ -146,9 +146,7 @@ class _SplitWriter:
             self._files.append(f"{self._name}/part-{len(self._files):05d}.parquet")
             path = self._folder / self._files[-1]
             path.parent.mkdir(exist_ok=True)
-            self._writer = pq.ParquetWriter(
-                path, table.schema, compression="zstd", **_encodings(table.schema)
-            )
+            self._writer = pq.ParquetWriter(path, table.schema, compression="zstd")
         self._writer.write_table(table, row_group_size=self._row_group_rows)
         self._rows_in_part += table.num_rows
         self._pending, self._pending_rows = [], 0
@@ -192,21 +190,6 @@ class _SplitWriter:
             base_rates={n: sums[n] / known[n] if known[n] else 0.0 for n in sums},
             parts=tuple(parts),
         )
-
-
-def _encodings(schema: pa.Schema) -> dict[str, Any]:
-    """Ids split into streams of their 1st, 2nd, ... bytes, of which zstd drops the empty ones.
-
-    With a million ids in row groups of 16,384 rows that is about a third smaller than dictionaries;
-    it is as fast to decode, and twice as fast where the dictionary outgrows its page. Dictionaries
-    win a little below some 300 ids, which isn't worth a rule.
-    """
-    ids = {pa.int64(): "{}", pa.list_(pa.int64()): "{}.list.element"}
-    paths = [ids[field.type].format(field.name) for field in schema if field.type in ids]
-    return {
-        "use_dictionary": [field.name for field in schema if field.type not in ids],
-        "column_encoding": dict.fromkeys(paths, "BYTE_STREAM_SPLIT"),
-    }
 
 
 def _check_columns(schema: Schema, found: pa.Schema, file: str) -> None:

@@ -81,17 +81,3 @@ def test_the_hash_depends_on_the_content(tmp_path: Path) -> None:
     same = make_set(tmp_path / "b", 12, rows_per_part=5, row_group_rows=5)
     other = make_set(tmp_path / "c", 13, rows_per_part=5, row_group_rows=5)
     assert one.content_hash == same.content_hash != other.content_hash
-
-
-def test_ids_have_no_dictionary(tmp_path: Path) -> None:
-    manifest = make_set(tmp_path / "s", 30, rows_per_part=100, row_group_rows=10)
-    path = tmp_path / "s" / manifest.split("train").parts[0].file
-    group = pq.ParquetFile(path).metadata.row_group(0)
-    columns = [group.column(i) for i in range(group.num_columns)]
-    encodings = {column.path_in_schema: column.encodings for column in columns}
-    for name in ("row", "click_row.list.element", "time_ms"):
-        assert "BYTE_STREAM_SPLIT" in encodings[name]
-        assert "RLE_DICTIONARY" not in encodings[name]
-    for name in ("label", "price"):
-        assert "RLE_DICTIONARY" in encodings[name]
-    assert pq.read_table(path).equals(make_table(30))
