@@ -5,20 +5,19 @@ differs from the defaults below. Unknown keys and ill-typed values raise `Config
 that names the nearest valid key, or the expected type and unit.
 """
 
-from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
 import yaml
-from pydantic import Field, NonNegativeFloat, PositiveInt, ValidationError, model_validator
+from pydantic import Field, NonNegativeFloat, ValidationError
 
 from infnet_dist.config_messages import explain
 from infnet_dist.errors import ConfigError
+from infnet_dist.ingest_config import IngestConfig
 from infnet_dist.model_config import InfnetConfig, ModelConfig, Section
 
 ShardingTypeName = Literal["table_wise", "row_wise", "column_wise"]
-SplitName = Literal["train", "valid", "test"]
 
 
 class RunConfig(Section):
@@ -27,87 +26,6 @@ class RunConfig(Section):
     name: str = Field("run", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", description="run name")
     folder: Path = Field(Path("runs"), description="folder that holds <name>/<run id>/")
     seed: int = Field(0, ge=0, description="seed of tables, tower, shuffling")
-
-
-class SyntheticIngest(Section):
-    """Logs made up with a planted truth (`infnet_dist.synthetic`)."""
-
-    source: Literal["synthetic"]
-    num_rows: int = Field(200_000, ge=100, description="impressions over all splits")
-    num_users: int = Field(2_000, ge=2, description="users")
-    num_items: int = Field(2_000, ge=2, description="items")
-    num_authors: int = Field(200, ge=1, description="authors")
-    num_topics: int = Field(12, ge=2, description="latent topics of items and users")
-    own_favourites: bool = Field(
-        False, description="users have favourites of their own for each task: the tasks conflict"
-    )
-    history_length: int = Field(20, ge=1, description="items kept per behaviour")
-    extra_fields: tuple[PositiveInt, ...] = Field(
-        (), description="ids of each further field, a hash of the item or of the user"
-    )
-    valid_share: float = Field(0.1, gt=0, lt=0.5, description="last share of rows: valid")
-    test_share: float = Field(0.1, ge=0, lt=0.5, description="share of rows after valid: test")
-    rows_per_part: int = Field(1_000_000, ge=1, description="rows per Parquet file")
-    row_group_rows: int = Field(16_384, ge=1, description="rows per Parquet row group")
-    seed: int = Field(0, ge=0, description="seed of the world and its logs")
-
-
-class KuaiRandIngest(Section):
-    """KuaiRand logs, as published (CSV) or as our Parquet slice; the layout is recognised."""
-
-    source: Literal["kuairand"]
-    path: Path = Field(description="folder of the raw files")
-    valid_from: str = Field("2022-05-04", description="first day of valid, Beijing time")
-    test_from: str | None = Field(None, description="first day of test, Beijing time; null: none")
-    min_base_rate: float = Field(
-        0.01, ge=0, le=1, description="signals rarer than this in train make no task"
-    )
-    history_length: int = Field(50, ge=1, description="items kept per behaviour")
-    refresh: Literal["daily", "live"] = Field(
-        "daily", description="histories and counters know events up to midnight, or up to the row"
-    )
-    watch_time: bool = Field(False, description="make the watch time a task as well")
-    past_exposures: int = Field(
-        0, ge=0, description="newest exposures of each user's history to train on as well (slice)"
-    )
-    rows_per_part: int = Field(1_000_000, ge=1, description="rows per Parquet file")
-    row_group_rows: int = Field(16_384, ge=1, description="rows per Parquet row group")
-
-
-class TabularIngest(Section):
-    """Parquet tables with one row per example, already split; no histories."""
-
-    source: Literal["tabular"]
-    path: Path = Field(description="folder of the files")
-    splits: dict[SplitName, str] = Field(
-        {"train": "train.parquet", "valid": "valid.parquet"},
-        description="by split, a Parquet file of that folder or a folder of them",
-    )
-    tasks: dict[str, str] = Field(min_length=1, description="by task, the column of its 0 and 1")
-    categorical: tuple[str, ...] = Field((), description="columns of numbers that are codes")
-    exclude: tuple[str, ...] = Field((), description="columns that are no features")
-    group_column: str | None = Field(
-        None, min_length=1, description="integers that gAUC groups by, e.g. the user; null: no gAUC"
-    )
-    num_buckets: int = Field(32, ge=2, description="most buckets of a number, cut at its quantiles")
-    rows_per_part: int = Field(1_000_000, ge=1, description="rows per Parquet file")
-    row_group_rows: int = Field(16_384, ge=1, description="rows per Parquet row group")
-
-    @model_validator(mode="after")
-    def _check(self) -> "TabularIngest":
-        if missing := {"train", "valid"} - self.splits.keys():
-            raise ValueError(f"splits: {' and '.join(sorted(missing))} missing; name its file")
-        roles = Counter([*self.tasks.values(), *self.categorical, *self.exclude])
-        roles.update([self.group_column] if self.group_column else [])
-        for column, times in roles.items():
-            if times > 1:
-                raise ValueError(f"column {column!r} is named {times} times; keep one role for it")
-        return self
-
-
-IngestConfig = Annotated[
-    SyntheticIngest | KuaiRandIngest | TabularIngest, Field(discriminator="source")
-]
 
 
 class DataConfig(Section):
@@ -121,6 +39,12 @@ class DataConfig(Section):
     batch_size: int = Field(512, ge=1, description="rows per worker and step")
     shuffle_rows: int = Field(65_536, ge=1, description="rows shuffled together in memory")
     prefetch_batches: int = Field(4, ge=1, description="batches read ahead of the step")
+    reader: Literal["arrow", "petastorm"] = Field(
+        "arrow", description="what decodes row groups; petastorm for data sets of Petastorm"
+    )
+    petastorm_metadata: bool = Field(
+        False, description="ingest adds what petastorm's make_reader needs to open the set"
+    )
 
 
 class TableConfig(Section):

@@ -17,7 +17,7 @@ from torchrec.optim.keyed import CombinedOptimizer, KeyedOptimizer, KeyedOptimiz
 
 from infnet_dist.config import Config
 from infnet_dist.context import WorkerContext
-from infnet_dist.data.usage import Usage
+from infnet_dist.data.statistics import Usage
 from infnet_dist.model import build_train_model
 from infnet_dist.optim import apply_sparse_optimizer, make_dense_optimizer
 from infnet_dist.planning.plan import Plan, load_plan

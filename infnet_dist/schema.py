@@ -22,10 +22,14 @@ class _Part(BaseModel):
 
 
 class Table(_Part):
-    """Embedding rows; ids are in [0, num_embeddings)."""
+    """Embedding rows; ids are in [0, num_embeddings).
+
+    If `raw`, the training set holds any int64, 0 for unknown, and the reader hashes them into rows.
+    """
 
     name: str
     num_embeddings: int = Field(ge=1)
+    raw: bool = False
 
 
 class CategoricalFeature(_Part):

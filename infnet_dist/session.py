@@ -14,9 +14,10 @@ from infnet_dist.context import WorkerContext
 from infnet_dist.data.check import check_columns, check_feed, check_split
 from infnet_dist.data.manifest import Manifest, read_manifest
 from infnet_dist.data.order import ORDER_VERSION
+from infnet_dist.data.part_files import part_opener
 from infnet_dist.data.reader import Reader
-from infnet_dist.data.usage import sample_usage
-from infnet_dist.errors import ConfigError, unknown_name
+from infnet_dist.data.statistics import sample_usage
+from infnet_dist.errors import ConfigError, DataError, unknown_name
 from infnet_dist.parallel import ShardedModel, build_sharded_model
 from infnet_dist.schema import Schema, Table, Task
 
@@ -33,7 +34,13 @@ def open_training_set(config: Config) -> tuple[Manifest, Schema]:
     _check_names("tables.overrides", "table", config.tables.overrides, whole.tables)
     _check_names("training.task_weights", "task", config.training.task_weights, whole.tasks)
     schema = whole.select(config.data.features, config.data.tasks)
-    check_columns(config.data.path, manifest, schema)
+    open_part = part_opener(config.data.reader, schema)
+    try:
+        check_columns(config.data.path, manifest, schema, open_part)
+    except DataError as error:
+        if manifest.source.get("source") != "petastorm" or config.data.reader == "petastorm":
+            raise
+        raise DataError(f"{error}; a Petastorm data set needs data.reader=petastorm") from None
     return manifest, schema
 
 
@@ -72,11 +79,13 @@ class Session:
     def open(cls, config: Config, context: WorkerContext, *, splits: Sequence[str]) -> "Session":
         """Check the data of `splits` on all ranks, then build the model."""
         manifest, schema = context.together(lambda: open_training_set(config))
+        data = (config.data.path, manifest, schema)
+        open_part = part_opener(config.data.reader, schema)
         for split in splits:
-            check = partial(check_split, config.data.path, manifest, schema, split=split)
+            check = partial(check_split, *data, split=split, open_part=open_part)
             context.together(partial(check, rank=context.rank, world_size=context.world_size))
         plans_here = context.is_first and config.sharding.plan == "auto"
-        sample = partial(sample_usage, config.data.path, manifest, schema)
+        sample = partial(sample_usage, *data, open_part)
         usage = context.together(lambda: sample() if plans_here else None)
         sharded = build_sharded_model(config, schema, context, usage)
         return cls(config, context, manifest, schema, sharded)
@@ -105,6 +114,7 @@ class Session:
             seed=self.config.run.seed,
             shuffle_rows=data.shuffle_rows if shuffle else None,
             prefetch_batches=data.prefetch_batches,
+            open_part=part_opener(data.reader, self.schema),
         )
 
 

@@ -172,9 +172,10 @@ def send_report(
     run_id: str,
     settings: dict[str, Any],
     scores: Metrics,
-    pictures: Sequence[Path],
+    pictures: Sequence[Path] = (),
+    pages: Sequence[Path] = (),
 ) -> str | None:
-    """Send scores and pictures to W&B as one run; its place. A failure is warned about, no more."""
+    """Send scores, pictures and HTML pages to W&B as one run; its place. A failure only warns."""
     if config.wandb == "disabled":
         return None
 
@@ -183,7 +184,8 @@ def send_report(
 
         tracker = WandbTracker(config, folder=folder, run_id=run_id, settings=settings)
         images = {f"report/{path.stem}": wandb.Image(str(path)) for path in pictures}
-        tracker.log({**scores, **images}, step=0, examples=0)
+        html = {f"report/{path.stem}": wandb.Html(path.read_text()) for path in pages}
+        tracker.log({**scores, **images, **html}, step=0, examples=0)
         return tracker.finish()
 
     try:

@@ -10,10 +10,15 @@ import traceback
 from collections.abc import Callable
 from pathlib import Path
 
-from infnet_dist.checkpoint import MANIFEST, newest
-from infnet_dist.config import Config, KuaiRandIngest, load_config
+from infnet_dist.config import Config, load_config
 from infnet_dist.context import resolve_path
 from infnet_dist.errors import CheckpointError, UserError
+from infnet_dist.ingest_config import (
+    KuaiRandIngest,
+    LogsIngest,
+    PetastormIngest,
+    TabularIngest,
+)
 
 log = logging.getLogger("infnet_dist")
 
@@ -55,13 +60,25 @@ def resolve_config(config: Config) -> Config:
         "run": config.run.model_copy(update={"folder": resolve_path(config.run.folder)}),
         "data": config.data.model_copy(update={"path": resolve_path(config.data.path)}),
     }
-    if isinstance(config.ingest, KuaiRandIngest):
+    if isinstance(config.ingest, KuaiRandIngest | TabularIngest | PetastormIngest):
         path = resolve_path(config.ingest.path)
         update["ingest"] = config.ingest.model_copy(update={"path": path})
+    if isinstance(config.ingest, LogsIngest):
+        joins = {
+            name: join.model_copy(update={"path": _resolved(join.path)})
+            for name, join in config.ingest.joins.items()
+        }
+        found = {"path": _resolved(config.ingest.path), "joins": joins}
+        update["ingest"] = config.ingest.model_copy(update=found)
     if config.sharding.plan != "auto":  # reviewed with the code, so it stands beside it
         plan = config.sharding.plan.absolute()
         update["sharding"] = config.sharding.model_copy(update={"plan": plan})
     return config.model_copy(update=update)
+
+
+def _resolved(path: str) -> str:
+    """A path made absolute, a URL as it is."""
+    return path if "://" in path else str(resolve_path(Path(path)))
 
 
 def new_run_id() -> str:
@@ -89,6 +106,8 @@ def newest_checkpoint(config: Config, run: str | None) -> Path:
     Raises:
         CheckpointError: there is none.
     """
+    from infnet_dist.checkpoint import MANIFEST, newest  # brings torch, which not all jobs need
+
     folder = config.run.folder / config.run.name
     runs = [folder / run] if run else sorted(folder.glob("*"))
     found = [path for path in (newest(r / "checkpoints") for r in runs) if path is not None]

@@ -1,23 +1,31 @@
-"""Make the training set of a run file: from raw logs, or from a synthetic world.
+"""Make the training set of a run file: from raw logs, data sets that exist, or a synthetic world.
 
     python -m ray_jobs.ingest --config configs/smoke.yaml
-    ray job submit --working-dir . -- python -m ray_jobs.ingest --config configs/kuairand_pure.yaml
+    ray job submit --working-dir . -- python -m ray_jobs.ingest --config configs/logs.yaml
 
-Running it again with the same settings changes nothing; with others, it refuses to overwrite.
+Running it again with the same settings changes nothing; with others, it refuses to overwrite. Logs
+(`ingest.source: logs`) are ingested by many tasks at once, over the nodes of a cluster or the cores
+of this machine. New files of such logs are added to the set; a killed job goes on where it was.
 """
 
 import time
-from collections.abc import Callable
+from functools import partial
 
 from tqdm import tqdm
 
 from infnet_dist import synthetic
-from infnet_dist.config import Config, KuaiRandIngest, TabularIngest
-from infnet_dist.data.manifest import Manifest
+from infnet_dist.config import Config
+from infnet_dist.data.manifest import Manifest, read_manifest
 from infnet_dist.errors import ConfigError
-from infnet_dist.ingest import kuairand, tabular
+from infnet_dist.ingest import kuairand, petastorm_sets, tabular
+from infnet_dist.ingest.logs.run import ingest_logs
+from infnet_dist.ingest.petastorm_metadata import write_petastorm_metadata
+from infnet_dist.ingest.report import REPORT, write_report
 from infnet_dist.ingest.writer import training_set_is_current
-from ray_jobs._cli import log, make_parser, read_config, run_main
+from infnet_dist.ingest_config import KuaiRandIngest, LogsIngest, PetastormIngest, TabularIngest
+from infnet_dist.tracking import send_report
+from ray_jobs._cli import add_launcher, log, make_parser, new_run_id, read_config, run_main
+from ray_jobs._tasks import executor
 
 _PROGRESS_S = 5.0
 
@@ -25,46 +33,77 @@ _PROGRESS_S = 5.0
 def main() -> None:
     """Ingest unless the training set is there already."""
     parser = make_parser("ray_jobs.ingest", "Make the training set of a run file.")
-    config = read_config(parser.parse_args())
+    add_launcher(parser)
+    arguments = parser.parse_args()
+    config = read_config(arguments)
     if config.ingest is None:
         raise ConfigError("the run file has no 'ingest:' section; see configs/smoke.yaml")
     start = time.monotonic()
     folder = config.data.path
-    if training_set_is_current(folder, config.ingest.model_dump(mode="json")):
+    manifest = _make(config, arguments.launcher)
+    if config.data.petastorm_metadata:
+        write_petastorm_metadata(folder, manifest or read_manifest(folder))
+    if manifest is None:
         log.info("%s is up to date", folder)
+        if not (folder / REPORT).exists():  # a job was killed before it
+            write_report(folder, read_manifest(folder))
         return
-    manifest = _make(config)
     for name, split in manifest.splits.items():
         rates = "  ".join(f"{task} {rate:.4f}" for task, rate in split.base_rates.items())
         log.info("%s: %s rows; label means %s", name, f"{split.rows:,}", rates)
     log.info("wrote %s in %.1f s", folder, time.monotonic() - start)
+    report, run_id = write_report(folder, manifest), f"ingest-{new_run_id()}"
+    run_folder = config.run.folder / config.run.name / run_id
+    if config.tracking.wandb != "disabled":
+        run_folder.mkdir(parents=True, exist_ok=True)
+    place = send_report(
+        config.tracking,
+        folder=run_folder,
+        run_id=run_id,
+        settings=config.model_dump(mode="json"),
+        scores={f"{name}/rows": float(split.rows) for name, split in manifest.splits.items()},
+        pages=[report],
+    )
+    log.info("report: %s%s", report, f"; W&B: {place}" if place else "")
 
 
-def _make(config: Config) -> Manifest:
-    ingest = config.ingest
-    if isinstance(ingest, KuaiRandIngest):
-        return kuairand.make_training_set(ingest, config.data.path, _progress())
-    if isinstance(ingest, TabularIngest):
-        return tabular.make_training_set(ingest, config.data.path, _progress())
+def _make(config: Config, launcher: str) -> Manifest | None:
+    """The manifest of what was made; None if there was nothing to do."""
+    ingest, folder, progress = config.ingest, config.data.path, _Progress()
     assert ingest is not None
-    return synthetic.make_training_set(ingest, config.data.path, _progress())
+    if isinstance(ingest, LogsIngest):
+        with executor(launcher) as execute:
+            return ingest_logs(ingest, folder, execute, progress)
+    if training_set_is_current(folder, ingest.model_dump(mode="json")):
+        return None
+    rows = partial(progress, "ingest")
+    if isinstance(ingest, KuaiRandIngest):
+        return kuairand.make_training_set(ingest, folder, rows)
+    if isinstance(ingest, TabularIngest):
+        return tabular.make_training_set(ingest, folder, rows)
+    if isinstance(ingest, PetastormIngest):
+        return petastorm_sets.make_training_set(ingest, folder, rows)
+    return synthetic.make_training_set(ingest, folder, rows)
 
 
-def _progress() -> Callable[[int, int], None]:
-    """Logs rows done, rate and time left, every few seconds."""
-    start = last = time.monotonic()
+class _Progress:
+    """Logs what is done of a stage, rate and time left, every few seconds."""
 
-    def report(done: int, total: int) -> None:
-        nonlocal last
+    def __init__(self) -> None:
+        self._stage = "ingest"
+        self._first, self._start = 0, time.monotonic()
+        self._last = self._start
+
+    def __call__(self, stage: str, done: int, total: int) -> None:
         now = time.monotonic()
-        if now - last < _PROGRESS_S and done < total:
+        if stage != self._stage:
+            self._stage, self._first, self._start, self._last = stage, done, now, now
+        if now - self._last < _PROGRESS_S and done < total:
             return
-        last = now
-        rate = done / max(now - start, 1e-9)
+        self._last = now
+        rate = (done - self._first) / max(now - self._start, 1e-9)
         left = tqdm.format_interval((total - done) / max(rate, 1e-9))
-        log.info("%s/%s rows  %s rows/s  %s left", f"{done:,}", f"{total:,}", f"{rate:,.0f}", left)
-
-    return report
+        log.info("%s: %s/%s  %s/s  %s left", stage, f"{done:,}", f"{total:,}", f"{rate:,.0f}", left)
 
 
 if __name__ == "__main__":

@@ -28,7 +28,8 @@ from rich.table import Table
 
 from infnet_dist.checkpoint import differences_from
 from infnet_dist.config import Config, load_config
-from infnet_dist.data.usage import sample_usage
+from infnet_dist.data.part_files import part_opener
+from infnet_dist.data.statistics import sample_usage
 from infnet_dist.errors import PlanError
 from infnet_dist.planning.compare import diff_plans
 from infnet_dist.planning.convert import to_cpu
@@ -315,7 +316,9 @@ def _table_set(arguments: argparse.Namespace) -> TableSet:
 def _tables_of_config(arguments: argparse.Namespace) -> tuple[TableSet, Config]:
     config = read_config(arguments)
     manifest, schema = open_training_set(config)
-    return tables_of_run(config, schema, sample_usage(config.data.path, manifest, schema)), config
+    open_part = part_opener(config.data.reader, schema)
+    usage = sample_usage(config.data.path, manifest, schema, open_part)
+    return tables_of_run(config, schema, usage), config
 
 
 def _topology(arguments: argparse.Namespace) -> Topology:

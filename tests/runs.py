@@ -3,7 +3,8 @@
 from pathlib import Path
 from typing import Any
 
-from infnet_dist.config import Config, SyntheticIngest, parse_config
+from infnet_dist.config import Config, parse_config
+from infnet_dist.ingest_config import SyntheticIngest
 from infnet_dist.synthetic import make_training_set
 
 

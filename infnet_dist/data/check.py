@@ -5,29 +5,17 @@ without statistics, and floats (whose statistics ignore NaN), are read. Each ran
 of the parts; call through `WorkerContext.together`, so that all ranks fail together.
 """
 
-from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from infnet_dist.data.manifest import Manifest, Part, arrow_type
+from infnet_dist.data.part_files import ARROW, OpenPart, PartFile
+from infnet_dist.data.ranges import Range, allowed_ranges, bounds
 from infnet_dist.errors import DataError
 from infnet_dist.schema import Schema
-
-
-@dataclass(frozen=True)
-class _Range:
-    """Allowed values of an integer column, both ends included."""
-
-    column: str
-    low: int
-    high: int
-    meaning: str
-    nullable: bool = False
 
 
 def check_feed(rows: int, *, split: str, num_workers: int, batch_size: int) -> None:
@@ -39,18 +27,27 @@ def check_feed(rows: int, *, split: str, num_workers: int, batch_size: int) -> N
         )
 
 
-def check_columns(folder: Path, manifest: Manifest, schema: Schema) -> None:
+def check_columns(
+    folder: Path, manifest: Manifest, schema: Schema, open_part: OpenPart = ARROW
+) -> None:
     """Check that the first part of every split has the columns and types of `schema`.
 
     Raises:
         DataError: names file and column, and the type found and expected.
     """
     for split in manifest.splits.values():
-        _check_types(folder, split.parts[0], schema)
+        _check_types(folder, split.parts[0], schema, open_part)
 
 
 def check_split(
-    folder: Path, manifest: Manifest, schema: Schema, *, split: str, rank: int, world_size: int
+    folder: Path,
+    manifest: Manifest,
+    schema: Schema,
+    *,
+    split: str,
+    rank: int,
+    world_size: int,
+    open_part: OpenPart = ARROW,
 ) -> None:
     """Check this rank's share of a split's parts.
 
@@ -58,10 +55,10 @@ def check_split(
         DataError: names file, row group, column and the offending value.
     """
     parts = manifest.split(split).parts
-    ranges = list(_allowed(schema))
+    ranges = list(allowed_ranges(schema))
     for part in parts[rank::world_size]:
-        _check_types(folder, part, schema)
-        with pq.ParquetFile(folder / part.file) as file:
+        _check_types(folder, part, schema, open_part)
+        with open_part(folder / part.file) as file:
             groups = tuple(file.metadata.row_group(i).num_rows for i in range(file.num_row_groups))
             if groups != part.row_groups:
                 raise DataError(
@@ -93,12 +90,13 @@ def count_without(
     return without, positives
 
 
-def _check_types(folder: Path, part: Part, schema: Schema) -> None:
+def _check_types(folder: Path, part: Part, schema: Schema, open_part: OpenPart) -> None:
     path = folder / part.file
     if not path.is_file():
         raise DataError(f"{path} is missing, but the manifest lists it; ingest again")
     try:
-        found = pq.read_schema(path)
+        with open_part(path) as file:
+            found = file.schema_arrow
     except (OSError, pa.ArrowException) as error:
         raise DataError(f"{path} is not a readable Parquet file: {error}; ingest again") from None
     for column in schema.columns:
@@ -110,66 +108,31 @@ def _check_types(folder: Path, part: Part, schema: Schema) -> None:
             raise DataError(f"{path}: column {column!r} is {got}, expected {expected}")
 
 
-def _allowed(schema: Schema) -> Iterator[_Range]:
-    for feature in schema.categorical:
-        yield _ids(schema, feature.column, feature.table)
-    for sequence in schema.sequences:
-        for attribute in sequence.attributes:
-            yield _ids(schema, attribute.column, attribute.table)
-        if sequence.time_gap_column is not None:
-            yield _Range(sequence.time_gap_column, 0, _ANY[1], "a time gap is at least 0 s")
-    yield _Range(schema.group_column, *_ANY, "a group is any integer")
-    for task in schema.tasks:
-        if task.kind == "watch_time":
-            high, meaning = _ANY[1], f"watch time {task.name!r} is at least 0 ms"
-        else:
-            high, meaning = 1, f"label of task {task.name!r} must be 0 or 1"
-        yield _Range(task.column, 0, high, meaning, task.nullable)
-
-
 _MOST_ROWS_COUNTED = 1_000_000
-_ANY = (-(2**63), 2**63 - 1)
 
 
-def _ids(schema: Schema, column: str, table: str) -> _Range:
-    last = schema.table(table).num_embeddings - 1
-    return _Range(column, 0, last, f"id is outside table {table!r} (0 to {last})")
-
-
-def _check_integers(file: pq.ParquetFile, part: Part, group: int, ranges: list[_Range]) -> None:
+def _check_integers(file: PartFile, part: Part, group: int, ranges: list[Range]) -> None:
     metadata = file.metadata.row_group(group)
     places = {
         metadata.column(i).path_in_schema.split(".")[0]: i for i in range(metadata.num_columns)
     }
     for allowed in ranges:
-        statistics = metadata.column(places[allowed.column]).statistics
+        place = places.get(allowed.column)
+        column = None if place is None else metadata.column(place)
+        if column is None or column.physical_type not in ("INT32", "INT64"):
+            continue  # a folder's name or packed, in Petastorm's way: checked as it is read
+        statistics = column.statistics
         if statistics is not None and statistics.has_min_max and statistics.has_null_count:
             low, high, nulls = statistics.min, statistics.max, statistics.null_count
             if "list" in str(file.schema_arrow.field(allowed.column).type):
                 nulls = 0  # an empty list counts as a null of its leaf
         else:
-            low, high, nulls = _scan(file, group, allowed.column)
-        where = f"{part.file}, row group {group}, column {allowed.column!r}"
-        if nulls and not allowed.nullable:
-            raise DataError(
-                f"{where}: {nulls} nulls; write 0 for a missing id, and make a task nullable whose "
-                "label may be unknown; ingest again"
-            )
-        for value in (low, high):
-            if value is not None and not allowed.low <= value <= allowed.high:
-                raise DataError(f"{where}: got {value}, {allowed.meaning}; ingest again")
+            values = file.read_row_group(group, columns=[allowed.column]).column(allowed.column)
+            low, high, nulls = bounds(values)
+        allowed.check((low, high, nulls), f"{part.file}, row group {group}")
 
 
-def _scan(file: pq.ParquetFile, group: int, column: str) -> tuple[int | None, int | None, int]:
-    """Smallest and largest value and number of nulls, by reading the column."""
-    values = file.read_row_group(group, columns=[column]).column(column)
-    if pa.types.is_list(values.type):
-        values = pc.list_flatten(values)
-    bounds = pc.min_max(values).as_py()
-    return bounds["min"], bounds["max"], values.null_count
-
-
-def _check_floats(file: pq.ParquetFile, part: Part, group: int, schema: Schema) -> None:
+def _check_floats(file: PartFile, part: Part, group: int, schema: Schema) -> None:
     numeric = {feature.column for feature in schema.numeric}
     columns = [feature.column for feature in schema.dense]
     if not columns:

@@ -11,8 +11,9 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from infnet_dist.data.hashing import hashed_rows
 from infnet_dist.errors import DataError
-from infnet_dist.schema import DenseFeature, Schema, SequenceFeature, sequence_key
+from infnet_dist.schema import DenseFeature, Schema, SequenceFeature, Table, sequence_key
 
 NUM_TIME_GAP_BUCKETS = 32
 
@@ -75,7 +76,10 @@ def decode(table: pa.Table, schema: Schema, where: str) -> Columns:
     for name in (schema.group_column, *(feature.column for feature in schema.categorical)):
         if columns[name].null_count:
             raise DataError(f"{where}, column {name!r}: null ids; write 0 for them, ingest again")
-    ids: list[Array] = [columns[feature.column].to_numpy() for feature in schema.categorical]
+    ids: list[Array] = [
+        _in_range(columns[feature.column].to_numpy(), schema.table(feature.table))
+        for feature in schema.categorical
+    ]
     ids += [bucketise(columns[feature.column], feature) for feature in schema.bucketised]
     numbers = [_floats(columns[f.column]) - np.float32(f.mean) for f in schema.numeric]
     labels = [_floats(columns[task.column]) for task in schema.tasks]
@@ -87,6 +91,10 @@ def decode(table: pa.Table, schema: Schema, where: str) -> Columns:
     lists: dict[str, Lists] = {}
     for sequence in schema.sequences:
         lists |= _behaviour(columns, sequence, where)
+        for attribute in sequence.attributes:
+            key, ids_table = sequence_key(sequence, attribute), schema.table(attribute.table)
+            if ids_table.raw:
+                lists[key] = replace(lists[key], values=_in_range(lists[key].values, ids_table))
     plain = {
         "ids": ids,
         "numbers": [n / np.float32(f.std) for n, f in zip(numbers, schema.numeric, strict=True)],
@@ -98,6 +106,11 @@ def decode(table: pa.Table, schema: Schema, where: str) -> Columns:
         "group": [columns[schema.group_column].to_numpy()],
     }
     return Columns(plain, lists)
+
+
+def _in_range(ids: IntArray, table: Table) -> IntArray:
+    """Ids as rows of their table: raw ones hashed, but for 0, which stays the unknown."""
+    return np.where(ids == 0, 0, hashed_rows(ids, table.num_embeddings)) if table.raw else ids
 
 
 def bucketise(column: pa.Array, feature: DenseFeature) -> IntArray:

@@ -41,12 +41,13 @@ class Part(_Entry):
 class Split(_Entry):
     """One split: its parts, time range (epoch milliseconds, both ends included), label means.
 
-    A task's mean is over the labels that are known; 0 if none is.
+    A task's mean is over the labels that are known, `labels` in number; 0 if none is.
     """
 
     rows: int = Field(ge=1)
     time_range_ms: tuple[int, int]
     base_rates: dict[str, float]
+    labels: dict[str, int] = Field(default_factory=dict)
     parts: tuple[Part, ...] = Field(min_length=1)
 
     @model_validator(mode="after")
@@ -55,6 +56,98 @@ class Split(_Entry):
         if self.rows != in_parts:
             raise ValueError(f"{self.rows} rows, but {in_parts} in its parts")
         return self
+
+
+class HashedTable(_Entry):
+    """Distinct values of a hashed table before valid, estimated, and how they collide.
+
+    Attributes:
+        values: distinct values, within a few percent.
+        sharing: expected share of them that share a row with another, by one hash function.
+        indistinct: expected share that share all their rows with another.
+    """
+
+    values: int
+    sharing: float
+    indistinct: float
+
+
+class LogFile(_Entry):
+    """A file of logs as it was when it was ingested."""
+
+    path: str
+    size: int
+    modified_ns: int
+
+
+class Ingested(_Entry):
+    """What logs were ingested, so that later ones can be added.
+
+    Attributes:
+        generation: how often logs were added.
+        last_time_ms: latest impression; what is added must be later.
+        boundary_ms: the state holds all rows from then on, and sums and newest events before it.
+        files: all that were read.
+        unreadable: files that were left out, with the reason.
+        quarantined: bad rows by reason.
+        left_out: rows before train ("early") and in gaps ("left_out").
+        hashed: by table that rows are found in by hash, raw ones included.
+    """
+
+    generation: int = Field(ge=1)
+    last_time_ms: int
+    boundary_ms: int
+    files: tuple[LogFile, ...]
+    unreadable: dict[str, str]
+    quarantined: dict[str, int]
+    left_out: dict[str, int]
+    hashed: dict[str, HashedTable] = Field(default_factory=dict)
+
+
+class FeatureStatistics(_Entry):
+    """One key of the KeyedJaggedTensor in a sample of a split.
+
+    Attributes:
+        mean_length: ids per row.
+        p99_length: 99 % of the rows have at most so many ids.
+        coverage: share of the ids that aren't 0, which stands for unknown.
+        distinct: distinct ids but 0.
+        top_share: the commonest id's share of those that aren't 0.
+    """
+
+    mean_length: float
+    p99_length: float
+    coverage: float
+    distinct: int
+    top_share: float
+
+
+class SplitStatistics(_Entry):
+    """The features in a sample of so many rows of a split, by key."""
+
+    rows: int
+    features: dict[str, FeatureStatistics]
+
+
+class TableStatistics(_Entry):
+    """Lookups of a table in the sample of train, at most as many as its rows; distinct ids."""
+
+    lookups: int
+    distinct: int
+
+
+class Statistics(_Entry):
+    """What samples of a training set look like.
+
+    Attributes:
+        splits: by split.
+        tables: by table.
+        drift: by key how far valid's shares of ids are from train's: 0 the same, 1 disjoint.
+    """
+
+    splits: dict[str, SplitStatistics]
+    tables: dict[str, TableStatistics]
+    drift: dict[str, float]
 
 
 class Manifest(_Entry):
@@ -70,6 +163,8 @@ class Manifest(_Entry):
     source: dict[str, Any]
     code_version: str
     content_hash: str
+    ingested: Ingested | None = None
+    statistics: Statistics | None = None
 
     def split(self, name: str) -> Split:
         """The split `name`; DataError names the ones that exist."""

@@ -11,7 +11,6 @@ from itertools import groupby
 from pathlib import Path
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from infnet_dist.batch import BatchRows, RankingBatch
 from infnet_dist.data.collate import Collator
@@ -26,6 +25,7 @@ from infnet_dist.data.order import (
     num_steps,
     remaining,
 )
+from infnet_dist.data.part_files import ARROW, OpenPart, PartFile
 from infnet_dist.data.prefetch import prefetch
 from infnet_dist.data.rows import Joiner, Rows, concatenate
 from infnet_dist.errors import DataError
@@ -42,6 +42,7 @@ class Reader:
         batch_size: rows per batch of this rank.
         shuffle_rows: rows shuffled together; None keeps the order on disk (evaluation).
         prefetch_batches: batches made ahead of their use.
+        open_part: how a part is opened (`part_opener`).
     """
 
     folder: Path
@@ -54,6 +55,7 @@ class Reader:
     seed: int = 0
     shuffle_rows: int | None = None
     prefetch_batches: int = 4
+    open_part: OpenPart = ARROW
     _idle_joiners: list[Joiner] = field(default_factory=list, init=False, repr=False, compare=False)
 
     @property
@@ -136,7 +138,7 @@ class Reader:
             groups = list(together)
             group = groups[0]
             try:
-                with pq.ParquetFile(self.folder / name) as file:
+                with self.open_part(self.folder / name) as file:
                     for group in groups:
                         yield self._decode(file, group)
             except (OSError, pa.ArrowException) as error:
@@ -144,7 +146,7 @@ class Reader:
                     f"can't read row group {group.index} of {self.folder / name}: {error}"
                 ) from None
 
-    def _decode(self, file: pq.ParquetFile, group: RowGroup) -> Columns:
+    def _decode(self, file: PartFile, group: RowGroup) -> Columns:
         columns = list(self.schema.columns)
         table = file.read_row_group(group.index, columns=columns, use_threads=False)
         return decode(table, self.schema, f"{group.file}, row group {group.index}")

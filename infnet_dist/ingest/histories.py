@@ -37,6 +37,49 @@ class Histories:
         return pa.ListArray.from_arrays(pa.array(self.offsets, pa.int32()), items)
 
 
+@dataclass(frozen=True)
+class Picked:
+    """Which events make the histories of n rows, newest first.
+
+    Attributes:
+        offsets: int64 [n + 1]; row i owns items offsets[i] to offsets[i + 1].
+        events: int64 [items], numbers of events.
+        gap_s: int64 [items], as in `Histories`.
+    """
+
+    offsets: IntArray
+    events: IntArray
+    gap_s: IntArray
+
+
+def newest_before(
+    event_keys: IntArray,
+    event_times_ms: IntArray,
+    first: IntArray,
+    until_keys: IntArray,
+    times_ms: IntArray,
+    length: int,
+) -> Picked:
+    """The last `length` events of each row's user before the row's cutoff.
+
+    Args:
+        event_keys: int64 [E], `packed` users and times of the events, ascending.
+        event_times_ms: int64 [E], epoch milliseconds.
+        first: int64 [n], number of the first event of each row's user.
+        until_keys: int64 [n], `packed` user and cutoff of each row; events are strictly before.
+        times_ms: int64 [n], the rows' times, for the gaps.
+        length: most items of a row.
+    """
+    stop = np.searchsorted(event_keys, until_keys, side="left")
+    start = np.maximum(first, stop - length)
+    lengths = stop - start
+    offsets = np.concatenate([[0], np.cumsum(lengths)])
+    # From stop - 1 down: item number i of all is number i - offset of its row.
+    events = np.repeat(stop - 1 + offsets[:-1], lengths) - np.arange(offsets[-1])
+    gap_ms = np.repeat(times_ms, lengths) - event_times_ms[events]
+    return Picked(offsets, events, np.maximum(gap_ms // 1000, 1))
+
+
 class HistoryBuilder:
     """The last `length` events of each user for one behaviour, fed in time order.
 
@@ -87,16 +130,16 @@ class HistoryBuilder:
         self._waiting = self._waiting.followed_by(new)
         present, local = np.unique(users, return_inverse=True)
         first, events = self._by_user(present, self._waiting)
-        stop = np.searchsorted(events.keys, _packed(local, known_until_ms), side="left")
-        start = np.maximum(first[local], stop - self.length)
-
-        lengths = stop - start
-        offsets = np.concatenate([[0], np.cumsum(lengths)])
-        newest_first = np.arange(offsets[-1]) - np.repeat(offsets[:-1], lengths)
-        picked = np.repeat(stop - 1, lengths) - newest_first
-        gap_ms = np.repeat(times_ms, lengths) - events.times_ms[picked]
+        picked = newest_before(
+            events.keys,
+            events.times_ms,
+            first[local],
+            packed(local, known_until_ms),
+            times_ms,
+            self.length,
+        )
         self._keep_known(int(known_until_ms[-1]))
-        return Histories(offsets, events.attributes[picked], np.maximum(gap_ms // 1000, 1))
+        return Histories(picked.offsets, events.attributes[picked.events], picked.gap_s)
 
     def _by_user(self, present: IntArray, waiting: "_Events") -> tuple[IntArray, "_Events"]:
         """Events of the users in `present`: user number i owns events first[i] to first[i + 1].
@@ -142,7 +185,7 @@ class _Events:
 
     @property
     def keys(self) -> IntArray:
-        return _packed(self.users, self.times_ms)
+        return packed(self.users, self.times_ms)
 
     def where(self, chosen: npt.NDArray) -> "_Events":
         return _Events(self.users[chosen], self.times_ms[chosen], self.attributes[chosen])
@@ -155,7 +198,7 @@ class _Events:
         )
 
 
-def _packed(numbers: IntArray, times_ms: IntArray) -> IntArray:
-    """(number, time) as one integer of the same order."""
+def packed(numbers: IntArray, times_ms: IntArray) -> IntArray:
+    """(number, epoch milliseconds) as one integer of the same order, int64 [n]."""
     assert len(numbers) == 0 or int(numbers.max()) < 1 << (63 - _TIME_BITS), "too many users"
     return (numbers.astype(np.int64) << _TIME_BITS) | times_ms

@@ -11,7 +11,6 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from infnet_dist.config import KuaiRandIngest
 from infnet_dist.data.manifest import Manifest
 from infnet_dist.errors import ConfigError, DataError
 from infnet_dist.ingest.histories import HistoryBuilder
@@ -19,6 +18,7 @@ from infnet_dist.ingest.kuairand_features import ITEM_ATTRIBUTES, Features, buil
 from infnet_dist.ingest.kuairand_logs import LABELS, RawLogs, read_kuairand
 from infnet_dist.ingest.kuairand_time import midnight_ms
 from infnet_dist.ingest.writer import TrainingSetWriter
+from infnet_dist.ingest_config import KuaiRandIngest
 from infnet_dist.schema import Schema, SequenceAttribute, SequenceFeature, Table, Task
 
 IntArray = npt.NDArray[np.int64]

@@ -16,14 +16,14 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.dataset as ds
-from torch import nn
 
-from infnet_dist.config import TabularIngest
 from infnet_dist.data.manifest import Manifest
 from infnet_dist.errors import DataError, unknown_name
 from infnet_dist.ingest.encode import Vocabulary, float_column, quantile_boundaries
+from infnet_dist.ingest.names import is_free
 from infnet_dist.ingest.raw_files import check_flags
 from infnet_dist.ingest.writer import TrainingSetWriter
+from infnet_dist.ingest_config import TabularIngest
 from infnet_dist.schema import CategoricalFeature, DenseFeature, Schema, Table, Task
 
 ROWS_PER_CHUNK = 65_536
@@ -136,7 +136,7 @@ def _check_columns(config: TabularIngest, sources: dict[str, _Source]) -> dict[s
             )
     taken = {_TIME, *(_label(task) for task in config.tasks), *(group or [_ROW])}
     for name in kinds.keys() - set(labels) - set(group):
-        if name in taken or not name or "." in name or hasattr(nn.ModuleDict(), name):
+        if name in taken or not is_free(name):
             raise DataError(
                 f"column {name!r} can't be a feature: the name is taken or has a dot; rename it, "
                 "or name it in ingest.exclude"

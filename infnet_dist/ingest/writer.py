@@ -4,13 +4,11 @@ Nothing stands at the target until everything does: parts are written into a sib
 is renamed at the end. A half-written folder of a killed run is removed by the next one.
 """
 
-import hashlib
 import shutil
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
@@ -18,13 +16,13 @@ from infnet_dist import __version__
 from infnet_dist.data.manifest import (
     MANIFEST,
     Manifest,
-    Part,
     Split,
-    arrow_type,
     read_manifest,
     write_manifest,
 )
+from infnet_dist.data.statistics import take_statistics
 from infnet_dist.errors import DataError
+from infnet_dist.ingest.parts import content_hash, make_split, part_writer, summarise
 from infnet_dist.schema import Schema
 
 
@@ -92,24 +90,15 @@ class TrainingSetWriter:
             splits=splits,
             source=self._source,
             code_version=__version__,
-            content_hash=self._hash(schema, splits),
+            content_hash=content_hash(self._partial, schema, splits),
         )
+        statistics = take_statistics(self._partial, manifest)
+        manifest = manifest.model_copy(update={"statistics": statistics})
         write_manifest(self._partial, manifest)
         if self._folder.exists():
             self._folder.rmdir()
         self._partial.rename(self._folder)
         return manifest
-
-    def _hash(self, schema: Schema, splits: dict[str, Split]) -> str:
-        digest = hashlib.sha256(schema.model_dump_json().encode())
-        for split in splits.values():
-            for part in split.parts:
-                with (self._partial / part.file).open("rb") as file:
-                    file.seek(-8, 2)
-                    footer = int.from_bytes(file.read(4), "little")
-                    file.seek(-8 - footer, 2)
-                    digest.update(file.read(footer))
-        return digest.hexdigest()
 
 
 class _SplitWriter:
@@ -146,7 +135,7 @@ class _SplitWriter:
             self._files.append(f"{self._name}/part-{len(self._files):05d}.parquet")
             path = self._folder / self._files[-1]
             path.parent.mkdir(exist_ok=True)
-            self._writer = pq.ParquetWriter(path, table.schema, compression="zstd")
+            self._writer = part_writer(path, table.schema)
         self._writer.write_table(table, row_group_size=self._row_group_rows)
         self._rows_in_part += table.num_rows
         self._pending, self._pending_rows = [], 0
@@ -168,36 +157,7 @@ class _SplitWriter:
 
     def describe(self, schema: Schema) -> Split:
         """Rows, time range and label means, read back from what was written."""
-        parts, times = [], []
-        sums, known = ({task.name: 0.0 for task in schema.tasks} for _ in range(2))
-        for name in self._files:
-            file = pq.ParquetFile(self._folder / name)
-            _check_columns(schema, file.schema_arrow, name)
-            groups = [file.metadata.row_group(i).num_rows for i in range(file.num_row_groups)]
-            parts.append(Part(file=name, rows=sum(groups), row_groups=tuple(groups)))
-            columns = [schema.time_column, *(t.column for t in schema.tasks)]
-            for batch in file.iter_batches(columns=columns):
-                time = batch.column(schema.time_column).to_numpy()
-                times += [int(time.min()), int(time.max())]
-                for task in schema.tasks:
-                    labels = batch.column(task.column).drop_null().to_numpy()
-                    sums[task.name] += float(np.sum(labels))
-                    known[task.name] += len(labels)
-        rows = sum(part.rows for part in parts)
-        return Split(
-            rows=rows,
-            time_range_ms=(min(times), max(times)),
-            base_rates={n: sums[n] / known[n] if known[n] else 0.0 for n in sums},
-            parts=tuple(parts),
-        )
-
-
-def _check_columns(schema: Schema, found: pa.Schema, file: str) -> None:
-    for column in (*schema.columns, schema.time_column):
-        assert column in found.names, f"{file} lacks column {column}"
-        expected = arrow_type(schema, column)
-        got = found.field(column).type
-        assert got == expected, f"{file}: column {column} is {got}, expected {expected}"
+        return make_split([summarise(self._folder, name, schema) for name in self._files])
 
 
 def training_set_is_current(folder: Path, source: dict[str, Any]) -> bool:
@@ -208,19 +168,24 @@ def training_set_is_current(folder: Path, source: dict[str, Any]) -> bool:
     """
     if not folder.exists() or not any(folder.iterdir()):
         return False
-    if (folder / MANIFEST).is_file() and read_manifest(folder).source == source:
+    in_place = source.get("path") == str(folder)  # the manifest comes to where the rows are
+    if in_place and not (folder / MANIFEST).is_file():
+        return False
+    there = read_manifest(folder).source if (folder / MANIFEST).is_file() else None
+    if there == source:
         return True
+    difference = first_difference(there, source) if there is not None else ""
+    place = f"its {MANIFEST}" if in_place else "the folder"
     raise DataError(
-        f"{folder} holds something made from other settings{_first_difference(folder, source)}; it "
-        f"stays untouched: choose another data.path or remove the folder"
+        f"{folder} holds something made from other settings{difference}; it stays untouched: "
+        f"choose another data.path or remove {place}"
     )
 
 
-def _first_difference(folder: Path, source: dict[str, Any]) -> str:
-    """The first setting that differs, if a training set stands there."""
-    found = read_manifest(folder).source if (folder / MANIFEST).is_file() else source
-    for key in dict.fromkeys([*source, *found]):
-        got, wanted = found.get(key, "nothing"), source.get(key, "nothing")
+def first_difference(there: dict[str, Any], here: dict[str, Any]) -> str:
+    """The first setting that differs, for a message."""
+    for key in dict.fromkeys([*here, *there]):
+        got, wanted = there.get(key, "nothing"), here.get(key, "nothing")
         if got != wanted:
             return f" (ingest.{key}: {got} there, {wanted} here)"
     return ""

@@ -1,9 +1,6 @@
 """A plan as people read it: a terminal table, JSON, a picture, and one HTML page with all of it."""
 
-import base64
-import html
 import io
-from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from infnet_dist.errors import PlanError
+from infnet_dist.pages import heading, page, picture, png, table
 from infnet_dist.planning.plan import BY_NODE, Plan, TablePlan, shape
 from infnet_dist.planning.topology import TIERS
 
@@ -168,7 +166,7 @@ def write_png(plan: Plan, path: Path) -> None:
     Raises:
         PlanError: it can't be written.
     """
-    _write(path, _png(plan))
+    _write(path, png(draw(plan)))
 
 
 def write_html(plan: Plan, path: Path) -> None:
@@ -200,38 +198,14 @@ def write_html(plan: Plan, path: Path) -> None:
         *(("not considered", line) for line in plan.excluded),
     ]
     title = f"Sharding plan for {known['topology']}, {known['world_size']} workers"
-    picture = base64.b64encode(_png(plan)).decode()
-    page = f"""<!doctype html>
-<html lang="en"><meta charset="utf-8"><title>{html.escape(title)}</title>
-<style>
-body {{ font: 15px/1.4 sans-serif; margin: 2em auto; max-width: 70em; padding: 0 1em }}
-table {{ border-collapse: collapse }}
-td, th {{ border: 1px solid #ccc; padding: .2em .6em; text-align: left }}
-img {{ max-width: 100% }}
-</style>
-<h1>{html.escape(title)}</h1>
-{_html_table((), numbers)}
-<h2>Ranks</h2><img alt="time and bytes per rank" src="data:image/png;base64,{picture}">
-<h2>Tables</h2>
-{_html_table(head, rows)}
-</html>
-"""
-    _write(path, page.encode())
-
-
-def _html_table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    lines = ["<table>"]
-    if head:
-        lines.append("<tr>" + "".join(f"<th>{html.escape(h)}</th>" for h in head) + "</tr>")
-    for row in rows:
-        lines.append("<tr>" + "".join(f"<td>{html.escape(x)}</td>" for x in row) + "</tr>")
-    return "\n".join([*lines, "</table>"])
-
-
-def _png(plan: Plan) -> bytes:
-    buffer = io.BytesIO()
-    draw(plan).savefig(buffer, format="png", dpi=110, metadata={"Software": None})
-    return buffer.getvalue()
+    parts = (
+        table((), numbers),
+        heading("Ranks"),
+        picture(draw(plan), "time and bytes per rank"),
+        heading("Tables"),
+        table(head, rows),
+    )
+    _write(path, page(title, *parts).encode())
 
 
 def _write(path: Path, content: bytes) -> None:

@@ -16,7 +16,7 @@ from torchrec.distributed.types import (
 from torchrec.modules.embedding_modules import EmbeddingBagCollection, EmbeddingCollection
 
 from infnet_dist.config import Config
-from infnet_dist.data.usage import Usage
+from infnet_dist.data.statistics import Usage
 from infnet_dist.errors import PlanError
 from infnet_dist.planning.plan import Plan, differences, shards_of
 from infnet_dist.planning.popularity import fit_zipf

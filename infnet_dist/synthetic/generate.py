@@ -16,10 +16,10 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from infnet_dist.config import SyntheticIngest
 from infnet_dist.data.manifest import Manifest
 from infnet_dist.ingest.histories import HistoryBuilder
 from infnet_dist.ingest.writer import TrainingSetWriter
+from infnet_dist.ingest_config import SyntheticIngest
 from infnet_dist.schema import (
     CategoricalFeature,
     DenseFeature,

@@ -8,7 +8,7 @@ visible attributes explain; the hidden parts of an item or a user are small.
 import numpy as np
 import numpy.typing as npt
 
-from infnet_dist.config import SyntheticIngest
+from infnet_dist.ingest_config import SyntheticIngest
 from infnet_dist.synthetic.world import (
     DAY_MS,
     NUM_AGE_GROUPS,

@@ -9,7 +9,8 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import roc_auc_score
 from sklearn.preprocessing import OneHotEncoder
 
-from infnet_dist.config import Config, SyntheticIngest, load_config
+from infnet_dist.config import Config, load_config
+from infnet_dist.ingest_config import SyntheticIngest
 from infnet_dist.synthetic import make_training_set
 from infnet_dist.trainer import evaluate_checkpoint, train
 from tests.conftest import REPOSITORY

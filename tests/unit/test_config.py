@@ -6,12 +6,12 @@ from pydantic import ValidationError
 
 from infnet_dist.config import (
     Config,
-    SyntheticIngest,
     dump_config,
     load_config,
     parse_config,
 )
 from infnet_dist.errors import ConfigError, UserError
+from infnet_dist.ingest_config import SyntheticIngest
 from infnet_dist.model_config import InfnetConfig, InfnetPaperConfig
 
 LEAST = {"data": {"path": "data/x"}}
@@ -132,7 +132,8 @@ def test_missing_keys_are_named():
     message = complaint(ingest={"source": "kuairand"})
     assert message == "missing key 'ingest.path' (folder of the raw files)"
     message = complaint(ingest={"path": "x"})
-    assert message == "missing key 'ingest.source'; expected one of: synthetic, kuairand, tabular"
+    expected = "missing key 'ingest.source'; expected one of: synthetic, kuairand, tabular, "
+    assert message.startswith(expected)
 
 
 def test_all_problems_are_told_at_once():

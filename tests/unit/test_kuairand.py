@@ -11,7 +11,6 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 
-from infnet_dist.config import KuaiRandIngest
 from infnet_dist.data.check import check_split
 from infnet_dist.data.manifest import read_manifest
 from infnet_dist.data.reader import Reader
@@ -19,6 +18,7 @@ from infnet_dist.errors import ConfigError, DataError
 from infnet_dist.ingest.counters import EventCounts
 from infnet_dist.ingest.encode import Vocabulary, quantile_boundaries
 from infnet_dist.ingest.kuairand import make_training_set
+from infnet_dist.ingest_config import KuaiRandIngest
 
 REPOSITORY = Path(__file__).parents[2]
 SHARED = Path(os.environ.get("INFNET_SHARED", REPOSITORY / "../shared"))

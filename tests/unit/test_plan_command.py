@@ -6,9 +6,10 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
-from infnet_dist.config import SyntheticIngest, load_config
-from infnet_dist.data.usage import sample_usage
+from infnet_dist.config import load_config
+from infnet_dist.data.statistics import sample_usage
 from infnet_dist.errors import CheckpointError, PlanError
+from infnet_dist.ingest_config import SyntheticIngest
 from infnet_dist.planning.plan import load_plan
 from infnet_dist.planning.sharding import tables_of_run
 from infnet_dist.planning.tables import load_table_set

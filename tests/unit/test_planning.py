@@ -11,7 +11,7 @@ from torchrec.modules.embedding_configs import EmbeddingBagConfig
 from torchrec.modules.embedding_modules import EmbeddingBagCollection
 
 from infnet_dist.config import Config, DataConfig, TableConfig, TablesConfig
-from infnet_dist.data.usage import Usage
+from infnet_dist.data.statistics import Usage
 from infnet_dist.errors import PlanError
 from infnet_dist.planning.compare import diff_plans
 from infnet_dist.planning.convert import to_cpu

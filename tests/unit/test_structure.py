@@ -10,8 +10,10 @@ PACKAGE = Path(__file__).resolve().parents[2] / "infnet_dist"
 # docs/design: a module imports only what stands above it.
 ORDER = [
     "errors",
+    "pages",
     "config_messages",
     "model_config",
+    "ingest_config",
     "config",
     "schema",
     "provenance",

@@ -1,0 +1,24 @@
+"""Integers -> rows of a table by hash, the same in every version: training sets rely on it."""
+
+import numpy as np
+import numpy.typing as npt
+
+IntArray = npt.NDArray[np.int64]
+_STEP = np.uint64(0x9E3779B97F4A7C15)
+
+
+def mix(values: IntArray, seed: int = 0) -> npt.NDArray[np.uint64]:
+    """SplitMix64's next number after each of `values`: one to one, so none share a hash.
+
+    Source: Steele, Lea, Flood, "Fast Splittable Pseudorandom Number Generators", 2014.
+    """
+    with np.errstate(over="ignore"):
+        x = values.astype(np.int64).view(np.uint64) + _STEP * np.uint64(seed + 1)
+        x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+        x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+        return x ^ (x >> np.uint64(31))
+
+
+def hashed_rows(values: IntArray, num_embeddings: int, seed: int = 0) -> IntArray:
+    """Rows 1 to num_embeddings - 1 of any integers; row 0 stays for what is unknown."""
+    return (1 + mix(values, seed) % np.uint64(num_embeddings - 1)).astype(np.int64)

@@ -1,0 +1,80 @@
+"""The values that integer columns of a training set may hold."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from infnet_dist.errors import DataError
+from infnet_dist.schema import Schema
+
+_ANY = (-(2**63), 2**63 - 1)
+
+
+@dataclass(frozen=True)
+class Range:
+    """Allowed values of an integer column, both ends included."""
+
+    column: str
+    low: int
+    high: int
+    meaning: str
+    nullable: bool = False
+
+    def check(
+        self, found: tuple[int | None, int | None, int], where: str, mend: str = "ingest again"
+    ) -> None:
+        """Check a column.
+
+        Args:
+            found: its smallest and largest value, and its number of nulls.
+            where: file and row group, for messages.
+            mend: what a user can do about it.
+
+        Raises:
+            DataError: names the column and the offending value.
+        """
+        low, high, nulls = found
+        where = f"{where}, column {self.column!r}"
+        if nulls and not self.nullable:
+            raise DataError(
+                f"{where}: {nulls} nulls; write 0 for a missing id, and make a task nullable whose "
+                f"label may be unknown; {mend}"
+            )
+        for value in (low, high):
+            if value is not None and not self.low <= value <= self.high:
+                raise DataError(f"{where}: got {value}, {self.meaning}; {mend}")
+
+
+def allowed_ranges(schema: Schema) -> Iterator[Range]:
+    """What each integer column that the reader needs may hold."""
+    for feature in schema.categorical:
+        yield _ids(schema, feature.column, feature.table)
+    for sequence in schema.sequences:
+        for attribute in sequence.attributes:
+            yield _ids(schema, attribute.column, attribute.table)
+        if sequence.time_gap_column is not None:
+            yield Range(sequence.time_gap_column, 0, _ANY[1], "a time gap is at least 0 s")
+    yield Range(schema.group_column, *_ANY, "a group is any integer")
+    for task in schema.tasks:
+        if task.kind == "watch_time":
+            high, meaning = _ANY[1], f"watch time {task.name!r} is at least 0 ms"
+        else:
+            high, meaning = 1, f"label of task {task.name!r} must be 0 or 1"
+        yield Range(task.column, 0, high, meaning, task.nullable)
+
+
+def bounds(values: pa.ChunkedArray) -> tuple[int | None, int | None, int]:
+    """Smallest and largest value and number of nulls; of a list column's items."""
+    if pa.types.is_list(values.type):
+        values = pc.list_flatten(values)
+    found = pc.min_max(values).as_py()
+    return found["min"], found["max"], values.null_count
+
+
+def _ids(schema: Schema, column: str, table: str) -> Range:
+    if schema.table(table).raw:
+        return Range(column, *_ANY, "a raw id is any integer")
+    last = schema.table(table).num_embeddings - 1
+    return Range(column, 0, last, f"id is outside table {table!r} (0 to {last})")

@@ -1,0 +1,182 @@
+"""What the features of a training set look like, from samples of its rows; planning uses it too."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from infnet_dist.data.manifest import (
+    FeatureStatistics,
+    Manifest,
+    SplitStatistics,
+    Statistics,
+    TableStatistics,
+)
+from infnet_dist.data.part_files import ARROW, OpenPart
+from infnet_dist.data.reader import Reader
+from infnet_dist.schema import Schema
+
+IntArray = npt.NDArray[np.int64]
+_BATCH_SIZE = 4_096
+_BATCHES = 16
+_COMMON = 50  # ids whose shares in train and valid are compared
+
+
+@dataclass(frozen=True)
+class Usage:
+    """What a sample of train looks up.
+
+    Attributes:
+        mean_lengths: mean ids per row, by key of the KeyedJaggedTensor.
+        lookups: ids of the sample by table, at most as many as the table has rows: more would be
+            all its rows, whatever its skew.
+        distinct: distinct ids among them, by table.
+    """
+
+    mean_lengths: Mapping[str, float]
+    lookups: Mapping[str, int]
+    distinct: Mapping[str, int]
+
+
+def sample_usage(
+    folder: Path, manifest: Manifest, schema: Schema, open_part: OpenPart = ARROW
+) -> Usage:
+    """How train uses the tables: as the manifest says, or by looking at up to 65,536 rows.
+
+    Args:
+        folder: the training set.
+        manifest: its manifest, which speaks of all features.
+        schema: the selected features.
+        open_part: how a part is opened.
+
+    Raises:
+        DataError: a part can't be read (names the file).
+    """
+    known = manifest.statistics
+    if known is not None and schema == manifest.schema_:
+        features, tables = known.splits["train"].features, known.tables
+    else:
+        sample = _Sample(folder, manifest, schema, "train", open_part)
+        features, tables = sample.features(), sample.tables()
+    return Usage(
+        mean_lengths={key: feature.mean_length for key, feature in features.items()},
+        lookups={name: table.lookups for name, table in tables.items()},
+        distinct={name: table.distinct for name, table in tables.items()},
+    )
+
+
+def take_statistics(folder: Path, manifest: Manifest) -> Statistics:
+    """Statistics of up to 65,536 rows of each split, of row groups in shuffled order.
+
+    Raises:
+        DataError: a part can't be read (names the file).
+    """
+    schema = manifest.schema_
+    samples = {split: _Sample(folder, manifest, schema, split) for split in manifest.splits}
+    splits = {
+        split: SplitStatistics(rows=sample.rows, features=sample.features())
+        for split, sample in samples.items()
+    }
+    drift = {}
+    if "valid" in samples:
+        train, valid = samples["train"].ids, samples["valid"].ids
+        drift = {key: _distance(train[key], valid[key]) for key in train}
+    return Statistics(splits=splits, tables=samples["train"].tables(), drift=drift)
+
+
+class _Sample:
+    """Ids and lengths of some rows of a split.
+
+    Attributes:
+        rows: number of rows.
+        ids: by key of the KeyedJaggedTensor, int64 [ids].
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        manifest: Manifest,
+        schema: Schema,
+        split: str,
+        open_part: OpenPart = ARROW,
+    ) -> None:
+        reader = Reader(
+            folder=folder,
+            manifest=manifest,
+            schema=schema,
+            split=split,
+            batch_size=_BATCH_SIZE,
+            rank=0,
+            world_size=1,
+            shuffle_rows=_BATCH_SIZE * _BATCHES,
+            open_part=open_part,
+        )
+        self._schema = schema
+        self.rows = 0
+        keys = [feature.key for feature in schema.table_features]
+        ids: dict[str, list[IntArray]] = {key: [] for key in keys}
+        lengths: dict[str, list[IntArray]] = {key: [] for key in keys}
+        for batch in islice(reader.batches(), _BATCHES):
+            self.rows += batch.num_rows
+            for key, jagged in batch.sparse_features.to_dict().items():
+                ids[key].append(jagged.values().numpy())  # padded rows have none
+                lengths[key].append(jagged.lengths().numpy()[: batch.num_rows])
+        self.ids = {key: np.concatenate(found) for key, found in ids.items()}
+        self._lengths = {key: np.concatenate(found) for key, found in lengths.items()}
+
+    def features(self) -> dict[str, FeatureStatistics]:
+        return {key: self._feature(key) for key in self.ids}
+
+    def _feature(self, key: str) -> FeatureStatistics:
+        ids, lengths = self.ids[key], self._lengths[key]
+        known = ids[ids != 0]
+        counts = np.unique(known, return_counts=True)[1]
+        return FeatureStatistics(
+            mean_length=float(lengths.mean()),
+            p99_length=float(np.percentile(lengths, 99)),
+            coverage=len(known) / max(len(ids), 1),
+            distinct=len(counts),
+            top_share=float(counts.max(initial=0) / max(len(known), 1)),
+        )
+
+    def tables(self) -> dict[str, TableStatistics]:
+        found = {}
+        for table in self._schema.tables:
+            features = [f for f in self._schema.table_features if f.table == table.name]
+            ids = np.concatenate([self.ids[f.key] for f in features])
+            ids = _thinned(ids, table.num_embeddings)
+            found[table.name] = TableStatistics(lookups=len(ids), distinct=len(np.unique(ids)))
+        return found
+
+
+def _thinned(values: IntArray, most: int) -> IntArray:
+    """At most so many of the values, evenly spread."""
+    return values[np.linspace(0, len(values) - 1, min(len(values), most)).astype(np.int64)]
+
+
+def _distance(train: IntArray, valid: IntArray) -> float:
+    """Total variation between two samples' shares of train's common ids, of 0, and of the rest.
+
+    0: the same shares; 1: nothing in common.
+    """
+    if not len(train) or not len(valid):
+        return 0.0
+    values, counts = np.unique(train[train != 0], return_counts=True)
+    common = np.sort(values[np.argsort(-counts, kind="stable")[:_COMMON]])
+    shares = [_shares(ids, common) for ids in (train, valid)]
+    return float(np.abs(shares[0] - shares[1]).sum() / 2)
+
+
+def _shares(ids: IntArray, common: IntArray) -> npt.NDArray[np.float64]:
+    """Shares of 0, of each common id, and of all others."""
+    counts = np.zeros(len(common) + 2)
+    counts[0] = np.count_nonzero(ids == 0)
+    if len(common):
+        place = np.minimum(np.searchsorted(common, ids), len(common) - 1)
+        hit = (common[place] == ids) & (ids != 0)
+        counts[1:-1] = np.bincount(place[hit], minlength=len(common))
+    counts[-1] = len(ids) - counts.sum()
+    return counts / len(ids)

@@ -1,0 +1,102 @@
+"""Stage count: of some keys, how many events there were before each row that asks."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from infnet_dist.ingest.counters import EventCounts
+from infnet_dist.ingest.logs.exchange import BucketWriter, read_bucket, renamed
+from infnet_dist.ingest.logs.hashing import counting_bucket
+
+IntArray = npt.NDArray[np.int64]
+FloatArray = npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Count:
+    """The task of one bucket of keys, for the counters that go by the same columns.
+
+    Attributes:
+        counters: their names: columns of `asked`, true where a row is an event.
+        asked: files of stage settle.
+        bucket: of `num_buckets`.
+        previous: sums of the training set so far, up to `boundary_ms` of its last ingest.
+        boundary_ms: up to when sums are kept for the next ingest.
+        out: answers, a bucket per partition.
+        state: the sums at the boundary.
+    """
+
+    counters: tuple[str, ...]
+    asked: tuple[Path, ...]
+    bucket: int
+    num_buckets: int
+    num_partitions: int
+    previous: tuple[Path, ...]
+    boundary_ms: int
+    out: Path
+    state: Path
+
+    def run(self) -> dict[str, Any]:
+        """Rows answered."""
+        asked = read_bucket(self.asked, self.bucket, self.num_buckets)
+        keys, times = asked["key"].to_numpy(), asked["time"].to_numpy()
+        happened = np.stack([asked[n].to_numpy().astype(np.float64) for n in self.counters], 1)
+        events = happened.any(axis=1)
+        log = EventCounts(keys[events], times[events], happened[events])
+        earlier = _Sums.read(self.previous, self.counters)
+        counts = log.before(keys, asked["until"].to_numpy()) + earlier.of(keys)
+        self._answer(asked, counts)
+        known = np.union1d(keys[events], earlier.keys_in(self.bucket, self.num_buckets))
+        boundary = np.full(len(known), self.boundary_ms)
+        _Sums(known, log.before(known, boundary) + earlier.of(known)).write(
+            self.state, self.counters
+        )
+        return {"rows": len(asked)}
+
+    def _answer(self, asked: pa.Table, counts: FloatArray) -> None:
+        columns = {"row": asked["row"]}
+        for i, name in enumerate(self.counters):
+            columns[name] = pa.array(counts[:, i].astype(np.float32))
+        answers = pa.table(columns)
+        with BucketWriter(self.out, answers.schema, self.num_partitions) as writer:
+            writer.write(answers, asked["partition"].to_numpy().astype(np.int64))
+
+
+@dataclass(frozen=True)
+class _Sums:
+    """Events by key so far: int64 [K] ascending, float64 [K, counters]."""
+
+    keys: IntArray
+    sums: FloatArray
+
+    @classmethod
+    def read(cls, paths: tuple[Path, ...], counters: tuple[str, ...]) -> "_Sums":
+        if not paths:
+            return cls(np.zeros(0, np.int64), np.zeros((0, len(counters))))
+        table = pa.concat_tables([pq.read_table(path) for path in paths])
+        keys = table["key"].to_numpy()
+        order = np.argsort(keys)
+        sums = np.stack([table[name].to_numpy() for name in counters], axis=1)
+        return cls(keys[order], sums[order])
+
+    def write(self, path: Path, counters: tuple[str, ...]) -> None:
+        columns: dict[str, npt.NDArray] = {"key": self.keys}
+        columns |= {name: self.sums[:, i] for i, name in enumerate(counters)}
+        with renamed(path) as temporary:
+            pq.write_table(pa.table(columns), temporary, compression="zstd")
+
+    def of(self, keys: IntArray) -> FloatArray:
+        """Sums of these keys, 0 where unknown."""
+        if not len(self.keys):
+            return np.zeros((len(keys), self.sums.shape[1]))
+        place = np.minimum(np.searchsorted(self.keys, keys), len(self.keys) - 1)
+        return np.where((self.keys[place] == keys)[:, None], self.sums[place], 0.0)
+
+    def keys_in(self, bucket: int, num_buckets: int) -> IntArray:
+        """The keys that a counting task is about."""
+        return self.keys[counting_bucket(self.keys, num_buckets) == bucket]

@@ -1,0 +1,93 @@
+"""What a training set knows of its logs, and whether others may be added."""
+
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from infnet_dist.data.manifest import MANIFEST, Ingested, LogFile, Manifest, read_manifest
+from infnet_dist.errors import DataError
+from infnet_dist.ingest.writer import first_difference
+from infnet_dist.ingest_config import LogsIngest
+
+# What may be otherwise when logs are added; the rest is what the set is.
+_FREE = (
+    *("path", "format", "valid_from", "test_from", "max_bad_share", "skip_bad_files"),
+    *("memory_mib", "seed", "row_group_rows"),
+)
+
+
+def earlier_set(config: LogsIngest, folder: Path) -> Manifest | None:
+    """The training set at `folder`; None if nothing stands there.
+
+    Raises:
+        DataError: something else stands there, or a set made from other settings.
+    """
+    if not folder.exists() or not any(folder.iterdir()):
+        return None
+    there = read_manifest(folder).source if (folder / MANIFEST).is_file() else None
+    wanted = config.model_dump(mode="json")
+    if there is None or _fixed(there) != _fixed(wanted):
+        difference = first_difference(_fixed(there), _fixed(wanted)) if there else ""
+        raise DataError(
+            f"{folder} holds something made from other settings{difference}; it stays untouched: "
+            "choose another data.path or remove the folder"
+        )
+    return read_manifest(folder)
+
+
+def _fixed(source: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in source.items() if key not in _FREE}
+
+
+def new_files(files: Sequence[LogFile], earlier: Manifest | None) -> list[LogFile]:
+    """The files that aren't in the training set.
+
+    Raises:
+        DataError: one that is in it has changed.
+    """
+    known = {file.path: file for file in _ingested(earlier).files} if earlier else {}
+    for file in files:
+        if known.get(file.path, file) != file:
+            raise DataError(
+                f"{file.path} changed since it was ingested ({known[file.path].size:,} bytes then, "
+                f"{file.size:,} now); put new rows into new files, or make a new training set"
+            )
+    return [file for file in files if file.path not in known]
+
+
+def check_extension(config: LogsIngest, earlier: Manifest, folder: Path) -> None:
+    """Raise DataError unless logs may be added under this config."""
+    if not config.extendable:
+        raise DataError(
+            f"{folder} can't be added to: it was made with ingest.extendable off; make a new "
+            "training set of all logs"
+        )
+    last_ms = _ingested(earlier).last_time_ms
+    before, now = _starts(earlier), config.split_starts_ms
+    for split in ("valid", "test"):
+        old, new = before.get(split), now.get(split)
+        if old != new and (new is None or new <= last_ms):
+            raise DataError(
+                f"ingest.{split}_from: rows up to {moment(last_ms)} are in their splits already; "
+                "keep the day as it was, or choose one after them"
+            )
+
+
+def pending_is_train(config: LogsIngest, earlier: Manifest) -> bool:
+    """Whether all rows that the set has so far lie before the config's valid."""
+    return config.split_starts_ms["valid"] > _ingested(earlier).last_time_ms
+
+
+def moment(time_ms: int) -> str:
+    """A time for a message, in whole seconds."""
+    return f"{datetime.fromtimestamp(time_ms // 1000, UTC):%Y-%m-%d %H:%M:%S} UTC"
+
+
+def _starts(earlier: Manifest) -> dict[str, int]:
+    return LogsIngest.model_validate(earlier.source).split_starts_ms
+
+
+def _ingested(earlier: Manifest) -> Ingested:
+    assert earlier.ingested is not None, "a set of logs says which"
+    return earlier.ingested

@@ -1,0 +1,234 @@
+"""What the columns of logs become: features, tables, tasks; the schema of the training set."""
+
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from infnet_dist.errors import ConfigError, DataError
+from infnet_dist.ingest.encode import quantile_boundaries
+from infnet_dist.ingest.logs.vocabulary import DenseEncoder, Encoder, HashEncoder, RawEncoder
+from infnet_dist.ingest.names import is_free
+from infnet_dist.ingest_config import Behaviour, LogsIngest, NumberColumn
+from infnet_dist.schema import (
+    CategoricalFeature,
+    DenseFeature,
+    Schema,
+    SequenceAttribute,
+    SequenceFeature,
+    Table,
+    Task,
+)
+
+FloatArray = npt.NDArray[np.float64]
+GROUP, TIME = "group", "time_ms"
+# Of counts: 0, 1, 2, 3-4, 5-8, ... A boundary lies between two whole numbers.
+COUNT_BOUNDARIES = tuple([0.5, 1.5] + [2.0**i + 0.5 for i in range(1, 21)])
+
+
+@dataclass(frozen=True)
+class IdFeature:
+    """One id of a column: a table's row by one hash function, or by the only encoding."""
+
+    name: str
+    column: str
+    table: str
+    seed: int = 0
+
+
+def id_features(config: LogsIngest, column: str, table: str) -> list[IdFeature]:
+    """The ids that a column's value becomes: `num_hashes` of them."""
+    number = config.table(table).num_hashes
+    if number == 1:
+        return [IdFeature(column, column, table)]
+    return [IdFeature(f"{column}_{i + 1}", column, table, i) for i in range(number)]
+
+
+def item_features(config: LogsIngest, behaviour: Behaviour) -> list[IdFeature]:
+    """The ids of an item of a behaviour, but for its actions."""
+    return [f for column in behaviour.ids for f in id_features(config, column, config.ids[column])]
+
+
+def actions_table(behaviour: str) -> str:
+    """The table of a behaviour's actions: 1 and a bit for each."""
+    return f"{behaviour}_actions"
+
+
+def make_encoders(config: LogsIngest, compiled: Mapping[str, Path]) -> dict[str, Encoder]:
+    """By table.
+
+    Args:
+        config: how each table is encoded.
+        compiled: by table with a vocabulary, its compiled file.
+    """
+    encoders: dict[str, Encoder] = {}
+    for name in config.table_names:
+        table = config.table(name)
+        if table.encoding == "dense":
+            encoders[name] = DenseEncoder(compiled[name])
+        elif table.encoding == "hash":
+            assert table.num_embeddings is not None
+            encoders[name] = HashEncoder(table.num_embeddings)
+        else:
+            encoders[name] = RawEncoder()
+    return encoders
+
+
+def fit_numbers(config: LogsIngest, sample: pa.Table) -> tuple[DenseFeature, ...]:
+    """Boundaries, or mean and deviation, from a sample of the rows before valid."""
+    found = []
+    for name, number in config.numbers.items():
+        values = sample[name].drop_null().to_numpy()
+        if number.buckets is None:
+            mean, std = (float(values.mean()), float(values.std())) if len(values) else (0.0, 1.0)
+            found.append(DenseFeature(name=name, column=name, mean=mean, std=std or 1.0))
+        else:
+            boundaries = _boundaries(values, number)
+            found.append(DenseFeature(name=name, column=name, boundaries=boundaries))
+    return tuple(found)
+
+
+def _boundaries(values: FloatArray, number: NumberColumn) -> tuple[float, ...]:
+    if number.buckets == "quantile":
+        return quantile_boundaries(values, number.num_buckets)
+    positive = values[values > 0]
+    if not len(positive):
+        return ()
+    ends = np.geomspace(positive.min(), positive.max(), number.num_buckets)
+    return tuple(float(b) for b in np.unique(ends[:-1].astype(np.float32)))
+
+
+def make_schema(
+    config: LogsIngest,
+    *,
+    num_ids: Mapping[str, int],
+    numbers: tuple[DenseFeature, ...],
+    mean_watch_ms: float,
+) -> Schema:
+    """The training set's schema.
+
+    Args:
+        config: columns and their roles.
+        num_ids: by table with a vocabulary, ids in use.
+        numbers: the fitted ones.
+        mean_watch_ms: of the rows before valid; unused without watch time.
+
+    Raises:
+        ConfigError: two columns of the training set would have one name, or a name is taken.
+    """
+    counters = [
+        DenseFeature(name=name, column=name, boundaries=COUNT_BOUNDARIES)
+        for name in config.counters
+    ]
+    ids = [f for column, table in config.ids.items() for f in id_features(config, column, table)]
+    sequences = [_behaviour(config, name, b) for name, b in config.behaviours.items()]
+    sequences += [_list(config, name) for name in config.lists]
+    schema = Schema(
+        tables=tuple(_tables(config, num_ids)) + tuple(_bucket_tables([*numbers, *counters])),
+        categorical=tuple(
+            CategoricalFeature(name=f.name, table=f.table, column=f.name) for f in ids
+        ),
+        sequences=tuple(sequences),
+        dense=(*numbers, *counters),
+        tasks=tuple(_tasks(config, mean_watch_ms)),
+        group_column=GROUP,
+        time_column=TIME,
+    )
+    for table in schema.tables:
+        if not is_free(table.name):
+            raise ConfigError(
+                f"ingest: no table or feature can be called {table.name!r}; rename it"
+            )
+    for name, count in Counter([*_columns(schema), GROUP, TIME]).items():
+        if count > 1:
+            raise ConfigError(
+                f"ingest: {count} columns of the training set would be called {name!r}; rename "
+                "a feature, a behaviour or a task"
+            )
+    return schema
+
+
+def _columns(schema: Schema) -> list[str]:
+    columns = [f.column for f in schema.categorical] + [f.column for f in schema.dense]
+    columns += [task.column for task in schema.tasks]
+    for sequence in schema.sequences:
+        columns += [attribute.column for attribute in sequence.attributes]
+        columns += [sequence.time_gap_column] if sequence.time_gap_column else []
+    return columns
+
+
+def _tables(config: LogsIngest, num_ids: Mapping[str, int]) -> list[Table]:
+    tables = []
+    for name in config.table_names:
+        table = config.table(name)
+        rows = table.num_embeddings or num_ids[name] + 1
+        tables.append(Table(name=name, num_embeddings=rows, raw=table.encoding == "raw"))
+    for name, behaviour in config.behaviours.items():
+        if behaviour.actions:
+            rows = 1 + 2 ** len(behaviour.actions)
+            tables.append(Table(name=actions_table(name), num_embeddings=rows))
+    return tables
+
+
+def _bucket_tables(dense: list[DenseFeature]) -> list[Table]:
+    return [
+        Table(name=f.name, num_embeddings=len(f.boundaries) + 2)
+        for f in dense
+        if f.boundaries is not None
+    ]
+
+
+def _behaviour(config: LogsIngest, name: str, behaviour: Behaviour) -> SequenceFeature:
+    attributes = [
+        SequenceAttribute(name=f.name, table=f.table, column=f"{name}_{f.name}")
+        for f in item_features(config, behaviour)
+    ]
+    if behaviour.actions:
+        attributes.append(
+            SequenceAttribute(name="actions", table=actions_table(name), column=f"{name}_actions")
+        )
+    return SequenceFeature(
+        name=name,
+        attributes=tuple(attributes),
+        max_length=behaviour.length,
+        time_gap_column=f"{name}_gap_s" if behaviour.time_gaps else None,
+    )
+
+
+def _list(config: LogsIngest, name: str) -> SequenceFeature:
+    column = config.lists[name]
+    return SequenceFeature(
+        name=name,
+        attributes=tuple(
+            SequenceAttribute(name=f.name, table=f.table, column=f.name)
+            for f in id_features(config, name, column.table)
+        ),
+        max_length=column.max_length,
+    )
+
+
+def _tasks(config: LogsIngest, mean_watch_ms: float) -> list[Task]:
+    def nullable(column: str) -> bool:
+        return column in config.checks and config.checks[column].nulls == "keep"
+
+    tasks = [
+        Task(name=name, column=f"label_{name}", nullable=nullable(column))
+        for name, column in config.tasks.items()
+    ]
+    if config.watch_time is not None:
+        if not mean_watch_ms > 0:
+            raise DataError("no watch time before valid; set ingest.watch_time to null")
+        tasks.append(
+            Task(
+                name="watch_time",
+                column="label_watch_time",
+                kind="watch_time",
+                mean_ms=round(mean_watch_ms, 3),
+                nullable=nullable(config.watch_time),
+            )
+        )
+    return tasks

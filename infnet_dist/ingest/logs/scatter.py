@@ -1,0 +1,133 @@
+"""Stage clean: a fragment's rows, cleaned, dealt to partitions by user."""
+
+import contextlib
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from infnet_dist.errors import DataError
+from infnet_dist.ingest.logs.clean import Cleaner, Rules
+from infnet_dist.ingest.logs.exchange import BucketWriter, renamed
+from infnet_dist.ingest.logs.hashing import buckets_of, keys, mix
+from infnet_dist.ingest.logs.joins import join_all
+from infnet_dist.ingest.logs.source import Fragment, read_chunks, reason
+from infnet_dist.ingest_config import LogsIngest
+
+_USER_SEED = 7  # another than that of hashed ids
+# Where a row comes from, and whether an earlier ingest wrote it.
+_ORIGIN = {"_fragment": pa.int32(), "_row": pa.int64(), "_state": pa.bool_()}
+
+
+class UnreadableError(Exception):
+    """A fragment can't be read to its end."""
+
+
+@dataclass(frozen=True)
+class Scatter:
+    """The task of one fragment.
+
+    Attributes:
+        out: file to write, of `num_partitions` buckets.
+        quarantine: file for bad rows, written if there are any.
+    """
+
+    config: LogsIngest
+    rules: Rules
+    fragment: Fragment
+    num_partitions: int
+    out: Path
+    quarantine: Path
+
+    def run(self) -> dict[str, Any]:
+        """Rows, bad rows by reason with an example each, time range; or why it can't be read.
+
+        Raises:
+            DataError: a column is missing or of another type, or the file can't be read and
+                `skip_bad_files` is off.
+        """
+        file = self.fragment.file
+        rules = replace(self.rules, after_ms=None) if self.fragment.state else self.rules
+        cleaner = Cleaner(rules, file.path, self.fragment.time_floor)
+        try:
+            rows, times = self._write(cleaner)
+        except UnreadableError as error:
+            if not self.config.skip_bad_files:
+                raise DataError(
+                    f"{file.path} can't be read ({error}); repair it, or leave out such files "
+                    "with ingest.skip_bad_files"
+                ) from None
+            return {"rows": 0, "bad": {}, "unreadable": str(error)}
+        return {
+            "rows": 0 if self.fragment.state else rows,
+            "bad": cleaner.num_bad,
+            "examples": cleaner.examples,
+            "times": times,
+        }
+
+    def _write(self, cleaner: Cleaner) -> tuple[int, tuple[int, int] | None]:
+        rows, times = 0, None
+        schema = pa.schema([*cleaner.rules.schema, *pa.schema(_ORIGIN)])
+        with (
+            BucketWriter(self.out, schema, self.num_partitions) as writer,
+            _Quarantine(self.quarantine) as quarantine,
+        ):
+            first_row = self.fragment.first_row
+            for raw in self._chunks():
+                if not self.fragment.state:
+                    raw = join_all(self.config, raw)
+                good, bad = cleaner(raw, first_row)
+                first_row += len(raw)
+                quarantine.write(bad)
+                if not len(good):
+                    continue
+                writer.write(self._with_origin(good).select(schema.names), self._partitions(good))
+                rows += len(good)
+                ends = pc.min_max(good[cleaner.rules.time_column]).as_py()
+                low, high = times or (ends["min"], ends["max"])
+                times = (min(low, ends["min"]), max(high, ends["max"]))
+        return rows, times
+
+    def _chunks(self) -> Iterator[pa.Table]:
+        """The file's rows; errors of reading apart from those of writing."""
+        try:
+            yield from read_chunks(self.config, self.fragment)
+        except (OSError, pa.ArrowException) as error:
+            raise UnreadableError(reason(error)) from None
+
+    def _with_origin(self, good: pa.Table) -> pa.Table:
+        fragment = pa.array(np.full(len(good), self.fragment.number, np.int32))
+        state = pa.array(np.full(len(good), self.fragment.state))
+        return good.append_column("_fragment", fragment).append_column("_state", state)
+
+    def _partitions(self, good: pa.Table) -> np.ndarray:
+        users = keys(good[self.config.user].combine_chunks())
+        return buckets_of(mix(users, _USER_SEED), self.num_partitions)
+
+
+class _Quarantine:
+    """Writes bad rows as Parquet; no file if there are none."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._stack = contextlib.ExitStack()
+        self._writer: pq.ParquetWriter | None = None
+
+    def __enter__(self) -> "_Quarantine":
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        self._stack.__exit__(*error)
+
+    def write(self, bad: pa.Table) -> None:
+        if not len(bad):
+            return
+        if self._writer is None:
+            path = self._stack.enter_context(renamed(self._path))
+            self._writer = self._stack.enter_context(pq.ParquetWriter(path, bad.schema))
+        self._writer.write_table(bad)

@@ -1,0 +1,270 @@
+"""Which files the logs are, and their rows: local folders and URLs, Parquet, CSV or Petastorm.
+
+URLs are Arrow's (s3://bucket/logs?endpoint_override=host:port&scheme=http, gs://, hdfs://) or any
+that fsspec knows. Names that start with a dot or an underscore aren't data.
+"""
+
+import fnmatch
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import fsspec
+import pyarrow as pa
+import pyarrow.csv
+import pyarrow.fs
+import pyarrow.parquet as pq
+from fsspec.implementations.arrow import ArrowFSWrapper
+
+from infnet_dist.data.manifest import LogFile
+from infnet_dist.data.petastorm_file import PetastormFile, read_fields
+from infnet_dist.errors import DataError, unknown_name
+from infnet_dist.ingest_config import LogsIngest
+
+_SUFFIXES = {"parquet": (".parquet", ".pq"), "csv": (".csv", ".csv.gz")}
+_ROWS_PER_TASK = 1_000_000
+_ROWS_PER_CHUNK = 131_072
+_FOOTERS_AT_ONCE = 16
+
+
+@dataclass(frozen=True)
+class Fragment:
+    """What one task reads: some row groups of a file, or (row_groups None) all of it.
+
+    Attributes:
+        number: of the fragment; part of each row's key.
+        first_row: rows of the file before it.
+        rows: rows in it; 0 if only reading tells.
+        time_floor: the latest time in the row groups before it, if their footers tell.
+        state: whether an earlier ingest wrote it, beside the training set.
+    """
+
+    number: int
+    file: LogFile
+    row_groups: tuple[int, ...] | None
+    first_row: int = 0
+    rows: int = 0
+    time_floor: int | None = None
+    state: bool = False
+
+
+@dataclass(frozen=True)
+class BadFile:
+    """A file that can't be read, and why."""
+
+    file: LogFile
+    reason: str
+
+
+def list_files(config: LogsIngest) -> list[LogFile]:
+    """The files of `config.path`, by path.
+
+    Raises:
+        DataError: there is no such place, or no such file in it.
+    """
+    filesystem, root = open_filesystem(config.path)
+    suffixes = _SUFFIXES["csv" if config.format == "csv" else "parquet"]
+    folder, pattern = _folder_of(root)
+    try:
+        info = filesystem.get_file_info(folder)
+        if info.type == pa.fs.FileType.NotFound:
+            raise DataError(f"ingest.path: nothing at {config.path}; check the path")
+        found = [info]
+        if info.type == pa.fs.FileType.Directory:
+            selector = pa.fs.FileSelector(folder, recursive=True)
+            found = [
+                entry
+                for entry in filesystem.get_file_info(selector)
+                if entry.is_file
+                and entry.path.endswith(suffixes)
+                and fnmatch.fnmatch(entry.path, pattern)
+                and not _hidden(entry, folder)
+            ]
+    except OSError as error:
+        raise DataError(f"ingest.path: {config.path} can't be listed ({reason(error)})") from None
+    if not found:
+        expected = " or ".join(suffixes)
+        raise DataError(f"ingest.path: no {expected} file in {config.path}; check ingest.format")
+    return sorted((_log_file(entry) for entry in found), key=lambda file: file.path)
+
+
+def _folder_of(root: str) -> tuple[str, str]:
+    """The folder to search, and what paths must match: `*` stands for anything, also for `/`."""
+    if "*" not in root:
+        return root, "*"
+    return root[: root.index("*")].rpartition("/")[0], root
+
+
+def _log_file(entry: pa.fs.FileInfo) -> LogFile:
+    return LogFile(path=entry.path, size=entry.size or 0, modified_ns=entry.mtime_ns or 0)
+
+
+def _hidden(entry: pa.fs.FileInfo, root: str) -> bool:
+    below = entry.path.removeprefix(root).split("/")
+    return any(part.startswith((".", "_")) for part in below)
+
+
+def open_filesystem(path: str) -> tuple[pa.fs.FileSystem, str]:
+    """The filesystem of a path or URL, and the path in it.
+
+    Raises:
+        DataError: nobody knows such URLs, or their service can't be reached.
+    """
+    if "://" not in path:
+        return pa.fs.LocalFileSystem(), str(Path(path).absolute())
+    try:
+        return pa.fs.FileSystem.from_uri(path)
+    except (pa.ArrowException, OSError):  # not one of Arrow's
+        try:
+            filesystem, root = fsspec.core.url_to_fs(path)
+        except (ValueError, ImportError, OSError) as error:
+            raise DataError(f"ingest.path: {path} can't be opened ({reason(error)})") from None
+        return pa.fs.PyFileSystem(pa.fs.FSSpecHandler(filesystem)), root
+
+
+def fragments(
+    config: LogsIngest, files: Sequence[LogFile], first_number: int = 0
+) -> tuple[list[Fragment], list[BadFile]]:
+    """The files cut into tasks, and those whose footers can't be read; footers alone are read."""
+    bad = [BadFile(file, "it is empty") for file in files if not file.size]
+    files = [file for file in files if file.size]
+    if config.format == "csv":
+        return [Fragment(first_number + i, file, None) for i, file in enumerate(files)], bad
+    filesystem, _ = open_filesystem(config.path)
+    found: list[Fragment] = []
+    with ThreadPoolExecutor(_FOOTERS_AT_ONCE) as pool:
+        footers = pool.map(lambda file: _footer(filesystem, file), files)
+        for file, footer in zip(files, footers, strict=True):
+            if isinstance(footer, BadFile):
+                bad.append(footer)
+            else:
+                number = first_number + len(found)
+                found += _cut(file, footer, config.time.column, number)
+    return found, bad
+
+
+def _footer(filesystem: pa.fs.FileSystem, file: LogFile) -> pq.FileMetaData | BadFile:
+    try:
+        with _open_parquet(filesystem, file) as parquet:
+            return parquet.metadata
+    except (OSError, pa.ArrowException) as error:
+        return BadFile(file, reason(error))
+
+
+def _cut(file: LogFile, footer: pq.FileMetaData, time_column: str, number: int) -> list[Fragment]:
+    """Runs of row groups of about `_ROWS_PER_TASK` rows."""
+    found: list[Fragment] = []
+    groups: list[int] = []
+    first_row = rows = 0
+    floor = latest = None
+    for group in range(footer.num_row_groups):
+        groups.append(group)
+        rows += footer.row_group(group).num_rows
+        here = _latest(footer.row_group(group), time_column)
+        latest = here if latest is None else max(latest, here or latest)
+        if rows >= _ROWS_PER_TASK or group == footer.num_row_groups - 1:
+            found.append(Fragment(number + len(found), file, tuple(groups), first_row, rows, floor))
+            first_row, rows, groups, floor = first_row + rows, 0, [], latest
+    return found
+
+
+def state_fragments(files: Sequence[Path]) -> list[Fragment]:
+    """Rows that an earlier ingest kept."""
+    local = pa.fs.LocalFileSystem()
+    entries = local.get_file_info([str(path) for path in files])
+    return [Fragment(i, _log_file(entry), None, state=True) for i, entry in enumerate(entries)]
+
+
+def file_schema(config: LogsIngest, fragment: Fragment) -> pa.Schema | None:
+    """Columns and types of a fragment's file; None if it doesn't tell (CSV)."""
+    if config.format == "csv" and not fragment.state:
+        return None
+    with _open(config, _filesystem(config, fragment), fragment) as file:
+        return file.schema_arrow
+
+
+def _filesystem(config: LogsIngest, fragment: Fragment) -> pa.fs.FileSystem:
+    return open_filesystem(fragment.file.path if fragment.state else config.path)[0]
+
+
+def _latest(group: pq.RowGroupMetaData, column: str) -> int | None:
+    """Largest value of an integer column by its footer; None if that doesn't tell."""
+    for i in range(group.num_columns):
+        statistics = group.column(i).statistics
+        if group.column(i).path_in_schema == column and statistics and statistics.has_min_max:
+            return statistics.max if isinstance(statistics.max, int) else None
+    return None
+
+
+def read_chunks(config: LogsIngest, fragment: Fragment) -> Iterator[pa.Table]:
+    """The columns of a fragment as they lie in its file, some rows at a time.
+
+    Raises:
+        DataError: a column is missing, or the file changed since it was listed.
+        OSError, pa.ArrowException: the file is corrupt.
+    """
+    filesystem = _filesystem(config, fragment)
+    wanted = list(config.columns if fragment.state else config.in_files)
+    if config.format == "csv" and not fragment.state:
+        yield from _read_csv(filesystem, fragment.file.path, wanted)
+    else:
+        with _open(config, filesystem, fragment) as file:
+            _check_present(file.schema_arrow.names, wanted, fragment.file.path)
+            for batch in file.iter_batches(
+                _ROWS_PER_CHUNK, row_groups=fragment.row_groups, columns=wanted, use_threads=False
+            ):
+                yield pa.table(batch).select(wanted)
+    _check_unchanged(filesystem, fragment.file)
+
+
+def _read_csv(filesystem: pa.fs.FileSystem, path: str, wanted: list[str]) -> Iterator[pa.Table]:
+    """All values as text: what they should be is for `clean` to say, row by row."""
+    with filesystem.open_input_stream(path) as stream:
+        names = pa.csv.open_csv(stream).schema.names
+    _check_present(names, wanted, path)
+    options = pa.csv.ConvertOptions(
+        include_columns=wanted,
+        column_types=dict.fromkeys(wanted, pa.large_string()),
+        null_values=["", "NaN", "nan", "NULL", "null", "None"],
+        strings_can_be_null=True,
+    )
+    with filesystem.open_input_stream(path) as stream:
+        for batch in pa.csv.open_csv(stream, convert_options=options):
+            yield pa.table(batch)
+
+
+def _open(
+    config: LogsIngest, filesystem: pa.fs.FileSystem, fragment: Fragment
+) -> pq.ParquetFile | PetastormFile:
+    if config.format != "petastorm" or fragment.state:
+        return _open_parquet(filesystem, fragment.file)
+    fields = read_fields(open_filesystem(config.path)[1], ArrowFSWrapper(filesystem))
+    source = filesystem.open_input_file(fragment.file.path)
+    return PetastormFile(fragment.file.path, fields, source)
+
+
+def _open_parquet(filesystem: pa.fs.FileSystem, file: LogFile) -> pq.ParquetFile:
+    return pq.ParquetFile(filesystem.open_input_file(file.path))
+
+
+def _check_present(found: Sequence[str], wanted: Sequence[str], path: str) -> None:
+    for name in wanted:
+        if name not in found:
+            raise DataError(
+                f"{path}: {unknown_name('column', name, found)}; rename it in the ingest section, "
+                "or repair the file"
+            )
+
+
+def _check_unchanged(filesystem: pa.fs.FileSystem, file: LogFile) -> None:
+    now = filesystem.get_file_info(file.path)
+    if (now.size or 0, now.mtime_ns or 0) != (file.size, file.modified_ns):
+        raise DataError(
+            f"{file.path} changed while it was read; let its writer finish, then ingest again"
+        )
+
+
+def reason(error: BaseException) -> str:
+    """An error of Arrow or the system in one line."""
+    return " ".join(str(error).split())

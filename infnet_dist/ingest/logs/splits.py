@@ -1,0 +1,64 @@
+"""Which split a row belongs to, by its time alone; and up to when a row may know events."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from infnet_dist.ingest_config import LogsIngest
+
+IntArray = npt.NDArray[np.int64]
+SPLITS = ("train", "valid", "test")
+EARLY, LEFT_OUT = 3, 4  # before train; in a gap before valid or test
+_HOUR_MS = 3_600_000
+_DAY_MS = 24 * _HOUR_MS
+
+
+@dataclass(frozen=True)
+class Calendar:
+    """Splits and refreshes.
+
+    Attributes:
+        starts_ms: first millisecond by split, epoch; train may lack (all that is earlier).
+        gap_ms: left out before valid and before test.
+        daily: events are known up to midnight, otherwise up to the row.
+        offset_ms: local time less UTC.
+    """
+
+    starts_ms: dict[str, int]
+    gap_ms: int
+    daily: bool
+    offset_ms: int
+
+    @classmethod
+    def of(cls, config: LogsIngest) -> "Calendar":
+        """The config's."""
+        return cls(
+            config.split_starts_ms,
+            round(config.gap_h * _HOUR_MS),
+            config.refresh == "daily",
+            round(config.utc_offset_h * _HOUR_MS),
+        )
+
+    def splits(self, times_ms: IntArray) -> IntArray:
+        """Places in SPLITS, EARLY or LEFT_OUT; int64 [n]."""
+        codes = np.zeros(len(times_ms), np.int64)
+        if "train" in self.starts_ms:
+            codes[times_ms < self.starts_ms["train"]] = EARLY
+        for split in ("valid", "test"):
+            if split in self.starts_ms:
+                start = self.starts_ms[split]
+                gap = (times_ms >= start - self.gap_ms) & (times_ms < start) & (codes != EARLY)
+                codes[gap] = LEFT_OUT
+                codes[times_ms >= start] = SPLITS.index(split)
+        return codes
+
+    def before_valid(self, times_ms: IntArray) -> npt.NDArray[np.bool_]:
+        """What may be learned from: rows of train and earlier ones, but not of the gap."""
+        return times_ms < self.starts_ms["valid"] - self.gap_ms
+
+    def known_until(self, times_ms: IntArray) -> IntArray:
+        """Events strictly before this are known to rows of these times."""
+        if not self.daily:
+            return times_ms
+        return (times_ms + self.offset_ms) // _DAY_MS * _DAY_MS - self.offset_ms

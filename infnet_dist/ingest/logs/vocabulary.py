@@ -1,0 +1,177 @@
+"""Values -> ids: a vocabulary that grows without moving an id, hashes, or nothing at all.
+
+A vocabulary is Parquet, sorted by value: `value`, `id` (0: too rare, or no row was left), `count`
+(in train) and `pending` (in valid and test, counted once those days have become train). Each
+ingest writes a version of its own; ids of an earlier version stay as they are in all later ones.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from infnet_dist.data.hashing import hashed_rows
+from infnet_dist.ingest.logs.exchange import read_bucket, renamed
+from infnet_dist.ingest.logs.hashing import keys
+from infnet_dist.ingest_config import IdTable
+
+IntArray = npt.NDArray[np.int64]
+_COMPACT = 16  # a lookup array may have so many entries per value
+
+
+@dataclass(frozen=True)
+class MergeCounts:
+    """The task of one table with a vocabulary: all partitions' counts, and new ids.
+
+    Attributes:
+        number: of the table, and of `num_tables`: its bucket in the counts.
+        text: whether values are texts.
+        counts: files of stage settle.
+        previous: the last version, if there is one.
+        pending_is_train: whether what was valid and test so far is train now.
+        out: the new version.
+        compiled: what encoders map into memory: values that have an id, sorted, and the ids.
+    """
+
+    table: IdTable
+    number: int
+    num_tables: int
+    text: bool
+    counts: tuple[Path, ...]
+    previous: Path | None
+    pending_is_train: bool
+    out: Path
+    compiled: Path
+
+    def run(self) -> dict[str, Any]:
+        """Values, and ids in use."""
+        found = read_bucket(self.counts, self.number, self.num_tables)
+        found = found.select(["text" if self.text else "value", "count", "pending"])
+        found = found.rename_columns(["value", "count", "pending"])
+        found = found.append_column("id", pa.array(np.zeros(len(found), np.int64)))
+        merged = _summed(found, self._previous(found.schema))
+        merged = self._with_new_ids(merged)
+        with renamed(self.out) as path:
+            pq.write_table(merged, path, compression="zstd")
+        known = merged.filter(pc.greater(merged["id"], 0)).select(["value", "id"])
+        with renamed(self.compiled) as path, pa.OSFile(str(path), "wb") as sink:
+            with pa.ipc.new_file(sink, known.schema) as writer:
+                writer.write_table(known.combine_chunks())
+        return {"values": len(merged), "ids": len(known)}
+
+    def _previous(self, schema: pa.Schema) -> pa.Table:
+        if self.previous is None:
+            return schema.empty_table()
+        table = pq.read_table(self.previous).select(schema.names).cast(schema)
+        if not self.pending_is_train:
+            return table
+        zeros = pa.array(np.zeros(len(table), np.int64))
+        count = pc.add(table["count"], table["pending"])
+        columns = {"value": table["value"], "count": count, "pending": zeros, "id": table["id"]}
+        return pa.table(columns, schema=schema)
+
+    def _with_new_ids(self, merged: pa.Table) -> pa.Table:
+        """The most frequent first, among equals the smallest."""
+        ids, counts = (merged[name].to_numpy().copy() for name in ("id", "count"))
+        wanting = np.flatnonzero((ids == 0) & (counts >= self.table.min_count))
+        wanting = wanting[np.argsort(-counts[wanting], kind="stable")]
+        taken = int(ids.max(initial=0))
+        if self.table.num_embeddings is not None:
+            wanting = wanting[: max(self.table.num_embeddings - 1 - taken, 0)]
+        ids[wanting] = taken + 1 + np.arange(len(wanting))
+        place = merged.schema.get_field_index("id")
+        return merged.set_column(place, "id", pa.array(ids))
+
+
+def _summed(found: pa.Table, previous: pa.Table) -> pa.Table:
+    """One row per value, sorted by value."""
+    wanted = [("count", "sum"), ("pending", "sum"), ("id", "max")]
+    merged = pa.concat_tables([found, previous]).group_by("value").aggregate(wanted)
+    merged = merged.select(["value", "id_max", "count_sum", "pending_sum"])
+    return merged.rename_columns(["value", "id", "count", "pending"]).sort_by("value")
+
+
+class Encoder(Protocol):
+    """Values of a table's columns -> ids."""
+
+    def __call__(self, values: pa.Array, seed: int = 0) -> IntArray:
+        """Ids of values, int64 [n]; 0 where null or unknown. `seed`: which hash function."""
+        ...
+
+
+class DenseEncoder:
+    """Ids of a vocabulary, from a `compiled` file."""
+
+    def __init__(self, path: Path) -> None:
+        table = pa.ipc.open_file(pa.memory_map(str(path))).read_all()
+        self._values = table["value"].combine_chunks()
+        self._ids = np.append(table["id"].to_numpy(), 0)  # 0: for those that aren't found
+        self._lookup = self._lookup_array()
+
+    def __call__(self, values: pa.Array, seed: int = 0) -> IntArray:
+        """As `Encoder`; the seed changes nothing."""
+        if not pa.types.is_integer(values.type):
+            encoded = values.dictionary_encode()
+            place = pc.index_in(encoded.dictionary, value_set=self._values)
+            ids = self._ids[pc.fill_null(place, len(self._values)).to_numpy()]
+            ids = np.append(ids, 0)  # of null
+            return ids[pc.fill_null(encoded.indices, len(ids) - 1).to_numpy()]
+        numbers = pc.fill_null(values, -1).to_numpy()
+        if self._lookup is not None:
+            inside = (numbers >= 0) & (numbers < len(self._lookup))
+            ids = self._lookup[np.where(inside, numbers, 0)]
+            ids[~inside] = 0
+        else:
+            ids = self._searched(numbers)
+        if values.null_count:
+            ids[pc.is_null(values).to_numpy(zero_copy_only=False)] = 0
+        return ids
+
+    def _lookup_array(self) -> IntArray | None:
+        """Id by value, where that array isn't much larger than the vocabulary."""
+        if not len(self._values) or not pa.types.is_integer(self._values.type):
+            return None
+        values = self._values.to_numpy()
+        if values[0] < 0 or values[-1] > _COMPACT * len(values) + (1 << 16):
+            return None
+        lookup = np.zeros(int(values[-1]) + 1, np.int64)
+        lookup[values] = self._ids[:-1]
+        return lookup
+
+    def _searched(self, numbers: IntArray) -> IntArray:
+        """By binary search of the distinct numbers, which are looked up in ascending order."""
+        if not len(self._values):
+            return np.zeros(len(numbers), np.int64)
+        known = self._values.to_numpy()
+        distinct, back = np.unique(numbers, return_inverse=True)
+        place = np.minimum(np.searchsorted(known, distinct), len(known) - 1)
+        return np.where(known[place] == distinct, self._ids[place], 0)[back]
+
+
+@dataclass(frozen=True)
+class HashEncoder:
+    """Rows 1 to num_embeddings - 1 by hash."""
+
+    num_embeddings: int
+
+    def __call__(self, values: pa.Array, seed: int = 0) -> IntArray:
+        """As `Encoder`."""
+        ids = hashed_rows(keys(values), self.num_embeddings, seed)
+        ids[pc.is_null(values).to_numpy(zero_copy_only=False)] = 0
+        return ids
+
+
+@dataclass(frozen=True)
+class RawEncoder:
+    """Integers as they are, texts as 64-bit hashes; what reads them hashes them into rows."""
+
+    def __call__(self, values: pa.Array, seed: int = 0) -> IntArray:
+        """As `Encoder`; the seed changes nothing."""
+        ids = keys(values)
+        null = pc.is_null(values).to_numpy(zero_copy_only=False)
+        return np.where(null, 0, ids)

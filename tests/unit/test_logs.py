@@ -1,0 +1,261 @@
+"""Logs -> training set, against plain loops over all earlier rows."""
+
+from collections import Counter
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+
+from infnet_dist.data.check import check_split
+from infnet_dist.data.manifest import read_manifest
+from infnet_dist.data.reader import Reader
+from infnet_dist.ingest.logs.run import ingest_logs
+from infnet_dist.ingest.logs.sizes import Sizes
+from infnet_dist.ingest.logs.stages import one_by_one, processes
+from tests.unit.raw_logs import (
+    DAY_MS,
+    START_MS,
+    Truth,
+    canonical,
+    make_rows,
+    read_split,
+    settings,
+    vocabulary,
+    write_logs,
+)
+
+
+@pytest.fixture(autouse=True)
+def small_tasks(monkeypatch):
+    """Many partitions, chunks, parts and counting tasks, however few the rows."""
+    sizes = Sizes(partition=70, chunk=16, part=50, counting=90)
+    monkeypatch.setattr("infnet_dist.ingest.logs.job.Sizes.of", lambda config: sizes)
+
+
+def silent(stage, done, total):
+    assert 0 <= done <= total
+
+
+def ingest(config, folder):
+    return ingest_logs(config, folder, one_by_one, silent)
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("tick_ms", [1000, 3_600_000, DAY_MS])
+@pytest.mark.parametrize("refresh", ["live", "daily"])
+def test_equals_loops_over_all_earlier_rows(seed, tick_ms, refresh, tmp_path):
+    rows = make_rows(seed, tick_ms=tick_ms)
+    logs = write_logs(tmp_path / "logs", rows)
+    config = settings(logs, refresh=refresh, utc_offset_h=8 * (seed % 2))
+    manifest = ingest(config, tmp_path / "set")
+    truth = Truth(rows, config, tmp_path / "set")
+    valid_from = config.split_starts_ms["valid"]
+    for split in ("train", "valid"):
+        wanted = [r for r in rows if (r["time_ms"] < valid_from) == (split == "train")]
+        expected = [truth.expected(row) for row in wanted]
+        names = list(expected[0])
+        assert canonical(read_split(tmp_path / "set", split), names) == canonical(expected, names)
+        check_split(tmp_path / "set", manifest, manifest.schema_, split=split, rank=0, world_size=1)
+    assert read_manifest(tmp_path / "set") == manifest
+
+
+@pytest.mark.parametrize("seed", range(2))
+@pytest.mark.parametrize("refresh", ["live", "daily"])
+@pytest.mark.parametrize("cut_h", [48, 61, 72])
+def test_added_logs_know_what_came_before(seed, refresh, cut_h, tmp_path):
+    """The rows added hold what they would hold had all logs been ingested at once."""
+    rows = sorted(make_rows(seed, tick_ms=600_000), key=lambda row: row["time_ms"])
+    cut_ms = START_MS + cut_h * 3_600_000
+    old = [row for row in rows if row["time_ms"] < cut_ms]
+    new = [row for row in rows if row["time_ms"] >= cut_ms]
+    logs, folder = write_logs(tmp_path / "logs" / "old", old).parent, tmp_path / "set"
+    config = settings(logs, refresh=refresh, valid_from="2026-01-02")
+    first = ingest(config, folder)
+    before = {part.file: (folder / part.file).read_bytes() for part in first.split("valid").parts}
+    assert ingest(config, folder) is None
+
+    write_logs(logs / "unicode ä and spaces", new, files=2)
+    config = settings(logs, refresh=refresh, valid_from="2026-01-04")
+    second = ingest(config, folder)
+    assert ingest(config, folder) is None
+    # What was valid lies before the new valid, so it is train now; no part was written again.
+    assert {file: (folder / file).read_bytes() for file in before} == before
+    assert before.keys() < {part.file for part in second.split("train").parts}
+    truth = Truth(rows, config, folder, version=2)
+    found = [
+        row for s in second.splits for row in read_split(folder, s) if row["time_ms"] >= cut_ms
+    ]
+    expected = [truth.expected(row) for row in new]
+    assert canonical(found, list(expected[0])) == canonical(expected, list(expected[0]))
+    assert sum(split.rows for split in second.splits.values()) == len(rows)
+    for split in second.splits:
+        check_split(folder, second, second.schema_, split=split, rank=0, world_size=1)
+
+
+def test_no_id_ever_moves(tmp_path):
+    rows = sorted(make_rows(5, items=60), key=lambda row: row["time_ms"])
+    logs, folder = tmp_path / "logs", tmp_path / "set"
+    write_logs(logs / "0", rows[:200])
+    config = settings(logs, valid_from="2026-01-02", tables={"item": {"min_count": 3}})
+    ingest(config, folder)
+    first = vocabulary(folder, "item")
+    write_logs(logs / "1", rows[200:])
+    ingest(settings(logs, valid_from="2026-01-04", tables={"item": {"min_count": 3}}), folder)
+    second = vocabulary(folder, "item", 2)
+    assert first.items() < second.items()
+    seen = Counter(row["item_id"] for row in rows if row["time_ms"] < START_MS + 3 * DAY_MS)
+    assert set(second) == {item for item, number in seen.items() if number >= 3}
+    assert sorted(second.values()) == list(range(1, len(second) + 1))
+
+
+class KilledError(Exception):
+    pass
+
+
+def killed_after(number):
+    """An executor that dies after so many tasks, in the midst of the next."""
+    done = 0
+
+    def execute(tasks):
+        nonlocal done
+        for i, outcome in one_by_one(tasks):
+            done += 1
+            if done > number:
+                tasks[i].path.unlink()  # as if it had written its files, but not its outcome
+                raise KilledError
+            yield i, outcome
+
+    return execute
+
+
+def contents(folder):
+    """All files but the times of quarantine and report."""
+    return {
+        str(path.relative_to(folder)): path.read_bytes()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file() and path.suffix == ".parquet"
+    }
+
+
+@pytest.mark.parametrize("share", np.arange(0, 1, 0.1).round(1).tolist())
+def test_a_killed_job_leaves_the_set_alone_and_goes_on(share, tmp_path):
+    rows = sorted(make_rows(1, rows=150, tick_ms=60_000), key=lambda row: row["time_ms"])
+    cut = next(i for i in range(70, 150) if rows[i]["time_ms"] != rows[i - 1]["time_ms"])
+    logs = tmp_path / "logs"
+    write_logs(logs / "0", rows[:cut], files=2)
+    first, second = (settings(logs, valid_from=f"2026-01-0{day}") for day in (2, 4))
+    folders = [tmp_path / "killed", tmp_path / "whole"]
+    tasks = []
+    ingest_logs(first, folders[1], lambda t: (tasks.extend(t), one_by_one(t))[1], silent)
+    number = int(share * len(tasks))
+    with pytest.raises(KilledError):
+        ingest_logs(first, folders[0], killed_after(number), silent)
+    assert not folders[0].exists()
+    ingest(first, folders[0])
+    assert contents(folders[0]) == contents(folders[1])
+
+    write_logs(logs / "1", rows[cut:], files=2)
+    before = contents(folders[0])
+    with pytest.raises(KilledError):
+        ingest_logs(second, folders[0], killed_after(number), silent)
+    assert contents(folders[0]) == before
+    left, needed = [], []
+    ingest_logs(second, folders[0], lambda t: (left.extend(t), one_by_one(t))[1], silent)
+    ingest_logs(second, folders[1], lambda t: (needed.extend(t), one_by_one(t))[1], silent)
+    assert len(left) == len(needed) - number
+    assert contents(folders[0]) == contents(folders[1])
+    assert read_manifest(folders[0]).splits == read_manifest(folders[1]).splits
+    assert not list(tmp_path.glob(".*"))
+
+
+def test_processes_give_what_one_gives(tmp_path):
+    logs = write_logs(tmp_path / "logs", make_rows(1))
+    ingest(settings(logs), tmp_path / "one")
+    with processes(2) as execute:
+        ingest_logs(settings(logs), tmp_path / "two", execute, silent)
+    assert contents(tmp_path / "one") == contents(tmp_path / "two")
+
+
+def test_splits_gaps_and_early_rows(tmp_path):
+    rows = make_rows(3, days=6)
+    logs = write_logs(tmp_path / "logs", rows)
+    config = settings(
+        logs, train_from="2026-01-02", valid_from="2026-01-05", test_from="2026-01-06", gap_h=6
+    )
+    manifest = ingest(config, tmp_path / "set")
+    hours = {row["time_ms"]: (row["time_ms"] - START_MS) / 3_600_000 for row in rows}
+    wanted = {
+        "train": [t for t, h in hours.items() if 24 <= h < 90],
+        "valid": [t for t, h in hours.items() if 96 <= h < 114],
+        "test": [t for t, h in hours.items() if h >= 120],
+    }
+    for split, times in wanted.items():
+        found = read_split(tmp_path / "set", split)
+        assert {row["time_ms"] for row in found} == set(times)
+    early = sum(h < 24 for h in hours.values())
+    assert manifest.ingested.left_out["early"] == pytest.approx(early, abs=1)
+    # Early rows serve histories all the same.
+    truth = Truth(rows, config, tmp_path / "set")
+    by_key = {(r["user_id"], r["item_id"], r["time_ms"]): r for r in rows}
+    for row in read_split(tmp_path / "set", "train")[:50]:
+        raw = next(r for k, r in by_key.items() if k[2] == row["time_ms"] and k[0] == row["group"])
+        assert row["exposed_gap_s"] == truth.expected(raw)["exposed_gap_s"]
+
+
+def test_hashes_and_raw_ids(tmp_path):
+    rows = make_rows(4)
+    tables = {
+        "item": {"encoding": "hash", "num_embeddings": 5, "num_hashes": 2},
+        "author": {"encoding": "raw", "num_embeddings": 100},
+        "user": {"encoding": "raw", "num_embeddings": 50},
+        "tag": {"encoding": "dense", "min_count": 30},
+    }
+    logs = write_logs(tmp_path / "logs", rows)
+    manifest = ingest(settings(logs, tables=tables), tmp_path / "set")
+    sizes = {t.name: (t.num_embeddings, t.raw) for t in manifest.schema_.tables}
+    assert sizes["item"] == (5, False)
+    assert sizes["user"] == (50, True)
+    found = [row for split in ("train", "valid") for row in read_split(tmp_path / "set", split)]
+    assert {row["user_id"] for row in found} == {row["user_id"] for row in rows}
+    items = {(row["item_id_1"], row["item_id_2"]) for row in found}
+    assert {one for one, _ in items} == {1, 2, 3, 4} == {other for _, other in items}
+    assert len({row["author"] for row in found}) == 5
+    for row in found:
+        assert (
+            len(row["click_item_id_1"]) == len(row["click_item_id_2"]) == len(row["click_author"])
+        )
+    for split in manifest.splits:
+        check_split(tmp_path / "set", manifest, manifest.schema_, split=split, rank=0, world_size=1)
+    reader = Reader(
+        folder=tmp_path / "set",
+        manifest=manifest,
+        schema=manifest.schema_,
+        split="train",
+        batch_size=64,
+        rank=0,
+        world_size=1,
+    )
+    table_of = {f.key: f.table for f in manifest.schema_.table_features}
+    for batch in reader.batches():
+        for key, jagged in batch.sparse_features.to_dict().items():
+            rows_of_table = manifest.schema_.table(table_of[key]).num_embeddings
+            assert all(0 <= v < rows_of_table for v in jagged.values().tolist())
+
+
+def test_the_shuffle_is_global(tmp_path, monkeypatch):
+    """Every part holds users and times of all kinds."""
+    sizes = Sizes(partition=500, chunk=200, part=500, counting=5000)
+    monkeypatch.setattr("infnet_dist.ingest.logs.job.Sizes.of", lambda config: sizes)
+    rows = make_rows(1, rows=4000, users=50)
+    config = settings(write_logs(tmp_path / "logs", rows), counters={})
+    manifest = ingest(config, tmp_path / "set")
+    parts = manifest.split("train").parts
+    assert len(parts) >= 5
+    overall = np.mean([row["time_ms"] for row in rows if row["time_ms"] < START_MS + 3 * DAY_MS])
+    for part in parts:
+        group = pq.ParquetFile(tmp_path / "set" / part.file).read_row_group(0)
+        times, users = group["time_ms"].to_numpy(), group["group"].to_numpy()
+        assert abs(times.mean() - overall) < 4 * times.std() / len(times) ** 0.5
+        assert len(set(users)) > 30  # of 64 draws from 50 users
+        assert abs(np.corrcoef(np.arange(len(times)), times)[0, 1]) < 0.5
+    assert max(p.rows for p in parts) < 1.5 * min(p.rows for p in parts)

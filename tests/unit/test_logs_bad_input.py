@@ -1,0 +1,425 @@
+"""Logs as they come: bad rows are counted and kept, bad files are named, nothing is lost."""
+
+import os
+import subprocess
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.csv
+import pyarrow.parquet as pq
+import pytest
+from pydantic import ValidationError
+
+from infnet_dist.config import parse_config
+from infnet_dist.errors import ConfigError, DataError
+from infnet_dist.ingest.logs.run import ingest_logs
+from infnet_dist.ingest.logs.stages import one_by_one
+from tests.unit.raw_logs import (
+    START_MS,
+    TYPES,
+    Truth,
+    canonical,
+    make_rows,
+    read_split,
+    settings,
+    write_logs,
+)
+
+
+def silent(stage, done, total):
+    pass
+
+
+def ingest(config, folder, execute=one_by_one):
+    return ingest_logs(config, folder, execute, silent)
+
+
+def quarantine(folder):
+    files = sorted((folder / "quarantine").rglob("*.parquet"))
+    return [row for path in files for row in pq.read_table(path).to_pylist()]
+
+
+def table_of(rows, **types):
+    fields = [pa.field(f.name, types.get(f.name, f.type)) for f in TYPES]
+    return pa.Table.from_pylist(rows, pa.schema(fields))
+
+
+def spoil(rows, change):
+    """The rows, every 40th of them changed."""
+    return [row | change if i % 40 == 7 else row for i, row in enumerate(rows)]
+
+
+AUTHORS = [f"author {i}" for i in range(5)]
+# change, types of columns, checks, reason
+BAD_ROWS = [
+    ({"user_id": None}, {}, {"user_id": {"nulls": "quarantine"}}, "user_id: null"),
+    ({"item_id": None}, {}, {"item_id": {"nulls": "quarantine"}}, "item_id: null"),
+    ({"item_id": -1}, {}, {"item_id": {"min": 0}}, "item_id: below 0"),
+    ({"item_id": 10**6}, {}, {"item_id": {"max": 5000}}, "item_id: above 5000"),
+    ({"item_id": "x7"}, {"item_id": pa.string()}, {"item_id": {"type": "int"}}, "item_id: not an"),
+    ({"item_id": 1.5}, {"item_id": pa.float64()}, {"item_id": {"type": "int"}}, "item_id: not an"),
+    (
+        {"author": "x"},
+        {},
+        {"author": {"allowed": [f"author {i}" for i in range(5)]}},
+        "author: not",
+    ),
+    ({"tags": [1, None]}, {}, {}, "tags: not a list of integers"),
+    ({"tags": [3, 99]}, {}, {"tags": {"max": 30}}, "tags: above 30"),
+    ({"duration_s": float("inf")}, {}, {}, "duration_s: infinite"),
+    ({"age": float("nan")}, {}, {"age": {"nulls": "quarantine"}}, "age: null"),
+    ({"is_click": 2}, {}, {}, "is_click: not 0 or 1"),
+    ({"is_click": None}, {}, {}, "is_click: null"),
+    ({"is_like": -(2**40)}, {}, {}, "is_like: not 0 or 1"),
+    ({"play_ms": -5}, {}, {}, "play_ms: below 0"),
+    ({"time_ms": START_MS // 1000}, {}, {}, "time_ms: not between 2000 and 2100, read as ms"),
+    ({"time_ms": START_MS * 1000}, {}, {}, "time_ms: not between 2000 and 2100, read as ms"),
+    ({"time_ms": None}, {}, {}, "time_ms: null"),
+]
+
+
+@pytest.mark.parametrize(("change", "types", "checks", "reason"), BAD_ROWS)
+def test_bad_rows_are_kept_with_their_reason(change, types, checks, reason, tmp_path):
+    rows = make_rows(1)
+    if "item_id" in types:
+        kind = str if types["item_id"] == pa.string() else float
+        rows = [row | {"item_id": kind(row["item_id"])} for row in rows]
+    spoilt = spoil(rows, change)
+    (tmp_path / "logs").mkdir()
+    pq.write_table(table_of(spoilt, **types), tmp_path / "logs" / "a.parquet", row_group_size=90)
+    config = settings(tmp_path / "logs", checks=checks, max_bad_share=0.1)
+    manifest = ingest(config, tmp_path / "set")
+    bad = quarantine(tmp_path / "set")
+    numbers = [i for i in range(len(rows)) if i % 40 == 7]
+    assert [row["_row"] for row in bad] == numbers
+    assert all(row["_reason"].startswith(reason) for row in bad)
+    kept = [{k: row[k] for k in TYPES.names} for row in bad]
+    assert str(kept) == str(table_of([spoilt[i] for i in numbers], **types).to_pylist())
+    assert list(manifest.ingested.quarantined.values()) == [len(numbers)]
+    # What is left is what a log without these rows gives.
+    good = [row for i, row in enumerate(rows) if i % 40 != 7]
+    good = [row | {"item_id": int(row["item_id"])} for row in good]
+    truth = Truth(good, config, tmp_path / "set")
+    found = [row for split in ("train", "valid") for row in read_split(tmp_path / "set", split)]
+    expected = [truth.expected(row) for row in good]
+    assert canonical(found, list(expected[0])) == canonical(expected, list(expected[0]))
+
+
+def test_too_many_bad_rows_stop_it(tmp_path):
+    rows = spoil(make_rows(1), {"is_click": 2})
+    rows[3] |= {"play_ms": -1}
+    config = settings(write_logs(tmp_path / "logs", rows), max_bad_share=0.02)
+    with pytest.raises(DataError) as caught:
+        ingest(config, tmp_path / "set")
+    message = str(caught.value)
+    assert message.startswith(
+        "11 of 400 rows are bad, more than ingest.max_bad_share allows (0.02)"
+    )
+    assert "10 x is_click: not 0 or 1 (row 7 of " in message
+    assert "is_click=2" in message
+    assert "1 x play_ms: below 0" in message
+    assert "\n" not in message
+    assert not (tmp_path / "set").exists()
+
+
+def test_null_ids_are_unknown_and_null_labels_may_stay(tmp_path):
+    rows = spoil(
+        make_rows(1), {"item_id": None, "author": None, "is_like": None, "duration_s": None}
+    )
+    config = settings(
+        write_logs(tmp_path / "logs", rows), checks={"is_like": {"nulls": "keep"}}, counters={}
+    )
+    manifest = ingest(config, tmp_path / "set")
+    assert not manifest.ingested.quarantined
+    assert [task.nullable for task in manifest.schema_.tasks] == [False, True, False]
+    found = [row for split in ("train", "valid") for row in read_split(tmp_path / "set", split)]
+    unknown = [row for row in found if row["label_like"] is None]
+    assert len(unknown) == 10
+    for row in unknown:
+        assert row["item_id"] == row["author"] == 0
+        assert row["duration_s"] is None
+
+
+def test_doubles_are_dropped_and_kept(tmp_path):
+    rows = make_rows(2)
+    doubled = rows + rows[10:30]
+    unique = ["user_id", "item_id", "time_ms"]
+    config = settings(write_logs(tmp_path / "logs", doubled), unique=unique, max_bad_share=0.1)
+    manifest = ingest(config, tmp_path / "set")
+    assert manifest.ingested.quarantined == {"duplicate of an earlier row": 20}
+    assert {row["_row"] for row in quarantine(tmp_path / "set")}
+    truth = Truth(rows, config, tmp_path / "set")
+    found = [row for split in ("train", "valid") for row in read_split(tmp_path / "set", split)]
+    expected = [truth.expected(row) for row in rows]
+    assert canonical(found, list(expected[0])) == canonical(expected, list(expected[0]))
+
+
+def test_times_that_fall_are_quarantined_where_asked(tmp_path):
+    rows = sorted(make_rows(3), key=lambda row: row["time_ms"])
+    rows[150], rows[250] = rows[250] | {"time_ms": START_MS}, rows[150] | {"time_ms": START_MS + 1}
+    logs = write_logs(tmp_path / "logs", rows, files=1)
+    time = {"column": "time_ms", "monotone": True}
+    manifest = ingest(settings(logs, time=time), tmp_path / "set")
+    assert manifest.ingested.quarantined == {"time_ms: earlier than a row before it": 2}
+
+
+@pytest.mark.parametrize("unit", ["s", "us", "ns", "timestamp", "text"])
+def test_times_of_any_unit(unit, tmp_path):
+    rows = make_rows(4)
+    times = np.array([row["time_ms"] for row in rows])
+    scaled = {"s": times // 1000, "us": times * 1000, "ns": times * 1_000_000, "text": times}
+    if unit == "timestamp":
+        column = pa.array(times, pa.timestamp("ms", "Asia/Shanghai"))
+    else:
+        column = pa.array(scaled[unit])
+    column = column.cast(pa.string()) if unit == "text" else column
+    table = table_of(rows)
+    place = table.column_names.index("time_ms")
+    (tmp_path / "logs").mkdir()
+    pq.write_table(table.set_column(place, "time_ms", column), tmp_path / "logs" / "x.parquet")
+    time = {"column": "time_ms", "unit": unit if unit in ("s", "us", "ns") else "ms"}
+    ingest(settings(tmp_path / "logs", time=time), tmp_path / "set")
+    found = [row for split in ("train", "valid") for row in read_split(tmp_path / "set", split)]
+    assert sorted(row["time_ms"] for row in found) == sorted(times.tolist())
+
+
+def test_a_missing_or_renamed_column_is_named(tmp_path):
+    logs = write_logs(tmp_path / "logs", make_rows(1))
+    table = pq.read_table(logs / "log-1.parquet").rename_columns(
+        ["clik" if name == "is_click" else name for name in TYPES.names]
+    )
+    pq.write_table(table, logs / "log-1.parquet")
+    with pytest.raises(DataError, match=r"log-1.parquet: unknown column 'is_click'; did you mean"):
+        ingest(settings(logs), tmp_path / "set")
+
+
+@pytest.mark.parametrize(
+    ("name", "kind", "expected"),
+    [
+        ("tags", pa.int64(), "'tags' is int64, expected a list of integers"),
+        ("item_id", pa.list_(pa.int64()), "expected an integer"),
+        ("duration_s", pa.list_(pa.float64()), "expected a number"),
+        ("time_ms", pa.list_(pa.int64()), "expected a time"),
+    ],
+)
+def test_a_column_of_another_kind_is_named(name, kind, expected, tmp_path):
+    logs = write_logs(tmp_path / "logs", make_rows(1))
+    table = pq.read_table(logs / "log-1.parquet")
+    nulls = pa.nulls(len(table), kind)
+    table = table.set_column(table.column_names.index(name), name, nulls)
+    pq.write_table(table, logs / "log-1.parquet")
+    with pytest.raises(DataError, match=expected) as caught:
+        ingest(settings(logs), tmp_path / "set")
+    assert "log-1.parquet" in str(caught.value)
+
+
+def truncate(path):
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+def corrupt_a_page(path):
+    found = bytearray(path.read_bytes())
+    offset = pq.read_metadata(path).row_group(1).column(1).data_page_offset
+    found[offset : offset + 60] = bytes(60)
+    path.write_bytes(bytes(found))
+
+
+@pytest.mark.parametrize("break_it", [truncate, corrupt_a_page, lambda path: path.write_bytes(b"")])
+def test_an_unreadable_file_is_named_or_left_out(break_it, tmp_path):
+    rows = make_rows(1, rows=300)
+    logs = write_logs(tmp_path / "logs", rows)
+    break_it(logs / "log-1.parquet")
+    with pytest.raises(DataError, match=r"log-1.parquet can't be read .*skip_bad_files"):
+        ingest(settings(logs), tmp_path / "set")
+    config = settings(logs, skip_bad_files=True)
+    manifest = ingest(config, tmp_path / "set")
+    assert [Path(name).name for name in manifest.ingested.unreadable] == ["log-1.parquet"]
+    left = rows[:100] + rows[200:]
+    found = [row for split in ("train", "valid") for row in read_split(tmp_path / "set", split)]
+    expected = [Truth(left, config, tmp_path / "set").expected(row) for row in left]
+    assert canonical(found, list(expected[0])) == canonical(expected, list(expected[0]))
+
+
+def test_files_and_row_groups_without_rows_do_no_harm(tmp_path):
+    rows = make_rows(1)
+    logs = write_logs(tmp_path / "logs", rows)
+    pq.write_table(table_of([]), logs / "empty.parquet")
+    with pq.ParquetWriter(logs / "groups.parquet", TYPES) as writer:
+        writer.write_table(table_of([]))
+        writer.write_table(table_of(rows[:5]))
+        writer.write_table(table_of([]))
+    manifest = ingest(settings(logs), tmp_path / "set")
+    assert sum(split.rows for split in manifest.splits.values()) == len(rows) + 5
+
+
+def test_one_user_with_most_events(tmp_path):
+    rows = [row | {"user_id": 5} for row in make_rows(1, rows=100_000, days=4)]
+    for i, row in enumerate(rows):
+        row["time_ms"] = START_MS + i * 3_000
+    logs = tmp_path / "logs"
+    logs.mkdir()
+    pq.write_table(table_of(rows), logs / "x.parquet")
+    config = settings(logs, counters={}, memory_mib=16)
+    ingest(config, tmp_path / "set")
+    newest = max(read_split(tmp_path / "set", "valid"), key=lambda row: row["time_ms"])
+    assert newest["exposed_gap_s"] == [3, 6, 9, 12, 15, 18]
+
+
+def test_unicode_and_spaces_everywhere(tmp_path):
+    rows = make_rows(1)
+    logs = write_logs(tmp_path / "lögs of ¹ day" / "日本 語", rows)
+    folder = tmp_path / "sét of data"
+    manifest = ingest(settings(logs.parent), folder)
+    assert sum(split.rows for split in manifest.splits.values()) == len(rows)
+    assert [path.name for path in tmp_path.iterdir() if "work" in path.name] == []
+
+
+def test_csv_gives_what_parquet_gives(tmp_path):
+    rows = make_rows(1)
+    changes = {"lists": {}, "tables": {}}
+    ingest(settings(write_logs(tmp_path / "logs", rows), **changes), tmp_path / "a")
+    (tmp_path / "csv").mkdir()
+    table = table_of(rows).drop_columns(["tags"])
+    for i in range(2):
+        pa.csv.write_csv(table.slice(200 * i, 200), tmp_path / "csv" / f"{i}.csv")
+    changes |= {"checks": {"author": {"type": "text"}}}
+    ingest(settings(tmp_path / "csv", format="csv", **changes), tmp_path / "b")
+    for split in ("train", "valid"):
+        one, other = (read_split(tmp_path / name, split) for name in "ab")
+        assert canonical(one, list(one[0])) == canonical(other, list(one[0]))
+
+
+def test_a_source_that_changes_meanwhile_is_noticed(tmp_path):
+    rows = make_rows(1)
+    logs = write_logs(tmp_path / "logs", rows)
+
+    def changing(tasks):
+        os.utime(logs / "log-2.parquet", ns=(1, 1))
+        yield from one_by_one(tasks)
+
+    with pytest.raises(DataError, match=r"log-2.parquet changed while it was read"):
+        ingest(settings(logs), tmp_path / "set", changing)
+    assert not (tmp_path / "set").exists()
+
+
+def test_a_file_that_changed_after_its_ingest_is_refused(tmp_path):
+    rows = make_rows(1)
+    logs = write_logs(tmp_path / "logs", rows)
+    ingest(settings(logs), tmp_path / "set")
+    before = (tmp_path / "set" / "manifest.json").read_bytes()
+    write_logs(logs, rows[:-1])
+    with pytest.raises(DataError, match=r"log-\d.parquet changed since it was ingested"):
+        ingest(settings(logs), tmp_path / "set")
+    assert (tmp_path / "set" / "manifest.json").read_bytes() == before
+
+
+def test_late_rows_are_quarantined_when_logs_are_added(tmp_path):
+    rows = sorted(make_rows(1), key=lambda row: row["time_ms"])
+    logs = tmp_path / "logs"
+    write_logs(logs / "0", rows[:220])
+    ingest(settings(logs, valid_from="2026-01-02"), tmp_path / "set")
+    write_logs(logs / "1", [*rows[220:], rows[10], rows[20]])
+    config = settings(logs, valid_from="2026-01-04", max_bad_share=0.1)
+    second = ingest(config, tmp_path / "set")
+    assert second.ingested.quarantined == {"time_ms: not later than what the training set holds": 2}
+    assert sum(split.rows for split in second.splits.values()) == len(rows)
+
+
+def test_other_settings_are_refused(tmp_path):
+    logs = write_logs(tmp_path / "logs", make_rows(1))
+    ingest(settings(logs), tmp_path / "set")
+    with pytest.raises(DataError, match=r"other settings \(ingest.gap_h: 0.0 there, 2.0 here\)"):
+        ingest(settings(logs, gap_h=2), tmp_path / "set")
+
+
+def test_valid_days_that_cut_what_is_there_are_refused(tmp_path):
+    rows = sorted(make_rows(1), key=lambda row: row["time_ms"])
+    write_logs(tmp_path / "logs" / "0", rows[:300])
+    ingest(settings(tmp_path / "logs", valid_from="2026-01-02"), tmp_path / "set")
+    write_logs(tmp_path / "logs" / "1", rows[300:])
+    with pytest.raises(DataError, match=r"valid_from: rows up to 2026-01-\d\d [:0-9]+ UTC are"):
+        ingest(settings(tmp_path / "logs", valid_from="2026-01-03"), tmp_path / "set")
+
+
+def test_a_split_without_rows_is_named(tmp_path):
+    logs = write_logs(tmp_path / "logs", make_rows(1))
+    with pytest.raises(DataError, match=r"split valid has no rows: the logs cover 2026-01-01 "):
+        ingest(settings(logs, valid_from="2027-01-04"), tmp_path / "set")
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
+def test_an_output_that_is_read_only(tmp_path):
+    logs = write_logs(tmp_path / "logs", make_rows(1))
+    (tmp_path / "out").mkdir(mode=0o500)
+    with pytest.raises(DataError, match=r"can't write .*Permission denied"):
+        ingest(settings(logs), tmp_path / "out" / "set")
+
+
+def test_an_output_that_is_a_file(tmp_path):
+    logs = write_logs(tmp_path / "logs", make_rows(1))
+    (tmp_path / "out").write_text("")
+    with pytest.raises(DataError, match=r"can't write .*Not a directory"):
+        ingest(settings(logs), tmp_path / "out" / "set")
+
+
+def test_a_full_disk_loses_nothing(tmp_path):
+    logs = write_logs(tmp_path / "logs", make_rows(1, rows=30_000))
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=1m", "none", str(disk)], capture_output=True, text=True
+    )
+    if mounted.returncode:
+        pytest.skip(f"no small disk can be mounted here: {mounted.stderr.strip()}")
+    try:
+        with pytest.raises(DataError, match=r"can't write .*No space left .*run the same command"):
+            ingest(settings(logs, counters={}), disk / "set")
+        assert not (disk / "set").exists()
+        subprocess.run(["mount", "-o", "remount,size=400m", str(disk)], check=True)
+        manifest = ingest(settings(logs, counters={}), disk / "set")
+        assert sum(split.rows for split in manifest.splits.values()) == 30_000
+    finally:
+        subprocess.run(["umount", "--lazy", str(disk)], check=True)
+
+
+def test_nothing_to_read(tmp_path):
+    with pytest.raises(DataError, match=r"ingest.path: nothing at .*/none; check the path"):
+        ingest(settings(tmp_path / "none"), tmp_path / "set")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(DataError, match=r"no .parquet or .pq file in .*/empty"):
+        ingest(settings(tmp_path / "empty"), tmp_path / "set")
+    with pytest.raises(DataError, match="nosuch"):
+        ingest(settings("nosuch://x/y"), tmp_path / "set")
+
+
+WRONG = [
+    ({"ids": {"user_id": "user", "item_id": "item"}}, "unknown id column 'author'"),
+    ({"tables": {"itm": {}}}, "tables: unknown table 'itm'; did you mean 'item'?"),
+    ({"checks": {"itemid": {}}}, "checks: unknown column 'itemid'; did you mean 'item_id'?"),
+    ({"unique": ["item_id"]}, "unique: 'user_id', the user, must be among the columns"),
+    ({"tasks": {}, "watch_time": None}, "tasks: none; name at least one, or watch_time"),
+    ({"valid_from": "soon"}, "valid_from: got 'soon', expected a day such as 2026-05-04"),
+    ({"train_from": "2026-02-01"}, "must follow one another"),
+    ({"tables": {"tag": {"encoding": "hash"}}}, "encoding hash needs num_embeddings"),
+    ({"numbers": {"item_id": {}}}, "'item_id' is the name of 2 features"),
+]
+
+
+@pytest.mark.parametrize(("change", "expected"), WRONG)
+def test_wrong_settings(change, expected, tmp_path):
+    given = settings(tmp_path).model_dump(mode="json") | change
+    with pytest.raises(ConfigError) as caught:
+        parse_config({"ingest": given, "data": {"path": "x"}})
+    assert expected in str(caught.value)
+    with pytest.raises(ValidationError):
+        settings(tmp_path, **change)
+
+
+def test_roles_that_do_not_agree(tmp_path):
+    logs = write_logs(tmp_path / "logs", make_rows(1))
+    with pytest.raises(ConfigError, match="column 'play_ms' is number and watch_time; name one"):
+        ingest(settings(logs, numbers={"play_ms": {}}), tmp_path / "set")
+    behaviours = {"item_id": {"ids": ["item_id"]}}
+    with pytest.raises((ConfigError, ValidationError), match="'item_id' is the name of 2"):
+        ingest(settings(logs, behaviours=behaviours), tmp_path / "set")
