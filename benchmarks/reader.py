@@ -1,18 +1,22 @@
-"""CPU seconds per million rows: our reader against pyarrow's bare decode and a torch DataLoader.
+"""CPU seconds per million rows: our reader against pyarrow's bare decode and other readers.
 
-    .venv/bin/python benchmarks/reader.py [--rows 300000] [--batch-size 4096] [--repeats 5]
-        [--row-group-rows 16384] [--items 55] [--ids uniform|skewed]
+    .venv/bin/python benchmarks/reader.py [--case NAME|all] [--rows 300000] [--batch-size 4096]
+        [--repeats 5] [--items 55] [--ids uniform|skewed] [--row-group-rows 16384]
+        [--rows-per-part 1000000] [--files ours|pyarrow] [--systems bare ours loader ray_data]
 
-Made-up rows: 20 ids, three lists of ids of mean length `--items`, three labels. Everyone reads the
-same columns of the same files in a process of its own with one thread, one epoch to get warm and
-one that counts:
+Made-up rows: 20 ids, three lists of ids of mean length `--items` (none at all for 0), three labels.
+`--case` sets some of these at once, see CASES. Everyone reads the same columns of the same files in
+a process of its own with one thread, one epoch to get warm and one that counts:
 
-    bare     decodes every row group and throws it away: the least that any reader can do
-    ours     shuffled, exactly resumable, KeyedJaggedTensor batches of `--batch-size`
-    loader   torch DataLoader over an IterableDataset of `ParquetFile.iter_batches`, not shuffled:
-             ids and labels as tensors, lists as values and offsets
+    bare      decodes every row group and throws it away: what any reader has to do
+    ours      shuffled, exactly resumable, KeyedJaggedTensor batches of `--batch-size`
+    loader    torch DataLoader over an IterableDataset of `ParquetFile.iter_batches`, not shuffled:
+              ids and labels as tensors, lists as values and offsets
+    ray_data  Ray Data's Arrow batches, not shuffled, with two CPUs; its workers decode, but only
+              the CPU time of the process that asks for the batches is counted
 
-Counted is the CPU time of the process, all threads. Ratios are taken within a repeat.
+Counted is the CPU time of the process, all threads. Ratios are taken within a repeat. Files are
+ours, or `--files pyarrow`: rewritten with the encodings that pyarrow chooses (dictionaries), zstd.
 """
 
 import argparse
@@ -26,6 +30,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -48,6 +53,14 @@ from infnet_dist.schema import (
 )
 
 NUM_IDS, NUM_LISTS, NUM_LABELS, NUM_EMBEDDINGS = 20, 3, 3, 1_000_000
+CASES: dict[str, dict[str, int | str]] = {
+    "long": {"items": 55, "ids": "uniform"},
+    "skewed": {"items": 55, "ids": "skewed"},
+    "short": {"items": 5, "ids": "uniform"},
+    "very-long": {"items": 200, "ids": "uniform", "rows": 100_000, "row_group_rows": 8_192},
+    "scalar": {"items": 0, "ids": "uniform", "rows": 1_000_000},
+    "small-files": {"items": 55, "ids": "uniform", "rows_per_part": 5_000},
+}
 SCHEMA = Schema(
     tables=(Table(name="id", num_embeddings=NUM_EMBEDDINGS),),
     categorical=tuple(
@@ -67,15 +80,22 @@ SCHEMA = Schema(
 )
 
 
+SCALAR_SCHEMA = SCHEMA.model_copy(update={"sequences": ()})
+
+
 def main() -> None:
-    """Make the set, read it in turns, print a table."""
+    """Make the sets, read each in turns, print tables."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--case", choices=(*CASES, "all"))
     parser.add_argument("--rows", type=int, default=300_000)
     parser.add_argument("--batch-size", type=int, default=4_096)
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--row-group-rows", type=int, default=16_384)
-    parser.add_argument("--items", type=int, default=55, help="mean length of a list")
+    parser.add_argument("--rows-per-part", type=int, default=1_000_000)
+    parser.add_argument("--items", type=int, default=55, help="mean length of a list; 0: no lists")
     parser.add_argument("--ids", choices=("uniform", "skewed"), default="uniform")
+    parser.add_argument("--files", choices=("ours", "pyarrow"), default="ours")
+    parser.add_argument("--systems", nargs="+", choices=[*SYSTEMS], default=[*SYSTEMS])
     parser.add_argument("--read", nargs=2, metavar=("SYSTEM", "FOLDER"), help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.read:
@@ -84,27 +104,41 @@ def main() -> None:
     print("command:", "python", *sys.argv)
     print("versions:", json.dumps(versions()))
     print("machine:", platform.processor() or platform.machine(), os.cpu_count(), "cores")
-    results: dict[str, list[dict[str, float]]] = {name: [] for name in SYSTEMS}
+    names = [*CASES] if arguments.case == "all" else [arguments.case or "as the flags say"]
+    for name in names:
+        case = argparse.Namespace(**(vars(arguments) | CASES.get(name, {})))
+        compare(name, case)
+
+
+def compare(name: str, case: argparse.Namespace) -> None:
+    """Read one set with every system in turns; print a table."""
+    results: dict[str, list[dict[str, float]]] = {system: [] for system in case.systems}
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary, "set")
-        make_set(folder, arguments)
-        for _ in range(arguments.repeats):
+        make_set(folder, case)
+        for _ in range(case.repeats):
             for system, found in results.items():
-                command = [sys.executable, __file__, "--batch-size", str(arguments.batch_size)]
+                command = [sys.executable, __file__, "--batch-size", str(case.batch_size)]
                 command += ["--read", system, str(folder)]
                 environ = os.environ | {"OMP_NUM_THREADS": "1"}
                 done = subprocess.run(command, env=environ, check=True, stdout=subprocess.PIPE)
                 found.append(json.loads(done.stdout.splitlines()[-1]))
-    print("\n| reader | CPU s per million rows | over bare decode | peak GiB |\n|---|---|---|---|")
+        files = [*(folder / "train").iterdir()]
+        size = sum(path.stat().st_size for path in files) / case.rows
+    print(f"\n{name}: {case.rows} rows, {case.ids} ids, {case.items} items, {len(files)} files,")
+    print(f"{case.row_group_rows} rows per row group, {size:.0f} bytes per row\n")
+    print("| reader | CPU s per million rows | over bare decode | peak GiB |\n|---|---|---|---|")
     for system, found in results.items():
-        pairs = zip(found, results["bare"], strict=True)
+        pairs = zip(found, results.get("bare", found), strict=True)
         ratio = statistics.median(mine["cpu_s"] / bare["cpu_s"] for mine, bare in pairs)
         cpu_s = statistics.median(run["cpu_s"] for run in found)
-        print(f"| {system} | {cpu_s:.2f} | {ratio:.2f} | {max(r['gib'] for r in found):.2f} |")
+        gib = max(run["gib"] for run in found)
+        print(f"| {system} | {cpu_s:.2f} | {ratio:.2f} | {gib:.2f} |", flush=True)
 
 
 def make_set(folder: Path, arguments: argparse.Namespace) -> None:
-    """Write the rows in chunks."""
+    """Write the rows in chunks; no lists for a mean length of 0."""
+    schema = SCHEMA if arguments.items else SCALAR_SCHEMA
     rng = np.random.default_rng(0)
 
     def ids(count: int) -> pa.Array:
@@ -113,12 +147,15 @@ def make_set(folder: Path, arguments: argparse.Namespace) -> None:
         return pa.array((rng.zipf(1.2, count) % NUM_EMBEDDINGS).astype(np.int64))
 
     with TrainingSetWriter(
-        folder, rows_per_part=1_000_000, row_group_rows=arguments.row_group_rows, source={}
+        folder,
+        rows_per_part=arguments.rows_per_part,
+        row_group_rows=arguments.row_group_rows,
+        source={},
     ) as writer:
         for start in range(0, arguments.rows, 50_000):
             count = min(50_000, arguments.rows - start)
             columns: dict[str, pa.Array] = {f.column: ids(count) for f in SCHEMA.categorical}
-            for sequence in SCHEMA.sequences:
+            for sequence in schema.sequences:
                 spread = arguments.items * 4 // 5
                 lengths = arguments.items + rng.integers(-spread, spread + 1, count)
                 offsets = pa.array(np.concatenate([[0], np.cumsum(lengths)]), pa.int32())
@@ -129,7 +166,12 @@ def make_set(folder: Path, arguments: argparse.Namespace) -> None:
             columns["user_id"] = ids(count)
             columns["time_ms"] = pa.array(np.arange(start, start + count))
             writer.write("train", pa.table(columns))
-        writer.publish(SCHEMA)
+        writer.publish(schema)
+    if arguments.files == "pyarrow":
+        for path in (folder / "train").iterdir():
+            table = pq.read_table(path)
+            size = arguments.row_group_rows
+            pq.write_table(table, path, row_group_size=size, compression="zstd")
 
 
 def measure(system: str, folder: Path, batch_size: int) -> dict[str, float]:
@@ -145,28 +187,40 @@ def measure(system: str, folder: Path, batch_size: int) -> dict[str, float]:
     return {"cpu_s": cpu_s / rows * 1e6, "gib": peak}
 
 
+def columns_of(folder: Path) -> list[str]:
+    """What everyone reads."""
+    return list(read_manifest(folder).schema_.columns)
+
+
 def bare(folder: Path, batch_size: int) -> Iterator[int]:
     """Rows of each row group."""
+    columns = columns_of(folder)
     for path in sorted((folder / "train").iterdir()):
         with pq.ParquetFile(path) as file:
             for group in range(file.num_row_groups):
-                table = file.read_row_group(group, columns=list(SCHEMA.columns), use_threads=False)
+                table = file.read_row_group(group, columns=columns, use_threads=False)
                 yield table.num_rows
 
 
-def ours(folder: Path, batch_size: int) -> Iterator[int]:
-    """Rows of each batch."""
-    reader = Reader(
+@cache
+def make_reader(folder: Path, batch_size: int) -> Reader:
+    """One for both epochs, as a training run has it: it keeps the memory of its blocks."""
+    manifest = read_manifest(folder)
+    return Reader(
         folder=folder,
-        manifest=read_manifest(folder),
-        schema=SCHEMA,
+        manifest=manifest,
+        schema=manifest.schema_,
         split="train",
         batch_size=batch_size,
         rank=0,
         world_size=1,
         shuffle_rows=65_536,
     )
-    for batch in reader.batches():
+
+
+def ours(folder: Path, batch_size: int) -> Iterator[int]:
+    """Rows of each batch."""
+    for batch in make_reader(folder, batch_size).batches():
         yield batch.num_rows
 
 
@@ -176,16 +230,17 @@ class ArrowBatches(IterableDataset[dict[str, torch.Tensor]]):
     def __init__(self, folder: Path, batch_size: int) -> None:
         """Read the files of a folder in order."""
         self.paths, self.batch_size = sorted((folder / "train").iterdir()), batch_size
+        self.columns = columns_of(folder)
 
     def __iter__(self) -> Iterator[dict[str, torch.Tensor]]:
         """Batches within each file."""
         for path in self.paths:
             with pq.ParquetFile(path) as file:
                 for batch in file.iter_batches(
-                    self.batch_size, columns=list(SCHEMA.columns), use_threads=False
+                    self.batch_size, columns=self.columns, use_threads=False
                 ):
                     tensors = {}
-                    for name in SCHEMA.columns:
+                    for name in self.columns:
                         column = batch.column(name)
                         if pa.types.is_list(column.type):
                             offsets = column.offsets.to_numpy()
@@ -201,10 +256,22 @@ def loader(folder: Path, batch_size: int) -> Iterator[int]:
         yield len(batch["user_id"])
 
 
+def ray_data(folder: Path, batch_size: int) -> Iterator[int]:
+    """Rows of each batch."""
+    import ray
+
+    ray.init(num_cpus=2, ignore_reinit_error=True, log_to_driver=False, logging_level="ERROR")
+    ray.data.DataContext.get_current().enable_progress_bars = False
+    dataset = ray.data.read_parquet(str(folder / "train"), columns=columns_of(folder))
+    for batch in dataset.iter_batches(batch_size=batch_size, batch_format="pyarrow"):
+        yield batch.num_rows
+
+
 SYSTEMS: dict[str, Callable[[Path, int], Iterator[int]]] = {
     "bare": bare,
     "ours": ours,
     "loader": loader,
+    "ray_data": ray_data,
 }
 
 if __name__ == "__main__":

@@ -1,10 +1,12 @@
 """Decoded rows -> RankingBatch."""
 
+import fbgemm_gpu  # noqa: F401 (its operators)
+import numpy as np
 import torch
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
 from infnet_dist.batch import BatchRows, RankingBatch
-from infnet_dist.data.columns import Columns
+from infnet_dist.data.rows import Rows
 from infnet_dist.schema import Schema
 
 
@@ -17,46 +19,50 @@ class Collator:
         self._batch_size = batch_size
         self._keys = [feature.key for feature in schema.table_features]
         self._num_fields = len(schema.fields)
+        # One for all batches where no behaviour has time gaps: they may be megabytes of zeros.
+        self._no_gaps_BL = torch.zeros(
+            batch_size, sum(s.max_length for s in schema.sequences), dtype=torch.uint8
+        )
 
-    def __call__(self, columns: Columns, rows: BatchRows) -> RankingBatch:
-        """Collate `columns`, which came from `rows`."""
-        plain = columns.plain
+    def __call__(self, picked: Rows, rows: BatchRows) -> RankingBatch:
+        """Collate `picked`, which came from `rows`."""
+        plain = {name: torch.from_numpy(values) for name, values in picked.plain.items()}
         return RankingBatch(
-            sparse_features=self._sparse_features(columns),
+            sparse_features=self._sparse_features(picked),
             dense_BN=self._padded(plain["numbers"]),
-            time_gap_BL=self._time_gaps(columns),
+            time_gap_BL=self._time_gaps(picked),
             labels_BK=self._padded(plain["labels"]),
-            weights_B=self._padded(torch.ones(len(columns))),
-            group_B=self._padded(plain["group"]),
+            weights_B=self._padded(torch.ones(len(picked))),
+            group_B=self._padded(plain["group"][:, 0]),
             truth_BK=self._padded(plain["truth"]),
             rows=rows,
         )
 
-    def _sparse_features(self, columns: Columns) -> KeyedJaggedTensor:
-        values = [columns.plain["ids"].t().flatten()]
+    def _sparse_features(self, picked: Rows) -> KeyedJaggedTensor:
+        keys = self._keys[self._num_fields :]
         lengths = torch.zeros(len(self._keys), self._batch_size, dtype=torch.int64)
-        lengths[: self._num_fields, : len(columns)] = 1
-        for i, key in enumerate(self._keys[self._num_fields :], self._num_fields):
-            lists = columns.lists[key]
-            values.append(lists.values)
-            lengths[i, : len(columns)] = lists.lengths
+        lengths[: self._num_fields, : len(picked)] = 1
+        for i, key in enumerate(keys, self._num_fields):
+            lengths[i, : len(picked)] = picked.lengths(key)
         return KeyedJaggedTensor(
             keys=self._keys,
-            values=torch.cat(values),
+            values=picked.items(keys, before=np.ascontiguousarray(picked.plain["ids"].T)),
             lengths=lengths.flatten(),
             stride=self._batch_size,
         )
 
-    def _time_gaps(self, columns: Columns) -> torch.Tensor:
+    def _time_gaps(self, picked: Rows) -> torch.Tensor:
         """Buckets of all behaviours side by side, uint8 [B, L]; 0 where there is no item."""
+        if not any(sequence.time_gap_column for sequence in self._sequences):
+            return self._no_gaps_BL
+        gaps_BL = torch.zeros_like(self._no_gaps_BL)
         sizes = [sequence.max_length for sequence in self._sequences]
-        gaps_BL = torch.zeros(self._batch_size, sum(sizes), dtype=torch.uint8)
         for sequence, gaps_Bl in zip(self._sequences, gaps_BL.split(sizes, dim=1), strict=True):
             if sequence.time_gap_column is not None:
-                lists = columns.lists[sequence.name]
-                gaps_Bl[: len(columns)] = torch.ops.fbgemm.jagged_to_padded_dense(
-                    lists.values.unsqueeze(1),
-                    [lists.offsets],
+                lengths = picked.lengths(sequence.name).long()
+                gaps_Bl[: len(picked)] = torch.ops.fbgemm.jagged_to_padded_dense(
+                    picked.items([sequence.name]).unsqueeze(1),
+                    [torch.ops.fbgemm.asynchronous_complete_cumsum(lengths)],
                     [sequence.max_length],
                     0,
                 ).squeeze(2)
@@ -64,5 +70,6 @@ class Collator:
 
     def _padded(self, values: torch.Tensor) -> torch.Tensor:
         """[N, ...] -> [B, ...], filled up with zeros."""
-        missing = self._batch_size - len(values)
-        return torch.cat([values, values.new_zeros(missing, *values.shape[1:])])
+        padded = values.new_zeros(self._batch_size, *values.shape[1:])
+        padded[: len(values)] = values
+        return padded

@@ -5,7 +5,8 @@ of the epoch's order (`order.py`), and the last batch of a rank is padded with w
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from itertools import groupby
 from pathlib import Path
 
@@ -13,7 +14,7 @@ import pyarrow as pa
 
 from infnet_dist.batch import BatchRows, RankingBatch
 from infnet_dist.data.collate import Collator
-from infnet_dist.data.columns import Columns, Joiner, decode
+from infnet_dist.data.columns import Columns, decode
 from infnet_dist.data.manifest import Manifest, arrow_type
 from infnet_dist.data.order import (
     Block,
@@ -26,6 +27,7 @@ from infnet_dist.data.order import (
 )
 from infnet_dist.data.part_files import ARROW, OpenPart, PartFile
 from infnet_dist.data.prefetch import prefetch
+from infnet_dist.data.rows import Joiner, Rows, concatenate
 from infnet_dist.errors import DataError
 from infnet_dist.schema import Schema
 
@@ -54,6 +56,7 @@ class Reader:
     shuffle_rows: int | None = None
     prefetch_batches: int = 4
     open_part: OpenPart = ARROW
+    _idle_joiners: list[Joiner] = field(default_factory=list, init=False, repr=False, compare=False)
 
     @property
     def rows(self) -> int:
@@ -74,25 +77,42 @@ class Reader:
         return prefetch(self._batches(epoch, consumed), self.prefetch_batches)
 
     def _batches(self, epoch: int, consumed: Sequence[Interval]) -> Iterator[RankingBatch]:
-        collate, join = Collator(self.schema, self.batch_size), Joiner()
+        with self._joiner() as join:
+            yield from self._joined_batches(epoch, consumed, join)
+
+    @contextmanager
+    def _joiner(self) -> Iterator[Joiner]:
+        """Memory for blocks; that of an earlier epoch is warm."""
+        join = self._idle_joiners.pop() if self._idle_joiners else Joiner()
+        try:
+            yield join
+        finally:
+            self._idle_joiners.append(join)
+
+    def _joined_batches(
+        self, epoch: int, consumed: Sequence[Interval], join: Joiner
+    ) -> Iterator[RankingBatch]:
+        collate = Collator(self.schema, self.batch_size)
         mine = deal(remaining(self.rows, consumed), rank=self.rank, world_size=self.world_size)
         steps, missing = self.num_steps(consumed), self.batch_size
-        taken: list[Columns] = []
+        taken: list[Rows] = []
         intervals: list[Interval] = []
         for block, spans in self._blocks(epoch, mine):
-            columns, order = join([*self._read(block)]), block.permutation()
+            rows, order = join(self._read(block), block.rows), block.permutation()
             for start, stop in spans:
                 while start < stop:
                     count = min(missing, stop - start)
                     first = start - block.start
-                    taken.append(columns.pick(order[first : first + count]))
+                    picked = rows.pick(order[first : first + count])
                     intervals.append((start, start + count))
                     start, missing = start + count, missing - count
+                    # What a batch still misses may be read into the memory of this block.
+                    taken.append(picked.own() if missing else picked)
                     if not missing:
-                        yield collate(_together(taken), BatchRows(epoch, tuple(intervals)))
+                        yield collate(concatenate(taken), BatchRows(epoch, tuple(intervals)))
                         steps, missing, taken, intervals = steps - 1, self.batch_size, [], []
         for _ in range(steps):  # the padded rest; empty for a rank that got a row less
-            rows = _together(taken) if taken else _no_rows(self.schema)
+            rows = concatenate(taken) if taken else join([_no_rows(self.schema)], 0)
             yield collate(rows, BatchRows(epoch, tuple(intervals)))
             taken, intervals = [], []
 
@@ -130,11 +150,6 @@ class Reader:
         columns = list(self.schema.columns)
         table = file.read_row_group(group.index, columns=columns, use_threads=False)
         return decode(table, self.schema, f"{group.file}, row group {group.index}")
-
-
-def _together(taken: Sequence[Columns]) -> Columns:
-    """The rows of a batch: of one block, or copied together where it spans several."""
-    return taken[0] if len(taken) == 1 else Joiner()(taken)
 
 
 def _no_rows(schema: Schema) -> Columns:

@@ -1,6 +1,7 @@
 """The reader against the rows on disk: each exactly once, evenly, deterministic, well collated."""
 
 import threading
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -11,10 +12,11 @@ import torch
 
 from infnet_dist.batch import RankingBatch
 from infnet_dist.data.check import check_split
-from infnet_dist.data.columns import Columns, Joiner, decode, time_gap_bucket
+from infnet_dist.data.columns import Columns, decode, time_gap_bucket
 from infnet_dist.data.manifest import Manifest
 from infnet_dist.data.prefetch import prefetch
 from infnet_dist.data.reader import Reader
+from infnet_dist.data.rows import Joiner
 from infnet_dist.errors import DataError
 from infnet_dist.ingest.writer import TrainingSetWriter
 from infnet_dist.schema import (
@@ -213,21 +215,36 @@ def test_unknown_labels_are_nan_where_a_task_allows_them(tmp_path: Path) -> None
     assert found[~found.isnan()].tolist() == known
 
 
+def test_batches_keep_their_items_while_others_are_read(tmp_path: Path) -> None:
+    manifest = make_set(tmp_path / "s", 200, rows_per_part=60, row_group_rows=11)
+    reader = make_reader(tmp_path / "s", manifest)
+
+    def check(batch: RankingBatch) -> None:
+        expected = [row * 10 + i for row in rows_of(batch) for i in range(min(row % 6, 3))]
+        assert batch.sparse_features["click.row"].values().tolist() == expected
+
+    pairs = [*zip(reader.batches(0), reader.batches(1), strict=True)]
+    later = [*reader.batches(0)]
+    for batch in (*chain.from_iterable(pairs), *later):
+        check(batch)
+    assert [rows_of(first) for first, _ in pairs] == [rows_of(batch) for batch in later]
+
+
 def test_joined_rows_are_picked_before_their_memory_is_used_again(tmp_path: Path) -> None:
     where = "here"
     first, second = (decode(make_table(40).slice(i, 12), SCHEMA, where) for i in (3, 17))
     join = Joiner()
     order = np.array([23, 0, 12, 11, 5])
-    picked = join([first, second]).pick(order)
-    join([second, first])
+    picked = join(iter([first, second]), 24).pick(order).own()
+    join([second, first], 24)
     raw = make_table(40).to_pylist()
     rows = [raw[17 + i - 12] if i >= 12 else raw[3 + i] for i in order]
     assert picked.plain["ids"][:, 0].tolist() == [row["row"] for row in rows]
-    assert picked.plain["group"].tolist() == [row["user"] for row in rows]
+    assert picked.plain["group"][:, 0].tolist() == [row["user"] for row in rows]
     expected = [row["click_row"][:3] for row in rows]
-    lists = picked.lists["click.row"]
-    assert lists.lengths.tolist() == [len(items) for items in expected]
-    assert lists.values.tolist() == [item for items in expected for item in items]
+    assert picked.lengths("click.row").tolist() == [len(items) for items in expected]
+    items = picked.items(["click.row"])
+    assert items.tolist() == [item for items in expected for item in items]
 
 
 def test_each_row_group_is_decoded_once_however_many_pieces_are_left(
