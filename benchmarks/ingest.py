@@ -108,6 +108,7 @@ def measure(system: str, folder: Path, rows: int, memory_mib: int) -> dict[str, 
     with subprocess.Popen(command, env=environment, stdout=sys.stderr) as process:
         peak = _Peak(process.pid)
         code = process.wait()
+        wall = time.monotonic() - start
         peak.stop()
     after = os.times()
     if code:
@@ -120,7 +121,7 @@ def measure(system: str, folder: Path, rows: int, memory_mib: int) -> dict[str, 
     )
     size = sum(p.stat().st_size for p in out.rglob("*/*.parquet") if p.parent.name in SPLITS)
     return {
-        "wall": time.monotonic() - start,
+        "wall": wall,
         "cpu": cpu,
         "peak": peak.bytes / 2**30,
         "size": size / 2**30,

@@ -13,7 +13,7 @@ from infnet_dist.errors import unknown_name
 from infnet_dist.model_config import Section
 
 SplitName = Literal["train", "valid", "test"]
-_PLAIN_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")  # of a feature; in keys and in modules
+_PLAIN_NAME = re.compile(r"[A-Za-z][A-Za-z0-9_]*")  # of a feature; in keys and in modules
 
 
 class SyntheticIngest(Section):
@@ -105,6 +105,9 @@ class TimeColumn(Section):
     monotone: bool = Field(
         False, description="quarantine rows that are earlier than one before them in their file"
     )
+    max_ahead_h: float | None = Field(
+        24.0, ge=0, description="quarantine rows so much later than their file; null: don't"
+    )
 
 
 class IdTable(Section):
@@ -112,12 +115,12 @@ class IdTable(Section):
 
     encoding: Literal["dense", "hash", "raw"] = Field(
         "dense",
-        description="dense: a vocabulary; hash: rows by hash; raw: kept, the reader hashes them",
+        description="dense: a vocabulary; hash: rows by hash; raw: for the reader to hash",
     )
     num_embeddings: int | None = Field(
         None, ge=2, description="rows; null (dense alone): as many as there are values, and one"
     )
-    min_count: int = Field(1, ge=1, description="dense: values rarer than this in train get id 0")
+    min_count: int = Field(1, ge=1, description="dense: rarer values, before valid, get id 0")
     num_hashes: int = Field(
         1, ge=1, le=4, description="hash: rows that a value is looked up in, each a feature"
     )
@@ -141,7 +144,7 @@ class ListColumn(Section):
 
 
 class NumberColumn(Section):
-    """A number; buckets, mean and deviation come from the training window alone."""
+    """A number; buckets, mean and deviation come from the rows before valid alone."""
 
     buckets: Literal["quantile", "log"] | None = Field(
         "quantile",
@@ -163,9 +166,9 @@ class Behaviour(Section):
 
 
 class Join(Section):
-    """A Parquet file or folder with one row per key, small enough for the memory of each task."""
+    """A Parquet file with one row per key, small enough for the memory of each task."""
 
-    path: str = Field(min_length=1, description="file, folder or URL of the side table")
+    path: str = Field(min_length=1, description="file or URL of the side table")
     key: str = Field(description="column of the keys, in the logs and in the side table")
     columns: tuple[str, ...] = Field(min_length=1, description="its columns that rows get")
 
@@ -183,8 +186,8 @@ class Check(Section):
     type: Literal["int", "text"] | None = Field(
         None, description="of ids; null: as in the first file, int in CSV"
     )
-    min: float | None = Field(None, description="smallest number")
-    max: float | None = Field(None, description="largest number")
+    min: int | float | None = Field(None, description="smallest number")
+    max: int | float | None = Field(None, description="largest number")
     allowed: tuple[int | float | str, ...] | None = Field(
         None, min_length=1, description="the only values"
     )
@@ -216,7 +219,7 @@ class LogsIngest(Section):
     watch_time: str | None = Field(None, description="column of ms watched, as a task; null: none")
     checks: dict[str, Check] = Field(default_factory=dict, description="by column")
     unique: tuple[str, ...] = Field(
-        (), description="columns that tell rows apart, the user's among them; doubles are dropped"
+        (), description="columns that tell the rows of one ingest apart, the user's among them"
     )
     max_bad_share: float = Field(0.01, ge=0, le=1, description="share of bad rows that stops it")
     skip_bad_files: bool = Field(False, description="leave out unreadable files, and count them")
@@ -239,30 +242,57 @@ class LogsIngest(Section):
     def _check(self) -> "LogsIngest":
         if not self.tasks and self.watch_time is None:
             raise ValueError("tasks: none; name at least one, or watch_time")
+        self._check_names()
+        self._check_columns()
+        starts = self.split_starts_ms
+        if sorted(starts.values()) != list(starts.values()):
+            raise ValueError("train_from, valid_from and test_from must follow one another")
+        return self
+
+    def _check_names(self) -> None:
         for name, count in Counter(self._feature_names()).items():
             if count > 1:
                 raise ValueError(f"{name!r} is the name of {count} features; rename one")
+        for name in [*self._feature_names(), *self.tasks, *self.table_names]:
             if not _PLAIN_NAME.fullmatch(name):
-                raise ValueError(f"{name!r} can't name a feature: use letters, digits and _")
+                raise ValueError(f"{name!r} can't be a name: use letters, digits and _")
         for place, column in self._ids_named():
             if column not in self.ids:
                 raise ValueError(f"{place}: {unknown_name('id column', column, self.ids)}")
-        for column in self.unique and [self.user]:
-            if column not in self.unique:
-                raise ValueError(f"unique: {column!r}, the user, must be among the columns")
         for table in self.tables:
             if table not in self.table_names:
                 raise ValueError(f"tables: {unknown_name('table', table, self.table_names)}")
         for column in self.checks:
             if column not in self.columns:
                 raise ValueError(f"checks: {unknown_name('column', column, self.columns)}")
+
+    def _check_columns(self) -> None:
+        if self.unique and self.user not in self.unique:
+            raise ValueError(f"unique: {self.user!r}, the user, must be among the columns")
+        inputs = [*self.ids, *self.lists, *self.numbers]
+        labels = [*self.tasks.values(), *([self.watch_time] if self.watch_time else [])]
+        for column in labels:
+            if column in inputs:
+                raise ValueError(f"column {column!r} is a label, it can't be a feature")
+        for column in self.lists:
+            if column in (*self.flags, *self.unique, self.user):
+                raise ValueError(f"lists: column {column!r} has another role that can't be a list")
+        for column in self.columns:
+            if column.startswith("_"):
+                raise ValueError(f"column {column!r}: names that begin with _ are ours; rename it")
+        if self.user in self.checks and self.checks[self.user].nulls == "keep":
+            raise ValueError(f"checks.{self.user}: a row without a user can't be kept")
+        self._check_joins()
+
+    def _check_joins(self) -> None:
         for column, count in Counter(self.joined).items():
             if count > 1 or column in (self.user, self.time.column):
                 raise ValueError(f"joins: column {column!r} comes from two places; leave one out")
-        starts = self.split_starts_ms
-        if sorted(starts.values()) != list(starts.values()):
-            raise ValueError("train_from, valid_from and test_from must follow one another")
-        return self
+        missing = set(self.joined)
+        for name, join in self.joins.items():
+            if join.key in missing:
+                raise ValueError(f"joins.{name}: key {join.key!r} is joined later; move it up")
+            missing -= set(join.columns)
 
     def _feature_names(self) -> list[str]:
         return [*self.ids, *self.lists, *self.numbers, *self.behaviours, *self.counters]

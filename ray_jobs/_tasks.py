@@ -4,8 +4,10 @@ import contextlib
 import logging
 import os
 from collections.abc import Iterator, Sequence
+from itertools import islice
+from typing import Any
 
-from infnet_dist.errors import UserError
+from infnet_dist.errors import DataError, UserError
 from infnet_dist.ingest.logs.stages import Execute, Outcome, Recorded, processes
 
 _RETRIES = 3  # of a task whose worker or node died; its own errors aren't repeated
@@ -23,25 +25,37 @@ def executor(launcher: str) -> Iterator[Execute]:
 
 def _on_ray(tasks: Sequence[Recorded]) -> Iterator[tuple[int, Outcome]]:
     import ray
-    from ray.exceptions import RayTaskError
+    from ray.exceptions import RayError, RayTaskError
 
     if not tasks:
         return
     if not ray.is_initialized():
         ray.init(logging_level=logging.WARNING)
     run = ray.remote(num_cpus=1, max_retries=_RETRIES)(_run)
-    numbers = {run.remote(task): number for number, task in enumerate(tasks)}
+    waiting = iter(enumerate(tasks))
+    running: dict[Any, int] = {}
+    at_once = 2 * max(int(ray.cluster_resources().get("CPU", 1)), 1)
     try:
-        while numbers:
-            ready, _ = ray.wait(list(numbers), num_returns=1)
-            for reference in ready:
-                yield numbers.pop(reference), ray.get(reference)
+        while True:
+            for number, task in islice(waiting, at_once - len(running)):
+                running[run.remote(task)] = number
+            if not running:
+                return
+            for reference in ray.wait(list(running), num_returns=1)[0]:
+                outcome = ray.get(reference)
+                yield running.pop(reference), outcome
     except RayTaskError as error:
         if isinstance(error.cause, UserError):
             raise error.cause from None
         raise
+    except RayError as error:
+        raise DataError(
+            f"a task of the ingest was lost {_RETRIES + 1} times ({type(error).__name__}), perhaps "
+            "for want of memory; lower ingest.memory_mib and run the same command again: it goes "
+            "on where it stopped"
+        ) from error
     finally:
-        for reference in numbers:
+        for reference in running:
             ray.cancel(reference)
 
 

@@ -66,7 +66,8 @@ def _describe(config: Config, made: Manifest | None) -> None:
     manifest = made or read_manifest(folder)
     if config.data.petastorm_metadata:
         write_petastorm_metadata(folder, manifest)
-    if made is None and (folder / REPORT).exists():
+    page = folder / REPORT
+    if made is None and page.exists() and manifest.content_hash in page.read_text():
         return
     report, run_id = write_report(folder, manifest), f"ingest-{new_run_id()}"
     run_folder = config.run.folder / config.run.name / run_id

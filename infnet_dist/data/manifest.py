@@ -59,7 +59,7 @@ class Split(_Entry):
 
 
 class HashedTable(_Entry):
-    """Distinct values of a hashed table before valid, estimated, and how they collide.
+    """Distinct values of a hashed table in all logs so far, estimated, and how they collide.
 
     Attributes:
         values: distinct values, within a few percent.
@@ -88,9 +88,9 @@ class Ingested(_Entry):
         last_time_ms: latest impression; what is added must be later.
         boundary_ms: the state holds all rows from then on, and sums and newest events before it.
         files: all that were read.
-        unreadable: files that were left out, with the reason.
-        quarantined: bad rows by reason.
-        left_out: rows before train ("early") and in gaps ("left_out").
+        unreadable: files that the last ingest left out, with the reason; the next one tries again.
+        quarantined: bad rows of all ingests by reason.
+        left_out: rows of all ingests before train ("early") and in gaps ("left_out").
         hashed: by table that rows are found in by hash, raw ones included.
     """
 
@@ -105,7 +105,7 @@ class Ingested(_Entry):
 
     @property
     def num_bad(self) -> int:
-        """Quarantined rows of the last ingest."""
+        """Quarantined rows of all ingests."""
         return sum(self.quarantined.values())
 
 

@@ -175,7 +175,7 @@ def _ingested(ingested: Ingested) -> list[str]:
         heading("Logs"),
         paragraph(
             f"{len(ingested.files):,} files in {ingested.generation} ingests, up to "
-            f"{_moment(ingested.last_time_ms)} UTC. The rest is of the last ingest."
+            f"{_moment(ingested.last_time_ms)} UTC."
         ),
     ]
     left_out = [(name, f"{rows:,}") for name, rows in ingested.left_out.items() if rows]

@@ -1,6 +1,8 @@
 """Logs -> training set, against plain loops over all earlier rows."""
 
 from collections import Counter
+from itertools import pairwise
+from pathlib import Path
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -61,21 +63,30 @@ def test_equals_loops_over_all_earlier_rows(seed, tick_ms, refresh, tmp_path):
 
 @pytest.mark.parametrize("seed", range(2))
 @pytest.mark.parametrize("refresh", ["live", "daily"])
-@pytest.mark.parametrize("cut_h", [48, 61, 72])
-def test_added_logs_know_what_came_before(seed, refresh, cut_h, tmp_path):
+@pytest.mark.parametrize(
+    ("cut_h", "unit", "monotone"), [(48, "s", True), (61, "us", False), (72, "ms", True)]
+)
+def test_added_logs_know_what_came_before(seed, refresh, cut_h, unit, monotone, tmp_path):
     """The rows added hold what they would hold had all logs been ingested at once."""
     rows = sorted(make_rows(seed, tick_ms=600_000), key=lambda row: row["time_ms"])
+    per_ms = {"s": 0.001, "ms": 1, "us": 1000}[unit]
+    time = {"column": "time_ms", "unit": unit, "monotone": monotone}
+
+    def write(folder, some, files=3):
+        scaled = [row | {"time_ms": int(row["time_ms"] * per_ms)} for row in some]
+        return write_logs(folder, scaled, files=files)
+
     cut_ms = START_MS + cut_h * 3_600_000
     old = [row for row in rows if row["time_ms"] < cut_ms]
     new = [row for row in rows if row["time_ms"] >= cut_ms]
-    logs, folder = write_logs(tmp_path / "logs" / "old", old).parent, tmp_path / "set"
-    config = settings(logs, refresh=refresh, valid_from="2026-01-02")
+    logs, folder = write(tmp_path / "logs" / "old", old).parent, tmp_path / "set"
+    config = settings(logs, refresh=refresh, valid_from="2026-01-02", time=time)
     first = ingest(config, folder)
     before = {part.file: (folder / part.file).read_bytes() for part in first.split("valid").parts}
     assert ingest(config, folder) is None
 
-    write_logs(logs / "unicode ä and spaces", new, files=2)
-    config = settings(logs, refresh=refresh, valid_from="2026-01-04")
+    write(logs / "unicode ä and spaces", new, files=2)
+    config = settings(logs, refresh=refresh, valid_from="2026-01-04", time=time)
     second = ingest(config, folder)
     assert ingest(config, folder) is None
     # What was valid lies before the new valid, so it is train now; no part was written again.
@@ -90,6 +101,72 @@ def test_added_logs_know_what_came_before(seed, refresh, cut_h, tmp_path):
     assert sum(split.rows for split in second.splits.values()) == len(rows)
     for split in second.splits:
         check_split(folder, second, second.schema_, split=split, rank=0, world_size=1)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_many_additions(seed, tmp_path, monkeypatch):
+    """Five ingests of other task sizes each, with doubles: as if all had come at once."""
+    rng = np.random.default_rng(seed)
+    rows = sorted(make_rows(seed, rows=500, tick_ms=900_000), key=lambda row: row["time_ms"])
+    times = sorted({row["time_ms"] for row in rows})
+    cuts = [times[i] for i in sorted(rng.choice(np.arange(40, len(times) - 5), 4, replace=False))]
+    folder, logs = tmp_path / "set", tmp_path / "logs"
+    config = settings(
+        logs, valid_from="2026-01-01T06:00", refresh=["live", "daily"][seed % 2], max_bad_share=0.5
+    )
+    config = config.model_copy(update={"unique": ("user_id", "item_id", "author", "time_ms")})
+    edges, kept = [0, *cuts, times[-1] + 1], []
+    for version, (start, stop) in enumerate(pairwise(edges), 1):
+        sizes = Sizes(
+            *(int(rng.integers(*ends)) for ends in ((20, 200), (9, 60), (30, 90), (5, 90)))
+        )
+        monkeypatch.setattr("infnet_dist.ingest.logs.job.Sizes.of", lambda config, s=sizes: s)
+        new = [row for row in rows if start <= row["time_ms"] < stop]
+        new = list({tuple(row[c] for c in config.unique): row for row in new[::-1]}.values())[::-1]
+        kept += new
+        write_logs(logs / str(version), [*new, *new[:7]])
+        manifest = ingest(config, folder)
+        truth = Truth(kept, config, folder, version)
+        found = [row for split in manifest.splits for row in read_split(folder, split)]
+        found = [row for row in found if row["time_ms"] >= start]
+        expected = [truth.expected(row) for row in new]
+        assert canonical(found, list(expected[0])) == canonical(expected, list(expected[0]))
+
+
+class StopError(Exception):
+    pass
+
+
+@pytest.mark.parametrize("moves", [0, 1, 4, 9])
+@pytest.mark.parametrize("same_plan", [True, False])
+def test_killed_while_files_are_moved_in(moves, same_plan, tmp_path, monkeypatch):
+    rows = sorted(make_rows(2), key=lambda row: row["time_ms"])
+    cut = next(i for i in range(250, 400) if rows[i]["time_ms"] != rows[i - 1]["time_ms"])
+    logs = tmp_path / "logs"
+    write_logs(logs / "0", rows[:cut])
+    config = settings(logs, valid_from="2026-01-02")
+    for folder in (tmp_path / "killed", tmp_path / "whole"):
+        ingest(config, folder)
+    write_logs(logs / "1", rows[cut:])
+    replace, done = Path.replace, []
+
+    def dying(self, target):
+        if len(done) == moves and ".killed.work" in str(self):
+            raise StopError
+        done.extend([self] if ".killed.work" in str(self) else [])
+        return replace(self, target)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "replace", dying)
+        with pytest.raises(StopError):
+            ingest(config, tmp_path / "killed")
+    if not same_plan:
+        config = settings(logs, valid_from="2026-01-02", seed=3)
+        sizes = Sizes(partition=400, chunk=100, part=300, counting=900)
+        monkeypatch.setattr("infnet_dist.ingest.logs.job.Sizes.of", lambda config: sizes)
+    second = ingest(config, tmp_path / "killed")
+    assert ingest(config, tmp_path / "whole").content_hash == second.content_hash
+    assert contents(tmp_path / "killed") == contents(tmp_path / "whole")
 
 
 def test_no_id_ever_moves(tmp_path):

@@ -16,6 +16,7 @@ from infnet_dist.errors import ConfigError, DataError
 from infnet_dist.ingest.logs.run import ingest_logs
 from infnet_dist.ingest.logs.stages import one_by_one
 from tests.unit.raw_logs import (
+    DAY_MS,
     START_MS,
     TYPES,
     Truth,
@@ -23,6 +24,7 @@ from tests.unit.raw_logs import (
     make_rows,
     read_split,
     settings,
+    vocabulary,
     write_logs,
 )
 
@@ -50,6 +52,7 @@ def spoil(rows, change):
     return [row | change if i % 40 == 7 else row for i, row in enumerate(rows)]
 
 
+BIG = 2**62 + 2
 AUTHORS = [f"author {i}" for i in range(5)]
 # change, types of columns, checks, reason
 BAD_ROWS = [
@@ -67,14 +70,28 @@ BAD_ROWS = [
     ),
     ({"tags": [1, None]}, {}, {}, "tags: not a list of integers"),
     ({"tags": [3, 99]}, {}, {"tags": {"max": 30}}, "tags: above 30"),
+    ({"user_id": None}, {}, {}, "user_id: null"),
+    (
+        {"item_id": 2**62 + 3},
+        {"item_id": pa.int64()},
+        {"item_id": {"max": 2**62 + 2}},
+        "item_id: above",
+    ),
+    ({"play_ms": 1e300}, {"play_ms": pa.float64()}, {}, "play_ms: not milliseconds"),
+    (
+        {"time_ms": 4_000_000_000_000},
+        {},
+        {},
+        "time_ms: later than its file by more than ingest.time",
+    ),
     ({"duration_s": float("inf")}, {}, {}, "duration_s: infinite"),
     ({"age": float("nan")}, {}, {"age": {"nulls": "quarantine"}}, "age: null"),
     ({"is_click": 2}, {}, {}, "is_click: not 0 or 1"),
     ({"is_click": None}, {}, {}, "is_click: null"),
     ({"is_like": -(2**40)}, {}, {}, "is_like: not 0 or 1"),
     ({"play_ms": -5}, {}, {}, "play_ms: below 0"),
-    ({"time_ms": START_MS // 1000}, {}, {}, "time_ms: not between 2000 and 2100, read as ms"),
-    ({"time_ms": START_MS * 1000}, {}, {}, "time_ms: not between 2000 and 2100, read as ms"),
+    ({"time_ms": START_MS // 1000}, {}, {}, "time_ms: not between 1990 and 2100, read as ms"),
+    ({"time_ms": START_MS * 1000}, {}, {}, "time_ms: not between 1990 and 2100, read as ms"),
     ({"time_ms": None}, {}, {}, "time_ms: null"),
 ]
 
@@ -148,7 +165,12 @@ def test_doubles_are_dropped_and_kept(tmp_path):
     config = settings(write_logs(tmp_path / "logs", doubled), unique=unique, max_bad_share=0.1)
     manifest = ingest(config, tmp_path / "set")
     assert manifest.ingested.quarantined == {"duplicate of an earlier row": 20}
-    assert {row["_row"] for row in quarantine(tmp_path / "set")}
+    kept = quarantine(tmp_path / "set")
+    key = ["user_id", "item_id", "time_ms"]
+    assert sorted([row[k] for k in key] for row in kept) == sorted(
+        [row[k] for k in key] for row in rows[10:30]
+    )
+    assert {Path(row["_file"]).name for row in kept} <= {"log-0.parquet", "log-2.parquet"}
     truth = Truth(rows, config, tmp_path / "set")
     found = [row for split in ("train", "valid") for row in read_split(tmp_path / "set", split)]
     expected = [truth.expected(row) for row in rows]
@@ -182,6 +204,116 @@ def test_times_of_any_unit(unit, tmp_path):
     ingest(settings(tmp_path / "logs", time=time), tmp_path / "set")
     found = [row for split in ("train", "valid") for row in read_split(tmp_path / "set", split)]
     assert sorted(row["time_ms"] for row in found) == sorted(times.tolist())
+
+
+def test_ids_as_texts_and_hashes(tmp_path):
+    """19 digits, a plus sign and the upper half of uint64 are ids like any other."""
+    rows = make_rows(4)
+    ids = {row["item_id"]: 2**63 + 1_000_003 * row["item_id"] for row in rows}
+    (tmp_path / "logs").mkdir()
+    table = table_of(rows)
+    place = table.column_names.index("item_id")
+    large = pa.array([ids[row["item_id"]] for row in rows], pa.uint64())
+    pq.write_table(table.set_column(place, "item_id", large), tmp_path / "logs" / "x.parquet")
+    ingest(settings(tmp_path / "logs"), tmp_path / "set")
+    numbers = vocabulary(tmp_path / "set", "item")
+    assert {value % 2**64 for value in numbers} <= set(ids.values())
+    texts = [f"+{9 * 10**18 + row['item_id']}" for row in rows]
+    pq.write_table(
+        table.set_column(place, "item_id", pa.array(texts)), tmp_path / "logs" / "x.parquet"
+    )
+    config = settings(tmp_path / "logs", checks={"item_id": {"type": "int"}})
+    ingest(config, tmp_path / "other")
+    assert min(vocabulary(tmp_path / "other", "item")) >= 9 * 10**18
+
+
+def test_texts_that_are_no_utf8(tmp_path):
+    rows = make_rows(4)
+    table = table_of(rows)
+    texts = [row["author"].encode() for row in rows]
+    texts[5] = b"\xff\xfe"
+    offsets = np.cumsum([0, *map(len, texts)]).astype(np.int32)
+    broken = pa.StringArray.from_buffers(
+        len(texts), pa.py_buffer(offsets), pa.py_buffer(b"".join(texts))
+    )
+    (tmp_path / "logs").mkdir()
+    place = table.column_names.index("author")
+    pq.write_table(table.set_column(place, "author", broken), tmp_path / "logs" / "x.parquet")
+    manifest = ingest(settings(tmp_path / "logs"), tmp_path / "set")
+    assert manifest.ingested.quarantined == {"author: not text": 1}
+
+
+@pytest.mark.parametrize(
+    ("column", "check", "expected"),
+    [
+        ("item_id", {"allowed": [1, 2.5]}, "got 2.5, expected integers"),
+        ("item_id", {"allowed": ["a"]}, "got 'a', expected integers"),
+        ("author", {"min": 1}, "texts have no min and max"),
+        ("is_click", {"type": "text"}, "is of ids alone, 'is_click' is flag"),
+    ],
+)
+def test_checks_that_do_not_suit_their_column(column, check, expected, tmp_path):
+    logs = write_logs(tmp_path / "logs", make_rows(1))
+    with pytest.raises(ConfigError, match=expected):
+        ingest(settings(logs, checks={column: check}), tmp_path / "set")
+
+
+def test_nulls_are_nobodys_doubles(tmp_path):
+    rows = [row | {"item_id": 2**53 + i} for i, row in enumerate(make_rows(1))]
+    rows[7] |= {"item_id": None}
+    rows[8] |= {"item_id": None, "time_ms": rows[7]["time_ms"], "user_id": rows[7]["user_id"]}
+    (tmp_path / "logs").mkdir()
+    pq.write_table(table_of(rows, item_id=pa.int64()), tmp_path / "logs" / "x.parquet")
+    manifest = ingest(settings(tmp_path / "logs", unique=["user_id", "item_id"]), tmp_path / "set")
+    assert not manifest.ingested.quarantined
+
+
+def test_a_repaired_file_is_read_the_next_time(tmp_path):
+    rows = sorted(make_rows(1, rows=300), key=lambda row: row["time_ms"])
+    logs = write_logs(tmp_path / "logs", rows)
+    whole = (logs / "log-2.parquet").read_bytes()
+    truncate(logs / "log-2.parquet")
+    config = settings(logs, skip_bad_files=True, valid_from="2026-01-02")
+    first = ingest(config, tmp_path / "set")
+    assert sum(split.rows for split in first.splits.values()) == 200
+    (logs / "log-2.parquet").write_bytes(whole)
+    second = ingest(config, tmp_path / "set")
+    assert sum(split.rows for split in second.splits.values()) == 300
+    assert not second.ingested.unreadable
+
+
+def test_two_jobs_at_once(tmp_path):
+    logs = write_logs(tmp_path / "logs", make_rows(1))
+
+    def meanwhile(tasks):
+        with pytest.raises(DataError, match="another ingest is at work on"):
+            ingest(settings(logs), tmp_path / "set")
+        yield from one_by_one(tasks)
+
+    ingest(settings(logs), tmp_path / "set", meanwhile)
+
+
+def test_days_that_would_mix_splits_are_refused(tmp_path):
+    rows = sorted(make_rows(1, days=6), key=lambda row: row["time_ms"])
+    cut = next(i for i, row in enumerate(rows) if row["time_ms"] >= START_MS + 3 * DAY_MS)
+    write_logs(tmp_path / "logs" / "0", rows[:cut])
+    days = {"valid_from": "2026-01-02", "test_from": "2026-01-03"}
+    ingest(settings(tmp_path / "logs", gap_h=6, **days), tmp_path / "set")
+    write_logs(tmp_path / "logs" / "1", rows[cut:])
+
+    def extend(**days):
+        return ingest(settings(tmp_path / "logs", gap_h=6, **days), tmp_path / "set")
+
+    with pytest.raises(DataError, match=r"valid_from: rows up to .* and ingest.gap_h \(6 h\)"):
+        extend(valid_from="2026-01-04T02:00", test_from="2026-01-06")
+    with pytest.raises(DataError, match=r"rows of test would lie before later rows of valid"):
+        extend(valid_from="2026-01-02", test_from="2026-01-06")
+    with pytest.raises(DataError, match=r"split test would have no rows"):
+        extend(valid_from="2026-01-05", test_from="2026-03-06")
+    manifest = extend(valid_from="2026-01-05", test_from="2026-01-06")
+    ends = {name: split.time_range_ms for name, split in manifest.splits.items()}
+    assert ends["train"][1] < START_MS + 4 * DAY_MS - 6 * 3_600_000
+    assert START_MS + 4 * DAY_MS <= ends["valid"][0] and ends["valid"][1] < ends["test"][0]
 
 
 def test_a_missing_or_renamed_column_is_named(tmp_path):
@@ -344,7 +476,9 @@ def test_valid_days_that_cut_what_is_there_are_refused(tmp_path):
 
 def test_a_split_without_rows_is_named(tmp_path):
     logs = write_logs(tmp_path / "logs", make_rows(1))
-    with pytest.raises(DataError, match=r"split valid has no rows: the logs cover 2026-01-01 "):
+    with pytest.raises(
+        DataError, match=r"valid would have no rows: the new logs cover 2026-01-01 "
+    ):
         ingest(settings(logs, valid_from="2027-01-04"), tmp_path / "set")
 
 
@@ -359,7 +493,7 @@ def test_an_output_that_is_read_only(tmp_path):
 def test_an_output_that_is_a_file(tmp_path):
     logs = write_logs(tmp_path / "logs", make_rows(1))
     (tmp_path / "out").write_text("")
-    with pytest.raises(DataError, match=r"can't write .*Not a directory"):
+    with pytest.raises(DataError, match=r"can't write .*/out \(File exists\)"):
         ingest(settings(logs), tmp_path / "out" / "set")
 
 
@@ -393,6 +527,12 @@ def test_nothing_to_read(tmp_path):
         ingest(settings("nosuch://x/y"), tmp_path / "set")
 
 
+IDS = {"user_id": "user", "item_id": "item", "author": "author"}
+LISTS = {"is_click": {"table": "tag"}}
+JOINS = {
+    "a": {"path": "x", "key": "boss", "columns": ["author"]},
+    "b": {"path": "x", "key": "item_id", "columns": ["boss"]},
+}
 WRONG = [
     ({"ids": {"user_id": "user", "item_id": "item"}}, "unknown id column 'author'"),
     ({"tables": {"itm": {}}}, "tables: unknown table 'itm'; did you mean 'item'?"),
@@ -403,6 +543,13 @@ WRONG = [
     ({"train_from": "2026-02-01"}, "must follow one another"),
     ({"tables": {"tag": {"encoding": "hash"}}}, "encoding hash needs num_embeddings"),
     ({"numbers": {"item_id": {}}}, "'item_id' is the name of 2 features"),
+    ({"numbers": {"play_ms": {}}}, "column 'play_ms' is a label, it can't be a feature"),
+    ({"ids": IDS | {"is_click": "leak"}}, "column 'is_click' is a label, it can't be a feature"),
+    ({"lists": LISTS}, "column 'is_click' is a label"),
+    ({"checks": {"user_id": {"nulls": "keep"}}}, "a row without a user can't be kept"),
+    ({"tasks": {"a.b": "is_click"}}, "'a.b' can't be a name: use letters, digits and _"),
+    ({"counters": {"_key": {"by": ["item_id"]}}}, "'_key' can't be a name"),
+    ({"joins": JOINS}, "joins.a: key 'boss' is joined later; move it up"),
 ]
 
 
@@ -418,8 +565,11 @@ def test_wrong_settings(change, expected, tmp_path):
 
 def test_roles_that_do_not_agree(tmp_path):
     logs = write_logs(tmp_path / "logs", make_rows(1))
-    with pytest.raises(ConfigError, match="column 'play_ms' is number and watch_time; name one"):
-        ingest(settings(logs, numbers={"play_ms": {}}), tmp_path / "set")
+    with pytest.raises(ConfigError, match="column 'time_ms' is time and number; name one"):
+        ingest(settings(logs, numbers={"time_ms": {}}), tmp_path / "set")
+    texts = {"ids": {"user_id": "user", "item_id": "item", "author": "item"}}
+    with pytest.raises(ConfigError, match="table 'item' has texts of column 'author' and integers"):
+        ingest(settings(logs, **texts), tmp_path / "set")
     behaviours = {"item_id": {"ids": ["item_id"]}}
     with pytest.raises((ConfigError, ValidationError), match="'item_id' is the name of 2"):
         ingest(settings(logs, behaviours=behaviours), tmp_path / "set")

@@ -87,7 +87,7 @@ class Assemble:
         for files in self.answers:
             found = read_bucket(files, self.partition, self.num_partitions)
             for name in found.column_names[1:]:
-                counts[name][found["row"].to_numpy()] = found[name].to_numpy()
+                counts[name][found["_row"].to_numpy()] = found[name].to_numpy()
         return counts
 
     def _buckets(self, splits: IntArray) -> IntArray:

@@ -3,13 +3,15 @@
 What is tested of every row, in this order; the first breach is its reason:
 
     every column   its type; then `checks`: nulls, min, max, allowed
-    time           between 2000 and 2100; `time.monotone`; later than what the set holds already
+    time           between 1990 and 2100, not far ahead of its file; `time.monotone`; later than
+                   what the training set holds already
     flags          0 or 1
     numbers        finite (NaN is null); watch time 0 or more
 """
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from typing import Literal
 
 import numpy as np
@@ -44,8 +46,8 @@ _EXPECTED = {
     "watch_time": "milliseconds",
 }
 _PER_MS = {"s": 1e-3, "ms": 1.0, "us": 1e3, "ns": 1e6}
-_EARLIEST_MS, _LATEST_MS = 946_684_800_000, 4_102_444_800_000  # 2000 and 2100
-_INTEGER = r"^\s*[+-]?\d{1,18}\s*$"
+_EARLIEST_MS, _LATEST_MS = 631_152_000_000, 4_102_444_800_000  # 1990 and 2100
+_INTEGER = r"^\s*[+-]?\d{1,19}\s*$"
 _NUMBER = r"^\s*[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?\s*$"
 
 
@@ -58,6 +60,7 @@ class Rules:
         checks: by column.
         time_column: one of the columns.
         time_unit: of integers in it.
+        max_ahead_h: hours that a row may be later than its file's last change; None: any.
         monotone: whether times must not fall within a file.
         after_ms: rows must be later, epoch ms; None: no bound.
     """
@@ -66,6 +69,7 @@ class Rules:
     checks: dict[str, Check]
     time_column: str
     time_unit: str
+    max_ahead_h: float | None = None
     monotone: bool = False
     after_ms: int | None = None
 
@@ -97,19 +101,53 @@ def make_rules(config: LogsIngest, found: pa.Schema | None, after_ms: int | None
                 raise ConfigError(f"ingest: column {name!r} is {kinds[name]} and id; name one")
         elif name not in kinds:
             text = _is_text(config.checks.get(name, Check()), name, found)
-            kinds[name] = (
-                ("texts" if text else "ints")
-                if name in config.lists
-                else ("text" if text else "int")
-            )
+            many = name in config.lists
+            kinds[name] = ("texts" if many else "text") if text else ("ints" if many else "int")
+    _check_tables(config, kinds)
+    for name, check in config.checks.items():
+        _check_check(name, check, kinds[name])
     return Rules(
-        {name: kinds[name] for name in config.columns},
-        config.checks,
-        config.time.column,
-        config.time.unit,
-        config.time.monotone,
-        after_ms,
+        kinds={name: kinds[name] for name in config.columns},
+        checks={**config.checks, config.user: _user_check(config)},
+        time_column=config.time.column,
+        time_unit=config.time.unit,
+        max_ahead_h=config.time.max_ahead_h,
+        monotone=config.time.monotone,
+        after_ms=after_ms,
     )
+
+
+def _user_check(config: LogsIngest) -> Check:
+    """Rows without a user are never kept: they would share one history."""
+    return config.checks.get(config.user, Check()).model_copy(update={"nulls": "quarantine"})
+
+
+def _check_tables(config: LogsIngest, kinds: dict[str, Kind]) -> None:
+    """Raise ConfigError where a table would have both integers and texts."""
+    by_table: dict[str, dict[bool, str]] = {}
+    tables = config.ids | {name: column.table for name, column in config.lists.items()}
+    for column, table in tables.items():
+        by_table.setdefault(table, {})[kinds[column] in ("text", "texts")] = column
+    for table, columns in by_table.items():
+        if len(columns) > 1:
+            raise ConfigError(
+                f"ingest: table {table!r} has texts of column {columns[True]!r} and integers of "
+                f"{columns[False]!r}; give them tables of their own, or set checks.COLUMN.type"
+            )
+
+
+def _check_check(name: str, check: Check, kind: Kind) -> None:
+    """Raise ConfigError where a check doesn't suit its column."""
+    text = kind in ("text", "texts")
+    whole = kind in ("int", "ints", "flag", "time", "watch_time")
+    if text and (check.min is not None or check.max is not None):
+        raise ConfigError(f"ingest.checks.{name}: texts have no min and max; use allowed")
+    for value in check.allowed or ():
+        if isinstance(value, str) != text or (whole and not float(value).is_integer()):
+            expected = "texts" if text else "integers" if whole else "numbers"
+            raise ConfigError(f"ingest.checks.{name}.allowed: got {value!r}, expected {expected}")
+    if check.type is not None and kind not in ("int", "text", "ints", "texts"):
+        raise ConfigError(f"ingest.checks.{name}.type: is of ids alone, {name!r} is {kind}")
 
 
 def _is_text(check: Check, name: str, found: pa.Schema | None) -> bool:
@@ -125,14 +163,16 @@ class Cleaner:
 
     Attributes:
         path: the file, for messages.
-        time_floor: latest time before the fragment in its file, in the file's unit.
+        modified_ms: when the file was changed last, epoch ms; 0 if unknown.
+        time_floor_ms: latest time before the fragment in its file.
         num_bad: bad rows so far by reason.
         examples: of each reason the first row, as text.
     """
 
     rules: Rules
     path: str
-    time_floor: int | None = None
+    modified_ms: int = 0
+    time_floor_ms: int = -1
     num_bad: dict[str, int] = field(default_factory=dict)
     examples: dict[str, str] = field(default_factory=dict)
 
@@ -165,17 +205,16 @@ class Cleaner:
         return good, self._quarantine(raw, rows, of_row, reasons)
 
     def _typed(self, column: pa.ChunkedArray, name: str, kind: Kind) -> tuple[pa.Array, Mask]:
-        values = _one_array(column)
-        found = _plain_type(values.type)
-        values = values.cast(found) if values.type != found else values
         try:
+            values = _one_array(column)
+            found = _plain_type(values.type)
+            values = values.cast(found) if values.type != found else values
             if kind == "time":
                 return _times(values, self.rules.time_unit)
             if kind in ("ints", "texts"):
                 return _lists(values, TYPES[kind])
             if kind == "watch_time":
-                numbers, unfit = _plain(values, pa.float64())
-                return pc.round(numbers).cast(pa.int64()), unfit
+                return _whole(*_plain(values, pa.float64()))
             return _plain(values, TYPES[kind])
         except (pa.ArrowException, NotImplementedError):
             raise DataError(
@@ -210,11 +249,14 @@ class Cleaner:
         times = pc.fill_null(values, _LATEST_MS).to_numpy()
         unit = self.rules.time_unit
         out = (times < _EARLIEST_MS) | (times >= _LATEST_MS)
-        yield f"not between 2000 and 2100, read as {unit}; is ingest.time.unit right?", out
+        yield f"not between 1990 and 2100, read as {unit}; is ingest.time.unit right?", out
+        if self.rules.max_ahead_h is not None and self.modified_ms:
+            latest_ms = self.modified_ms + round(self.rules.max_ahead_h * 3_600_000)
+            yield "later than its file by more than ingest.time.max_ahead_h", times > latest_ms
+            out |= times > latest_ms
         if self.rules.monotone:
-            floor = self.time_floor if self.time_floor is not None else -1
-            latest = np.maximum.accumulate(np.append(floor, np.where(out, -1, times)))
-            self.time_floor = int(latest[-1])
+            latest = np.maximum.accumulate(np.append(self.time_floor_ms, np.where(out, -1, times)))
+            self.time_floor_ms = int(latest[-1])
             yield "earlier than a row before it", times < latest[:-1]
         if self.rules.after_ms is not None:
             yield "not later than what the training set holds", times <= self.rules.after_ms
@@ -243,8 +285,27 @@ class Cleaner:
 
 def _show(raw: pa.Table, row: int, first_row: int, path: str) -> str:
     """A row in one line."""
-    values = ", ".join(f"{name}={str(raw[name][row].as_py())[:40]}" for name in raw.column_names)
+    values = ", ".join(f"{name}={_text(raw[name][row])}" for name in raw.column_names)
     return f"row {first_row + row} of {path}: {values}"
+
+
+def _text(value: pa.Scalar) -> str:
+    try:
+        return str(value.as_py())[:40]
+    except (UnicodeDecodeError, pa.ArrowException):
+        return "no UTF-8"
+
+
+def time_in_ms(value: int | datetime | None, unit: str) -> int:
+    """A time of a footer as epoch ms; -1 if it doesn't tell, or is no time that rows may have."""
+    if value is None:
+        return -1
+    if isinstance(value, datetime):
+        moment = value if value.tzinfo else value.replace(tzinfo=UTC)
+        time_ms = int(moment.timestamp() * 1000)
+    else:
+        time_ms = int(value // _PER_MS[unit])
+    return time_ms if _EARLIEST_MS <= time_ms < _LATEST_MS else -1
 
 
 def _range(check: Check, values: pa.Array) -> Iterator[tuple[str, Mask]]:
@@ -269,11 +330,11 @@ def _range(check: Check, values: pa.Array) -> Iterator[tuple[str, Mask]]:
         yield "not allowed", over_rows(pc.invert(known))
 
 
-def _like(bound: float, values: pa.Array) -> pa.Scalar:
+def _like(bound: int | float, values: pa.Array) -> pa.Scalar:
     """A bound that compares exactly with integers as well."""
-    if pa.types.is_integer(values.type) and float(bound).is_integer():
+    if pa.types.is_integer(values.type) and float(bound).is_integer() and abs(bound) < 2**63:
         return pa.scalar(int(bound))
-    return pa.scalar(bound)
+    return pa.scalar(float(bound))
 
 
 def _times(values: pa.Array, unit: str) -> tuple[pa.Array, Mask]:
@@ -293,6 +354,8 @@ def _lists(values: pa.Array, kind: pa.DataType) -> tuple[pa.Array, Mask]:
     """Lists of `kind`, with the rows whose items don't fit; a null list is an empty one."""
     if not _is_list(values.type):
         raise pa.ArrowTypeError("no list")
+    if values.null_count:  # which may hide items
+        values = values.take(pa.array(np.arange(len(values))))
     parents = pc.list_parent_indices(values).to_numpy()
     items, bad_items = _plain(values.flatten(), kind.value_type)
     unfit = np.zeros(len(values), bool)
@@ -308,17 +371,43 @@ def _plain(values: pa.Array, kind: pa.DataType) -> tuple[pa.Array, Mask]:
         raise pa.ArrowTypeError("a list")
     if pa.types.is_floating(values.type):
         values = pc.if_else(pc.is_nan(values), pa.scalar(None, values.type), values)
-    if pa.types.is_string(kind) or pa.types.is_large_string(kind):
-        return values.cast(kind), np.zeros(len(values), bool)
+    if _is_string(kind):
+        return _utf8(values.cast(kind))
     if _is_string(values.type):
+        values, unfit = _utf8(values.cast(pa.large_string()))
         pattern = _NUMBER if pa.types.is_floating(kind) else _INTEGER
         fits = pc.fill_null(pc.match_substring_regex(values, pattern), True)
-        values = pc.utf8_trim_whitespace(pc.if_else(fits, values, pa.scalar(None, values.type)))
-        parsed, unfit = _plain(pc.cast(values, _parsed(kind)), kind)
-        return parsed, unfit | ~_mask(fits)
+        texts = pc.if_else(fits, values, pa.scalar(None, values.type))
+        texts = pc.replace_substring_regex(pc.utf8_trim_whitespace(texts), r"^\+", "")
+        parsed, too_large = _plain(texts.cast(_parsed(kind)), kind)
+        return parsed, unfit | too_large | ~_mask(fits)
     if pa.types.is_floating(kind):
-        return values.cast(kind), np.zeros(len(values), bool)
+        return values.cast(kind, safe=False), np.zeros(len(values), bool)
     return _integers(values, kind)
+
+
+def _utf8(values: pa.Array) -> tuple[pa.Array, Mask]:
+    """Texts, null where the bytes aren't UTF-8, and which those are."""
+    try:
+        values.validate(full=True)
+        return values, np.zeros(len(values), bool)
+    except pa.ArrowInvalid:
+        unfit = np.array([not _is_utf8(v.as_py()) for v in values.cast(pa.large_binary())])
+        return pc.if_else(pa.array(~unfit), values, pa.scalar(None, values.type)), unfit
+
+
+def _is_utf8(value: bytes | None) -> bool:
+    try:
+        return value is None or value.decode() is not None
+    except UnicodeDecodeError:
+        return False
+
+
+def _whole(numbers: pa.Array, unfit: Mask) -> tuple[pa.Array, Mask]:
+    """Rounded to int64, null where too large for that."""
+    fits = pc.fill_null(pc.less(pc.abs(numbers), 2.0**53), True)
+    kept = pc.if_else(fits, numbers, pa.scalar(None, pa.float64()))
+    return pc.round(kept).cast(pa.int64()), unfit | ~_mask(fits)
 
 
 def _integers(values: pa.Array, kind: pa.DataType) -> tuple[pa.Array, Mask]:
@@ -326,10 +415,12 @@ def _integers(values: pa.Array, kind: pa.DataType) -> tuple[pa.Array, Mask]:
         return values.cast(kind), np.zeros(len(values), bool)
     except pa.ArrowInvalid:  # some values are too large, or have a fraction
         low, high = (-128, 127) if kind == pa.int8() else (-(2**63), 2**63 - 1)
-        if pa.types.is_unsigned_integer(values.type):
-            fits = pc.less_equal(values, pa.scalar(high, values.type))
-        elif pa.types.is_integer(values.type):
-            fits = pc.and_(pc.greater_equal(values, low), pc.less_equal(values, high))
+        if pa.types.is_uint64(values.type) and kind == pa.int64():
+            return values.view(kind), np.zeros(len(values), bool)  # hashes: the same bits
+        if pa.types.is_integer(values.type) or pa.types.is_decimal(values.type):
+            bounds = pa.array([low, high], pa.int64()).cast(pa.decimal128(19, 0))
+            numbers = values.cast(pa.decimal128(38, 0))
+            fits = pc.and_(pc.greater_equal(numbers, bounds[0]), pc.less_equal(numbers, bounds[1]))
         else:
             numbers = values.cast(pa.float64(), safe=False)
             inside = pc.less(pc.abs(numbers), float(min(high, 2**53)))  # beyond: no exact integer
@@ -341,7 +432,7 @@ def _integers(values: pa.Array, kind: pa.DataType) -> tuple[pa.Array, Mask]:
 
 def _parsed(kind: pa.DataType) -> pa.DataType:
     """What texts are parsed as first."""
-    return pa.float64() if pa.types.is_floating(kind) else pa.int64()
+    return pa.float64() if pa.types.is_floating(kind) else pa.decimal128(38, 0)
 
 
 def _one_array(column: pa.ChunkedArray) -> pa.Array:
@@ -354,8 +445,8 @@ def _plain_type(kind: pa.DataType) -> pa.DataType:
         return _plain_type(kind.value_type)
     if pa.types.is_string_view(kind):
         return pa.large_string()
-    if pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind):
-        return pa.list_(kind.value_type)
+    if _is_list(kind) or pa.types.is_fixed_size_list(kind):
+        return pa.list_(_plain_type(kind.value_type))
     return kind
 
 

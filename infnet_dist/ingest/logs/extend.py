@@ -63,15 +63,22 @@ def check_extension(config: LogsIngest, earlier: Manifest, folder: Path) -> None
             f"{folder} can't be added to: it was made with ingest.extendable off; make a new "
             "training set of all logs"
         )
-    last_ms = _ingested(earlier).last_time_ms
+    last_ms, gap_ms = _ingested(earlier).last_time_ms, round(config.gap_h * 3_600_000)
     before, now = _starts(earlier), config.split_starts_ms
-    for split in ("valid", "test"):
-        old, new = before.get(split), now.get(split)
-        if old != new and (new is None or new <= last_ms):
+    moved = [split for split in ("valid", "test") if before.get(split) != now.get(split)]
+    for split in moved:
+        new = now.get(split)
+        if new is None or new - gap_ms <= last_ms:
             raise DataError(
                 f"ingest.{split}_from: rows up to {moment(last_ms)} are in their splits already; "
-                "keep the day as it was, or choose one after them"
+                f"keep the day as it was, or choose one after them and ingest.gap_h "
+                f"({config.gap_h:g} h)"
             )
+    if moved == ["test"] and "test" in before:
+        raise DataError(
+            "ingest.test_from: rows of test would lie before later rows of valid; move valid_from "
+            "as well, or keep both"
+        )
 
 
 def pending_is_train(config: LogsIngest, earlier: Manifest) -> bool:

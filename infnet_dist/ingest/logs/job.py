@@ -1,6 +1,7 @@
 """The stages of one ingest, in order: what each gets from those before it."""
 
 import json
+import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -8,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
@@ -16,7 +18,7 @@ from infnet_dist.data.manifest import HashedTable, Ingested, LogFile, Manifest
 from infnet_dist.errors import DataError
 from infnet_dist.ingest.logs.assemble import Assemble
 from infnet_dist.ingest.logs.clean import Rules, make_rules
-from infnet_dist.ingest.logs.counting import Count
+from infnet_dist.ingest.logs.counting import Count, overlapping
 from infnet_dist.ingest.logs.exchange import read_bucket
 from infnet_dist.ingest.logs.extend import moment, pending_is_train
 from infnet_dist.ingest.logs.features import fit_numbers, make_schema
@@ -28,12 +30,14 @@ from infnet_dist.ingest.logs.settle import (
     Settle,
     columns_of_table,
     counter_groups,
+    group_name,
     settled_path,
 )
-from infnet_dist.ingest.logs.sizes import Sizes, expected_rows, how_many
-from infnet_dist.ingest.logs.sketch import colliding_share, estimate_distinct
+from infnet_dist.ingest.logs.sizes import Sizes, expected_rows, how_many, power_of_two
+from infnet_dist.ingest.logs.sketch import colliding_share, estimate_distinct, smallest_hashes
 from infnet_dist.ingest.logs.source import (
     Fragment,
+    file_at,
     file_schema,
     fragments,
     state_fragments,
@@ -43,8 +47,9 @@ from infnet_dist.ingest.logs.stages import Outcome, Stages
 from infnet_dist.ingest.logs.vocabulary import MergeCounts
 from infnet_dist.ingest.parts import PartSummary
 from infnet_dist.ingest_config import LogsIngest
-from infnet_dist.schema import Schema
+from infnet_dist.schema import DenseFeature, Schema
 
+IntArray = npt.NDArray[np.int64]
 _SAMPLE_ROWS = 1_000_000  # from which boundaries are fitted
 _LONG_AGO_MS = -(2**62)
 _REASONS_SHOWN = 5
@@ -94,7 +99,8 @@ class Job:
         self._before = earlier.ingested if earlier is not None else None
         self._generation = f"g{self._before.generation + 1 if self._before else 1:04d}"
         self._staged = work / "set"
-        self._num_partitions = 1
+        self._num_partitions = self._num_counting = 1
+        self._side_tables = side_tables(config)
 
     def run(self, files: Sequence[LogFile]) -> Made:
         """All stages over these files.
@@ -107,14 +113,23 @@ class Job:
             (self._staged / name / self._generation).mkdir(parents=True, exist_ok=True)
         found, unreadable = self._fragments(files)
         rules = self._rules(found)
+        self._check_names()
         self._num_partitions = how_many(expected_rows(config, found), self._sizes.partition)
-        pieces, cleaned = self._clean(found, rules)
-        settled = self._settle(pieces, sum(outcome["rows"] for outcome in cleaned))
+        cleaned = self._clean(found, rules)
         unreadable |= {
             fragment.file.path: outcome["unreadable"]
             for fragment, outcome in zip(found, cleaned, strict=True)
             if "unreadable" in outcome
         }
+        read = [
+            (fragment, outcome)
+            for fragment, outcome in zip(found, cleaned, strict=True)
+            if fragment.file.path not in unreadable
+        ]
+        cleaned = [outcome for _, outcome in read]
+        num_rows = sum(outcome["rows"] for outcome in cleaned)
+        self._num_counting = power_of_two(how_many(num_rows, self._sizes.counting))
+        settled = self._settle([fragment for fragment, _ in read], num_rows)
         quarantined = self._check_quarantine(cleaned, settled)
         rows = self._rows_by_split(cleaned, settled)
         last_ms = max(outcome["times"][1] for outcome in cleaned if outcome.get("times"))
@@ -122,14 +137,21 @@ class Job:
         schema = self._schema(settled, num_ids)
         boundary_ms = int(self._calendar.known_until(np.array([last_ms + 1]))[0])
         parts = self._write(schema, rows, compiled, boundary_ms)
+        before = self._before
         ingested = Ingested(
             generation=int(self._generation[1:]),
             last_time_ms=last_ms,
             boundary_ms=boundary_ms,
-            files=(*(self._before.files if self._before else ()), *files),
+            files=(
+                *(before.files if before else ()),
+                *(file for file in files if file.path not in unreadable),
+            ),
             unreadable=unreadable,
-            quarantined=quarantined,
-            left_out={name: rows[name] for name in ("early", "left_out")},
+            quarantined=_added(before.quarantined if before else {}, quarantined),
+            left_out=_added(
+                before.left_out if before else {},
+                {name: rows[name] for name in ("early", "left_out")},
+            ),
             hashed=self._hashed(),
         )
         return Made(
@@ -141,6 +163,12 @@ class Job:
             self._earlier,
             self._earlier is not None and pending_is_train(config, self._earlier),
         )
+
+    def _check_names(self) -> None:
+        """Find now what would be found at the end otherwise."""
+        sizes = dict.fromkeys(self._config.table_names, 1)
+        numbers = tuple(DenseFeature(name=n, column=n) for n in self._config.numbers)
+        make_schema(self._config, num_ids=sizes, numbers=numbers, mean_watch_ms=1.0)
 
     # ---- stage clean
 
@@ -165,10 +193,8 @@ class Job:
             types = join_all(self._config, types.empty_table().select(wanted)).schema
         return make_rules(self._config, types, last_ms)
 
-    def _clean(
-        self, found: Sequence[Fragment], rules: Rules
-    ) -> tuple[tuple[Path, ...], list[Outcome]]:
-        """The pieces of all readable fragments, and what became of each fragment."""
+    def _clean(self, found: Sequence[Fragment], rules: Rules) -> list[Outcome]:
+        """What became of each fragment."""
         quarantine = self._staged / "quarantine" / self._generation
         tasks = {
             f"{f.number:05d}": Scatter(
@@ -176,15 +202,28 @@ class Job:
                 rules=rules,
                 fragment=f,
                 num_partitions=self._num_partitions,
-                out=self._file("clean", f"{f.number:05d}.rows"),
+                out=self._piece(f),
                 quarantine=quarantine / f"{f.number:05d}.parquet",
             )
             for f in found
         }
         known = [fragment.rows for fragment in found]
         outcomes = self._stages.run("clean", tasks, rows=known if all(known) else ())
-        readable = zip(tasks.values(), outcomes, strict=True)
-        return tuple(t.out for t, outcome in readable if "unreadable" not in outcome), outcomes
+        self._check_side_tables()
+        return outcomes
+
+    def _piece(self, fragment: Fragment) -> Path:
+        return self._file("clean", f"{fragment.number:05d}.rows")
+
+    def _check_side_tables(self) -> None:
+        """Raise DataError if one changed since the ingest began."""
+        now = side_tables(self._config)
+        for name, file in self._side_tables.items():
+            if now[name] != file:
+                raise DataError(
+                    f"{file.path}, of ingest.joins.{name}, changed meanwhile; run the same command "
+                    "again: it starts anew"
+                )
 
     def _check_quarantine(
         self, cleaned: Sequence[Outcome], settled: Sequence[Outcome]
@@ -197,9 +236,11 @@ class Job:
         bad = +bad
         good = sum(outcome["rows"] for outcome in settled)
         share = bad.total() / max(bad.total() + good, 1)
+        if not bad and not good:
+            raise DataError(f"the new files of {self._config.path} have no rows; check ingest.path")
         if share > self._config.max_bad_share or not good:
             examples: dict[str, str] = {}
-            for outcome in cleaned:
+            for outcome in [*cleaned, *settled]:
                 examples = outcome.get("examples", {}) | examples
             shown = [
                 f"{number:,} x {why}" + (f" ({examples[why]})" if why in examples else "")
@@ -215,15 +256,18 @@ class Job:
 
     # ---- stages settle and fit
 
-    def _settle(self, pieces: tuple[Path, ...], num_rows: int) -> list[Outcome]:
+    def _settle(self, read: Sequence[Fragment], num_rows: int) -> list[Outcome]:
         quarantine = self._staged / "quarantine" / self._generation
+        by_number = {fragment.number: fragment.file.path for fragment in read}
+        paths = tuple(by_number.get(i, "") for i in range(max(by_number) + 1))
         tasks = {
             f"{partition:05d}": Settle(
                 config=self._config,
                 partition=partition,
                 num_partitions=self._num_partitions,
-                num_counting=self._num_counting(num_rows),
-                pieces=pieces,
+                num_counting=self._num_counting,
+                pieces=tuple(self._piece(fragment) for fragment in read),
+                paths=paths,
                 sample_share=_SAMPLE_ROWS / max(num_rows, 1),
                 events_from_ms=self._before.boundary_ms if self._before else _LONG_AGO_MS,
                 out=self._file("settle", ""),
@@ -233,25 +277,30 @@ class Job:
         }
         return self._stages.run("settle", tasks, rows=self._each(num_rows))
 
-    def _num_counting(self, num_rows: int) -> int:
-        return how_many(num_rows, self._sizes.counting)
-
     def _rows_by_split(
         self, cleaned: Sequence[Outcome], settled: Sequence[Outcome]
     ) -> dict[str, int]:
         totals = np.sum([outcome["splits"] for outcome in settled], axis=0)
         rows = dict(zip((*SPLITS, "early", "left_out"), map(int, totals), strict=True))
-        wanted = {"train"} | self._calendar.starts_ms.keys()
-        for split in wanted if self._before is None else ():
-            if not rows[split]:
+        for split in {"train"} | self._calendar.starts_ms.keys():
+            if not rows[split] + self._rows_there(split):
                 times = [outcome["times"] for outcome in cleaned if outcome.get("times")]
                 ends = (min(t[0] for t in times), max(t[1] for t in times))
                 covered = " to ".join(map(moment, ends))
                 raise DataError(
-                    f"split {split} has no rows: the logs cover {covered}; change "
+                    f"split {split} would have no rows: the new logs cover {covered}; change "
                     "ingest.train_from, valid_from or test_from"
                 )
         return rows
+
+    def _rows_there(self, split: str) -> int:
+        """Rows that the split has so far, and keeps."""
+        if self._earlier is None:
+            return 0
+        kept = {name: part.rows for name, part in self._earlier.splits.items()}
+        if pending_is_train(self._config, self._earlier):
+            kept = {"train": sum(kept.values())}
+        return kept.get(split, 0)
 
     def _merge_counts(self, rules: Rules) -> tuple[dict[str, int], dict[str, Path]]:
         """By table with a vocabulary: ids in use, and the compiled file."""
@@ -278,21 +327,27 @@ class Job:
         return ids, {name: task.compiled for name, task in tasks.items()}
 
     def _hashed(self) -> dict[str, HashedTable]:
-        """How many values the hashed tables have in train, and how often they collide."""
+        """How many values the hashed tables have met, and how often they collide."""
         found = {}
         for number, name in enumerate(self._config.table_names):
             table = self._config.table(name)
             if table.encoding != "dense":
                 assert table.num_embeddings is not None
                 names = self._config.table_names
-                sketch = read_bucket(self._settled("counts"), number, len(names))["value"]
-                values, rows = estimate_distinct(sketch.to_numpy()), table.num_embeddings - 1
+                new = read_bucket(self._settled("counts"), number, len(names))["value"].to_numpy()
+                sketch = smallest_hashes(np.concatenate([new, *self._sketches(name)]).view("u8"))
+                kept = self._staged / "state" / self._generation / f"sketch-{name}.parquet"
+                pq.write_table(pa.table({"hash": sketch}), kept)
+                values, rows = estimate_distinct(sketch), table.num_embeddings - 1
                 found[name] = HashedTable(
                     values=values,
                     sharing=colliding_share(values, rows),
                     indistinct=colliding_share(values, rows**table.num_hashes),
                 )
         return found
+
+    def _sketches(self, table: str) -> list[IntArray]:
+        return [pq.read_table(p)["hash"].to_numpy() for p in self._state_files(f"sketch-{table}")]
 
     def _vocabulary(self, table: str) -> Path | None:
         if self._before is None:
@@ -320,7 +375,7 @@ class Job:
         compiled: Mapping[str, Path],
         boundary_ms: int,
     ) -> dict[str, list[PartSummary]]:
-        answers = self._count(sum(rows.values()), boundary_ms)
+        answers = self._count(boundary_ms)
         num_buckets = {s: how_many(rows[s], self._sizes.part) for s in SPLITS if rows[s]}
         state = self._staged / "state" / self._generation
         tasks = {
@@ -343,24 +398,26 @@ class Job:
         self._stages.run("assemble", tasks, rows=self._each(sum(rows.values())))
         return self._layout(schema, tuple(task.out for task in tasks.values()), num_buckets, rows)
 
-    def _count(self, num_rows: int, boundary_ms: int) -> tuple[tuple[Path, ...], ...]:
+    def _count(self, boundary_ms: int) -> tuple[tuple[Path, ...], ...]:
         """The answers' files, by group of counters."""
-        number = self._num_counting(num_rows)
-        groups, tasks = counter_groups(self._config), {}
-        for group, by in enumerate(groups):
-            names = tuple(n for n, c in self._config.counters.items() if c.by == by)
+        number, tasks = self._num_counting, {}
+        groups = counter_groups(self._config)
+        state = self._staged / "state" / self._generation
+        for by in groups:
+            group = group_name(by)
+            sums = self._state_files(group)
             for bucket in range(number):
-                name = f"counter{group}-{bucket:05d}"
+                name = f"{group}-{bucket:05d}"
                 tasks[name] = Count(
-                    counters=names,
-                    asked=self._settled(f"counter{group}"),
+                    counters=tuple(n for n, c in self._config.counters.items() if c.by == by),
+                    asked=self._settled(group),
                     bucket=bucket,
                     num_buckets=number,
                     num_partitions=self._num_partitions,
-                    previous=self._state_files(f"counter{group}"),
+                    previous=overlapping(sums, bucket, number) if sums else (),
                     boundary_ms=boundary_ms,
                     out=self._file("count", f"{name}.rows"),
-                    state=self._staged / "state" / self._generation / f"{name}.parquet",
+                    state=state / f"{name}.parquet" if self._config.extendable else None,
                 )
         self._stages.run("count", tasks)
         outs = [task.out for task in tasks.values()]
@@ -422,19 +479,31 @@ class Job:
         if self._before is None:
             return ()
         folder = self._folder / "state" / f"g{self._before.generation:04d}"
-        return tuple(sorted(folder.glob(f"{name}-*.parquet")))
+        pattern = re.compile(re.escape(name) + r"(-\d+)?\.parquet")
+        return tuple(sorted(path for path in folder.iterdir() if pattern.fullmatch(path.name)))
 
 
 def _and_others(number: int) -> str:
     return f", nor can {number} others" if number else ""
 
 
+def _added(before: Mapping[str, int], now: Mapping[str, int]) -> dict[str, int]:
+    return dict((Counter(before) + Counter(now)).most_common())
+
+
+def side_tables(config: LogsIngest) -> dict[str, LogFile]:
+    """The files of all joins as they are now, by the join's name."""
+    return {name: file_at(join.path) for name, join in config.joins.items()}
+
+
 def plan_of(config: LogsIngest, files: Sequence[LogFile], earlier: Manifest | None) -> str:
     """What an ingest will do, as text: equal plans may go on with each other's work."""
+    sides = side_tables(config)
     return json.dumps(
         {
-            "config": config.model_dump(mode="json"),
+            "config": config.model_dump(mode="json", exclude={"max_bad_share"}),
             "files": [file.model_dump() for file in files],
+            "side_tables": {name: file.model_dump() for name, file in sides.items()},
             "earlier": earlier.content_hash if earlier is not None else None,
             "code_version": __version__,
         },

@@ -3,37 +3,58 @@
 from dataclasses import dataclass
 from functools import lru_cache
 
+import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from infnet_dist.errors import DataError, unknown_name
+from infnet_dist.ingest.logs.hashing import keys
 from infnet_dist.ingest.logs.source import open_filesystem, reason
 from infnet_dist.ingest_config import Join, LogsIngest
+
+IntArray = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True)
 class _SideTable:
-    """Distinct keys, as integers or texts, and columns with one more row, null, at the end."""
+    """Ascending `keys` of the rows, and columns with one more row, null, at the end."""
 
-    keys: pa.Array
+    text: bool
+    keys: IntArray
     columns: pa.Table
+
+    def places(self, wanted: IntArray) -> IntArray:
+        """Rows of these keys; that of nulls where unknown."""
+        if not len(self.keys):
+            return np.zeros(len(wanted), np.int64)
+        place = np.minimum(np.searchsorted(self.keys, wanted), len(self.keys) - 1)
+        return np.where(self.keys[place] == wanted, place, len(self.keys))
 
 
 def join_all(config: LogsIngest, raw: pa.Table) -> pa.Table:
-    """The rows with the columns of all joins; null where a key is unknown.
+    """The rows with the columns of all joins; null where a key is null or unknown.
 
     Raises:
         DataError: a side table can't be read, lacks a column, or has a key twice; or the keys of
-            the logs are neither integers nor texts.
+            the logs are neither integers nor texts, or not what the side table's are.
     """
     for join in config.joins.values():
         side = _read(join)
-        keys = _as_keys(raw[join.key], f"column {join.key!r} of the logs")
-        known = side.keys.cast(keys.type)
-        places = pc.fill_null(pc.index_in(keys, value_set=known), len(known))
+        what = f"column {join.key!r} of the logs"
+        wanted = _as_keys(raw[join.key], what)
+        if _is_text(wanted) != side.text:
+            if not side.text and config.format == "csv":
+                wanted = _numbers(wanted)
+            else:
+                raise DataError(
+                    f"{what} is {wanted.type}, in {join.path} keys are "
+                    f"{'texts' if side.text else 'integers'}; convert one of them"
+                )
+        places = np.where(pc.is_null(wanted), len(side.keys), side.places(keys(wanted)))
         for name in join.columns:
-            raw = raw.append_column(name, side.columns[name].take(places))
+            raw = raw.append_column(name, side.columns[name].take(pa.array(places)))
     return raw
 
 
@@ -48,17 +69,19 @@ def _read(join: Join) -> _SideTable:
                 raise DataError(f"{join.path}: {unknown_name('column', name, found)}")
         table = pq.read_table(path, columns=[join.key, *join.columns], filesystem=filesystem)
     except (OSError, pa.ArrowException) as error:
-        raise DataError(
-            f"{join.path} can't be read ({reason(error)}); check ingest.joins"
-        ) from None
-    keys = _as_keys(table[join.key], f"{join.path}: column {join.key!r}")
-    if len(pc.unique(keys)) != len(keys) or keys.null_count:
+        why = reason(error)
+        raise DataError(f"{join.path} can't be read ({why}); check ingest.joins") from None
+    named = _as_keys(table[join.key], f"{join.path}: column {join.key!r}")
+    order = np.argsort(keys(named), kind="stable")
+    ascending = keys(named)[order]
+    if named.null_count or np.any(np.diff(ascending) == 0):
         raise DataError(
             f"{join.path}: {join.key!r} must be there once for each key; remove doubles and nulls"
         )
-    columns = table.select(list(join.columns))
+    columns = table.select(list(join.columns)).take(pa.array(order))
     nulls = pa.table({f.name: pa.nulls(1, f.type) for f in columns.schema})
-    return _SideTable(keys, pa.concat_tables([columns, nulls]).combine_chunks())
+    together = pa.concat_tables([columns, nulls]).combine_chunks()
+    return _SideTable(_is_text(named), ascending, together)
 
 
 def _as_keys(column: pa.ChunkedArray, what: str) -> pa.Array:
@@ -70,3 +93,13 @@ def _as_keys(column: pa.ChunkedArray, what: str) -> pa.Array:
     if pa.types.is_string(values.type) or pa.types.is_large_string(values.type):
         return values.cast(pa.large_string())
     raise DataError(f"{what} is {values.type}, expected integers or texts; convert it")
+
+
+def _is_text(values: pa.Array) -> bool:
+    return bool(pa.types.is_large_string(values.type))
+
+
+def _numbers(texts: pa.Array) -> pa.Array:
+    """CSV's texts as integers, null where they aren't: `clean` tells of those."""
+    fits = pc.fill_null(pc.match_substring_regex(texts, r"^[+-]?\d{1,18}$"), False)
+    return pc.if_else(fits, texts, pa.scalar(None, texts.type)).cast(pa.int64())

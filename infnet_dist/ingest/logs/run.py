@@ -9,16 +9,21 @@ state/                     what adding later logs needs
 report.html                what the logs look like, with plots
 """
 
+import contextlib
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
+
+import filelock
 
 from infnet_dist.data.manifest import Manifest
 from infnet_dist.errors import DataError
+from infnet_dist.ingest.logs.exchange import renamed
 from infnet_dist.ingest.logs.extend import check_extension, earlier_set, new_files
 from infnet_dist.ingest.logs.job import Job, plan_of
-from infnet_dist.ingest.logs.publish import publish
+from infnet_dist.ingest.logs.publish import is_made, note_made, publish, remove_unnamed
 from infnet_dist.ingest.logs.source import list_files
-from infnet_dist.ingest.logs.stages import Execute, Progress, Stages
+from infnet_dist.ingest.logs.stages import Execute, Progress, Stages, as_data_error
 from infnet_dist.ingest_config import LogsIngest
 
 
@@ -41,35 +46,56 @@ def ingest_logs(
 
     Raises:
         DataError: logs are missing, unreadable, or too many of their rows are bad; or the set was
-            made from other settings.
+            made from other settings; or another ingest is at work on it.
         ConfigError: the roles of columns don't agree.
     """
+    work = folder.with_name(f".{folder.name}.work")
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with _alone(folder):
+            return _ingest(config, folder, work, Stages(work / "done", execute, progress))
+    except OSError as error:
+        raise as_data_error(error, work) from None
+
+
+def _ingest(config: LogsIngest, folder: Path, work: Path, stages: Stages) -> Manifest | None:
     earlier = earlier_set(config, folder)
     files = new_files(list_files(config), earlier)
     if not files:
+        shutil.rmtree(work, ignore_errors=True)  # of a job killed after its last rename
         return None
     if earlier is not None:
         check_extension(config, earlier, folder)
-    work = folder.with_name(f".{folder.name}.work")
+    _prepare(work, folder, plan_of(config, files, earlier), earlier)
+    if not is_made(work):
+        made = Job(config, stages, work, folder, earlier).run(files)
+        note_made(made, work)
+    return publish(work, folder)
+
+
+@contextlib.contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """Hold the training set's lock, which goes with this process."""
+    path = folder.with_name(f".{folder.name}.lock")
     try:
-        _prepare(work, plan_of(config, files, earlier))
-        stages = Stages(work / "done", execute, progress)
-        job = Job(config, stages, work, folder, earlier)
-        made = job.run(files)
-        return publish(made, folder, work)
-    except OSError as error:
+        with filelock.FileLock(path, timeout=0):
+            yield
+            path.unlink(missing_ok=True)
+    except filelock.Timeout:
         raise DataError(
-            f"can't write {error.filename or work} ({error.strerror or error}); free space or mend "
-            "the permissions, then run the same command again: it goes on where it stopped"
+            f"another ingest is at work on {folder}; wait for its end, or choose another data.path"
         ) from None
 
 
-def _prepare(work: Path, plan: str) -> None:
+def _prepare(work: Path, folder: Path, plan: str, earlier: Manifest | None) -> None:
     """Keep what an interrupted run of the same plan has done; start anew otherwise."""
     noted = work / "plan.json"
     if noted.is_file() and noted.read_text() == plan:
         return
     if work.exists():
         shutil.rmtree(work)
+    if earlier is not None:
+        remove_unnamed(folder, earlier)
     work.mkdir(parents=True)
-    noted.write_text(plan)
+    with renamed(noted) as path:
+        path.write_text(plan)

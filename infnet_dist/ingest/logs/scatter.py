@@ -2,7 +2,7 @@
 
 import contextlib
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +12,11 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from infnet_dist.errors import DataError
-from infnet_dist.ingest.logs.clean import Cleaner, Rules
+from infnet_dist.ingest.logs.clean import Cleaner, Rules, time_in_ms
 from infnet_dist.ingest.logs.exchange import BucketWriter, renamed
 from infnet_dist.ingest.logs.hashing import buckets_of, keys, mix
 from infnet_dist.ingest.logs.joins import join_all
-from infnet_dist.ingest.logs.source import Fragment, read_chunks, reason
+from infnet_dist.ingest.logs.source import Fragment, raise_unless_corrupt, read_chunks, reason
 from infnet_dist.ingest_config import LogsIngest
 
 _USER_SEED = 7  # another than that of hashed ids
@@ -52,8 +52,8 @@ class Scatter:
                 `skip_bad_files` is off.
         """
         file = self.fragment.file
-        rules = replace(self.rules, after_ms=None) if self.fragment.state else self.rules
-        cleaner = Cleaner(rules, file.path, self.fragment.time_floor)
+        floor_ms = time_in_ms(self.fragment.time_floor, self.rules.time_unit)
+        cleaner = Cleaner(self.rules, file.path, file.modified_ns // 1_000_000, floor_ms)
         try:
             rows, times = self._write(cleaner)
         except UnreadableError as error:
@@ -79,11 +79,12 @@ class Scatter:
         ):
             first_row = self.fragment.first_row
             for raw in self._chunks():
-                if not self.fragment.state:
-                    raw = join_all(self.config, raw)
-                good, bad = cleaner(raw, first_row)
+                if self.fragment.state:  # clean already
+                    good = raw.cast(self.rules.schema).append_column("_row", _numbers(0, len(raw)))
+                else:
+                    good, bad = cleaner(join_all(self.config, raw), first_row)
+                    quarantine.write(bad)
                 first_row += len(raw)
-                quarantine.write(bad)
                 if not len(good):
                     continue
                 writer.write(self._with_origin(good).select(schema.names), self._partitions(good))
@@ -98,6 +99,7 @@ class Scatter:
         try:
             yield from read_chunks(self.config, self.fragment)
         except (OSError, pa.ArrowException) as error:
+            raise_unless_corrupt(error, self.fragment.file.path)
             raise UnreadableError(reason(error)) from None
 
     def _with_origin(self, good: pa.Table) -> pa.Table:
@@ -108,6 +110,10 @@ class Scatter:
     def _partitions(self, good: pa.Table) -> np.ndarray:
         users = keys(good[self.config.user].combine_chunks())
         return buckets_of(mix(users, _USER_SEED), self.num_partitions)
+
+
+def _numbers(first: int, count: int) -> pa.Array:
+    return pa.array(np.arange(first, first + count))
 
 
 class _Quarantine:

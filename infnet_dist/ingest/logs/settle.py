@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
@@ -35,6 +36,7 @@ class Settle:
 
     Attributes:
         pieces: files of stage clean.
+        paths: by fragment, the file that it is of.
         sample_share: share of the rows before valid from which boundaries are fitted.
         events_from_ms: events of state rows before this are in the state's sums already.
         out: folder for `rows`, `counts`, `sample` and one file per group of counters.
@@ -45,6 +47,7 @@ class Settle:
     num_partitions: int
     num_counting: int
     pieces: tuple[Path, ...]
+    paths: tuple[str, ...]
     sample_share: float
     events_from_ms: int
     out: Path
@@ -58,32 +61,48 @@ class Settle:
         times = rows[config.time.column].to_numpy()
         order = np.lexsort((times, users))
         rows = rows.take(pa.array(order)).append_column("_user", pa.array(users[order]))
-        rows, doubles = self._without_doubles(rows)
+        rows, doubles, example = self._without_doubles(rows)
         new = ~rows["_state"].to_numpy()
         times = rows[config.time.column].to_numpy()
         learned = new & calendar.before_valid(times)
         self._write(rows, "rows")
         self._count_values(rows, learned, new & ~learned)
         self._sample(rows, learned)
-        for number, by in enumerate(counter_groups(config)):
-            self._hand_to_counting(rows, number, by, calendar)
+        for by in counter_groups(config):
+            self._hand_to_counting(rows, by, calendar)
         splits = np.bincount(calendar.splits(times)[new], minlength=LEFT_OUT + 1)
         return {
             "rows": int(new.sum()),
             "duplicates": doubles,
+            "examples": {DUPLICATE: example} if example else {},
             "splits": splits.tolist(),
         } | self._watch_time(rows, learned)
 
-    def _without_doubles(self, rows: pa.Table) -> tuple[pa.Table, int]:
+    def _without_doubles(self, rows: pa.Table) -> tuple[pa.Table, int, str]:
+        """The rows, the number of doubles and one of them as text.
+
+        Rows with a null in one of the columns are nobody's double.
+        """
         if not self.config.unique:
-            return rows, 0
-        double = rows.select(self.config.unique).to_pandas().duplicated(keep="first").to_numpy()
+            return rows, 0, ""
+        columns = [rows[name].combine_chunks() for name in self.config.unique]
+        codes = pd.DataFrame({i: c.dictionary_encode().indices for i, c in enumerate(columns)})
+        whole = np.logical_and.reduce([c.is_valid() for c in columns])
+        example = ""
+        double = codes.duplicated(keep="first").to_numpy() & whole
         if double.any():
-            bad = rows.filter(pa.array(double)).drop_columns(["_state", "_user"])
+            bad = rows.filter(pa.array(double))
+            files = pa.array([self.paths[i] for i in bad["_fragment"].to_pylist()], pa.string())
             why = pa.array([DUPLICATE] * len(bad), pa.string())
+            bad = bad.drop_columns(["_state", "_user", "_fragment"])
+            bad = bad.append_column("_reason", why).append_column("_file", files)
             with renamed(self.quarantine) as path:
-                pq.write_table(bad.append_column("_reason", why), path)
-        return rows.filter(pa.array(~double)), int(double.sum())
+                pq.write_table(bad, path)
+            first = bad.slice(0, 1).to_pylist()[0]
+            example = f"row {first['_row']} of {first['_file']}: " + ", ".join(
+                f"{name}={first[name]}" for name in self.config.unique
+            )
+        return rows.filter(pa.array(~double)), int(double.sum()), example
 
     def _write(self, rows: pa.Table, name: str) -> None:
         with BucketWriter(self._path(name), rows.schema, 1) as writer:
@@ -100,7 +119,7 @@ class Settle:
                 if self.config.table(table).encoding == "dense":
                     counted = _counted(columns, learned, later)
                 else:
-                    counted = _sketched(columns, learned)
+                    counted = _sketched(columns, learned | later)
                 writer.write(counted, np.full(len(counted), number))
 
     def _sample(self, rows: pa.Table, learned: BoolArray) -> None:
@@ -110,28 +129,24 @@ class Settle:
         with renamed(self._path("sample")) as path:
             pq.write_table(rows.select(list(self.config.numbers)).filter(pa.array(chosen)), path)
 
-    def _hand_to_counting(
-        self, rows: pa.Table, number: int, by: Sequence[str], calendar: Calendar
-    ) -> None:
+    def _hand_to_counting(self, rows: pa.Table, by: Sequence[str], calendar: Calendar) -> None:
         """Who asks and what happened, by key, to the counting tasks."""
         key = together([keys(rows[name].combine_chunks()) for name in by])
         known = np.logical_and.reduce([rows[name].is_valid().to_numpy() for name in by])
         times = rows[self.config.time.column].to_numpy()
         counts = (times >= self.events_from_ms) | ~rows["_state"].to_numpy()
         columns = {
-            "key": mix(key).view(np.int64),
-            "time": times,
-            "until": calendar.known_until(times),
-            "partition": np.full(len(rows), self.partition, np.int32),
-            "row": np.arange(len(rows), dtype=np.int32),
+            "_key": mix(key).view(np.int64),
+            "_time": times,
+            "_until": calendar.known_until(times),
+            "_partition": np.full(len(rows), self.partition, np.int32),
+            "_row": np.arange(len(rows), dtype=np.int32),
         }
         for name, counter in self._counters(by):
             columns[name] = counts & _is_event(rows, counter.where)
         table = pa.table(columns).filter(pa.array(known))
-        with BucketWriter(
-            self._path(f"counter{number}"), table.schema, self.num_counting
-        ) as writer:
-            writer.write(table, counting_bucket(table["key"].to_numpy(), self.num_counting))
+        with BucketWriter(self._path(group_name(by)), table.schema, self.num_counting) as writer:
+            writer.write(table, counting_bucket(table["_key"].to_numpy(), self.num_counting))
 
     def _counters(self, by: Sequence[str]) -> Iterator[tuple[str, CounterFeature]]:
         return ((n, c) for n, c in self.config.counters.items() if c.by == tuple(by))
@@ -153,6 +168,11 @@ def counter_groups(config: LogsIngest) -> list[tuple[str, ...]]:
     return list(dict.fromkeys(counter.by for counter in config.counters.values()))
 
 
+def group_name(by: Sequence[str]) -> str:
+    """What the files of counters by these columns are called."""
+    return "counter-" + "-".join(by)
+
+
 def columns_of_table(config: LogsIngest, table: str) -> list[str]:
     """The columns whose values are rows of a table."""
     ids = [name for name, of in config.ids.items() if of == table]
@@ -169,10 +189,8 @@ def _counted(columns: Sequence[pa.ChunkedArray], learned: BoolArray, later: Bool
     return pa.concat_tables(tables)
 
 
-def _sketched(columns: Sequence[pa.ChunkedArray], learned: BoolArray) -> pa.Table:
-    values = [
-        keys(_flat(c.filter(pa.array(learned))).drop_null().combine_chunks()) for c in columns
-    ]
+def _sketched(columns: Sequence[pa.ChunkedArray], new: BoolArray) -> pa.Table:
+    values = [keys(_flat(c.filter(pa.array(new))).drop_null().combine_chunks()) for c in columns]
     return _count_rows(pa.array(smallest_hashes(mix(np.concatenate(values)))), {})
 
 

@@ -36,7 +36,7 @@ class Sizes:
         raw = 16 * len(config.columns) + 8 * lists
         made = _made_bytes(config)
         return cls(
-            partition=min(max(room // raw, 10_000), 1_000_000),
+            partition=min(max(room // raw, 10_000), 500_000),
             chunk=min(max(room // made, 1_000), 131_072),
             part=min(max(room // made, config.row_group_rows), 1_000_000),
             counting=max(room // _ASKED_BYTES, 10_000),
@@ -56,8 +56,17 @@ def _made_bytes(config: LogsIngest) -> int:
 
 def expected_rows(config: LogsIngest, found: Sequence[Fragment]) -> int:
     """Rows of the fragments: as their footers say, or by their size."""
-    per_row = 8 * len(config.columns)
-    return sum(fragment.rows or fragment.file.size // per_row for fragment in found)
+    return sum(fragment.rows or _bytes(fragment) // (4 * len(config.columns)) for fragment in found)
+
+
+def _bytes(fragment: Fragment) -> int:
+    """Of a CSV file as text, about."""
+    return fragment.file.size * (5 if fragment.file.path.endswith(".gz") else 1)
+
+
+def power_of_two(number: int) -> int:
+    """The least one that isn't below a number."""
+    return 1 << (number - 1).bit_length()
 
 
 def how_many(rows: int, each: int) -> int:

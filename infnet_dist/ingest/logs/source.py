@@ -8,6 +8,7 @@ import fnmatch
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 
 import fsspec
@@ -45,7 +46,7 @@ class Fragment:
     row_groups: tuple[int, ...] | None
     first_row: int = 0
     rows: int = 0
-    time_floor: int | None = None
+    time_floor: int | datetime | None = None
     state: bool = False
 
 
@@ -149,6 +150,7 @@ def _footer(filesystem: pa.fs.FileSystem, file: LogFile) -> pq.FileMetaData | Ba
         with _open_parquet(filesystem, file) as parquet:
             return parquet.metadata
     except (OSError, pa.ArrowException) as error:
+        raise_unless_corrupt(error, file.path)
         return BadFile(file, reason(error))
 
 
@@ -171,9 +173,16 @@ def _cut(file: LogFile, footer: pq.FileMetaData, time_column: str, number: int) 
 
 def state_fragments(files: Sequence[Path]) -> list[Fragment]:
     """Rows that an earlier ingest kept."""
-    local = pa.fs.LocalFileSystem()
-    entries = local.get_file_info([str(path) for path in files])
-    return [Fragment(i, _log_file(entry), None, state=True) for i, entry in enumerate(entries)]
+    return [
+        Fragment(i, file_at(str(path)), None, rows=pq.read_metadata(path).num_rows, state=True)
+        for i, path in enumerate(files)
+    ]
+
+
+def file_at(path: str) -> LogFile:
+    """A file or folder at a path or URL as it is now; of size 0 where there is none."""
+    filesystem, inside = open_filesystem(path)
+    return _log_file(filesystem.get_file_info(inside))
 
 
 def file_schema(config: LogsIngest, fragment: Fragment) -> pa.Schema | None:
@@ -188,12 +197,12 @@ def _filesystem(config: LogsIngest, fragment: Fragment) -> pa.fs.FileSystem:
     return open_filesystem(fragment.file.path if fragment.state else config.path)[0]
 
 
-def _latest(group: pq.RowGroupMetaData, column: str) -> int | None:
-    """Largest value of an integer column by its footer; None if that doesn't tell."""
+def _latest(group: pq.RowGroupMetaData, column: str) -> int | datetime | None:
+    """Largest time by the footer, as it is in the file; None if that doesn't tell."""
     for i in range(group.num_columns):
         statistics = group.column(i).statistics
         if group.column(i).path_in_schema == column and statistics and statistics.has_min_max:
-            return statistics.max if isinstance(statistics.max, int) else None
+            return statistics.max if isinstance(statistics.max, int | datetime) else None
     return None
 
 
@@ -263,6 +272,15 @@ def _check_unchanged(filesystem: pa.fs.FileSystem, file: LogFile) -> None:
         raise DataError(
             f"{file.path} changed while it was read; let its writer finish, then ingest again"
         )
+
+
+def raise_unless_corrupt(error: Exception, path: str) -> None:
+    """Raise DataError where it isn't the file's content that is wrong, but the way to it."""
+    if isinstance(error, OSError) and (error.errno is not None or "AWS Error" in str(error)):
+        raise DataError(
+            f"{path} can't be reached ({reason(error)}); run the same command again: it goes on "
+            "where it stopped"
+        ) from None
 
 
 def reason(error: BaseException) -> str:

@@ -1,6 +1,7 @@
 """Runs stages of tasks, by any executor, and remembers what is done: a killed job goes on there."""
 
 import contextlib
+import errno
 import json
 import multiprocessing
 import os
@@ -17,6 +18,7 @@ from infnet_dist.errors import DataError
 from infnet_dist.ingest.logs.exchange import renamed
 
 _LOOK_S = 0.5
+_FULL_OR_FORBIDDEN = {errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS}
 Outcome = dict[str, Any]
 # Stage, "rows" or "tasks", how many are done and how many there are. At its start as well.
 Progress = Callable[[str, str, int, int], None]
@@ -49,11 +51,17 @@ class Recorded:
             with renamed(self.path) as path:
                 path.write_text(json.dumps(outcome))
         except OSError as error:
-            raise DataError(
-                f"can't write below {self.path.parent} ({error.strerror or error}); free space or "
-                "mend the permissions, then run the same command again: it goes on where it stopped"
-            ) from None
+            raise as_data_error(error, self.path.parent) from None
         return outcome
+
+
+def as_data_error(error: OSError, folder: Path) -> DataError:
+    """An error of the file system while working in a folder, with the next move."""
+    mend = "free space or mend the permissions, then " if error.errno in _FULL_OR_FORBIDDEN else ""
+    return DataError(
+        f"can't write {error.filename or folder} ({error.strerror or error}); {mend}run the same "
+        "command again: it goes on where it stopped"
+    )
 
 
 # Runs tasks in any order and yields the number of each that ends, with its outcome; the first

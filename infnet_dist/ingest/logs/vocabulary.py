@@ -21,7 +21,7 @@ from infnet_dist.ingest.logs.hashing import keys
 from infnet_dist.ingest_config import IdTable
 
 IntArray = npt.NDArray[np.int64]
-_COMPACT = 16  # a lookup array may have so many entries per value
+_COMPACT = 4  # a lookup array may have so many entries of 4 bytes per value, which has 16
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ class MergeCounts:
         previous: the last version, if there is one.
         pending_is_train: whether what was valid and test so far is train now.
         out: the new version.
-        compiled: what encoders map into memory: values that have an id, sorted, and the ids.
+        compiled: what encoders map into memory.
     """
 
     table: IdTable
@@ -58,10 +58,8 @@ class MergeCounts:
         merged = self._with_new_ids(merged)
         with renamed(self.out) as path:
             pq.write_table(merged, path, compression="zstd")
-        known = merged.filter(pc.greater(merged["id"], 0)).select(["value", "id"])
-        with renamed(self.compiled) as path, pa.OSFile(str(path), "wb") as sink:
-            with pa.ipc.new_file(sink, known.schema) as writer:
-                writer.write_table(known.combine_chunks())
+        known = merged.filter(pc.greater(merged["id"], 0))
+        _compile(known, self.compiled)
         return {"values": len(merged), "ids": len(known)}
 
     def _previous(self, schema: pa.Schema) -> pa.Table:
@@ -104,53 +102,55 @@ class Encoder(Protocol):
         ...
 
 
+def _compile(known: pa.Table, path: Path) -> None:
+    """Write the `keys` of all values that have an id, ascending, and the ids."""
+    found = keys(known["value"].combine_chunks())
+    order = np.argsort(found)
+    assert np.all(np.diff(found[order]) != 0), "two texts of a vocabulary share a 64-bit hash"
+    table = pa.table({"key": found[order], "id": known["id"].to_numpy()[order]})
+    with renamed(path) as temporary, pa.OSFile(str(temporary), "wb") as sink:
+        with pa.ipc.new_file(sink, table.schema) as writer:
+            writer.write_table(table)
+
+
 class DenseEncoder:
     """Ids of a vocabulary, from a `compiled` file."""
 
     def __init__(self, path: Path) -> None:
-        table = pa.ipc.open_file(pa.memory_map(str(path))).read_all()
-        self._values = table["value"].combine_chunks()
-        self._ids = np.append(table["id"].to_numpy(), 0)  # 0: for those that aren't found
+        batches = pa.ipc.open_file(pa.memory_map(str(path))).read_all().combine_chunks()
+        self._keys, self._ids = (batches[name].to_numpy() for name in ("key", "id"))
         self._lookup = self._lookup_array()
 
     def __call__(self, values: pa.Array, seed: int = 0) -> IntArray:
         """As `Encoder`; the seed changes nothing."""
-        if not pa.types.is_integer(values.type):
-            encoded = values.dictionary_encode()
-            place = pc.index_in(encoded.dictionary, value_set=self._values)
-            ids = self._ids[pc.fill_null(place, len(self._values)).to_numpy()]
-            ids = np.append(ids, 0)  # of null
-            return ids[pc.fill_null(encoded.indices, len(ids) - 1).to_numpy()]
-        numbers = pc.fill_null(values, -1).to_numpy()
+        wanted = keys(values)
         if self._lookup is not None:
-            inside = (numbers >= 0) & (numbers < len(self._lookup))
-            ids = self._lookup[np.where(inside, numbers, 0)]
+            inside = (wanted >= 0) & (wanted < len(self._lookup))
+            ids = self._lookup[np.where(inside, wanted, 0)].astype(np.int64)
             ids[~inside] = 0
         else:
-            ids = self._searched(numbers)
+            ids = self._searched(wanted)
         if values.null_count:
             ids[pc.is_null(values).to_numpy(zero_copy_only=False)] = 0
         return ids
 
-    def _lookup_array(self) -> IntArray | None:
-        """Id by value, where that array isn't much larger than the vocabulary."""
-        if not len(self._values) or not pa.types.is_integer(self._values.type):
+    def _lookup_array(self) -> npt.NDArray[np.int32] | None:
+        """Id by key, where that array isn't larger than the vocabulary."""
+        if not len(self._keys) or self._keys[0] < 0:
             return None
-        values = self._values.to_numpy()
-        if values[0] < 0 or values[-1] > _COMPACT * len(values) + (1 << 16):
+        if self._keys[-1] > _COMPACT * len(self._keys) + (1 << 16) or len(self._keys) >= 2**31:
             return None
-        lookup = np.zeros(int(values[-1]) + 1, np.int64)
-        lookup[values] = self._ids[:-1]
+        lookup = np.zeros(int(self._keys[-1]) + 1, np.int32)
+        lookup[self._keys] = self._ids
         return lookup
 
-    def _searched(self, numbers: IntArray) -> IntArray:
-        """By binary search of the distinct numbers, which are looked up in ascending order."""
-        if not len(self._values):
-            return np.zeros(len(numbers), np.int64)
-        known = self._values.to_numpy()
-        distinct, back = np.unique(numbers, return_inverse=True)
-        place = np.minimum(np.searchsorted(known, distinct), len(known) - 1)
-        return np.where(known[place] == distinct, self._ids[place], 0)[back]
+    def _searched(self, wanted: IntArray) -> IntArray:
+        """By binary search of the distinct keys, which are looked up in ascending order."""
+        if not len(self._keys):
+            return np.zeros(len(wanted), np.int64)
+        distinct, back = np.unique(wanted, return_inverse=True)
+        place = np.minimum(np.searchsorted(self._keys, distinct), len(self._keys) - 1)
+        return np.where(self._keys[place] == distinct, self._ids[place], 0)[back]
 
 
 @dataclass(frozen=True)
