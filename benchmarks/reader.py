@@ -2,11 +2,12 @@
 
     .venv/bin/python benchmarks/reader.py [--case NAME|all] [--rows 300000] [--batch-size 4096]
         [--repeats 5] [--items 55] [--ids uniform|skewed] [--row-group-rows 16384]
-        [--rows-per-part 1000000] [--files ours|pyarrow] [--systems bare ours loader ray_data]
+        [--rows-per-part 1000000] [--files ours|pyarrow]
+        [--systems bare ours loader ray_data petastorm]
 
 Made-up rows: 20 ids, three lists of ids of mean length `--items` (none at all for 0), three labels.
-`--case` sets some of these at once, see CASES. Everyone reads the same columns of the same files in
-a process of its own with one thread, one epoch to get warm and one that counts:
+`--case` sets some of these at once, `--rows` too, see CASES. Everyone reads the same columns of the
+same files in a process of its own with one thread, one epoch to get warm and one that counts:
 
     bare      decodes every row group and throws it away: what any reader has to do
     ours      shuffled, exactly resumable, KeyedJaggedTensor batches of `--batch-size`
@@ -14,6 +15,8 @@ a process of its own with one thread, one epoch to get warm and one that counts:
               ids and labels as tensors, lists as values and offsets
     ray_data  Ray Data's Arrow batches, not shuffled, with two CPUs; its workers decode, but only
               the CPU time of the process that asks for the batches is counted
+    petastorm make_batch_reader with one thread, not shuffled; it can't hand over lists of different
+              lengths, so with lists make_reader, row by row, and only the first 20,000 rows
 
 Counted is the CPU time of the process, all threads. Ratios are taken within a repeat. Files are
 ours, or `--files pyarrow`: rewritten with the encodings that pyarrow chooses (dictionaries), zstd.
@@ -23,7 +26,7 @@ import argparse
 import json
 import os
 import platform
-import resource
+import re
 import statistics
 import subprocess
 import sys
@@ -31,6 +34,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from functools import cache
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -40,7 +44,9 @@ import torch
 from torch.utils.data import DataLoader, IterableDataset
 
 from infnet_dist.data.manifest import read_manifest
+from infnet_dist.data.petastorm_bridge import load_petastorm
 from infnet_dist.data.reader import Reader
+from infnet_dist.ingest.petastorm_metadata import write_petastorm_metadata
 from infnet_dist.ingest.writer import TrainingSetWriter
 from infnet_dist.provenance import versions
 from infnet_dist.schema import (
@@ -58,7 +64,7 @@ CASES: dict[str, dict[str, int | str]] = {
     "skewed": {"items": 55, "ids": "skewed"},
     "short": {"items": 5, "ids": "uniform"},
     "very-long": {"items": 200, "ids": "uniform", "rows": 100_000, "row_group_rows": 8_192},
-    "scalar": {"items": 0, "ids": "uniform", "rows": 1_000_000},
+    "scalar": {"items": 0, "ids": "uniform", "rows": 500_000},
     "small-files": {"items": 55, "ids": "uniform", "rows_per_part": 5_000},
 }
 SCHEMA = Schema(
@@ -183,8 +189,13 @@ def measure(system: str, folder: Path, batch_size: int) -> dict[str, float]:
     for count in SYSTEMS[system](folder, batch_size):
         rows += count
     cpu_s = time.process_time() - start
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
-    return {"cpu_s": cpu_s / rows * 1e6, "gib": peak}
+    return {"cpu_s": cpu_s / rows * 1e6, "gib": peak_gib()}
+
+
+def peak_gib() -> float:
+    """Most memory that this process had; getrusage's figure would begin with the parent's."""
+    status = Path("/proc/self/status").read_text()
+    return int(re.search(r"VmHWM:\s+(\d+) kB", status)[1]) / 2**20
 
 
 def columns_of(folder: Path) -> list[str]:
@@ -267,11 +278,31 @@ def ray_data(folder: Path, batch_size: int) -> Iterator[int]:
         yield batch.num_rows
 
 
+def petastorm(folder: Path, batch_size: int) -> Iterator[int]:
+    """Rows of each batch, which are row groups; or row by row."""
+    load_petastorm()
+    from petastorm import make_batch_reader, make_reader
+
+    manifest = read_manifest(folder)
+    url, columns = f"file://{folder}/train", columns_of(folder)
+    options = {"workers_count": 1, "reader_pool_type": "thread", "shuffle_row_groups": False}
+    if not manifest.schema_.sequences:
+        with make_batch_reader(url, schema_fields=columns, **options) as batches:
+            for batch in batches:
+                yield len(batch.user_id)
+        return
+    write_petastorm_metadata(folder, manifest)
+    with make_reader(url, schema_fields=columns, **options) as rows:
+        for _ in islice(rows, 20_000):
+            yield 1
+
+
 SYSTEMS: dict[str, Callable[[Path, int], Iterator[int]]] = {
     "bare": bare,
     "ours": ours,
     "loader": loader,
     "ray_data": ray_data,
+    "petastorm": petastorm,
 }
 
 if __name__ == "__main__":
