@@ -16,7 +16,8 @@ from tqdm import tqdm
 from infnet_dist.config import Config
 from infnet_dist.data.manifest import Manifest, read_manifest
 from infnet_dist.errors import ConfigError
-from infnet_dist.ingest_config import KuaiRandIngest, LogsIngest, PetastormIngest, TabularIngest
+from infnet_dist.ingest_config import KuaiRandIngest, PetastormIngest, TabularIngest
+from infnet_dist.logs_config import LogsIngest
 from infnet_dist.tracking import send_report
 from ray_jobs._cli import add_launcher, log, make_parser, new_run_id, read_config, run_main
 from ray_jobs._tasks import executor

@@ -17,7 +17,7 @@ from infnet_dist.ingest.logs.sketch import colliding_share, estimate_distinct, s
 from infnet_dist.ingest.logs.stages import one_by_one
 from infnet_dist.ingest.logs.vocabulary import DenseEncoder, MergeCounts
 from infnet_dist.ingest.report import write_report
-from infnet_dist.ingest_config import IdTable
+from infnet_dist.logs_config import IdTable
 from tests.unit.raw_logs import make_rows, read_split, settings, write_logs
 
 

@@ -14,6 +14,7 @@ ORDER = [
     "paths",
     "config_messages",
     "model_config",
+    "logs_config",
     "ingest_config",
     "config",
     "schema",

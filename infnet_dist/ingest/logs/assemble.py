@@ -25,7 +25,7 @@ from infnet_dist.ingest.logs.features import (
 from infnet_dist.ingest.logs.hashing import buckets_of
 from infnet_dist.ingest.logs.splits import SPLITS, Calendar
 from infnet_dist.ingest.logs.vocabulary import Encoder
-from infnet_dist.ingest_config import Behaviour, LogsIngest
+from infnet_dist.logs_config import Behaviour, LogsIngest
 from infnet_dist.schema import Schema
 
 IntArray = npt.NDArray[np.int64]

@@ -8,7 +8,7 @@ from typing import Any
 from infnet_dist.data.manifest import MANIFEST, Ingested, LogFile, Manifest, read_manifest
 from infnet_dist.errors import DataError
 from infnet_dist.ingest.writer import first_difference
-from infnet_dist.ingest_config import LogsIngest
+from infnet_dist.logs_config import LogsIngest
 
 # What may be otherwise when logs are added; the rest is what the set is.
 _FREE = (

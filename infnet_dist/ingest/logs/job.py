@@ -1,6 +1,5 @@
 """The stages of one ingest, in order: what each gets from those before it."""
 
-import json
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -13,20 +12,20 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from infnet_dist import __version__
 from infnet_dist.data.manifest import HashedTable, Ingested, LogFile, Manifest
 from infnet_dist.errors import DataError
 from infnet_dist.ingest.logs.assemble import Assemble
-from infnet_dist.ingest.logs.clean import Rules, make_rules
 from infnet_dist.ingest.logs.counting import Count, overlapping
 from infnet_dist.ingest.logs.exchange import read_bucket
 from infnet_dist.ingest.logs.extend import moment, pending_is_train
 from infnet_dist.ingest.logs.features import fit_numbers, make_schema
 from infnet_dist.ingest.logs.joins import join_all
 from infnet_dist.ingest.logs.layout import Layout
+from infnet_dist.ingest.logs.plan import check_side_tables, side_tables
+from infnet_dist.ingest.logs.quarantine import tally
+from infnet_dist.ingest.logs.rules import Rules, make_rules
 from infnet_dist.ingest.logs.scatter import Scatter
 from infnet_dist.ingest.logs.settle import (
-    DUPLICATE,
     Settle,
     columns_of_table,
     counter_groups,
@@ -37,7 +36,6 @@ from infnet_dist.ingest.logs.sizes import Sizes, expected_rows, how_many, power_
 from infnet_dist.ingest.logs.sketch import colliding_share, estimate_distinct, smallest_hashes
 from infnet_dist.ingest.logs.source import (
     Fragment,
-    file_at,
     file_schema,
     fragments,
     state_fragments,
@@ -46,13 +44,12 @@ from infnet_dist.ingest.logs.splits import SPLITS, Calendar
 from infnet_dist.ingest.logs.stages import Outcome, Stages
 from infnet_dist.ingest.logs.vocabulary import MergeCounts
 from infnet_dist.ingest.parts import PartSummary
-from infnet_dist.ingest_config import LogsIngest
+from infnet_dist.logs_config import LogsIngest
 from infnet_dist.schema import DenseFeature, Schema
 
 IntArray = npt.NDArray[np.int64]
 _SAMPLE_ROWS = 1_000_000  # from which boundaries are fitted
 _LONG_AGO_MS = -(2**62)
-_REASONS_SHOWN = 5
 
 
 @dataclass(frozen=True)
@@ -130,7 +127,7 @@ class Job:
         num_rows = sum(outcome["rows"] for outcome in cleaned)
         self._num_counting = power_of_two(how_many(num_rows, self._sizes.counting))
         settled = self._settle([fragment for fragment, _ in read], num_rows)
-        quarantined = self._check_quarantine(cleaned, settled)
+        quarantined = tally(config, self._staged / "quarantine", cleaned, settled)
         rows = self._rows_by_split(cleaned, settled)
         last_ms = max(outcome["times"][1] for outcome in cleaned if outcome.get("times"))
         num_ids, compiled = self._merge_counts(rules)
@@ -209,50 +206,11 @@ class Job:
         }
         known = [fragment.rows for fragment in found]
         outcomes = self._stages.run("clean", tasks, rows=known if all(known) else ())
-        self._check_side_tables()
+        check_side_tables(self._config, self._side_tables)
         return outcomes
 
     def _piece(self, fragment: Fragment) -> Path:
         return self._file("clean", f"{fragment.number:05d}.rows")
-
-    def _check_side_tables(self) -> None:
-        """Raise DataError if one changed since the ingest began."""
-        now = side_tables(self._config)
-        for name, file in self._side_tables.items():
-            if now[name] != file:
-                raise DataError(
-                    f"{file.path}, of ingest.joins.{name}, changed meanwhile; run the same command "
-                    "again: it starts anew"
-                )
-
-    def _check_quarantine(
-        self, cleaned: Sequence[Outcome], settled: Sequence[Outcome]
-    ) -> dict[str, int]:
-        """Bad rows by reason, the commonest first."""
-        bad: Counter[str] = Counter()
-        for outcome in cleaned:
-            bad.update(outcome["bad"])
-        bad[DUPLICATE] += sum(outcome["duplicates"] for outcome in settled)
-        bad = +bad
-        good = sum(outcome["rows"] for outcome in settled)
-        share = bad.total() / max(bad.total() + good, 1)
-        if not bad and not good:
-            raise DataError(f"the new files of {self._config.path} have no rows; check ingest.path")
-        if share > self._config.max_bad_share or not good:
-            examples: dict[str, str] = {}
-            for outcome in [*cleaned, *settled]:
-                examples = outcome.get("examples", {}) | examples
-            shown = [
-                f"{number:,} x {why}" + (f" ({examples[why]})" if why in examples else "")
-                for why, number in bad.most_common(_REASONS_SHOWN)
-            ]
-            raise DataError(
-                f"{bad.total():,} of {bad.total() + good:,} rows are bad, more than "
-                f"ingest.max_bad_share allows ({self._config.max_bad_share:g}): {'; '.join(shown)}."
-                f" All lie in {self._staged / 'quarantine'}; repair the logs, the checks, or raise "
-                "the share"
-            )
-        return dict(bad.most_common())
 
     # ---- stages settle and fit
 
@@ -337,7 +295,8 @@ class Job:
                 new = read_bucket(self._settled("counts"), number, len(names))["value"].to_numpy()
                 sketch = smallest_hashes(np.concatenate([new, *self._sketches(name)]).view("u8"))
                 kept = self._staged / "state" / self._generation / f"sketch-{name}.parquet"
-                pq.write_table(pa.table({"hash": sketch}), kept)
+                if self._config.extendable:
+                    pq.write_table(pa.table({"hash": sketch}), kept)
                 values, rows = estimate_distinct(sketch), table.num_embeddings - 1
                 found[name] = HashedTable(
                     values=values,
@@ -489,23 +448,3 @@ def _and_others(number: int) -> str:
 
 def _added(before: Mapping[str, int], now: Mapping[str, int]) -> dict[str, int]:
     return dict((Counter(before) + Counter(now)).most_common())
-
-
-def side_tables(config: LogsIngest) -> dict[str, LogFile]:
-    """The files of all joins as they are now, by the join's name."""
-    return {name: file_at(join.path) for name, join in config.joins.items()}
-
-
-def plan_of(config: LogsIngest, files: Sequence[LogFile], earlier: Manifest | None) -> str:
-    """What an ingest will do, as text: equal plans may go on with each other's work."""
-    sides = side_tables(config)
-    return json.dumps(
-        {
-            "config": config.model_dump(mode="json", exclude={"max_bad_share"}),
-            "files": [file.model_dump() for file in files],
-            "side_tables": {name: file.model_dump() for name, file in sides.items()},
-            "earlier": earlier.content_hash if earlier is not None else None,
-            "code_version": __version__,
-        },
-        indent=1,
-    )

@@ -20,11 +20,12 @@ from infnet_dist.data.manifest import Manifest
 from infnet_dist.errors import DataError
 from infnet_dist.ingest.logs.exchange import renamed
 from infnet_dist.ingest.logs.extend import check_extension, earlier_set, new_files
-from infnet_dist.ingest.logs.job import Job, plan_of
+from infnet_dist.ingest.logs.job import Job
+from infnet_dist.ingest.logs.plan import plan_of
 from infnet_dist.ingest.logs.publish import is_made, note_made, publish, remove_unnamed
 from infnet_dist.ingest.logs.source import list_files
 from infnet_dist.ingest.logs.stages import Execute, Progress, Stages, as_data_error
-from infnet_dist.ingest_config import LogsIngest
+from infnet_dist.logs_config import LogsIngest
 
 
 def ingest_logs(

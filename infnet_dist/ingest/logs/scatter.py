@@ -12,12 +12,14 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from infnet_dist.errors import DataError
-from infnet_dist.ingest.logs.clean import Cleaner, Rules, time_in_ms
+from infnet_dist.ingest.logs.clean import Cleaner
+from infnet_dist.ingest.logs.convert import time_in_ms
 from infnet_dist.ingest.logs.exchange import BucketWriter, renamed
 from infnet_dist.ingest.logs.hashing import buckets_of, keys, mix
 from infnet_dist.ingest.logs.joins import join_all
+from infnet_dist.ingest.logs.rules import Rules
 from infnet_dist.ingest.logs.source import Fragment, raise_unless_corrupt, read_chunks, reason
-from infnet_dist.ingest_config import LogsIngest
+from infnet_dist.logs_config import LogsIngest
 
 _USER_SEED = 7  # another than that of hashed ids
 # Where a row comes from, and whether an earlier ingest wrote it.

@@ -19,7 +19,7 @@ from infnet_dist.ingest.logs.exchange import BucketWriter, read_bucket, renamed
 from infnet_dist.ingest.logs.hashing import counting_bucket, keys, mix, together
 from infnet_dist.ingest.logs.sketch import smallest_hashes
 from infnet_dist.ingest.logs.splits import LEFT_OUT, Calendar
-from infnet_dist.ingest_config import CounterFeature, LogsIngest
+from infnet_dist.logs_config import CounterFeature, LogsIngest
 
 IntArray = npt.NDArray[np.int64]
 BoolArray = npt.NDArray[np.bool_]

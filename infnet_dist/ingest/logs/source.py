@@ -21,7 +21,7 @@ from fsspec.implementations.arrow import ArrowFSWrapper
 from infnet_dist.data.manifest import LogFile
 from infnet_dist.data.petastorm_file import PetastormFile, read_fields
 from infnet_dist.errors import DataError, unknown_name
-from infnet_dist.ingest_config import LogsIngest
+from infnet_dist.logs_config import LogsIngest
 
 _SUFFIXES = {"parquet": (".parquet", ".pq"), "csv": (".csv", ".csv.gz")}
 _ROWS_PER_TASK = 1_000_000

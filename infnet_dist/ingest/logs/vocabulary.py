@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 from infnet_dist.data.hashing import hashed_rows
 from infnet_dist.ingest.logs.exchange import read_bucket, renamed
 from infnet_dist.ingest.logs.hashing import keys
-from infnet_dist.ingest_config import IdTable
+from infnet_dist.logs_config import IdTable
 
 IntArray = npt.NDArray[np.int64]
 _COMPACT = 4  # a lookup array may have so many entries of 4 bytes per value, which has 16

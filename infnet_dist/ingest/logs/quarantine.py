@@ -1,0 +1,52 @@
+"""Bad rows: how many there are, why, and whether they are too many."""
+
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+
+from infnet_dist.errors import DataError
+from infnet_dist.ingest.logs.settle import DUPLICATE
+from infnet_dist.ingest.logs.stages import Outcome
+from infnet_dist.logs_config import LogsIngest
+
+_REASONS_SHOWN = 5
+
+
+def tally(
+    config: LogsIngest, folder: Path, cleaned: Sequence[Outcome], settled: Sequence[Outcome]
+) -> dict[str, int]:
+    """Bad rows by reason, the commonest first.
+
+    Args:
+        config: says how many there may be.
+        folder: where they lie.
+        cleaned: outcomes of stage clean.
+        settled: outcomes of stage settle.
+
+    Raises:
+        DataError: there are more, or there are no other rows.
+    """
+    bad: Counter[str] = Counter()
+    for outcome in cleaned:
+        bad.update(outcome["bad"])
+    bad[DUPLICATE] += sum(outcome["duplicates"] for outcome in settled)
+    bad = +bad
+    good = sum(outcome["rows"] for outcome in settled)
+    share = bad.total() / max(bad.total() + good, 1)
+    if not bad and not good:
+        raise DataError(f"the new files of {config.path} have no rows; check ingest.path")
+    if share > config.max_bad_share or not good:
+        examples: dict[str, str] = {}
+        for outcome in [*cleaned, *settled]:
+            examples = outcome.get("examples", {}) | examples
+        shown = [
+            f"{number:,} x {why}" + (f" ({examples[why]})" if why in examples else "")
+            for why, number in bad.most_common(_REASONS_SHOWN)
+        ]
+        raise DataError(
+            f"{bad.total():,} of {bad.total() + good:,} rows are bad, more than "
+            f"ingest.max_bad_share allows ({config.max_bad_share:g}): {'; '.join(shown)}."
+            f" All lie in {folder}; repair the logs, the checks, or raise "
+            "the share"
+        )
+    return dict(bad.most_common())

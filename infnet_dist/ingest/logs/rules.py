@@ -1,0 +1,115 @@
+"""What is tested of the columns of logs: the config's checks and the roles of columns, together."""
+
+from dataclasses import dataclass
+
+import pyarrow as pa
+
+from infnet_dist.errors import ConfigError
+from infnet_dist.ingest.logs.convert import TYPES, Kind, is_list, is_string, plain_type
+from infnet_dist.logs_config import Check, LogsIngest
+
+
+@dataclass(frozen=True)
+class Rules:
+    """What `clean` tests; picklable.
+
+    Attributes:
+        kinds: by column, in the order of the typed rows.
+        checks: by column.
+        time_column: one of the columns.
+        time_unit: of integers in it.
+        max_ahead_h: hours that a row may be later than its file's last change; None: any.
+        monotone: whether times must not fall within a file.
+        after_ms: rows must be later, epoch ms; None: no bound.
+    """
+
+    kinds: dict[str, Kind]
+    checks: dict[str, Check]
+    time_column: str
+    time_unit: str
+    max_ahead_h: float | None = None
+    monotone: bool = False
+    after_ms: int | None = None
+
+    @property
+    def schema(self) -> pa.Schema:
+        """Columns and types of good rows."""
+        return pa.schema({name: TYPES[kind] for name, kind in self.kinds.items()})
+
+
+def make_rules(config: LogsIngest, found: pa.Schema | None, after_ms: int | None) -> Rules:
+    """The rules of a config; ids of undeclared type are what they are in `found` (None: integers).
+
+    Raises:
+        ConfigError: a column has two roles that don't agree.
+    """
+    kinds: dict[str, Kind] = {config.time.column: "time"}
+    for names, kind in (
+        (config.numbers, "number"),
+        ([config.watch_time] if config.watch_time else [], "watch_time"),
+        (config.flags, "flag"),
+    ):
+        for name in names:
+            if name in kinds:
+                raise ConfigError(f"ingest: column {name!r} is {kinds[name]} and {kind}; name one")
+            kinds[name] = kind  # type: ignore[assignment]
+    for name in config.columns:
+        if name in kinds and (kinds[name] != "flag" or name == config.user):
+            if name in (config.user, *config.ids, *config.lists):
+                raise ConfigError(f"ingest: column {name!r} is {kinds[name]} and id; name one")
+        elif name not in kinds:
+            text = _is_text(config.checks.get(name, Check()), name, found)
+            many = name in config.lists
+            kinds[name] = ("texts" if many else "text") if text else ("ints" if many else "int")
+    _check_tables(config, kinds)
+    for name, check in config.checks.items():
+        _check_check(name, check, kinds[name])
+    return Rules(
+        kinds={name: kinds[name] for name in config.columns},
+        checks={**config.checks, config.user: _user_check(config)},
+        time_column=config.time.column,
+        time_unit=config.time.unit,
+        max_ahead_h=config.time.max_ahead_h,
+        monotone=config.time.monotone,
+        after_ms=after_ms,
+    )
+
+
+def _user_check(config: LogsIngest) -> Check:
+    """Rows without a user are never kept: they would share one history."""
+    return config.checks.get(config.user, Check()).model_copy(update={"nulls": "quarantine"})
+
+
+def _check_tables(config: LogsIngest, kinds: dict[str, Kind]) -> None:
+    """Raise ConfigError where a table would have both integers and texts."""
+    by_table: dict[str, dict[bool, str]] = {}
+    tables = config.ids | {name: column.table for name, column in config.lists.items()}
+    for column, table in tables.items():
+        by_table.setdefault(table, {})[kinds[column] in ("text", "texts")] = column
+    for table, columns in by_table.items():
+        if len(columns) > 1:
+            raise ConfigError(
+                f"ingest: table {table!r} has texts of column {columns[True]!r} and integers of "
+                f"{columns[False]!r}; give them tables of their own, or set checks.COLUMN.type"
+            )
+
+
+def _check_check(name: str, check: Check, kind: Kind) -> None:
+    """Raise ConfigError where a check doesn't suit its column."""
+    text = kind in ("text", "texts")
+    whole = kind in ("int", "ints", "flag", "time", "watch_time")
+    if text and (check.min is not None or check.max is not None):
+        raise ConfigError(f"ingest.checks.{name}: texts have no min and max; use allowed")
+    for value in check.allowed or ():
+        if isinstance(value, str) != text or (whole and not float(value).is_integer()):
+            expected = "texts" if text else "integers" if whole else "numbers"
+            raise ConfigError(f"ingest.checks.{name}.allowed: got {value!r}, expected {expected}")
+    if check.type is not None and kind not in ("int", "text", "ints", "texts"):
+        raise ConfigError(f"ingest.checks.{name}.type: is of ids alone, {name!r} is {kind}")
+
+
+def _is_text(check: Check, name: str, found: pa.Schema | None) -> bool:
+    if check.type is not None or found is None or name not in found.names:
+        return check.type == "text"
+    kind = plain_type(found.field(name).type)
+    return is_string(kind.value_type if is_list(kind) else kind)
