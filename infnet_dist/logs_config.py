@@ -85,7 +85,7 @@ class Behaviour(Section):
 
 
 class Join(Section):
-    """A Parquet file with one row per key, small enough for the memory of each task."""
+    """A Parquet or CSV file with one row per key, small enough for the memory of each task."""
 
     path: str = Field(min_length=1, description="file or URL of the side table")
     key: str = Field(description="column of the keys, in the logs and in the side table")

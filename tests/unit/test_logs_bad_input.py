@@ -291,6 +291,7 @@ def test_two_jobs_at_once(tmp_path):
         yield from one_by_one(tasks)
 
     ingest(settings(logs), tmp_path / "set", meanwhile)
+    assert not list(tmp_path.glob(".*"))
 
 
 def test_days_that_would_mix_splits_are_refused(tmp_path):

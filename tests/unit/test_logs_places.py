@@ -4,6 +4,7 @@ import zipfile
 
 import boto3
 import pyarrow as pa
+import pyarrow.csv
 import pyarrow.parquet as pq
 import pytest
 from moto.server import ThreadedMotoServer
@@ -108,7 +109,8 @@ def joined(logs, side, **changes):
     return settings(logs, joins={"items": join | changes})
 
 
-def test_side_tables_are_joined(tmp_path):
+@pytest.mark.parametrize("suffix", ["parquet", "csv"])
+def test_side_tables_are_joined(suffix, tmp_path):
     rows = make_rows(1)
     logs = tmp_path / "logs"
     logs.mkdir()
@@ -117,8 +119,11 @@ def test_side_tables_are_joined(tmp_path):
     authors = {row["item_id"]: row["author"] for row in rows}
     del authors[7]  # whom nobody knows
     side = pa.table({"item_id": pa.array(authors, pa.int64()), "author": list(authors.values())})
-    pq.write_table(side, tmp_path / "items.parquet")
-    config = joined(logs, tmp_path / "items.parquet")
+    if suffix == "csv":
+        pa.csv.write_csv(side, tmp_path / "items.csv")
+    else:
+        pq.write_table(side, tmp_path / "items.parquet")
+    config = joined(logs, tmp_path / f"items.{suffix}")
     ingest(config, tmp_path / "set")
     known = [row if row["item_id"] != 7 else row | {"author": None} for row in rows]
     found = [row for split in ("train", "valid") for row in read_split(tmp_path / "set", split)]

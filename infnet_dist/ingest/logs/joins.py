@@ -7,6 +7,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
+import pyarrow.csv
 import pyarrow.parquet as pq
 
 from infnet_dist.errors import DataError, unknown_name
@@ -61,13 +62,20 @@ def join_all(config: LogsIngest, raw: pa.Table) -> pa.Table:
 @lru_cache(maxsize=16)
 def _read(join: Join) -> _SideTable:
     """A side table, kept for the next fragment of this process."""
+    wanted = [join.key, *join.columns]
     filesystem, path = open_filesystem(join.path)
     try:
-        found = pq.read_schema(path, filesystem=filesystem).names
-        for name in (join.key, *join.columns):
-            if name not in found:
-                raise DataError(f"{join.path}: {unknown_name('column', name, found)}")
-        table = pq.read_table(path, columns=[join.key, *join.columns], filesystem=filesystem)
+        with filesystem.open_input_file(path) as file:
+            found = pa.csv.open_csv(file).schema if _is_csv(join) else pq.read_schema(file)
+        for name in wanted:
+            if name not in found.names:
+                raise DataError(f"{join.path}: {unknown_name('column', name, found.names)}")
+        with filesystem.open_input_file(path) as file:
+            if _is_csv(join):
+                options = pa.csv.ConvertOptions(include_columns=wanted, strings_can_be_null=True)
+                table = pa.csv.read_csv(file, convert_options=options)
+            else:
+                table = pq.read_table(file, columns=wanted)
     except (OSError, pa.ArrowException) as error:
         why = reason(error)
         raise DataError(f"{join.path} can't be read ({why}); check ingest.joins") from None
@@ -82,6 +90,10 @@ def _read(join: Join) -> _SideTable:
     nulls = pa.table({f.name: pa.nulls(1, f.type) for f in columns.schema})
     together = pa.concat_tables([columns, nulls]).combine_chunks()
     return _SideTable(_is_text(named), ascending, together)
+
+
+def _is_csv(join: Join) -> bool:
+    return join.path.endswith(".csv")
 
 
 def _as_keys(column: pa.ChunkedArray, what: str) -> pa.Array:

@@ -80,8 +80,10 @@ def _alone(folder: Path) -> Iterator[None]:
     path = folder.with_name(f".{folder.name}.lock")
     try:
         with filelock.FileLock(path, timeout=0):
-            yield
-            path.unlink(missing_ok=True)
+            try:
+                yield
+            finally:
+                path.unlink(missing_ok=True)
     except filelock.Timeout:
         raise DataError(
             f"another ingest is at work on {folder}; wait for its end, or choose another data.path"
