@@ -3,14 +3,21 @@
 import re
 from collections import Counter
 from collections.abc import Iterator
-from datetime import datetime, timedelta, timezone
-from typing import Literal
+from datetime import date, datetime, timedelta, timezone
+from typing import Annotated, Literal
 
-from pydantic import Field, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
 from infnet_dist.errors import unknown_name
 from infnet_dist.model_config import Section
 
+
+def _day_text(day: object) -> object:
+    """YAML reads an unquoted day as a date."""
+    return day.isoformat() if isinstance(day, date) else day
+
+
+Day = Annotated[str, BeforeValidator(_day_text)]
 _PLAIN_NAME = re.compile(r"[A-Za-z][A-Za-z0-9_]*")  # of a feature; in keys and in modules
 
 
@@ -142,11 +149,11 @@ class LogsIngest(Section):
     )
     max_bad_share: float = Field(0.01, ge=0, le=1, description="share of bad rows that stops it")
     skip_bad_files: bool = Field(False, description="leave out unreadable files, and count them")
-    train_from: str | None = Field(
+    train_from: Day | None = Field(
         None, description="first day of train; rows before it serve histories; null: all"
     )
-    valid_from: str = Field(description="first day of valid, e.g. 2026-05-04, or a time of it")
-    test_from: str | None = Field(None, description="first day of test; null: none")
+    valid_from: Day = Field(description="first day of valid, e.g. 2026-05-04, or a time of it")
+    test_from: Day | None = Field(None, description="first day of test; null: none")
     gap_h: float = Field(0.0, ge=0, description="hours left out before valid and before test")
     refresh: Literal["daily", "live"] = Field(
         "live", description="histories and counters know events up to midnight, or up to the row"

@@ -54,8 +54,6 @@ def _tell(manifest: Manifest) -> None:
     if ingested is not None and ingested.quarantined:
         reasons = "; ".join(f"{n:,} x {why}" for why, n in ingested.quarantined.items())
         log.warning("%s bad rows in quarantine/: %s", f"{ingested.num_bad:,}", reasons)
-    if ingested is not None and ingested.unreadable:
-        log.warning("left out as unreadable: %s", ", ".join(ingested.unreadable))
 
 
 def _describe(config: Config, made: Manifest | None) -> None:

@@ -206,7 +206,7 @@ def killed_after(number):
 
 
 def contents(folder):
-    """All files but the times of quarantine and report."""
+    """All Parquet files."""
     return {
         str(path.relative_to(folder)): path.read_bytes()
         for path in sorted(folder.rglob("*"))

@@ -9,6 +9,7 @@ import pyarrow as pa
 import pyarrow.csv
 import pyarrow.parquet as pq
 import pytest
+import yaml
 from pydantic import ValidationError
 
 from infnet_dist.config import parse_config
@@ -483,12 +484,46 @@ def test_a_split_without_rows_is_named(tmp_path):
         ingest(settings(logs, valid_from="2027-01-04"), tmp_path / "set")
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
+def mount(folder, options):
+    """A small disk of its own at a folder; the test is skipped where nothing can be mounted."""
+    folder.mkdir()
+    command = ["mount", "-t", "tmpfs", "-o", options, "none", str(folder)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    if done.returncode:
+        pytest.skip(f"no small disk can be mounted here: {done.stderr.strip()}")
+
+
 def test_an_output_that_is_read_only(tmp_path):
     logs = write_logs(tmp_path / "logs", make_rows(1))
-    (tmp_path / "out").mkdir(mode=0o500)
-    with pytest.raises(DataError, match=r"can't write .*Permission denied"):
-        ingest(settings(logs), tmp_path / "out" / "set")
+    mount(tmp_path / "disk", "ro")
+    try:
+        with pytest.raises(DataError, match=r"can't write .*Read-only file system.*mend the perm"):
+            ingest(settings(logs), tmp_path / "disk" / "set")
+    finally:
+        subprocess.run(["umount", "--lazy", str(tmp_path / "disk")], check=True)
+
+
+def test_a_day_needs_no_quotes(tmp_path):
+    given = yaml.safe_load("{valid_from: 2026-01-04, test_from: 2026-01-05 06:00:00}")
+    quoted = settings(tmp_path, valid_from="2026-01-04", test_from="2026-01-05T06:00:00")
+    assert settings(tmp_path, **given) == quoted
+
+
+@pytest.mark.parametrize("what", ["truncated", "corrupt page", "empty"])
+def test_new_files_that_add_nothing(what, tmp_path):
+    """Again and again: no error, nothing changed, and nothing left behind."""
+    logs = write_logs(tmp_path / "logs", make_rows(1))
+    config = settings(logs, skip_bad_files=True)
+    ingest(config, tmp_path / "set")
+    before = (tmp_path / "set" / "manifest.json").read_bytes()
+    later = [row | {"time_ms": row["time_ms"] + 9 * DAY_MS} for row in make_rows(2, rows=200)]
+    write_logs(logs / "new", [] if what == "empty" else later, files=1)
+    if what != "empty":
+        (truncate if what == "truncated" else corrupt_a_page)(logs / "new" / "log-0.parquet")
+    for _ in range(2):
+        assert ingest(config, tmp_path / "set") is None
+        assert (tmp_path / "set" / "manifest.json").read_bytes() == before
+        assert not list(tmp_path.glob(".*"))
 
 
 def test_an_output_that_is_a_file(tmp_path):
@@ -501,12 +536,7 @@ def test_an_output_that_is_a_file(tmp_path):
 def test_a_full_disk_loses_nothing(tmp_path):
     logs = write_logs(tmp_path / "logs", make_rows(1, rows=30_000))
     disk = tmp_path / "disk"
-    disk.mkdir()
-    mounted = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=1m", "none", str(disk)], capture_output=True, text=True
-    )
-    if mounted.returncode:
-        pytest.skip(f"no small disk can be mounted here: {mounted.stderr.strip()}")
+    mount(disk, "size=1m")
     try:
         with pytest.raises(DataError, match=r"can't write .*No space left .*run the same command"):
             ingest(settings(logs, counters={}), disk / "set")

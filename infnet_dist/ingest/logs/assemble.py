@@ -136,6 +136,11 @@ class _Columns:
             for feature in id_features(config, column, table)
         }
         self._events = {name: self._event_rows(b) for name, b in config.behaviours.items()}
+        self._event_keys = {
+            name: packed(self._users[events], self._times[events])
+            for name, events in self._events.items()
+        }
+        self._actions = {n: self._action_codes(b) for n, b in config.behaviours.items()}
 
     @property
     def types(self) -> pa.Schema:
@@ -212,32 +217,32 @@ class _Columns:
 
     def _history(self, name: str, behaviour: Behaviour, chosen: IntArray) -> dict[str, pa.Array]:
         events = self._events[name]
-        picked = self._picked(events, behaviour.length, chosen)
+        picked = self._picked(name, behaviour.length, chosen)
         source, offsets = events[picked.events], _offsets(picked.offsets)
         made = {}
         for feature in item_features(self._config, behaviour):
             items = pa.array(self._ids[feature.name][source])
             made[f"{name}_{feature.name}"] = pa.ListArray.from_arrays(offsets, items)
         if behaviour.actions:
-            items = pa.array(self._actions(behaviour)[source])
+            items = pa.array(self._actions[name][source])
             made[f"{name}_actions"] = pa.ListArray.from_arrays(offsets, items)
         if behaviour.time_gaps:
             gaps = pa.array(picked.gap_s)
             made[f"{name}_gap_s"] = pa.ListArray.from_arrays(offsets, gaps)
         return made
 
-    def _picked(self, events: IntArray, length: int, chosen: IntArray) -> Picked:
-        users = self._users[chosen]
+    def _picked(self, name: str, length: int, chosen: IntArray) -> Picked:
+        users, keys = self._users[chosen], self._event_keys[name]
         return newest_before(
-            packed(self._users[events], self._times[events]),
-            self._times[events],
-            np.searchsorted(self._users[events], users),
+            keys,
+            self._times[self._events[name]],
+            np.searchsorted(keys, packed(users, np.zeros_like(users))),
             packed(users, self._until[chosen]),
             self._times[chosen],
             length,
         )
 
-    def _actions(self, behaviour: Behaviour) -> npt.NDArray[np.int32]:
+    def _action_codes(self, behaviour: Behaviour) -> npt.NDArray[np.int32]:
         """1 and a bit for each action, by row."""
         actions = np.ones(len(self._rows), np.int32)
         for i, name in enumerate(behaviour.actions):

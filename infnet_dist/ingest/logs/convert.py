@@ -21,7 +21,7 @@ TYPES: dict[str, pa.DataType] = {
     "flag": pa.int8(),
     "watch_time": pa.int64(),
 }
-_PER_MS = {"s": 1e-3, "ms": 1.0, "us": 1e3, "ns": 1e6}
+_PER_MS = {"ms": 1, "us": 1_000, "ns": 1_000_000}  # units of a millisecond; seconds are longer
 EARLIEST_MS, LATEST_MS = 631_152_000_000, 4_102_444_800_000  # 1990 and 2100
 _INTEGER = r"^\s*[+-]?\d{1,19}\s*$"
 _NUMBER = r"^\s*[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?\s*$"
@@ -53,7 +53,7 @@ def time_in_ms(value: int | datetime | None, unit: str) -> int:
         moment = value if value.tzinfo else value.replace(tzinfo=UTC)
         time_ms = int(moment.timestamp() * 1000)
     else:
-        time_ms = int(value // _PER_MS[unit])
+        time_ms = value * 1_000 if unit == "s" else value // _PER_MS[unit]
     return time_ms if EARLIEST_MS <= time_ms < LATEST_MS else -1
 
 
@@ -67,7 +67,7 @@ def _times(values: pa.Array, unit: str) -> tuple[pa.Array, Mask]:
         # What overflows is far beyond 2100 as well.
         seconds = pc.min_element_wise(pc.max_element_wise(whole, -1), 1 << 40, skip_nulls=False)
         return pc.multiply(seconds, 1_000), unfit
-    return pc.divide(whole, int(_PER_MS[unit])), unfit
+    return pc.divide(whole, _PER_MS[unit]), unfit
 
 
 def _lists(values: pa.Array, kind: pa.DataType) -> tuple[pa.Array, Mask]:

@@ -1,5 +1,6 @@
 """The stages of one ingest, in order: what each gets from those before it."""
 
+import logging
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -47,6 +48,7 @@ from infnet_dist.ingest.parts import PartSummary
 from infnet_dist.logs_config import LogsIngest
 from infnet_dist.schema import DenseFeature, Schema
 
+log = logging.getLogger(__name__)
 IntArray = npt.NDArray[np.int64]
 _SAMPLE_ROWS = 1_000_000  # from which boundaries are fitted
 _LONG_AGO_MS = -(2**62)
@@ -94,13 +96,14 @@ class Job:
         self._calendar, self._sizes = Calendar.of(config), Sizes.of(config)
         self._earlier = earlier
         self._before = earlier.ingested if earlier is not None else None
+        self._pending_is_train = earlier is not None and pending_is_train(config, earlier)
         self._generation = f"g{self._before.generation + 1 if self._before else 1:04d}"
         self._staged = work / "set"
         self._num_partitions = self._num_counting = 1
         self._side_tables = side_tables(config)
 
-    def run(self, files: Sequence[LogFile]) -> Made:
-        """All stages over these files.
+    def run(self, files: Sequence[LogFile]) -> Made | None:
+        """All stages over these files; None if they add nothing to the set.
 
         Raises:
             DataError: files can't be read, too many rows are bad, or a split has no rows.
@@ -109,6 +112,9 @@ class Job:
         for name in ("state", "quarantine"):
             (self._staged / name / self._generation).mkdir(parents=True, exist_ok=True)
         found, unreadable = self._fragments(files)
+        if not found:
+            self._tell_of_nothing(unreadable)
+            return None
         rules = self._rules(found)
         self._check_names()
         self._num_partitions = how_many(expected_rows(config, found), self._sizes.partition)
@@ -125,6 +131,11 @@ class Job:
         ]
         cleaned = [outcome for _, outcome in read]
         num_rows = sum(outcome["rows"] for outcome in cleaned)
+        if not num_rows and not any(outcome["bad"] for outcome in cleaned):
+            self._tell_of_nothing(unreadable)
+            return None
+        if unreadable:
+            log.warning("left out as unreadable: %s", ", ".join(unreadable))
         self._num_counting = power_of_two(how_many(num_rows, self._sizes.counting))
         settled = self._settle([fragment for fragment, _ in read], num_rows)
         quarantined = tally(config, self._staged / "quarantine", cleaned, settled)
@@ -158,8 +169,15 @@ class Job:
             ingested,
             config.model_dump(mode="json"),
             self._earlier,
-            self._earlier is not None and pending_is_train(config, self._earlier),
+            self._pending_is_train,
         )
+
+    def _tell_of_nothing(self, unreadable: Mapping[str, str]) -> None:
+        """There are no new rows: an error for a new set, otherwise worth a warning at most."""
+        if unreadable:
+            log.warning("left out as unreadable: %s", ", ".join(unreadable))
+        if self._earlier is None:
+            raise DataError(f"no file of {self._config.path} has rows; check ingest.path")
 
     def _check_names(self) -> None:
         """Find now what would be found at the end otherwise."""
@@ -178,9 +196,7 @@ class Job:
                 f"{bad[0].file.path} can't be read ({bad[0].reason}){_and_others(len(bad) - 1)}; "
                 "repair it, or leave out such files with ingest.skip_bad_files"
             )
-        if not found:
-            raise DataError(f"no file of {self._config.path} has rows; check ingest.path")
-        return [*state, *found], {entry.file.path: entry.reason for entry in bad}
+        return [*state, *found] if found else [], {entry.file.path: entry.reason for entry in bad}
 
     def _rules(self, found: Sequence[Fragment]) -> Rules:
         last_ms = self._before.last_time_ms if self._before else None
@@ -256,7 +272,7 @@ class Job:
         if self._earlier is None:
             return 0
         kept = {name: part.rows for name, part in self._earlier.splits.items()}
-        if pending_is_train(self._config, self._earlier):
+        if self._pending_is_train:
             kept = {"train": sum(kept.values())}
         return kept.get(split, 0)
 
@@ -274,8 +290,7 @@ class Job:
                 text=bool(kinds & {"text", "texts"}),
                 counts=self._settled("counts"),
                 previous=self._vocabulary(name),
-                pending_is_train=self._earlier is not None
-                and pending_is_train(config, self._earlier),
+                pending_is_train=self._pending_is_train,
                 out=self._staged / "vocabulary" / name / f"{self._generation}.parquet",
                 compiled=self._file("fit", f"{name}.vocabulary"),
             )

@@ -70,6 +70,9 @@ def _ingest(config: LogsIngest, folder: Path, work: Path, stages: Stages) -> Man
     _prepare(work, folder, plan_of(config, files, earlier), earlier)
     if not is_made(work):
         made = Job(config, stages, work, folder, earlier).run(files)
+        if made is None:
+            shutil.rmtree(work)
+            return None
         note_made(made, work)
     return publish(work, folder)
 
