@@ -174,15 +174,25 @@ def training_set_is_current(folder: Path, source: dict[str, Any]) -> bool:
     there = read_manifest(folder).source if (folder / MANIFEST).is_file() else None
     if there == source:
         return True
-    difference = first_difference(there, source) if there is not None else ""
-    place = f"its {MANIFEST}" if in_place else "the folder"
-    raise DataError(
+    raise other_settings(folder, there, source, remove=f"its {MANIFEST}" if in_place else None)
+
+
+def other_settings(
+    folder: Path,
+    there: dict[str, Any] | None,
+    here: dict[str, Any],
+    *,
+    remove: str | None = None,
+) -> DataError:
+    """The error of a folder that holds what other settings made, or (None) no training set."""
+    difference = _first_difference(there, here) if there is not None else ""
+    return DataError(
         f"{folder} holds something made from other settings{difference}; it stays untouched: "
-        f"choose another data.path or remove {place}"
+        f"choose another data.path or remove {remove or 'the folder'}"
     )
 
 
-def first_difference(there: dict[str, Any], here: dict[str, Any]) -> str:
+def _first_difference(there: dict[str, Any], here: dict[str, Any]) -> str:
     """The first setting that differs, for a message."""
     for key in dict.fromkeys([*here, *there]):
         got, wanted = there.get(key, "nothing"), here.get(key, "nothing")

@@ -16,8 +16,10 @@ from infnet_dist.tracking import (
     WandbTracker,
     make_tracker,
     plot_curves,
+    send_report,
     wandb_mode,
 )
+from tests.wandb_file import read_history
 
 
 def test_jsonl_is_readable_after_each_call_and_appends(tmp_path: Path) -> None:
@@ -127,3 +129,20 @@ def test_curves(tmp_path: Path) -> None:
     (tmp_path / "empty.jsonl").write_text("")
     plot_curves(tmp_path / "empty.jsonl", tmp_path / "empty.png")
     assert (tmp_path / "empty.png").exists()
+
+
+def test_a_report_goes_to_wandb(tmp_path):
+    page = tmp_path / "report.html"
+    page.write_text("<p>a page to be found again</p>")
+    place = send_report(
+        TrackingConfig(wandb="offline"),
+        folder=tmp_path,
+        run_id="ingest-1",
+        settings={},
+        scores={"train/rows": 7.0},
+        pages=[page],
+    )
+    sent = list(Path(place).rglob("*.html"))
+    assert ["a page to be found again" in path.read_text() for path in sent] == [True]
+    history = {k: v for record in read_history(Path(place)) for k, v in record.items()}
+    assert history["train/rows"] == 7.0

@@ -7,7 +7,7 @@ from typing import Any
 
 from infnet_dist.data.manifest import MANIFEST, Ingested, LogFile, Manifest, read_manifest
 from infnet_dist.errors import DataError
-from infnet_dist.ingest.writer import first_difference
+from infnet_dist.ingest.writer import other_settings
 from infnet_dist.logs_config import LogsIngest
 
 # What may be otherwise when logs are added; the rest is what the set is.
@@ -25,15 +25,13 @@ def earlier_set(config: LogsIngest, folder: Path) -> Manifest | None:
     """
     if not folder.exists() or not any(folder.iterdir()):
         return None
-    there = read_manifest(folder).source if (folder / MANIFEST).is_file() else None
-    wanted = config.model_dump(mode="json")
-    if there is None or _fixed(there) != _fixed(wanted):
-        difference = first_difference(_fixed(there), _fixed(wanted)) if there else ""
-        raise DataError(
-            f"{folder} holds something made from other settings{difference}; it stays untouched: "
-            "choose another data.path or remove the folder"
-        )
-    return read_manifest(folder)
+    wanted = _fixed(config.model_dump(mode="json"))
+    if not (folder / MANIFEST).is_file():
+        raise other_settings(folder, None, wanted)
+    earlier = read_manifest(folder)
+    if _fixed(earlier.source) != wanted:
+        raise other_settings(folder, _fixed(earlier.source), wanted)
+    return earlier
 
 
 def _fixed(source: dict[str, Any]) -> dict[str, Any]:
