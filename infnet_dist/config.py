@@ -98,6 +98,9 @@ class TrainingConfig(Section):
     task_weights: dict[str, NonNegativeFloat] = Field(
         default_factory=dict, description="loss weight by task; 1 where not named"
     )
+    max_skipped_steps: int = Field(
+        0, ge=0, description="batches with a NaN or infinite loss that may be left out; then stop"
+    )
 
 
 class ShardingConfig(Section):
@@ -107,12 +110,34 @@ class ShardingConfig(Section):
 
 
 class CheckpointConfig(Section):
-    """When to save, and how many checkpoints to keep."""
+    """When to save, where to, and which checkpoints to keep."""
 
+    folder: str | None = Field(
+        None,
+        description="path or URL (s3://...) that gets <name>/<run id>/step-...; null: the run "
+        "folder's checkpoints/",
+    )
     every_steps: int | None = Field(
         None, ge=1, description="steps between checkpoints; null: at the end of each epoch"
     )
+    every_minutes: float | None = Field(
+        None, gt=0, description="minutes between checkpoints; null: steps and epochs alone"
+    )
+    background: bool = Field(
+        True, description="write while training goes on; takes memory for a copy of the state"
+    )
+    retry_s: float = Field(
+        120.0, ge=0, description="seconds for which a failed write is tried again"
+    )
     keep_last: int = Field(2, ge=1, description="newest checkpoints kept")
+    keep_every_steps: int | None = Field(
+        None, ge=1, description="checkpoints at multiples of so many steps are kept as well"
+    )
+    keep_best: str | None = Field(
+        None,
+        pattern=r"^valid/(auc|gauc|r2|log_loss|normalized_entropy|mae_s)/[^/]+$",
+        description="metric, e.g. valid/auc/click, whose best checkpoint is kept as well",
+    )
 
 
 class ScalingConfig(Section):
@@ -163,11 +188,15 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
     Raises:
         ConfigError: the file is missing or no mapping, a key is unknown, a value is ill-typed.
     """
-    path = Path(path)
-    raw = read_sections(path)
+    raw = read_sections(Path(path))
     for override in overrides:
         _apply_override(raw, override)
     return parse_config(raw, source=str(path))
+
+
+def config_of_text(text: str, source: str) -> Config:
+    """The run that a YAML text describes; errors as in `load_config`."""
+    return parse_config(_sections(text, source), source=source)
 
 
 def read_sections(path: Path) -> dict[str, Any]:
@@ -178,12 +207,18 @@ def read_sections(path: Path) -> dict[str, Any]:
     """
     if not path.is_file():
         raise ConfigError(f"no config file {path}; the ready ones are in configs/")
+    return _sections(path.read_text(), str(path))
+
+
+def _sections(text: str, source: str) -> dict[str, Any]:
     try:
-        raw = yaml.safe_load(path.read_text()) or {}
+        raw = yaml.safe_load(text) or {}
     except yaml.YAMLError as error:
-        raise ConfigError(f"{path} is not YAML: {' '.join(str(error).split())}") from None
+        raise ConfigError(f"{source} is not YAML: {' '.join(str(error).split())}") from None
     if not isinstance(raw, dict):
-        raise ConfigError(f"{path} holds a {type(raw).__name__}, expected sections such as 'data:'")
+        raise ConfigError(
+            f"{source} holds a {type(raw).__name__}, expected sections such as 'data:'"
+        )
     return raw
 
 

@@ -9,7 +9,7 @@ import contextlib
 import os
 import socket
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from typing import Any, TypeVar
 
@@ -24,12 +24,17 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class WorkerContext:
-    """One worker among `world_size`; its process group is torch's default group."""
+    """One worker among `world_size`.
+
+    Attributes:
+        group: the process group of the collectives below; None is torch's default group.
+    """
 
     rank: int
     world_size: int
     local_world_size: int
     device: torch.device
+    group: dist.ProcessGroup | None = None
 
     @classmethod
     def from_process_group(cls, device: torch.device) -> "WorkerContext":
@@ -42,6 +47,14 @@ class WorkerContext:
             device=device,
         )
 
+    def aside(self) -> "WorkerContext":
+        """The same worker with a gloo group of its own, for use in another thread; all ranks call.
+
+        Its collectives may wait for as long as they like: the others' work takes what it takes.
+        """
+        group = dist.new_group(backend="gloo", timeout=timedelta(days=7))
+        return replace(self, group=group)
+
     @property
     def is_first(self) -> bool:
         """True on the rank that writes logs and manifests."""
@@ -49,30 +62,30 @@ class WorkerContext:
 
     def barrier(self) -> None:
         """Wait for all ranks."""
-        dist.barrier()
+        dist.barrier(self.group)
 
     def sum(self, values: torch.Tensor) -> torch.Tensor:
         """Element-wise sum of a tensor over all ranks."""
         total = values.clone()
-        dist.all_reduce(total)
+        dist.all_reduce(total, group=self.group)
         return total
 
     def gather(self, value: Any) -> list[Any]:
         """The picklable `value` of every rank, in rank order, on every rank."""
         values: list[Any] = [None] * self.world_size
-        dist.all_gather_object(values, value)
+        dist.all_gather_object(values, value, group=self.group)
         return values
 
     def gather_to_first(self, value: T) -> list[T] | None:
         """The picklable `value` of every rank, in rank order, on rank 0; None on the others."""
         values: list[Any] | None = [None] * self.world_size if self.is_first else None
-        dist.gather_object(value, values, dst=0)
+        dist.gather_object(value, values, dst=0, group=self.group)
         return values
 
     def broadcast(self, value: T) -> T:
         """Rank 0's picklable `value`, on every rank."""
         box = [value]
-        dist.broadcast_object_list(box, src=0)
+        dist.broadcast_object_list(box, src=0, group=self.group)
         return box[0]
 
     def together(self, action: Callable[[], T]) -> T:

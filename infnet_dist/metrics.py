@@ -16,6 +16,22 @@ from infnet_dist.context import WorkerContext
 Array = npt.NDArray
 
 
+_HIGHER = ("auc", "gauc", "r2")
+_LOWER = ("log_loss", "normalized_entropy", "mae_s")
+
+
+def higher_is_better(metric: str) -> bool:
+    """Whether more of a metric (`split/metric/task`) is better.
+
+    Raises:
+        ValueError: neither more nor less of it is better, e.g. of calibration.
+    """
+    kind = metric.split("/")[1]
+    if kind not in (*_HIGHER, *_LOWER):
+        raise ValueError(f"no best of {metric!r}; take one of {', '.join((*_HIGHER, *_LOWER))}")
+    return kind in _HIGHER
+
+
 def auc(scores: Array, labels: Array) -> float:
     """Area under the ROC curve, exact, ties counted half.
 

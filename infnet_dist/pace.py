@@ -2,6 +2,7 @@
 
 import math
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -52,9 +53,30 @@ class LogInterval:
         """Forget the sums and start the clock."""
         self._sums.zero_()
         self._known_K.zero_()
-        self.steps = self._rows = 0
+        self.steps = self.rows = 0
         self._wait_s = 0.0
         self._start = time.perf_counter()
+
+    def leave_out(self, seconds: float) -> None:
+        """Leave out time in which no step was made."""
+        self._start += seconds
+
+    def state(self) -> tuple[float, ...]:
+        """This rank's sums, exactly, for a checkpoint: steps, rows, losses, rows known by task."""
+        return (self.steps, self.rows, *self._sums.tolist(), *self._known_K.tolist())
+
+    def restore(self, states: Sequence[Sequence[float]], context: WorkerContext) -> None:
+        """Go on from the `state` of each rank; rank 0 takes all on if they were more or fewer."""
+        if not states:
+            return
+        if len(states) == context.world_size:
+            own = list(states[context.rank])
+        else:
+            own = [sum(s) if context.is_first else 0.0 for s in zip(*states, strict=True)]
+        self.steps, self.rows = int(states[0][0]), int(own[1])
+        tensor = torch.tensor(own[2:], dtype=torch.float64, device=self._sums.device)
+        self._sums.copy_(tensor[: len(self._sums)])
+        self._known_K.copy_(tensor[len(self._sums) :])
 
     def add(
         self, loss: torch.Tensor, task_loss_K: torch.Tensor, batch: RankingBatch, wait_s: float
@@ -63,13 +85,13 @@ class LogInterval:
         self._sums[0] += loss * len(batch.weights_B)
         self._sums[1:] += task_loss_K * len(batch.weights_B)
         self._known_K += (batch.weights_B.unsqueeze(1) * ~batch.labels_BK.isnan()).sum(0)
-        self._rows += batch.num_rows
+        self.rows += batch.num_rows
         self._wait_s += wait_s
         self.steps += 1
 
     def reduce(self, context: WorkerContext) -> Totals:
         """Sum over ranks; per-row means."""
-        local = torch.tensor([self._rows, self._wait_s], dtype=torch.float64)
+        local = torch.tensor([self.rows, self._wait_s], dtype=torch.float64)
         here = torch.cat([self._sums, self._known_K, local.to(self._sums.device)])
         loss, *tasks, rows, wait_s = context.sum(here).tolist()
         sums, known = tasks[: len(self._known_K)], tasks[len(self._known_K) :]

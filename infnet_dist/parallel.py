@@ -147,7 +147,7 @@ def _fill(
 ) -> None:
     stop = row + shard.shape[0]
     for chunk in range(row // _CHUNK_ROWS, -(-stop // _CHUNK_ROWS)):
-        generator = torch.Generator().manual_seed(_stable_seed(*key, chunk))
+        generator = torch.Generator().manual_seed(stable_seed(*key, chunk))
         values = torch.rand(_CHUNK_ROWS, width, generator=generator).mul_(2 * bound).sub_(bound)
         first, last = max(row, chunk * _CHUNK_ROWS), min(stop, (chunk + 1) * _CHUNK_ROWS)
         part = values[first - chunk * _CHUNK_ROWS : last - chunk * _CHUNK_ROWS]
@@ -155,9 +155,9 @@ def _fill(
             shard[first - row : last - row].copy_(part[:, column : column + shard.shape[1]])
 
 
-def _stable_seed(seed: int, table: str, chunk: int) -> int:
-    """63 bits of (seed, table, chunk), equal in every process (unlike `hash`)."""
-    digest = hashlib.blake2b(f"{seed}/{table}/{chunk}".encode(), digest_size=8).digest()
+def stable_seed(*parts: int | str) -> int:
+    """63 bits of the parts, equal in every process (unlike `hash`)."""
+    digest = hashlib.blake2b("/".join(map(str, parts)).encode(), digest_size=8).digest()
     return int.from_bytes(digest, "little") >> 1
 
 

@@ -1,106 +1,85 @@
-"""One loop for training and evaluation.
+"""The training loop: what a worker runs, under Ray Train or a local launcher.
 
-`train` and `evaluate_checkpoint` are what a worker runs, under Ray Train or a local launcher.
-Both open a `Session` (training set, sharded model) and iterate over `stream`.
+A run can be killed at any moment and goes on from its newest checkpoint as if nothing had happened:
+what a step does depends on the model, the optimizers, the position in the data, the seed and the
+number of the step, and on nothing else.
 """
 
-import json
 import logging
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-import psutil
 import torch
-from tqdm import tqdm
 
 from infnet_dist import checkpoint
 from infnet_dist.batch import RankingBatch
-from infnet_dist.checkpoint import Progress
-from infnet_dist.config import Config, dump_config
+from infnet_dist.blame import blame
+from infnet_dist.checkpoint import CheckpointManifest, Facts, NotFiniteError, Progress, Saver
+from infnet_dist.config import Config
 from infnet_dist.context import WorkerContext
 from infnet_dist.data.check import count_without
-from infnet_dist.data.order import Interval, merge, remaining
+from infnet_dist.data.order import Interval, merge
 from infnet_dist.errors import CheckpointError, UserError
-from infnet_dist.metrics import MetricState
+from infnet_dist.evaluation import evaluate
 from infnet_dist.model import StepOutput
 from infnet_dist.optim import learning_rate_factor, set_learning_rate
-from infnet_dist.pace import LogInterval, Pace
-from infnet_dist.parallel import ShardedModel, table_bytes
-from infnet_dist.planning.plan import save_plan
-from infnet_dist.planning.review import describe, size_text
-from infnet_dist.provenance import versions
+from infnet_dist.pace import LogInterval
+from infnet_dist.parallel import ShardedModel, stable_seed
+from infnet_dist.run_folder import checkpoint_folder, close_run_folder, locked, open_run_folder
+from infnet_dist.run_log import RunLog
 from infnet_dist.session import Session, check_can_train, stream
-from infnet_dist.tracking import NullTracker, Tracker, make_tracker, plot_curves
+from infnet_dist.stop import StopRequest
+from infnet_dist.tracking import NullTracker, Tracker
+from infnet_dist.votes import Votes
 
 log = logging.getLogger("infnet_dist")
 
 
 def train_step(
-    sharded: ShardedModel, batch: RankingBatch, config: Config, *, step: int, total_steps: int
+    sharded: ShardedModel,
+    batch: RankingBatch,
+    config: Config,
+    *,
+    step: int,
+    total_steps: int,
+    rank: int = 0,
+    may_update: Callable[[torch.Tensor], bool] = lambda loss: True,
 ) -> tuple[torch.Tensor, StepOutput]:
     """One optimizer step; `step` (the first is 0) of `total_steps` sets the learning rates.
+
+    Random numbers (dropout) depend on `run.seed`, `rank` and `step` alone.
+
+    Args:
+        sharded: the model and its optimizers.
+        batch: this rank's rows.
+        config: the run.
+        step: the first is 0.
+        total_steps: of the run.
+        rank: of this worker.
+        may_update: asked with the loss before anything changes; False, from all ranks alike, leaves
+            the update out.
 
     Returns:
         The detached loss of this rank's batch and its by-products.
     """
+    torch.manual_seed(stable_seed(config.run.seed, "step", rank, step))
     factor = learning_rate_factor(config.schedule, step, total_steps)
     set_learning_rate(sharded.sparse_optimizer, factor * config.sparse_optimizer.learning_rate)
     set_learning_rate(sharded.dense_optimizer, factor * config.dense_optimizer.learning_rate)
     sharded.optimizer.zero_grad()
     loss, output = sharded.model(batch)
-    loss.backward()  # rows of the tables are updated here
-    sharded.optimizer.step()
+    if may_update(loss.detach()):
+        loss.backward()  # rows of the tables are updated here
+        sharded.optimizer.step()
     return loss.detach(), output
 
 
-def evaluate(session: Session, split: str) -> dict[str, dict[str, float]]:
-    """Metrics of the model on a split (`model`), and of the planted truth if known (`optimum`)."""
-    model = session.sharded.model
-    tasks = session.schema.tasks
-    watch_time_s = {t.name: t.mean_ms / 1000 for t in tasks if t.kind == "watch_time"}
-    state = MetricState([task.name for task in tasks], watch_time_s)
-    model.eval()
-    with torch.no_grad():
-        batches = session.reader(split, shuffle=False).batches()
-        for batch, _ in stream(batches, session.context.device):
-            _, output = model(batch)
-            state.update(
-                output.logits_BK,
-                batch.labels_BK,
-                truth_BK=batch.truth_BK,
-                group_B=batch.group_B,
-                weights_B=batch.weights_B,
-            )
-    model.train()
-    return state.compute(session.context, split)
-
-
-def evaluate_checkpoint(
-    context: WorkerContext, config: Config, *, path: Path, split: str
-) -> dict[str, Any]:
-    """Load a checkpoint, with any number of workers, and evaluate it on a split.
-
-    Returns:
-        split, rows, checkpoint, step, metrics, optimum.
-    """
-    session = Session.open(config, context, splits=[split])
-    manifest = checkpoint.load(path, session.sharded, context, with_optimizer=False)
-    result = evaluate(session, split)
-    return {
-        "split": split,
-        "rows": session.manifest.split(split).rows,
-        "checkpoint": str(path),
-        "step": manifest.progress.step,
-        "metrics": result["model"],
-        "optimum": result["optimum"],
-    }
-
-
 def train(context: WorkerContext, config: Config, *, run_folder: Path) -> dict[str, Any]:
-    """Train a run, from its newest checkpoint if its folder has one; every rank calls it.
+    """Train a run, from its newest checkpoint if it has one; every rank calls it.
 
     Returns:
         The summary that also stands in `summary.json`.
@@ -110,57 +89,46 @@ def train(context: WorkerContext, config: Config, *, run_folder: Path) -> dict[s
     """
     context.together(lambda: check_can_train(config))
     session = Session.open(config, context, splits=["train", "valid"])
-    progress = _go_on(session, run_folder / "checkpoints")  # may fail: before anything is written
-    tracker = context.together(lambda: _open_run_folder(session, run_folder))
-    training = _Training(session, progress, tracker, run_folder)
-    try:
-        training.run()
-    finally:
-        place = tracker.finish()
-    summary = context.broadcast(training.summary(place))
-    context.together(lambda: _close_run_folder(session, run_folder, summary))
+    stop = StopRequest(run_folder if context.is_first else None)
+    with stop.by_sigterm(), ExitStack() as stack:
+        context.together(
+            lambda: stack.enter_context(locked(run_folder)) if context.is_first else None
+        )
+        folder = checkpoint_folder(config, run_folder)
+        manifest = checkpoint.load_newest(folder, session.sharded, context)
+        if manifest:
+            _check_order(manifest, session)
+        tracker = context.together(lambda: _open(session, run_folder, manifest))
+        saver = Saver(folder, session.sharded, config, context)
+        try:
+            training = _Training(session, manifest, tracker, saver, stop)
+            training.run()
+        finally:
+            saver.close()
+            place = tracker.finish()
+        summary = context.broadcast(training.summary(run_folder, place))
+        context.together(
+            lambda: close_run_folder(run_folder, summary) if context.is_first else None
+        )
     return summary
 
 
-def _go_on(session: Session, checkpoints: Path) -> Progress:
-    """Load the newest checkpoint, if there is one; where to go on.
-
-    Raises:
-        CheckpointError: it doesn't fit the model, or its position speaks of other data.
-    """
-    path = session.context.broadcast(checkpoint.newest(checkpoints))
-    if path is None:
-        return Progress()
-    manifest = checkpoint.load(path, session.sharded, session.context)
+def _check_order(manifest: CheckpointManifest, session: Session) -> None:
+    """Raise CheckpointError if the position within an epoch speaks of other data."""
     if manifest.progress.consumed and manifest.order != session.order:
         raise CheckpointError(
-            f"{path} stopped within an epoch of {manifest.order}, this run reads {session.order}; "
+            f"the run stopped within an epoch of {manifest.order}, this one reads {session.order}; "
             f"go on with the same training set, run.seed and data.shuffle_rows, or start a new run"
         )
-    if session.context.is_first:
-        log.info("going on from %s", path)
-    return manifest.progress
 
 
-def _open_run_folder(session: Session, run_folder: Path) -> Tracker:
-    config = session.config
+def _open(session: Session, run_folder: Path, manifest: CheckpointManifest | None) -> Tracker:
     if not session.context.is_first:
         return NullTracker()
-    run_folder.mkdir(parents=True, exist_ok=True)
-    (run_folder / "config.yaml").write_text(dump_config(config))
-    write_json(run_folder / "versions.json", versions())
-    save_plan(session.sharded.plan, run_folder / "plan.json")
-    dense = sum(p.numel() for p in session.sharded.dense_optimizer.params.values())
     log.info("run folder %s", run_folder)
-    log.info("plan:\n%s", describe(session.sharded.plan))
-    log.info("dense parameters: %s", f"{dense:,}")
     _warn_of_tasks_without(session)
-    return make_tracker(
-        config.tracking,
-        folder=run_folder,
-        run_id=f"{config.run.name}-{run_folder.name}",
-        settings=config.model_dump(mode="json"),
-    )
+    step = manifest.progress.step if manifest else 0
+    return open_run_folder(session.config, session.sharded.plan, run_folder, step=step)
 
 
 def _warn_of_tasks_without(session: Session) -> None:
@@ -177,61 +145,76 @@ def _warn_of_tasks_without(session: Session) -> None:
             )
 
 
-def _close_run_folder(session: Session, run_folder: Path, summary: dict[str, Any]) -> None:
-    if not session.context.is_first:
-        return
-    write_json(run_folder / "summary.json", summary)
-    try:
-        plot_curves(run_folder / "metrics.jsonl", run_folder / "curves.png")
-    except Exception as error:
-        log.warning("no curves.png (%s)", error)
-
-
 class _Training:
     """The state of a training run on one rank."""
 
     def __init__(
-        self, session: Session, progress: Progress, tracker: Tracker, run_folder: Path
+        self,
+        session: Session,
+        manifest: CheckpointManifest | None,
+        tracker: Tracker,
+        saver: Saver,
+        stop: StopRequest,
     ) -> None:
         self._session = session
-        self._tracker = tracker
-        self._run_folder = run_folder
         self._context = session.context
-        self._sharded = session.sharded
+        self._saver = saver
+        self._stop = stop
         self._reader = session.reader("train", shuffle=True)
-        self._progress = progress
-        self._metrics: dict[str, float] = {}
-        self._read: list[Interval] = []  # by this rank in this epoch
-        self._saved_step: int | None = progress.step or None
-        self._evaluated_step: int | None = None
-        self._total_steps = self._count_steps()
-        self._pace = Pace()
+        self._progress = manifest.progress if manifest else Progress()
+        self._consumed_before: Sequence[Interval] = self._progress.consumed
+        self._read: list[Interval] = []  # by this rank in this epoch and attempt
         self._interval = LogInterval(len(session.schema.tasks), self._context.device)
-
-    @property
-    def _folder(self) -> Path:
-        return self._run_folder / "checkpoints"
+        states = manifest.interval if manifest else ()
+        self._interval.restore(states, self._context)
+        self._saved_step = manifest.progress.step if manifest else None
+        self._metrics = (
+            {k: math.nan if v is None else v for k, v in manifest.metrics.items()}
+            if (manifest)
+            else {}
+        )
+        self._evaluated_step = self._saved_step if self._metrics else None
+        self._saved_at = time.monotonic()
+        self._stall_s = 0.0
+        self._stopped = False
+        self._votes = Votes()
+        self._total_steps = self._count_steps()
+        self._log = RunLog(
+            session,
+            tracker,
+            total_steps=self._total_steps,
+            examples=self._progress.examples - sum(int(state[1]) for state in states),
+        )
 
     def run(self) -> None:
         """All epochs, evaluation and checkpoints included."""
-        while self._progress.epoch < self._session.config.training.epochs and not self._done():
+        self._log.start()
+        if self._progress.step:
+            self._log.say("going on after step %s", f"{self._progress.step:,}")
+            if self._evaluation_is_due(epoch_ended=not self._progress.consumed):
+                self._evaluate()  # the run was stopped between this step and its evaluation
+        while not self._ended():
             self._run_epoch()
-        self._evaluate()
         if self._saved_step != self._progress.step:
             self._save()
+        self._finish_save(must=True)
 
-    def summary(self, place: str | None) -> dict[str, Any]:
+    def summary(self, run_folder: Path, place: str | None) -> dict[str, Any]:
         """What smoke prints and scripts read."""
+        pace = self._log.pace
+        newest = checkpoint.newest(checkpoint_folder(self._session.config, run_folder))
         return {
-            "run_folder": str(self._run_folder),
+            "run_folder": str(run_folder),
+            "stopped": self._stopped,
             "steps": self._progress.step,
+            "skipped_steps": self._progress.skipped,
             "examples": self._progress.examples,
-            "samples_per_s": self._pace.rows / max(self._pace.seconds, 1e-9),
-            "train_seconds": self._pace.seconds,
+            "samples_per_s": pace.rows / max(pace.seconds, 1e-9),
+            "train_seconds": pace.seconds,
             "num_workers": self._context.world_size,
-            "checkpoint": str(checkpoint.newest(self._folder)),
-            "curves": str(self._run_folder / "curves.png"),
-            "metrics_jsonl": str(self._run_folder / "metrics.jsonl"),
+            "checkpoint": str(newest),
+            "curves": str(run_folder / "curves.png"),
+            "metrics_jsonl": str(run_folder / "metrics.jsonl"),
             "wandb": place,
             "metrics": self._metrics,
         }
@@ -245,148 +228,151 @@ class _Training:
             total += later_epochs * self._reader.num_steps()
         return min(total, training.max_steps or total)
 
-    def _done(self) -> bool:
-        max_steps = self._session.config.training.max_steps
-        return max_steps is not None and self._progress.step >= max_steps
+    def _ended(self) -> bool:
+        training = self._session.config.training
+        enough = training.max_steps is not None and self._progress.step >= training.max_steps
+        return self._stopped or enough or self._progress.epoch >= training.epochs
 
     def _run_epoch(self) -> None:
         config = self._session.config
-        epoch, consumed_before = self._progress.epoch, self._progress.consumed
-        self._read = []
-        self._interval.restart()
-        batches = self._reader.batches(epoch, consumed_before)
+        self._consumed_before, self._read = self._progress.consumed, []
+        left = self._reader.num_steps(self._consumed_before)
+        batches = self._reader.batches(self._progress.epoch, self._consumed_before)
         for batch, wait_s in stream(batches, self._context.device):
             self._step(batch, wait_s)
-            step = self._progress.step
-            if step % config.training.log_every_steps == 0:
-                self._log_interval()
-            if _due(step, config.training.eval_every_steps):
+            left -= 1
+            if not left:
+                self._update(epoch=self._progress.epoch + 1)
+                self._consumed_before, self._read = (), []
+            if not left or _due(self._progress.step, config.training.log_every_steps):
+                self._log.interval(self._interval, self._progress)
+            self._stopped = self._votes.stop
+            if self._evaluation_is_due(epoch_ended=not left) and not self._stopped:
                 self._evaluate()
-            if _due(step, config.checkpoint.every_steps):
-                self._mark_position(consumed_before)
+            if self._save_is_due(epoch_ended=not left) and not self._stopped:
                 self._save()
-            if self._done():
-                break
-        self._log_interval()
-        self._mark_position(consumed_before)
-        if not remaining(self._reader.rows, self._progress.consumed):
-            self._update(epoch=epoch + 1, consumed=())
-            self._evaluate()
-            self._save()
+            if self._ended():
+                return
 
     def _step(self, batch: RankingBatch, wait_s: float) -> None:
         loss, output = train_step(
-            self._sharded,
+            self._session.sharded,
             batch,
             self._session.config,
             step=self._progress.step,
             total_steps=self._total_steps,
+            rank=self._context.rank,
+            may_update=self._vote,
         )
-        self._interval.add(loss, output.task_loss_K, batch, wait_s)
         self._read += batch.rows.intervals
+        if self._votes.bad_loss:
+            self._skip(batch, loss, output)
+        else:
+            self._interval.add(loss, output.task_loss_K, batch, wait_s)
         self._update(step=self._progress.step + 1)
+
+    def _vote(self, loss: torch.Tensor) -> bool:
+        """Ask all ranks what to do; whether the step may change the model."""
+        minutes = self._session.config.checkpoint.every_minutes
+        since_s = time.monotonic() - self._saved_at
+        self._votes = Votes(
+            bad_loss=not math.isfinite(loss.item()),
+            save=self._context.is_first and minutes is not None and since_s >= 60 * minutes,
+            stop=self._stop.made,
+        ).counted(self._context)
+        return not self._votes.bad_loss
+
+    def _skip(self, batch: RankingBatch, loss: torch.Tensor, output: StepOutput) -> None:
+        """Leave out a batch whose loss isn't finite on some rank, or stop with its reason."""
+        session, step = self._session, self._progress.step + 1
+        fault = blame(session.sharded, batch, session.schema, output.logits_BK)
+        here = None if math.isfinite(loss.item()) else (fault, loss.item(), batch.rows)
+        found = [(rank, *f) for rank, f in enumerate(self._context.gather(here)) if f]
+        rank, fault, value, rows = found[0]
+        where = (
+            f"the loss of step {step} is {value} on rank {rank}: {fault or 'no input shows why'}; "
+            f"its rows are {list(rows.intervals)} of epoch {rows.epoch}'s order"
+        )
+        allowed = session.config.training.max_skipped_steps
+        if self._progress.skipped >= allowed:
+            raise UserError(
+                f"{where}; nothing was updated by it and checkpoints are untouched: lower "
+                "dense_optimizer.learning_rate or sparse_optimizer.learning_rate, mend the data, "
+                f"or leave out such batches with training.max_skipped_steps (now {allowed})"
+            )
+        self._update(skipped=self._progress.skipped + 1)
+        self._log.warn("%s; left out (%s of %s)", where, self._progress.skipped, allowed)
 
     def _update(self, **changes: Any) -> None:
         self._progress = self._progress.model_copy(update=changes)
 
-    def _mark_position(self, consumed_before: Sequence[Interval]) -> None:
+    def _mark_position(self) -> None:
         """Note what all ranks together have read of the epoch."""
         every = [i for read in self._context.gather(merge(self._read)) for i in read]
-        self._update(consumed=tuple(merge([*consumed_before, *every])))
+        consumed = tuple(merge([*self._consumed_before, *every]))
+        examples = self._progress.epoch * self._reader.rows + sum(b - a for a, b in consumed)
+        self._update(consumed=consumed, examples=examples)
 
-    def _log_interval(self) -> None:
-        """Reduce the interval over ranks, check it, and track it. The loop's only wait."""
-        if self._interval.steps == 0:
-            return
-        totals = self._interval.reduce(self._context)
-        self._interval.restart()
-        if self._pace.steps == 0:
-            self._say_table_bytes()
-        self._pace.add(totals)
-        self._update(examples=self._progress.examples + totals.rows)
-        step = self._progress.step
-        if not math.isfinite(totals.loss):
-            raise UserError(
-                f"the loss is {totals.loss} between steps {step - totals.steps + 1} and {step}; "
-                f"lower dense_optimizer.learning_rate or sparse_optimizer.learning_rate; the "
-                f"checkpoints in {self._folder} are untouched"
-            )
-        metrics = {"train/loss/total": totals.loss}
-        for task, value in zip(self._session.schema.tasks, totals.task_losses, strict=True):
-            kind = "log_loss" if task.kind == "binary" else "watch_loss"
-            metrics[f"train/{kind}/{task.name}"] = value
-        metrics["perf/samples_per_s"] = totals.rows / totals.seconds
-        metrics["perf/input_wait_share"] = totals.wait_s / totals.seconds
-        metrics["memory/rss_gib"] = psutil.Process().memory_info().rss / 2**30
-        self._tracker.log(metrics, step=step, examples=self._progress.examples)
-        left = (self._total_steps - step) * self._pace.seconds / self._pace.steps
-        self._say(
-            f"step {step:,}/{self._total_steps:,} ({100 * step // self._total_steps} %)  "
-            f"loss {totals.loss:.4f}  {metrics['perf/samples_per_s']:,.0f} samples/s  "
-            f"input wait {metrics['perf/input_wait_share']:.0%}  {tqdm.format_interval(left)} left"
-        )
+    def _evaluation_is_due(self, *, epoch_ended: bool) -> bool:
+        every = self._session.config.training.eval_every_steps
+        return epoch_ended or self._ended() or _due(self._progress.step, every)
 
-    def _say_table_bytes(self) -> None:
-        """Bytes of rows and optimizer state on each rank, beside the plan's."""
-        own = table_bytes(self._sharded.model, self._sharded.sparse_optimizer)
-        held = self._context.gather(own)
-        planned = self._sharded.plan.ranks.stored_bytes
-        ranks = ", ".join(
-            f"{rank}: {size_text(got)} ({size_text(expected)})"
-            for rank, (got, expected) in enumerate(zip(held, planned, strict=True))
-        )
-        self._say(f"tables by rank (and as planned): {ranks}")
+    def _save_is_due(self, *, epoch_ended: bool) -> bool:
+        every = self._session.config.checkpoint.every_steps
+        now = epoch_ended or self._votes.save
+        return now or self._ended() or _due(self._progress.step, every)
 
     def _evaluate(self) -> None:
         if self._evaluated_step == self._progress.step:
             return
-        self._log_interval()
+        self._log.interval(self._interval, self._progress)
         start = time.perf_counter()
-        self._metrics = evaluate(self._session, "valid")["model"]
-        step, examples = self._progress.step, self._progress.examples
-        self._tracker.log(self._metrics, step=step, examples=examples)
-        scores = "  ".join(
-            f"{task.name} "
-            + " ".join(
-                f"{metric} {self._metrics[f'valid/{metric}/{task.name}']:.4f}"
-                for metric in (("auc", "gauc") if task.kind == "binary" else ("mae_s", "r2"))
-            )
-            for task in self._session.schema.tasks
-        )
-        self._say(f"valid at step {step:,} ({time.perf_counter() - start:.1f} s)  {scores}")
-        self._evaluated_step = step
+        found = evaluate(self._session, "valid", self._stop_was_voted)
+        if found is None:
+            self._stopped = True
+            return
+        self._metrics, self._evaluated_step = found["model"], self._progress.step
+        self._log.evaluation(self._metrics, self._progress, time.perf_counter() - start)
         self._interval.restart()
+
+    def _stop_was_voted(self) -> bool:
+        self._votes = Votes(stop=self._stop.made).counted(self._context)
+        return self._votes.stop
 
     def _save(self) -> None:
-        self._log_interval()
-        path = checkpoint.save(
-            self._folder,
-            self._sharded,
-            self._session.config,
-            self._context,
-            progress=self._progress,
-            order=self._session.order,
-            metrics=self._metrics,
+        """Start to save; the checkpoint before must be complete first."""
+        start = time.perf_counter()
+        self._finish_save()
+        self._mark_position()
+        evaluated = self._evaluated_step == self._progress.step
+        self._saver.save(
+            Facts(
+                progress=self._progress,
+                order=self._session.order,
+                metrics=self._metrics if evaluated else {},
+                interval=tuple(self._context.gather(self._interval.state())),
+            )
         )
-        self._saved_step = self._progress.step
-        self._say(f"saved {path}")
-        self._interval.restart()
+        self._saved_step, self._saved_at = self._progress.step, time.monotonic()
+        self._stall_s = time.perf_counter() - start
+        self._interval.leave_out(self._stall_s)
 
-    def _say(self, line: str) -> None:
-        if self._context.is_first:
-            log.info("%s", line)
+    def _finish_save(self, *, must: bool = False) -> None:
+        """Wait for the checkpoint that is being written; a failure only warns unless it `must`."""
+        start = time.perf_counter()
+        try:
+            saved = self._saver.wait()
+        except NotFiniteError:
+            raise
+        except CheckpointError as error:
+            if must:
+                raise
+            self._log.warn("%s; training goes on, the next one comes as planned", error)
+            return
+        waited = time.perf_counter() - start
+        if saved:
+            self._log.saved(saved, self._stall_s + waited)
 
 
 def _due(step: int, every: int | None) -> bool:
     return every is not None and step % every == 0
-
-
-def write_json(path: Path, value: dict[str, Any]) -> None:
-    """Write JSON; NaN, which JSON doesn't know, becomes null."""
-    path.write_text(json.dumps(_without_nan(value), indent=1) + "\n")
-
-
-def _without_nan(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _without_nan(entry) for key, entry in value.items()}
-    return None if isinstance(value, float) and math.isnan(value) else value

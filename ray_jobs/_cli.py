@@ -12,6 +12,7 @@ from pathlib import Path
 
 from infnet_dist.config import Config, load_config
 from infnet_dist.errors import CheckpointError, UserError
+from infnet_dist.filesystem import Folder
 from infnet_dist.ingest_config import (
     KuaiRandIngest,
     LogsIngest,
@@ -65,18 +66,21 @@ def resolve_config(config: Config) -> Config:
         update["ingest"] = config.ingest.model_copy(update={"path": path})
     if isinstance(config.ingest, LogsIngest):
         joins = {
-            name: join.model_copy(update={"path": _resolved(join.path)})
+            name: join.model_copy(update={"path": resolved(join.path)})
             for name, join in config.ingest.joins.items()
         }
-        found = {"path": _resolved(config.ingest.path), "joins": joins}
+        found = {"path": resolved(config.ingest.path), "joins": joins}
         update["ingest"] = config.ingest.model_copy(update=found)
+    if config.checkpoint.folder is not None:
+        folder = {"folder": resolved(config.checkpoint.folder)}
+        update["checkpoint"] = config.checkpoint.model_copy(update=folder)
     if config.sharding.plan != "auto":  # reviewed with the code, so it stands beside it
         plan = config.sharding.plan.absolute()
         update["sharding"] = config.sharding.model_copy(update={"plan": plan})
     return config.model_copy(update=update)
 
 
-def _resolved(path: str) -> str:
+def resolved(path: str) -> str:
     """A path made absolute, a URL as it is."""
     return path if "://" in path else str(resolve_path(Path(path)))
 
@@ -100,22 +104,24 @@ def positive(text: str) -> int:
     return int(text)
 
 
-def newest_checkpoint(config: Config, run: str | None) -> Path:
+def newest_checkpoint(config: Config, run: str | None) -> Folder:
     """The newest complete checkpoint of a run of `run.name`, or of all its runs.
 
     Raises:
         CheckpointError: there is none.
     """
     from infnet_dist.checkpoint import MANIFEST, newest  # brings torch, which not all jobs need
+    from infnet_dist.run_folder import checkpoint_folder
 
-    folder = config.run.folder / config.run.name
-    runs = [folder / run] if run else sorted(folder.glob("*"))
-    found = [path for path in (newest(r / "checkpoints") for r in runs) if path is not None]
-    if not found:
-        raise CheckpointError(
-            f"no complete checkpoint in {runs[0] if run else folder}; train first"
-        )
-    return max(found, key=lambda path: (path / MANIFEST).stat().st_mtime)
+    runs = config.run.folder / config.run.name
+    all_runs = Folder(config.checkpoint.folder or config.run.folder) / config.run.name
+    names = [run] if run else sorted(n for n, size in all_runs.entries().items() if size is None)
+    found = [newest(checkpoint_folder(config, runs / name)) for name in names]
+    complete = [folder for folder in found if folder is not None]
+    if not complete:
+        where = checkpoint_folder(config, runs / run) if run else all_runs
+        raise CheckpointError(f"no complete checkpoint in {where}; train first")
+    return max(complete, key=lambda folder: folder.modified_ns(MANIFEST))
 
 
 def run_main(main: Callable[[], None]) -> None:

@@ -16,16 +16,18 @@ from rich.console import Console
 from rich.table import Table
 
 from infnet_dist import checkpoint
-from infnet_dist.config import Config, load_config
-from infnet_dist.paths import resolve_path
+from infnet_dist.config import Config, config_of_text
+from infnet_dist.evaluation import evaluate_checkpoint
+from infnet_dist.filesystem import Folder
+from infnet_dist.run_folder import write_json
 from infnet_dist.session import open_training_set
-from infnet_dist.trainer import evaluate_checkpoint, write_json
 from ray_jobs._cli import (
     add_launcher,
     log,
     make_parser,
     newest_checkpoint,
     read_config,
+    resolved,
     run_id,
     run_main,
 )
@@ -39,7 +41,7 @@ def main() -> None:
     parser.add_argument("--split", default="valid", help="split to evaluate (default: valid)")
     where = parser.add_mutually_exclusive_group()
     where.add_argument("--run-id", type=run_id, help="a run's folder name (default: the newest)")
-    where.add_argument("--checkpoint", type=Path, help="a checkpoint folder")
+    where.add_argument("--checkpoint", help="a checkpoint folder or URL")
     parser.add_argument(
         "--output",
         type=Path,
@@ -50,7 +52,7 @@ def main() -> None:
     manifest, _ = open_training_set(config)
     manifest.split(arguments.split)
     path = (
-        resolve_path(arguments.checkpoint)
+        Folder(resolved(arguments.checkpoint))
         if arguments.checkpoint
         else newest_checkpoint(config, arguments.run_id)
     )
@@ -62,15 +64,15 @@ def main() -> None:
         config,
         arguments.launcher,
     )
-    output = arguments.output or _default_output(path, arguments.split)
+    output = arguments.output or _default_output(config, path, arguments.split)
     write_json(output, result)
     _print(result)
     log.info("written to %s", output)
 
 
-def _with_model_of(config: Config, path: Path) -> Config:
+def _with_model_of(config: Config, folder: Folder) -> Config:
     """The config with everything that makes the model as it was when the checkpoint was saved."""
-    saved = load_config(path / "config.yaml")
+    saved = config_of_text(folder.read("config.yaml").decode(), source=f"{folder}/config.yaml")
     data = {"features": saved.data.features, "tasks": saved.data.tasks}
     return config.model_copy(
         update={
@@ -81,10 +83,14 @@ def _with_model_of(config: Config, path: Path) -> Config:
     )
 
 
-def _default_output(path: Path, split: str) -> Path:
+def _default_output(config: Config, folder: Folder, split: str) -> Path:
     """Beside the run's summary; in the current folder for a checkpoint that stands alone."""
-    folder = path.parent.parent if path.parent.name == "checkpoints" else Path.cwd()
-    return folder / f"evaluation-{split}.json"
+    runs = config.run.folder / config.run.name
+    if folder.parent.name == "checkpoints" and "://" not in folder.url:
+        place = Path(folder.url).parent.parent
+    else:
+        place = runs / folder.parent.name
+    return (place if place.is_dir() else Path.cwd()) / f"evaluation-{split}.json"
 
 
 def _print(result: dict[str, Any]) -> None:

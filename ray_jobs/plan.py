@@ -31,6 +31,7 @@ from infnet_dist.config import Config, load_config
 from infnet_dist.data.part_files import part_opener
 from infnet_dist.data.statistics import sample_usage
 from infnet_dist.errors import PlanError
+from infnet_dist.filesystem import Folder
 from infnet_dist.planning.compare import diff_plans
 from infnet_dist.planning.convert import to_cpu
 from infnet_dist.planning.plan import Plan, differences, load_plan, save_plan
@@ -76,7 +77,7 @@ def _parser() -> argparse.ArgumentParser:
     check.add_argument("--config", type=Path, help="run file")
     _add_overrides(check)
     check.add_argument("--topology", help="topology: name or file")
-    check.add_argument("--checkpoint", type=Path, help="checkpoint folder")
+    check.add_argument("--checkpoint", help="checkpoint folder or URL")
 
     diff = _command(commands, "diff", _diff, "what moves from one plan to another")
     diff.add_argument("before", type=Path)
@@ -186,7 +187,7 @@ def _check(arguments: argparse.Namespace) -> None:
         )
         found += _overfull(plan, topology)
     if arguments.checkpoint:  # which loads under any number of workers
-        found += differences_from(arguments.checkpoint, plan)
+        found += differences_from(Folder(arguments.checkpoint), plan)
     if arguments.json:
         print(json.dumps({"fits": not found, "differences": found}))
     elif not found:

@@ -174,13 +174,17 @@ def save_plan(plan: Plan, path: Path) -> None:
     Raises:
         PlanError: it can't be written.
     """
-    text = _layout(plan.model_dump(mode="json", exclude_none=True)) + "\n"
     try:
-        path.write_text(text)
+        path.write_text(dump_plan(plan))
     except OSError as error:
         raise PlanError(
             f"can't write plan {path}: {error.strerror}; choose another place"
         ) from None
+
+
+def dump_plan(plan: Plan) -> str:
+    """The text of a plan file."""
+    return _layout(plan.model_dump(mode="json", exclude_none=True)) + "\n"
 
 
 def _layout(value: object, indent: str = "") -> str:

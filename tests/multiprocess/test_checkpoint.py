@@ -12,12 +12,14 @@ from infnet_dist import checkpoint
 from infnet_dist.config import Config
 from infnet_dist.context import WorkerContext
 from infnet_dist.errors import CheckpointError
+from infnet_dist.evaluation import evaluate_checkpoint
+from infnet_dist.filesystem import Folder
 from infnet_dist.planning.plan import Plan
 from infnet_dist.planning.planner import make_plan
 from infnet_dist.planning.sharding import tables_of_run
 from infnet_dist.planning.topology import this_topology
 from infnet_dist.session import Session, open_training_set
-from infnet_dist.trainer import evaluate_checkpoint, train
+from infnet_dist.trainer import train
 from tests.ranks import run_ranks
 from tests.runs import make_config, make_tiny_set
 
@@ -48,7 +50,7 @@ def trained(tiny_set: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[C
 def loaded_state(context: WorkerContext, *, config: Config, path: Path) -> dict:
     """All state after loading `path`, gathered on rank 0."""
     session = Session.open(config, context, splits=[])
-    manifest = checkpoint.load(path, session.sharded, context)
+    manifest = checkpoint.load(Folder(path), session.sharded, context)
     whole: dict[str, torch.Tensor] = {}
 
     def collect(prefix: str, values: dict) -> None:
@@ -148,25 +150,27 @@ def test_incomplete_and_damaged(trained: tuple[Config, Path, dict], tmp_path: Pa
     folder = tmp_path / "checkpoints"
     good = folder / path.name
     shutil.copytree(path, good)
-    assert checkpoint.read_manifest(good).progress.step > 0
+    assert checkpoint.read_manifest(Folder(good)).progress.step > 0
 
     incomplete = folder / "step-99999999"
     shutil.copytree(path, incomplete)
     (incomplete / "manifest.json").unlink()
     with pytest.raises(CheckpointError, match=r"step-99999999 is incomplete \(no manifest.json\)"):
-        checkpoint.read_manifest(incomplete)
-    assert checkpoint.newest(folder) == good, "an incomplete folder doesn't exist for the loader"
+        checkpoint.read_manifest(Folder(incomplete))
+    assert checkpoint.newest(Folder(folder)) == Folder(good), (
+        "an incomplete folder doesn't exist for the loader"
+    )
 
-    data = next(good.glob("*.distcp"))
+    data = next(good.glob("*.safetensors"))
     data.write_bytes(data.read_bytes()[:-1])
     with pytest.raises(CheckpointError, match=f"is damaged: {data.name} has .* bytes, expected"):
-        checkpoint.read_manifest(good)
+        checkpoint.read_manifest(Folder(good))
     (good / "manifest.json").write_text("{")
     with pytest.raises(CheckpointError, match=r"damaged manifest\.json"):
-        checkpoint.read_manifest(good)
+        checkpoint.read_manifest(Folder(good))
     with pytest.raises(CheckpointError, match="no such folder"):
-        checkpoint.read_manifest(folder / "step-00000001")
-    assert checkpoint.newest(tmp_path / "nowhere") is None
+        checkpoint.read_manifest(Folder(folder / "step-00000001"))
+    assert checkpoint.newest(Folder(tmp_path / "nowhere")) is None
 
 
 def test_checkpoint_of_another_model(trained: tuple[Config, Path, dict]) -> None:
@@ -202,8 +206,8 @@ def test_column_wise_weights_can_be_evaluated_under_any_plan(
     path = Path(summary["checkpoint"])
     result = run_ranks(evaluate_checkpoint, 2, config=other, path=path, split="valid")[0]
     assert result["metrics"] == pytest.approx(summary["metrics"], abs=1e-6, nan_ok=True)
-    (line,) = checkpoint.differences_from(path, planned(other))
-    assert "'user' is column_wise by 128 columns in the checkpoint, row_wise by 256" in line
+    (line,) = checkpoint.differences_from(Folder(path), planned(other))
+    assert "state of table 'user' is that of 2 column shards in the checkpoint, 1 in the" in line
 
 
 def planned(config: Config) -> Plan:
@@ -214,13 +218,15 @@ def planned(config: Config) -> Plan:
 def test_a_plan_is_checked_against_the_tensors(trained: tuple[Config, Path, dict]) -> None:
     config, path, _ = trained
     plan = planned(config)
-    assert checkpoint.differences_from(path, plan) == []
+    assert checkpoint.differences_from(Folder(path), plan) == []
     tables = plan.made_for.tables.replace("user", num_embeddings=17)
     tables = tables.model_copy(update={"tables": tables.tables[:-1]})
     other = plan.model_copy(
         update={"made_for": plan.made_for.model_copy(update={"tables": tables})}
     )
-    missing, changed = sorted(checkpoint.differences_from(path, other), key=lambda x: "user" in x)
+    missing, changed = sorted(
+        checkpoint.differences_from(Folder(path), other), key=lambda x: "user" in x
+    )
     assert "missing in the plan" in missing
     assert "in the checkpoint, 17 x 8 fp32 in the plan" in changed
 
@@ -250,7 +256,7 @@ def test_a_run_that_can_t_go_on_leaves_everything_as_it_was(tiny_set: Path, tmp_
     for other, message in (
         (wider, "doesn't fit this run's model"),
         (smaller, "stopped within an epoch of .* go on with the same training set"),
-        (reseeded, "stopped within an epoch of .*seed=0.* this run reads .*seed=7"),
+        (reseeded, "stopped within an epoch of .*seed=0.* this one reads .*seed=7"),
     ):
         with pytest.raises(CheckpointError, match=message):
             run_ranks(train, 2, config=other, run_folder=run)
@@ -259,11 +265,23 @@ def test_a_run_that_can_t_go_on_leaves_everything_as_it_was(tiny_set: Path, tmp_
 
 def test_no_room_for_a_checkpoint(tiny_set: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
-    run.mkdir()
-    (run / "checkpoints").write_text("in the way")
-    config = make_config(tiny_set, tmp_path, training={"max_steps": 2})
+    config = make_config(
+        tiny_set,
+        tmp_path,
+        training={"max_steps": 4},
+        checkpoint={"every_steps": 2, "retry_s": 0},
+    )
+    (run / "checkpoints").mkdir(parents=True)
+    (run / "checkpoints" / "step-00000004").write_text("in the way")
     with pytest.raises(CheckpointError, match=r"can't save to .*earlier checkpoints are untouched"):
         run_ranks(train, 2, config=config, run_folder=run)
+    assert checkpoint.newest(Folder(run / "checkpoints")).name == "step-00000002"
+
+    (run / "checkpoints" / "step-00000004").unlink()
+    shutil.rmtree(run / "checkpoints" / "step-00000002")
+    (run / "checkpoints" / "step-00000002").write_text("in the way, for a while")
+    summary = run_ranks(train, 2, config=config, run_folder=run)[0]
+    assert Path(summary["checkpoint"]).name == "step-00000004", "training went on"
 
 
 def test_only_the_newest_are_kept(tiny_set: Path, tmp_path: Path) -> None:

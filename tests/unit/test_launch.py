@@ -8,6 +8,7 @@ import pytest
 
 from infnet_dist.config import ScalingConfig
 from infnet_dist.errors import CheckpointError, DataError
+from infnet_dist.filesystem import Folder
 from ray_jobs._cli import newest_checkpoint, run_id
 from ray_jobs._launch import _lacking
 from ray_jobs._local import root_error
@@ -52,8 +53,8 @@ def test_the_newest_checkpoint_is_by_time_and_complete(tmp_path: Path) -> None:
     old = add("zebra", 900, age_s=500)
     new = add("20261122-111407", 10, age_s=5)
     add("zz-crashed", 3, age_s=0, complete=False)
-    assert newest_checkpoint(config, None) == new
-    assert newest_checkpoint(config, "zebra") == old
+    assert newest_checkpoint(config, None) == Folder(new)
+    assert newest_checkpoint(config, "zebra") == Folder(old)
     with pytest.raises(CheckpointError, match=r"no complete checkpoint in .*zz-crashed"):
         newest_checkpoint(config, "zz-crashed")
 

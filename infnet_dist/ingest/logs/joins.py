@@ -11,8 +11,9 @@ import pyarrow.csv
 import pyarrow.parquet as pq
 
 from infnet_dist.errors import DataError, unknown_name
+from infnet_dist.filesystem import open_filesystem
 from infnet_dist.ingest.logs.hashing import keys
-from infnet_dist.ingest.logs.source import open_filesystem, reason
+from infnet_dist.ingest.logs.source import reason
 from infnet_dist.logs_config import Join, LogsIngest
 
 IntArray = npt.NDArray[np.int64]

@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 
-import fsspec
 import pyarrow as pa
 import pyarrow.csv
 import pyarrow.fs
@@ -21,6 +20,7 @@ from fsspec.implementations.arrow import ArrowFSWrapper
 from infnet_dist.data.manifest import LogFile
 from infnet_dist.data.petastorm_file import PetastormFile, read_fields
 from infnet_dist.errors import DataError, unknown_name
+from infnet_dist.filesystem import open_filesystem
 from infnet_dist.logs_config import LogsIngest
 
 _SUFFIXES = {"parquet": (".parquet", ".pq"), "csv": (".csv", ".csv.gz")}
@@ -104,24 +104,6 @@ def _log_file(entry: pa.fs.FileInfo) -> LogFile:
 def _hidden(entry: pa.fs.FileInfo, root: str) -> bool:
     below = entry.path.removeprefix(root).split("/")
     return any(part.startswith((".", "_")) for part in below)
-
-
-def open_filesystem(path: str) -> tuple[pa.fs.FileSystem, str]:
-    """The filesystem of a path or URL, and the path in it.
-
-    Raises:
-        DataError: nobody knows such URLs, or their service can't be reached.
-    """
-    if "://" not in path:
-        return pa.fs.LocalFileSystem(), str(Path(path).absolute())
-    try:
-        return pa.fs.FileSystem.from_uri(path)
-    except (pa.ArrowException, OSError):  # not one of Arrow's
-        try:
-            filesystem, root = fsspec.core.url_to_fs(path)
-        except (ValueError, ImportError, OSError) as error:
-            raise DataError(f"ingest.path: {path} can't be opened ({reason(error)})") from None
-        return pa.fs.PyFileSystem(pa.fs.FSSpecHandler(filesystem)), root
 
 
 def fragments(

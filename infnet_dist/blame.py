@@ -1,0 +1,56 @@
+"""Why a loss isn't finite: the first input, looked-up row or logit that isn't."""
+
+from collections.abc import Iterator
+
+import torch
+
+from infnet_dist.batch import RankingBatch
+from infnet_dist.model import TrainModel
+from infnet_dist.parallel import ShardedModel
+from infnet_dist.schema import Schema
+from infnet_dist.sparse import SparseEmbeddings
+
+
+def blame(
+    sharded: ShardedModel, batch: RankingBatch, schema: Schema, logits_BK: torch.Tensor
+) -> str | None:
+    """What isn't finite in this rank's batch, in words; None if all is well here.
+
+    Looks the batch up once more, which all ranks must do together.
+
+    Args:
+        sharded: the model.
+        batch: the batch, on the model's device.
+        schema: names of features and tasks.
+        logits_BK: what the model said of it, [B, K].
+    """
+    module = sharded.model.module
+    assert isinstance(module, TrainModel)
+    with torch.no_grad():
+        embeddings = module.model.sparse(batch.sparse_features)
+    return next(_faults(batch, schema, embeddings, logits_BK), None)
+
+
+def _faults(
+    batch: RankingBatch, schema: Schema, embeddings: SparseEmbeddings, logits_BK: torch.Tensor
+) -> Iterator[str]:
+    for place, feature in enumerate(schema.numeric):
+        yield from _first(batch.dense_BN[:, place], f"feature {feature.name!r} is")
+    for place, task in enumerate(schema.tasks):
+        known = batch.labels_BK[:, place].nan_to_num(posinf=torch.inf, neginf=-torch.inf)
+        yield from _first(known, f"the label of task {task.name!r} is")
+    for field, rows_BE in zip(schema.fields, embeddings.fields, strict=True):
+        yield from _first(rows_BE.sum(1), f"the embedding of {field.key!r} sums to")
+    for sequence, items_BLE in zip(schema.sequences, embeddings.sequences, strict=True):
+        yield from _first(items_BLE.sum((1, 2)), f"the history {sequence.name!r} sums to")
+    for place, task in enumerate(schema.tasks):
+        yield from _first(
+            logits_BK[:, place], f"all inputs are finite, but the logit of task {task.name!r} is"
+        )
+
+
+def _first(values_B: torch.Tensor, what: str) -> Iterator[str]:
+    bad = (~values_B.isfinite()).nonzero()
+    if len(bad):
+        row = int(bad[0])
+        yield f"{what} {values_B[row].item()} in row {row} of the batch"

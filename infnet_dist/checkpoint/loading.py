@@ -1,0 +1,186 @@
+"""Loading, under any plan and world size, from the newest checkpoint that is intact."""
+
+import logging
+import re
+import time
+
+from tqdm import tqdm
+
+from infnet_dist.checkpoint.files import DamagedError, TensorReader
+from infnet_dist.checkpoint.manifest import CheckpointManifest, complete_checkpoints, read_manifest
+from infnet_dist.checkpoint.pieces import Piece, State
+from infnet_dist.context import WorkerContext
+from infnet_dist.errors import CheckpointError
+from infnet_dist.filesystem import Folder
+from infnet_dist.parallel import ShardedModel
+from infnet_dist.planning.plan import Plan, shape
+
+TABLE = re.compile(r"model\..*\.embeddings\.([^.]+)\.weight")
+_DATA_TYPES = {"F32": "fp32", "F16": "fp16"}
+log = logging.getLogger("infnet_dist")
+
+
+def load_newest(
+    folder: Folder, sharded: ShardedModel, context: WorkerContext
+) -> CheckpointManifest | None:
+    """Load the newest checkpoint in `folder` that is complete and intact.
+
+    Returns:
+        Its manifest; None if there is no checkpoint at all.
+
+    One that is damaged is skipped with a warning that says why.
+
+    Raises:
+        CheckpointError: it is of another model, or all are damaged; on all ranks.
+    """
+    candidates = context.broadcast(
+        context.together(lambda: _candidates(folder) if context.is_first else [])
+    )
+    faults: list[str] = []
+    for candidate in reversed(candidates):
+        fault, manifest = _try(candidate, sharded, context)
+        if manifest is not None:
+            return manifest
+        faults.append(fault)
+        if context.is_first:
+            log.warning("skipped: %s", fault)
+    if faults:
+        raise CheckpointError(
+            f"none of the {len(faults)} checkpoints in {folder} is intact: {'; '.join(faults)}; "
+            "to start from the beginning take another --run-id"
+        )
+    return None
+
+
+def load(
+    folder: Folder, sharded: ShardedModel, context: WorkerContext, *, with_optimizer: bool = True
+) -> CheckpointManifest:
+    """Load a checkpoint into a model that may have another plan or world size.
+
+    Row-wise Adagrad's state can't move between plans with another number of column shards (it is
+    kept per column shard); `with_optimizer=False` loads the weights alone, under any plan.
+
+    Raises:
+        CheckpointError: incomplete, damaged, or of another model; on all ranks.
+    """
+    fault, manifest = _try(folder, sharded, context, with_optimizer=with_optimizer)
+    if manifest is None:
+        raise CheckpointError(f"{fault}; take another one in {folder.parent}")
+    return manifest
+
+
+def _candidates(folder: Folder) -> list[Folder]:
+    try:
+        return complete_checkpoints(folder)
+    except OSError as error:
+        raise CheckpointError(f"{folder} can't be listed: {error}") from None
+
+
+def _try(
+    folder: Folder, sharded: ShardedModel, context: WorkerContext, *, with_optimizer: bool = True
+) -> tuple[str, CheckpointManifest | None]:
+    """Load a checkpoint; what is wrong with its files, on any rank, instead of a manifest."""
+    start = time.perf_counter()
+    manifest: CheckpointManifest | None = None
+    fault = ""
+    try:
+        manifest = read_manifest(folder)
+    except CheckpointError as error:
+        fault = str(error)
+    if found := _first(context.gather(fault)):
+        return found, None
+    assert manifest is not None
+    state = State(sharded, with_optimizer=with_optimizer)
+    pieces = state.pieces()
+    num_bytes = 0
+    _check_fits(folder, manifest, pieces, context, with_optimizer=with_optimizer)
+    try:
+        num_bytes = TensorReader(folder, manifest).fill(pieces)
+    except (DamagedError, OSError) as error:
+        fault = (
+            str(error) if isinstance(error, DamagedError) else f"{folder} can't be read: {error}"
+        )
+    if found := _first(context.gather(fault)):
+        return found, None
+    context.together(state.take_over)
+    seconds = time.perf_counter() - start
+    if context.is_first:
+        size = tqdm.format_sizeof(num_bytes, "B", 1024)
+        log.info("loaded %s (%s on rank 0 in %.1f s)", folder, size, seconds)
+    return "", manifest
+
+
+def _first(faults: list[str]) -> str:
+    return next((fault for fault in faults if fault), "")
+
+
+def _check_fits(
+    folder: Folder,
+    manifest: CheckpointManifest,
+    pieces: list[Piece],
+    context: WorkerContext,
+    *,
+    with_optimizer: bool,
+) -> None:
+    """Raise on all ranks unless all tensors of the checkpoint are the model's, shapes and types."""
+    wrong = [_difference(manifest, piece) for piece in pieces if piece.name in manifest.tensors]
+    known = {name for names in context.gather({p.name for p in pieces}) for name in names}
+    wanted = "" if with_optimizer else "model."
+    saved = {name for name in manifest.tensors if name.startswith(wanted)}
+    if saved != known:
+        some = sorted(saved ^ known)[:3]
+        wrong.append(
+            f"it has {len(saved - known)} tensors more and {len(known - saved)} fewer, "
+            f"e.g. {', '.join(some)}"
+        )
+    found = [fault for fault in wrong if fault]
+    if first := _first(context.gather(found[0] if found else "")):
+        raise CheckpointError(
+            f"{folder} doesn't fit this run's model: {first}; use the config that it was trained "
+            f"with ({folder / 'config.yaml'})"
+        )
+
+
+def _difference(manifest: CheckpointManifest, piece: Piece) -> str:
+    saved = manifest.tensors[piece.name]
+    if saved.shape != piece.shape:
+        return f"{piece.name} is {list(saved.shape)} there, {list(piece.shape)} here"
+    if saved.dtype != piece.tensor.dtype:
+        return f"{piece.name} is {saved.dtype} there, {piece.tensor.dtype} here"
+    return ""
+
+
+def differences_from(folder: Folder, plan: Plan) -> list[str]:
+    """What keeps the checkpoint from being loaded under `plan`, by its tensors; one line each.
+
+    Raises:
+        CheckpointError: the checkpoint is incomplete or damaged.
+    """
+    manifest = read_manifest(folder)
+    saved = {m[1]: t for key, t in manifest.tensors.items() if (m := TABLE.fullmatch(key))}
+    planned = {table.name: table for table in plan.made_for.tables.tables}
+    lines = []
+    for name in sorted({*saved, *planned}):
+        there = " x ".join(map(str, saved[name].shape)) if name in saved else "missing"
+        if name in saved:
+            there += f" {_DATA_TYPES.get(saved[name].data_type, saved[name].data_type)}"
+        here = shape(planned[name]) if name in planned else "missing"
+        if here != there:
+            lines.append(f"table {name!r} is {there} in the checkpoint, {here} in the plan")
+            continue
+        old = _column_shards(manifest, name, saved[name].shape[0])
+        new = planned[name].embedding_dim // plan.tables[name].columns
+        if old not in (None, new):
+            lines.append(
+                f"the optimizer's state of table {name!r} is that of {old} column shards in the "
+                f"checkpoint, {new} in the plan: it can't be loaded, weights alone can"
+            )
+    return lines
+
+
+def _column_shards(manifest: CheckpointManifest, table: str, rows: int) -> int | None:
+    """Column shards that a table's row-wise Adagrad state was kept for."""
+    for name, tensor in manifest.tensors.items():
+        if name.startswith("optimizer.") and name.endswith(f".{table}.momentum1"):
+            return tensor.shape[0] // rows
+    return None

@@ -1,0 +1,259 @@
+"""What a complete checkpoint says of itself. Written last: a folder without it doesn't exist.
+
+A manifest may come from elsewhere, so it is data that is checked: names can't leave the folder, and
+every place that it speaks of must lie within a file of the size that is really there.
+"""
+
+import json
+import math
+import re
+from collections.abc import Sequence
+from typing import Annotated, Literal
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from infnet_dist.errors import CheckpointError
+from infnet_dist.filesystem import Folder
+
+MANIFEST = "manifest.json"
+MAX_MANIFEST_BYTES = 2**30
+DATA_TYPES = {
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "I64": torch.int64,
+    "I32": torch.int32,
+    "U8": torch.uint8,
+    "BOOL": torch.bool,
+}
+_STEP = re.compile(r"step-(\d{8,12})")
+
+Count = Annotated[int, Field(ge=0, lt=2**63)]
+Checksum = Annotated[int, Field(ge=0, lt=2**32)]
+FileName = Annotated[str, Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9._-]{0,200}$")]
+Shape = Annotated[tuple[Count, ...], Field(max_length=8)]
+
+
+class _Frozen(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Progress(_Frozen):
+    """How far a run has come.
+
+    Attributes:
+        step: optimizer steps done.
+        examples: rows trained on, over all workers.
+        epoch: the current epoch.
+        consumed: intervals of the epoch's order that are done, over all workers.
+        skipped: steps among them that were left out, their loss not being finite.
+    """
+
+    step: Count = 0
+    skipped: Count = 0
+    examples: Count = 0
+    epoch: Count = 0
+    consumed: tuple[tuple[Count, Count], ...] = ()
+
+    @model_validator(mode="after")
+    def _check_intervals(self) -> "Progress":
+        last = -1
+        for start, stop in self.consumed:
+            if not last < start < stop:
+                raise ValueError(f"consumed: [{start}, {stop}) is empty or out of order")
+            last = stop
+        return self
+
+
+class DataOrder(_Frozen):
+    """What fixes the order of rows that `Progress.consumed` speaks of."""
+
+    content_hash: str
+    seed: int
+    shuffle_rows: int
+    version: int = 1  # of the way in which data/order.py orders rows; checkpoints before 2 lack it
+
+
+class SavedFile(_Frozen):
+    """A file that holds no tensors: its bytes and CRC-32."""
+
+    size: Count
+    crc32: Checksum
+
+
+class SavedChunk(_Frozen):
+    """A rectangle of a tensor, one after the other in row-major order.
+
+    Attributes:
+        file: the safetensors file that it stands in.
+        begin: its first byte there.
+        offsets: where it lies in the tensor.
+        shape: rows, columns, ...
+        crc32: of each block of `rows_per_block` rows.
+    """
+
+    file: FileName
+    begin: Count
+    offsets: Shape
+    shape: Shape
+    crc32: tuple[Checksum, ...]
+
+
+class SavedTensor(_Frozen):
+    """A tensor, cut into the chunks that the ranks held."""
+
+    data_type: Literal["F64", "F32", "F16", "BF16", "I64", "I32", "U8", "BOOL"]
+    shape: Shape
+    chunks: tuple[SavedChunk, ...] = Field(min_length=1)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Its type in torch."""
+        return DATA_TYPES[self.data_type]
+
+    @model_validator(mode="after")
+    def _check_chunks(self) -> "SavedTensor":
+        for chunk in self.chunks:
+            if not len(chunk.offsets) == len(chunk.shape) == len(self.shape):
+                raise ValueError("a chunk has another number of dimensions than its tensor")
+            sides = zip(chunk.offsets, chunk.shape, self.shape, strict=True)
+            if any(offset + length > side for offset, length, side in sides):
+                raise ValueError(f"a chunk at {chunk.offsets} lies outside of its tensor")
+        if sum(math.prod(chunk.shape) for chunk in self.chunks) != math.prod(self.shape):
+            raise ValueError("its chunks don't make up the whole tensor")
+        return self
+
+
+class CheckpointManifest(_Frozen):
+    """What a complete checkpoint says of itself.
+
+    Attributes:
+        world_size: workers that saved it.
+        metrics: of the evaluation at this very step, if there was one; None for NaN.
+        interval: sums since the last log line, by rank (see `pace.LogInterval.state`).
+        block_bytes: rows are taken together in blocks of about so many bytes for checksums.
+        files: those that hold no tensors, by name.
+        tensor_files: bytes by name.
+        tensors: by name, `model.<name>` or `optimizer.<parameter>.<state>`.
+    """
+
+    format_version: Literal[2] = 2
+    progress: Progress
+    order: DataOrder
+    world_size: int = Field(ge=1, lt=2**31)
+    metrics: dict[str, float | None]
+    interval: tuple[tuple[float, ...], ...] = ()
+    block_bytes: int = Field(ge=1, le=2**30)
+    files: dict[FileName, SavedFile]
+    tensor_files: dict[FileName, Count]
+    tensors: dict[str, SavedTensor]
+
+    @property
+    def num_bytes(self) -> int:
+        """Of all files but the manifest."""
+        return sum(f.size for f in self.files.values()) + sum(self.tensor_files.values())
+
+    @model_validator(mode="after")
+    def _check_places(self) -> "CheckpointManifest":
+        for name, tensor in self.tensors.items():
+            for chunk in tensor.chunks:
+                size = math.prod(chunk.shape) * tensor.dtype.itemsize
+                if chunk.begin + size > self.tensor_files.get(chunk.file, 0):
+                    raise ValueError(f"{name}: a chunk lies outside of {chunk.file}")
+                rows = chunk.shape[0] if chunk.shape else 1
+                step = rows_per_block(chunk.shape, tensor.dtype.itemsize, self.block_bytes)
+                if len(chunk.crc32) != (-(-rows // step) if size else 0):
+                    raise ValueError(f"{name}: a chunk lacks checksums")
+        return self
+
+
+def rows_per_block(shape: Sequence[int], item_bytes: int, block_bytes: int) -> int:
+    """Rows of a chunk of this shape that share a checksum; a scalar is a row."""
+    return max(1, block_bytes // max(1, math.prod(shape[1:]) * item_bytes))
+
+
+def read_manifest(folder: Folder) -> CheckpointManifest:
+    """Read and check a checkpoint's manifest and the sizes of its files.
+
+    Raises:
+        CheckpointError: missing, incomplete or damaged.
+    """
+    try:
+        size = folder.size(MANIFEST)
+        if size is None:
+            there = folder.entries()
+            raise CheckpointError(
+                f"checkpoint {folder} is incomplete (no {MANIFEST}); take another one in "
+                f"{folder.parent}"
+                if there
+                else f"no checkpoint {folder}: no such folder"
+            )
+        if size > MAX_MANIFEST_BYTES:
+            raise CheckpointError(f"checkpoint {folder} has a {MANIFEST} of {size} bytes")
+        text = folder.read(MANIFEST)
+        there = folder.entries()
+    except OSError as error:
+        raise CheckpointError(f"checkpoint {folder} can't be read: {error}") from None
+    manifest = _parse(folder, text)
+    expected = manifest.tensor_files | {name: file.size for name, file in manifest.files.items()}
+    for name, size in expected.items():
+        if there.get(name) != size:
+            raise CheckpointError(
+                f"checkpoint {folder} is damaged: {name} has {there.get(name)} bytes, expected "
+                f"{size}; take another one in {folder.parent}"
+            )
+    return manifest
+
+
+def _parse(folder: Folder, text: bytes) -> CheckpointManifest:
+    try:
+        raw = json.loads(text)
+        version = raw.get("format_version") if isinstance(raw, dict) else None
+        if version == 1:
+            raise CheckpointError(
+                f"checkpoint {folder} has format 1, which holds pickles, that is code; this "
+                f"version reads format format 2 alone; train anew"
+            )
+        return CheckpointManifest.model_validate(raw)
+    except (ValueError, RecursionError) as error:
+        if isinstance(error, CheckpointError):
+            raise
+        first = _first_fault(error) if isinstance(error, ValidationError) else str(error)
+        raise CheckpointError(f"checkpoint {folder} has a damaged {MANIFEST}: {first}") from None
+
+
+def _first_fault(error: ValidationError) -> str:
+    fault = error.errors()[0]
+    return f"{'.'.join(map(str, fault['loc'])) or 'as a whole'}: {fault['msg']}"
+
+
+def step_of(name: str) -> int | None:
+    """The step of a checkpoint's folder name; None for other names."""
+    match = _STEP.fullmatch(name)
+    return int(match[1]) if match else None
+
+
+def name_of(step: int) -> str:
+    """The folder name of a step's checkpoint."""
+    return f"step-{step:08d}"
+
+
+def complete_checkpoints(folder: Folder) -> list[Folder]:
+    """Checkpoints in `folder` that have a manifest, oldest first.
+
+    Raises:
+        OSError: the folder can't be listed.
+    """
+    steps = sorted(
+        (step, name)
+        for name, size in folder.entries().items()
+        if size is None and (step := step_of(name)) is not None
+    )
+    return [folder / name for _, name in steps if (folder / name).size(MANIFEST) is not None]
+
+
+def newest(folder: Folder) -> Folder | None:
+    """The newest complete checkpoint in `folder`, if there is one."""
+    return next(iter(reversed(complete_checkpoints(folder))), None)

@@ -1,0 +1,65 @@
+"""Which checkpoints of a run are kept: the newest, the best, and every n-th."""
+
+import logging
+
+from infnet_dist.checkpoint.manifest import (
+    CheckpointManifest,
+    complete_checkpoints,
+    read_manifest,
+    step_of,
+)
+from infnet_dist.config import CheckpointConfig
+from infnet_dist.errors import CheckpointError
+from infnet_dist.filesystem import Folder
+from infnet_dist.metrics import higher_is_better
+
+log = logging.getLogger("infnet_dist")
+
+
+def prune(
+    folder: Folder, config: CheckpointConfig, *, newest: Folder, manifest: CheckpointManifest
+) -> list[Folder]:
+    """Delete the checkpoints in `folder` that needn't be kept, once `newest` is complete.
+
+    Also what earlier attempts left: folders without a manifest, and files of `newest` that its
+    `manifest` doesn't name. What can't be deleted now is warned of and left for the next time.
+
+    Returns:
+        The folders that were deleted.
+    """
+    gone: list[Folder] = []
+    try:
+        known = {*manifest.files, *manifest.tensor_files, "manifest.json"}
+        for name in sorted(newest.entries().keys() - known):
+            newest.delete(name)
+        complete = complete_checkpoints(folder)
+        kept = {found.name for found in to_keep(complete, config)} | {newest.name}
+        for name, size in folder.entries().items():
+            if size is None and step_of(name) is not None and name not in kept:
+                (folder / name).delete_all()
+                gone.append(folder / name)
+    except OSError as error:
+        log.warning("can't delete old checkpoints in %s (%s)", folder, error)
+    return gone
+
+
+def to_keep(complete: list[Folder], config: CheckpointConfig) -> list[Folder]:
+    """Those of the complete checkpoints, oldest first, that the config wants kept."""
+    every, metric = config.keep_every_steps, config.keep_best
+    kept = set(complete[-config.keep_last :])
+    kept |= {found for found in complete if every and (step_of(found.name) or 0) % every == 0}
+    best = best_of(complete, metric) if metric else None
+    return [found for found in complete if found in kept or found == best]
+
+
+def best_of(complete: list[Folder], metric: str) -> Folder | None:
+    """The checkpoint with the best value of a metric; None if none was evaluated."""
+    scores: list[tuple[float, Folder]] = []
+    for found in complete:
+        try:
+            value = read_manifest(found).metrics.get(metric)
+        except CheckpointError:
+            continue  # a damaged one isn't the best of anything
+        if value is not None:
+            scores.append((value if higher_is_better(metric) else -value, found))
+    return max(scores, key=lambda scored: scored[0])[1] if scores else None

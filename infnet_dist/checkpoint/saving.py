@@ -1,0 +1,249 @@
+"""Saving: the state is copied, then written while training goes on.
+
+    <folder>/step-00000500/
+      rank-00000-00-1f3a9c02.safetensors, ...   tensors that rank 0 held: rows and optimizer state
+      plan.json, config.yaml                    what it was trained under
+      manifest.json                             step, position, metrics, all tensors with checksums
+
+Every rank writes its own files into the final folder. Rank 0 writes the manifest once all are
+there, by rename (or as one object of an object store): until then the folder doesn't exist for
+readers. The names of files are new in each attempt, so a damaged checkpoint of the same step is
+replaced, not mixed up. Only then do older checkpoints go.
+"""
+
+import logging
+import secrets
+import time
+import zlib
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from typing import TypeVar
+
+import tenacity
+import torch
+
+from infnet_dist.checkpoint.files import BLOCK_BYTES, NotFiniteError, pack, write_file
+from infnet_dist.checkpoint.manifest import (
+    MANIFEST,
+    CheckpointManifest,
+    DataOrder,
+    Progress,
+    SavedFile,
+    SavedTensor,
+    name_of,
+)
+from infnet_dist.checkpoint.pieces import Piece, State
+from infnet_dist.checkpoint.retention import prune
+from infnet_dist.config import CheckpointConfig, Config, dump_config
+from infnet_dist.context import WorkerContext
+from infnet_dist.errors import CheckpointError
+from infnet_dist.filesystem import Folder
+from infnet_dist.parallel import ShardedModel
+from infnet_dist.planning.plan import dump_plan
+
+T = TypeVar("T")
+log = logging.getLogger("infnet_dist")
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What a checkpoint says beside its tensors; the same on all ranks.
+
+    Attributes: as in `CheckpointManifest`.
+    """
+
+    progress: Progress
+    order: DataOrder
+    metrics: dict[str, float]
+    interval: tuple[tuple[float, ...], ...] = ()
+
+
+@dataclass(frozen=True)
+class Saved:
+    """A checkpoint that is complete.
+
+    Attributes:
+        seconds: from the call of `save` to the manifest.
+        num_bytes: of all ranks' tensors.
+    """
+
+    folder: Folder
+    step: int
+    seconds: float
+    num_bytes: int
+
+
+class Saver:
+    """Saves checkpoints of one model into `folder`, one at a time; every rank makes the same calls.
+
+    Args:
+        folder: of the run's checkpoints.
+        sharded: the model.
+        config: the run.
+        context: this worker.
+    """
+
+    def __init__(
+        self, folder: Folder, sharded: ShardedModel, config: Config, context: WorkerContext
+    ) -> None:
+        self._folder = folder
+        self._sharded = sharded
+        self._config = config
+        self._context = context.aside()
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
+        self._pending: Future[Saved] | None = None
+        self._copies: dict[tuple[str, tuple[int, ...]], torch.Tensor] = {}
+
+    @property
+    def busy(self) -> bool:
+        """Whether a checkpoint is still being written, by this rank's clock."""
+        return self._pending is not None and not self._pending.done()
+
+    def save(self, facts: Facts) -> None:
+        """Copy the state and start to write it; returns when the model may change again.
+
+        Call `wait` for the one before first.
+        """
+        assert self._pending is None, "wait for the checkpoint before"
+        start = time.perf_counter()
+        pieces = State(self._sharded).pieces_to_save(self._context.rank, self._context.world_size)
+        if self._config.checkpoint.background:
+            pieces = self._copy(pieces)
+        self._pending = self._thread.submit(self._write, pieces, facts, start)
+        if not self._config.checkpoint.background:
+            self._pending.exception()  # wait; `wait` tells
+
+    def wait(self) -> Saved | None:
+        """The checkpoint that was being written, once it is complete; None if there is none.
+
+        Raises:
+            NotFiniteError: the model holds NaN or infinity; on all ranks.
+            CheckpointError: it can't be written; on all ranks. Earlier checkpoints are untouched.
+        """
+        pending, self._pending = self._pending, None
+        return None if pending is None else pending.result()
+
+    def close(self) -> None:
+        """Let the last checkpoint be finished, whatever comes of it, and end the thread."""
+        self._thread.shutdown(wait=True)
+
+    def _copy(self, pieces: Sequence[Piece]) -> list[Piece]:
+        """The pieces in memory of their own, which is kept: fresh pages cost more than the copy."""
+        copied = []
+        for piece in pieces:
+            key = piece.name, piece.offsets
+            copy = self._copies.get(key)
+            if copy is None or copy.shape != piece.tensor.shape:
+                pinned = piece.tensor.is_cuda
+                copy = torch.empty(piece.tensor.shape, dtype=piece.tensor.dtype, pin_memory=pinned)
+                self._copies[key] = copy
+            copied.append(replace(piece, tensor=copy.copy_(piece.tensor, non_blocking=True)))
+        if self._context.device.type == "cuda":
+            torch.cuda.synchronize(self._context.device)
+        return copied
+
+    def _write(self, pieces: Sequence[Piece], facts: Facts, start: float) -> Saved:
+        """Runs in the thread, on all ranks together."""
+        folder = self._folder / name_of(facts.progress.step)
+        context = self._context
+        attempt = context.broadcast(secrets.token_hex(4))
+        try:
+            own = context.together(lambda: self._write_tensors(folder, pieces, attempt))
+            found = context.gather_to_first(own)
+            num_bytes = context.together(
+                lambda: self._finish(folder, facts, found) if found is not None else 0
+            )
+        except CheckpointError:
+            raise
+        except Exception as error:
+            raise CheckpointError(
+                f"can't save to {folder}: {_reason(error)}; earlier checkpoints are untouched"
+            ) from error
+        return Saved(
+            folder, facts.progress.step, time.perf_counter() - start, context.broadcast(num_bytes)
+        )
+
+    def _write_tensors(
+        self, folder: Folder, pieces: Sequence[Piece], attempt: str
+    ) -> tuple[dict[str, int], list[tuple[str, SavedTensor]]]:
+        """Write this rank's files: bytes by name, and what tensors they hold."""
+        sizes: dict[str, int] = {}
+        tensors: list[tuple[str, SavedTensor]] = []
+        for number, together in enumerate(pack(pieces)):
+            name = f"rank-{self._context.rank:05d}-{number:02d}-{attempt}.safetensors"
+            sizes[name], found = self._retry(write_file, folder, name, together)
+            tensors += found
+        return sizes, tensors
+
+    def _finish(
+        self,
+        folder: Folder,
+        facts: Facts,
+        found: Sequence[tuple[dict[str, int], list[tuple[str, SavedTensor]]]],
+    ) -> int:
+        """Write the manifest, which makes the checkpoint exist; then drop what it replaces."""
+        sizes = {name: size for by_name, _ in found for name, size in by_name.items()}
+        manifest = CheckpointManifest(
+            progress=facts.progress,
+            order=facts.order,
+            world_size=self._context.world_size,
+            metrics={k: v if v == v else None for k, v in facts.metrics.items()},
+            interval=facts.interval,
+            block_bytes=BLOCK_BYTES,
+            files={
+                "plan.json": self._put(folder, "plan.json", dump_plan(self._sharded.plan)),
+                "config.yaml": self._put(folder, "config.yaml", dump_config(self._config)),
+            },
+            tensor_files=sizes,
+            tensors=_merge(tensor for _, tensors in found for tensor in tensors),
+        )
+        self._put(folder, MANIFEST, manifest.model_dump_json() + "\n")
+        prune(self._folder, self._config.checkpoint, newest=folder, manifest=manifest)
+        return sum(sizes.values())
+
+    def _put(self, folder: Folder, name: str, text: str) -> SavedFile:
+        content = text.encode()
+        self._retry(folder.put, name, content)
+        return SavedFile(size=len(content), crc32=zlib.crc32(content))
+
+    def _retry(self, action: Callable[..., T], *arguments: object) -> T:
+        """Try again for a while if the storage fails."""
+        return _retrying(self._config.checkpoint)(action, *arguments)
+
+
+def _retrying(config: CheckpointConfig) -> tenacity.Retrying:
+    return tenacity.Retrying(
+        retry=tenacity.retry_if_exception(lambda error: not isinstance(error, NotFiniteError)),
+        stop=tenacity.stop_after_delay(config.retry_s),
+        wait=tenacity.wait_exponential(multiplier=0.5, max=10),
+        before_sleep=_warn_of_retry,
+        reraise=True,
+    )
+
+
+def _warn_of_retry(state: tenacity.RetryCallState) -> None:
+    assert state.outcome is not None and state.next_action is not None
+    log.warning(
+        "checkpoint: can't write (%s); trying again in %.1f s",
+        _reason(state.outcome.exception()),
+        state.next_action.sleep,
+    )
+
+
+def _merge(found: Iterable[tuple[str, SavedTensor]]) -> dict[str, SavedTensor]:
+    """Tensors by name from those with one chunk each."""
+    merged: dict[str, SavedTensor] = {}
+    for name, tensor in found:
+        known = merged.get(name)
+        merged[name] = (
+            tensor
+            if known is None
+            else known.model_copy(update={"chunks": known.chunks + tensor.chunks})
+        )
+    return merged
+
+
+def _reason(error: BaseException | None) -> str:
+    """The error in a line."""
+    return " ".join(str(error).split()) or repr(error)

@@ -1,0 +1,125 @@
+"""The folder of a run: what it was started with, its log of metrics, its summary.
+
+<run.folder>/<run.name>/<run id>/
+config.yaml, versions.json, plan.json   of the newest attempt
+metrics.jsonl                           one line per log; nothing twice, whatever happened
+summary.json, curves.png                once it has ended
+checkpoints/                            unless checkpoint.folder says another place
+"""
+
+import json
+import logging
+import math
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+from infnet_dist.config import Config, dump_config
+from infnet_dist.errors import UserError
+from infnet_dist.filesystem import Folder
+from infnet_dist.planning.plan import Plan, save_plan
+from infnet_dist.provenance import versions
+from infnet_dist.tracking import Tracker, make_tracker, plot_curves
+
+METRICS = "metrics.jsonl"
+_LOCK_WAIT_S = 30.0  # workers of a driver that was killed need some seconds to end
+log = logging.getLogger("infnet_dist")
+
+
+def checkpoint_folder(config: Config, run_folder: Path) -> Folder:
+    """Where the checkpoints of the run with this folder stand."""
+    if config.checkpoint.folder is None:
+        return Folder(run_folder / "checkpoints")
+    return Folder(config.checkpoint.folder) / config.run.name / run_folder.name
+
+
+@contextmanager
+def locked(run_folder: Path) -> Iterator[None]:
+    """Keep other processes from training the same run.
+
+    Raises:
+        UserError: another one does.
+    """
+    run_folder.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(run_folder / ".lock", timeout=0)
+    try:
+        try:
+            lock.acquire()
+        except Timeout:
+            log.warning("run %s is being trained; waiting for that to end", run_folder)
+            lock.acquire(timeout=_LOCK_WAIT_S)
+    except Timeout:
+        raise UserError(
+            f"run {run_folder} is being trained by another process; stop that, or take another "
+            "--run-id"
+        ) from None
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def open_run_folder(config: Config, plan: Plan, run_folder: Path, *, step: int) -> Tracker:
+    """Write what the run is started with, and open its log to go on after `step`."""
+    (run_folder / "config.yaml").write_text(dump_config(config))
+    write_json(run_folder / "versions.json", versions())
+    save_plan(plan, run_folder / "plan.json")
+    lost = cut_log(run_folder / METRICS, step)
+    if lost:
+        log.info("%s lines of metrics after step %s are made again", f"{len(lost):,}", f"{step:,}")
+    return make_tracker(
+        config.tracking,
+        folder=run_folder,
+        run_id=f"{config.run.name}-{run_folder.name}",
+        settings=config.model_dump(mode="json"),
+        sent=lost,
+    )
+
+
+def close_run_folder(run_folder: Path, summary: dict[str, Any]) -> None:
+    """Write the summary and draw the curves."""
+    write_json(run_folder / "summary.json", summary)
+    try:
+        plot_curves(run_folder / METRICS, run_folder / "curves.png")
+    except Exception as error:
+        log.warning("no curves.png (%s)", error)
+
+
+def cut_log(path: Path, step: int) -> list[dict[str, Any]]:
+    """Cut a log of metrics back to `step`, where the run goes on; the records that were cut.
+
+    So each step is logged once, and the log is that of the way that led to the final weights.
+    """
+    if not path.is_file():
+        return []
+    kept, cut = [], []
+    for line in path.read_text().splitlines():
+        try:
+            record = json.loads(line)
+        except ValueError:
+            continue  # the process was killed while it wrote this line
+        if record["step"] <= step:
+            kept.append(line)
+        else:
+            cut.append(record)
+    partial = path.with_name(f".{path.name}.partial")
+    partial.write_text("".join(f"{line}\n" for line in kept))
+    os.replace(partial, path)
+    return cut
+
+
+def write_json(path: Path, value: dict[str, Any]) -> None:
+    """Write JSON as a whole; NaN, which JSON doesn't know, becomes null."""
+    partial = path.with_name(f".{path.name}.partial")
+    partial.write_text(json.dumps(_without_nan(value), indent=1) + "\n")
+    os.replace(partial, path)
+
+
+def _without_nan(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _without_nan(entry) for key, entry in value.items()}
+    return None if isinstance(value, float) and math.isnan(value) else value
