@@ -6,8 +6,10 @@ The header names the tensors' offsets in torch's own way (`DCP_SHARDING_INFO`), 
 
 import json
 import math
+import threading
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import IO
 
@@ -25,6 +27,7 @@ from infnet_dist.errors import CheckpointError
 from infnet_dist.filesystem import Folder, write_all
 
 BLOCK_BYTES = 16 * 2**20
+_THREADS, _BLOCKS_PER_RUN = 4, 8  # of readers
 _FILE_BYTES = 4 * 2**30  # a file that a retry writes again; a larger shard has a file of its own
 _NAMES = {dtype: name for name, dtype in DATA_TYPES.items()}
 
@@ -162,7 +165,7 @@ class TensorReader:
     def __init__(self, folder: Folder, manifest: CheckpointManifest) -> None:
         self._folder = folder
         self._manifest = manifest
-        self._memory = torch.empty(0, dtype=torch.uint8)  # used again: fresh pages cost more
+        self._kept = threading.local()  # memory is used again: fresh pages cost more
 
     def fill(self, pieces: Sequence[Piece]) -> int:
         """Fill the pieces from the saved tensors of their names; returns bytes read.
@@ -178,14 +181,22 @@ class TensorReader:
         for name, wanted in by_name.items():
             for read in self._reads(name, wanted):
                 by_file.setdefault(read.chunk.file, []).append(read)
+        runs = []
+        for reads in by_file.values():
+            reads.sort(key=lambda read: (read.chunk.begin, read.start))
+            runs += [reads[i : i + _BLOCKS_PER_RUN] for i in range(0, len(reads), _BLOCKS_PER_RUN)]
+        with ThreadPoolExecutor(_THREADS) as pool:  # one reads while another checks and copies
+            return sum(pool.map(self._fill_from, runs))
+
+    def _fill_from(self, reads: Sequence[_Read]) -> int:
+        """Read some blocks of a file into their targets; bytes read."""
         num_bytes = 0
-        for file, reads in sorted(by_file.items()):
-            with self._folder.open(file) as opened:
-                for read in sorted(reads, key=lambda r: (r.chunk.begin, r.start)):
-                    block = self._block(opened, read)
-                    num_bytes += block.nbytes
-                    for target in read.targets:
-                        _copy(block, read, target)
+        with self._folder.open(reads[0].chunk.file) as file:
+            for read in reads:
+                block = self._block(file, read)
+                num_bytes += block.nbytes
+                for target in read.targets:
+                    _copy(block, read, target)
         return num_bytes
 
     def blocks(self, name: str) -> Iterator[tuple[tuple[int, ...], torch.Tensor]]:
@@ -216,9 +227,7 @@ class TensorReader:
         dtype, columns = self._manifest.tensors[read.name].dtype, read.chunk.shape[1:]
         row_bytes = math.prod(columns) * dtype.itemsize
         size = (read.stop - read.start) * row_bytes
-        if self._memory.numel() < size:
-            self._memory = torch.empty(size, dtype=torch.uint8)
-        content = self._memory[:size]
+        content = self._memory(size)
         file.seek(read.chunk.begin + read.start * row_bytes)
         view = memoryview(content.numpy())  # type: ignore[arg-type]
         left = view
@@ -234,6 +243,13 @@ class TensorReader:
                 f"{read.chunk.offsets})"
             )
         return content.view(dtype).reshape(read.stop - read.start, *columns)
+
+    def _memory(self, size: int) -> torch.Tensor:
+        """Bytes of this thread."""
+        kept: torch.Tensor | None = getattr(self._kept, "memory", None)
+        if kept is None or kept.numel() < size:
+            kept = self._kept.memory = torch.empty(size, dtype=torch.uint8)
+        return kept[:size]
 
 
 def _blocks(shape: tuple[int, ...], item_bytes: int, block_bytes: int) -> Iterator[tuple[int, int]]:

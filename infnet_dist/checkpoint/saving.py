@@ -15,7 +15,7 @@ import logging
 import secrets
 import time
 import zlib
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import TypeVar
@@ -43,6 +43,7 @@ from infnet_dist.parallel import ShardedModel
 from infnet_dist.planning.plan import dump_plan
 
 T = TypeVar("T")
+PieceKey = tuple[str, tuple[int, ...]]
 log = logging.getLogger("infnet_dist")
 
 
@@ -93,7 +94,10 @@ class Saver:
         self._context = context.aside()
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
         self._pending: Future[Saved] | None = None
-        self._copies: dict[tuple[str, tuple[int, ...]], torch.Tensor] = {}
+        self._copies: Future[dict[PieceKey, torch.Tensor]] | None = None
+        if config.checkpoint.background:
+            # Fresh pages cost more than the copy: they are touched while training starts.
+            self._copies = self._thread.submit(_make_room, self._pieces())
 
     @property
     def busy(self) -> bool:
@@ -107,11 +111,11 @@ class Saver:
         """
         assert self._pending is None, "wait for the checkpoint before"
         start = time.perf_counter()
-        pieces = State(self._sharded).pieces_to_save(self._context.rank, self._context.world_size)
-        if self._config.checkpoint.background:
-            pieces = self._copy(pieces)
+        pieces = self._pieces()
+        if self._copies:
+            pieces = self._copy(pieces, self._copies.result())
         self._pending = self._thread.submit(self._write, pieces, facts, start)
-        if not self._config.checkpoint.background:
+        if not self._copies:
             self._pending.exception()  # wait; `wait` tells
 
     def wait(self) -> Saved | None:
@@ -128,20 +132,18 @@ class Saver:
         """Let the last checkpoint be finished, whatever comes of it, and end the thread."""
         self._thread.shutdown(wait=True)
 
-    def _copy(self, pieces: Sequence[Piece]) -> list[Piece]:
-        """The pieces in memory of their own, which is kept: fresh pages cost more than the copy."""
-        copied = []
+    def _pieces(self) -> list[Piece]:
+        return State(self._sharded).pieces_to_save(self._context.rank, self._context.world_size)
+
+    def _copy(
+        self, pieces: Sequence[Piece], copies: Mapping[PieceKey, torch.Tensor]
+    ) -> list[Piece]:
+        """The pieces as they are now, in memory of their own."""
         for piece in pieces:
-            key = piece.name, piece.offsets
-            copy = self._copies.get(key)
-            if copy is None or copy.shape != piece.tensor.shape:
-                pinned = piece.tensor.is_cuda
-                copy = torch.empty(piece.tensor.shape, dtype=piece.tensor.dtype, pin_memory=pinned)
-                self._copies[key] = copy
-            copied.append(replace(piece, tensor=copy.copy_(piece.tensor, non_blocking=True)))
+            copies[_key(piece)].copy_(piece.tensor, non_blocking=True)
         if self._context.device.type == "cuda":
             torch.cuda.synchronize(self._context.device)
-        return copied
+        return [replace(piece, tensor=copies[_key(piece)]) for piece in pieces]
 
     def _write(self, pieces: Sequence[Piece], facts: Facts, start: float) -> Saved:
         """Runs in the thread, on all ranks together."""
@@ -210,6 +212,21 @@ class Saver:
     def _retry(self, action: Callable[..., T], *arguments: object) -> T:
         """Try again for a while if the storage fails."""
         return _retrying(self._config.checkpoint)(action, *arguments)
+
+
+def _key(piece: Piece) -> PieceKey:
+    return piece.name, piece.offsets
+
+
+def _make_room(pieces: Sequence[Piece]) -> dict[PieceKey, torch.Tensor]:
+    """Memory for a copy of each piece, pinned for those on a GPU."""
+    room = {}
+    for piece in pieces:
+        here = torch.empty(
+            piece.tensor.shape, dtype=piece.tensor.dtype, pin_memory=piece.tensor.is_cuda
+        )
+        room[_key(piece)] = here.zero_()
+    return room
 
 
 def _retrying(config: CheckpointConfig) -> tenacity.Retrying:
