@@ -149,6 +149,9 @@ class ScalingConfig(Section):
         default_factory=lambda: {"CPU": 1.0}, description="Ray resources per worker"
     )
     timeout_s: float = Field(600.0, gt=0, description="seconds a collective may take")
+    hang_timeout_s: float = Field(
+        300.0, gt=0, description="seconds without progress on any rank, then the workers are ended"
+    )
 
 
 class TrackingConfig(Section):

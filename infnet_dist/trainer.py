@@ -35,6 +35,7 @@ from infnet_dist.session import Session, check_can_train, stream
 from infnet_dist.stop import StopRequest
 from infnet_dist.tracking import NullTracker, Tracker
 from infnet_dist.votes import Votes
+from infnet_dist.watchdog import Watchdog
 
 log = logging.getLogger("infnet_dist")
 
@@ -99,10 +100,12 @@ def train(context: WorkerContext, config: Config, *, run_folder: Path) -> dict[s
         if manifest:
             _check_order(manifest, session)
         tracker = context.together(lambda: _open(session, run_folder, manifest))
-        saver = Saver(folder, session.sharded, config, context)
+        watchdog = Watchdog(context, config.scaling.hang_timeout_s, run_folder)
+        saver = Saver(folder, session.sharded, config, context, watchdog.moved)
+        training = _Training(session, manifest, tracker, saver, stop, watchdog)
         try:
-            training = _Training(session, manifest, tracker, saver, stop)
-            training.run()
+            with watchdog:
+                training.run()
         finally:
             saver.close()
             place = tracker.finish()
@@ -155,8 +158,10 @@ class _Training:
         tracker: Tracker,
         saver: Saver,
         stop: StopRequest,
+        watchdog: Watchdog,
     ) -> None:
         self._session = session
+        self._watchdog = watchdog
         self._context = session.context
         self._saver = saver
         self._stop = stop
@@ -239,6 +244,7 @@ class _Training:
         left = self._reader.num_steps(self._consumed_before)
         batches = self._reader.batches(self._progress.epoch, self._consumed_before)
         for batch, wait_s in stream(batches, self._context.device):
+            self._watchdog.moves("training", self._progress.step + 1)
             self._step(batch, wait_s)
             left -= 1
             if not left:
@@ -253,6 +259,7 @@ class _Training:
                 self._save()
             if self._ended():
                 return
+            self._watchdog.moves("reading")
 
     def _step(self, batch: RankingBatch, wait_s: float) -> None:
         loss, output = train_step(
@@ -336,12 +343,14 @@ class _Training:
         self._interval.restart()
 
     def _stop_was_voted(self) -> bool:
+        self._watchdog.moves("evaluation")
         self._votes = Votes(stop=self._stop.made).counted(self._context)
         return self._votes.stop
 
     def _save(self) -> None:
         """Start to save; the checkpoint before must be complete first."""
         start = time.perf_counter()
+        self._watchdog.moves("saving")
         self._finish_save()
         self._mark_position()
         evaluated = self._evaluated_step == self._progress.step

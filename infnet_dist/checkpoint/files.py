@@ -8,7 +8,7 @@ import json
 import math
 import threading
 import zlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import IO
@@ -55,9 +55,18 @@ def pack(pieces: Iterable[Piece]) -> list[list[Piece]]:
 
 
 def write_file(
-    folder: Folder, name: str, pieces: Sequence[Piece]
+    folder: Folder,
+    name: str,
+    pieces: Sequence[Piece],
+    moved: Callable[[], None] = lambda: None,
 ) -> tuple[int, list[tuple[str, SavedTensor]]]:
     """Write pieces, whose names differ, into a safetensors file.
+
+    Args:
+        folder: the checkpoint.
+        name: of the file.
+        pieces: what to write.
+        moved: called after each block, to show that it goes on.
 
     Returns:
         The file's bytes; and by piece its name and itself as a tensor of one chunk.
@@ -74,7 +83,7 @@ def write_file(
         nonlocal end
         write_all(file, header)
         for piece in pieces:
-            checksums = tuple(_write_blocks(file, piece))
+            checksums = tuple(_write_blocks(file, piece, moved))
             chunk = SavedChunk(
                 file=name,
                 begin=end,
@@ -98,7 +107,7 @@ def _tensor(piece: Piece, chunk: SavedChunk) -> SavedTensor:
     )
 
 
-def _write_blocks(file: IO[bytes], piece: Piece) -> Iterator[int]:
+def _write_blocks(file: IO[bytes], piece: Piece, moved: Callable[[], None]) -> Iterator[int]:
     for start, stop in _blocks(tuple(piece.tensor.shape), piece.tensor.itemsize, BLOCK_BYTES):
         block = _rows(piece.tensor)[start:stop]
         if block.is_floating_point() and not _is_finite(block):
@@ -106,6 +115,7 @@ def _write_blocks(file: IO[bytes], piece: Piece) -> Iterator[int]:
         content = memoryview(block.contiguous().cpu().view(torch.uint8).numpy())  # type: ignore[arg-type]
         yield zlib.crc32(content)
         write_all(file, content)
+        moved()
 
 
 def _is_finite(block: torch.Tensor) -> bool:

@@ -185,8 +185,7 @@ def read_manifest(folder: Folder) -> CheckpointManifest:
         if size is None:
             there = folder.entries()
             raise CheckpointError(
-                f"checkpoint {folder} is incomplete (no {MANIFEST}); take another one in "
-                f"{folder.parent}"
+                f"checkpoint {folder} is incomplete (no {MANIFEST})"
                 if there
                 else f"no checkpoint {folder}: no such folder"
             )
@@ -202,7 +201,7 @@ def read_manifest(folder: Folder) -> CheckpointManifest:
         if there.get(name) != size:
             raise CheckpointError(
                 f"checkpoint {folder} is damaged: {name} has {there.get(name)} bytes, expected "
-                f"{size}; take another one in {folder.parent}"
+                f"{size}"
             )
     return manifest
 

@@ -35,7 +35,7 @@ from infnet_dist.checkpoint.manifest import (
 )
 from infnet_dist.checkpoint.pieces import Piece, State
 from infnet_dist.checkpoint.retention import prune
-from infnet_dist.config import CheckpointConfig, Config, dump_config
+from infnet_dist.config import Config, dump_config
 from infnet_dist.context import WorkerContext
 from infnet_dist.errors import CheckpointError
 from infnet_dist.filesystem import Folder
@@ -83,11 +83,18 @@ class Saver:
         sharded: the model.
         config: the run.
         context: this worker.
+        moved: called now and then while a checkpoint is written, to show that it goes on.
     """
 
     def __init__(
-        self, folder: Folder, sharded: ShardedModel, config: Config, context: WorkerContext
+        self,
+        folder: Folder,
+        sharded: ShardedModel,
+        config: Config,
+        context: WorkerContext,
+        moved: Callable[[], None] = lambda: None,
     ) -> None:
+        self._moved = moved
         self._folder = folder
         self._sharded = sharded
         self._config = config
@@ -174,7 +181,7 @@ class Saver:
         tensors: list[tuple[str, SavedTensor]] = []
         for number, together in enumerate(pack(pieces)):
             name = f"rank-{self._context.rank:05d}-{number:02d}-{attempt}.safetensors"
-            sizes[name], found = self._retry(write_file, folder, name, together)
+            sizes[name], found = self._retry(write_file, folder, name, together, self._moved)
             tensors += found
         return sizes, tensors
 
@@ -211,7 +218,23 @@ class Saver:
 
     def _retry(self, action: Callable[..., T], *arguments: object) -> T:
         """Try again for a while if the storage fails."""
-        return _retrying(self._config.checkpoint)(action, *arguments)
+        retrying = tenacity.Retrying(
+            retry=tenacity.retry_if_exception(lambda error: not isinstance(error, NotFiniteError)),
+            stop=tenacity.stop_after_delay(self._config.checkpoint.retry_s),
+            wait=tenacity.wait_exponential(multiplier=0.5, max=10),
+            before_sleep=self._before_retry,
+            reraise=True,
+        )
+        return retrying(action, *arguments)
+
+    def _before_retry(self, state: tenacity.RetryCallState) -> None:
+        assert state.outcome is not None and state.next_action is not None
+        self._moved()
+        log.warning(
+            "checkpoint: can't write (%s); trying again in %.1f s",
+            _reason(state.outcome.exception()),
+            state.next_action.sleep,
+        )
 
 
 def _key(piece: Piece) -> PieceKey:
@@ -227,25 +250,6 @@ def _make_room(pieces: Sequence[Piece]) -> dict[PieceKey, torch.Tensor]:
         )
         room[_key(piece)] = here.zero_()
     return room
-
-
-def _retrying(config: CheckpointConfig) -> tenacity.Retrying:
-    return tenacity.Retrying(
-        retry=tenacity.retry_if_exception(lambda error: not isinstance(error, NotFiniteError)),
-        stop=tenacity.stop_after_delay(config.retry_s),
-        wait=tenacity.wait_exponential(multiplier=0.5, max=10),
-        before_sleep=_warn_of_retry,
-        reraise=True,
-    )
-
-
-def _warn_of_retry(state: tenacity.RetryCallState) -> None:
-    assert state.outcome is not None and state.next_action is not None
-    log.warning(
-        "checkpoint: can't write (%s); trying again in %.1f s",
-        _reason(state.outcome.exception()),
-        state.next_action.sleep,
-    )
 
 
 def _merge(found: Iterable[tuple[str, SavedTensor]]) -> dict[str, SavedTensor]:

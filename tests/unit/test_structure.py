@@ -40,6 +40,7 @@ ORDER = [
     "pace",
     "votes",
     "stop",
+    "watchdog",
     "evaluation",
     "blame",
     "run_log",

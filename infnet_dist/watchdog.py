@@ -1,0 +1,172 @@
+"""Ends a run in which nothing moves any more, and says which rank hangs, and in what.
+
+Workers train in step: when one hangs, all others wait for it in a collective, for minutes or hours,
+and none of them can tell why. So each rank has a thread that tells the others, by the store that
+the process group was made with, how far it has come. Ranks 0 and 1 watch: once *no* rank has moved
+for `timeout_s`, the one that is behind is named, all print their stacks, and all processes end.
+"""
+
+import faulthandler
+import json
+import logging
+import os
+import threading
+import time
+from collections.abc import Mapping
+from contextlib import suppress
+from datetime import timedelta
+from pathlib import Path
+from typing import NamedTuple
+
+import torch.distributed as dist
+
+from infnet_dist.context import WorkerContext
+
+EXIT_CODE = 75  # EX_TEMPFAIL: starting again may help
+LAST_WORDS = "last_words.txt"
+_TELL_S = 1.0
+_STORE_TIMEOUT_S = 5.0  # rank 0 holds the store: no answer means that it is stopped or gone
+_VERDICT = "verdict"
+_WATCHERS = (0, 1)
+log = logging.getLogger("infnet_dist")
+
+
+class Beat(NamedTuple):
+    """How far a rank has come.
+
+    Attributes:
+        told: how often its thread has told; stands still if the whole process is stopped.
+        moves: how often its main thread said that it goes on.
+        step: the step that it makes or made last.
+        doing: in words.
+        collectives: that it has begun.
+    """
+
+    told: int
+    moves: int
+    step: int
+    doing: str
+    collectives: int
+
+
+class Watchdog:
+    """Context manager, on every rank, around what should make progress.
+
+    Args:
+        context: this worker.
+        timeout_s: seconds without any progress after which the run ends.
+        run_folder: gets `last_words.txt`, which the launcher shows.
+    """
+
+    def __init__(self, context: WorkerContext, timeout_s: float, run_folder: Path) -> None:
+        self._context = context
+        self._timeout_s = timeout_s
+        self._last_words = run_folder / LAST_WORDS
+        self._moves, self._step, self._doing = 0, 0, "start"
+        self._ended = threading.Event()
+        store = dist.distributed_c10d._get_default_store().clone()  # type: ignore[attr-defined]
+        store.set_timeout(timedelta(seconds=_STORE_TIMEOUT_S))
+        self._store = dist.PrefixStore("watchdog", store)
+        self._thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
+
+    def __enter__(self) -> "Watchdog":
+        self._tell(0)
+        self._context.barrier()  # all have told once
+        self._thread.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._ended.set()
+
+    def moves(self, doing: str, step: int | None = None) -> None:
+        """The main thread goes on to do this."""
+        self._doing = doing
+        self._step = self._step if step is None else step
+        self._moves += 1
+
+    def moved(self) -> None:
+        """Another thread, for which the main thread may be waiting, goes on."""
+        self._moves += 1
+
+    def _watch(self) -> None:
+        """Tell the others; on the watching ranks, look whether any of them moves."""
+        seen: list[Beat] = []
+        moved_at = time.monotonic()
+        told = 0
+        while not self._ended.wait(_TELL_S):
+            try:
+                told += 1
+                self._tell(told)
+                if self._store.check([_VERDICT]):
+                    self._end(self._store.get(_VERDICT).decode())
+                if self._context.rank not in _WATCHERS:
+                    continue
+                beats = self._look()
+            except (dist.DistError, RuntimeError) as error:
+                if self._ended.is_set() or not self._rank_0_is_silent(moved_at, error):
+                    return  # the run is being taken apart
+                continue
+            if [beat.moves for beat in beats] != [beat.moves for beat in seen]:
+                seen, moved_at = beats, time.monotonic()
+            elif time.monotonic() - moved_at > self._timeout_s:
+                with suppress(dist.DistError, RuntimeError):
+                    verdict = verdict_of(dict(enumerate(seen)), dict(enumerate(self._look())))
+                    self._store.set(_VERDICT, f"{verdict}; nothing moved for {self._timeout_s:g} s")
+
+    def _rank_0_is_silent(self, moved_at: float, error: Exception) -> bool:
+        """Wait for rank 0's store; ends the process if that takes too long. False: it is gone."""
+        if "timeout" not in str(error).lower() and "timed out" not in str(error).lower():
+            return False
+        if time.monotonic() - moved_at > self._timeout_s:
+            self._end(
+                f"rank 0 hangs in step {self._step} or is stopped: its store doesn't answer; "
+                f"nothing moved for {self._timeout_s:g} s"
+            )
+        return True
+
+    def _tell(self, told: int) -> None:
+        group = self._context.group or dist.group.WORLD
+        assert group is not None
+        begun = group._get_sequence_number_for_group()  # type: ignore[attr-defined]
+        beat = Beat(told, self._moves, self._step, self._doing, begun)
+        self._store.set(str(self._context.rank), json.dumps(beat))
+
+    def _look(self) -> list[Beat]:
+        keys = [str(rank) for rank in range(self._context.world_size)]
+        return [Beat(*json.loads(value)) for value in self._store.multi_get(keys)]
+
+    def _end(self, verdict: str) -> None:
+        """Show where this process is, leave the verdict for the launcher, and end."""
+        log.error("%s; this is rank %s:", verdict, self._context.rank)
+        faulthandler.dump_traceback(2, all_threads=True)
+        with suppress(OSError):  # the first to say so
+            descriptor = os.open(self._last_words, os.O_WRONLY | os.O_CREAT | os.O_EXCL)
+            os.write(descriptor, verdict.encode())
+            os.close(descriptor)
+        if self._context.rank == 0:
+            time.sleep(2 * _TELL_S)  # the others read the verdict from the store that it holds
+        os._exit(EXIT_CODE)
+
+
+def verdict_of(before: Mapping[int, Beat], now: Mapping[int, Beat]) -> str:
+    """Which rank hangs, by what each told at two times with no move between them.
+
+    A rank whose thread doesn't tell any more is stopped. Otherwise the one that hangs hasn't begun
+    a collective in which the others wait.
+    """
+    stopped = [rank for rank, beat in now.items() if beat.told == before[rank].told]
+    if stopped and len(stopped) < len(now):
+        return f"{_ranks(stopped)} hangs in step {now[stopped[0]].step}: its process is stopped"
+    least = min((beat.step, beat.collectives) for beat in now.values())
+    behind = [r for r, beat in now.items() if (beat.step, beat.collectives) == least]
+    beat = now[behind[0]]
+    if len(behind) == len(now):
+        return f"all ranks hang in step {beat.step} ({beat.doing}), at the same place"
+    return (
+        f"{_ranks(behind)} hangs in step {beat.step} ({beat.doing}): the others wait for it in a "
+        "collective"
+    )
+
+
+def _ranks(ranks: list[int]) -> str:
+    return ("rank " if len(ranks) == 1 else "ranks ") + ", ".join(map(str, ranks))

@@ -1,0 +1,312 @@
+"""Going on: the same losses, weights and log as without the interruption; nothing twice."""
+
+import json
+import os
+import signal
+import threading
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+
+from infnet_dist import checkpoint
+from infnet_dist.checkpoint.files import TensorReader
+from infnet_dist.config import Config
+from infnet_dist.context import WorkerContext
+from infnet_dist.data.manifest import read_manifest
+from infnet_dist.errors import CheckpointError, UserError
+from infnet_dist.filesystem import Folder
+from infnet_dist.run_folder import locked
+from infnet_dist.trainer import train
+from tests.ranks import run_ranks
+from tests.runs import make_config, make_tiny_set
+
+# Dropout, so that random numbers matter; lines of the log that don't meet checkpoints.
+SETTINGS = {
+    "training": {"log_every_steps": 7},
+    "checkpoint": {"every_steps": 10, "keep_last": 9},
+    "model": {"dropout": 0.2},
+}
+
+
+@pytest.fixture(scope="module")
+def tiny_set(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_tiny_set(tmp_path_factory.mktemp("data") / "tiny")
+
+
+@pytest.fixture(scope="module")
+def whole(tiny_set: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a run of 2 ranks that nothing disturbed."""
+    folder = tmp_path_factory.mktemp("runs")
+    run_ranks(train, 2, config=config_of(tiny_set, folder), run_folder=folder / "whole")
+    return folder / "whole"
+
+
+def config_of(data: Path, folder: Path, **changes: dict) -> Config:
+    return make_config(data, folder, **(SETTINGS | changes))
+
+
+def tensors(run: Path, name: str | None = None) -> dict[str, torch.Tensor]:
+    """All tensors of a run's newest checkpoint, or of the one of this name."""
+    folder = Folder(run / "checkpoints")
+    found = folder / name if name else checkpoint.newest(folder)
+    assert found is not None
+    manifest = checkpoint.read_manifest(found)
+    reader, whole = TensorReader(found, manifest), {}
+    for key, saved in manifest.tensors.items():
+        whole[key] = torch.zeros(saved.shape, dtype=saved.dtype)
+        for offsets, block in reader.blocks(key):
+            place = tuple(slice(o, o + n) for o, n in zip(offsets, block.shape, strict=False))
+            whole[key][place] = block if offsets else block[0]
+    return whole
+
+
+def records(run: Path) -> list[dict]:
+    """The log without what depends on the clock."""
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return [{k: v for k, v in r.items() if not k.startswith(("perf/", "memory/"))} for r in lines]
+
+
+def assert_same(one: Path, other: Path) -> None:
+    a, b = tensors(one), tensors(other)
+    assert a.keys() == b.keys()
+    for name, value in a.items():
+        assert torch.equal(value, b[name]), name
+    assert records(one) == records(other), "each step once, bit for bit"
+
+
+def die_at_step(context: WorkerContext, *, config: Config, run_folder: Path, step: int) -> dict:
+    """Train; rank 1 is killed in that step's backward."""
+    import infnet_dist.trainer as trainer
+
+    original = trainer.train_step
+
+    def dying(*args, **kwargs):
+        if kwargs["step"] == step and context.rank == 1:
+            torch.Tensor.backward = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
+        return original(*args, **kwargs)
+
+    trainer.train_step = dying
+    return train(context, config, run_folder=run_folder)
+
+
+@pytest.mark.parametrize("step", [3, 24, 30])
+def test_a_killed_run_goes_on_as_if_nothing_had_happened(
+    tiny_set: Path, tmp_path: Path, whole: Path, step: int
+) -> None:
+    config, run = config_of(tiny_set, tmp_path), tmp_path / "run"
+    with pytest.raises(RuntimeError, match=r"worker 1 died \(exit code -9\)"):
+        run_ranks(die_at_step, 2, config=config, run_folder=run, step=step)
+    run_ranks(train, 2, config=config, run_folder=run)
+    assert_same(run, whole)
+
+
+def test_stopped_by_a_signal_it_saves_where_it_is(
+    tiny_set: Path, tmp_path: Path, whole: Path
+) -> None:
+    config, run = config_of(tiny_set, tmp_path), tmp_path / "run"
+    summary = run_ranks(stop_one_rank_at_step, 2, config=config, run_folder=run, step=16)[0]
+    assert summary["stopped"] and summary["steps"] == 17
+    assert summary["checkpoint"].endswith("step-00000017")
+    assert summary["examples"] == 17 * 2 * 32
+    assert not run_ranks(train, 2, config=config, run_folder=run)[0]["stopped"]
+    assert_same(run, whole)
+
+
+def stop_one_rank_at_step(
+    context: WorkerContext, *, config: Config, run_folder: Path, step: int
+) -> dict:
+    import infnet_dist.trainer as trainer
+
+    original = trainer.train_step
+
+    def signalled(*args, **kwargs):
+        if kwargs["step"] == step and context.rank == 1:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return original(*args, **kwargs)
+
+    trainer.train_step = signalled
+    return train(context, config, run_folder=run_folder)
+
+
+def test_stopped_in_an_evaluation_by_the_stop_file(
+    tiny_set: Path, tmp_path: Path, whole: Path
+) -> None:
+    config, run = config_of(tiny_set, tmp_path), tmp_path / "run"
+    summary = run_ranks(stop_in_evaluation, 2, config=config, run_folder=run)[0]
+    assert summary["stopped"] and summary["examples"] == 2400, "the epoch is over"
+    assert summary["metrics"] == {}
+    (run / "stop").unlink()
+    run_ranks(train, 2, config=config, run_folder=run)
+    assert_same(run, whole)
+
+
+def stop_in_evaluation(context: WorkerContext, *, config: Config, run_folder: Path) -> dict:
+    import infnet_dist.stop as stop
+    import infnet_dist.trainer as trainer
+
+    stop._LOOK_S = 0
+    original = trainer.evaluate
+
+    def evaluating(*args, **kwargs):
+        if context.is_first:
+            (run_folder / "stop").touch()
+        return original(*args, **kwargs)
+
+    trainer.evaluate = evaluating
+    return train(context, config, run_folder=run_folder)
+
+
+def test_a_damaged_checkpoint_is_skipped_and_replaced(
+    tiny_set: Path, tmp_path: Path, whole: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    short = config_of(tiny_set, tmp_path, training={"log_every_steps": 7, "max_steps": 20})
+    run = tmp_path / "run"
+    run_ranks(train, 2, config=short, run_folder=run)
+    for path in (run / "checkpoints" / "step-00000020").glob("rank-00001-*.safetensors"):
+        content = bytearray(path.read_bytes())
+        content[-3] ^= 16
+        path.write_bytes(content)
+    (run / "checkpoints" / "step-00000030").mkdir()  # left by a save that was killed
+    config = config_of(tiny_set, tmp_path)
+    run_ranks(train, 2, config=config, run_folder=run)
+    assert_same(run, whole)
+    manifest = checkpoint.read_manifest(Folder(run / "checkpoints") / "step-00000020")
+    there = {p.name for p in (run / "checkpoints" / "step-00000020").iterdir()}
+    assert there == {*manifest.files, *manifest.tensor_files, "manifest.json"}, "nothing mixed up"
+
+    for folder in (run / "checkpoints").iterdir():
+        (folder / "plan.json").unlink()
+    with pytest.raises(CheckpointError, match=r"none of the 4 checkpoints in .* is intact: .*plan"):
+        run_ranks(train, 2, config=config, run_folder=run)
+    assert records(run) == records(whole), "the log isn't touched"
+
+
+def test_what_is_kept(tiny_set: Path, tmp_path: Path) -> None:
+    config = make_config(
+        tiny_set,
+        tmp_path,
+        training={"max_steps": 12, "eval_every_steps": 2},
+        checkpoint={
+            "every_steps": 1,
+            "keep_last": 2,
+            "keep_every_steps": 5,
+            "keep_best": "valid/log_loss/click",
+        },
+        dense_optimizer={"learning_rate": 1e-2},
+    )
+    run_ranks(train, 1, config=config, run_folder=tmp_path / "run")
+    scores = {r["step"]: r.get("valid/log_loss/click") for r in records(tmp_path / "run")}
+    best = min((step for step, v in scores.items() if v is not None), key=lambda s: scores[s])
+    kept = {int(p.name[5:]) for p in (tmp_path / "run" / "checkpoints").iterdir()}
+    assert kept == {5, 10, 11, 12, best}
+
+
+def test_checkpoints_by_the_clock_do_not_change_the_log(
+    tiny_set: Path, tmp_path: Path, whole: Path
+) -> None:
+    often = {"every_minutes": 1e-9, "every_steps": None, "keep_last": 99}
+    run = tmp_path / "run"
+    run_ranks(train, 2, config=config_of(tiny_set, tmp_path, checkpoint=often), run_folder=run)
+    steps = sorted(int(p.name[5:]) for p in (run / "checkpoints").iterdir())
+    assert steps == list(range(1, 39))
+    assert_same(run, whole)
+
+
+def test_another_number_of_workers_takes_over_sums_of_the_log(
+    tiny_set: Path, tmp_path: Path
+) -> None:
+    config, run = config_of(tiny_set, tmp_path), tmp_path / "run"
+    run_ranks(stop_one_rank_at_step, 2, config=config, run_folder=run, step=16)
+    summary = run_ranks(train, 3, config=config, run_folder=run)[0]
+    assert summary["examples"] == 2400
+    found = [r for r in records(run) if "train/loss/total" in r]
+    assert [r["step"] for r in found][:3] == [7, 14, 21]
+    # 14 steps of 2 x 32 rows, then 3 of those and 4 of 3 x 32 on one line
+    assert found[2]["examples"] == 17 * 64 + 4 * 96
+    manifest = checkpoint.read_manifest(Folder(run / "checkpoints") / "step-00000017")
+    steps, rows, loss, *_ = np.sum(manifest.interval, axis=0)
+    assert (steps, rows) == (6, 192)
+    assert 0.3 < loss / rows / 3 < 3
+
+
+def test_a_checkpoint_on_an_object_store_of_any_kind(tiny_set: Path, tmp_path: Path) -> None:
+    """fsspec's local file system stands in for those that Arrow doesn't know itself."""
+    url = f"local://{tmp_path}/store"
+    config = make_config(
+        tiny_set,
+        tmp_path,
+        training={"max_steps": 6},
+        checkpoint={"folder": url, "every_steps": 2},
+    )
+    summary = run_ranks(train, 2, config=config, run_folder=tmp_path / "runs" / "a")[0]
+    assert summary["checkpoint"] == f"{url}/test/a/step-00000006"
+    assert not (tmp_path / "runs" / "a" / "checkpoints").exists()
+    assert sorted(p.name for p in (tmp_path / "store/test/a").iterdir()) == [
+        "step-00000004",
+        "step-00000006",
+    ]
+    again = run_ranks(train, 2, config=config, run_folder=tmp_path / "runs" / "a")[0]
+    assert again["metrics"] == pytest.approx(summary["metrics"], abs=0, nan_ok=True)
+
+
+def test_two_processes_can_t_train_the_same_run(tiny_set: Path, tmp_path: Path) -> None:
+    import infnet_dist.run_folder as run_folder
+
+    config = make_config(tiny_set, tmp_path, training={"max_steps": 2})
+    before, run_folder._LOCK_WAIT_S = run_folder._LOCK_WAIT_S, 0.2
+    try:
+        with locked(tmp_path / "run"), pytest.raises(UserError, match="by another process; stop"):
+            run_ranks(train, 2, config=config, run_folder=tmp_path / "run")
+    finally:
+        run_folder._LOCK_WAIT_S = before
+    run_ranks(train, 2, config=config, run_folder=tmp_path / "run")
+
+
+def spoil(folder: Path, value: float) -> None:
+    """Make one number of the train split's second part infinite, or the like."""
+    path = folder / "train" / "part-00001.parquet"
+    table = pq.read_table(path)
+    name = read_manifest(folder).schema_.numeric[0].column
+    column = table[name].to_numpy().copy()
+    column[123] = value
+    place = table.schema.get_field_index(name)
+    table = table.set_column(place, table.schema.field(place), pa.array(column))
+    pq.write_table(table, path, row_group_size=500)
+
+
+def test_a_batch_whose_loss_is_not_finite(tmp_path: Path, whole: Path) -> None:
+    data = make_tiny_set(tmp_path / "data")
+    spoil(data, 3e38)  # finite, so that the check of the data lets it pass
+    config = config_of(data, tmp_path)
+    message = (
+        r"loss of step \d+ is (nan|inf) on rank \d: .*; its rows are \[\(\d+, \d+\)\] of epoch 0's "
+        r"order; nothing was updated by it .* training.max_skipped_steps \(now 0\)"
+    )
+    with pytest.raises(UserError, match=message):
+        run_ranks(train, 2, config=config, run_folder=tmp_path / "run")
+    for folder in (tmp_path / "run" / "checkpoints").iterdir():
+        for name, value in tensors(tmp_path / "run", folder.name).items():
+            assert value.isfinite().all(), name
+    lenient = config_of(data, tmp_path, training={"log_every_steps": 7, "max_skipped_steps": 1})
+    summary = run_ranks(train, 2, config=lenient, run_folder=tmp_path / "run")[0]
+    assert summary["skipped_steps"] == 1
+    assert summary["steps"] == 38 and summary["examples"] == 2400
+
+
+def test_saving_is_tried_again_while_training_goes_on(
+    tiny_set: Path, tmp_path: Path, whole: Path
+) -> None:
+    run = tmp_path / "run"
+    (run / "checkpoints").mkdir(parents=True)
+    blocker = run / "checkpoints" / "step-00000010"
+    blocker.write_text("in the way")
+    timer = threading.Timer(6, blocker.unlink)
+    timer.start()
+    run_ranks(train, 2, config=config_of(tiny_set, tmp_path), run_folder=run)
+    timer.join()
+    assert_same(run, whole)
+    assert checkpoint.read_manifest(Folder(blocker)).progress.step == 10
