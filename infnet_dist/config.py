@@ -144,6 +144,14 @@ class ScalingConfig(Section):
     """Workers, as in `ray.train.ScalingConfig`."""
 
     num_workers: int = Field(2, ge=1, description="worker processes")
+    min_workers: int | None = Field(
+        None,
+        ge=1,
+        description="go on with so few while nodes are missing, and grow back; null: num_workers",
+    )
+    max_failures: int = Field(
+        3, ge=0, description="restarts in a row, without a new checkpoint between, then stop"
+    )
     use_gpu: bool = Field(False, description="one GPU per worker")
     resources_per_worker: dict[str, NonNegativeFloat] = Field(
         default_factory=lambda: {"CPU": 1.0}, description="Ray resources per worker"

@@ -33,6 +33,8 @@ def open_training_set(config: Config) -> tuple[Manifest, Schema]:
     whole = manifest.schema_
     _check_names("tables.overrides", "table", config.tables.overrides, whole.tables)
     _check_names("training.task_weights", "task", config.training.task_weights, whole.tasks)
+    best = [config.checkpoint.keep_best.split("/")[2]] if config.checkpoint.keep_best else []
+    _check_names("checkpoint.keep_best", "task", best, whole.tasks)
     schema = whole.select(config.data.features, config.data.tasks)
     open_part = part_opener(config.data.reader, schema)
     try:
@@ -45,7 +47,23 @@ def open_training_set(config: Config) -> tuple[Manifest, Schema]:
 
 
 def check_can_train(config: Config) -> None:
-    """Raise DataError if the train split doesn't fill one step, or there is no valid split."""
+    """Check what stands in a run's way before any worker starts.
+
+    Raises:
+        DataError: the train split doesn't fill one step, or there is no valid split.
+        ConfigError: settings that contradict one another.
+    """
+    scaling = config.scaling
+    if scaling.min_workers is not None and scaling.min_workers > scaling.num_workers:
+        raise ConfigError(
+            f"scaling.min_workers is {scaling.min_workers}, above scaling.num_workers "
+            f"({scaling.num_workers}); lower it"
+        )
+    if scaling.min_workers is not None and config.sharding.plan != "auto":
+        raise ConfigError(
+            "scaling.min_workers changes the number of workers, which a plan file fixes; set "
+            "sharding.plan=auto, or leave scaling.min_workers out"
+        )
     manifest = read_manifest(config.data.path)
     manifest.split("valid")
     check_feed(

@@ -14,7 +14,6 @@ import threading
 import time
 from collections.abc import Mapping
 from contextlib import suppress
-from datetime import timedelta
 from pathlib import Path
 from typing import NamedTuple
 
@@ -25,7 +24,6 @@ from infnet_dist.context import WorkerContext
 EXIT_CODE = 75  # EX_TEMPFAIL: starting again may help
 LAST_WORDS = "last_words.txt"
 _TELL_S = 1.0
-_STORE_TIMEOUT_S = 5.0  # rank 0 holds the store: no answer means that it is stopped or gone
 _VERDICT = "verdict"
 _WATCHERS = (0, 1)
 log = logging.getLogger("infnet_dist")
@@ -65,14 +63,14 @@ class Watchdog:
         self._moves, self._step, self._doing = 0, 0, "start"
         self._ended = threading.Event()
         store = dist.distributed_c10d._get_default_store().clone()  # type: ignore[attr-defined]
-        store.set_timeout(timedelta(seconds=_STORE_TIMEOUT_S))
         self._store = dist.PrefixStore("watchdog", store)
-        self._thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
+        self._answered_at = time.monotonic()
 
     def __enter__(self) -> "Watchdog":
         self._tell(0)
         self._context.barrier()  # all have told once
-        self._thread.start()
+        for loop in (self._watch, self._wait_for_store):
+            threading.Thread(target=loop, name="watchdog", daemon=True).start()
         return self
 
     def __exit__(self, *error: object) -> None:
@@ -99,30 +97,24 @@ class Watchdog:
                 self._tell(told)
                 if self._store.check([_VERDICT]):
                     self._end(self._store.get(_VERDICT).decode())
-                if self._context.rank not in _WATCHERS:
-                    continue
-                beats = self._look()
-            except (dist.DistError, RuntimeError) as error:
-                if self._ended.is_set() or not self._rank_0_is_silent(moved_at, error):
-                    return  # the run is being taken apart
-                continue
-            if [beat.moves for beat in beats] != [beat.moves for beat in seen]:
-                seen, moved_at = beats, time.monotonic()
-            elif time.monotonic() - moved_at > self._timeout_s:
-                with suppress(dist.DistError, RuntimeError):
-                    verdict = verdict_of(dict(enumerate(seen)), dict(enumerate(self._look())))
+                beats = self._look() if self._context.rank in _WATCHERS else []
+                self._answered_at = time.monotonic()
+                if [beat.moves for beat in beats] != [beat.moves for beat in seen]:
+                    seen, moved_at = beats, time.monotonic()
+                elif beats and time.monotonic() - moved_at > self._timeout_s:
+                    verdict = verdict_of(dict(enumerate(seen)), dict(enumerate(beats)))
                     self._store.set(_VERDICT, f"{verdict}; nothing moved for {self._timeout_s:g} s")
+            except RuntimeError:  # rank 0 and its store are gone: the main thread hears of it too
+                self._ended.set()
 
-    def _rank_0_is_silent(self, moved_at: float, error: Exception) -> bool:
-        """Wait for rank 0's store; ends the process if that takes too long. False: it is gone."""
-        if "timeout" not in str(error).lower() and "timed out" not in str(error).lower():
-            return False
-        if time.monotonic() - moved_at > self._timeout_s:
-            self._end(
-                f"rank 0 hangs in step {self._step} or is stopped: its store doesn't answer; "
-                f"nothing moved for {self._timeout_s:g} s"
-            )
-        return True
+    def _wait_for_store(self) -> None:
+        """End this process if the store, which rank 0 holds, doesn't answer any more."""
+        while not self._ended.wait(_TELL_S):
+            if time.monotonic() - self._answered_at > self._timeout_s + _TELL_S:
+                self._end(
+                    f"rank 0 hangs in step {self._step}: its process is stopped; nothing moved "
+                    f"for {self._timeout_s:g} s"
+                )
 
     def _tell(self, told: int) -> None:
         group = self._context.group or dist.group.WORLD
@@ -156,7 +148,8 @@ def verdict_of(before: Mapping[int, Beat], now: Mapping[int, Beat]) -> str:
     """
     stopped = [rank for rank, beat in now.items() if beat.told == before[rank].told]
     if stopped and len(stopped) < len(now):
-        return f"{_ranks(stopped)} hangs in step {now[stopped[0]].step}: its process is stopped"
+        step = max(beat.step for beat in now.values())  # what the stopped one told last is old
+        return f"{_ranks(stopped)} hangs in step {step}: its process is stopped"
     least = min((beat.step, beat.collectives) for beat in now.values())
     behind = [r for r, beat in now.items() if (beat.step, beat.collectives) == least]
     beat = now[behind[0]]

@@ -24,6 +24,14 @@ from infnet_dist.paths import resolve_path
 log = logging.getLogger("infnet_dist")
 
 
+class StoppedError(Exception):
+    """The job was asked to stop, and did so in good order; `code` is the process's exit code."""
+
+    def __init__(self, message: str, code: int) -> None:
+        super().__init__(message)
+        self.code = code
+
+
 def make_parser(module: str, description: str) -> argparse.ArgumentParser:
     """A parser with --config and --set."""
     parser = argparse.ArgumentParser(prog=f"python -m {module}", description=description)
@@ -135,16 +143,18 @@ def run_main(main: Callable[[], None]) -> None:
     try:
         main()
     except UserError as error:
-        _fail(str(error))
+        _end(f"error: {error}")
+    except StoppedError as stopped:
+        _end(str(stopped), stopped.code)
     except KeyboardInterrupt:
-        _fail("interrupted", code=130)
+        _end("error: interrupted", 130)
     except Exception as error:
         traceback.print_exc()
-        _fail(f"{type(error).__name__}: {error}")
+        _end(f"error: {type(error).__name__}: {error}")
 
 
-def _fail(message: str, code: int = 1) -> None:
+def _end(message: str, code: int = 1) -> None:
     sys.stdout.flush()
-    print(f"error: {message}", file=sys.stderr, flush=True)
+    print(message, file=sys.stderr, flush=True)
     logging.shutdown()
     os._exit(code)  # Ray's atexit hooks would print after the error, which stays the last line

@@ -8,12 +8,19 @@ import logging
 import os
 import tempfile
 from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor, wait
 from typing import Any
 
 from infnet_dist.config import Config, ScalingConfig
 from infnet_dist.context import WorkerContext, backend_for, device_for
 from infnet_dist.errors import UserError
-from ray_jobs._local import root_error, run_local, set_up_worker_logging
+from ray_jobs._local import (
+    WorkerLostError,
+    is_broken_collective,
+    root_error,
+    run_local,
+    set_up_worker_logging,
+)
 
 Worker = Callable[..., Any]
 log = logging.getLogger("infnet_dist")
@@ -22,7 +29,14 @@ log = logging.getLogger("infnet_dist")
 _START_RETRIES = 2
 
 
-def launch(worker: Worker, arguments: dict[str, Any], config: Config, launcher: str) -> Any:
+def launch(
+    worker: Worker,
+    arguments: dict[str, Any],
+    config: Config,
+    launcher: str,
+    *,
+    while_waiting: Callable[[], None] = lambda: None,
+) -> Any:
     """Run `worker(context, **arguments)` on `config.scaling.num_workers` workers.
 
     Args:
@@ -30,9 +44,11 @@ def launch(worker: Worker, arguments: dict[str, Any], config: Config, launcher: 
         arguments: picklable keyword arguments.
         config: the run; its `scaling` says how many workers of which kind.
         launcher: "ray" or "local".
+        while_waiting: called about every second meanwhile (on Ray).
 
     Raises:
         UserError: what the worker raised as such.
+        WorkerLostError: a worker, or its node, is gone.
         RuntimeError: any other failure of a worker; the message holds its root error.
     """
     scaling = config.scaling
@@ -44,20 +60,29 @@ def launch(worker: Worker, arguments: dict[str, Any], config: Config, launcher: 
             use_gpu=scaling.use_gpu,
             timeout_s=scaling.timeout_s,
         )[0]
-    return _launch_ray(worker, arguments, config)
+    return _launch_ray(worker, arguments, config, while_waiting)
 
 
-def _launch_ray(worker: Worker, arguments: dict[str, Any], config: Config) -> Any:
+def start_ray() -> None:
+    """Connect to the cluster of $RAY_ADDRESS, or start one here."""
     os.environ.setdefault("RAY_TRAIN_ENABLE_PRINT_PATCH", "0")  # else every line appears twice
     os.environ.setdefault("RAY_DEDUP_LOGS", "0")
+    import ray
+
+    if not ray.is_initialized():
+        ray.init(logging_level=logging.WARNING)
+
+
+def _launch_ray(
+    worker: Worker, arguments: dict[str, Any], config: Config, while_waiting: Callable[[], None]
+) -> Any:
+    start_ray()
     import ray
     from ray.train import FailureConfig, RunConfig
     from ray.train import ScalingConfig as RayScalingConfig
     from ray.train.torch import TorchConfig, TorchTrainer
     from ray.train.v2.api.exceptions import ControllerError, WorkerGroupError
 
-    if not ray.is_initialized():
-        ray.init(logging_level=logging.WARNING)
     scaling = config.scaling
     lacking = _lacking(ray.cluster_resources(), scaling)
     if lacking:  # no error yet: the cluster may grow
@@ -89,22 +114,70 @@ def _launch_ray(worker: Worker, arguments: dict[str, Any], config: Config) -> An
             ),
         )
         try:
-            return trainer.fit().return_value
+            return _in_thread(trainer.fit, while_waiting).return_value
         except WorkerGroupError as error:
-            root = root_error(error.worker_failures)
-            if isinstance(root, UserError):
-                raise root from None
-            raise RuntimeError(f"{type(root).__name__}: {root}") from error
+            raise _failure(error.worker_failures) from error
         except ControllerError as error:
             raise UserError(
                 f"Ray couldn't start the workers: {lacking or error.controller_failure}"
             ) from error
 
 
+def _in_thread(action: Callable[[], Any], while_waiting: Callable[[], None]) -> Any:
+    """What `action` returns; the main thread stays free for signals, which Ray would take."""
+    with ThreadPoolExecutor(1) as pool:
+        future = pool.submit(action)
+        while not future.done():
+            wait([future], timeout=1.0)
+            while_waiting()
+        return future.result()
+
+
+def _failure(failures: Mapping[int, BaseException]) -> Exception:
+    """The error to raise for those of the workers."""
+    root = root_error(failures)
+    if isinstance(root, UserError):
+        return root
+    if not (_is_gone(root) or is_broken_collective(root)):
+        return RuntimeError(f"{type(root).__name__}: {root}")
+    gone = sorted(rank for rank, error in failures.items() if _is_gone(error))
+    if not gone:
+        return WorkerLostError(f"a worker is gone: {root}")
+    reason = " ".join(str(failures[gone[0]]).split())
+    return WorkerLostError(f"worker {', '.join(map(str, gone))} is gone: {reason}")
+
+
+def _is_gone(error: BaseException) -> bool:
+    """Whether Ray tells of a worker that died, was killed, or doesn't answer."""
+    from ray.exceptions import RayActorError
+    from ray.train.v2._internal.exceptions import (
+        WorkerHealthCheckFailedError,
+        WorkerHealthCheckTimeoutError,
+    )
+
+    kinds = (RayActorError, WorkerHealthCheckFailedError, WorkerHealthCheckTimeoutError)
+    return isinstance(error, kinds)
+
+
+def workers_that_fit(scaling: ScalingConfig) -> int:
+    """Workers for which the cluster's living nodes have room, were they idle."""
+    import ray
+
+    needed = {name: each for name, each in _per_worker(scaling).items() if each}
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    if not needed:
+        return scaling.num_workers
+    room = [[int(node.get(name, 0.0) // each) for name, each in needed.items()] for node in nodes]
+    return sum(min(workers) for workers in room)
+
+
+def _per_worker(scaling: ScalingConfig) -> dict[str, float]:
+    return dict(scaling.resources_per_worker) | ({"GPU": 1.0} if scaling.use_gpu else {})
+
+
 def _lacking(have: Mapping[str, float], scaling: ScalingConfig) -> str | None:
     """What the cluster, even when idle, has too little of for all workers; None if nothing."""
-    per_worker = dict(scaling.resources_per_worker) | ({"GPU": 1.0} if scaling.use_gpu else {})
-    for name, each in per_worker.items():
+    for name, each in _per_worker(scaling).items():
         if scaling.num_workers * each > have.get(name, 0.0):
             return (
                 f"{scaling.num_workers} workers x {each:g} {name} don't fit this Ray cluster, "

@@ -1,10 +1,12 @@
 """Runs a worker function in plain processes on this machine: the debugger and the parity check."""
 
 import contextlib
+import ctypes
 import logging
 import multiprocessing
 import os
 import pickle
+import signal
 import sys
 import time
 import traceback
@@ -20,7 +22,12 @@ import torch.distributed as dist
 from infnet_dist.context import free_port, local_process_group
 from infnet_dist.errors import UserError
 
+_PR_SET_PDEATHSIG = 1
 _GRACE_S = 2.0  # other ranks get this long to report the same error before they are ended
+
+
+class WorkerLostError(RuntimeError):
+    """A worker is gone, or was left by one that is: starting again may help."""
 
 
 def run_local(
@@ -47,6 +54,7 @@ def run_local(
 
     Raises:
         UserError: what a worker raised as such.
+        WorkerLostError: a worker died.
         RuntimeError: any other failure; the worker has printed its traceback.
     """
     methods = multiprocessing.get_context(start_method)
@@ -91,12 +99,13 @@ def _collect(pipes: list[Connection], processes: list[BaseProcess]) -> list[Any]
             except (EOFError, OSError):
                 processes[rank].join(_GRACE_S)
                 code = processes[rank].exitcode
-                kind, value = "error", RuntimeError(f"worker {rank} died (exit code {code})")
+                kind, value = "error", WorkerLostError(f"worker {rank} died (exit code {code})")
             (results if kind == "result" else failures)[rank] = value
         if failures and deadline is None:
             deadline = time.monotonic() + _GRACE_S
     if failures:
-        raise root_error(failures)
+        root = root_error(failures)
+        raise WorkerLostError(str(root)) if is_broken_collective(root) else root
     return [results[rank] for rank in range(len(pipes))]
 
 
@@ -108,11 +117,12 @@ def root_error(failures: Mapping[int, BaseException]) -> BaseException:
     """
     in_order = [error for _, error in sorted(failures.items())]
     users = [error for error in in_order if isinstance(error, UserError)]
-    causes = [error for error in in_order if not _is_broken_collective(error)]
+    causes = [error for error in in_order if not is_broken_collective(error)]
     return [*users, *causes, *in_order][0]
 
 
-def _is_broken_collective(error: BaseException) -> bool:
+def is_broken_collective(error: BaseException) -> bool:
+    """Whether a worker noticed that another one is gone."""
     return isinstance(error, dist.DistError) or any(
         word in str(error) for word in ("gloo", "NCCL", "Connection closed by peer")
     )
@@ -129,6 +139,9 @@ def _work(
     timeout_s: float,
 ) -> None:
     set_up_worker_logging()
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all processes: the parent decides
+    with contextlib.suppress(OSError, AttributeError):  # Linux: end when the parent is killed
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
     try:
         with local_process_group(

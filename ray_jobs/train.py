@@ -4,7 +4,8 @@
     python -m ray_jobs.train --config configs/smoke.yaml --launcher local    # without Ray
 
 A run's folder is <run.folder>/<run.name>/<run id>. Giving the --run-id of an earlier run goes on
-from its newest checkpoint.
+from its newest checkpoint. Ctrl-C, SIGTERM and `ray job stop` save first (exit codes 130 and 143);
+lost workers and nodes are replaced: docs/faults.md.
 """
 
 import torch
@@ -13,7 +14,6 @@ from infnet_dist.model import build_train_model
 from infnet_dist.planning.plan import load_plan
 from infnet_dist.planning.sharding import check_plan, tables_of_run
 from infnet_dist.session import check_can_train, open_training_set
-from infnet_dist.trainer import train
 from ray_jobs._cli import (
     add_launcher,
     log,
@@ -23,7 +23,7 @@ from ray_jobs._cli import (
     run_id,
     run_main,
 )
-from ray_jobs._launch import launch
+from ray_jobs._supervise import train_to_the_end
 
 
 def main() -> None:
@@ -47,9 +47,7 @@ def main() -> None:
             device="cuda" if config.scaling.use_gpu else "cpu",
         )
     run_folder = config.run.folder / config.run.name / (arguments.run_id or new_run_id())
-    summary = launch(
-        train, {"config": config, "run_folder": run_folder}, config, arguments.launcher
-    )
+    summary = train_to_the_end(config, run_folder, arguments.launcher)
     log.info(
         "trained %s examples in %s steps, %.0f samples/s; checkpoint %s",
         f"{summary['examples']:,}",

@@ -157,18 +157,15 @@ class Saver:
         folder = self._folder / name_of(facts.progress.step)
         context = self._context
         attempt = context.broadcast(secrets.token_hex(4))
-        try:
-            own = context.together(lambda: self._write_tensors(folder, pieces, attempt))
-            found = context.gather_to_first(own)
-            num_bytes = context.together(
-                lambda: self._finish(folder, facts, found) if found is not None else 0
-            )
-        except CheckpointError:
-            raise
-        except Exception as error:
-            raise CheckpointError(
-                f"can't save to {folder}: {_reason(error)}; earlier checkpoints are untouched"
-            ) from error
+        # Only what this project's storage does wrong is told as a CheckpointError: a broken
+        # collective means that a worker is gone, which isn't the checkpoint's fault.
+        own = context.together(
+            lambda: _told_of(folder, lambda: self._write_tensors(folder, pieces, attempt))
+        )
+        found = context.gather_to_first(own)
+        num_bytes = context.together(
+            lambda: _told_of(folder, lambda: self._finish(folder, facts, found)) if found else 0
+        )
         return Saved(
             folder, facts.progress.step, time.perf_counter() - start, context.broadcast(num_bytes)
         )
@@ -235,6 +232,18 @@ class Saver:
             _reason(state.outcome.exception()),
             state.next_action.sleep,
         )
+
+
+def _told_of(folder: Folder, action: Callable[[], T]) -> T:
+    """Run `action`; whatever it raises becomes a CheckpointError."""
+    try:
+        return action()
+    except CheckpointError:
+        raise
+    except Exception as error:
+        raise CheckpointError(
+            f"can't save to {folder}: {_reason(error)}; earlier checkpoints are untouched"
+        ) from error
 
 
 def _key(piece: Piece) -> PieceKey:

@@ -1,0 +1,193 @@
+"""Trains a run to its end: starts it again after a worker is lost, with the workers that fit.
+
+Every attempt goes on from the newest checkpoint, so starting again needs no more than that. A stop
+(Ctrl-C, SIGTERM, `ray job stop`) reaches the workers by a file in the run's folder: they save at
+the end of their step, and the run goes on from there when it is started again.
+"""
+
+import logging
+import signal
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from infnet_dist.checkpoint import newest
+from infnet_dist.config import Config
+from infnet_dist.errors import UserError
+from infnet_dist.run_folder import checkpoint_folder
+from infnet_dist.stop import STOP_FILE
+from infnet_dist.trainer import train
+from infnet_dist.watchdog import LAST_WORDS
+from ray_jobs._cli import StoppedError
+from ray_jobs._launch import launch, start_ray, workers_that_fit
+from ray_jobs._local import WorkerLostError
+
+_LOOK_S = 5.0  # between looks for nodes that came back
+_FEWER_AFTER_S = 20.0  # that a node has to come back before the run goes on with fewer workers
+log = logging.getLogger("infnet_dist")
+
+
+def train_to_the_end(config: Config, run_folder: Path, launcher: str) -> dict[str, Any]:
+    """Train; the summary of the attempt that came to the end.
+
+    Raises:
+        StoppedError: somebody stopped it; it has saved.
+        UserError: bad input, which another attempt wouldn't mend.
+        RuntimeError: it failed too often without a new checkpoint in between, or by an error of
+            the code.
+    """
+    run_folder.mkdir(parents=True, exist_ok=True)
+    stop = _Stop(run_folder)
+    failures = 0
+    with stop.by_signals():
+        while True:
+            before = newest(checkpoint_folder(config, run_folder))
+            own = _with_workers_that_fit(config, launcher)
+            grow = _Growth(config, own, launcher, stop)
+            stop.clear()
+            try:
+                summary = _attempt(own, run_folder, launcher, grow)
+            except WorkerLostError as error:
+                after = newest(checkpoint_folder(config, run_folder))
+                failures = failures + 1 if after == before else 1
+                if stop.asked_by is not None or failures > config.scaling.max_failures:
+                    raise RuntimeError(_final(error, failures, config, after)) from None
+                log.warning(
+                    "%s; starting again from %s (%s of %s restarts without a new checkpoint)",
+                    *(error, after.name if after else "the beginning", failures),
+                    config.scaling.max_failures,
+                )
+                continue
+            if not summary["stopped"]:
+                return summary
+            if stop.asked_by is not None or not grow.wanted:
+                raise _stopped(stop, summary, run_folder)
+            failures = 0
+
+
+def _attempt(config: Config, run_folder: Path, launcher: str, grow: "_Growth") -> dict[str, Any]:
+    """One attempt; what the watchdog found out, if a worker is lost."""
+    last_words = run_folder / LAST_WORDS
+    last_words.unlink(missing_ok=True)
+    try:
+        summary: dict[str, Any] = launch(
+            train,
+            {"config": config, "run_folder": run_folder},
+            config,
+            launcher,
+            while_waiting=grow.look,
+        )
+        return summary
+    except WorkerLostError as error:
+        if last_words.is_file():
+            raise WorkerLostError(last_words.read_text()) from error
+        raise
+
+
+def _final(error: Exception, failures: int, config: Config, after: Any) -> str:
+    """The last word on a run that failed too often."""
+    return (
+        f"{error}; that was failure {failures} without a new checkpoint (scaling.max_failures is "
+        f"{config.scaling.max_failures}); the same --run-id goes on from "
+        f"{after or 'the beginning'}"
+    )
+
+
+def _stopped(stop: "_Stop", summary: dict[str, Any], run_folder: Path) -> StoppedError:
+    by = stop.asked_by or signal.SIGTERM
+    return StoppedError(
+        f"stopped by {by.name} after step {summary['steps']:,}, saved {summary['checkpoint']}; "
+        f"--run-id {run_folder.name} goes on from there",
+        128 + by,
+    )
+
+
+class _Stop:
+    """Asks the workers to stop, when a signal or the supervisor says so."""
+
+    def __init__(self, run_folder: Path) -> None:
+        self.asked_by: signal.Signals | None = None
+        self._file = run_folder / STOP_FILE
+
+    def ask(self) -> None:
+        """Ask the workers to save and stop."""
+        self._file.touch()
+
+    def clear(self) -> None:
+        """Forget what was asked for growing; a signal stays."""
+        self._file.unlink(missing_ok=True)
+        if self.asked_by is not None:
+            self.ask()
+
+    @contextmanager
+    def by_signals(self) -> Iterator[None]:
+        """Ask at the first SIGINT or SIGTERM; the second one ends this process as usual."""
+
+        def take(number: int, frame: FrameType | None) -> None:
+            self.asked_by = signal.Signals(number)
+            log.warning(
+                "%s: the workers save and stop; once more stops at once", self.asked_by.name
+            )
+            self.ask()
+            signal.signal(number, before[number])
+
+        kinds = (signal.SIGINT, signal.SIGTERM)
+        before: dict[int, Any] = {kind: signal.signal(kind, take) for kind in kinds}
+        try:
+            yield
+        finally:
+            for kind, handler in before.items():
+                signal.signal(kind, handler)
+            self._file.unlink(missing_ok=True)
+
+
+class _Growth:
+    """Looks for room for more workers while a run goes on with fewer than it wants."""
+
+    def __init__(self, config: Config, own: Config, launcher: str, stop: _Stop) -> None:
+        self.wanted = False
+        self._scaling = config.scaling
+        self._num_workers = own.scaling.num_workers
+        self._stop = stop
+        self._looks = launcher == "ray" and self._num_workers < config.scaling.num_workers
+        self._next_look = time.monotonic() + _LOOK_S
+
+    def look(self) -> None:
+        """Stop the workers if more than these fit now; they go on as more."""
+        if not self._looks or self.wanted or time.monotonic() < self._next_look:
+            return
+        self._next_look = time.monotonic() + _LOOK_S
+        fit = min(workers_that_fit(self._scaling), self._scaling.num_workers)
+        if fit > self._num_workers:
+            log.info("room for %s workers: the %s save and go on as more", fit, self._num_workers)
+            self.wanted = True
+            self._stop.ask()
+
+
+def _with_workers_that_fit(config: Config, launcher: str) -> Config:
+    """The run with fewer workers, if `scaling.min_workers` allows and no more fit for a while.
+
+    Raises:
+        UserError: not even so few fit.
+    """
+    scaling = config.scaling
+    if launcher != "ray" or scaling.min_workers is None:
+        return config
+    start_ray()
+    deadline = time.monotonic() + _FEWER_AFTER_S
+    while (fit := workers_that_fit(scaling)) < scaling.num_workers and time.monotonic() < deadline:
+        time.sleep(0.5)
+    if fit < scaling.min_workers:
+        raise UserError(
+            f"only {fit} workers fit the cluster, scaling.min_workers is {scaling.min_workers}; "
+            "add nodes, or lower it or scaling.resources_per_worker"
+        )
+    num_workers = min(fit, scaling.num_workers)
+    if num_workers == scaling.num_workers:
+        return config
+    log.warning("going on with %s of %s workers", num_workers, scaling.num_workers)
+    fewer = scaling.model_copy(update={"num_workers": num_workers})
+    return config.model_copy(update={"scaling": fewer})

@@ -1,0 +1,82 @@
+"""A rank that hangs ends the run soon, and is named."""
+
+import os
+import signal
+import time
+from pathlib import Path
+
+import pytest
+
+from infnet_dist.config import Config
+from infnet_dist.context import WorkerContext
+from infnet_dist.trainer import train
+from infnet_dist.watchdog import LAST_WORDS, Beat, verdict_of
+from tests.ranks import run_ranks
+from tests.runs import make_config, make_tiny_set
+
+
+@pytest.fixture(scope="module")
+def tiny_set(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_tiny_set(tmp_path_factory.mktemp("data") / "tiny")
+
+
+def hang(context: WorkerContext, *, config: Config, run_folder: Path, rank: int, how: str) -> dict:
+    """Train; one rank hangs in step 5."""
+    import infnet_dist.trainer as trainer
+
+    original = trainer.train_step
+
+    def hanging(*args, **kwargs):
+        if kwargs["step"] == 4 and context.rank == rank:
+            if how == "sleeps":
+                time.sleep(600)
+            os.kill(os.getpid(), signal.SIGSTOP)
+        return original(*args, **kwargs)
+
+    trainer.train_step = hanging
+    return train(context, config, run_folder=run_folder)
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+@pytest.mark.parametrize("how", ["sleeps", "is stopped"])
+def test_the_rank_that_hangs_is_named(tiny_set: Path, tmp_path: Path, rank: int, how: str) -> None:
+    config = make_config(tiny_set, tmp_path, scaling={"hang_timeout_s": 4, "num_workers": 2})
+    start = time.monotonic()
+    with pytest.raises(RuntimeError, match=r"died \(exit code 75\)"):
+        run_ranks(hang, 2, config=config, run_folder=tmp_path / "run", rank=rank, how=how)
+    assert time.monotonic() - start < 45, "not the 60 s that a collective may take"
+    words = (tmp_path / "run" / LAST_WORDS).read_text()
+    assert words.startswith(f"rank {rank} hangs in step 5"), words
+
+
+def test_verdicts() -> None:
+    before = {0: Beat(7, 3, 12, "training", 40), 1: Beat(7, 3, 12, "training", 39)}
+    later = {rank: beat._replace(told=9) for rank, beat in before.items()}
+    assert verdict_of(before, later).startswith("rank 1 hangs in step 12 (training): the others")
+    stopped = later | {0: before[0]}
+    assert verdict_of(before, stopped) == "rank 0 hangs in step 12: its process is stopped"
+    same = {rank: beat._replace(told=9, collectives=40) for rank, beat in before.items()}
+    assert verdict_of(before, same).startswith("all ranks hang in step 12 (training), at the same")
+    reading = later | {1: Beat(9, 3, 11, "reading", 60)}
+    assert verdict_of(before, reading).startswith("rank 1 hangs in step 11 (reading): the others")
+
+
+def test_slow_is_not_hanging(tiny_set: Path, tmp_path: Path) -> None:
+    config = make_config(
+        tiny_set, tmp_path, training={"max_steps": 4}, scaling={"hang_timeout_s": 3}
+    )
+    summary = run_ranks(slow, 2, config=config, run_folder=tmp_path / "run")[0]
+    assert summary["steps"] == 4
+
+
+def slow(context: WorkerContext, *, config: Config, run_folder: Path) -> dict:
+    import infnet_dist.trainer as trainer
+
+    original = trainer.train_step
+
+    def waiting(*args, **kwargs):
+        time.sleep(1.5 * context.rank)
+        return original(*args, **kwargs)
+
+    trainer.train_step = waiting
+    return train(context, config, run_folder=run_folder)
