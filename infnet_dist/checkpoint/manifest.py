@@ -4,6 +4,7 @@ A manifest may come from elsewhere, so it is data that is checked: names can't l
 every place that it speaks of must lie within a file of the size that is really there.
 """
 
+import bisect
 import json
 import math
 import re
@@ -34,6 +35,7 @@ Count = Annotated[int, Field(ge=0, lt=2**63)]
 Checksum = Annotated[int, Field(ge=0, lt=2**32)]
 FileName = Annotated[str, Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9._-]{0,200}$")]
 Shape = Annotated[tuple[Count, ...], Field(max_length=8)]
+Name = Annotated[str, Field(pattern=r"^[^\x00-\x1f\x7f-\x9f]{1,1000}$")]  # safe on a terminal
 
 
 class _Frozen(BaseModel):
@@ -123,7 +125,36 @@ class SavedTensor(_Frozen):
                 raise ValueError(f"a chunk at {chunk.offsets} lies outside of its tensor")
         if sum(math.prod(chunk.shape) for chunk in self.chunks) != math.prod(self.shape):
             raise ValueError("its chunks don't make up the whole tensor")
+        if len(self.chunks) > 1:
+            self._check_tiling()
         return self
+
+    def _check_tiling(self) -> None:
+        """No two chunks overlap: as they fill the tensor's volume, they tile it.
+
+        They are rectangles of rows and columns, whole in further dimensions. A sweep over the rows
+        holds the columns that chunks take at a row, in order; a new one may overlap its neighbours
+        alone. So thousands of chunks cost milliseconds.
+        """
+        events: list[tuple[int, bool, int, int]] = []
+        for chunk in self.chunks:
+            if chunk.shape[2:] != self.shape[2:]:
+                raise ValueError("a chunk is cut in another dimension than rows and columns")
+            if not math.prod(chunk.shape):
+                continue
+            (top, left), (rows, columns) = (*chunk.offsets, 0)[:2], (*chunk.shape, 1)[:2]
+            events.append((top, True, left, left + columns))
+            events.append((top + rows, False, left, left + columns))
+        taken: list[tuple[int, int]] = []
+        for _, starts, left, right in sorted(events):
+            place = bisect.bisect_left(taken, (left, right))
+            if not starts:
+                del taken[place]
+                continue
+            before, after = taken[place - 1 : place], taken[place : place + 1]
+            if any(end > left for _, end in before) or any(start < right for start, _ in after):
+                raise ValueError(f"its chunks overlap in columns {left} to {right - 1}")
+            taken.insert(place, (left, right))
 
 
 class CheckpointManifest(_Frozen):
@@ -143,12 +174,12 @@ class CheckpointManifest(_Frozen):
     progress: Progress
     order: DataOrder
     world_size: int = Field(ge=1, lt=2**31)
-    metrics: dict[str, float | None]
+    metrics: dict[Name, float | None]
     interval: tuple[tuple[float, ...], ...] = ()
     block_bytes: int = Field(ge=1, le=2**30)
     files: dict[FileName, SavedFile]
     tensor_files: dict[FileName, Count]
-    tensors: dict[str, SavedTensor]
+    tensors: dict[Name, SavedTensor]
 
     @property
     def num_bytes(self) -> int:
@@ -213,7 +244,7 @@ def _parse(folder: Folder, text: bytes) -> CheckpointManifest:
         if version == 1:
             raise CheckpointError(
                 f"checkpoint {folder} has format 1, which holds pickles, that is code; this "
-                f"version reads format format 2 alone; train anew"
+                f"version reads format 2 alone; train anew"
             )
         return CheckpointManifest.model_validate(raw)
     except (ValueError, RecursionError) as error:
@@ -225,7 +256,8 @@ def _parse(folder: Folder, text: bytes) -> CheckpointManifest:
 
 def _first_fault(error: ValidationError) -> str:
     fault = error.errors()[0]
-    return f"{'.'.join(map(str, fault['loc'])) or 'as a whole'}: {fault['msg']}"
+    text = f"{'.'.join(map(str, fault['loc'])) or 'as a whole'}: {fault['msg']}"
+    return "".join(letter if letter.isprintable() else "?" for letter in text)
 
 
 def step_of(name: str) -> int | None:

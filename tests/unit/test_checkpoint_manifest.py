@@ -1,0 +1,91 @@
+"""What a checkpoint says of itself is checked: it may come from elsewhere."""
+
+import json
+import random
+import time
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from pydantic import ValidationError
+
+from infnet_dist.checkpoint.manifest import SavedTensor
+
+Rectangle = tuple[int, int, int, int]
+
+
+def tensor_of(shape: tuple[int, int], rectangles: list[Rectangle]) -> dict[str, Any]:
+    chunks = [
+        {
+            "file": "x.safetensors",
+            "begin": 8,
+            "offsets": (top, left),
+            "shape": (bottom - top, right - left),
+            "crc32": (),
+        }
+        for top, left, bottom, right in rectangles
+    ]
+    return {"data_type": "F32", "shape": shape, "chunks": chunks}
+
+
+def row_wise(rows: int, ranks: int) -> list[Rectangle]:
+    return [(i, 0, i + rows // ranks, 64) for i in range(0, rows, rows // ranks)]
+
+
+@pytest.mark.parametrize(
+    "rectangles",
+    [
+        row_wise(40_000, 4_000),
+        [(0, i, 40_000, i + 1) for i in range(64)],
+        [(i, j, i + 40, j + 16) for i in range(0, 40_000, 40) for j in range(0, 64, 16)],
+        [(0, 0, 40_000, 64)],
+    ],
+    ids=["row-wise", "column-wise", "grid", "table-wise"],
+)
+def test_thousands_of_chunks_are_checked_in_milliseconds(rectangles: list[Rectangle]) -> None:
+    random.Random(0).shuffle(rectangles)
+    start = time.perf_counter()
+    SavedTensor.model_validate(tensor_of((40_000, 64), rectangles))
+    assert time.perf_counter() - start < 1
+
+
+def test_chunks_of_the_right_size_that_overlap() -> None:
+    halves = [(0, 0, 3, 4), (3, 0, 6, 4)]
+    SavedTensor.model_validate(tensor_of((6, 4), halves))
+    for twice in ([halves[0]] * 2, [(0, 0, 3, 4), (1, 0, 4, 4)], [(0, 0, 6, 2), (0, 1, 6, 3)]):
+        with pytest.raises(ValidationError, match="its chunks overlap in columns"):
+            SavedTensor.model_validate(tensor_of((6, 4), twice))
+
+
+@given(st.randoms(use_true_random=False))
+def test_whatever_tiles_passes_and_whatever_overlaps_does_not(dice: random.Random) -> None:
+    """Random cuts of a rectangle; then one chunk replaced by another place of the same size."""
+    rows, columns = dice.randint(1, 12), dice.randint(1, 12)
+    chunks: list[Rectangle] = [(0, 0, rows, columns)]
+    for _ in range(dice.randint(0, 12)):
+        top, left, bottom, right = chunks.pop(dice.randrange(len(chunks)))
+        if dice.random() < 0.5:
+            cut = dice.randint(top, bottom)
+            chunks += [(top, left, cut, right), (cut, left, bottom, right)]
+        else:
+            cut = dice.randint(left, right)
+            chunks += [(top, left, bottom, cut), (top, cut, bottom, right)]
+    dice.shuffle(chunks)
+    SavedTensor.model_validate(tensor_of((rows, columns), chunks))
+    top, left, bottom, right = chunks.pop()
+    down = dice.randint(0, rows - bottom + top) - top
+    aside = dice.randint(0, columns - right + left) - left
+    if (down or aside) and bottom > top and right > left:
+        chunks.append((top + down, left + aside, bottom + down, right + aside))
+        with pytest.raises(ValidationError, match="overlap"):
+            SavedTensor.model_validate(tensor_of((rows, columns), chunks))
+
+
+def test_a_chunk_cut_in_its_third_dimension() -> None:
+    raw = json.loads(json.dumps(tensor_of((2, 2), [(0, 0, 2, 2), (0, 0, 2, 2)])))
+    raw["shape"] = (2, 2, 2)
+    for number, chunk in enumerate(raw["chunks"]):
+        chunk["offsets"], chunk["shape"] = (0, 0, number), (2, 2, 1)
+    with pytest.raises(ValidationError, match="cut in another dimension than rows and columns"):
+        SavedTensor.model_validate(raw)
