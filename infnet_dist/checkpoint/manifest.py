@@ -8,6 +8,7 @@ import bisect
 import json
 import math
 import re
+import zlib
 from collections.abc import Sequence
 from typing import Annotated, Literal
 
@@ -30,6 +31,7 @@ DATA_TYPES = {
     "BOOL": torch.bool,
 }
 _STEP = re.compile(r"step-(\d{8,12})")
+_OWN_CHECKSUM = re.compile(rb'\{"crc32":(\d+),')
 
 Count = Annotated[int, Field(ge=0, lt=2**63)]
 Checksum = Annotated[int, Field(ge=0, lt=2**32)]
@@ -205,6 +207,12 @@ def rows_per_block(shape: Sequence[int], item_bytes: int, block_bytes: int) -> i
     return max(1, block_bytes // max(1, math.prod(shape[1:]) * item_bytes))
 
 
+def dump_manifest(manifest: CheckpointManifest) -> bytes:
+    """The manifest as it is written: JSON whose first key is the checksum of all the others."""
+    text = manifest.model_dump_json().encode() + b"\n"
+    return b'{"crc32":%d,%s' % (zlib.crc32(text), text[1:])
+
+
 def read_manifest(folder: Folder) -> CheckpointManifest:
     """Read and check a checkpoint's manifest and the sizes of its files.
 
@@ -246,7 +254,10 @@ def _parse(folder: Folder, text: bytes) -> CheckpointManifest:
                 f"checkpoint {folder} has format 1, which holds pickles, that is code; this "
                 f"version reads format 2 alone; train anew"
             )
-        return CheckpointManifest.model_validate(raw)
+        own = _OWN_CHECKSUM.match(text)
+        if own is None or zlib.crc32(b"{" + text[own.end() :]) != int(own[1]):
+            raise ValueError("its checksum is wrong")
+        return CheckpointManifest.model_validate({k: v for k, v in raw.items() if k != "crc32"})
     except (ValueError, RecursionError) as error:
         if isinstance(error, CheckpointError):
             raise

@@ -31,6 +31,7 @@ from infnet_dist.checkpoint.manifest import (
     Progress,
     SavedFile,
     SavedTensor,
+    dump_manifest,
     name_of,
 )
 from infnet_dist.checkpoint.pieces import Piece, State
@@ -204,7 +205,7 @@ class Saver:
             tensor_files=sizes,
             tensors=_merge(tensor for _, tensors in found for tensor in tensors),
         )
-        self._put(folder, MANIFEST, manifest.model_dump_json() + "\n")
+        self._retry(folder.put, MANIFEST, dump_manifest(manifest))
         prune(self._folder, self._config.checkpoint, newest=folder, manifest=manifest)
         return sum(sizes.values())
 

@@ -3,6 +3,7 @@
 import json
 import random
 import time
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -10,7 +11,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from infnet_dist.checkpoint.manifest import SavedTensor
+from infnet_dist.checkpoint.manifest import (
+    CheckpointManifest,
+    DataOrder,
+    Progress,
+    SavedTensor,
+    dump_manifest,
+    read_manifest,
+)
+from infnet_dist.errors import CheckpointError
+from infnet_dist.filesystem import Folder
 
 Rectangle = tuple[int, int, int, int]
 
@@ -89,3 +99,25 @@ def test_a_chunk_cut_in_its_third_dimension() -> None:
         chunk["offsets"], chunk["shape"] = (0, 0, number), (2, 2, 1)
     with pytest.raises(ValidationError, match="cut in another dimension than rows and columns"):
         SavedTensor.model_validate(raw)
+
+
+def test_each_flipped_byte_of_a_manifest_is_found(tmp_path: Path) -> None:
+    manifest = CheckpointManifest(
+        progress=Progress(step=3, examples=96, consumed=((0, 96),)),
+        order=DataOrder(content_hash="abc", seed=1, shuffle_rows=1_000, version=2),
+        world_size=2,
+        metrics={"valid/auc/click": 0.75, "valid/auc/like": None},
+        block_bytes=64,
+        files={},
+        tensor_files={},
+        tensors={},
+    )
+    content = dump_manifest(manifest)
+    (tmp_path / "manifest.json").write_bytes(content)
+    assert read_manifest(Folder(tmp_path)) == manifest
+    for place in range(len(content)):
+        flipped = bytearray(content)
+        flipped[place] ^= 1 << place % 8
+        (tmp_path / "manifest.json").write_bytes(flipped)
+        with pytest.raises(CheckpointError, match=r"has a damaged manifest\.json|has format 1"):
+            read_manifest(Folder(tmp_path))
