@@ -3,6 +3,7 @@
 import logging
 
 from infnet_dist.checkpoint.manifest import (
+    MANIFEST,
     CheckpointManifest,
     complete_checkpoints,
     read_manifest,
@@ -29,18 +30,24 @@ def prune(
     """
     gone: list[Folder] = []
     try:
-        known = {*manifest.files, *manifest.tensor_files, "manifest.json"}
+        known = {*manifest.files, *manifest.tensor_files, MANIFEST}
         for name in sorted(newest.entries().keys() - known):
             newest.delete(name)
         complete = complete_checkpoints(folder)
         kept = {found.name for found in to_keep(complete, config)} | {newest.name}
         for name, size in folder.entries().items():
             if size is None and step_of(name) is not None and name not in kept:
-                (folder / name).delete_all()
+                delete(folder / name)
                 gone.append(folder / name)
     except OSError as error:
         log.warning("can't delete old checkpoints in %s (%s)", folder, error)
     return gone
+
+
+def delete(checkpoint: Folder) -> None:
+    """Delete a checkpoint, its manifest first: what is left if this is interrupted isn't one."""
+    checkpoint.delete(MANIFEST)
+    checkpoint.delete_all()
 
 
 def to_keep(complete: list[Folder], config: CheckpointConfig) -> list[Folder]:
