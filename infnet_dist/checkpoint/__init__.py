@@ -4,18 +4,22 @@ It loads under any world size, and under any plan (`load` tells the one exceptio
 be on storage that all workers share. `python -m infnet_dist.checkpoint --help` looks after them.
 """
 
-from infnet_dist.checkpoint.files import DamagedError, NotFiniteError
-from infnet_dist.checkpoint.loading import differences_from, load, load_newest
-from infnet_dist.checkpoint.manifest import (
-    MANIFEST,
-    CheckpointManifest,
-    DataOrder,
-    Progress,
-    complete_checkpoints,
-    newest,
-    read_manifest,
-)
-from infnet_dist.checkpoint.saving import Facts, Saved, Saver
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from infnet_dist.checkpoint.files import DamagedError, NotFiniteError
+    from infnet_dist.checkpoint.loading import differences_from, load, load_newest
+    from infnet_dist.checkpoint.manifest import (
+        MANIFEST,
+        CheckpointManifest,
+        DataOrder,
+        Progress,
+        complete_checkpoints,
+        newest,
+        read_manifest,
+    )
+    from infnet_dist.checkpoint.saving import Facts, Saved, Saver
 
 __all__ = [
     "MANIFEST",
@@ -34,3 +38,18 @@ __all__ = [
     "newest",
     "read_manifest",
 ]
+
+_MODULES = {
+    "files": ("DamagedError", "NotFiniteError"),
+    "loading": ("differences_from", "load", "load_newest"),
+    "saving": ("Facts", "Saved", "Saver"),
+}
+_PLACES = {name: module for module, names in _MODULES.items() for name in names}
+
+
+def __getattr__(name: str) -> Any:
+    """Import what is asked for, since TorchRec takes seconds and the command doesn't need it."""
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    module = importlib.import_module(f"{__name__}.{_PLACES.get(name, 'manifest')}")
+    return getattr(module, name)

@@ -7,12 +7,13 @@ aren't state: they follow from the config and the step.
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch.distributed._shard.sharded_tensor import ShardedTensor
 
-from infnet_dist.parallel import ShardedModel
+if TYPE_CHECKING:  # brings TorchRec, which the command doesn't need
+    from infnet_dist.parallel import ShardedModel
 
 
 @dataclass(frozen=True)
@@ -47,7 +48,7 @@ class State:
         with_optimizer: whether the optimizers' state is part of it.
     """
 
-    def __init__(self, sharded: ShardedModel, *, with_optimizer: bool = True) -> None:
+    def __init__(self, sharded: "ShardedModel", *, with_optimizer: bool = True) -> None:
         self._sharded = sharded
         self._model: dict[str, Any] = sharded.model.state_dict()  # writes caches back to the tables
         self._optimizer = sharded.optimizer.state_dict() if with_optimizer else None
