@@ -6,9 +6,10 @@ import time
 
 from tqdm import tqdm
 
-from infnet_dist.checkpoint.files import DamagedError, TensorReader
+from infnet_dist.checkpoint.files import DamagedError
 from infnet_dist.checkpoint.manifest import CheckpointManifest, complete_checkpoints, read_manifest
 from infnet_dist.checkpoint.pieces import Piece, State
+from infnet_dist.checkpoint.reading import TensorReader
 from infnet_dist.context import WorkerContext
 from infnet_dist.errors import CheckpointError
 from infnet_dist.filesystem import Folder

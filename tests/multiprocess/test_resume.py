@@ -13,7 +13,8 @@ import pytest
 import torch
 
 from infnet_dist import checkpoint
-from infnet_dist.checkpoint.files import TensorReader
+from infnet_dist.checkpoint.pieces import Piece
+from infnet_dist.checkpoint.reading import TensorReader
 from infnet_dist.config import Config
 from infnet_dist.context import WorkerContext
 from infnet_dist.data.manifest import read_manifest
@@ -58,9 +59,8 @@ def tensors(run: Path, name: str | None = None) -> dict[str, torch.Tensor]:
     reader, whole = TensorReader(found, manifest), {}
     for key, saved in manifest.tensors.items():
         whole[key] = torch.zeros(saved.shape, dtype=saved.dtype)
-        for offsets, block in reader.blocks(key):
-            place = tuple(slice(o, o + n) for o, n in zip(offsets, block.shape, strict=False))
-            whole[key][place] = block if offsets else block[0]
+        start = (0,) * len(saved.shape)
+        reader.fill([Piece(key, saved.shape, start, whole[key], replicated=False)])
     return whole
 
 

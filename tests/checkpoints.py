@@ -1,0 +1,130 @@
+"""Checkpoints made by hand, without a model: any tensors, cut in any way."""
+
+import itertools
+import zlib
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+import torch
+
+from infnet_dist.checkpoint.files import BLOCK_BYTES, pack, write_file
+from infnet_dist.checkpoint.manifest import (
+    MANIFEST,
+    CheckpointManifest,
+    DataOrder,
+    Progress,
+    SavedChunk,
+    SavedFile,
+    SavedTensor,
+    dump_manifest,
+    name_of,
+)
+from infnet_dist.checkpoint.pieces import Piece
+from infnet_dist.filesystem import Folder
+
+TABLE = "model.model.sparse.embeddings.embeddings.{0}.weight"
+STATE = "optimizer.model.sparse.embeddings.embeddings.{0}.weight.{0}.momentum1"
+
+
+class Part(NamedTuple):
+    """A rectangle of a tensor on a rank."""
+
+    rank: int
+    offsets: tuple[int, ...]
+    shape: tuple[int, ...]
+
+
+class Cut(NamedTuple):
+    """A tensor and the parts that it is saved in."""
+
+    tensor: torch.Tensor
+    parts: list[Part]
+
+
+def whole(tensor: torch.Tensor, rank: int = 0) -> Cut:
+    return Cut(tensor, [Part(rank, (0,) * tensor.ndim, tuple(tensor.shape))])
+
+
+def by_rows(tensor: torch.Tensor, ranks: int) -> Cut:
+    step = -(-len(tensor) // ranks)
+    parts = []
+    for rank in range(ranks):
+        first = min(rank * step, len(tensor))
+        rows = min(step, len(tensor) - first)
+        parts.append(Part(rank, (first, *(0,) * (tensor.ndim - 1)), (rows, *tensor.shape[1:])))
+    return Cut(tensor, parts)
+
+
+def by_columns(tensor: torch.Tensor, ranks: int) -> Cut:
+    """The first columns stand on the last rank, as no order is promised."""
+    width = tensor.shape[1] // ranks
+    ends = [*range(0, width * ranks, width), tensor.shape[1]]
+    return Cut(
+        tensor,
+        [
+            Part(ranks - 1 - i, (0, left), (len(tensor), right - left))
+            for i, (left, right) in enumerate(itertools.pairwise(ends))
+        ],
+    )
+
+
+def pieces_of(name: str, cut: Cut, rank: int) -> list[Piece]:
+    pieces = []
+    for part in cut.parts:
+        if part.rank == rank:
+            place = tuple(slice(o, o + n) for o, n in zip(part.offsets, part.shape, strict=True))
+            shape, tensor = tuple(cut.tensor.shape), cut.tensor[place]
+            pieces.append(Piece(name, shape, part.offsets, tensor, replicated=False))
+    return pieces
+
+
+def write_checkpoint(
+    checkpoints: Folder,
+    tensors: Mapping[str, Cut],
+    *,
+    step: int = 1,
+    files: Mapping[str, str] | None = None,
+    metrics: Mapping[str, float | None] | None = None,
+    block_bytes: int = BLOCK_BYTES,
+) -> Folder:
+    """Write a checkpoint; `block_bytes` must be what `files.BLOCK_BYTES` is."""
+    folder = checkpoints / name_of(step)
+    world_size = 1 + max(part.rank for cut in tensors.values() for part in cut.parts)
+    sizes: dict[str, int] = {}
+    found: list[tuple[str, SavedTensor]] = []
+    for rank in range(world_size):
+        pieces = [piece for name, cut in tensors.items() for piece in pieces_of(name, cut, rank)]
+        for number, together in enumerate(pack(pieces)):
+            name = f"rank-{rank:05d}-{number:02d}-0123abcd.safetensors"
+            sizes[name], written = write_file(folder, name, together)
+            found += written
+    plain = {}
+    for name, text in (files or {}).items():
+        folder.put(name, text.encode())
+        plain[name] = SavedFile(size=len(text.encode()), crc32=zlib.crc32(text.encode()))
+    manifest = CheckpointManifest(
+        progress=Progress(step=step, examples=32 * step),
+        order=DataOrder(content_hash="ab" * 32, seed=0, shuffle_rows=1_000, version=2),
+        world_size=world_size,
+        metrics=dict(metrics or {}),
+        block_bytes=block_bytes,
+        files=plain,
+        tensor_files=sizes,
+        tensors=merged(found),
+    )
+    folder.put(MANIFEST, dump_manifest(manifest))
+    return folder
+
+
+def merged(found: Sequence[tuple[str, SavedTensor]]) -> dict[str, SavedTensor]:
+    """Tensors with all their chunks, checked."""
+    chunks: dict[str, list[SavedChunk]] = {}
+    for name, tensor in found:
+        chunks.setdefault(name, []).extend(tensor.chunks)
+    first = {name: tensor for name, tensor in reversed(found)}
+    return {
+        name: SavedTensor(
+            data_type=first[name].data_type, shape=first[name].shape, chunks=tuple(of_it)
+        )
+        for name, of_it in chunks.items()
+    }
