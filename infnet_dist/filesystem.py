@@ -3,7 +3,7 @@
 import os
 import shutil
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
 
@@ -136,14 +136,25 @@ class Folder:
 
     def put(self, name: str, content: bytes) -> None:
         """Make or replace a small file as a whole: others see the old or the new, never a part."""
+        self.create_whole(name, lambda file: write_all(file, content))
+
+    def create_whole(self, name: str, write: Callable[[IO[bytes]], None]) -> None:
+        """As `create`; others see the old file or the new one, never a part.
+
+        Where a file can't be renamed at no cost, as in object stores, a failure may delete it.
+        """
         filesystem, root = self._filesystem()
-        if not isinstance(filesystem, pa.fs.LocalFileSystem):
-            self.create(name, lambda stream: write_all(stream, content))
-            return
-        partial = f".{name}.partial"
-        self.create(partial, lambda file: write_all(file, content))
-        os.replace(f"{root}/{partial}", f"{root}/{name}")
-        _sync_folder(root)
+        is_local = isinstance(filesystem, pa.fs.LocalFileSystem)
+        partial = f".{name}.partial" if is_local else name
+        try:
+            self.create(partial, write)
+        except BaseException:
+            with suppress(OSError):
+                self.delete(partial)
+            raise
+        if is_local:
+            os.replace(f"{root}/{partial}", f"{root}/{name}")
+            _sync_folder(root)
 
     def delete(self, name: str) -> None:
         """Delete a file; nothing happens where there is none."""
@@ -172,6 +183,14 @@ def without_secrets(url: str) -> str:
         return url
     host, slash, path = rest.partition("?")[0].partition("/")
     return f"{scheme}://{host.rpartition('@')[2]}{slash}{path}"
+
+
+def size_text(size: float) -> str:
+    """Bytes for people, e.g. `1.5 GiB`."""
+    units = ["B", "KiB", "MiB", "GiB", "TiB"]
+    while size >= 1000 and len(units) > 1:
+        size, units = size / 1024, units[1:]
+    return f"{size:.3g} {units[0]}"
 
 
 def write_all(file: IO[bytes], content: Buffer) -> None:

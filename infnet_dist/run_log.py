@@ -7,9 +7,10 @@ import psutil
 from tqdm import tqdm
 
 from infnet_dist.checkpoint import Progress, Saved
+from infnet_dist.filesystem import size_text
 from infnet_dist.pace import LogInterval, Pace
 from infnet_dist.parallel import table_bytes
-from infnet_dist.planning.review import describe, size_text
+from infnet_dist.planning.review import describe
 from infnet_dist.session import Session
 from infnet_dist.tracking import Tracker
 

@@ -31,12 +31,12 @@ from infnet_dist.config import Config, load_config
 from infnet_dist.data.part_files import part_opener
 from infnet_dist.data.statistics import sample_usage
 from infnet_dist.errors import PlanError
-from infnet_dist.filesystem import Folder
+from infnet_dist.filesystem import Folder, size_text
 from infnet_dist.planning.compare import diff_plans
 from infnet_dist.planning.convert import to_cpu
 from infnet_dist.planning.plan import Plan, differences, load_plan, save_plan
 from infnet_dist.planning.planner import extend_plan, make_plan
-from infnet_dist.planning.review import facts, render, size_text, write_html, write_png
+from infnet_dist.planning.review import facts, render, write_html, write_png
 from infnet_dist.planning.sharding import tables_of_run
 from infnet_dist.planning.tables import TableSet, load_table_set
 from infnet_dist.planning.topology import TIERS, Topology, load_topology, this_topology

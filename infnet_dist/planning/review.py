@@ -12,6 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from infnet_dist.errors import PlanError
+from infnet_dist.filesystem import size_text
 from infnet_dist.pages import heading, page, picture, png, table
 from infnet_dist.planning.plan import BY_NODE, Plan, TablePlan, shape
 from infnet_dist.planning.topology import TIERS
@@ -217,11 +218,3 @@ def _write(path: Path, content: bytes) -> None:
 
 def _balance(values: np.ndarray) -> float:
     return float(values.max() / max(values.mean(), 1e-12))
-
-
-def size_text(size: float) -> str:
-    """Bytes for people, e.g. `1.5 GiB`."""
-    units = ["B", "KiB", "MiB", "GiB", "TiB"]
-    while size >= 1000 and len(units) > 1:
-        size, units = size / 1024, units[1:]
-    return f"{size:.3g} {units[0]}"
