@@ -1,12 +1,12 @@
 """Loading, under any plan and world size, from the newest checkpoint that is intact."""
 
 import logging
-import re
 import time
 
 from tqdm import tqdm
 
 from infnet_dist.checkpoint.files import DamagedError
+from infnet_dist.checkpoint.inspection import row_state, tables_of
 from infnet_dist.checkpoint.manifest import CheckpointManifest, complete_checkpoints, read_manifest
 from infnet_dist.checkpoint.pieces import Piece, State
 from infnet_dist.checkpoint.reading import TensorReader
@@ -16,7 +16,6 @@ from infnet_dist.filesystem import Folder
 from infnet_dist.parallel import ShardedModel
 from infnet_dist.planning.plan import Plan, shape
 
-TABLE = re.compile(r"model\..*\.embeddings\.([^.]+)\.weight")
 _DATA_TYPES = {"F32": "fp32", "F16": "fp16"}
 log = logging.getLogger("infnet_dist")
 
@@ -158,7 +157,8 @@ def differences_from(folder: Folder, plan: Plan) -> list[str]:
         CheckpointError: the checkpoint is incomplete or damaged.
     """
     manifest = read_manifest(folder)
-    saved = {m[1]: t for key, t in manifest.tensors.items() if (m := TABLE.fullmatch(key))}
+    tensors = tables_of(manifest)
+    saved = {name: manifest.tensors[tensor] for name, tensor in tensors.items()}
     planned = {table.name: table for table in plan.made_for.tables.tables}
     lines = []
     for name in sorted({*saved, *planned}):
@@ -169,7 +169,8 @@ def differences_from(folder: Folder, plan: Plan) -> list[str]:
         if here != there:
             lines.append(f"table {name!r} is {there} in the checkpoint, {here} in the plan")
             continue
-        old = _column_shards(manifest, name, saved[name].shape[0])
+        state = row_state(manifest, tensors[name])
+        old = state.column_shards if state else None
         new = planned[name].embedding_dim // plan.tables[name].columns
         if old not in (None, new):
             lines.append(
@@ -177,11 +178,3 @@ def differences_from(folder: Folder, plan: Plan) -> list[str]:
                 f"checkpoint, {new} in the plan: it can't be loaded, weights alone can"
             )
     return lines
-
-
-def _column_shards(manifest: CheckpointManifest, table: str, rows: int) -> int | None:
-    """Column shards that a table's row-wise Adagrad state was kept for."""
-    for name, tensor in manifest.tensors.items():
-        if name.startswith("optimizer.") and name.endswith(f".{table}.momentum1"):
-            return tensor.shape[0] // rows
-    return None

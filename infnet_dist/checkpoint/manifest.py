@@ -238,9 +238,9 @@ def read_manifest(folder: Folder) -> CheckpointManifest:
     expected = manifest.tensor_files | {name: file.size for name, file in manifest.files.items()}
     for name, size in expected.items():
         if there.get(name) != size:
+            found = f"has {there[name]} bytes" if there.get(name) is not None else "is missing"
             raise CheckpointError(
-                f"checkpoint {folder} is damaged: {name} has {there.get(name)} bytes, expected "
-                f"{size}"
+                f"checkpoint {folder} is damaged: {name} {found}, expected {size} bytes"
             )
     return manifest
 

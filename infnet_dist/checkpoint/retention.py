@@ -1,6 +1,8 @@
 """Which checkpoints of a run are kept: the newest, the best, and every n-th."""
 
 import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 from infnet_dist.checkpoint.manifest import (
     MANIFEST,
@@ -9,12 +11,62 @@ from infnet_dist.checkpoint.manifest import (
     read_manifest,
     step_of,
 )
+from infnet_dist.checkpoint.places import Found
 from infnet_dist.config import CheckpointConfig
-from infnet_dist.errors import CheckpointError
+from infnet_dist.errors import CheckpointError, unknown_name
 from infnet_dist.filesystem import Folder
 from infnet_dist.metrics import higher_is_better
 
+_QUIET_NS = 3_600 * 10**9  # an incomplete one written to since may become complete
 log = logging.getLogger("infnet_dist")
+
+
+@dataclass(frozen=True)
+class Fate:
+    """Whether a checkpoint is to be kept, and why."""
+
+    found: Found
+    kept: bool
+    reason: str
+
+
+def fates(
+    found: Sequence[Found], config: CheckpointConfig, *, now_ns: int, delete_damaged: bool = False
+) -> list[Fate]:
+    """What becomes of each checkpoint, in their order, if `config` rules and no run is training.
+
+    The damaged don't count among those kept; what can't be read stays.
+
+    Raises:
+        CheckpointError: none is complete, or none has the metric of `keep_best`.
+    """
+    complete = [one.folder for one in found if one.manifest is not None]
+    if not complete:
+        raise CheckpointError("no checkpoint is complete: nothing is deleted; `verify` says more")
+    metrics = {name for one in found if one.manifest for name in one.manifest.metrics}
+    if config.keep_best is not None and config.keep_best not in metrics:
+        raise CheckpointError(unknown_name("metric", config.keep_best, metrics))
+    kept = to_keep(complete, config)
+    newest = set(complete[-config.keep_last :])
+    every = config.keep_every_steps
+    decided = []
+    for one in found:
+        if one.state == "complete":
+            if one.folder in newest:
+                reason = "newest" if config.keep_last == 1 else f"of the newest {config.keep_last}"
+            elif every and one.step % every == 0:
+                reason = f"multiple of {every:,} steps"
+            else:
+                reason = f"best {config.keep_best}" if one.folder in kept else "not needed"
+            decided.append(Fate(one, one.folder in kept, reason))
+        elif one.state == "incomplete":
+            old = now_ns - one.written_ns > _QUIET_NS
+            reason = "incomplete" if old else "incomplete; may be being written"
+            decided.append(Fate(one, not old, reason))
+        else:
+            goes = one.state == "damaged" and delete_damaged
+            decided.append(Fate(one, not goes, one.state))
+    return decided
 
 
 def prune(

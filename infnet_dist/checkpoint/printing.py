@@ -1,0 +1,51 @@
+"""How the sub-commands print: tables, JSON, a bar of progress."""
+
+import datetime
+import json
+import math
+import sys
+from typing import Any
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+from tqdm import tqdm
+
+
+def bar_of(total: int, name: str) -> Any:
+    """Bytes with their rate and the time left, on a terminal's stderr."""
+    return tqdm(total=total, desc=name, unit="B", unit_scale=True, unit_divisor=1024, disable=None)
+
+
+def table_of(title: str, *columns: str) -> Table:
+    """A table with its title at the left."""
+    return Table(*columns, title=escape(title), title_justify="left")
+
+
+def add_right(table: Table, *columns: str) -> None:
+    """Add columns of numbers."""
+    for column in columns:
+        table.add_column(escape(column), justify="right")
+
+
+def console() -> Console:
+    """As wide as the terminal; wide enough for tables where there is none."""
+    return Console() if sys.stdout.isatty() else Console(width=140)
+
+
+def time_of(nanoseconds: int) -> datetime.datetime:
+    """A moment in UTC."""
+    return datetime.datetime.fromtimestamp(nanoseconds // 10**9, datetime.UTC)
+
+
+def print_json(value: Any) -> None:
+    """Print JSON; NaN and infinity, which it doesn't know, become null."""
+    print(json.dumps(_without_nan(value), indent=1, default=str))
+
+
+def _without_nan(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _without_nan(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [_without_nan(inner) for inner in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
