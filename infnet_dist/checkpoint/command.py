@@ -172,7 +172,7 @@ def _add_prune(commands: Any) -> None:
         "checkpoint section. Also goes what is incomplete and hasn't been written to for an hour. "
         "Damaged ones don't count, and stay unless --damaged. The newest complete one stays.",
         "prune runs/my_run/1 --keep-last 2 --dry-run\n"
-        "prune runs/my_run/1 --keep-last 1 --keep-best valid/auc/click --yes",
+        "prune runs/my_run/1 --keep-last 1 --keep-best valid/auc/click --verify --yes",
     )
     command.add_argument("folder", metavar="FOLDER", help=_FOLDER)
     command.add_argument(
@@ -183,6 +183,9 @@ def _add_prune(commands: Any) -> None:
     )
     command.add_argument(
         "--keep-best", metavar="METRIC", help="the best by this, e.g. valid/auc/click, stays too"
+    )
+    command.add_argument(
+        "--verify", action="store_true", help="read them first: wrong content counts as damaged"
     )
     command.add_argument("--damaged", action="store_true", help="delete the damaged as well")
     command.add_argument("--dry-run", action="store_true", help="list, delete nothing")

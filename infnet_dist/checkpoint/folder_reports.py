@@ -4,6 +4,7 @@ import argparse
 import sys
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 from pydantic import ValidationError
@@ -13,6 +14,7 @@ from rich.table import Table
 from infnet_dist.checkpoint import inspection
 from infnet_dist.checkpoint.places import (
     Found,
+    State,
     checkpoints_folder,
     is_checkpoint,
     look_at,
@@ -106,19 +108,19 @@ def verify_command(arguments: argparse.Namespace) -> int:
         if is_checkpoint(Folder(place)):
             wanted.append(look_at(Folder(place)))
         else:
-            found = survey(checkpoints_folder(place))
-            wanted += [one for one in found if one.state != "incomplete"]
+            here = survey(checkpoints_folder(place))
+            wanted += [one for one in here if one.state != "incomplete"]
     if not wanted:
         raise CheckpointError(f"no complete checkpoint in {', '.join(arguments.places)}")
     faults: dict[Folder, list[str]] = {}
-    total = sum(one.manifest.num_bytes for one in wanted if one.manifest is not None)
     start = time.perf_counter()
-    with bar_of(total, "verify") as bar:
+    with _bar_of_all(wanted) as bar:
         for one in wanted:
             if one.manifest is None:
                 faults[one.folder] = [one.fault]
             else:
-                faults[one.folder] = inspection.verify(one.folder, one.manifest, bar.update)
+                found = inspection.verify(one.folder, one.manifest, bar.update)
+                faults[one.folder] = [fault.text for fault in found]
     seconds = time.perf_counter() - start
     bad = sum(bool(found) for found in faults.values())
     if arguments.json:
@@ -135,11 +137,12 @@ def verify_command(arguments: argparse.Namespace) -> int:
             print(f"  {fault}")
         if len(wrong) > _MOST_FAULTS:
             print(f"  ... and {len(wrong) - _MOST_FAULTS:,} more")
+    total = sum(one.manifest.num_bytes for one in wanted if one.manifest)
     print(f"read {size_text(total)} in {seconds:.1f} s")
     if bad:
         raise CheckpointError(
-            f"damaged: {bad} of {len(wanted)}; a run skips "
-            "them when it goes on; `prune --damaged` deletes them"
+            f"damaged: {bad} of {len(wanted)}; a run skips them when it goes on; "
+            "`prune --verify --damaged` deletes them"
         )
     return 0
 
@@ -160,7 +163,10 @@ def prune_command(arguments: argparse.Namespace) -> int:
     if arguments.json and not (arguments.yes or arguments.dry_run):
         raise CheckpointError("--json can't ask: add --yes or --dry-run")
     folder = checkpoints_folder(arguments.folder)
-    decided = fates(survey(folder), config, now_ns=time.time_ns(), delete_damaged=arguments.damaged)
+    found = survey(folder)
+    if arguments.verify:
+        found = _verified(found)
+    decided = fates(found, config, now_ns=time.time_ns(), delete_damaged=arguments.damaged)
     going = [fate.found for fate in decided if not fate.kept]
     if not arguments.json:
         console().print(_render_fates(folder, decided))
@@ -182,6 +188,23 @@ def prune_command(arguments: argparse.Namespace) -> int:
         size = size_text(sum(one.num_bytes for one in going))
         print(f"{'would delete' if arguments.dry_run else 'deleted'} {len(going):,} ({size})")
     return 0
+
+
+def _verified(found: Sequence[Found]) -> list[Found]:
+    """The same, where those whose content is wrong aren't complete."""
+    read: list[Found] = []
+    with _bar_of_all(found) as bar:
+        for one in found:
+            faults = inspection.verify(one.folder, one.manifest, bar.update) if one.manifest else []
+            if faults:
+                state: State = "damaged" if all(f.is_damage for f in faults) else "unreadable"
+                one = replace(one, state=state, manifest=None, fault=faults[0].text)
+            read.append(one)
+    return read
+
+
+def _bar_of_all(found: Sequence[Found]) -> Any:
+    return bar_of(sum(one.manifest.num_bytes for one in found if one.manifest), "verify")
 
 
 def _agreed(going: Sequence[Found]) -> bool:

@@ -195,25 +195,32 @@ def read_plain(folder: Folder, manifest: CheckpointManifest, name: str) -> bytes
     return content
 
 
-def verify(folder: Folder, manifest: CheckpointManifest, advance: Advance) -> list[str]:
+class Fault(NamedTuple):
+    """What is wrong with a file; `is_damage` says that of its content, not of the storage."""
+
+    text: str
+    is_damage: bool = True
+
+
+def verify(folder: Folder, manifest: CheckpointManifest, advance: Advance) -> list[Fault]:
     """Read every byte and check every checksum; all that is wrong."""
-    faults: list[str] = []
+    faults: list[Fault] = []
     reader = TensorReader(folder, manifest)
     for name, file in manifest.files.items():
         try:
             read_plain(folder, manifest, name)
         except DamagedError as error:
-            faults.append(str(error))
+            faults.append(Fault(str(error)))
         except OSError as error:
-            faults.append(f"{name} in {folder} can't be read: {error}")
+            faults.append(Fault(f"{name} in {folder} can't be read: {error}", False))
         advance(file.size)
     for name in sorted(manifest.tensor_files):
         try:
             for size, fault in reader.check(name):
-                faults += [fault] if fault else []
+                faults += [Fault(fault)] if fault else []
                 advance(size)
         except OSError as error:
-            faults.append(f"{name} in {folder} can't be read: {error}")
+            faults.append(Fault(f"{name} in {folder} can't be read: {error}", False))
     return faults
 
 

@@ -52,7 +52,8 @@ def look_at(folder: Folder) -> Found:
     step = step_of(folder.name) or 0
     try:
         sizes = {name: size for name, size in folder.entries().items() if size is not None}
-        written_ns = max((folder.modified_ns(name) for name in sizes), default=0)
+        newest = [MANIFEST] if MANIFEST in sizes else sizes
+        written_ns = max((folder.modified_ns(name) for name in newest), default=0)
     except OSError as error:
         return Found(folder, step, "unreadable", 0, 0, f"{folder} can't be read: {error}")
     num_bytes = sum(sizes.values())

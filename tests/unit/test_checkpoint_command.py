@@ -22,7 +22,7 @@ import torch
 
 from infnet_dist.checkpoint import export, files
 from infnet_dist.checkpoint.command import main
-from infnet_dist.checkpoint.manifest import read_manifest
+from infnet_dist.checkpoint.manifest import CheckpointManifest, read_manifest
 from infnet_dist.filesystem import Folder
 from tests.checkpoints import STATE, TABLE, Cut, by_columns, by_rows, whole, write_checkpoint
 
@@ -368,6 +368,29 @@ def test_prune_keeps_the_newest_that_is_complete(tmp_path: Path, run: Run) -> No
     (tmp_path / "step-00000015" / "manifest.json").unlink()
     code, _, err = run("prune", tmp_path, "--keep-last", 1, "--yes", "--damaged")
     assert code == 1 and "no checkpoint is complete: nothing is deleted" in err
+
+
+def test_prune_can_look_into_the_files(tmp_path: Path, run: Run) -> None:
+    checkpoints_of_a_run(tmp_path)
+    flip(Folder(tmp_path / "step-00000025"), "rank-00001-00-0123abcd.safetensors", 3_000)
+    rules = ("--keep-last", 1, "--yes")
+    said = read_json(run("prune", tmp_path, *rules, "--dry-run", "--verify", "--json"))
+    assert [(one["folder"][-2:], one["reason"]) for one in said["kept"]] == [
+        ("20", "newest"),
+        ("25", "damaged"),
+    ]
+    broken = mock.patch.object(Folder, "read", side_effect=OSError("gone"))
+    with broken, mock.patch("infnet_dist.checkpoint.places.read_manifest", read_by_path):
+        code, _, err = run("prune", tmp_path, *rules, "--verify", "--damaged")
+    assert code == 1 and "no checkpoint is complete" in err, "the storage's fault, not theirs"
+    assert run("prune", tmp_path, *rules, "--verify", "--damaged")[0] == 0
+    assert names(tmp_path) == [20]
+
+
+def read_by_path(folder: Folder) -> CheckpointManifest:
+    raw = json.loads((Path(folder.url) / "manifest.json").read_bytes())
+    del raw["crc32"]
+    return CheckpointManifest.model_validate(raw)
 
 
 @pytest.mark.parametrize(
