@@ -38,14 +38,18 @@ class DamagedError(CheckpointError):
 def pack(pieces: Iterable[Piece]) -> list[list[Piece]]:
     """Pieces by file: a file holds each name once, and not much more than `_FILE_BYTES`."""
     files: list[list[Piece]] = []
+    sizes: list[int] = []
+    first: dict[str, int] = {}  # by name, the first file that may hold it
     for piece in pieces:
-        for file in files:
-            fits = sum(p.nbytes for p in file) + piece.nbytes <= _FILE_BYTES
-            if fits and all(p.name != piece.name for p in file):
-                file.append(piece)
-                break
-        else:
-            files.append([piece])
+        at = first.get(piece.name, 0)
+        while at < len(files) and sizes[at] + piece.nbytes > _FILE_BYTES:
+            at += 1
+        if at == len(files):
+            files.append([])
+            sizes.append(0)
+        files[at].append(piece)
+        sizes[at] += piece.nbytes
+        first[piece.name] = at + 1
     return files
 
 
