@@ -2,7 +2,7 @@
 
 import itertools
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import torch
@@ -13,13 +13,13 @@ from infnet_dist.checkpoint.manifest import (
     CheckpointManifest,
     DataOrder,
     Progress,
-    SavedChunk,
     SavedFile,
     SavedTensor,
     dump_manifest,
     name_of,
 )
 from infnet_dist.checkpoint.pieces import Piece
+from infnet_dist.checkpoint.saving import merge_chunks
 from infnet_dist.filesystem import Folder
 
 TABLE = "model.model.sparse.embeddings.embeddings.{0}.weight"
@@ -110,21 +110,7 @@ def write_checkpoint(
         block_bytes=block_bytes,
         files=plain,
         tensor_files=sizes,
-        tensors=merged(found),
+        tensors=merge_chunks(found),
     )
     folder.put(MANIFEST, dump_manifest(manifest))
     return folder
-
-
-def merged(found: Sequence[tuple[str, SavedTensor]]) -> dict[str, SavedTensor]:
-    """Tensors with all their chunks, checked."""
-    chunks: dict[str, list[SavedChunk]] = {}
-    for name, tensor in found:
-        chunks.setdefault(name, []).extend(tensor.chunks)
-    first = {name: tensor for name, tensor in reversed(found)}
-    return {
-        name: SavedTensor(
-            data_type=first[name].data_type, shape=first[name].shape, chunks=tuple(of_it)
-        )
-        for name, of_it in chunks.items()
-    }

@@ -203,7 +203,7 @@ class Saver:
                 "config.yaml": self._put(folder, "config.yaml", dump_config(self._config)),
             },
             tensor_files=sizes,
-            tensors=_merge(tensor for _, tensors in found for tensor in tensors),
+            tensors=merge_chunks(tensor for _, tensors in found for tensor in tensors),
         )
         self._retry(folder.put, MANIFEST, dump_manifest(manifest))
         prune(self._folder, self._config.checkpoint, newest=folder, manifest=manifest)
@@ -262,17 +262,19 @@ def _make_room(pieces: Sequence[Piece]) -> dict[PieceKey, torch.Tensor]:
     return room
 
 
-def _merge(found: Iterable[tuple[str, SavedTensor]]) -> dict[str, SavedTensor]:
-    """Tensors by name from those with one chunk each."""
-    merged: dict[str, SavedTensor] = {}
+def merge_chunks(found: Iterable[tuple[str, SavedTensor]]) -> dict[str, SavedTensor]:
+    """Tensors by name from those with one chunk each; a ValueError unless chunks tile them."""
+    by_name: dict[str, list[SavedTensor]] = {}
     for name, tensor in found:
-        known = merged.get(name)
-        merged[name] = (
-            tensor
-            if known is None
-            else known.model_copy(update={"chunks": known.chunks + tensor.chunks})
+        by_name.setdefault(name, []).append(tensor)
+    return {
+        name: SavedTensor(
+            data_type=parts[0].data_type,
+            shape=parts[0].shape,
+            chunks=tuple(chunk for part in parts for chunk in part.chunks),
         )
-    return merged
+        for name, parts in by_name.items()
+    }
 
 
 def _reason(error: BaseException | None) -> str:

@@ -16,7 +16,12 @@ from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader
 
 from infnet_dist.checkpoint import files
 from infnet_dist.checkpoint.files import DamagedError, NotFiniteError, write_file
-from infnet_dist.checkpoint.manifest import DATA_TYPES, CheckpointManifest, read_manifest
+from infnet_dist.checkpoint.manifest import (
+    DATA_TYPES,
+    CheckpointManifest,
+    complete_checkpoints,
+    read_manifest,
+)
 from infnet_dist.checkpoint.pieces import Piece
 from infnet_dist.checkpoint.reading import TensorReader
 from infnet_dist.filesystem import Folder
@@ -229,3 +234,12 @@ def test_a_file_holds_each_name_once() -> None:
         [("x", 32)],
         [("z", 800)],
     ]
+
+
+def test_a_checkpoint_that_lacks_a_part_is_not_written(tmp_path: Path) -> None:
+    """Noticed when it is saved, not when a run wants to go on from it."""
+    tensor = planted((6, 4), torch.float32)
+    for parts in (by_rows(tensor, 3).parts[:2], by_rows(tensor, 3).parts[:1] * 3):
+        with pytest.raises(ValueError, match=r"don't make up the whole tensor|overlap"):
+            write_checkpoint(Folder(tmp_path), {"model.x": Cut(tensor, parts)})
+    assert complete_checkpoints(Folder(tmp_path)) == []
