@@ -92,7 +92,8 @@ class WorkerContext:
         """Run `action` on this rank; if it fails on any rank, fail on all of them, and at once.
 
         Raises:
-            UserError: the first failing rank's message (its own type where that rank is this one).
+            UserError: what the first failing rank raised, with its type; any other error of another
+                rank as a plain UserError.
         """
         error: BaseException | None = None
         result: T | None = None
@@ -100,18 +101,22 @@ class WorkerContext:
             result = action()
         except (Exception, CheckpointException) as caught:
             error = caught
-        found = [m for m in self.gather(_describe(error)) if m is not None]
+        found = [other for other in self.gather(_told(error)) if other is not None]
         if error is not None:
             raise error
         if found:
-            raise UserError(found[0])
+            kind, message = found[0]
+            raise kind(message)
         return result  # type: ignore[return-value]
 
 
-def _describe(error: BaseException | None) -> str | None:
+def _told(error: BaseException | None) -> tuple[type[UserError], str] | None:
+    """An error as the other ranks get to know it."""
     if error is None:
         return None
-    return str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
+    if isinstance(error, UserError):
+        return type(error), str(error)
+    return UserError, f"{type(error).__name__}: {error}"
 
 
 def backend_for(use_gpu: bool) -> str:

@@ -37,7 +37,7 @@ def run_local(
     num_workers: int,
     use_gpu: bool = False,
     timeout_s: float = 600.0,
-    start_method: str = "spawn",
+    start_method: str = "forkserver",
 ) -> list[Any]:
     """Run `worker(context, **arguments)` on `num_workers` processes with a process group.
 
@@ -47,7 +47,8 @@ def run_local(
         num_workers: processes.
         use_gpu: one GPU each.
         timeout_s: how long a collective may take.
-        start_method: "spawn", or "fork" where the parent hasn't started threads (tests).
+        start_method: "forkserver", whose processes share what they import and start again in no
+            time; or "fork" where the parent hasn't started threads (tests).
 
     Returns:
         What each rank returned, in rank order.
@@ -58,6 +59,8 @@ def run_local(
         RuntimeError: any other failure; the worker has printed its traceback.
     """
     methods = multiprocessing.get_context(start_method)
+    if start_method == "forkserver":
+        methods.set_forkserver_preload([worker.__module__])
     port = free_port()
     processes: list[BaseProcess] = []
     pipes: list[Connection] = []

@@ -1,0 +1,272 @@
+"""Starts a real job, injects a fault at a chosen point, and checks what must hold each time.
+
+1. The outcome is the one that docs/faults.md promises (exit code, and what the last line says).
+2. No row of an epoch is lost or read twice, by a ledger that the workers write step by step.
+3. Every checkpoint that is left is intact.
+4. The error, if there is one, is readable: one last line, and no traceback after it.
+"""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import psutil
+import torch
+import yaml
+
+from infnet_dist import checkpoint
+from infnet_dist.checkpoint.reading import TensorReader
+from infnet_dist.filesystem import Folder
+from tests.conftest import REPOSITORY
+from tests.runs import make_config
+
+SITE = Path(__file__).parent / "site"
+TIMEOUT_S = 150
+
+
+@dataclass
+class Fault:
+    """What goes wrong, where and when; see site/sitecustomize.py."""
+
+    point: str
+    action: str = "kill"
+    rank: int = 1
+    step: int = 0
+    seconds: float = 0.0
+
+
+@dataclass
+class Ended:
+    """A job that has ended."""
+
+    code: int
+    text: str
+    seconds: float
+    last_line: str = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.last_line = next((x for x in reversed(self.text.splitlines()) if x.strip()), "")
+
+
+class Job:
+    """A run of `python -m ray_jobs.train` on this machine.
+
+    Args:
+        folder: of this test: data stand elsewhere.
+        data: a training set.
+        changes: sections of the run file.
+    """
+
+    def __init__(self, folder: Path, data: Path, **changes: Any) -> None:
+        settings: dict[str, Any] = {
+            "training": {"log_every_steps": 7},
+            "checkpoint": {"every_steps": 10, "keep_last": 99},
+            "scaling": {"num_workers": 2, "hang_timeout_s": 6.0},
+            "model": {"dropout": 0.2},
+        }
+        for section, values in changes.items():
+            settings[section] = settings.get(section, {}) | values
+        self.config = make_config(data, folder / "runs", **settings)
+        self.folder = folder
+        self.run_folder = folder / "runs" / "test" / "run"
+        self.ledger = folder / "ledger"
+        self.ledger.mkdir(parents=True, exist_ok=True)
+        self.config_file = folder / "config.yaml"
+        self.config_file.write_text(yaml.safe_dump(self.config.model_dump(mode="json")))
+        self._faults = 0
+
+    def environ(self, *faults: Fault) -> dict[str, str]:
+        """The environment of a job that meets these faults, each once."""
+        listed = []
+        for fault in faults:
+            self._faults += 1
+            once = str(self.folder / f"fault-{self._faults}")
+            listed.append(vars(fault) | {"once": once})
+        return os.environ | {
+            "PYTHONPATH": os.pathsep.join([str(SITE), str(REPOSITORY)]),
+            "OMP_NUM_THREADS": "1",
+            "PYTHONUNBUFFERED": "1",
+            "INFNET_FAULTS": json.dumps(listed),
+            "INFNET_LEDGER": str(self.ledger),
+        }
+
+    def command(self, launcher: str = "local") -> list[str]:
+        """The job's command."""
+        return [
+            *(sys.executable, "-m", "ray_jobs.train", "--config", str(self.config_file)),
+            *("--launcher", launcher, "--run-id", "run"),
+        ]
+
+    def start(self, *faults: Fault) -> "Running":
+        """Start it, without Ray."""
+        return Running(self.command(), self.environ(*faults), self.folder)
+
+    def run(self, *faults: Fault) -> Ended:
+        """Run it to its end, without Ray."""
+        return self.start(*faults).wait()
+
+    def check(self, ended: Ended, *, code: int = 0, says: str | None = None) -> None:
+        """The outcome, the checkpoints and the error; rows are checked once the run is done."""
+        assert ended.code == code, ended.text[-3000:]
+        if says is not None:
+            assert re.search(says, ended.text), ended.text[-3000:]
+        if code:
+            assert re.match("error: |stopped by ", ended.last_line), ended.text[-3000:]
+            assert len(ended.last_line) < 1_000
+        self.check_checkpoints()
+        if code == 0:
+            self.check_rows()
+        assert no_processes_left(self.folder), "orphans"
+
+    def check_checkpoints(self) -> None:
+        """All that are complete hold what they say."""
+        for folder in checkpoint.complete_checkpoints(self.checkpoints):
+            manifest = checkpoint.read_manifest(folder)
+            reader = TensorReader(folder, manifest)
+            faults = [f for file in manifest.tensor_files for _, f in reader.check(file) if f]
+            assert not faults, faults
+
+    @property
+    def checkpoints(self) -> Folder:
+        """The folder of the run's checkpoints."""
+        return Folder(self.run_folder / "checkpoints")
+
+    def check_rows(self) -> None:
+        """Every row of every epoch was trained on once, as far as the final weights know."""
+        rows = 2400
+        steps = effective_steps(self.ledger)
+        for epoch in range(self.config.training.epochs):
+            seen = Counter(
+                row
+                for line in steps
+                if line["epoch"] == epoch
+                for start, stop in line["intervals"]
+                for row in range(start, stop)
+            )
+            assert len(seen) == rows, f"{rows - len(seen)} rows lost in epoch {epoch}"
+            assert max(seen.values()) == 1, "rows read twice"
+
+    def tensors(self) -> dict[str, torch.Tensor]:
+        """All tensors of the newest checkpoint."""
+        folder = checkpoint.newest(self.checkpoints)
+        assert folder is not None
+        manifest = checkpoint.read_manifest(folder)
+        reader = TensorReader(folder, manifest)
+        return {
+            name: reader.rows(name, 0, saved.shape[0] if saved.shape else 1)
+            for name, saved in manifest.tensors.items()
+        }
+
+    def log(self) -> list[dict[str, Any]]:
+        """The metrics, without what depends on the clock."""
+        lines = (self.run_folder / "metrics.jsonl").read_text().splitlines()
+        hidden = ("perf/", "memory/")
+        return [
+            {k: v for k, v in json.loads(line).items() if not k.startswith(hidden)}
+            for line in lines
+        ]
+
+    def assert_same(self, undisturbed: "Job") -> None:
+        """Final weights, optimizer state and the log are those of the undisturbed run, bitwise."""
+        mine, theirs = self.tensors(), undisturbed.tensors()
+        assert mine.keys() == theirs.keys()
+        for name, value in theirs.items():
+            assert torch.equal(mine[name], value), name
+        assert self.log() == undisturbed.log()
+
+
+class Running:
+    """A job that runs."""
+
+    def __init__(self, command: list[str], environ: dict[str, str], folder: Path) -> None:
+        self._log = folder / f"job-{time.monotonic_ns()}.log"
+        self._began = time.monotonic()
+        with self._log.open("w") as out:
+            self.process = subprocess.Popen(
+                command,
+                cwd=REPOSITORY,
+                env=environ,
+                stdin=subprocess.DEVNULL,
+                stdout=out,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+
+    def wait_for(self, pattern: str) -> None:
+        """Wait until the output has a line like this."""
+        deadline = time.monotonic() + TIMEOUT_S
+        while not re.search(pattern, self._log.read_text(errors="replace")):
+            assert self.process.poll() is None, self._log.read_text(errors="replace")[-3000:]
+            assert time.monotonic() < deadline, f"no line like {pattern!r}"
+            time.sleep(0.05)
+
+    def send(self, number: signal.Signals) -> None:
+        """Send the job's main process a signal."""
+        self.process.send_signal(number)
+
+    def workers(self) -> list[psutil.Process]:
+        """The worker processes, by age."""
+        children = psutil.Process(self.process.pid).children()
+        return sorted(
+            (c for c in children if "spawn_main" in " ".join(c.cmdline())),
+            key=lambda child: child.create_time(),
+        )
+
+    def wait(self) -> Ended:
+        """Wait for its end."""
+        try:
+            code = self.process.wait(TIMEOUT_S)
+        except subprocess.TimeoutExpired:
+            for process in [*psutil.Process(self.process.pid).children(recursive=True)]:
+                process.kill()
+            self.process.kill()
+            raise
+        text = self._log.read_text(errors="replace")
+        return Ended(code, text, time.monotonic() - self._began)
+
+
+def effective_steps(ledger: Path) -> list[dict[str, Any]]:
+    """The steps that led to the final weights: a later attempt replaces what it made again."""
+    lines = [
+        json.loads(line)
+        for path in ledger.glob("*.jsonl")
+        for line in path.read_text().splitlines()
+        if line.endswith("}")
+    ]
+    began: dict[int, float] = {}  # by attempt
+    for line in lines:
+        time_s, port = line["attempt"]
+        began[port] = min(began.get(port, time_s), time_s)
+    last: dict[int, int] = {}  # the attempt that made a step last
+    for line in lines:
+        port = line["attempt"][1]
+        other = last.setdefault(line["step"], port)
+        if began[port] > began[other]:
+            last[line["step"]] = port
+    return [line for line in lines if last[line["step"]] == line["attempt"][1]]
+
+
+def no_processes_left(folder: Path) -> bool:
+    """Whether all processes that speak of the test's folder are gone, soon."""
+    deadline = time.monotonic() + 10
+    while time.monotonic() < deadline:
+        if not any(_speaks_of(process, str(folder)) for process in psutil.process_iter()):
+            return True
+        time.sleep(0.2)
+    return False
+
+
+def _speaks_of(process: psutil.Process, text: str) -> bool:
+    try:
+        environ = process.environ().get("INFNET_LEDGER", "")
+    except psutil.Error:
+        return False
+    return text in environ and process.pid != os.getpid()

@@ -1,0 +1,35 @@
+"""A Ray of several nodes on this machine; obeys words on its standard input: kill, add."""
+
+import sys
+
+import ray
+from ray.cluster_utils import Cluster
+
+
+def main() -> None:
+    """Start, obey, and end everything when the input closes."""
+    cluster = Cluster(
+        initialize_head=True,
+        head_node_args={"num_cpus": 0, "include_dashboard": False, "object_store_memory": 2**27},
+    )
+    nodes = [add(cluster) for _ in range(2)]
+    cluster.wait_for_nodes()
+    print("answer:", cluster.address, flush=True)
+    try:
+        for line in sys.stdin:
+            if line.strip() == "kill":
+                cluster.remove_node(nodes.pop(), allow_graceful=False)
+            else:
+                nodes.append(add(cluster))
+            print("answer: done", flush=True)
+    finally:
+        ray.shutdown()
+        cluster.shutdown()
+
+
+def add(cluster: Cluster):
+    return cluster.add_node(num_cpus=1, object_store_memory=2**27)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,122 @@
+"""Faults of a run without Ray: killed, hanging, stopped, full, spoilt. docs/faults.md promises."""
+
+import signal
+from pathlib import Path
+
+import pytest
+
+from tests.faults.kit import Fault, Job
+from tests.runs import make_tiny_set
+
+
+@pytest.fixture(scope="session")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_tiny_set(tmp_path_factory.mktemp("data") / "tiny")
+
+
+@pytest.fixture(scope="session")
+def undisturbed(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Job:
+    job = Job(tmp_path_factory.mktemp("undisturbed"), data)
+    job.check(job.run())
+    return job
+
+
+KILLS = [
+    pytest.param(Fault("backward", rank=1, step=17), id="rank 1 in backward"),
+    pytest.param(Fault("save", rank=0, step=20), id="rank 0 in a save"),
+    pytest.param(Fault("manifest", rank=0, step=10), id="rank 0 before the manifest"),
+    pytest.param(Fault("step", rank=0, step=1), id="rank 0 in the first step"),
+    pytest.param(Fault("prune", rank=0, step=30), id="rank 0 after the manifest"),
+    pytest.param(Fault("evaluate", rank=1), id="rank 1 in the evaluation"),
+    pytest.param(Fault("step", "exit", rank=1, step=33), id="rank 1 exits"),
+]
+
+
+@pytest.mark.parametrize("fault", KILLS)
+def test_a_worker_that_dies(tmp_path: Path, data: Path, undisturbed: Job, fault: Fault) -> None:
+    job = Job(tmp_path, data)
+    ended = job.run(fault)
+    code = 17 if fault.action == "exit" else -9
+    says = rf"worker {fault.rank} died \(exit code {code}\); starting again from (step-|the beg)"
+    job.check(ended, says=says)
+    job.assert_same(undisturbed)
+
+
+def test_two_deaths_and_one_while_loading(tmp_path: Path, data: Path, undisturbed: Job) -> None:
+    job = Job(tmp_path, data)
+    ended = job.run(Fault("step", step=19), Fault("load", rank=-1), Fault("step", step=29, rank=0))
+    job.check(ended, says=r"starting again from step-00000020 \(1 of 3 restarts")
+    job.assert_same(undisturbed)
+
+
+def test_too_many_deaths_without_a_new_checkpoint(tmp_path: Path, data: Path) -> None:
+    job = Job(tmp_path, data, scaling={"max_failures": 1})
+    ended = job.run(Fault("step", step=5), Fault("step", step=7))
+    says = r"error: .*worker 1 died .* failure 2 without a new checkpoint .* from the beginning"
+    job.check(ended, code=1, says=says)
+
+
+@pytest.mark.parametrize("action", ["sleep", "stop"])
+def test_a_worker_that_hangs(tmp_path: Path, data: Path, undisturbed: Job, action: str) -> None:
+    job = Job(tmp_path, data)
+    ended = job.run(Fault("step", action, rank=1, step=25))
+    job.check(ended, says=r"rank 1 hangs in step 2[45].*nothing moved for 6 s; starting again")
+    job.assert_same(undisturbed)
+
+
+def test_a_bug_is_not_tried_again(tmp_path: Path, data: Path) -> None:
+    job = Job(tmp_path, data)
+    ended = job.run(Fault("step", "raise", step=12))
+    job.check(ended, code=1, says=r"error: RuntimeError: worker 1: KeyError: 'a bug'")
+    assert "starting again" not in ended.text
+
+
+@pytest.mark.parametrize("kind", [signal.SIGINT, signal.SIGTERM])
+def test_stopped_by_a_signal(
+    tmp_path: Path, data: Path, undisturbed: Job, kind: signal.Signals
+) -> None:
+    job = Job(tmp_path, data)
+    running = job.start()
+    running.wait_for(r"saved .*step-00000010")
+    running.send(kind)
+    job.check(
+        running.wait(), code=128 + kind, says=rf"stopped by {kind.name} after step \d+, saved"
+    )
+    job.check(job.run(), says="going on after step")
+    job.assert_same(undisturbed)
+
+
+def test_the_main_process_is_killed(tmp_path: Path, data: Path, undisturbed: Job) -> None:
+    job = Job(tmp_path, data)
+    running = job.start()
+    running.wait_for(r"saved .*step-00000010")
+    running.send(signal.SIGKILL)
+    assert running.wait().code == -9
+    job.check_checkpoints()
+    job.check(job.run(), says="going on after step")
+    job.assert_same(undisturbed)
+
+
+def test_preempted_by_sigterm_to_a_worker(tmp_path: Path, data: Path, undisturbed: Job) -> None:
+    job = Job(tmp_path, data)
+    ended = job.run(Fault("step", "sigterm", rank=1, step=13))
+    job.check(
+        ended, code=143, says="stopped by SIGTERM after step 13, saved .*step-00000013; --run"
+    )
+    job.check(job.run(), says="going on after step 13")
+    job.assert_same(undisturbed)
+
+
+def test_no_room_while_saving(tmp_path: Path, data: Path, undisturbed: Job) -> None:
+    job = Job(tmp_path, data, checkpoint={"retry_s": 20})
+    ended = job.run(Fault("save", "full", rank=1, step=0, seconds=3))
+    job.check(ended, says=r"can't write \(\[Errno 28\] No space left on device\); trying again in")
+    job.assert_same(undisturbed)
+
+
+def test_no_room_at_all(tmp_path: Path, data: Path) -> None:
+    job = Job(tmp_path, data, checkpoint={"retry_s": 0.5})
+    ended = job.run(Fault("save", "full", rank=1, step=0, seconds=600))
+    says = r"No space left on device; earlier checkpoints are untouched; training goes on"
+    job.check(ended, code=1, says=says)
+    assert "error: can't save to" in ended.last_line

@@ -1,0 +1,200 @@
+"""Faults of a run on Ray: workers and nodes lost, the driver killed, jobs stopped."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+
+from ray_jobs._local_ray import LocalRay, job_environ
+from tests.conftest import REPOSITORY
+from tests.faults.kit import Fault, Job, Running
+from tests.runs import make_tiny_set
+
+pytestmark = pytest.mark.timeout(300)
+
+
+@pytest.fixture(scope="session")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_tiny_set(tmp_path_factory.mktemp("data") / "tiny")
+
+
+@pytest.fixture(scope="session")
+def undisturbed(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Job:
+    job = Job(tmp_path_factory.mktemp("undisturbed"), data)
+    job.check(job.run())
+    return job
+
+
+@pytest.fixture(scope="module")
+def ray(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalRay]:
+    with LocalRay(tmp_path_factory.mktemp("root"), num_cpus=4) as running:
+        yield running
+
+
+def start_on_ray(job: Job, environ: dict[str, str], address: str, *faults: Fault) -> Running:
+    """The driver as a process here; its workers get the faults by the job's runtime environment."""
+    own = job.environ(*faults)
+    names = ("PYTHONPATH", "INFNET_FAULTS", "INFNET_LEDGER", "OMP_NUM_THREADS")
+    runtime = {"env_vars": {name: own[name] for name in names}}
+    connected = environ | {
+        "RAY_ADDRESS": address,
+        "RAY_JOB_CONFIG_JSON_ENV_VAR": json.dumps({"runtime_env": runtime}),
+        "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",
+        "PYTHONPATH": own["PYTHONPATH"],
+    }
+    return Running(job.command("ray"), connected, job.folder)
+
+
+def test_a_worker_that_dies(tmp_path: Path, data: Path, undisturbed: Job, ray: LocalRay) -> None:
+    job = Job(tmp_path, data)
+    fault = Fault("backward", rank=1, step=17)
+    ended = start_on_ray(job, ray.environ, ray.address, fault).wait()
+    job.check(ended, says=r"worker.* is gone: .*; starting again from step-00000010 \(1 of 3")
+    job.assert_same(undisturbed)
+
+
+def test_a_worker_that_hangs(tmp_path: Path, data: Path, undisturbed: Job, ray: LocalRay) -> None:
+    job = Job(tmp_path, data)
+    fault = Fault("step", "sleep", rank=0, step=25)
+    ended = start_on_ray(job, ray.environ, ray.address, fault).wait()
+    job.check(ended, says=r"rank 0 hangs in step 25 .*nothing moved for 6 s; starting again")
+    job.assert_same(undisturbed)
+
+
+def test_the_driver_is_killed_and_started_again(
+    tmp_path: Path, data: Path, undisturbed: Job, ray: LocalRay
+) -> None:
+    job = Job(tmp_path, data)
+    running = start_on_ray(job, ray.environ, ray.address)
+    running.wait_for(r"saved .*step-00000010")
+    running.send(signal.SIGKILL)
+    assert running.wait().code == -9
+    ended = start_on_ray(job, ray.environ, ray.address).wait()
+    job.check(ended, says="going on after step")
+    job.assert_same(undisturbed)
+
+
+def test_a_job_that_is_stopped(tmp_path: Path, data: Path, undisturbed: Job, ray: LocalRay) -> None:
+    """`ray job stop`: SIGTERM to the driver, three seconds, SIGKILL."""
+    job = Job(tmp_path, data, training={"log_every_steps": 7, "epochs": 1})
+    own = job.environ(Fault("step", "nap", rank=-1, step=12, seconds=4))
+    names = ("PYTHONPATH", "INFNET_FAULTS", "INFNET_LEDGER", "OMP_NUM_THREADS")
+    runtime = json.dumps({"env_vars": {name: own[name] for name in names}})
+    at = ["--address", ray.dashboard_url]
+    submit = ["job", "submit", *at, "--no-wait", "--submission-id", "stopme"]
+    command = [*submit, "--runtime-env-json", runtime, "--", *job.command("ray")]
+    subprocess.run([ray_command(), *command], env=ray.environ, check=True, capture_output=True)
+    wait_until(lambda: list(job.run_folder.glob("checkpoints/step-*10/manifest.json")))
+    stopped = subprocess.run(
+        [ray_command(), "job", "stop", *at, "stopme"], env=ray.environ, capture_output=True
+    )
+    assert stopped.returncode == 0, stopped.stderr
+    wait_until(lambda: not job_processes(job))
+    steps = [int(p.parent.name[5:]) for p in job.run_folder.glob("checkpoints/*/manifest.json")]
+    assert max(steps) >= 12, "it saved where it was stopped"
+    assert not (job.run_folder / "stop").exists()
+    job.check(start_on_ray(job, ray.environ, ray.address).wait(), says="going on after step")
+    job.assert_same(undisturbed)
+
+
+def test_a_node_is_lost_and_comes_back(tmp_path: Path, data: Path) -> None:
+    """Two nodes of one worker each: 2 workers, then 1, then 2 again; no row lost or doubled."""
+    job = Job(
+        tmp_path,
+        data,
+        scaling={"num_workers": 2, "min_workers": 1, "hang_timeout_s": 30},
+        training={"log_every_steps": 7, "epochs": 1},
+    )
+    naps = [Fault("step", "nap", rank=0, step=step, seconds=1.0) for step in range(12, 75, 2)]
+    with nodes(tmp_path) as cluster:
+        running = start_on_ray(job, cluster.environ, cluster.address, *naps)
+        running.wait_for(r"saved .*step-00000010")
+        cluster.kill_a_node()
+        running.wait_for(r"going on with 1 of 2 workers")
+        running.wait_for(r"(?s)going on with 1 of 2.*going on after step")
+        cluster.add_a_node()
+        running.wait_for(r"room for 2 workers: the 1 save and go on as more")
+        ended = running.wait()
+    job.check(ended)
+    assert len(re.findall("going on after step", ended.text)) == 2
+
+
+class Nodes:
+    """A Ray of a head without CPUs and nodes with one each, in a process of its own."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+
+    def __enter__(self) -> "Nodes":
+        environ = job_environ(self._folder)
+        self.process = subprocess.Popen(
+            [sys.executable, str(Path(__file__).with_name("nodes.py"))],
+            env=environ,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            cwd=REPOSITORY,
+        )
+        self.address = self._answer()
+        self.environ = environ
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        assert self.process.stdin is not None
+        self.process.stdin.close()
+        self.process.wait(60)
+
+    def kill_a_node(self) -> None:
+        """SIGKILL to all of its processes."""
+        self._say("kill")
+
+    def add_a_node(self) -> None:
+        """One like the others."""
+        self._say("add")
+
+    def _say(self, word: str) -> None:
+        assert self.process.stdin is not None
+        self.process.stdin.write(word + "\n")
+        self.process.stdin.flush()
+        assert self._answer() == "done"
+
+    def _answer(self) -> str:
+        assert self.process.stdout is not None
+        for line in self.process.stdout:
+            if line.startswith("answer: "):
+                return line.removeprefix("answer: ").strip()
+        raise AssertionError("the nodes' process ended")
+
+
+nodes = Nodes
+
+
+def ray_command() -> str:
+    return str(Path(sys.executable).with_name("ray"))
+
+
+def job_processes(job: Job) -> list[psutil.Process]:
+    """Processes of the job: its driver and workers."""
+    found = []
+    for process in psutil.process_iter():
+        try:
+            if str(job.ledger) == process.environ().get("INFNET_LEDGER"):
+                found.append(process)
+        except psutil.Error:
+            continue
+    return [process for process in found if process.pid != os.getpid()]
+
+
+def wait_until(condition) -> None:
+    deadline = time.monotonic() + 90
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
