@@ -182,6 +182,7 @@ class _Training:
         self._saved_at = time.monotonic()
         self._stall_s = 0.0
         self._stopped = False
+        self._same_world = manifest is not None and manifest.world_size == self._context.world_size
         self._votes = Votes()
         self._total_steps = self._count_steps()
         self._log = RunLog(
@@ -193,7 +194,8 @@ class _Training:
 
     def run(self) -> None:
         """All epochs, evaluation and checkpoints included."""
-        self._log.start()
+        if not self._same_world:
+            self._log.start()
         if self._progress.step:
             self._log.say("going on after step %s", f"{self._progress.step:,}")
             if self._evaluation_is_due(epoch_ended=not self._progress.consumed):

@@ -6,6 +6,7 @@ Both launchers return what rank 0 returned and raise the root error of the first
 
 import logging
 import os
+import re
 import tempfile
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor, wait
@@ -143,8 +144,14 @@ def _failure(failures: Mapping[int, BaseException]) -> Exception:
     gone = sorted(rank for rank, error in failures.items() if _is_gone(error))
     if not gone:
         return WorkerLostError(f"a worker is gone: {root}")
-    reason = " ".join(str(failures[gone[0]]).split())
-    return WorkerLostError(f"worker {', '.join(map(str, gone))} is gone: {reason}")
+    return WorkerLostError(f"worker {', '.join(map(str, gone))} is gone: {_why(failures[gone[0]])}")
+
+
+def _why(error: BaseException) -> str:
+    """What Ray says of a lost worker, in a line."""
+    text = " ".join(str(error).split())
+    detail = re.search(r"Worker exit detail: (.*?)(?: Some common causes| *$)", text)
+    return detail[1] if detail else text[:200]
 
 
 def _is_gone(error: BaseException) -> bool:

@@ -267,6 +267,9 @@ def no_processes_left(folder: Path) -> bool:
 def _speaks_of(process: psutil.Process, text: str) -> bool:
     try:
         environ = process.environ().get("INFNET_LEDGER", "")
+        title = " ".join(process.cmdline())
     except psutil.Error:
         return False
-    return text in environ and process.pid != os.getpid()
+    # Ray keeps worker processes for later jobs.
+    idle = ("ray::" in title or "default_worker.py" in title) and "Train" not in title
+    return text in environ and not idle and process.pid != os.getpid()

@@ -12,7 +12,8 @@ def main() -> None:
         initialize_head=True,
         head_node_args={"num_cpus": 0, "include_dashboard": False, "object_store_memory": 2**27},
     )
-    nodes = [add(cluster) for _ in range(2)]
+    addresses = (f"127.0.0.{last}" for last in range(2, 250))
+    nodes = [add(cluster, next(addresses)) for _ in range(2)]
     cluster.wait_for_nodes()
     print("answer:", cluster.address, flush=True)
     try:
@@ -20,15 +21,16 @@ def main() -> None:
             if line.strip() == "kill":
                 cluster.remove_node(nodes.pop(), allow_graceful=False)
             else:
-                nodes.append(add(cluster))
+                nodes.append(add(cluster, next(addresses)))
             print("answer: done", flush=True)
     finally:
         ray.shutdown()
         cluster.shutdown()
 
 
-def add(cluster: Cluster):
-    return cluster.add_node(num_cpus=1, object_store_memory=2**27)
+def add(cluster: Cluster, address: str):
+    """A node with an address of its own, so that no driver takes it for the node it runs on."""
+    return cluster.add_node(num_cpus=1, object_store_memory=2**27, node_ip_address=address)
 
 
 if __name__ == "__main__":

@@ -85,7 +85,7 @@ def test_the_driver_is_killed_and_started_again(
 def test_a_job_that_is_stopped(tmp_path: Path, data: Path, undisturbed: Job, ray: LocalRay) -> None:
     """`ray job stop`: SIGTERM to the driver, three seconds, SIGKILL."""
     job = Job(tmp_path, data, training={"log_every_steps": 7, "epochs": 1})
-    own = job.environ(Fault("step", "nap", rank=-1, step=12, seconds=4))
+    own = job.environ(*(Fault("step", "nap", rank=-1, step=i, seconds=0.5) for i in range(11, 38)))
     names = ("PYTHONPATH", "INFNET_FAULTS", "INFNET_LEDGER", "OMP_NUM_THREADS")
     runtime = json.dumps({"env_vars": {name: own[name] for name in names}})
     at = ["--address", ray.dashboard_url]
@@ -99,7 +99,7 @@ def test_a_job_that_is_stopped(tmp_path: Path, data: Path, undisturbed: Job, ray
     assert stopped.returncode == 0, stopped.stderr
     wait_until(lambda: not job_processes(job))
     steps = [int(p.parent.name[5:]) for p in job.run_folder.glob("checkpoints/*/manifest.json")]
-    assert max(steps) >= 12, "it saved where it was stopped"
+    assert max(steps) % 10, "it saved where it was stopped"
     assert not (job.run_folder / "stop").exists()
     job.check(start_on_ray(job, ray.environ, ray.address).wait(), says="going on after step")
     job.assert_same(undisturbed)
