@@ -305,16 +305,31 @@ def test_lists_of_different_lengths(tmp_path: Path, monkeypatch) -> None:
         list(make_reader(tmp_path / "s", manifest).batches())
 
 
-def test_null_items(tmp_path: Path, monkeypatch) -> None:
-    monkeypatch.setattr("infnet_dist.ingest.writer.take_statistics", lambda *_: None)  # reads too
+def test_parts_whose_columns_and_items_may_be_null(tmp_path: Path) -> None:
+    manifest = make_set(tmp_path, 20, rows_per_part=10, row_group_rows=5)
+    before = list(make_reader(tmp_path, manifest).batches())
+    first, second = (tmp_path / part.file for part in manifest.split("train").parts)
+    pq.write_table(make_table(20)[:10], first, row_group_size=5)  # as other writers have it
+    assert pq.read_schema(first).field("click_row").type == pa.list_(pa.int64())
+    assert not pq.read_schema(second).field("click_row").type.value_field.nullable
+    check_split(tmp_path, manifest, SCHEMA, split="train", rank=0, world_size=1)
+    after = make_reader(tmp_path, manifest).batches()
+    for one, other in zip(before, after, strict=True):
+        for name, found in one.sparse_features.to_dict().items():
+            assert torch.equal(found.values(), other.sparse_features[name].values())
+            assert torch.equal(found.lengths(), other.sparse_features[name].lengths())
+        assert torch.equal(one.dense_BN, other.dense_BN)
+        assert torch.equal(one.group_B, other.group_B)
+
+
+def test_null_items(tmp_path: Path) -> None:
+    manifest = make_set(tmp_path / "s", 20, rows_per_part=50, row_group_rows=5)
     table = make_table(20)
     lists = table.column("click_gap").to_pylist()
     lists[14][1] = None
     place = table.column_names.index("click_gap")
     table = table.set_column(place, "click_gap", pa.array(lists, pa.list_(pa.int64())))
-    with TrainingSetWriter(tmp_path / "s", rows_per_part=50, row_group_rows=5, source={}) as writer:
-        writer.write("train", table)
-        manifest = writer.publish(SCHEMA)
+    pq.write_table(table, tmp_path / "s" / "train" / "part-00000.parquet", row_group_size=5)
     with pytest.raises(DataError, match="row group 2, column 'click_gap': null items in lists"):
         list(make_reader(tmp_path / "s", manifest).batches())
 
