@@ -112,6 +112,7 @@ class Reader:
                     if not missing:
                         yield collate(concatenate(taken), BatchRows(epoch, tuple(intervals)))
                         steps, missing, taken, intervals = steps - 1, self.batch_size, [], []
+            del rows, picked  # so that the next block is decoded into their memory
         for _ in range(steps):  # the padded rest; empty for a rank that got a row less
             rows = concatenate(taken) if taken else join([_no_rows(self.schema)], np.arange(0))
             yield collate(rows, BatchRows(epoch, tuple(intervals)))

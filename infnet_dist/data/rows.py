@@ -1,16 +1,15 @@
-"""Rows of several row groups, from which batches are picked, in memory that is used again.
+"""Rows of several row groups, shuffled; batches are slices of them.
 
-Items of lists are copied twice after decoding. First into memory that is kept from block to block,
-so that Arrow decodes every row group into the same few megabytes: fresh pages, and pages out of the
-cache, cost more than the copy. Then into the batch: a list is a *view* until then, 16 bytes that
-say where it lies, and views are what is shuffled. Arrow has such a type, `binary_view`, and its
-cast to plain binary does what neither torch nor fbgemm can: it gathers bytes from many buffers into
-a single new one.
+Plain columns are copied and shuffled in memory that is used again. Items of lists stay where they
+were decoded and are copied once, into the batch: a list is a *view* until then, 16 bytes that say
+where it lies, and views are what is shuffled. Arrow has such a type, `binary_view`, and its cast to
+plain binary does what neither torch nor fbgemm can: it gathers bytes from many buffers into a
+single new one.
 """
 
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
@@ -99,7 +98,6 @@ class Joiner:
         for part in parts:
             self._add(part, joined, start=start, num_rows=len(order))
             start += len(part)
-            del part  # the next row group is decoded into its memory
         plain, views = {}, {}
         for name, columns in joined.plain.items():
             plain[name] = self._memory(f"{name}, shuffled", columns.shape, columns.dtype)
@@ -111,7 +109,7 @@ class Joiner:
         return Rows(plain, views, joined.buffers)
 
     def _add(self, part: Columns, joined: Rows, *, start: int, num_rows: int) -> None:
-        """Copy a part into `joined`, as its rows from `start` on of `num_rows`."""
+        """Put a part into `joined`, as its rows from `start` on of `num_rows`."""
         stop = start + len(part)
         for name, columns in part.plain.items():
             dtype = np.float32 if name in _FLOATS else np.int64
@@ -120,18 +118,16 @@ class Joiner:
                 column[start:stop] = values
         for name, lists in part.lists.items():
             number = len(joined.buffers)
-            values = self._memory(f"buffer {number}", lists.values.shape, np.int64)
-            np.copyto(values, lists.values)
             joined.views[name] = self._memory(f"views of {name}", (num_rows, 4), np.int32)
-            _view(replace(lists, values=values), number, out=joined.views[name][start:stop])
-            joined.buffers.append(pa.py_buffer(values))
+            _view(lists, number, out=joined.views[name][start:stop])
+            joined.buffers.append(pa.py_buffer(lists.values))
 
     def _memory(self, name: str, shape: tuple[int, ...], dtype: npt.DTypeLike) -> Array:
         """Memory of this shape, the same as the last time if that was large enough."""
         size = math.prod(shape)
         kept = self._kept.get(name)
         if kept is None or kept.size < size:
-            kept = self._kept[name] = np.empty(size + size // 8, dtype)  # row groups differ
+            kept = self._kept[name] = np.empty(size + size // 8, dtype)  # blocks differ
         return kept[:size].reshape(shape)
 
 
