@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from infnet_dist.data.manifest import Manifest, Part, arrow_type
+from infnet_dist.data.manifest import Manifest, Part, arrow_type, same_type
 from infnet_dist.data.part_files import ARROW, OpenPart, PartFile
 from infnet_dist.data.ranges import Range, allowed_ranges, bounds
 from infnet_dist.errors import DataError
@@ -104,7 +104,7 @@ def _check_types(folder: Path, part: Part, schema: Schema, open_part: OpenPart) 
         if column not in found.names:
             raise DataError(f"{path} lacks column {column!r} ({expected}); ingest again")
         got = found.field(column).type
-        if got != expected:
+        if not same_type(got, expected):
             raise DataError(f"{path}: column {column!r} is {got}, expected {expected}")
 
 

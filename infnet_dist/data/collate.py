@@ -1,7 +1,6 @@
 """Decoded rows -> RankingBatch."""
 
 import fbgemm_gpu  # noqa: F401 (its operators)
-import numpy as np
 import torch
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
@@ -26,7 +25,7 @@ class Collator:
 
     def __call__(self, picked: Rows, rows: BatchRows) -> RankingBatch:
         """Collate `picked`, which came from `rows`."""
-        plain = {name: torch.from_numpy(values) for name, values in picked.plain.items()}
+        plain = {name: torch.from_numpy(values).T for name, values in picked.plain.items()}
         return RankingBatch(
             sparse_features=self._sparse_features(picked),
             dense_BN=self._padded(plain["numbers"]),
@@ -46,7 +45,7 @@ class Collator:
             lengths[i, : len(picked)] = picked.lengths(key)
         return KeyedJaggedTensor(
             keys=self._keys,
-            values=picked.items(keys, before=np.ascontiguousarray(picked.plain["ids"].T)),
+            values=picked.items(keys, before=picked.plain["ids"]),
             lengths=lengths.flatten(),
             stride=self._batch_size,
         )

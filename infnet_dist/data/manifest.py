@@ -231,4 +231,11 @@ def arrow_type(schema: Schema, column: str) -> pa.DataType:
     return pa.int64()
 
 
+def same_type(found: pa.DataType, expected: pa.DataType) -> bool:
+    """Whether two types are the same, no matter whether items of lists may be null."""
+    if pa.types.is_list(found) and pa.types.is_list(expected):
+        return bool(found.value_type == expected.value_type)
+    return bool(found == expected)
+
+
 _MAKE_ONE = "make one with: python -m ray_jobs.ingest --config CONFIG"

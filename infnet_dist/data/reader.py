@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from itertools import groupby
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 
 from infnet_dist.batch import BatchRows, RankingBatch
@@ -98,12 +99,12 @@ class Reader:
         taken: list[Rows] = []
         intervals: list[Interval] = []
         for block, spans in self._blocks(epoch, mine):
-            rows, order = join(self._read(block), block.rows), block.permutation()
+            rows = join(self._read(block), block.permutation())
             for start, stop in spans:
                 while start < stop:
                     count = min(missing, stop - start)
                     first = start - block.start
-                    picked = rows.pick(order[first : first + count])
+                    picked = rows[first : first + count]
                     intervals.append((start, start + count))
                     start, missing = start + count, missing - count
                     # What a batch still misses may be read into the memory of this block.
@@ -111,8 +112,9 @@ class Reader:
                     if not missing:
                         yield collate(concatenate(taken), BatchRows(epoch, tuple(intervals)))
                         steps, missing, taken, intervals = steps - 1, self.batch_size, [], []
+            del rows, picked  # so that the next block is decoded into their memory
         for _ in range(steps):  # the padded rest; empty for a rank that got a row less
-            rows = concatenate(taken) if taken else join([_no_rows(self.schema)], 0)
+            rows = concatenate(taken) if taken else join([_no_rows(self.schema)], np.arange(0))
             yield collate(rows, BatchRows(epoch, tuple(intervals)))
             taken, intervals = [], []
 

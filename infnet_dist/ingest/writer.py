@@ -5,6 +5,7 @@ is renamed at the end. A half-written folder of a killed run is removed by the n
 """
 
 import shutil
+from collections.abc import Collection
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -34,13 +35,20 @@ class TrainingSetWriter:
         rows_per_part: rows per Parquet file.
         row_group_rows: rows per row group.
         source: what the set is made from; goes into the manifest.
+        nullable: int64 columns that may hold nulls (watch times); other types always may.
 
     Raises:
         DataError: `folder` exists already and isn't empty.
     """
 
     def __init__(
-        self, folder: Path, *, rows_per_part: int, row_group_rows: int, source: dict[str, Any]
+        self,
+        folder: Path,
+        *,
+        rows_per_part: int,
+        row_group_rows: int,
+        source: dict[str, Any],
+        nullable: Collection[str] = (),
     ) -> None:
         """Prepare an empty sibling folder; nothing stands at `folder` until `publish`."""
         if folder.exists() and any(folder.iterdir()):
@@ -50,6 +58,7 @@ class TrainingSetWriter:
         self._rows_per_part = rows_per_part
         self._row_group_rows = row_group_rows
         self._source = source
+        self._nullable = nullable
         self._splits: dict[str, _SplitWriter] = {}
         self._schema: Schema | None = None
 
@@ -74,7 +83,7 @@ class TrainingSetWriter:
         """Append rows to a split; columns keep the order and types of the first chunk."""
         if split not in self._splits:
             self._splits[split] = _SplitWriter(
-                self._partial, split, self._rows_per_part, self._row_group_rows
+                self._partial, split, self._rows_per_part, self._row_group_rows, self._nullable
             )
         self._splits[split].write(table)
 
@@ -104,11 +113,19 @@ class TrainingSetWriter:
 class _SplitWriter:
     """Rolls over Parquet parts of one split."""
 
-    def __init__(self, folder: Path, name: str, rows_per_part: int, row_group_rows: int) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        name: str,
+        rows_per_part: int,
+        row_group_rows: int,
+        nullable: Collection[str],
+    ) -> None:
         self._folder = folder
         self._name = name
         self._rows_per_part = rows_per_part
         self._row_group_rows = row_group_rows
+        self._nullable = nullable
         self._files: list[str] = []
         self._writer: pq.ParquetWriter | None = None
         self._rows_in_part = 0
@@ -131,14 +148,15 @@ class _SplitWriter:
         if not self._pending_rows:
             return
         table = pa.concat_tables(self._pending).combine_chunks()
+        self._pending, self._pending_rows = [], 0
         if self._writer is None:
             self._files.append(f"{self._name}/part-{len(self._files):05d}.parquet")
             path = self._folder / self._files[-1]
             path.parent.mkdir(exist_ok=True)
-            self._writer = part_writer(path, table.schema)
+            self._writer = part_writer(path, table.schema, nullable=self._nullable)
+        table = table.cast(self._writer.schema)
         self._writer.write_table(table, row_group_size=self._row_group_rows)
         self._rows_in_part += table.num_rows
-        self._pending, self._pending_rows = [], 0
         if self._rows_in_part == self._rows_per_part:
             self._close_part()
 

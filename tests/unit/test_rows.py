@@ -8,8 +8,8 @@ from infnet_dist.data.columns import Columns, Lists
 from infnet_dist.data.rows import Joiner, Rows, concatenate
 
 
-def join(parts: list[Columns]) -> Rows:
-    return Joiner()(parts, sum(map(len, parts)))
+def join(parts: list[Columns], order: np.ndarray | None = None) -> Rows:
+    return Joiner()(parts, np.arange(sum(map(len, parts))) if order is None else order)
 
 
 def make_columns(rng: np.random.Generator, rows: int, longest: int) -> tuple[Columns, list]:
@@ -29,13 +29,13 @@ def make_columns(rng: np.random.Generator, rows: int, longest: int) -> tuple[Col
 def assert_holds(rows: Rows, expected: list[tuple[int, list[int], list[int]]]) -> None:
     """Ids, lengths and items are those of a loop over rows."""
     ids, first, second = zip(*expected, strict=True) if expected else ((), (), ())
-    assert rows.plain["ids"][:, 0].tolist() == [*ids]
+    assert rows.plain["ids"][0].tolist() == [*ids]
     assert rows.lengths("first").tolist() == [len(items) for items in first]
     everything = [item for key in (first, second) for items in key for item in items]
     found = rows.items(["first", "second"])
     assert found.dtype == torch.int64
     assert found.tolist() == everything
-    found = rows.items(["first", "second"], before=np.ascontiguousarray(rows.plain["ids"]))
+    found = rows.items(["first", "second"], before=rows.plain["ids"])
     assert found.tolist() == [*ids, *everything]
 
 
@@ -46,18 +46,20 @@ def test_items_are_gathered_as_by_a_loop(groups: tuple[int, ...], longest: int) 
     blocks, expected = [], []
     for _ in range(2):
         made = [make_columns(rng, rows, longest) for rows in groups]
-        blocks.append(join([columns for columns, _ in made]))
-        expected.append([row for _, rows in made for row in rows])
+        rows = [row for _, rows in made for row in rows]
+        order = rng.permutation(len(rows))
+        blocks.append(join([columns for columns, _ in made], order))
+        expected.append([rows[i] for i in order])
     picked, wanted = [], []
     for block, rows in zip(blocks, expected, strict=True):
         assert_holds(block, rows)
-        order = rng.permutation(len(rows))[: len(rows) // 2 + 1]
-        picked.append(block.pick(order))
-        wanted += [rows[i] for i in order]
-        assert_holds(picked[-1], [rows[i] for i in order])
-        assert_holds(picked[-1].own(), [rows[i] for i in order])
+        for some in (slice(0, 1), slice(1, len(rows) // 2 + 1)):
+            picked.append(block[some])
+            wanted += rows[some]
+            assert_holds(picked[-1], rows[some])
+            assert_holds(picked[-1].own(), rows[some])
     assert_holds(concatenate(picked), wanted)
-    assert_holds(blocks[0].pick(np.empty(0, np.int64)), [])
+    assert_holds(blocks[0][:0], [])
 
 
 def test_newest_items() -> None:

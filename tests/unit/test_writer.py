@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
@@ -41,6 +42,30 @@ def test_parts_and_row_groups(
     assert split.time_range_ms == (0, 22)
     assert split.base_rates == {"click": pytest.approx(11 / 23)}
     assert read_manifest(tmp_path / "s") == manifest
+
+
+def test_int64_are_never_null(tmp_path: Path) -> None:
+    table = make_table(12).append_column("watched", pa.array([None, *range(11)], pa.int64()))
+    settings = {"rows_per_part": 5, "row_group_rows": 5, "source": {}}
+    with TrainingSetWriter(tmp_path / "s", **settings, nullable=["watched"]) as writer:
+        writer.write("train", table)
+        writer.publish(SCHEMA)
+    columns = pq.read_schema(tmp_path / "s" / "train" / "part-00000.parquet")
+    lists = [name for name in columns.names if name.startswith("click_")]
+    assert lists and not any(columns.field(name).type.value_field.nullable for name in lists)
+    full = [field.name for field in columns if not field.nullable]
+    assert full == ["row", "user", "time_ms"]
+    assert pq.read_table(tmp_path / "s" / "train")["watched"].to_pylist() == [None, *range(11)]
+
+    with_null = table.set_column(0, "row", pa.array([*range(11), None]))
+    lists = [[1, None], *[[]] * 11]
+    with_null_item = table.set_column(2, "click_row", pa.array(lists, pa.list_(pa.int64())))
+    for bad, message in [(with_null, "'row' with null values"), (with_null_item, "'element'")]:
+        with pytest.raises(ValueError, match=message):
+            with TrainingSetWriter(tmp_path / "t", **settings, nullable=["watched"]) as writer:
+                writer.write("train", bad)
+                writer.publish(SCHEMA)
+        assert [path.name for path in tmp_path.iterdir()] == ["s"]
 
 
 def test_nothing_is_left_of_a_failed_or_unpublished_set(tmp_path: Path) -> None:

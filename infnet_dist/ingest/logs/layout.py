@@ -44,10 +44,14 @@ class Layout:
             return {"rows": 0}
         order = np.random.default_rng((self.seed, self.bucket)).permutation(len(rows))
         types = pa.schema({n: arrow_type(self.schema, n) for n in rows.column_names})
-        with renamed(self.folder / self.file) as path, part_writer(path, types) as writer:
+        labels = [task.column for task in self.schema.tasks]
+        with (
+            renamed(self.folder / self.file) as path,
+            part_writer(path, types, nullable=labels) as writer,
+        ):
             for start in range(0, len(order), self.row_group_rows):
                 chosen = pa.array(order[start : start + self.row_group_rows])
-                group = rows.take(chosen).cast(types)
+                group = rows.take(chosen).cast(writer.schema)
                 writer.write_table(group, row_group_size=self.row_group_rows)
         summary = summarise(self.folder, self.file, self.schema)
         return {"rows": len(rows), "summary": summary.model_dump(mode="json")}
