@@ -28,6 +28,8 @@ log = logging.getLogger("infnet_dist")
 
 # Of starting the workers, RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S each; by default Ray never ends.
 _START_RETRIES = 2
+# Where fewer workers will do: Ray may take a while to see that a node is gone, and waits for it.
+_ELASTIC_START_TIMEOUT_S = 30
 
 
 def launch(
@@ -85,6 +87,9 @@ def _launch_ray(
     from ray.train.v2.api.exceptions import ControllerError, WorkerGroupError
 
     scaling = config.scaling
+    elastic = scaling.min_workers is not None
+    if elastic:
+        os.environ["RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"] = str(_ELASTIC_START_TIMEOUT_S)
     lacking = _lacking(ray.cluster_resources(), scaling)
     if lacking:  # no error yet: the cluster may grow
         log.warning("%s; waiting for them", lacking)
@@ -110,7 +115,7 @@ def _launch_ray(
                 name=config.run.name,
                 storage_path=notes,
                 failure_config=FailureConfig(
-                    max_failures=0, controller_failure_limit=_START_RETRIES
+                    max_failures=0, controller_failure_limit=0 if elastic else _START_RETRIES
                 ),
             ),
         )
@@ -119,9 +124,8 @@ def _launch_ray(
         except WorkerGroupError as error:
             raise _failure(error.worker_failures) from error
         except ControllerError as error:
-            raise UserError(
-                f"Ray couldn't start the workers: {lacking or error.controller_failure}"
-            ) from error
+            reason = f"Ray couldn't start the workers: {lacking or error.controller_failure}"
+            raise (WorkerLostError if elastic else UserError)(reason) from error
 
 
 def _in_thread(action: Callable[[], Any], while_waiting: Callable[[], None]) -> Any:

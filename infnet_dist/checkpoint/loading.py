@@ -2,12 +2,20 @@
 
 import logging
 import time
+from collections.abc import Callable
+from typing import TypeVar
 
+import tenacity
 from tqdm import tqdm
 
 from infnet_dist.checkpoint.files import DamagedError
 from infnet_dist.checkpoint.inspection import row_state, tables_of
-from infnet_dist.checkpoint.manifest import CheckpointManifest, complete_checkpoints, read_manifest
+from infnet_dist.checkpoint.manifest import (
+    CheckpointManifest,
+    UnreadableError,
+    complete_checkpoints,
+    read_manifest,
+)
 from infnet_dist.checkpoint.pieces import Piece, State
 from infnet_dist.checkpoint.reading import TensorReader
 from infnet_dist.context import WorkerContext
@@ -17,6 +25,8 @@ from infnet_dist.parallel import ShardedModel
 from infnet_dist.planning.plan import Plan, shape
 
 _DATA_TYPES = {"F32": "fp32", "F16": "fp16"}
+_RETRY_S = 60.0
+T = TypeVar("T")
 log = logging.getLogger("infnet_dist")
 
 
@@ -31,6 +41,7 @@ def load_newest(
     One that is damaged is skipped with a warning that says why.
 
     Raises:
+        UnreadableError: the storage failed for a minute; on all ranks. Nothing is skipped for that.
         CheckpointError: it is of another model, or all are damaged; on all ranks.
     """
     candidates = context.broadcast(
@@ -81,25 +92,15 @@ def _try(
 ) -> tuple[str, CheckpointManifest | None]:
     """Load a checkpoint; what is wrong with its files, on any rank, instead of a manifest."""
     start = time.perf_counter()
-    manifest: CheckpointManifest | None = None
-    fault = ""
-    try:
-        manifest = read_manifest(folder)
-    except CheckpointError as error:
-        fault = str(error)
+    fault, manifest = context.together(lambda: _patiently(lambda: _manifest_of(folder)))
     if found := _first(context.gather(fault)):
         return found, None
     assert manifest is not None
     state = State(sharded, with_optimizer=with_optimizer)
     pieces = state.pieces()
-    num_bytes = 0
     _check_fits(folder, manifest, pieces, context, with_optimizer=with_optimizer)
-    try:
-        num_bytes = TensorReader(folder, manifest).fill(pieces)
-    except (DamagedError, OSError) as error:
-        fault = (
-            str(error) if isinstance(error, DamagedError) else f"{folder} can't be read: {error}"
-        )
+    reader = TensorReader(folder, manifest)
+    fault, num_bytes = context.together(lambda: _patiently(lambda: _fill(reader, pieces)))
     if found := _first(context.gather(fault)):
         return found, None
     context.together(state.take_over)
@@ -108,6 +109,37 @@ def _try(
         size = tqdm.format_sizeof(num_bytes, "B", 1024)
         log.info("loaded %s (%s on rank 0 in %.1f s)", folder, size, seconds)
     return "", manifest
+
+
+def _manifest_of(folder: Folder) -> tuple[str, CheckpointManifest | None]:
+    """What is wrong with a checkpoint, by its manifest; the manifest if nothing is."""
+    try:
+        return "", read_manifest(folder)
+    except UnreadableError:
+        raise
+    except CheckpointError as error:
+        return str(error), None
+
+
+def _fill(reader: TensorReader, pieces: list[Piece]) -> tuple[str, int]:
+    """What is wrong with a checkpoint's files, and the bytes that were read."""
+    try:
+        return "", reader.fill(pieces)
+    except DamagedError as error:
+        return str(error), 0
+    except OSError as error:
+        raise UnreadableError(f"can't read a checkpoint: {error}") from error
+
+
+def _patiently(read: Callable[[], T]) -> T:
+    """Read again for a while if the storage fails: that isn't the checkpoint's damage."""
+    retrying = tenacity.Retrying(
+        retry=tenacity.retry_if_exception_type(UnreadableError),
+        stop=tenacity.stop_after_delay(_RETRY_S),
+        wait=tenacity.wait_exponential(multiplier=0.5, max=10),
+        reraise=True,
+    )
+    return retrying(read)
 
 
 def _first(faults: list[str]) -> str:

@@ -40,6 +40,10 @@ Shape = Annotated[tuple[Count, ...], Field(max_length=8)]
 Name = Annotated[str, Field(pattern=r"^[^\x00-\x1f\x7f-\x9f]{1,1000}$")]  # safe on a terminal
 
 
+class UnreadableError(CheckpointError):
+    """The storage fails, which says nothing of the checkpoint."""
+
+
 class _Frozen(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -233,7 +237,7 @@ def read_manifest(folder: Folder) -> CheckpointManifest:
         text = folder.read(MANIFEST)
         there = folder.entries()
     except OSError as error:
-        raise CheckpointError(f"checkpoint {folder} can't be read: {error}") from None
+        raise UnreadableError(f"checkpoint {folder} can't be read: {error}") from None
     manifest = _parse(folder, text)
     expected = manifest.tensor_files | {name: file.size for name, file in manifest.files.items()}
     for name, size in expected.items():

@@ -74,8 +74,10 @@ def prune(
 ) -> list[Folder]:
     """Delete the checkpoints in `folder` that needn't be kept, once `newest` is complete.
 
-    Also what earlier attempts left: folders without a manifest, and files of `newest` that its
-    `manifest` doesn't name. What can't be deleted now is warned of and left for the next time.
+    Also what earlier attempts left: folders without a manifest, files of `newest` that its
+    `manifest` doesn't name, and checkpoints of later steps: they were damaged when the run went on
+    from an earlier one, and are no part of its way. What can't be deleted now is warned of and left
+    for the next time.
 
     Returns:
         The folders that were deleted.
@@ -85,7 +87,8 @@ def prune(
         known = {*manifest.files, *manifest.tensor_files, MANIFEST}
         for name in sorted(newest.entries().keys() - known):
             newest.delete(name)
-        complete = complete_checkpoints(folder)
+        last = step_of(newest.name) or 0
+        complete = [f for f in complete_checkpoints(folder) if (step_of(f.name) or 0) <= last]
         kept = {found.name for found in to_keep(complete, config)} | {newest.name}
         for name, size in folder.entries().items():
             if size is None and step_of(name) is not None and name not in kept:

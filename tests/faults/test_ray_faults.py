@@ -134,7 +134,12 @@ class Nodes:
         self._folder = folder
 
     def __enter__(self) -> "Nodes":
-        environ = job_environ(self._folder)
+        environ = job_environ(self._folder) | {
+            "RAY_health_check_initial_delay_ms": "500",
+            "RAY_health_check_period_ms": "500",
+            "RAY_health_check_timeout_ms": "1000",
+            "RAY_health_check_failure_threshold": "3",
+        }
         self.process = subprocess.Popen(
             [sys.executable, str(Path(__file__).with_name("nodes.py"))],
             env=environ,

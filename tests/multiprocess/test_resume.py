@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import threading
 from pathlib import Path
@@ -171,6 +172,11 @@ def test_a_damaged_checkpoint_is_skipped_and_replaced(
         content[-3] ^= 16
         path.write_bytes(content)
     (run / "checkpoints" / "step-00000030").mkdir()  # left by a save that was killed
+    fewer = config_of(tiny_set, tmp_path, training={"log_every_steps": 7, "max_steps": 15})
+    run_ranks(train, 2, config=fewer, run_folder=run)
+    newest = checkpoint.newest(Folder(run / "checkpoints"))
+    assert newest is not None and newest.name == "step-00000015", "not the one of another way"
+    shutil.rmtree(newest.url)
     config = config_of(tiny_set, tmp_path)
     run_ranks(train, 2, config=config, run_folder=run)
     assert_same(run, whole)
