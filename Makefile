@@ -11,7 +11,11 @@ BIN := .venv/bin
 STAMP := .venv/installed-$(EXTRA)
 TESTS := $(wildcard tests/unit tests/multiprocess tests/integration tests/faults)
 
-.PHONY: help install smoke test lint format types bench doctor clean
+# Faults on Ray take minutes each: `make faults` runs them, `make test` those without Ray.
+FAULTS_ON_RAY := tests/faults/test_ray_faults.py
+MINUTES ?= 30
+
+.PHONY: help install smoke test faults soak lint format types bench doctor clean
 
 help:  ## Show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -34,7 +38,14 @@ smoke: $(STAMP)  ## Make a small training set, train 2 workers, evaluate, show t
 	OMP_NUM_THREADS=1 $(BIN)/python -m ray_jobs.smoke --config $(CONFIG)
 
 test: lint types  ## What CI runs: lint, types, then all tests
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(TESTS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(TESTS) --ignore $(FAULTS_ON_RAY)
+
+faults: $(STAMP)  ## All injected faults, those on Ray included (docs/faults.md)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/faults tests/multiprocess/test_resume.py \
+	    tests/multiprocess/test_watchdog.py
+
+soak: $(STAMP)  ## Faults at random for MINUTES=30, then a comparison bit for bit
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.faults.soak --minutes $(MINUTES)
 
 lint: $(STAMP)  ## Style and spelling
 	$(BIN)/ruff check .

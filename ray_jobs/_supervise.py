@@ -40,6 +40,8 @@ def train_to_the_end(config: Config, run_folder: Path, launcher: str) -> dict[st
             the code.
     """
     run_folder.mkdir(parents=True, exist_ok=True)
+    if launcher == "ray":
+        start_ray()  # before our handlers: Ray takes SIGTERM for itself
     stop = _Stop(run_folder)
     failures = 0
     with stop.by_signals():
@@ -176,7 +178,6 @@ def _with_workers_that_fit(config: Config, launcher: str) -> Config:
     scaling = config.scaling
     if launcher != "ray" or scaling.min_workers is None:
         return config
-    start_ray()
     deadline = time.monotonic() + _FEWER_AFTER_S
     while (fit := workers_that_fit(scaling)) < scaling.num_workers and time.monotonic() < deadline:
         time.sleep(0.5)

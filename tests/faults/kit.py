@@ -81,6 +81,7 @@ class Job:
         self.ledger.mkdir(parents=True, exist_ok=True)
         self.config_file = folder / "config.yaml"
         self.config_file.write_text(yaml.safe_dump(self.config.model_dump(mode="json")))
+        self.damaged: set[str] = set()  # checkpoints that a test has damaged, by name
         self._faults = 0
 
     def environ(self, *faults: Fault) -> dict[str, str]:
@@ -132,7 +133,7 @@ class Job:
             manifest = checkpoint.read_manifest(folder)
             reader = TensorReader(folder, manifest)
             faults = [f for file in manifest.tensor_files for _, f in reader.check(file) if f]
-            assert not faults, faults
+            assert not faults or folder.name in self.damaged, faults
 
     @property
     def checkpoints(self) -> Folder:
@@ -164,6 +165,22 @@ class Job:
             name: reader.rows(name, 0, saved.shape[0] if saved.shape else 1)
             for name, saved in manifest.tensors.items()
         }
+
+    def workers(self) -> list[psutil.Process]:
+        """The workers that train at this moment, by the ledger that they write."""
+        found = []
+        for path in self.ledger.glob("*.jsonl"):
+            try:
+                worker = psutil.Process(int(path.stem))
+                if worker.environ().get("INFNET_LEDGER") == str(self.ledger):
+                    found.append(worker)
+            except (psutil.Error, ValueError):
+                continue
+        return found
+
+    def ledger_lines(self) -> list[dict[str, Any]]:
+        """All steps that were made, those that were lost again included."""
+        return ledger_lines(self.ledger)
 
     def log(self) -> list[dict[str, Any]]:
         """The metrics, without what depends on the clock."""
@@ -212,18 +229,10 @@ class Running:
         """Send the job's main process a signal."""
         self.process.send_signal(number)
 
-    def workers(self) -> list[psutil.Process]:
-        """The worker processes, by age."""
-        children = psutil.Process(self.process.pid).children()
-        return sorted(
-            (c for c in children if "spawn_main" in " ".join(c.cmdline())),
-            key=lambda child: child.create_time(),
-        )
-
-    def wait(self) -> Ended:
+    def wait(self, timeout_s: float = TIMEOUT_S) -> Ended:
         """Wait for its end."""
         try:
-            code = self.process.wait(TIMEOUT_S)
+            code = self.process.wait(timeout_s)
         except subprocess.TimeoutExpired:
             for process in [*psutil.Process(self.process.pid).children(recursive=True)]:
                 process.kill()
@@ -235,12 +244,7 @@ class Running:
 
 def effective_steps(ledger: Path) -> list[dict[str, Any]]:
     """The steps that led to the final weights: a later attempt replaces what it made again."""
-    lines = [
-        json.loads(line)
-        for path in ledger.glob("*.jsonl")
-        for line in path.read_text().splitlines()
-        if line.endswith("}")
-    ]
+    lines = ledger_lines(ledger)
     began: dict[int, float] = {}  # by attempt
     for line in lines:
         time_s, port = line["attempt"]
@@ -254,9 +258,19 @@ def effective_steps(ledger: Path) -> list[dict[str, Any]]:
     return [line for line in lines if last[line["step"]] == line["attempt"][1]]
 
 
+def ledger_lines(ledger: Path) -> list[dict[str, Any]]:
+    """All lines of a ledger but those that were being written when a worker was killed."""
+    return [
+        json.loads(line)
+        for path in ledger.glob("*.jsonl")
+        for line in path.read_text().splitlines()
+        if line.endswith("}")
+    ]
+
+
 def no_processes_left(folder: Path) -> bool:
     """Whether all processes that speak of the test's folder are gone, soon."""
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + 30
     while time.monotonic() < deadline:
         if not any(_speaks_of(process, str(folder)) for process in psutil.process_iter()):
             return True

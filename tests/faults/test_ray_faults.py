@@ -1,7 +1,6 @@
 """Faults of a run on Ray: workers and nodes lost, the driver killed, jobs stopped."""
 
 import json
-import os
 import re
 import signal
 import subprocess
@@ -10,12 +9,11 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-import psutil
 import pytest
 
 from ray_jobs._local_ray import LocalRay, job_environ
 from tests.conftest import REPOSITORY
-from tests.faults.kit import Fault, Job, Running
+from tests.faults.kit import Fault, Job, Running, no_processes_left
 from tests.runs import make_tiny_set
 
 pytestmark = pytest.mark.timeout(300)
@@ -97,7 +95,7 @@ def test_a_job_that_is_stopped(tmp_path: Path, data: Path, undisturbed: Job, ray
         [ray_command(), "job", "stop", *at, "stopme"], env=ray.environ, capture_output=True
     )
     assert stopped.returncode == 0, stopped.stderr
-    wait_until(lambda: not job_processes(job))
+    assert no_processes_left(job.folder)
     steps = [int(p.parent.name[5:]) for p in job.run_folder.glob("checkpoints/*/manifest.json")]
     assert max(steps) % 10, "it saved where it was stopped"
     assert not (job.run_folder / "stop").exists()
@@ -184,18 +182,6 @@ nodes = Nodes
 
 def ray_command() -> str:
     return str(Path(sys.executable).with_name("ray"))
-
-
-def job_processes(job: Job) -> list[psutil.Process]:
-    """Processes of the job: its driver and workers."""
-    found = []
-    for process in psutil.process_iter():
-        try:
-            if str(job.ledger) == process.environ().get("INFNET_LEDGER"):
-                found.append(process)
-        except psutil.Error:
-            continue
-    return [process for process in found if process.pid != os.getpid()]
 
 
 def wait_until(condition) -> None:
