@@ -3,9 +3,9 @@
     python -m tests.faults.soak [--minutes 30] [--seed 0] [--folder DIR]     (make soak MINUTES=30)
 
 The faults, one every few seconds: a worker or the main process killed, a worker stopped so that it
-hangs, a signal to stop, a newest checkpoint damaged. Once the minutes are over the run may end. Then
-no row may be lost or doubled, every checkpoint must be intact, and weights, optimizer state and log
-must be those of the undisturbed run, bit for bit.
+hangs, a signal to stop, the newest checkpoint damaged. Once the minutes are over the run may end.
+Then no row may be lost or doubled, every checkpoint must be intact, and weights, optimizer state
+and log must be those of the undisturbed run, bit for bit.
 """
 
 import argparse
