@@ -11,8 +11,6 @@ BIN := .venv/bin
 STAMP := .venv/installed-$(EXTRA)
 TESTS := $(wildcard tests/unit tests/multiprocess tests/integration tests/faults)
 
-# Faults on Ray take minutes each: `make faults` runs them, `make test` those without Ray.
-FAULTS_ON_RAY := tests/faults/test_ray_faults.py
 MINUTES ?= 30
 
 .PHONY: help install smoke test faults soak lint format types bench doctor clean
@@ -38,7 +36,7 @@ smoke: $(STAMP)  ## Make a small training set, train 2 workers, evaluate, show t
 	OMP_NUM_THREADS=1 $(BIN)/python -m ray_jobs.smoke --config $(CONFIG)
 
 test: lint types  ## What CI runs: lint, types, then all tests
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(TESTS) --ignore $(FAULTS_ON_RAY)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(TESTS) -m "not matrix"
 
 faults: $(STAMP)  ## All injected faults, those on Ray included (docs/faults.md)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/faults tests/multiprocess/test_resume.py \

@@ -21,14 +21,15 @@ def undisturbed(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Job:
     return job
 
 
+MATRIX = pytest.mark.matrix
 KILLS = [
     pytest.param(Fault("backward", rank=1, step=17), id="rank 1 in backward"),
     pytest.param(Fault("save", rank=0, step=20), id="rank 0 in a save"),
-    pytest.param(Fault("manifest", rank=0, step=10), id="rank 0 before the manifest"),
-    pytest.param(Fault("step", rank=0, step=1), id="rank 0 in the first step"),
-    pytest.param(Fault("prune", rank=0, step=30), id="rank 0 after the manifest"),
-    pytest.param(Fault("evaluate", rank=1), id="rank 1 in the evaluation"),
-    pytest.param(Fault("step", "exit", rank=1, step=33), id="rank 1 exits"),
+    pytest.param(Fault("manifest", rank=0, step=10), id="rank 0 before the manifest", marks=MATRIX),
+    pytest.param(Fault("step", rank=0, step=1), id="rank 0 in the first step", marks=MATRIX),
+    pytest.param(Fault("prune", rank=0, step=30), id="rank 0 after the manifest", marks=MATRIX),
+    pytest.param(Fault("evaluate", rank=1), id="rank 1 in the evaluation", marks=MATRIX),
+    pytest.param(Fault("step", "exit", rank=1, step=33), id="rank 1 exits", marks=MATRIX),
 ]
 
 
@@ -56,6 +57,7 @@ def test_too_many_deaths_without_a_new_checkpoint(tmp_path: Path, data: Path) ->
     job.check(ended, code=1, says=says)
 
 
+@MATRIX
 @pytest.mark.parametrize("action", ["sleep", "stop"])
 def test_a_worker_that_hangs(tmp_path: Path, data: Path, undisturbed: Job, action: str) -> None:
     job = Job(tmp_path, data)
@@ -64,6 +66,7 @@ def test_a_worker_that_hangs(tmp_path: Path, data: Path, undisturbed: Job, actio
     job.assert_same(undisturbed)
 
 
+@MATRIX
 def test_a_bug_is_not_tried_again(tmp_path: Path, data: Path) -> None:
     job = Job(tmp_path, data)
     ended = job.run(Fault("step", "raise", step=12))
@@ -71,7 +74,9 @@ def test_a_bug_is_not_tried_again(tmp_path: Path, data: Path) -> None:
     assert "starting again" not in ended.text
 
 
-@pytest.mark.parametrize("kind", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize(
+    "kind", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=MATRIX)]
+)
 def test_stopped_by_a_signal(
     tmp_path: Path, data: Path, undisturbed: Job, kind: signal.Signals
 ) -> None:
@@ -97,6 +102,7 @@ def test_the_main_process_is_killed(tmp_path: Path, data: Path, undisturbed: Job
     job.assert_same(undisturbed)
 
 
+@MATRIX
 def test_preempted_by_sigterm_to_a_worker(tmp_path: Path, data: Path, undisturbed: Job) -> None:
     job = Job(tmp_path, data)
     ended = job.run(Fault("step", "sigterm", rank=1, step=13))
@@ -114,6 +120,7 @@ def test_no_room_while_saving(tmp_path: Path, data: Path, undisturbed: Job) -> N
     job.assert_same(undisturbed)
 
 
+@MATRIX
 def test_no_room_at_all(tmp_path: Path, data: Path) -> None:
     job = Job(tmp_path, data, checkpoint={"retry_s": 0.5})
     ended = job.run(Fault("save", "full", rank=1, step=0, seconds=600))

@@ -16,7 +16,7 @@ from tests.conftest import REPOSITORY
 from tests.faults.kit import Fault, Job, Running, no_processes_left
 from tests.runs import make_tiny_set
 
-pytestmark = pytest.mark.timeout(300)
+pytestmark = [pytest.mark.timeout(300), pytest.mark.matrix]
 
 
 @pytest.fixture(scope="session")
