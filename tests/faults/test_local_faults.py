@@ -74,9 +74,7 @@ def test_a_bug_is_not_tried_again(tmp_path: Path, data: Path) -> None:
     assert "starting again" not in ended.text
 
 
-@pytest.mark.parametrize(
-    "kind", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=MATRIX)]
-)
+@pytest.mark.parametrize("kind", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=MATRIX)])
 def test_stopped_by_a_signal(
     tmp_path: Path, data: Path, undisturbed: Job, kind: signal.Signals
 ) -> None:
