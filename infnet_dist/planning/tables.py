@@ -15,10 +15,10 @@ from collections import Counter
 from pathlib import Path
 from typing import Literal, Self, TypeVar
 
-import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from infnet_dist.config_messages import explain
+from infnet_dist.documents import MalformedError, parse_yaml
 from infnet_dist.errors import PlanError
 
 ShardingTypeName = Literal[
@@ -134,8 +134,8 @@ def read_yaml(path: Path, model: type[Model], kind: str) -> Model:
     if not path.is_file():
         raise PlanError(f"no {kind} {path}")
     try:
-        raw = yaml.safe_load(path.read_text())
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raw = parse_yaml(path.read_text())
+    except (OSError, UnicodeDecodeError, MalformedError) as error:
         raise PlanError(f"{path} is not YAML: {' '.join(str(error).split())}") from None
     if not isinstance(raw, dict):
         raise PlanError(f"{path} holds a {type(raw).__name__}, expected keys such as 'tables:'")

@@ -12,6 +12,8 @@ ORDER = [
     "errors",
     "pages",
     "paths",
+    "urls",
+    "documents",
     "filesystem",
     "config_messages",
     "model_config",
