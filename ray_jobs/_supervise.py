@@ -22,7 +22,8 @@ from infnet_dist.stop import STOP_FILE
 from infnet_dist.trainer import train
 from infnet_dist.watchdog import LAST_WORDS
 from ray_jobs._cli import StoppedError
-from ray_jobs._launch import launch, start_ray, workers_that_fit
+from ray_jobs._cluster import connect
+from ray_jobs._launch import launch, workers_that_fit
 from ray_jobs._local import WorkerLostError
 
 _LOOK_S = 5.0  # between looks for nodes that came back
@@ -176,7 +177,7 @@ def _with_workers_that_fit(config: Config, launcher: str) -> Config:
     scaling = config.scaling
     if launcher != "ray" or scaling.min_workers is None:
         return config
-    start_ray()
+    connect()
     deadline = time.monotonic() + _FEWER_AFTER_S
     while (fit := workers_that_fit(scaling)) < scaling.num_workers and time.monotonic() < deadline:
         time.sleep(0.5)
