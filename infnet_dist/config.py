@@ -38,7 +38,7 @@ class DataConfig(Section):
         None, description="names of the features to use; null: all of the training set"
     )
     tasks: tuple[str, ...] | None = Field(None, description="tasks to train; null: all")
-    batch_size: int = Field(512, ge=1, description="rows per worker and step")
+    batch_size: int = Field(512, ge=1, lt=2**31, description="rows per worker and step")
     shuffle_rows: int = Field(65_536, ge=1, description="rows shuffled together in memory")
     prefetch_batches: int = Field(4, ge=1, description="batches read ahead of the step")
     reader: Literal["arrow", "petastorm"] = Field(
@@ -62,7 +62,9 @@ class TableConfig(Section):
 class TablesConfig(Section):
     """All embedding tables. TorchRec's EmbeddingCollection wants one width for all of them."""
 
-    embedding_dim: int = Field(16, ge=4, multiple_of=4, description="floats per row, all tables")
+    embedding_dim: int = Field(
+        16, ge=4, le=2**20, multiple_of=4, description="floats per row, all tables"
+    )
     data_type: Literal["fp32", "fp16"] = Field("fp32", description="type of the rows")
     overrides: dict[str, TableConfig] = Field(default_factory=dict, description="by table name")
 
@@ -145,7 +147,7 @@ class CheckpointConfig(Section):
 class ScalingConfig(Section):
     """Workers, as in `ray.train.ScalingConfig`."""
 
-    num_workers: int = Field(2, ge=1, description="worker processes")
+    num_workers: int = Field(2, ge=1, le=100_000, description="worker processes")
     min_workers: int | None = Field(
         None,
         ge=1,

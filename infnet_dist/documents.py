@@ -6,11 +6,13 @@ from datetime import date
 from typing import Any
 
 import yaml
+from pydantic import ValidationError
 
 MAX_YAML_CHARACTERS = 16 * 2**20
 MAX_VALUES = 500_000  # aliases of YAML followed: a few lines can stand for billions of values
 MAX_DEPTH = 50
 _QUOTED = re.compile(r"'[^'<>]{2,}'")
+_MOST_TOLD = 500  # characters
 _PLAIN = (bool, float, date, type(None))
 
 
@@ -55,6 +57,13 @@ def parse_json(text: str | bytes) -> Any:
         raise MalformedError("it is nested too deeply") from None
     except ValueError as error:
         raise MalformedError(str(error)) from None
+
+
+def first_fault(error: ValidationError) -> str:
+    """Key and first fault of a checked document, safe on a terminal."""
+    fault = error.errors()[0]
+    text = f"{'.'.join(map(str, fault['loc'])) or 'as a whole'}: {fault['msg']}"
+    return "".join(letter if letter.isprintable() else "?" for letter in text)[:_MOST_TOLD]
 
 
 def check_plain(value: Any) -> None:

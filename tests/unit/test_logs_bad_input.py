@@ -554,7 +554,7 @@ def test_nothing_to_read(tmp_path):
     (tmp_path / "empty").mkdir()
     with pytest.raises(DataError, match=r"no .parquet or .pq file in .*/empty"):
         ingest(settings(tmp_path / "empty"), tmp_path / "set")
-    with pytest.raises(DataError, match="nosuch"):
+    with pytest.raises(UserError, match="nosuch"):
         ingest(settings("nosuch://x/y"), tmp_path / "set")
 
 

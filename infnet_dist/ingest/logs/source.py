@@ -17,7 +17,7 @@ import pyarrow.fs
 import pyarrow.parquet as pq
 from fsspec.implementations.arrow import ArrowFSWrapper
 
-from infnet_dist.data.manifest import LogFile
+from infnet_dist.data.manifest import MAX_GROUP_ROWS, LogFile
 from infnet_dist.data.petastorm_file import PetastormFile, read_fields
 from infnet_dist.errors import DataError, unknown_name
 from infnet_dist.filesystem import open_filesystem
@@ -132,10 +132,15 @@ def fragments(
 def _footer(filesystem: pa.fs.FileSystem, file: LogFile) -> pq.FileMetaData | BadFile:
     try:
         with _open_parquet(filesystem, file) as parquet:
-            return parquet.metadata
+            footer = parquet.metadata
     except (OSError, pa.ArrowException) as error:
         raise_unless_corrupt(error, file.path)
         return BadFile(file, reason(error))
+    for group in range(footer.num_row_groups):
+        rows = footer.row_group(group).num_rows
+        if not 0 <= rows <= MAX_GROUP_ROWS:
+            return BadFile(file, f"row group {group} has {rows} rows, at most {MAX_GROUP_ROWS}")
+    return footer
 
 
 def _cut(file: LogFile, footer: pq.FileMetaData, time_column: str, number: int) -> list[Fragment]:
