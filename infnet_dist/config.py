@@ -13,9 +13,11 @@ import yaml
 from pydantic import Field, NonNegativeFloat, ValidationError
 
 from infnet_dist.config_messages import explain
+from infnet_dist.documents import MalformedError, check_plain, parse_yaml
 from infnet_dist.errors import ConfigError
 from infnet_dist.ingest_config import IngestConfig
 from infnet_dist.model_config import InfnetConfig, ModelConfig, Section
+from infnet_dist.urls import secrets_in, without_secrets
 
 ShardingTypeName = Literal["table_wise", "row_wise", "column_wise"]
 
@@ -36,7 +38,7 @@ class DataConfig(Section):
         None, description="names of the features to use; null: all of the training set"
     )
     tasks: tuple[str, ...] | None = Field(None, description="tasks to train; null: all")
-    batch_size: int = Field(512, ge=1, description="rows per worker and step")
+    batch_size: int = Field(512, ge=1, lt=2**31, description="rows per worker and step")
     shuffle_rows: int = Field(65_536, ge=1, description="rows shuffled together in memory")
     prefetch_batches: int = Field(4, ge=1, description="batches read ahead of the step")
     reader: Literal["arrow", "petastorm"] = Field(
@@ -60,7 +62,9 @@ class TableConfig(Section):
 class TablesConfig(Section):
     """All embedding tables. TorchRec's EmbeddingCollection wants one width for all of them."""
 
-    embedding_dim: int = Field(16, ge=4, multiple_of=4, description="floats per row, all tables")
+    embedding_dim: int = Field(
+        16, ge=4, le=2**20, multiple_of=4, description="floats per row, all tables"
+    )
     data_type: Literal["fp32", "fp16"] = Field("fp32", description="type of the rows")
     overrides: dict[str, TableConfig] = Field(default_factory=dict, description="by table name")
 
@@ -143,7 +147,7 @@ class CheckpointConfig(Section):
 class ScalingConfig(Section):
     """Workers, as in `ray.train.ScalingConfig`."""
 
-    num_workers: int = Field(2, ge=1, description="worker processes")
+    num_workers: int = Field(2, ge=1, le=100_000, description="worker processes")
     min_workers: int | None = Field(
         None,
         ge=1,
@@ -218,14 +222,18 @@ def read_sections(path: Path) -> dict[str, Any]:
     """
     if not path.is_file():
         raise ConfigError(f"no config file {path}; the ready ones are in configs/")
-    return _sections(path.read_text(), str(path))
+    try:
+        text = path.read_text()
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path} can't be read as text ({type(error).__name__})") from None
+    return _sections(text, str(path))
 
 
 def _sections(text: str, source: str) -> dict[str, Any]:
     try:
-        raw = yaml.safe_load(text) or {}
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{source} is not YAML: {' '.join(str(error).split())}") from None
+        raw = parse_yaml(text) or {}
+    except MalformedError as error:
+        raise ConfigError(f"{source} is not YAML: {error}") from None
     if not isinstance(raw, dict):
         raise ConfigError(
             f"{source} holds a {type(raw).__name__}, expected sections such as 'data:'"
@@ -235,6 +243,11 @@ def _sections(text: str, source: str) -> dict[str, Any]:
 
 def parse_config(raw: dict[str, Any], source: str = "config") -> Config:
     """Turn nested dictionaries into a checked `Config`; errors as in `load_config`."""
+    try:
+        check_plain(raw)
+    except MalformedError as error:
+        raise ConfigError(f"{source}: {error}") from None
+    _refuse_secrets(raw, source)
     try:
         return Config.model_validate(raw)
     except ValidationError as error:
@@ -246,10 +259,32 @@ def dump_config(config: Config) -> str:
     return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
 
 
+def _refuse_secrets(value: Any, source: str, key: str = "") -> None:
+    """Refuse URLs with secrets, before any other message could repeat one.
+
+    Run files are saved with runs and checkpoints, and shown by W&B.
+    """
+    if isinstance(value, dict):
+        for name, inner in value.items():
+            _refuse_secrets(name, source, key)
+            _refuse_secrets(inner, source, f"{key}.{name}" if key else str(name))
+    elif isinstance(value, list):
+        for inner in value:
+            _refuse_secrets(inner, source, key)
+    elif isinstance(value, str) and (found := secrets_in(value)):
+        raise ConfigError(
+            f"{source}: {key}: the URL {without_secrets(value)} holds {' and '.join(found)}, and "
+            "run files are saved with each run; leave it out and set the store's own environment "
+            "variables (for S3 AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY), or use the machine's "
+            "role"
+        )
+
+
 def _apply_override(raw: dict[str, Any], override: str) -> None:
     key, equals, text = override.partition("=")
+    shown = key.partition("://")[0]  # what follows may hold a secret
     if not equals or not key:
-        raise ConfigError(f"--set {override!r}: expected key.path=value, e.g. training.epochs=2")
+        raise ConfigError(f"--set {shown!r}: expected key.path=value, e.g. training.epochs=2")
     *parents, last = key.split(".")
     section = raw
     for parent in parents:
@@ -257,8 +292,8 @@ def _apply_override(raw: dict[str, Any], override: str) -> None:
             section[parent] = {}
         section = section[parent]
         if not isinstance(section, dict):
-            raise ConfigError(f"--set {override!r}: {parent!r} is a value, not a section")
+            raise ConfigError(f"--set {shown}=...: {parent!r} is a value, not a section")
     try:
-        section[last] = yaml.safe_load(text)
-    except yaml.YAMLError:
-        raise ConfigError(f"--set {override!r}: the value is not YAML; quote it") from None
+        section[last] = parse_yaml(text)
+    except MalformedError:
+        raise ConfigError(f"--set {shown}=...: the value is not YAML; quote it") from None

@@ -35,6 +35,7 @@ _EXPECTED = {
     "string_pattern_mismatch": "text that matches {pattern}",
     "invalid_key": "text as a key",
 }
+_MOST_SHOWN = 200  # characters of a value
 
 
 def explain(problems: Sequence[Any], root: type[BaseModel]) -> list[str]:
@@ -125,10 +126,12 @@ def _message(problem: Any, key: str, place: _Place) -> str:
         return ": ".join(part for part in (key, str(problem["ctx"]["error"])) if part)
     text = next((text for start, text in _EXPECTED.items() if kind.startswith(start)), None)
     expected = text.format_map(problem.get("ctx", {})) if text else f"other: {problem['msg']}"
-    return f"{key}{unit}: got {problem['input']!r}, expected {expected}"
+    got = repr(problem["input"])
+    got = got if len(got) <= _MOST_SHOWN else f"{got[:_MOST_SHOWN]}..."
+    return f"{key}{unit}: got {got}, expected {expected}"
 
 
 def _nearest(place: _Place) -> str:
     valid = list(place.section.model_fields) if place.section else []
-    near = difflib.get_close_matches(place.parts[-1], valid, n=1)
+    near = difflib.get_close_matches(place.parts[-1][:100], valid, n=1)
     return f"did you mean {near[0]!r}?" if near else f"valid keys: {', '.join(valid)}"

@@ -13,6 +13,7 @@ import pyarrow.fs
 from typing_extensions import Buffer
 
 from infnet_dist.errors import UserError
+from infnet_dist.urls import without_secrets
 
 
 def open_filesystem(path: str) -> tuple[pa.fs.FileSystem, str]:
@@ -29,8 +30,10 @@ def open_filesystem(path: str) -> tuple[pa.fs.FileSystem, str]:
         try:
             filesystem, root = fsspec.core.url_to_fs(path)
         except (ValueError, ImportError, OSError) as error:
-            reason = " ".join(str(error).split())
-            raise UserError(f"{without_secrets(path)} can't be opened ({reason})") from None
+            shown = without_secrets(path)
+            # The reason may repeat the URL, or parts of it.
+            reason = " ".join(str(error).split()) if shown == path else type(error).__name__
+            raise UserError(f"{shown} can't be opened ({reason})") from None
         return pa.fs.PyFileSystem(pa.fs.FSSpecHandler(filesystem)), root
 
 
@@ -174,15 +177,6 @@ class Folder:
         if self._opened is None:
             self._opened = open_filesystem(self.url)
         return self._opened
-
-
-def without_secrets(url: str) -> str:
-    """A path as it is; a URL without user, password and options, any of which may be a secret."""
-    scheme, mark, rest = url.partition("://")
-    if not mark:
-        return url
-    host, slash, path = rest.partition("?")[0].partition("/")
-    return f"{scheme}://{host.rpartition('@')[2]}{slash}{path}"
 
 
 def size_text(size: float) -> str:

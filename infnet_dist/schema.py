@@ -18,7 +18,7 @@ from infnet_dist.errors import DataError, unknown_name
 
 
 class _Part(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
 class Table(_Part):
@@ -28,7 +28,7 @@ class Table(_Part):
     """
 
     name: str
-    num_embeddings: int = Field(ge=1)
+    num_embeddings: int = Field(ge=1, lt=2**63)
     raw: bool = False
 
 
@@ -56,7 +56,7 @@ class SequenceFeature(_Part):
 
     name: str
     attributes: tuple[SequenceAttribute, ...] = Field(min_length=1)
-    max_length: int = Field(ge=1)
+    max_length: int = Field(ge=1, le=2**20)
     time_gap_column: str | None = None
 
 

@@ -30,6 +30,11 @@ def open_training_set(config: Config) -> tuple[Manifest, Schema]:
         ConfigError: unknown names of tables or tasks elsewhere in the config.
     """
     manifest = read_manifest(config.data.path)
+    if config.data.reader != "petastorm" and manifest.is_elsewhere:
+        raise DataError(
+            f"{config.data.path}: its manifest names files outside of its folder, expected "
+            "relative names; a Petastorm data set needs data.reader=petastorm"
+        )
     whole = manifest.schema_
     _check_names("tables.overrides", "table", config.tables.overrides, whole.tables)
     _check_names("training.task_weights", "task", config.training.task_weights, whole.tasks)

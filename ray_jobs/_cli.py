@@ -20,6 +20,7 @@ from infnet_dist.ingest_config import (
     TabularIngest,
 )
 from infnet_dist.paths import resolve_path
+from ray_jobs._cluster import disconnect
 
 log = logging.getLogger("infnet_dist")
 
@@ -155,6 +156,7 @@ def run_main(main: Callable[[], None]) -> None:
 
 def _end(message: str, code: int = 1) -> None:
     sys.stdout.flush()
+    disconnect()
     print(message, file=sys.stderr, flush=True)
     logging.shutdown()
     os._exit(code)  # Ray's atexit hooks would print after the error, which stays the last line

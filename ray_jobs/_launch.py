@@ -15,6 +15,7 @@ from typing import Any
 from infnet_dist.config import Config, ScalingConfig
 from infnet_dist.context import WorkerContext, backend_for, device_for
 from infnet_dist.errors import UserError
+from ray_jobs._cluster import connect
 from ray_jobs._local import (
     WorkerLostError,
     is_broken_collective,
@@ -66,20 +67,10 @@ def launch(
     return _launch_ray(worker, arguments, config, while_waiting)
 
 
-def start_ray() -> None:
-    """Connect to the cluster of $RAY_ADDRESS, or start one here."""
-    os.environ.setdefault("RAY_TRAIN_ENABLE_PRINT_PATCH", "0")  # else every line appears twice
-    os.environ.setdefault("RAY_DEDUP_LOGS", "0")
-    import ray
-
-    if not ray.is_initialized():
-        ray.init(logging_level=logging.WARNING)
-
-
 def _launch_ray(
     worker: Worker, arguments: dict[str, Any], config: Config, while_waiting: Callable[[], None]
 ) -> Any:
-    start_ray()
+    connect()
     import ray
     from ray.train import FailureConfig, RunConfig
     from ray.train import ScalingConfig as RayScalingConfig

@@ -22,7 +22,8 @@ from infnet_dist.stop import STOP_FILE
 from infnet_dist.trainer import train
 from infnet_dist.watchdog import LAST_WORDS
 from ray_jobs._cli import StoppedError
-from ray_jobs._launch import launch, start_ray, workers_that_fit
+from ray_jobs._cluster import connect
+from ray_jobs._launch import launch, workers_that_fit
 from ray_jobs._local import WorkerLostError
 
 _LOOK_S = 5.0  # between looks for nodes that came back
@@ -41,7 +42,7 @@ def train_to_the_end(config: Config, run_folder: Path, launcher: str) -> dict[st
     """
     run_folder.mkdir(parents=True, exist_ok=True)
     if launcher == "ray":
-        start_ray()  # before our handlers: Ray takes SIGTERM for itself
+        connect()  # before our handlers: Ray takes SIGTERM for itself
     stop = _Stop(run_folder)
     failures = 0
     with stop.by_signals():

@@ -1,7 +1,6 @@
 """Executors for `infnet_dist.ingest.logs`: tasks as processes here, or on a Ray cluster."""
 
 import contextlib
-import logging
 import os
 from collections.abc import Iterator, Sequence
 from itertools import islice
@@ -9,6 +8,7 @@ from typing import Any
 
 from infnet_dist.errors import DataError, UserError
 from infnet_dist.ingest.logs.stages import Execute, Outcome, Recorded, processes
+from ray_jobs._cluster import connect
 
 _RETRIES = 3  # of a task whose worker or node died; its own errors aren't repeated
 
@@ -24,13 +24,12 @@ def executor(launcher: str) -> Iterator[Execute]:
 
 
 def _on_ray(tasks: Sequence[Recorded]) -> Iterator[tuple[int, Outcome]]:
+    if not tasks:
+        return
+    connect()
     import ray
     from ray.exceptions import RayError, RayTaskError
 
-    if not tasks:
-        return
-    if not ray.is_initialized():
-        ray.init(logging_level=logging.WARNING)
     run = ray.remote(num_cpus=1, max_retries=_RETRIES)(_run)
     waiting = iter(enumerate(tasks))
     running: dict[Any, int] = {}

@@ -18,6 +18,7 @@ from infnet_dist.config import ScalingConfig
 from infnet_dist.context import WorkerContext
 from infnet_dist.errors import UserError
 from infnet_dist.trainer import train
+from ray_jobs._cluster import connect
 from ray_jobs._local import run_local
 
 log = logging.getLogger("infnet_dist")
@@ -81,11 +82,10 @@ def _run_threads(trials: Sequence[Trial], at_once: int, progress: "_Progress") -
 def _run_tune(
     trials: Sequence[Trial], at_once: int | None, folder: Path, progress: "_Progress"
 ) -> dict[str, str]:
+    connect()
     import ray
     from ray import tune
 
-    if not ray.is_initialized():
-        ray.init(logging_level=logging.WARNING)
     resources = _resources(trials[0].config.scaling)
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
     if not any(all(n.get(k, 0.0) >= v for k, v in resources.items()) for n in nodes):

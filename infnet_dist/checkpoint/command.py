@@ -21,6 +21,7 @@ from collections.abc import Sequence
 from typing import Any, NoReturn
 
 from infnet_dist.errors import UserError
+from infnet_dist.urls import without_secrets
 
 _PLACES = {name: "folder_reports" for name in ("list", "verify", "prune")}
 _PLACES |= {name: "tensor_reports" for name in ("inspect", "diff", "export")}
@@ -42,12 +43,22 @@ def main(argv: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except (UserError, OSError) as error:
-        return _failed(str(error))
+        return _failed(_without_secrets(str(error), arguments))
     except KeyboardInterrupt:
         return _failed("interrupted", code=130)
     except Exception as error:
-        traceback.print_exc()
-        return _failed(f"{type(error).__name__}: {error}")
+        text = _without_secrets("".join(traceback.format_exception(error)), arguments)
+        print(text, end="", file=sys.stderr)
+        return _failed(text.rstrip().rpartition("\n")[2])
+
+
+def _without_secrets(text: str, arguments: argparse.Namespace) -> str:
+    """The text without the secrets of URLs among the arguments."""
+    for value in vars(arguments).values():
+        for url in value if isinstance(value, list) else [value]:
+            if isinstance(url, str):
+                text = text.replace(url, without_secrets(url))
+    return text
 
 
 def _failed(message: str, code: int = 1) -> int:

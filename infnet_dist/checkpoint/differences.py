@@ -6,11 +6,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-import yaml
 
 from infnet_dist.checkpoint.inspection import Advance, as_matrix, parts_of, read_plain
 from infnet_dist.checkpoint.manifest import CheckpointManifest, SavedTensor
 from infnet_dist.checkpoint.reading import TensorReader
+from infnet_dist.documents import MalformedError, parse_yaml
+from infnet_dist.errors import CheckpointError
 from infnet_dist.filesystem import Folder
 
 
@@ -105,7 +106,12 @@ def _difference(
 def _config(folder: Folder, manifest: CheckpointManifest) -> dict[str, Any]:
     """Its config by dotted key; empty without one."""
     content = read_plain(folder, manifest, "config.yaml")
-    return dict(_flat("", yaml.safe_load(content) or {})) if content is not None else {}
+    if content is None:
+        return {}
+    try:
+        return dict(_flat("", parse_yaml(content.decode()) or {}))
+    except (MalformedError, UnicodeDecodeError) as error:
+        raise CheckpointError(f"config.yaml in {folder} is not YAML: {error}") from None
 
 
 def _flat(place: str, value: Any) -> Iterator[tuple[str, Any]]:

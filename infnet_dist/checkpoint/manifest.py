@@ -5,7 +5,6 @@ every place that it speaks of must lie within a file of the size that is really 
 """
 
 import bisect
-import json
 import math
 import re
 import zlib
@@ -15,6 +14,7 @@ from typing import Annotated, Literal
 import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from infnet_dist.documents import first_fault, parse_json
 from infnet_dist.errors import CheckpointError
 from infnet_dist.filesystem import Folder
 
@@ -251,7 +251,7 @@ def read_manifest(folder: Folder) -> CheckpointManifest:
 
 def _parse(folder: Folder, text: bytes) -> CheckpointManifest:
     try:
-        raw = json.loads(text)
+        raw = parse_json(text)
         version = raw.get("format_version") if isinstance(raw, dict) else None
         if version == 1:
             raise CheckpointError(
@@ -262,17 +262,11 @@ def _parse(folder: Folder, text: bytes) -> CheckpointManifest:
         if own is None or zlib.crc32(b"{" + text[own.end() :]) != int(own[1]):
             raise ValueError("its checksum is wrong")
         return CheckpointManifest.model_validate({k: v for k, v in raw.items() if k != "crc32"})
-    except (ValueError, RecursionError) as error:
+    except ValueError as error:
         if isinstance(error, CheckpointError):
             raise
-        first = _first_fault(error) if isinstance(error, ValidationError) else str(error)
+        first = first_fault(error) if isinstance(error, ValidationError) else str(error)
         raise CheckpointError(f"checkpoint {folder} has a damaged {MANIFEST}: {first}") from None
-
-
-def _first_fault(error: ValidationError) -> str:
-    fault = error.errors()[0]
-    text = f"{'.'.join(map(str, fault['loc'])) or 'as a whole'}: {fault['msg']}"
-    return "".join(letter if letter.isprintable() else "?" for letter in text)
 
 
 def step_of(name: str) -> int | None:

@@ -4,9 +4,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-import yaml
-
 from infnet_dist.checkpoint.manifest import MANIFEST, CheckpointManifest, read_manifest, step_of
+from infnet_dist.documents import parse_yaml
 from infnet_dist.errors import CheckpointError, UserError
 from infnet_dist.filesystem import Folder
 
@@ -131,8 +130,8 @@ def _elsewhere(folder: Folder, entries: dict[str, int | None]) -> str:
     if entries.get("config.yaml") is None:
         return ""
     try:
-        config = yaml.safe_load(folder.read("config.yaml"))
+        config = parse_yaml(folder.read("config.yaml").decode())
         place, name = config["checkpoint"]["folder"], config["run"]["name"]
-    except (OSError, UserError, ValueError, yaml.YAMLError, KeyError, TypeError):
+    except (OSError, UserError, ValueError, KeyError, TypeError):
         return ""
     return f" (config.yaml says {Folder(place) / name / folder.name})" if place else ""

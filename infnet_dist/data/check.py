@@ -5,14 +5,15 @@ without statistics, and floats (whose statistics ignore NaN), are read. Each ran
 of the parts; call through `WorkerContext.together`, so that all ranks fail together.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from infnet_dist.data.manifest import Manifest, Part, arrow_type, same_type
-from infnet_dist.data.part_files import ARROW, OpenPart, PartFile
+from infnet_dist.data.part_files import ARROW, OpenPart, PartFile, read_group
 from infnet_dist.data.ranges import Range, allowed_ranges, bounds
 from infnet_dist.errors import DataError
 from infnet_dist.schema import Schema
@@ -58,7 +59,7 @@ def check_split(
     ranges = list(allowed_ranges(schema))
     for part in parts[rank::world_size]:
         _check_types(folder, part, schema, open_part)
-        with open_part(folder / part.file) as file:
+        with _readable(folder / part.file), open_part(folder / part.file) as file:
             groups = tuple(file.metadata.row_group(i).num_rows for i in range(file.num_row_groups))
             if groups != part.row_groups:
                 raise DataError(
@@ -80,25 +81,34 @@ def count_without(
     columns = {t.name: t.column for t in schema.tasks}
     without = positives = rows = 0
     for part in manifest.split("train").parts:
-        table = pq.read_table(folder / part.file, columns=[columns[task], columns[under]])
-        rows += len(table)
-        child, parent = (table.drop_null()[columns[name]].to_numpy() > 0 for name in (task, under))
-        without += int((child & ~parent).sum())
-        positives += int(child.sum())
+        path = folder / part.file
+        with _readable(path), ARROW(path) as file:
+            for group, count in enumerate(part.row_groups):
+                table = read_group(file, path, group, count, [columns[task], columns[under]])
+                known = table.drop_null()
+                child, parent = (known[columns[name]].to_numpy() > 0 for name in (task, under))
+                without += int((child & ~parent).sum())
+                positives += int(child.sum())
+                rows += count
         if rows >= _MOST_ROWS_COUNTED:
             break
     return without, positives
+
+
+@contextmanager
+def _readable(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except (OSError, pa.ArrowException) as error:
+        raise DataError(f"{path} is not a readable Parquet file: {error}; ingest again") from None
 
 
 def _check_types(folder: Path, part: Part, schema: Schema, open_part: OpenPart) -> None:
     path = folder / part.file
     if not path.is_file():
         raise DataError(f"{path} is missing, but the manifest lists it; ingest again")
-    try:
-        with open_part(path) as file:
-            found = file.schema_arrow
-    except (OSError, pa.ArrowException) as error:
-        raise DataError(f"{path} is not a readable Parquet file: {error}; ingest again") from None
+    with _readable(path), open_part(path) as file:
+        found = file.schema_arrow
     for column in schema.columns:
         expected = arrow_type(schema, column)
         if column not in found.names:

@@ -6,33 +6,54 @@ train/part-00000.parquet
 valid/part-00000.parquet
 """
 
-import json
-from pathlib import Path
-from typing import Any, Self
+from pathlib import Path, PurePosixPath
+from typing import Annotated, Any, Self
 
 import pyarrow as pa
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from infnet_dist.documents import MalformedError, check_plain, first_fault, parse_json
 from infnet_dist.errors import DataError, unknown_name
 from infnet_dist.schema import Schema
 
 MANIFEST = "manifest.json"
 FORMAT_VERSION = 1
+MAX_MANIFEST_BYTES = 2**28
+MAX_TABLE_ROWS = 10**14
+MAX_GROUP_ROWS = 100_000_000  # memory for a row group is taken before its rows are there
+
+Count = Annotated[int, Field(ge=0, lt=2**63)]
+Moment = Annotated[int, Field(ge=-(2**63), lt=2**63)]
+Rows = Annotated[int, Field(ge=0, le=MAX_GROUP_ROWS)]
+FileName = Annotated[str, Field(pattern=r"^[^\x00-\x1f\x7f-\x9f]{1,4000}$")]
 
 
 class _Entry(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", populate_by_name=True)
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", populate_by_name=True, allow_inf_nan=False
+    )
 
 
 class Part(_Entry):
-    """One Parquet file; `row_groups` holds the rows of each row group."""
+    """One Parquet file; `row_groups` holds the rows of each row group.
 
-    file: str
-    rows: int = Field(ge=0)
-    row_groups: tuple[int, ...]
+    Its name is relative to the set's folder and stays below it; links there are followed. Only a
+    set that describes Petastorm data where they lie may name absolute paths.
+    """
+
+    file: FileName
+    rows: Count
+    row_groups: tuple[Rows, ...]
+
+    @property
+    def is_elsewhere(self) -> bool:
+        """Whether it lies outside of the set's folder."""
+        return PurePosixPath(self.file).is_absolute()
 
     @model_validator(mode="after")
     def _check(self) -> Self:
+        if ".." in PurePosixPath(self.file).parts:
+            raise ValueError(f"{self.file} leaves the folder")
         if self.rows != sum(self.row_groups):
             raise ValueError(f"{self.file}: {self.rows} rows, but {sum(self.row_groups)} in groups")
         return self
@@ -44,10 +65,10 @@ class Split(_Entry):
     A task's mean is over the labels that are known, `labels` in number; 0 if none is.
     """
 
-    rows: int = Field(ge=1)
-    time_range_ms: tuple[int, int]
+    rows: int = Field(ge=1, lt=2**63)
+    time_range_ms: tuple[Moment, Moment]
     base_rates: dict[str, float]
-    labels: dict[str, int] = Field(default_factory=dict)
+    labels: dict[str, Count] = Field(default_factory=dict)
     parts: tuple[Part, ...] = Field(min_length=1)
 
     @model_validator(mode="after")
@@ -67,7 +88,7 @@ class HashedTable(_Entry):
         indistinct: expected share that share all their rows with another.
     """
 
-    values: int
+    values: Count
     sharing: float
     indistinct: float
 
@@ -76,8 +97,8 @@ class LogFile(_Entry):
     """A file of logs as it was when it was ingested."""
 
     path: str
-    size: int
-    modified_ns: int
+    size: Count
+    modified_ns: Moment
 
 
 class Ingested(_Entry):
@@ -94,13 +115,13 @@ class Ingested(_Entry):
         hashed: by table that rows are found in by hash, raw ones included.
     """
 
-    generation: int = Field(ge=1)
-    last_time_ms: int
-    boundary_ms: int
+    generation: int = Field(ge=1, lt=2**31)
+    last_time_ms: Moment
+    boundary_ms: Moment
     files: tuple[LogFile, ...]
     unreadable: dict[str, str]
-    quarantined: dict[str, int]
-    left_out: dict[str, int]
+    quarantined: dict[str, Count]
+    left_out: dict[str, Count]
     hashed: dict[str, HashedTable] = Field(default_factory=dict)
 
     @property
@@ -123,22 +144,22 @@ class FeatureStatistics(_Entry):
     mean_length: float
     p99_length: float
     coverage: float
-    distinct: int
+    distinct: Count
     top_share: float
 
 
 class SplitStatistics(_Entry):
     """The features in a sample of so many rows of a split, by key."""
 
-    rows: int
+    rows: Count
     features: dict[str, FeatureStatistics]
 
 
 class TableStatistics(_Entry):
     """Lookups of a table in the sample of train, at most as many as its rows; distinct ids."""
 
-    lookups: int
-    distinct: int
+    lookups: Count
+    distinct: Count
 
 
 class Statistics(_Entry):
@@ -171,6 +192,21 @@ class Manifest(_Entry):
     ingested: Ingested | None = None
     statistics: Statistics | None = None
 
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        check_plain(self.source)
+        for table in self.schema_.tables:
+            if table.num_embeddings > MAX_TABLE_ROWS:
+                raise ValueError(f"schema: table {table.name!r} has {table.num_embeddings} rows")
+        if self.is_elsewhere and self.source.get("source") != "petastorm":
+            raise ValueError("splits: a part's name is absolute, so it lies outside of the folder")
+        return self
+
+    @property
+    def is_elsewhere(self) -> bool:
+        """Whether parts lie outside of the set's folder."""
+        return any(part.is_elsewhere for split in self.splits.values() for part in split.parts)
+
     def split(self, name: str) -> Split:
         """The split `name`; DataError names the ones that exist."""
         if name not in self.splits:
@@ -190,13 +226,17 @@ def read_manifest(folder: Path) -> Manifest:
     if not path.is_file():
         raise DataError(f"no training set at {folder}: it has no {MANIFEST}; {_MAKE_ONE}")
     try:
-        manifest = Manifest.model_validate(json.loads(path.read_text()))
-    except json.JSONDecodeError as error:
+        if path.stat().st_size > MAX_MANIFEST_BYTES:
+            raise DataError(f"{path} has more than {MAX_MANIFEST_BYTES} bytes; {_MAKE_ONE}")
+        manifest = Manifest.model_validate(parse_json(path.read_bytes()))
+    except OSError as error:
+        raise DataError(f"{path} can't be read ({error.strerror})") from None
+    except MalformedError as error:
         raise DataError(f"{path} is not JSON ({error}); {_MAKE_ONE}") from None
     except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(map(str, first["loc"]))
-        raise DataError(f"{path}: {where}: {first['msg']}; {_MAKE_ONE}") from None
+        raise DataError(f"{path}: {first_fault(error)}; {_MAKE_ONE}") from None
+    except DataError as error:  # of the schema
+        raise DataError(f"{path}: {error}") from None
     if manifest.format_version != FORMAT_VERSION:
         raise DataError(
             f"{path} has format {manifest.format_version}, this code reads {FORMAT_VERSION}; "

@@ -70,6 +70,29 @@ def part_opener(kind: Literal["arrow", "petastorm"], schema: Schema) -> OpenPart
     return partial(PetastormPart, schema=schema)
 
 
+def read_group(
+    file: PartFile, path: Path, index: int, rows: int, columns: Sequence[str]
+) -> pa.Table:
+    """These columns of a row group, which must have as many rows as the manifest says.
+
+    Memory is taken by what a footer says, so that is compared first; and what was decoded after,
+    since a file may hold less than its footer says.
+
+    Raises:
+        DataError: it has another number of rows.
+        OSError, pa.ArrowException: it can't be read.
+    """
+    where = f"{path}, row group {index}"
+    told = file.metadata.row_group(index).num_rows if index < file.num_row_groups else None
+    if told != rows:
+        found = "isn't there" if told is None else f"has {told} rows"
+        raise DataError(f"{where} {found}, its manifest says {rows}; ingest again")
+    table = file.read_row_group(index, columns=columns, use_threads=False)
+    if len(table) != rows or any(len(column) != rows for column in table.columns):
+        raise DataError(f"{where} holds {len(table)} rows, its footer says {rows}; ingest again")
+    return table
+
+
 class PetastormPart(PetastormFile):
     """A file of a Petastorm data set, in the types of a training set.
 

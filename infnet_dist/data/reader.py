@@ -26,7 +26,7 @@ from infnet_dist.data.order import (
     num_steps,
     remaining,
 )
-from infnet_dist.data.part_files import ARROW, OpenPart, PartFile
+from infnet_dist.data.part_files import ARROW, OpenPart, PartFile, read_group
 from infnet_dist.data.prefetch import prefetch
 from infnet_dist.data.rows import Joiner, Rows, concatenate
 from infnet_dist.errors import DataError
@@ -149,8 +149,8 @@ class Reader:
                 ) from None
 
     def _decode(self, file: PartFile, group: RowGroup) -> Columns:
-        columns = list(self.schema.columns)
-        table = file.read_row_group(group.index, columns=columns, use_threads=False)
+        path, columns = self.folder / group.file, list(self.schema.columns)
+        table = read_group(file, path, group.index, group.rows, columns)
         return decode(table, self.schema, f"{group.file}, row group {group.index}")
 
 

@@ -9,12 +9,13 @@ import json
 import logging
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Annotated, Literal, NamedTuple
 
 import numpy as np
 import torchrec
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from infnet_dist.documents import MalformedError, first_fault, parse_json
 from infnet_dist.errors import PlanError
 from infnet_dist.planning.costs import Way, block_rows
 from infnet_dist.planning.tables import KernelName, PlanTable, ShardingTypeName, TableSet
@@ -25,7 +26,11 @@ log = logging.getLogger(__name__)
 FORMAT_VERSION = 2
 BY_NODE = ("table_row_wise", "grid_shard")
 BY_ALL = ("row_wise", "data_parallel")
+MAX_PLAN_BYTES = 2**28
 UNPOOLED = ("table_wise", "row_wise", "column_wise")  # what sequence tables can be
+
+Count = Annotated[int, Field(ge=0, lt=2**63)]
+Milliseconds = Annotated[float, Field(ge=0, le=1e15)]
 
 
 class _Entry(BaseModel):
@@ -67,12 +72,12 @@ class TablePlan(_Entry):
 
     sharding_type: ShardingTypeName
     compute_kernel: KernelName
-    columns: int = Field(ge=1)
-    cache_share: float | None = None
-    places: tuple[int, ...] = ()
-    lookup_ms: float
-    comms_ms: float
-    memory_bytes: dict[Literal["hbm", "ddr", "ssd"], int]
+    columns: int = Field(ge=1, le=2**20)
+    cache_share: float | None = Field(None, ge=0, le=1)
+    places: tuple[Count, ...] = ()
+    lookup_ms: Milliseconds
+    comms_ms: Milliseconds
+    memory_bytes: dict[Literal["hbm", "ddr", "ssd"], Count]
 
     @property
     def way(self) -> Way:
@@ -92,12 +97,12 @@ class RankLoads(_Entry):
     `stored_bytes` are the rows and their optimizer state alone, on whatever tier.
     """
 
-    lookup_ms: tuple[float, ...]
-    comms_ms: tuple[float, ...]
-    hbm_bytes: tuple[int, ...]
-    ddr_bytes: tuple[int, ...]
-    ssd_bytes: tuple[int, ...]
-    stored_bytes: tuple[int, ...]
+    lookup_ms: tuple[Milliseconds, ...]
+    comms_ms: tuple[Milliseconds, ...]
+    hbm_bytes: tuple[Count, ...]
+    ddr_bytes: tuple[Count, ...]
+    ssd_bytes: tuple[Count, ...]
+    stored_bytes: tuple[Count, ...]
 
     @property
     def time_ms(self) -> np.ndarray:
@@ -124,7 +129,7 @@ class Plan(_Entry):
 
     format_version: int = FORMAT_VERSION
     made_for: MadeFor
-    lower_bound_ms: float
+    lower_bound_ms: Milliseconds
     excluded: tuple[str, ...] = ()
     tables: dict[str, TablePlan]
     ranks: RankLoads
@@ -214,7 +219,9 @@ def load_plan(path: Path) -> Plan:
     if not path.is_file():
         raise PlanError(f"no plan file {path}; set sharding.plan=auto or give an existing file")
     try:
-        raw = json.loads(path.read_text())
+        if path.stat().st_size > MAX_PLAN_BYTES:
+            raise PlanError(f"plan {path} has more than {MAX_PLAN_BYTES} bytes")
+        raw = parse_json(path.read_bytes())
         version = raw.get("format_version", 1) if isinstance(raw, dict) else None
         if version is not None and version != FORMAT_VERSION:
             raise PlanError(
@@ -222,13 +229,11 @@ def load_plan(path: Path) -> Plan:
                 f"{FORMAT_VERSION}); make it again"
             )
         plan = Plan.model_validate(raw)
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+    except (OSError, MalformedError) as error:
         raise PlanError(f"plan {path} is not JSON ({error})") from None
     except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(map(str, first["loc"]))
-        message = first["msg"].removeprefix("Value error, ")
-        raise PlanError(f"plan {path}: {where + ': ' if where else ''}{message}") from None
+        fault = first_fault(error).replace(": Value error, ", ": ")
+        raise PlanError(f"plan {path}: {fault}") from None
     wrong = wrong_places(plan)
     if wrong:
         raise PlanError(f"plan {path}: {'; '.join(wrong)}")

@@ -15,10 +15,10 @@ from collections import Counter
 from pathlib import Path
 from typing import Literal, Self, TypeVar
 
-import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from infnet_dist.config_messages import explain
+from infnet_dist.documents import MalformedError, parse_yaml
 from infnet_dist.errors import PlanError
 
 ShardingTypeName = Literal[
@@ -53,7 +53,7 @@ class PlanTable(_Entry):
 
     name: str
     num_embeddings: int = Field(ge=1, le=10**14, description="rows")
-    embedding_dim: int = Field(ge=4, multiple_of=4, description="floats per row")
+    embedding_dim: int = Field(ge=4, le=2**20, multiple_of=4, description="floats per row")
     data_type: Literal["fp32", "fp16"] = Field("fp32", description="type of the rows")
     pooling: Literal["none", "sum", "mean"] = Field(
         "sum", description="none: a sequence of rows (EmbeddingCollection); else a pooled row"
@@ -72,7 +72,7 @@ class PlanTable(_Entry):
         None, gt=0, le=1, description="share of rows cached in HBM; null: chosen"
     )
     min_column_width: int = Field(
-        32, ge=4, multiple_of=4, description="least floats of a column shard"
+        32, ge=4, le=2**20, multiple_of=4, description="least floats of a column shard"
     )
     priority: float = Field(
         1.0, gt=0, description="how much its time counts when memory is short: more stays in HBM"
@@ -87,7 +87,7 @@ class PlanTable(_Entry):
 class TableSet(_Entry):
     """All tables of a model, and how they are trained."""
 
-    batch_size: int = Field(ge=1, description="rows per worker and step")
+    batch_size: int = Field(ge=1, lt=2**31, description="rows per worker and step")
     optimizer: OptimizerName = Field("rowwise_adagrad", description="sparse optimizer")
     tables: tuple[PlanTable, ...] = Field(min_length=1)
 
@@ -134,8 +134,8 @@ def read_yaml(path: Path, model: type[Model], kind: str) -> Model:
     if not path.is_file():
         raise PlanError(f"no {kind} {path}")
     try:
-        raw = yaml.safe_load(path.read_text())
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raw = parse_yaml(path.read_text())
+    except (OSError, UnicodeDecodeError, MalformedError) as error:
         raise PlanError(f"{path} is not YAML: {' '.join(str(error).split())}") from None
     if not isinstance(raw, dict):
         raise PlanError(f"{path} holds a {type(raw).__name__}, expected keys such as 'tables:'")

@@ -31,8 +31,8 @@ class Topology(BaseModel):
 
     name: str
     device: Literal["cuda", "cpu"]
-    num_nodes: int = Field(1, ge=1, description="nodes")
-    workers_per_node: int = Field(ge=1, description="workers (GPUs) on a node")
+    num_nodes: int = Field(1, ge=1, le=100_000, description="nodes")
+    workers_per_node: int = Field(ge=1, le=1_000, description="workers (GPUs) on a node")
     hbm_gib: float = Field(0.0, ge=0, description="GiB of HBM on a node, all GPUs together")
     ddr_gib: float = Field(gt=0, description="GiB of RAM on a node")
     ssd_gib: float = Field(0.0, ge=0, description="GiB of SSD on a node")

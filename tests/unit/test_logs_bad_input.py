@@ -13,7 +13,7 @@ import yaml
 from pydantic import ValidationError
 
 from infnet_dist.config import parse_config
-from infnet_dist.errors import ConfigError, DataError
+from infnet_dist.errors import ConfigError, DataError, UserError
 from infnet_dist.ingest.logs.run import ingest_logs
 from infnet_dist.ingest.logs.stages import one_by_one
 from tests.unit.raw_logs import (
@@ -554,7 +554,7 @@ def test_nothing_to_read(tmp_path):
     (tmp_path / "empty").mkdir()
     with pytest.raises(DataError, match=r"no .parquet or .pq file in .*/empty"):
         ingest(settings(tmp_path / "empty"), tmp_path / "set")
-    with pytest.raises(DataError, match="nosuch"):
+    with pytest.raises(UserError, match="nosuch"):
         ingest(settings("nosuch://x/y"), tmp_path / "set")
 
 

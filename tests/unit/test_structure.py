@@ -12,6 +12,8 @@ ORDER = [
     "errors",
     "pages",
     "paths",
+    "urls",
+    "documents",
     "filesystem",
     "config_messages",
     "model_config",
@@ -138,6 +140,66 @@ def test_doctor_needs_nothing():
 
 def test_package_itself_imports_nothing():
     assert list(imports(PACKAGE / "__init__.py")) == []
+
+
+# What runs code that stands in data, and where it may be used.
+RUNS_CODE = {
+    *(
+        f"{module}.{name}"
+        for module in ("pickle", "dill", "cloudpickle", "marshal")
+        for name in ("load", "loads", "Unpickler")
+    ),
+    *("torch.load", "joblib.load", "shelve.open", "pandas.read_pickle", "pd.read_pickle"),
+    *("yaml.load", "yaml.load_all", "yaml.full_load", "yaml.unsafe_load", "yaml.Loader"),
+    *("yaml.FullLoader", "yaml.UnsafeLoader", "eval", "exec", "compile", "__import__"),
+}
+ALLOWED_CODE = {
+    ("infnet_dist/documents.py", "yaml.load"),  # with a loader below SafeLoader
+    # Petastorm keeps pickles: they are opened with a list of the few names that may stand there.
+    ("infnet_dist/data/unischema_pickle.py", "pickle.Unpickler"),
+    # What a worker process that this very process started sends through its pipe.
+    ("ray_jobs/_local.py", "pickle.loads"),
+}
+
+
+def runs_code(path: Path) -> Iterator[tuple[int, str]]:
+    """Line and name of everything in a file that may run code of data."""
+    for node in ast.walk(ast.parse(path.read_text(), str(path))):
+        if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name):
+            if (name := f"{node.value.id}.{node.attr}") in RUNS_CODE:
+                yield node.lineno, name
+        elif isinstance(node, ast.Name) and node.id in RUNS_CODE:
+            yield node.lineno, node.id
+        elif isinstance(node, ast.ImportFrom):
+            for alias in node.names:
+                if f"{node.module}.{alias.name}" in RUNS_CODE:
+                    yield node.lineno, f"{node.module}.{alias.name}"
+        elif isinstance(node, ast.keyword) and node.arg == "allow_pickle":
+            if not (isinstance(node.value, ast.Constant) and node.value.value is False):
+                yield node.value.lineno, "allow_pickle"
+
+
+def test_data_is_never_run():
+    root = PACKAGE.parent
+    found = {
+        (str(path.relative_to(root)), name): line
+        for folder in ("infnet_dist", "ray_jobs")
+        for path in (root / folder).rglob("*.py")
+        for line, name in runs_code(path)
+    }
+    wrong = [f"{file}:{found[file, name]}: {name}" for file, name in found.keys() - ALLOWED_CODE]
+    assert not wrong, f"{sorted(wrong)}: what is read may come from elsewhere; load it as data"
+    assert not ALLOWED_CODE - found.keys(), "no longer needed: take it off the list"
+
+
+def test_code_in_data_is_seen(tmp_path: Path):
+    path = tmp_path / "x.py"
+    path.write_text(
+        "import torch\nfrom pickle import loads\ntorch.load('x')\nmodel.eval()\neval('1')\n"
+        "np.load('x', allow_pickle=True)\nnp.load('x', allow_pickle=False)\n"
+    )
+    names = {(2, "pickle.loads"), (3, "torch.load"), (5, "eval"), (6, "allow_pickle")}
+    assert set(runs_code(path)) == names
 
 
 def test_a_breach_is_seen(tmp_path: Path):

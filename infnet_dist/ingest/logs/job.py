@@ -47,6 +47,7 @@ from infnet_dist.ingest.logs.vocabulary import MergeCounts
 from infnet_dist.ingest.parts import PartSummary
 from infnet_dist.logs_config import LogsIngest
 from infnet_dist.schema import DenseFeature, Schema
+from infnet_dist.urls import without_secrets
 
 log = logging.getLogger(__name__)
 IntArray = npt.NDArray[np.int64]
@@ -177,7 +178,8 @@ class Job:
         if unreadable:
             log.warning("left out as unreadable: %s", ", ".join(unreadable))
         if self._earlier is None:
-            raise DataError(f"no file of {self._config.path} has rows; check ingest.path")
+            shown = without_secrets(self._config.path)
+            raise DataError(f"no file of {shown} has rows; check ingest.path")
 
     def _check_names(self) -> None:
         """Find now what would be found at the end otherwise."""

@@ -15,6 +15,7 @@ from infnet_dist.filesystem import open_filesystem
 from infnet_dist.ingest.logs.hashing import keys
 from infnet_dist.ingest.logs.source import reason
 from infnet_dist.logs_config import Join, LogsIngest
+from infnet_dist.urls import without_secrets
 
 IntArray = npt.NDArray[np.int64]
 
@@ -51,7 +52,7 @@ def join_all(config: LogsIngest, raw: pa.Table) -> pa.Table:
                 wanted = _numbers(wanted)
             else:
                 raise DataError(
-                    f"{what} is {wanted.type}, in {join.path} keys are "
+                    f"{what} is {wanted.type}, in {without_secrets(join.path)} keys are "
                     f"{'texts' if side.text else 'integers'}; convert one of them"
                 )
         places = np.where(pc.is_null(wanted), len(side.keys), side.places(keys(wanted)))
@@ -65,12 +66,13 @@ def _read(join: Join) -> _SideTable:
     """A side table, kept for the next fragment of this process."""
     wanted = [join.key, *join.columns]
     filesystem, path = open_filesystem(join.path)
+    shown = without_secrets(join.path)
     try:
         with filesystem.open_input_file(path) as file:
             found = pa.csv.open_csv(file).schema if _is_csv(join) else pq.read_schema(file)
         for name in wanted:
             if name not in found.names:
-                raise DataError(f"{join.path}: {unknown_name('column', name, found.names)}")
+                raise DataError(f"{shown}: {unknown_name('column', name, found.names)}")
         with filesystem.open_input_file(path) as file:
             if _is_csv(join):
                 options = pa.csv.ConvertOptions(include_columns=wanted, strings_can_be_null=True)
@@ -79,13 +81,13 @@ def _read(join: Join) -> _SideTable:
                 table = pq.read_table(file, columns=wanted)
     except (OSError, pa.ArrowException) as error:
         why = reason(error)
-        raise DataError(f"{join.path} can't be read ({why}); check ingest.joins") from None
-    named = _as_keys(table[join.key], f"{join.path}: column {join.key!r}")
+        raise DataError(f"{shown} can't be read ({why}); check ingest.joins") from None
+    named = _as_keys(table[join.key], f"{shown}: column {join.key!r}")
     order = np.argsort(keys(named), kind="stable")
     ascending = keys(named)[order]
     if named.null_count or np.any(np.diff(ascending) == 0):
         raise DataError(
-            f"{join.path}: {join.key!r} must be there once for each key; remove doubles and nulls"
+            f"{shown}: {join.key!r} must be there once for each key; remove doubles and nulls"
         )
     columns = table.select(list(join.columns)).take(pa.array(order))
     nulls = pa.table({f.name: pa.nulls(1, f.type) for f in columns.schema})

@@ -17,11 +17,12 @@ import pyarrow.fs
 import pyarrow.parquet as pq
 from fsspec.implementations.arrow import ArrowFSWrapper
 
-from infnet_dist.data.manifest import LogFile
+from infnet_dist.data.manifest import MAX_GROUP_ROWS, LogFile
 from infnet_dist.data.petastorm_file import PetastormFile, read_fields
 from infnet_dist.errors import DataError, unknown_name
 from infnet_dist.filesystem import open_filesystem
 from infnet_dist.logs_config import LogsIngest
+from infnet_dist.urls import without_secrets
 
 _SUFFIXES = {"parquet": (".parquet", ".pq"), "csv": (".csv", ".csv.gz")}
 _ROWS_PER_TASK = 1_000_000
@@ -65,12 +66,13 @@ def list_files(config: LogsIngest) -> list[LogFile]:
         DataError: there is no such place, or no such file in it.
     """
     filesystem, root = open_filesystem(config.path)
+    shown = without_secrets(config.path)
     suffixes = _SUFFIXES["csv" if config.format == "csv" else "parquet"]
     folder, pattern = _folder_of(root)
     try:
         info = filesystem.get_file_info(folder)
         if info.type == pa.fs.FileType.NotFound:
-            raise DataError(f"ingest.path: nothing at {config.path}; check the path")
+            raise DataError(f"ingest.path: nothing at {shown}; check the path")
         found = [info]
         if info.type == pa.fs.FileType.Directory:
             selector = pa.fs.FileSelector(folder, recursive=True)
@@ -83,10 +85,10 @@ def list_files(config: LogsIngest) -> list[LogFile]:
                 and not _hidden(entry, folder)
             ]
     except OSError as error:
-        raise DataError(f"ingest.path: {config.path} can't be listed ({reason(error)})") from None
+        raise DataError(f"ingest.path: {shown} can't be listed ({reason(error)})") from None
     if not found:
         expected = " or ".join(suffixes)
-        raise DataError(f"ingest.path: no {expected} file in {config.path}; check ingest.format")
+        raise DataError(f"ingest.path: no {expected} file in {shown}; check ingest.format")
     return sorted((_log_file(entry) for entry in found), key=lambda file: file.path)
 
 
@@ -130,10 +132,15 @@ def fragments(
 def _footer(filesystem: pa.fs.FileSystem, file: LogFile) -> pq.FileMetaData | BadFile:
     try:
         with _open_parquet(filesystem, file) as parquet:
-            return parquet.metadata
+            footer = parquet.metadata
     except (OSError, pa.ArrowException) as error:
         raise_unless_corrupt(error, file.path)
         return BadFile(file, reason(error))
+    for group in range(footer.num_row_groups):
+        rows = footer.row_group(group).num_rows
+        if not 0 <= rows <= MAX_GROUP_ROWS:
+            return BadFile(file, f"row group {group} has {rows} rows, at most {MAX_GROUP_ROWS}")
+    return footer
 
 
 def _cut(file: LogFile, footer: pq.FileMetaData, time_column: str, number: int) -> list[Fragment]:
