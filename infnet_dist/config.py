@@ -41,6 +41,9 @@ class DataConfig(Section):
     batch_size: int = Field(512, ge=1, lt=2**31, description="rows per worker and step")
     shuffle_rows: int = Field(65_536, ge=1, description="rows shuffled together in memory")
     prefetch_batches: int = Field(4, ge=1, description="batches read ahead of the step")
+    max_bad_row_groups: int = Field(
+        0, ge=0, description="row groups per worker that may be left out, being unreadable"
+    )
     reader: Literal["arrow", "petastorm"] = Field(
         "arrow", description="what decodes row groups; petastorm for data sets of Petastorm"
     )

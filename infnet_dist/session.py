@@ -138,6 +138,7 @@ class Session:
             shuffle_rows=data.shuffle_rows if shuffle else None,
             prefetch_batches=data.prefetch_batches,
             open_part=part_opener(data.reader, self.schema),
+            max_bad_row_groups=data.max_bad_row_groups,
         )
 
 

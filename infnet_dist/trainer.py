@@ -210,11 +210,15 @@ class _Training:
         """What smoke prints and scripts read."""
         pace = self._log.pace
         newest = checkpoint.newest(checkpoint_folder(self._session.config, run_folder))
+        left_out: dict[tuple[str, int], int] = {}
+        for here in self._context.gather(self._reader.left_out):
+            left_out |= here
         return {
             "run_folder": str(run_folder),
             "stopped": self._stopped,
             "steps": self._progress.step,
             "skipped_steps": self._progress.skipped,
+            "unreadable_rows": {f"{f}, row group {i}": n for (f, i), n in left_out.items()},
             "examples": self._progress.examples,
             "samples_per_s": pace.rows / max(pace.seconds, 1e-9),
             "train_seconds": pace.seconds,

@@ -61,6 +61,25 @@ class Columns:
         return len(self.plain["group"][0])
 
 
+def unknown_rows(schema: Schema, num_rows: int) -> Columns:
+    """Rows that weigh nothing: ids 0, empty lists, labels that nobody knows."""
+    ids = [np.zeros(num_rows, np.int64) for _ in schema.fields]
+    nothing = np.full(num_rows, np.nan, np.float32)
+    counts = np.zeros(num_rows, np.int32)
+    keys = [sequence_key(s, a) for s in schema.sequences for a in s.attributes]
+    keys += [s.name for s in schema.sequences if s.time_gap_column is not None]
+    return Columns(
+        {
+            "ids": ids,
+            "numbers": [np.zeros(num_rows, np.float32) for _ in schema.numeric],
+            "labels": [nothing for _ in schema.tasks],
+            "truth": [nothing for _ in schema.tasks],
+            "group": [np.zeros(num_rows, np.int64)],
+        },
+        {key: Lists(counts, counts, np.empty(0, np.int64)) for key in keys},
+    )
+
+
 def decode(table: pa.Table, schema: Schema, where: str) -> Columns:
     """The columns of `schema` as arrays.
 

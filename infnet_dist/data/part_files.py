@@ -86,11 +86,17 @@ def read_group(
     told = file.metadata.row_group(index).num_rows if index < file.num_row_groups else None
     if told != rows:
         found = "isn't there" if told is None else f"has {told} rows"
-        raise DataError(f"{where} {found}, its manifest says {rows}; ingest again")
+        raise UnreadableError(f"{where} {found}, its manifest says {rows}; ingest again")
     table = file.read_row_group(index, columns=columns, use_threads=False)
     if len(table) != rows or any(len(column) != rows for column in table.columns):
-        raise DataError(f"{where} holds {len(table)} rows, its footer says {rows}; ingest again")
+        raise UnreadableError(
+            f"{where} holds {len(table)} rows, its footer says {rows}; ingest again"
+        )
     return table
+
+
+class UnreadableError(DataError):
+    """A row group can't be read, or isn't what the manifest says."""
 
 
 class PetastormPart(PetastormFile):

@@ -4,6 +4,7 @@ Every rank makes the same number of steps and every row is read exactly once: ra
 of the epoch's order (`order.py`), and the last batch of a rank is padded with weight 0.
 """
 
+import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -15,7 +16,7 @@ import pyarrow as pa
 
 from infnet_dist.batch import BatchRows, RankingBatch
 from infnet_dist.data.collate import Collator
-from infnet_dist.data.columns import Columns, decode
+from infnet_dist.data.columns import Columns, decode, unknown_rows
 from infnet_dist.data.manifest import Manifest, arrow_type
 from infnet_dist.data.order import (
     Block,
@@ -26,11 +27,19 @@ from infnet_dist.data.order import (
     num_steps,
     remaining,
 )
-from infnet_dist.data.part_files import ARROW, OpenPart, PartFile, read_group
+from infnet_dist.data.part_files import (
+    ARROW,
+    OpenPart,
+    PartFile,
+    UnreadableError,
+    read_group,
+)
 from infnet_dist.data.prefetch import prefetch
 from infnet_dist.data.rows import Joiner, Rows, concatenate
 from infnet_dist.errors import DataError
 from infnet_dist.schema import Schema
+
+log = logging.getLogger("infnet_dist")
 
 
 @dataclass(frozen=True)
@@ -44,6 +53,8 @@ class Reader:
         shuffle_rows: rows shuffled together; None keeps the order on disk (evaluation).
         prefetch_batches: batches made ahead of their use.
         open_part: how a part is opened (`part_opener`).
+        max_bad_row_groups: that may be left out because they can't be read.
+        left_out: rows by file and row group of those that were.
     """
 
     folder: Path
@@ -57,6 +68,8 @@ class Reader:
     shuffle_rows: int | None = None
     prefetch_batches: int = 4
     open_part: OpenPart = ARROW
+    max_bad_row_groups: int = 0
+    left_out: dict[tuple[str, int], int] = field(default_factory=dict, init=False, compare=False)
     _idle_joiners: list[Joiner] = field(default_factory=list, init=False, repr=False, compare=False)
 
     @property
@@ -137,16 +150,38 @@ class Reader:
     def _read(self, block: Block) -> Iterator[Columns]:
         """The row groups of a block; a file is opened once for those that follow one another."""
         for name, together in groupby(block.groups, key=lambda group: group.file):
-            groups = list(together)
-            group = groups[0]
-            try:
-                with self.open_part(self.folder / name) as file:
-                    for group in groups:
-                        yield self._decode(file, group)
-            except (OSError, pa.ArrowException) as error:
-                raise DataError(
-                    f"can't read row group {group.index} of {self.folder / name}: {error}"
-                ) from None
+            left = list(together)
+            while left:
+                try:
+                    with self.open_part(self.folder / name) as file:
+                        while left:
+                            yield self._decode(file, left[0])
+                            del left[0]
+                except (OSError, pa.ArrowException, UnreadableError) as error:
+                    yield self._leave_out(left.pop(0), error)
+
+    def _leave_out(self, group: RowGroup, error: Exception) -> Columns:
+        """Rows that weigh nothing in place of a row group that can't be read, if that is allowed.
+
+        Raises:
+            DataError: it isn't, or not so often.
+        """
+        path = self.folder / group.file
+        reason = " ".join(str(error).split())
+        what = f"can't read row group {group.index} of {path}: {reason}"
+        known = (group.file, group.index) in self.left_out
+        if not known and len(self.left_out) >= self.max_bad_row_groups:
+            raise DataError(
+                f"{what}; mend the file, ingest again, or leave out such row groups with "
+                f"data.max_bad_row_groups (now {self.max_bad_row_groups})"
+            ) from None
+        if not known:
+            self.left_out[group.file, group.index] = group.rows
+            log.warning(
+                "%s; its %s rows are left out (%s of %s row groups)",
+                *(what, f"{group.rows:,}", len(self.left_out), self.max_bad_row_groups),
+            )
+        return unknown_rows(self.schema, group.rows)
 
     def _decode(self, file: PartFile, group: RowGroup) -> Columns:
         path, columns = self.folder / group.file, list(self.schema.columns)

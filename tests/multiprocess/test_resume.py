@@ -19,7 +19,7 @@ from infnet_dist.checkpoint.reading import TensorReader
 from infnet_dist.config import Config
 from infnet_dist.context import WorkerContext
 from infnet_dist.data.manifest import read_manifest
-from infnet_dist.errors import CheckpointError, UserError
+from infnet_dist.errors import CheckpointError, DataError, UserError
 from infnet_dist.filesystem import Folder
 from infnet_dist.run_folder import locked
 from infnet_dist.trainer import train
@@ -316,3 +316,22 @@ def test_saving_is_tried_again_while_training_goes_on(
     timer.join()
     assert_same(run, whole)
     assert checkpoint.read_manifest(Folder(blocker)).progress.step == 10
+
+
+def test_a_row_group_that_can_t_be_read(tmp_path: Path) -> None:
+    data = make_tiny_set(tmp_path / "data")
+    part = data / "train" / "part-00001.parquet"
+    start = pq.ParquetFile(part).metadata.row_group(1).column(0).dictionary_page_offset
+    start = start or pq.ParquetFile(part).metadata.row_group(1).column(0).data_page_offset
+    content = bytearray(part.read_bytes())
+    content[start : start + 200] = b"\xff" * 200
+    part.write_bytes(content)
+    with pytest.raises(DataError, match=r"can't read row group 1 of .*part-00001.*\(now 0\)"):
+        run_ranks(train, 2, config=config_of(data, tmp_path), run_folder=tmp_path / "run")
+    lenient = make_config(data, tmp_path, **SETTINGS)
+    raw = lenient.model_dump(mode="json")
+    raw["data"]["max_bad_row_groups"] = 1
+    lenient = Config.model_validate(raw)
+    summary = run_ranks(train, 2, config=lenient, run_folder=tmp_path / "run")[0]
+    assert summary["unreadable_rows"] == {"train/part-00001.parquet, row group 1": 400}
+    assert summary["examples"] == 2400 and summary["steps"] == 38
