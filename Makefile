@@ -11,7 +11,9 @@ BIN := .venv/bin
 STAMP := .venv/installed-$(EXTRA)
 TESTS := $(wildcard tests/unit tests/multiprocess tests/integration tests/faults)
 
-.PHONY: help install smoke test lint format types bench doctor clean
+MINUTES ?= 5
+
+.PHONY: help install smoke test fuzz lint format types bench doctor clean
 
 help:  ## Show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -35,6 +37,9 @@ smoke: $(STAMP)  ## Make a small training set, train 2 workers, evaluate, show t
 
 test: lint types  ## What CI runs: lint, types, then all tests
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(TESTS)
+
+fuzz: $(STAMP)  ## Hostile inputs for all parsers, MINUTES=5 long; what finds something is kept
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.fuzzing --minutes $(MINUTES)
 
 lint: $(STAMP)  ## Style and spelling
 	$(BIN)/ruff check .
