@@ -11,9 +11,9 @@ BIN := .venv/bin
 STAMP := .venv/installed-$(EXTRA)
 TESTS := $(wildcard tests/unit tests/multiprocess tests/integration tests/faults)
 
-MINUTES ?= 30
+MINUTES ?= 10
 
-.PHONY: help install smoke test faults soak lint format types bench doctor clean
+.PHONY: help install smoke test faults soak fuzz lint format types bench doctor clean
 
 help:  ## Show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -42,8 +42,11 @@ faults: $(STAMP)  ## All injected faults, those on Ray included (docs/faults.md)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/faults tests/multiprocess/test_resume.py \
 	    tests/multiprocess/test_watchdog.py
 
-soak: $(STAMP)  ## Faults at random for MINUTES=30, then a comparison bit for bit
+soak: $(STAMP)  ## Faults at random for MINUTES=10, then a comparison bit for bit
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.faults.soak --minutes $(MINUTES)
+
+fuzz: $(STAMP)  ## Hostile inputs for all parsers, MINUTES=10 long; what finds something is kept
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.fuzzing --minutes $(MINUTES)
 
 lint: $(STAMP)  ## Style and spelling
 	$(BIN)/ruff check .

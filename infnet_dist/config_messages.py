@@ -36,6 +36,7 @@ _EXPECTED = {
     "invalid_key": "text as a key",
 }
 _MOST_SHOWN = 200  # characters of a value
+_MOST_LINES = 20
 
 
 def explain(problems: Sequence[Any], root: type[BaseModel]) -> list[str]:
@@ -50,14 +51,16 @@ def explain(problems: Sequence[Any], root: type[BaseModel]) -> list[str]:
         place = _Place(root)
         for part in problem["loc"]:
             place.enter(part)
-        key = ".".join(place.parts)
+        key = _short(".".join(place.parts))
         message = _message(problem, key, place)
         if key in found and problem["type"] == "literal_error":
             # A value of several kinds, e.g. a path or 'auto': pydantic tells each kind apart.
             found[key] = f"{found[key]}, or {problem['ctx']['expected']}"
         else:
             found.setdefault(key, message)
-    return list(found.values())
+    lines = list(found.values())
+    more = [f"and {len(lines) - _MOST_LINES} more"] if len(lines) > _MOST_LINES else []
+    return lines[:_MOST_LINES] + more
 
 
 class _Place:
@@ -126,9 +129,11 @@ def _message(problem: Any, key: str, place: _Place) -> str:
         return ": ".join(part for part in (key, str(problem["ctx"]["error"])) if part)
     text = next((text for start, text in _EXPECTED.items() if kind.startswith(start)), None)
     expected = text.format_map(problem.get("ctx", {})) if text else f"other: {problem['msg']}"
-    got = repr(problem["input"])
-    got = got if len(got) <= _MOST_SHOWN else f"{got[:_MOST_SHOWN]}..."
-    return f"{key}{unit}: got {got}, expected {expected}"
+    return f"{key}{unit}: got {_short(repr(problem['input']))}, expected {expected}"
+
+
+def _short(text: str) -> str:
+    return text if len(text) <= _MOST_SHOWN else f"{text[:_MOST_SHOWN]}..."
 
 
 def _nearest(place: _Place) -> str:

@@ -32,7 +32,7 @@ def unknown_name(kind: str, got: str, known: Iterable[str]) -> str:
 
     Example: `unknown task 'clik'; did you mean 'click'? (known: click, like)`
     """
-    names = sorted(known)
-    near = difflib.get_close_matches(got[:100], names, n=1)
+    names, got = sorted(known), got[:100]
+    near = difflib.get_close_matches(got, names, n=1)
     hint = f"; did you mean {near[0]!r}?" if near else ";"
     return f"unknown {kind} {got!r}{hint} (known: {', '.join(names) or 'none'})"

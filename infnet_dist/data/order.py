@@ -96,8 +96,8 @@ def remaining(total: int, consumed: Sequence[Interval]) -> list[Interval]:
     """The intervals of [0, total) that aren't in `consumed`."""
     left, cursor = [], 0
     for start, stop in sorted(consumed):
-        if cursor < start:
-            left.append((cursor, start))
+        if cursor < min(start, total):
+            left.append((cursor, min(start, total)))
         cursor = max(cursor, stop)
     return left + ([(cursor, total)] if cursor < total else [])
 

@@ -7,12 +7,11 @@ pass, `eval` included. Here only the few names pass of which a Unischema is made
 
 import builtins
 import collections
-import copyreg
 import decimal
 import importlib
 import io
 import pickle
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -29,7 +28,6 @@ _PETASTORM = {
 _PLAIN: dict[tuple[str, str], Any] = {
     ("collections", "OrderedDict"): collections.OrderedDict,
     ("decimal", "Decimal"): decimal.Decimal,
-    ("copyreg", "_reconstructor"): copyreg._reconstructor,  # type: ignore[attr-defined]
     **{
         ("builtins", name): getattr(builtins, name)
         for name in ("bool", "bytes", "float", "int", "object", "str", "tuple")
@@ -65,7 +63,34 @@ def load_unischema(data: bytes) -> Any:
     return found
 
 
-class _Unpickler(pickle.Unpickler):
+# The one in Python: that in C takes memory by what a few bytes claim, and asks nobody before calls.
+_Base: Any = pickle._Unpickler
+
+
+class _Unpickler(_Base):
+    dispatch: ClassVar = dict(_Base.dispatch)
+
+    def load_reduce(self) -> None:
+        """Call what stands on the stack: `tuple(bytes(10**10))` must not."""
+        if not _is_called(self.stack[-2]):
+            raise pickle.UnpicklingError(f"calls {self.stack[-2]!r}, which no Unischema needs")
+        super().load_reduce()
+
+    def load_newobj(self) -> None:
+        """Make an object."""
+        if not _is_made(self.stack[-2]):
+            raise pickle.UnpicklingError(f"makes a {self.stack[-2]!r}, which no Unischema needs")
+        super().load_newobj()
+
+    def refuse(self) -> None:
+        """What makes objects in ways that no Unischema was ever pickled in."""
+        raise pickle.UnpicklingError("holds what no Unischema needs")
+
+    dispatch[pickle.REDUCE[0]] = load_reduce
+    dispatch[pickle.NEWOBJ[0]] = load_newobj
+    for _code in (pickle.NEWOBJ_EX, pickle.INST, pickle.OBJ, pickle.EXT1, pickle.EXT2, pickle.EXT4):
+        dispatch[_code[0]] = refuse
+
     def find_class(self, module: str, name: str) -> Any:
         """What a name of the pickle stands for.
 
@@ -75,6 +100,8 @@ class _Unpickler(pickle.Unpickler):
         module = _RENAMED.get(module, module)
         if name in _PETASTORM.get(module, ()):
             return getattr(importlib.import_module(module), name)
+        if (module, name) == ("copyreg", "_reconstructor"):
+            return _reconstructor
         if (module, name) in _PLAIN:
             return _PLAIN[module, name]
         if module == "numpy":
@@ -88,6 +115,26 @@ class _Unpickler(pickle.Unpickler):
         raise pickle.UnpicklingError(
             f"names {module}.{name}, which no Unischema needs: not opened, since it might run code"
         )
+
+
+def _reconstructor(kind: type, base: type, state: Any) -> Any:
+    """`copyreg._reconstructor` for plain objects and named tuples."""
+    if not _is_made(kind) or not (base is object or (base is tuple and type(state) is tuple)):
+        raise pickle.UnpicklingError(f"makes a {kind!r}, which no Unischema needs")
+    return object.__new__(kind) if base is object else tuple.__new__(kind, state)
+
+
+def _is_called(function: Any) -> bool:
+    """Whether a Unischema is made by calls of that."""
+    known = (_reconstructor, _restore, collections.OrderedDict, decimal.Decimal, np.dtype)
+    return any(function is one for one in known) or _is_made(function)
+
+
+def _is_made(kind: Any) -> bool:
+    """Whether a Unischema holds objects of that kind."""
+    if not isinstance(kind, type):
+        return False
+    return issubclass(kind, SparkType) or kind.__name__ in _PETASTORM.get(kind.__module__, ())
 
 
 def _restore(name: str, fields: tuple[str, ...], values: tuple[Any, ...]) -> Any:

@@ -1,6 +1,7 @@
 """Manifests, plans and Parquet files that lie: an error that names the file, at once."""
 
 import json
+import pickle
 import resource
 import time
 from collections.abc import Iterator
@@ -12,7 +13,9 @@ import pytest
 
 from infnet_dist.data.check import check_split, count_without
 from infnet_dist.data.manifest import Manifest, read_manifest
+from infnet_dist.data.petastorm_bridge import load_petastorm
 from infnet_dist.data.reader import Reader
+from infnet_dist.data.unischema_pickle import load_unischema
 from infnet_dist.errors import DataError, PlanError
 from infnet_dist.ingest.logs.source import fragments, list_files
 from infnet_dist.logs_config import LogsIngest
@@ -194,3 +197,25 @@ def test_parts_without_a_parquet_footer(folder: Path) -> None:
         (folder / PART).write_bytes(content)
         with pytest.raises(DataError, match=r"part-00000\.parquet"):
             read_all(folder, manifest)
+
+
+CALLS = [
+    b"cbuiltins\ntuple\n(cbuiltins\nbytes\n(I10000000000\ntRtR.",
+    b"cbuiltins\nbytes\n(I10000000000\ntR.",
+    b"cnumpy\nvoid\n(I10000000000\ntR.",
+    b"cnumpy\nvoid\n(I10000000000\nt\x81.",
+    b"(I10000000000\nibuiltins\nbytes\n.",
+    b"(cbuiltins\nbytes\nI10000000000\no.",
+    b"ccopyreg\n_reconstructor\n(cbuiltins\nbytes\ncbuiltins\nbytes\nI10000000000\ntR.",
+    b"ccopyreg\n_reconstructor\n(cpetastorm.unischema\nUnischemaField\ncbuiltins\nbytes\nI9\ntR.",
+    b"\x80\x04I1\nr\xff\xff\xff\x7f.",  # the memo of the C unpickler would take 32 GiB
+    b"\x80\x04\x8e\xff\xff\xff\xff\x0f\x00\x00\x00.",
+    b"\x80\x04\x95\xff\xff\xff\xff\x0f\x00\x00\x00.",
+]
+
+
+@pytest.mark.parametrize("pickled", CALLS)
+def test_a_unischema_that_asks_for_memory(pickled: bytes) -> None:
+    load_petastorm()
+    with pytest.raises(pickle.UnpicklingError):
+        load_unischema(pickled)

@@ -147,7 +147,7 @@ RUNS_CODE = {
     *(
         f"{module}.{name}"
         for module in ("pickle", "dill", "cloudpickle", "marshal")
-        for name in ("load", "loads", "Unpickler")
+        for name in ("load", "loads", "Unpickler", "_Unpickler")
     ),
     *("torch.load", "joblib.load", "shelve.open", "pandas.read_pickle", "pd.read_pickle"),
     *("yaml.load", "yaml.load_all", "yaml.full_load", "yaml.unsafe_load", "yaml.Loader"),
@@ -156,7 +156,7 @@ RUNS_CODE = {
 ALLOWED_CODE = {
     ("infnet_dist/documents.py", "yaml.load"),  # with a loader below SafeLoader
     # Petastorm keeps pickles: they are opened with a list of the few names that may stand there.
-    ("infnet_dist/data/unischema_pickle.py", "pickle.Unpickler"),
+    ("infnet_dist/data/unischema_pickle.py", "pickle._Unpickler"),
     # What a worker process that this very process started sends through its pipe.
     ("ray_jobs/_local.py", "pickle.loads"),
 }
