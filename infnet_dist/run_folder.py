@@ -70,13 +70,12 @@ def open_run_folder(config: Config, plan: Plan, run_folder: Path, *, step: int) 
     save_plan(plan, run_folder / "plan.json")
     lost = cut_log(run_folder / METRICS, step)
     if lost:
-        log.info("%s lines of metrics after step %s are made again", f"{len(lost):,}", f"{step:,}")
+        log.info("%s lines of metrics after step %s are made again", f"{lost:,}", f"{step:,}")
     return make_tracker(
         config.tracking,
         folder=run_folder,
         run_id=f"{config.run.name}-{run_folder.name}",
         settings=config.model_dump(mode="json"),
-        sent=lost,
     )
 
 
@@ -89,14 +88,14 @@ def close_run_folder(run_folder: Path, summary: dict[str, Any]) -> None:
         log.warning("no curves.png (%s)", error)
 
 
-def cut_log(path: Path, step: int) -> list[dict[str, Any]]:
-    """Cut a log of metrics back to `step`, where the run goes on; the records that were cut.
+def cut_log(path: Path, step: int) -> int:
+    """Cut a log of metrics back to `step`, where the run goes on; how many lines were cut.
 
     So each step is logged once, and the log is that of the way that led to the final weights.
     """
     if not path.is_file():
-        return []
-    kept, cut = [], []
+        return 0
+    kept, cut = [], 0
     for line in path.read_text().splitlines():
         try:
             record = json.loads(line)
@@ -105,7 +104,7 @@ def cut_log(path: Path, step: int) -> list[dict[str, Any]]:
         if record["step"] <= step:
             kept.append(line)
         else:
-            cut.append(record)
+            cut += 1
     partial = path.with_name(f".{path.name}.partial")
     partial.write_text("".join(f"{line}\n" for line in kept))
     os.replace(partial, path)

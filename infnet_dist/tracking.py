@@ -7,7 +7,7 @@ import json
 import logging
 import math
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal, Protocol, TypeVar
 
@@ -63,23 +63,15 @@ class WandbTracker:
     """A W&B run, online or offline."""
 
     def __init__(
-        self,
-        config: TrackingConfig,
-        *,
-        folder: Path,
-        run_id: str,
-        settings: dict[str, Any],
-        sent: Sequence[dict[str, Any]] = (),
+        self, config: TrackingConfig, *, folder: Path, run_id: str, settings: dict[str, Any]
     ) -> None:
-        """Start a run, or go on with it.
+        """Start a run, or go on with the one of this id; W&B itself takes no step twice.
 
         Args:
             config: where to.
             folder: of the offline files.
             run_id: the same in each attempt of a run.
             settings: the resolved config, shown with the run.
-            sent: records that an earlier attempt logged and that come again: W&B, which can't take
-                them back, gets them once.
         """
         import wandb  # here: importing it takes seconds that only rank 0 should spend
 
@@ -99,12 +91,9 @@ class WandbTracker:
                 silent=True,
             ),
         )
-        self._sent = {_record_key(record["step"], record) for record in sent}
 
     def log(self, metrics: Metrics, *, step: int, examples: int) -> None:
         """Log against `step`."""
-        if _record_key(step, metrics) in self._sent:
-            return
         self._run.log({**metrics, "examples": examples}, step=step)
 
     def finish(self) -> str | None:
@@ -112,11 +101,6 @@ class WandbTracker:
         place = str(Path(self._run.dir).parent) if self._run.offline else self._run.url
         self._run.finish()
         return place
-
-
-def _record_key(step: int, metrics: Mapping[str, Any]) -> tuple[int, str]:
-    """Tells records apart: training and evaluation may both log a step."""
-    return step, min(name for name in metrics if "/" in name)
 
 
 class Guarded:
@@ -175,12 +159,7 @@ def wandb_mode(wanted: str) -> Literal["online", "offline", "disabled"]:
 
 
 def make_tracker(
-    config: TrackingConfig,
-    *,
-    folder: Path,
-    run_id: str,
-    settings: dict[str, Any],
-    sent: Sequence[dict[str, Any]] = (),
+    config: TrackingConfig, *, folder: Path, run_id: str, settings: dict[str, Any]
 ) -> Tracker:
     """The tracker of rank 0: metrics.jsonl in `folder`, and W&B unless disabled."""
     jsonl = Guarded("metrics.jsonl", lambda: JsonlTracker(folder / "metrics.jsonl"))
@@ -188,7 +167,7 @@ def make_tracker(
         return Trackers(jsonl, NullTracker())
 
     def make_wandb() -> Tracker:
-        return WandbTracker(config, folder=folder, run_id=run_id, settings=settings, sent=sent)
+        return WandbTracker(config, folder=folder, run_id=run_id, settings=settings)
 
     return Trackers(jsonl, Guarded("W&B", make_wandb))
 

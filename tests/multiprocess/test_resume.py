@@ -25,6 +25,7 @@ from infnet_dist.run_folder import locked
 from infnet_dist.trainer import train
 from tests.ranks import run_ranks
 from tests.runs import make_config, make_tiny_set
+from tests.wandb_file import read_history
 
 # Dropout, so that random numbers matter; lines of the log that don't meet checkpoints.
 SETTINGS = {
@@ -335,3 +336,44 @@ def test_a_row_group_that_can_t_be_read(tmp_path: Path) -> None:
     summary = run_ranks(train, 2, config=lenient, run_folder=tmp_path / "run")[0]
     assert summary["unreadable_rows"] == {"train/part-00001.parquet, row group 1": 400}
     assert summary["examples"] == 2400 and summary["steps"] == 38
+
+
+@pytest.mark.parametrize("ranks", [1, 3])
+def test_under_another_plan_training_goes_on_alike(
+    tiny_set: Path, tmp_path: Path, ranks: int
+) -> None:
+    """The rest of the epoch by other ranks and shards, against a copy that keeps its shards."""
+    config = config_of(tiny_set, tmp_path, model={"dropout": 0.0})
+    run_ranks(stop_one_rank_at_step, 2, config=config, run_folder=tmp_path / "a", step=16)
+    shutil.copytree(tmp_path / "a", tmp_path / "b")
+    tables = {t: {"sharding_types": ["table_wise"]} for t in ("user", "item")}
+    tables["author"] = {"sharding_types": ["row_wise"]}
+    other = config_of(
+        tiny_set,
+        tmp_path,
+        model={"dropout": 0.0},
+        tables={"embedding_dim": 8, "overrides": tables},
+    )
+    run_ranks(train, ranks, config=config, run_folder=tmp_path / "a")
+    run_ranks(train, ranks, config=other, run_folder=tmp_path / "b")
+    a, b = tensors(tmp_path / "a"), tensors(tmp_path / "b")
+    for name, value in a.items():
+        assert torch.allclose(value, b[name], rtol=1e-5, atol=1e-5), name
+    for one, two in zip(records(tmp_path / "a"), records(tmp_path / "b"), strict=True):
+        assert one["step"] == two["step"]
+        assert one.get("train/loss/total") == pytest.approx(two.get("train/loss/total"), abs=1e-5)
+
+
+def test_wandb_goes_on_under_one_id(tiny_set: Path, tmp_path: Path, whole: Path) -> None:
+    tracking = {"wandb": "offline"}
+    config, run = config_of(tiny_set, tmp_path, tracking=tracking), tmp_path / "run"
+    with pytest.raises(RuntimeError, match="worker 1 died"):
+        run_ranks(die_at_step, 2, config=config, run_folder=run, step=24)
+    run_ranks(train, 2, config=config, run_folder=run)
+    assert records(run) == records(whole)
+    files = sorted(run.rglob("run-*.wandb"))
+    assert len(files) == 2 and len({file.name for file in files}) == 1, "two attempts, one id"
+    second = [row for row in read_history(files[1].parent) if "train/loss/total" in row]
+    lines = [r for r in records(whole) if "train/loss/total" in r]
+    expected = {r["step"]: r["train/loss/total"] for r in lines if r["step"] > 20}
+    assert {row["_step"]: row["train/loss/total"] for row in second} == expected
