@@ -44,7 +44,7 @@ def main() -> None:
         # Faults may come before any progress: only an end without progress at all would be wrong.
         scaling = {"num_workers": 2, "hang_timeout_s": 5.0, "max_failures": 50}
         undisturbed = Job(folder / "undisturbed", data, training=training, scaling=scaling)
-        undisturbed.check(undisturbed.run())
+        undisturbed.check(undisturbed.start().wait(timeout_s=3_600))
         print("the undisturbed run has ended; the faults begin", flush=True)
         job = Job(folder / "disturbed", data, training=training, scaling=scaling)
         done, ended = soak(job, random.Random(arguments.seed), 60 * arguments.minutes)

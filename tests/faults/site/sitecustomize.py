@@ -77,6 +77,7 @@ def patch_trainer(module):
         if _LEDGER:
             line = {"rank": rank, "step": step + 1, "epoch": batch.rows.epoch}
             line |= {"intervals": batch.rows.intervals, "attempt": _attempt()}
+            line["time"] = time.time()
             with open(f"{_LEDGER}/{os.getpid()}.jsonl", "a") as file:
                 file.write(json.dumps(line) + "\n")
 
