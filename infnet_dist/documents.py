@@ -8,7 +8,7 @@ from typing import Any
 import yaml
 from pydantic import ValidationError
 
-MAX_YAML_CHARACTERS = 16 * 2**20
+MAX_YAML_CHARACTERS = 4 * 2**20
 MAX_VALUES = 500_000  # aliases of YAML followed: a few lines can stand for billions of values
 MAX_DEPTH = 50
 _QUOTED = re.compile(r"'[^'<>]{2,}'")
@@ -102,7 +102,21 @@ def _check_scalar(value: Any) -> None:
 
 
 class _Loader(yaml.SafeLoader):
-    """Keeps merged mappings (`<<`) small, which can double with each line."""
+    """Keeps merged mappings (`<<`) small, which can double with each line, and nesting shallow.
+
+    The scanner's time goes by the square of the depth.
+    """
+
+    _depth = 0
+
+    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
+        """The next value."""
+        self._depth += 1
+        if self._depth > MAX_DEPTH:
+            raise RecursionError
+        node = super().compose_node(parent, index)
+        self._depth -= 1
+        return node
 
     def flatten_mapping(self, node: yaml.MappingNode) -> None:
         """Put the merged keys in place."""
