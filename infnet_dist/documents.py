@@ -3,10 +3,10 @@
 import json
 import re
 from datetime import date
-from typing import Any
+from typing import Annotated, Any
 
 import yaml
-from pydantic import ValidationError
+from pydantic import Field, ValidationError
 
 MAX_YAML_CHARACTERS = 4 * 2**20
 MAX_VALUES = 500_000  # aliases of YAML followed: a few lines can stand for billions of values
@@ -14,6 +14,8 @@ MAX_DEPTH = 50
 _QUOTED = re.compile(r"'[^'<>]{2,}'")
 _MOST_TOLD = 500  # characters
 _PLAIN = (bool, float, date, type(None))
+
+Name = Annotated[str, Field(pattern=r"^[^\x00-\x1f\x7f-\x9f]{1,1000}$")]  # safe on a terminal
 
 
 class MalformedError(ValueError):

@@ -9,6 +9,7 @@ tests replay.
 """
 
 import argparse
+import atexit
 import copy
 import hashlib
 import json
@@ -54,6 +55,7 @@ CORPUS = REPOSITORY / "tests" / "fuzz_corpus"
 MOST_S, MOST_MIB = 2.0, 400
 _WORLD_SIZES = (1, 2, 7)
 _FILE = Path(tempfile.mkdtemp(prefix="fuzz-")) / "document"
+atexit.register(shutil.rmtree, _FILE.parent, ignore_errors=True)
 
 
 class TooSlowError(Exception):
