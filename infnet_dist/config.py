@@ -19,6 +19,8 @@ from infnet_dist.ingest_config import IngestConfig
 from infnet_dist.model_config import InfnetConfig, ModelConfig, Section
 from infnet_dist.urls import secrets_in, without_secrets
 
+_MOST_SHOWN = 100  # characters of a key
+
 ShardingTypeName = Literal["table_wise", "row_wise", "column_wise"]
 
 
@@ -285,7 +287,7 @@ def _refuse_secrets(value: Any, source: str, key: str = "") -> None:
 
 def _apply_override(raw: dict[str, Any], override: str) -> None:
     key, equals, text = override.partition("=")
-    shown = key.partition("://")[0]  # what follows may hold a secret
+    shown = key.partition("://")[0][:_MOST_SHOWN]  # what follows may hold a secret
     if not equals or not key:
         raise ConfigError(f"--set {shown!r}: expected key.path=value, e.g. training.epochs=2")
     *parents, last = key.split(".")
@@ -295,7 +297,9 @@ def _apply_override(raw: dict[str, Any], override: str) -> None:
             section[parent] = {}
         section = section[parent]
         if not isinstance(section, dict):
-            raise ConfigError(f"--set {shown}=...: {parent!r} is a value, not a section")
+            raise ConfigError(
+                f"--set {shown}=...: {parent[:_MOST_SHOWN]!r} is a value, not a section"
+            )
     try:
         section[last] = parse_yaml(text)
     except MalformedError:

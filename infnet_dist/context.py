@@ -8,6 +8,7 @@ that the library needs, so that all ranks fail together.
 import contextlib
 import os
 import socket
+import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from datetime import timedelta
@@ -154,10 +155,12 @@ def local_process_group(
         LOCAL_RANK=str(rank),
         LOCAL_WORLD_SIZE=str(world_size),
     )
+    if sys.platform == "linux":  # else gloo listens where the machine's name points to
+        os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
     device = device_for(use_gpu, rank)
     dist.init_process_group(
         backend_for(use_gpu),
-        init_method=f"tcp://127.0.0.1:{port}",
+        store=_loopback_store(rank, world_size, port, timedelta(seconds=timeout_s)),
         rank=rank,
         world_size=world_size,
         timeout=timedelta(seconds=timeout_s),
@@ -166,6 +169,25 @@ def local_process_group(
         yield WorkerContext.from_process_group(device)
     finally:
         dist.destroy_process_group()
+
+
+def _loopback_store(rank: int, world_size: int, port: int, timeout: timedelta) -> dist.TCPStore:
+    """Where the processes meet; left to itself, torch would listen on all addresses."""
+    descriptor = None
+    if rank == 0:
+        with socket.socket() as sock:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            sock.bind(("127.0.0.1", port))
+            sock.listen(max(128, 2 * world_size))
+            descriptor = sock.detach()
+    return dist.TCPStore(
+        "127.0.0.1",
+        port,
+        world_size,
+        is_master=rank == 0,
+        timeout=timeout,
+        master_listen_fd=descriptor,
+    )
 
 
 def free_port() -> int:

@@ -3,17 +3,19 @@
 import json
 import re
 from datetime import date
-from typing import Any
+from typing import Annotated, Any
 
 import yaml
-from pydantic import ValidationError
+from pydantic import Field, ValidationError
 
-MAX_YAML_CHARACTERS = 16 * 2**20
+MAX_YAML_CHARACTERS = 4 * 2**20
 MAX_VALUES = 500_000  # aliases of YAML followed: a few lines can stand for billions of values
 MAX_DEPTH = 50
 _QUOTED = re.compile(r"'[^'<>]{2,}'")
 _MOST_TOLD = 500  # characters
 _PLAIN = (bool, float, date, type(None))
+
+Name = Annotated[str, Field(pattern=r"^[^\x00-\x1f\x7f-\x9f]{1,1000}$")]  # safe on a terminal
 
 
 class MalformedError(ValueError):
@@ -102,7 +104,21 @@ def _check_scalar(value: Any) -> None:
 
 
 class _Loader(yaml.SafeLoader):
-    """Keeps merged mappings (`<<`) small, which can double with each line."""
+    """Keeps merged mappings (`<<`) small, which can double with each line, and nesting shallow.
+
+    The scanner's time goes by the square of the depth.
+    """
+
+    _depth = 0
+
+    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
+        """The next value."""
+        self._depth += 1
+        if self._depth > MAX_DEPTH:
+            raise RecursionError
+        node = super().compose_node(parent, index)
+        self._depth -= 1
+        return node
 
     def flatten_mapping(self, node: yaml.MappingNode) -> None:
         """Put the merged keys in place."""

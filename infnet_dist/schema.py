@@ -14,6 +14,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from infnet_dist.documents import Name
 from infnet_dist.errors import DataError, unknown_name
 
 
@@ -27,7 +28,7 @@ class Table(_Part):
     If `raw`, the training set holds any int64, 0 for unknown, and the reader hashes them into rows.
     """
 
-    name: str
+    name: Name
     num_embeddings: int = Field(ge=1, lt=2**63)
     raw: bool = False
 
@@ -35,17 +36,17 @@ class Table(_Part):
 class CategoricalFeature(_Part):
     """One int64 id per row. By convention id 0 means unknown or missing."""
 
-    name: str
-    table: str
-    column: str
+    name: Name
+    table: Name
+    column: Name
 
 
 class SequenceAttribute(_Part):
     """One attribute of the items of a behaviour, e.g. the author: a list<int64> column."""
 
-    name: str
-    table: str
-    column: str
+    name: Name
+    table: Name
+    column: Name
 
 
 class SequenceFeature(_Part):
@@ -54,10 +55,10 @@ class SequenceFeature(_Part):
     `time_gap_column` (list<int64>) holds the seconds between the item's event and the row, > 0.
     """
 
-    name: str
+    name: Name
     attributes: tuple[SequenceAttribute, ...] = Field(min_length=1)
     max_length: int = Field(ge=1, le=2**20)
-    time_gap_column: str | None = None
+    time_gap_column: Name | None = None
 
 
 class DenseFeature(_Part):
@@ -67,8 +68,8 @@ class DenseFeature(_Part):
     `boundaries`, `mean` and `std` come from the training window only.
     """
 
-    name: str
-    column: str
+    name: Name
+    column: Name
     boundaries: tuple[float, ...] | None = None
     mean: float = 0.0
     std: float = Field(1.0, gt=0)
@@ -82,9 +83,9 @@ class Task(_Part):
     row counts for the other tasks alone.
     """
 
-    name: str
-    column: str
-    truth_column: str | None = None
+    name: Name
+    column: Name
+    truth_column: Name | None = None
     kind: Literal["binary", "watch_time"] = "binary"
     mean_ms: float = Field(1.0, gt=0)
     nullable: bool = False
@@ -94,7 +95,7 @@ class TableFeature(_Part):
     """One key of the KeyedJaggedTensor and the table it reads."""
 
     key: str
-    table: str
+    table: Name
 
 
 class Schema(_Part):
@@ -109,8 +110,8 @@ class Schema(_Part):
     sequences: tuple[SequenceFeature, ...] = ()
     dense: tuple[DenseFeature, ...] = ()
     tasks: tuple[Task, ...]
-    group_column: str
-    time_column: str
+    group_column: Name
+    time_column: Name
 
     @model_validator(mode="after")
     def _check(self) -> "Schema":

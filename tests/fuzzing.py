@@ -9,6 +9,7 @@ tests replay.
 """
 
 import argparse
+import atexit
 import copy
 import hashlib
 import json
@@ -54,6 +55,7 @@ CORPUS = REPOSITORY / "tests" / "fuzz_corpus"
 MOST_S, MOST_MIB = 2.0, 400
 _WORLD_SIZES = (1, 2, 7)
 _FILE = Path(tempfile.mkdtemp(prefix="fuzz-")) / "document"
+atexit.register(shutil.rmtree, _FILE.parent, ignore_errors=True)
 
 
 class TooSlowError(Exception):
@@ -272,7 +274,7 @@ def documents(draw: st.DrawFn, parser: Parser) -> bytes:
 def _changed(draw: st.DrawFn, tree: Any) -> Any:
     places = list(_places(tree))
     if not places or not draw(st.integers(0, 30)):
-        return draw(VALUES)
+        return copy.deepcopy(draw(VALUES))
     *parents, last = draw(st.sampled_from(places))
     inner = tree
     for key in parents:
@@ -283,11 +285,11 @@ def _changed(draw: st.DrawFn, tree: Any) -> Any:
     elif what == "double" and isinstance(inner, list):
         inner.insert(last, copy.deepcopy(inner[last]))
     elif what == "add" and isinstance(inner, dict):
-        inner[draw(st.sampled_from(TEXTS) | st.text(max_size=5))] = draw(VALUES)
+        inner[draw(st.sampled_from(TEXTS) | st.text(max_size=5))] = copy.deepcopy(draw(VALUES))
     elif what == "count" and isinstance(inner[last], int):
         inner[last] += draw(st.sampled_from([1, -1, 2**31, -(2**31), 10**15]))
     else:
-        inner[last] = draw(VALUES)
+        inner[last] = copy.deepcopy(draw(VALUES))
     return tree
 
 

@@ -88,7 +88,11 @@ class _Unpickler(_Base):
 
     dispatch[pickle.REDUCE[0]] = load_reduce
     dispatch[pickle.NEWOBJ[0]] = load_newobj
-    for _code in (pickle.NEWOBJ_EX, pickle.INST, pickle.OBJ, pickle.EXT1, pickle.EXT2, pickle.EXT4):
+    for _code in (
+        *(pickle.NEWOBJ_EX, pickle.INST, pickle.OBJ, pickle.EXT1, pickle.EXT2, pickle.EXT4),
+        *(pickle.BYTEARRAY8, pickle.NEXT_BUFFER, pickle.READONLY_BUFFER),
+        *(pickle.PERSID, pickle.BINPERSID),
+    ):
         dispatch[_code[0]] = refuse
 
     def find_class(self, module: str, name: str) -> Any:
@@ -113,7 +117,8 @@ class _Unpickler(_Base):
         if (module, name) == ("pyspark.serializers", "_restore"):
             return _restore
         raise pickle.UnpicklingError(
-            f"names {module}.{name}, which no Unischema needs: not opened, since it might run code"
+            f"names {module[:100]}.{name[:100]}, which no Unischema needs: not opened, since it "
+            "might run code"
         )
 
 

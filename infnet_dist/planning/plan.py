@@ -15,7 +15,7 @@ import numpy as np
 import torchrec
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from infnet_dist.documents import MalformedError, first_fault, parse_json
+from infnet_dist.documents import MalformedError, Name, first_fault, parse_json
 from infnet_dist.errors import PlanError
 from infnet_dist.planning.costs import Way, block_rows
 from infnet_dist.planning.tables import KernelName, PlanTable, ShardingTypeName, TableSet
@@ -42,7 +42,7 @@ class MadeFor(_Entry):
 
     topology: Topology
     tables: TableSet
-    torchrec_version: str = torchrec.__version__
+    torchrec_version: Name = torchrec.__version__
 
 
 class Shard(NamedTuple):

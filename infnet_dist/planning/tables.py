@@ -18,7 +18,7 @@ from typing import Literal, Self, TypeVar
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from infnet_dist.config_messages import explain
-from infnet_dist.documents import MalformedError, parse_yaml
+from infnet_dist.documents import MalformedError, Name, parse_yaml
 from infnet_dist.errors import PlanError
 
 ShardingTypeName = Literal[
@@ -44,14 +44,14 @@ class _Entry(BaseModel):
 class PlanFeature(_Entry):
     """One feature that looks rows up in the table."""
 
-    name: str
+    name: Name
     mean_length: float = Field(1.0, gt=0, description="mean number of ids per row of a batch")
 
 
 class PlanTable(_Entry):
     """One table, and what is asked of its plan."""
 
-    name: str
+    name: Name
     num_embeddings: int = Field(ge=1, le=10**14, description="rows")
     embedding_dim: int = Field(ge=4, le=2**20, multiple_of=4, description="floats per row")
     data_type: Literal["fp32", "fp16"] = Field("fp32", description="type of the rows")

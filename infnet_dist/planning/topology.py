@@ -12,6 +12,7 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torchrec.distributed.planner import Topology as TorchRecTopology
 
+from infnet_dist.documents import Name
 from infnet_dist.errors import PlanError
 from infnet_dist.planning.tables import read_yaml
 
@@ -29,7 +30,7 @@ class Topology(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
-    name: str
+    name: Name
     device: Literal["cuda", "cpu"]
     num_nodes: int = Field(1, ge=1, le=100_000, description="nodes")
     workers_per_node: int = Field(ge=1, le=1_000, description="workers (GPUs) on a node")

@@ -2,11 +2,15 @@
 
 from pathlib import Path
 
+import psutil
 import pytest
+import torch
+import torch.distributed as dist
 
-from infnet_dist.context import backend_for, device_for, free_port
+from infnet_dist.context import WorkerContext, backend_for, device_for, free_port
 from infnet_dist.errors import ConfigError
 from infnet_dist.paths import resolve_path
+from ray_jobs._local import run_local
 
 
 def test_relative_paths(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -31,3 +35,15 @@ def test_backend_and_device(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(ConfigError, match=r"scaling\.use_gpu is true, but torch sees no GPU"):
         device_for(True, 0)
     assert 0 < free_port() < 65536
+
+
+def _where_it_listens(context: WorkerContext) -> list[str]:
+    dist.all_reduce(torch.ones(1))
+    sockets = psutil.Process().net_connections("inet")
+    return [socket.laddr.ip for socket in sockets if socket.status == psutil.CONN_LISTEN]
+
+
+def test_processes_of_this_machine_meet_on_loopback() -> None:
+    places = run_local(_where_it_listens, {}, num_workers=2, use_gpu=False, timeout_s=60)
+    assert {ip.removeprefix("::ffff:") for rank in places for ip in rank} == {"127.0.0.1"}
+    assert len(places[0]) >= 2  # where they meet, and gloo
