@@ -25,6 +25,7 @@ import yaml
 from infnet_dist import checkpoint
 from infnet_dist.checkpoint.reading import TensorReader
 from infnet_dist.filesystem import Folder
+from infnet_dist.run_folder import checkpoint_folder
 from tests.conftest import REPOSITORY
 from tests.runs import make_config
 
@@ -138,7 +139,7 @@ class Job:
     @property
     def checkpoints(self) -> Folder:
         """The folder of the run's checkpoints."""
-        return Folder(self.run_folder / "checkpoints")
+        return checkpoint_folder(self.config, self.run_folder)
 
     def check_rows(self) -> None:
         """Every row of every epoch was trained on once, as far as the final weights know."""

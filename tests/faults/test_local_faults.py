@@ -1,9 +1,14 @@
 """Faults of a run without Ray: killed, hanging, stopped, full, spoilt. docs/faults.md promises."""
 
 import signal
+import socket
+import time
+from collections.abc import Iterator
 from pathlib import Path
 
+import boto3
 import pytest
+from moto.server import ThreadedMotoServer
 
 from tests.faults.kit import Fault, Job
 from tests.runs import make_tiny_set
@@ -125,3 +130,41 @@ def test_no_room_at_all(tmp_path: Path, data: Path) -> None:
     says = r"No space left on device; earlier checkpoints are untouched; training goes on"
     job.check(ended, code=1, says=says)
     assert "error: can't save to" in ended.last_line
+
+
+@pytest.fixture
+def port(monkeypatch: pytest.MonkeyPatch) -> Iterator[int]:
+    """A free port for an S3 server, and what clients need."""
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.setenv(name, "testing")
+    monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    with socket.socket() as sock:
+        sock.bind(("127.0.0.1", 0))
+        free = sock.getsockname()[1]
+    yield free
+
+
+def serve_s3(port: int) -> ThreadedMotoServer:
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=port, verbose=False)
+    server.start()
+    return server
+
+
+def test_the_store_is_away_for_a_while(
+    tmp_path: Path, data: Path, undisturbed: Job, port: int
+) -> None:
+    """Checkpoints in S3, whose server ends in mid-run and is back after some seconds."""
+    server = serve_s3(port)
+    client = boto3.client("s3", endpoint_url=f"http://127.0.0.1:{port}")
+    client.create_bucket(Bucket="checkpoints")
+    url = f"s3://checkpoints/runs?endpoint_override=127.0.0.1:{port}&scheme=http"
+    job = Job(tmp_path, data, checkpoint={"folder": url})
+    running = job.start(Fault("step", "nap", rank=0, step=18, seconds=3))
+    running.wait_for(r"saved s3://checkpoints/runs/test/run/step-00000010")
+    server.stop()
+    time.sleep(8)
+    server = serve_s3(port)
+    job.check(running.wait(), says="can't write .*; trying again in")
+    job.assert_same(undisturbed)
+    server.stop()
