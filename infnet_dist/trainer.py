@@ -99,6 +99,7 @@ def train(context: WorkerContext, config: Config, *, run_folder: Path) -> dict[s
         manifest = checkpoint.load_newest(folder, session.sharded, context)
         if manifest:
             _check_order(manifest, session)
+        context.together(lambda: checkpoint.check_writable(folder) if context.is_first else None)
         tracker = context.together(lambda: _open(session, run_folder, manifest))
         watchdog = Watchdog(context, config.scaling.hang_timeout_s, run_folder)
         saver = Saver(folder, session.sharded, config, context, watchdog.moved)
@@ -175,7 +176,7 @@ class _Training:
         self._saved_step = manifest.progress.step if manifest else None
         self._metrics = (
             {k: math.nan if v is None else v for k, v in manifest.metrics.items()}
-            if (manifest)
+            if manifest
             else {}
         )
         self._evaluated_step = self._saved_step if self._metrics else None

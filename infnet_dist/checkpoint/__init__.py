@@ -19,7 +19,7 @@ if TYPE_CHECKING:
         newest,
         read_manifest,
     )
-    from infnet_dist.checkpoint.saving import Facts, Saved, Saver
+    from infnet_dist.checkpoint.saving import Facts, Saved, Saver, check_writable
 
 __all__ = [
     "MANIFEST",
@@ -31,6 +31,7 @@ __all__ = [
     "Progress",
     "Saved",
     "Saver",
+    "check_writable",
     "complete_checkpoints",
     "differences_from",
     "load",
@@ -42,7 +43,7 @@ __all__ = [
 _MODULES = {
     "files": ("DamagedError", "NotFiniteError"),
     "loading": ("differences_from", "load", "load_newest"),
-    "saving": ("Facts", "Saved", "Saver"),
+    "saving": ("Facts", "Saved", "Saver", "check_writable"),
 }
 _PLACES = {name: module for module, names in _MODULES.items() for name in names}
 

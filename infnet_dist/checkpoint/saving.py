@@ -45,6 +45,7 @@ from infnet_dist.planning.plan import dump_plan
 
 T = TypeVar("T")
 PieceKey = tuple[str, tuple[int, ...]]
+_PROBE = "probe"
 log = logging.getLogger("infnet_dist")
 
 
@@ -233,6 +234,20 @@ class Saver:
             _reason(state.outcome.exception()),
             state.next_action.sleep,
         )
+
+
+def check_writable(folder: Folder) -> None:
+    """Find out now, rather than at the first save, that nothing can be written to `folder`.
+
+    Raises:
+        CheckpointError: it can't.
+    """
+
+    def probe() -> None:
+        folder.put(_PROBE, b"can this be written?")
+        folder.delete(_PROBE)
+
+    _told_of(folder, probe)
 
 
 def _told_of(folder: Folder, action: Callable[[], T]) -> T:

@@ -11,20 +11,6 @@ import pytest
 from moto.server import ThreadedMotoServer
 
 from tests.faults.kit import Fault, Job
-from tests.runs import make_tiny_set
-
-
-@pytest.fixture(scope="session")
-def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_tiny_set(tmp_path_factory.mktemp("data") / "tiny")
-
-
-@pytest.fixture(scope="session")
-def undisturbed(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Job:
-    job = Job(tmp_path_factory.mktemp("undisturbed"), data)
-    job.check(job.run())
-    return job
-
 
 MATRIX = pytest.mark.matrix
 KILLS = [

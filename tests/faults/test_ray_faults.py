@@ -14,21 +14,8 @@ import pytest
 from ray_jobs._local_ray import LocalRay, job_environ
 from tests.conftest import REPOSITORY
 from tests.faults.kit import Fault, Job, Running, no_processes_left
-from tests.runs import make_tiny_set
 
 pytestmark = [pytest.mark.timeout(300), pytest.mark.matrix]
-
-
-@pytest.fixture(scope="session")
-def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_tiny_set(tmp_path_factory.mktemp("data") / "tiny")
-
-
-@pytest.fixture(scope="session")
-def undisturbed(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Job:
-    job = Job(tmp_path_factory.mktemp("undisturbed"), data)
-    job.check(job.run())
-    return job
 
 
 @pytest.fixture(scope="module")

@@ -377,3 +377,12 @@ def test_wandb_goes_on_under_one_id(tiny_set: Path, tmp_path: Path, whole: Path)
     lines = [r for r in records(whole) if "train/loss/total" in r]
     expected = {r["step"]: r["train/loss/total"] for r in lines if r["step"] > 20}
     assert {row["_step"]: row["train/loss/total"] for row in second} == expected
+
+
+def test_a_place_that_can_t_be_written_is_told_before_training(
+    tiny_set: Path, tmp_path: Path
+) -> None:
+    config = make_config(tiny_set, tmp_path, checkpoint={"folder": "/proc/nowhere"})
+    with pytest.raises(CheckpointError, match=r"can.t save to /proc/nowhere/test/run: .*No such"):
+        run_ranks(train, 2, config=config, run_folder=tmp_path / "run")
+    assert not (tmp_path / "run" / "metrics.jsonl").exists()
