@@ -188,10 +188,3 @@ def _loopback_store(rank: int, world_size: int, port: int, timeout: timedelta) -
         timeout=timeout,
         master_listen_fd=descriptor,
     )
-
-
-def free_port() -> int:
-    """A TCP port that is free on the loopback interface at this moment."""
-    with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        return int(sock.getsockname()[1])

@@ -26,7 +26,9 @@ from infnet_dist.provenance import versions
 from infnet_dist.tracking import Tracker, make_tracker, plot_curves
 
 METRICS = "metrics.jsonl"
-_LOCK_WAIT_S = 30.0  # workers of a driver that was killed need some seconds to end
+# Workers of a driver that was killed need some seconds to end; those of a node that was cut off
+# the network, until Ray there gives up (gcs_rpc_server_reconnect_timeout_s, a minute).
+_LOCK_WAIT_S = 90.0
 log = logging.getLogger("infnet_dist")
 
 

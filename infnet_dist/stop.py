@@ -7,21 +7,20 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-STOP_FILE = "stop"
 _LOOK_S = 0.5
 
 
 class StopRequest:
     """Whether somebody wants the run to stop: by a signal to this process, or by a file.
 
-    The launcher, which may run on another machine, makes the file in the run's folder.
+    The launcher, which may run on another machine, makes the file.
 
     Args:
-        run_folder: of the run; None looks at signals alone.
+        file: None looks at signals alone.
     """
 
-    def __init__(self, run_folder: Path | None) -> None:
-        self._file = None if run_folder is None else run_folder / STOP_FILE
+    def __init__(self, file: Path | None) -> None:
+        self._file = file
         self._by_signal = threading.Event()
         self._found = False
         self._next_look = 0.0

@@ -13,6 +13,7 @@ from typing import Any, Literal, Protocol, TypeVar
 
 from infnet_dist.config import TrackingConfig
 
+_WANDB_WAIT_S = 30.0  # for its server, at the start and at the end of a run
 log = logging.getLogger("infnet_dist")
 
 Metrics = dict[str, float]
@@ -41,22 +42,49 @@ class NullTracker:
 
 
 class JsonlTracker:
-    """One JSON object per call, flushed at once: the source of truth. NaN becomes null."""
+    """One JSON object per call, flushed at once: the source of truth. NaN becomes null.
+
+    Lines for which the disk has no room are kept, and written as soon as it has.
+    """
 
     def __init__(self, path: Path) -> None:
         """Append to `path`."""
-        self._file = path.open("a")
+        self._file = path.open("ab", buffering=0)
+        self._unwritten = b""
 
     def log(self, metrics: Metrics, *, step: int, examples: int) -> None:
         """Write a line."""
         values = {k: v if math.isfinite(v) else None for k, v in metrics.items()}
-        self._file.write(json.dumps({"step": step, "examples": examples, **values}) + "\n")
-        self._file.flush()
+        line = json.dumps({"step": step, "examples": examples, **values}) + "\n"
+        kept = bool(self._unwritten)
+        self._unwritten += line.encode()
+        try:
+            self._write()
+        except OSError as error:
+            if not kept:
+                log.warning("can't write %s (%s); its lines are kept", self._file.name, error)
 
     def finish(self) -> str | None:
-        """Close the file."""
-        self._file.close()
+        """Write what is left and close the file.
+
+        Raises:
+            OSError: there is still no room.
+        """
+        with self._file:
+            self._write()
         return self._file.name
+
+    def _write(self) -> None:
+        """Write the unwritten lines; all or nothing."""
+        size = os.fstat(self._file.fileno()).st_size
+        left = self._unwritten
+        try:
+            while left:
+                left = left[self._file.write(left) :]
+        except OSError:
+            self._file.truncate(size)
+            raise
+        self._unwritten = b""
 
 
 class WandbTracker:
@@ -75,31 +103,47 @@ class WandbTracker:
         """
         import wandb  # here: importing it takes seconds that only rank 0 should spend
 
+        def start(mode: Literal["online", "offline", "disabled"]) -> Any:
+            return wandb.init(
+                project=config.project,
+                id=run_id,
+                name=run_id,
+                dir=str(folder),
+                mode=mode,
+                config=settings,
+                resume="allow" if mode == "online" else None,
+                settings=wandb.Settings(
+                    init_timeout=_WANDB_WAIT_S,
+                    finish_timeout=_WANDB_WAIT_S,
+                    finish_timeout_raises=True,
+                    x_transaction_log_flush_interval=1.0,  # a killed run loses a second, not 15
+                    console="off",
+                    silent=True,
+                ),
+            )
+
         mode = wandb_mode(config.wandb)
-        self._run = wandb.init(
-            project=config.project,
-            id=run_id,
-            name=run_id,
-            dir=str(folder),
-            mode=mode,
-            config=settings,
-            resume="allow" if mode == "online" else None,
-            settings=wandb.Settings(
-                init_timeout=30,
-                x_transaction_log_flush_interval=1.0,  # a killed run loses a second, not 15
-                console="off",
-                silent=True,
-            ),
-        )
+        try:
+            self._run = start(mode)
+        except Exception as error:
+            if mode != "online":
+                raise
+            log.warning("W&B can't be reached (%s); going on offline: `wandb sync` later", error)
+            self._run = start("offline")
 
     def log(self, metrics: Metrics, *, step: int, examples: int) -> None:
         """Log against `step`."""
         self._run.log({**metrics, "examples": examples}, step=step)
 
     def finish(self) -> str | None:
-        """Close the run; its URL, or the folder of an offline run."""
-        place = str(Path(self._run.dir).parent) if self._run.offline else self._run.url
-        self._run.finish()
+        """Close the run; its URL, or its folder if it is offline or W&B doesn't answer in time."""
+        folder = str(Path(self._run.dir).parent)
+        place = folder if self._run.offline else self._run.url
+        try:
+            self._run.finish()
+        except TimeoutError as error:
+            log.warning("W&B doesn't answer (%s); later: `wandb sync %s`", error, folder)
+            return folder
         return place
 
 

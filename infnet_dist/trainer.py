@@ -79,8 +79,16 @@ def train_step(
     return loss.detach(), output
 
 
-def train(context: WorkerContext, config: Config, *, run_folder: Path) -> dict[str, Any]:
+def train(
+    context: WorkerContext, config: Config, *, run_folder: Path, stop_file: Path | None = None
+) -> dict[str, Any]:
     """Train a run, from its newest checkpoint if it has one; every rank calls it.
+
+    Args:
+        context: this worker.
+        config: the run.
+        run_folder: on storage that all nodes share.
+        stop_file: the run saves and stops once there is a file of this name.
 
     Returns:
         The summary that also stands in `summary.json`.
@@ -90,7 +98,7 @@ def train(context: WorkerContext, config: Config, *, run_folder: Path) -> dict[s
     """
     context.together(lambda: check_can_train(config))
     session = Session.open(config, context, splits=["train", "valid"])
-    stop = StopRequest(run_folder if context.is_first else None)
+    stop = StopRequest(stop_file if context.is_first else None)
     with stop.by_sigterm(), ExitStack() as stack:
         context.together(
             lambda: stack.enter_context(locked(run_folder)) if context.is_first else None

@@ -8,8 +8,9 @@ import logging
 import os
 import re
 import tempfile
+import threading
 from collections.abc import Callable, Mapping
-from concurrent.futures import ThreadPoolExecutor, wait
+from concurrent.futures import Future, wait
 from typing import Any
 
 from infnet_dist.config import Config, ScalingConfig
@@ -72,6 +73,7 @@ def _launch_ray(
 ) -> Any:
     connect()
     import ray
+    from ray.exceptions import RayActorError
     from ray.train import FailureConfig, RunConfig
     from ray.train import ScalingConfig as RayScalingConfig
     from ray.train.torch import TorchConfig, TorchTrainer
@@ -117,16 +119,28 @@ def _launch_ray(
         except ControllerError as error:
             reason = f"Ray couldn't start the workers: {lacking or error.controller_failure}"
             raise (WorkerLostError if elastic else UserError)(reason) from error
+        except RayActorError as error:
+            raise WorkerLostError(f"Ray Train's controller is gone: {_why(error)}") from error
 
 
 def _in_thread(action: Callable[[], Any], while_waiting: Callable[[], None]) -> Any:
-    """What `action` returns; the main thread stays free for signals, which Ray would take."""
-    with ThreadPoolExecutor(1) as pool:
-        future = pool.submit(action)
-        while not future.done():
-            wait([future], timeout=1.0)
-            while_waiting()
-        return future.result()
+    """What `action` returns; the main thread stays free for signals, which Ray would take.
+
+    An exception in the main thread doesn't wait for the action.
+    """
+    future: Future[Any] = Future()
+
+    def act() -> None:
+        try:
+            future.set_result(action())
+        except BaseException as error:
+            future.set_exception(error)
+
+    threading.Thread(target=act, name="launch", daemon=True).start()
+    while not future.done():
+        wait([future], timeout=1.0)
+        while_waiting()
+    return future.result()
 
 
 def _failure(failures: Mapping[int, BaseException]) -> Exception:
@@ -162,11 +176,13 @@ def _is_gone(error: BaseException) -> bool:
 
 
 def workers_that_fit(scaling: ScalingConfig) -> int:
-    """Workers for which the cluster's living nodes have room, were they idle."""
+    """Workers for which the cluster's living nodes have room, beside all that runs there now."""
     import ray
+    from ray._private.state import available_resources_per_node
 
     needed = {name: each for name, each in _per_worker(scaling).items() if each}
-    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    alive = {node["NodeID"] for node in ray.nodes() if node["Alive"]}
+    nodes = [free for node, free in available_resources_per_node().items() if node in alive]
     if not needed:
         return scaling.num_workers
     room = [[int(node.get(name, 0.0) // each) for name, each in needed.items()] for node in nodes]

@@ -12,6 +12,7 @@ import time
 import traceback
 import warnings
 from collections.abc import Callable, Mapping
+from multiprocessing import forkserver
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from typing import Any
@@ -19,8 +20,9 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from infnet_dist.context import free_port, local_process_group
+from infnet_dist.context import local_process_group
 from infnet_dist.errors import UserError
+from infnet_dist.ports import free_ports
 
 _PR_SET_PDEATHSIG = 1
 _GRACE_S = 2.0  # other ranks get this long to report the same error before they are ended
@@ -28,6 +30,10 @@ _GRACE_S = 2.0  # other ranks get this long to report the same error before they
 
 class WorkerLostError(RuntimeError):
     """A worker is gone, or was left by one that is: starting again may help."""
+
+
+class BrokenCollectiveError(WorkerLostError):
+    """A worker noticed that another one is gone."""
 
 
 def run_local(
@@ -60,8 +66,8 @@ def run_local(
     """
     methods = multiprocessing.get_context(start_method)
     if start_method == "forkserver":
-        methods.set_forkserver_preload([worker.__module__])
-    port = free_port()
+        _start_forkserver(worker.__module__)
+    port = free_ports(1)[0]
     processes: list[BaseProcess] = []
     pipes: list[Connection] = []
     for rank in range(num_workers):
@@ -78,11 +84,26 @@ def run_local(
     try:
         return _collect(pipes, processes)
     finally:
+        deadline = time.monotonic() + _GRACE_S
         for process in processes:
-            process.join(_GRACE_S)
-            if process.is_alive():
-                process.kill()
-                process.join()
+            process.join(max(0.0, deadline - time.monotonic()))
+        for process in processes:
+            process.kill()
+            process.join()
+
+
+def _start_forkserver(module: str) -> None:
+    """Start the process that workers are forked from; it imports `module` once for all of them.
+
+    A SIGTERM to all processes of a job is for us and the workers to answer. The forkserver, with
+    which the workers would die at once, inherits that it is blocked.
+    """
+    forkserver.set_forkserver_preload([module])
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+    try:
+        forkserver.ensure_running()
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _collect(pipes: list[Connection], processes: list[BaseProcess]) -> list[Any]:
@@ -107,8 +128,7 @@ def _collect(pipes: list[Connection], processes: list[BaseProcess]) -> list[Any]
         if failures and deadline is None:
             deadline = time.monotonic() + _GRACE_S
     if failures:
-        root = root_error(failures)
-        raise WorkerLostError(str(root)) if is_broken_collective(root) else root
+        raise root_error(failures)
     return [results[rank] for rank in range(len(pipes))]
 
 
@@ -126,9 +146,10 @@ def root_error(failures: Mapping[int, BaseException]) -> BaseException:
 
 def is_broken_collective(error: BaseException) -> bool:
     """Whether a worker noticed that another one is gone."""
-    return isinstance(error, dist.DistError) or any(
-        word in str(error) for word in ("gloo", "NCCL", "Connection closed by peer")
-    )
+    if isinstance(error, dist.DistError | BrokenCollectiveError):
+        return True
+    words = ("/gloo/", "[gloo", "NCCL", "Connection closed by peer")
+    return isinstance(error, RuntimeError) and any(word in str(error) for word in words)
 
 
 def _work(
@@ -141,6 +162,7 @@ def _work(
     port: int,
     timeout_s: float,
 ) -> None:
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})  # see _start_forkserver
     set_up_worker_logging()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all processes: the parent decides
     with contextlib.suppress(OSError, AttributeError):  # Linux: end when the parent is killed
@@ -166,7 +188,8 @@ def _work(
 def _send_error(pipe: Connection, rank: int, error: BaseException) -> None:
     if not isinstance(error, UserError):
         traceback.print_exception(error)
-        error = RuntimeError(f"worker {rank}: {type(error).__name__}: {error}")
+        kind = BrokenCollectiveError if is_broken_collective(error) else RuntimeError
+        error = kind(f"worker {rank}: {type(error).__name__}: {error}")
     with contextlib.suppress(OSError):  # the parent may have heard enough
         _send(pipe, "error", error)
 

@@ -13,11 +13,9 @@ below it, no matter how they were orphaned, and removes the folder.
 import ctypes
 import json
 import os
-import random
 import re
 import select
 import shutil
-import socket
 import subprocess
 import sys
 import tempfile
@@ -30,6 +28,8 @@ from pathlib import Path
 from types import TracebackType
 
 import psutil
+
+from infnet_dist.ports import free_ports
 
 START_TIMEOUT_S = 120.0
 END_GRACE_S = 2.0
@@ -80,7 +80,7 @@ class LocalRay:
         jobs_temp_dir.mkdir()
         self.environ["TMPDIR"] = str(jobs_temp_dir)
         names = (*_PORT_OPTIONS, *_PORT_VARIABLES)
-        ports = dict(zip(names, _free_ports(len(names)), strict=True))
+        ports = dict(zip(names, free_ports(len(names)), strict=True))
         self.environ |= {name: str(ports.pop(name)) for name in _PORT_VARIABLES}
         self.address = f"127.0.0.1:{ports['--port']}"
         self.dashboard_url = f"http://127.0.0.1:{ports['--dashboard-port']}"
@@ -211,18 +211,6 @@ def _ray_command() -> str:
     if found is None:
         raise RuntimeError("no `ray` command beside this Python; run `make install`")
     return found
-
-
-def _free_ports(count: int) -> list[int]:
-    """Free ports below the kernel's range, so that no outgoing connection takes one meanwhile."""
-    free: list[int] = []
-    for port in random.SystemRandom().sample(range(20_000, 32_000), 2_000):
-        with socket.socket() as sock, suppress(OSError):
-            sock.bind(("127.0.0.1", port))
-            free.append(port)
-        if len(free) == count:
-            return free
-    raise RuntimeError(f"no {count} free ports between 20000 and 32000")
 
 
 def _guard(temp_dir: Path, command: Sequence[str]) -> int:

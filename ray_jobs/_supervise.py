@@ -6,6 +6,7 @@ the end of their step, and the run goes on from there when it is started again.
 """
 
 import logging
+import secrets
 import signal
 import time
 from collections.abc import Iterator
@@ -14,11 +15,14 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+import tenacity
+
 from infnet_dist.checkpoint import newest
+from infnet_dist.checkpoint.manifest import UnreadableError
 from infnet_dist.config import Config
 from infnet_dist.errors import UserError
+from infnet_dist.filesystem import Folder
 from infnet_dist.run_folder import checkpoint_folder
-from infnet_dist.stop import STOP_FILE
 from infnet_dist.trainer import train
 from infnet_dist.watchdog import LAST_WORDS
 from ray_jobs._cli import StoppedError
@@ -47,16 +51,18 @@ def train_to_the_end(config: Config, run_folder: Path, launcher: str) -> dict[st
     failures = 0
     with stop.by_signals():
         while True:
-            before = newest(checkpoint_folder(config, run_folder))
+            before = _newest(config, run_folder)
             own = _with_workers_that_fit(config, launcher)
             grow = _Growth(config, own, launcher, stop)
             stop.clear()
             try:
-                summary = _attempt(own, run_folder, launcher, grow)
+                summary = _attempt(own, run_folder, launcher, grow, stop.file)
             except WorkerLostError as error:
-                after = newest(checkpoint_folder(config, run_folder))
+                after = _newest(config, run_folder)
                 failures = failures + 1 if after == before else 1
-                if stop.asked_by is not None or failures > config.scaling.max_failures:
+                if stop.asked_by is not None:
+                    raise stop.cut_short(error, after) from None
+                if failures > config.scaling.max_failures:
                     raise RuntimeError(_final(error, failures, config, after)) from None
                 log.warning(
                     "%s; starting again from %s (%s of %s restarts without a new checkpoint)",
@@ -67,18 +73,32 @@ def train_to_the_end(config: Config, run_folder: Path, launcher: str) -> dict[st
             if not summary["stopped"]:
                 return summary
             if stop.asked_by is not None or not grow.wanted:
-                raise _stopped(stop, summary, run_folder)
+                raise stop.done(summary)
             failures = 0
 
 
-def _attempt(config: Config, run_folder: Path, launcher: str, grow: "_Growth") -> dict[str, Any]:
+def _newest(config: Config, run_folder: Path) -> Folder | None:
+    """The newest complete checkpoint; storage that is away is waited for."""
+    retrying = tenacity.Retrying(
+        retry=tenacity.retry_if_exception_type((OSError, UnreadableError)),
+        stop=tenacity.stop_after_delay(config.checkpoint.retry_s),
+        wait=tenacity.wait_exponential(multiplier=0.5, max=10),
+        before_sleep=tenacity.before_sleep_log(log, logging.WARNING),
+        reraise=True,
+    )
+    return retrying(lambda: newest(checkpoint_folder(config, run_folder)))
+
+
+def _attempt(
+    config: Config, run_folder: Path, launcher: str, grow: "_Growth", stop_file: Path
+) -> dict[str, Any]:
     """One attempt; what the watchdog found out, if a worker is lost."""
     last_words = run_folder / LAST_WORDS
     last_words.unlink(missing_ok=True)
     try:
         summary: dict[str, Any] = launch(
             train,
-            {"config": config, "run_folder": run_folder},
+            {"config": config, "run_folder": run_folder, "stop_file": stop_file},
             config,
             launcher,
             while_waiting=grow.look,
@@ -93,49 +113,61 @@ def _attempt(config: Config, run_folder: Path, launcher: str, grow: "_Growth") -
 def _final(error: Exception, failures: int, config: Config, after: Any) -> str:
     """The last word on a run that failed too often."""
     return (
-        f"{error}; that was failure {failures} without a new checkpoint (scaling.max_failures is "
-        f"{config.scaling.max_failures}); the same --run-id goes on from "
+        f"{error}; that was failure {failures} since the last new checkpoint "
+        f"(scaling.max_failures is {config.scaling.max_failures}); the same --run-id goes on from "
         f"{after or 'the beginning'}"
     )
 
 
-def _stopped(stop: "_Stop", summary: dict[str, Any], run_folder: Path) -> StoppedError:
-    by = stop.asked_by or signal.SIGTERM
-    return StoppedError(
-        f"stopped by {by.name} after step {summary['steps']:,}, saved {summary['checkpoint']}; "
-        f"--run-id {run_folder.name} goes on from there",
-        128 + by,
-    )
-
-
 class _Stop:
-    """Asks the workers to stop, when a signal or the supervisor says so."""
+    """Asks the workers to stop, when a signal or the supervisor says so.
+
+    Attributes:
+        asked_by: the signal, once there was one.
+        file: that asks the workers; this process's own, as another one may try to train the run.
+    """
 
     def __init__(self, run_folder: Path) -> None:
         self.asked_by: signal.Signals | None = None
-        self._file = run_folder / STOP_FILE
+        self.file = run_folder / f".stop-{secrets.token_hex(4)}"
+        self._run_id = run_folder.name
 
     def ask(self) -> None:
         """Ask the workers to save and stop."""
-        self._file.touch()
+        self.file.touch()
 
     def clear(self) -> None:
         """Forget what was asked for growing; a signal stays."""
-        self._file.unlink(missing_ok=True)
+        self.file.unlink(missing_ok=True)
         if self.asked_by is not None:
             self.ask()
 
+    def done(self, summary: dict[str, Any]) -> StoppedError:
+        """What to raise after a stop in good order."""
+        after = f"after step {summary['steps']:,}, saved {summary['checkpoint']}"
+        return self._error(self.asked_by or signal.SIGTERM, after, "there")
+
+    def cut_short(self, error: Exception, newest: Folder | None) -> StoppedError:
+        """What to raise if a worker was lost while the others stopped."""
+        assert self.asked_by is not None
+        where = str(newest or "the beginning")
+        return self._error(self.asked_by, f"but not in good order: {error}", where)
+
+    def _error(self, by: signal.Signals, how: str, where: str) -> StoppedError:
+        text = f"stopped by {by.name} {how}; --run-id {self._run_id} goes on from {where}"
+        return StoppedError(text, 128 + by)
+
     @contextmanager
     def by_signals(self) -> Iterator[None]:
-        """Ask at the first SIGINT or SIGTERM; the second one ends this process as usual."""
+        """Ask at the first SIGINT or SIGTERM; the second one raises StoppedError at once."""
 
         def take(number: int, frame: FrameType | None) -> None:
-            self.asked_by = signal.Signals(number)
-            log.warning(
-                "%s: the workers save and stop; once more stops at once", self.asked_by.name
-            )
+            by = signal.Signals(number)
+            if self.asked_by is not None:
+                raise self._error(by, "at once, without saving", "the newest checkpoint")
+            self.asked_by = by
+            log.warning("%s: the workers save and stop; once more stops at once", by.name)
             self.ask()
-            signal.signal(number, before[number])
 
         kinds = (signal.SIGINT, signal.SIGTERM)
         before: dict[int, Any] = {kind: signal.signal(kind, take) for kind in kinds}
@@ -144,7 +176,7 @@ class _Stop:
         finally:
             for kind, handler in before.items():
                 signal.signal(kind, handler)
-            self._file.unlink(missing_ok=True)
+            self.file.unlink(missing_ok=True)
 
 
 class _Growth:
@@ -163,7 +195,8 @@ class _Growth:
         if not self._looks or self.wanted or time.monotonic() < self._next_look:
             return
         self._next_look = time.monotonic() + _LOOK_S
-        fit = min(workers_that_fit(self._scaling), self._scaling.num_workers)
+        more = workers_that_fit(self._scaling)
+        fit = min(self._num_workers + more, self._scaling.num_workers)
         if fit > self._num_workers:
             log.info("room for %s workers: the %s save and go on as more", fit, self._num_workers)
             self.wanted = True
@@ -184,8 +217,8 @@ def _with_workers_that_fit(config: Config, launcher: str) -> Config:
         time.sleep(0.5)
     if fit < scaling.min_workers:
         raise UserError(
-            f"only {fit} workers fit the cluster, scaling.min_workers is {scaling.min_workers}; "
-            "add nodes, or lower it or scaling.resources_per_worker"
+            f"only {fit} workers fit what is free in the cluster, scaling.min_workers is "
+            f"{scaling.min_workers}; add nodes, or lower it or scaling.resources_per_worker"
         )
     num_workers = min(fit, scaling.num_workers)
     if num_workers == scaling.num_workers:

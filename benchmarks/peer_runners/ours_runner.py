@@ -21,7 +21,8 @@ from common import (
 )
 
 from infnet_dist.config import parse_config
-from infnet_dist.context import WorkerContext, free_port, local_process_group
+from infnet_dist.context import WorkerContext, local_process_group
+from infnet_dist.ports import free_ports
 from infnet_dist.session import Session, stream
 from infnet_dist.trainer import train_step
 
@@ -99,5 +100,5 @@ class Ours:
 
 
 if __name__ == "__main__":
-    with local_process_group(0, 1, use_gpu=False, port=free_port(), timeout_s=60.0) as group:
+    with local_process_group(0, 1, use_gpu=False, port=free_ports(1)[0], timeout_s=60.0) as group:
         main(lambda arguments: Ours(arguments, group))

@@ -7,9 +7,10 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from infnet_dist.context import WorkerContext, backend_for, device_for, free_port
+from infnet_dist.context import WorkerContext, backend_for, device_for
 from infnet_dist.errors import ConfigError
 from infnet_dist.paths import resolve_path
+from infnet_dist.ports import free_ports
 from ray_jobs._local import run_local
 
 
@@ -34,7 +35,7 @@ def test_backend_and_device(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     with pytest.raises(ConfigError, match=r"scaling\.use_gpu is true, but torch sees no GPU"):
         device_for(True, 0)
-    assert 0 < free_port() < 65536
+    assert all(0 < port < 32768 for port in free_ports(3))
 
 
 def _where_it_listens(context: WorkerContext) -> list[str]:

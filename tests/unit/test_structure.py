@@ -11,6 +11,7 @@ PACKAGE = Path(__file__).resolve().parents[2] / "infnet_dist"
 ORDER = [
     "errors",
     "pages",
+    "ports",
     "paths",
     "urls",
     "documents",
