@@ -81,6 +81,14 @@ def open_run_folder(config: Config, plan: Plan, run_folder: Path, *, step: int) 
     )
 
 
+def opened_at(run_folder: Path) -> int | None:
+    """When the newest attempt began to train (ns, by the clock of the storage); None if none."""
+    try:
+        return (run_folder / "config.yaml").stat().st_mtime_ns
+    except FileNotFoundError:
+        return None
+
+
 def close_run_folder(run_folder: Path, summary: dict[str, Any]) -> None:
     """Write the summary and draw the curves."""
     write_json(run_folder / "summary.json", summary)

@@ -128,7 +128,8 @@ class WandbTracker:
         except Exception as error:
             if mode != "online":
                 raise
-            log.warning("W&B can't be reached (%s); going on offline: `wandb sync` later", error)
+            reason = " ".join(str(error).split())
+            log.warning("W&B can't be reached (%s); going on offline: `wandb sync` later", reason)
             self._run = start("offline")
 
     def log(self, metrics: Metrics, *, step: int, examples: int) -> None:

@@ -12,7 +12,7 @@ import time
 import traceback
 import warnings
 from collections.abc import Callable, Mapping
-from multiprocessing import forkserver
+from multiprocessing import forkserver, resource_tracker
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from typing import Any
@@ -99,6 +99,7 @@ def _start_forkserver(module: str) -> None:
     which the workers would die at once, inherits that it is blocked.
     """
     forkserver.set_forkserver_preload([module])
+    resource_tracker.ensure_running()  # the forkserver would start it, and unblock SIGTERM
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
     try:
         forkserver.ensure_running()

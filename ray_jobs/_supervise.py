@@ -22,7 +22,7 @@ from infnet_dist.checkpoint.manifest import UnreadableError
 from infnet_dist.config import Config
 from infnet_dist.errors import UserError
 from infnet_dist.filesystem import Folder
-from infnet_dist.run_folder import checkpoint_folder
+from infnet_dist.run_folder import checkpoint_folder, opened_at
 from infnet_dist.trainer import train
 from infnet_dist.watchdog import LAST_WORDS
 from ray_jobs._cli import StoppedError
@@ -53,7 +53,7 @@ def train_to_the_end(config: Config, run_folder: Path, launcher: str) -> dict[st
         while True:
             before = _newest(config, run_folder)
             own = _with_workers_that_fit(config, launcher)
-            grow = _Growth(config, own, launcher, stop)
+            grow = _Growth(config, own, launcher, stop, run_folder)
             stop.clear()
             try:
                 summary = _attempt(own, run_folder, launcher, grow, stop.file)
@@ -105,8 +105,8 @@ def _attempt(
         )
         return summary
     except WorkerLostError as error:
-        if last_words.is_file():
-            raise WorkerLostError(last_words.read_text()) from error
+        if last_words.is_file() and (verdict := last_words.read_text()):  # empty on a full disk
+            raise WorkerLostError(verdict) from error
         raise
 
 
@@ -182,19 +182,25 @@ class _Stop:
 class _Growth:
     """Looks for room for more workers while a run goes on with fewer than it wants."""
 
-    def __init__(self, config: Config, own: Config, launcher: str, stop: _Stop) -> None:
+    def __init__(
+        self, config: Config, own: Config, launcher: str, stop: _Stop, run_folder: Path
+    ) -> None:
         self.wanted = False
         self._scaling = config.scaling
         self._num_workers = own.scaling.num_workers
         self._stop = stop
         self._looks = launcher == "ray" and self._num_workers < config.scaling.num_workers
-        self._next_look = time.monotonic() + _LOOK_S
+        self._run_folder = run_folder
+        self._opened = opened_at(run_folder)
+        self._next_look = 0.0
 
     def look(self) -> None:
         """Stop the workers if more than these fit now; they go on as more."""
         if not self._looks or self.wanted or time.monotonic() < self._next_look:
             return
         self._next_look = time.monotonic() + _LOOK_S
+        if opened_at(self._run_folder) == self._opened:
+            return  # the workers of this attempt haven't taken their own room yet
         more = workers_that_fit(self._scaling)
         fit = min(self._num_workers + more, self._scaling.num_workers)
         if fit > self._num_workers:

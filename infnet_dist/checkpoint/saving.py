@@ -217,10 +217,11 @@ class Saver:
 
     def _retry(self, action: Callable[..., T], *arguments: object) -> T:
         """Try again for a while if the storage fails."""
+        longest = min(10.0, self._config.scaling.hang_timeout_s / 2)  # or it looks like hanging
         retrying = tenacity.Retrying(
             retry=tenacity.retry_if_exception(lambda error: not isinstance(error, NotFiniteError)),
             stop=tenacity.stop_after_delay(self._config.checkpoint.retry_s),
-            wait=tenacity.wait_exponential(multiplier=0.5, max=10),
+            wait=tenacity.wait_exponential(multiplier=0.5, max=longest),
             before_sleep=self._before_retry,
             reraise=True,
         )

@@ -42,6 +42,7 @@ class Fault:
     rank: int = 1
     step: int = 0
     seconds: float = 0.0
+    place: str = ""
 
 
 @dataclass
@@ -85,8 +86,8 @@ class Job:
         self.damaged: set[str] = set()  # checkpoints that a test has damaged, by name
         self._faults = 0
 
-    def environ(self, *faults: Fault) -> dict[str, str]:
-        """The environment of a job that meets these faults, each once."""
+    def environ(self, *faults: Fault, **more: str) -> dict[str, str]:
+        """The environment of a job that meets these faults, each once; and more variables."""
         listed = []
         for fault in faults:
             self._faults += 1
@@ -98,6 +99,7 @@ class Job:
             "PYTHONUNBUFFERED": "1",
             "INFNET_FAULTS": json.dumps(listed),
             "INFNET_LEDGER": str(self.ledger),
+            **more,
         }
 
     def command(self, launcher: str = "local") -> list[str]:
@@ -107,13 +109,13 @@ class Job:
             *("--launcher", launcher, "--run-id", "run"),
         ]
 
-    def start(self, *faults: Fault) -> "Running":
-        """Start it, without Ray."""
-        return Running(self.command(), self.environ(*faults), self.folder)
+    def start(self, *faults: Fault, **more: str) -> "Running":
+        """Start it, without Ray, with more environment variables."""
+        return Running(self.command(), self.environ(*faults, **more), self.folder)
 
-    def run(self, *faults: Fault) -> Ended:
+    def run(self, *faults: Fault, **more: str) -> Ended:
         """Run it to its end, without Ray."""
-        return self.start(*faults).wait()
+        return self.start(*faults, **more).wait()
 
     def check(self, ended: Ended, *, code: int = 0, says: str | None = None) -> None:
         """The outcome, the checkpoints and the error; rows are checked once the run is done."""
@@ -179,6 +181,15 @@ class Job:
                 continue
         return found
 
+    def worker_of(self, rank: int) -> psutil.Process:
+        """The worker that trains as this rank at this moment."""
+        alive = {worker.pid for worker in self.workers()}
+        for path in self.ledger.glob("*.jsonl"):
+            first = json.loads(path.read_text().splitlines()[0])
+            if int(path.stem) in alive and first["rank"] == rank:
+                return psutil.Process(int(path.stem))
+        raise LookupError(f"no worker trains as rank {rank}")
+
     def ledger_lines(self) -> list[dict[str, Any]]:
         """All steps that were made, those that were lost again included."""
         return ledger_lines(self.ledger)
@@ -229,6 +240,10 @@ class Running:
     def send(self, number: signal.Signals) -> None:
         """Send the job's main process a signal."""
         self.process.send_signal(number)
+
+    def send_to_all(self, number: signal.Signals) -> None:
+        """Send all processes of the job a signal, as schedulers do."""
+        os.killpg(self.process.pid, number)
 
     def wait(self, timeout_s: float = TIMEOUT_S) -> Ended:
         """Wait for its end."""

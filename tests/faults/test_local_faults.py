@@ -2,8 +2,11 @@
 
 import signal
 import socket
+import subprocess
 import time
+import uuid
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import boto3
@@ -11,6 +14,8 @@ import pytest
 from moto.server import ThreadedMotoServer
 
 from tests.faults.kit import Fault, Job
+from tests.faults.wandb_server import WandbServer
+from tests.wandb_file import read_history
 
 MATRIX = pytest.mark.matrix
 KILLS = [
@@ -58,11 +63,38 @@ def test_a_worker_that_hangs(tmp_path: Path, data: Path, undisturbed: Job, actio
 
 
 @MATRIX
-def test_a_bug_is_not_tried_again(tmp_path: Path, data: Path) -> None:
+@pytest.mark.parametrize(
+    "action, says",
+    [("raise", "KeyError: 'a bug'"), ("memory", "MemoryError: can't allocate 8 TiB")],
+)
+def test_a_bug_is_not_tried_again(tmp_path: Path, data: Path, action: str, says: str) -> None:
     job = Job(tmp_path, data)
-    ended = job.run(Fault("step", "raise", step=12))
-    job.check(ended, code=1, says=r"error: RuntimeError: worker 1: KeyError: 'a bug'")
+    ended = job.run(Fault("step", action, step=12))
+    job.check(ended, code=1, says=f"error: RuntimeError: worker 1: {says}")
     assert "starting again" not in ended.text
+
+
+@pytest.fixture
+def small_cgroup() -> Iterator[Path]:
+    """A control group of 64 MiB of memory."""
+    folder = Path(f"/sys/fs/cgroup/memory/infnet-{uuid.uuid4().hex[:8]}")
+    try:
+        folder.mkdir()
+        (folder / "memory.limit_in_bytes").write_text(str(64 * 2**20))
+    except OSError as error:
+        pytest.skip(f"no control group of memory (v1) can be made here ({error})")
+    yield folder
+    folder.rmdir()
+
+
+def test_the_kernel_takes_a_worker_for_its_memory(
+    tmp_path: Path, data: Path, undisturbed: Job, small_cgroup: Path
+) -> None:
+    """By the kernel's own memory killer, in a control group that has less than the worker takes."""
+    job = Job(tmp_path, data)
+    ended = job.run(Fault("backward", "oom", rank=1, step=17, place=str(small_cgroup)))
+    job.check(ended, says=r"worker 1 died \(exit code -9\); starting again from step-00000010")
+    job.assert_same(undisturbed)
 
 
 @pytest.mark.parametrize("kind", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=MATRIX)])
@@ -77,6 +109,47 @@ def test_stopped_by_a_signal(
         running.wait(), code=128 + kind, says=rf"stopped by {kind.name} after step \d+, saved"
     )
     job.check(job.run(), says="going on after step")
+    job.assert_same(undisturbed)
+
+
+def test_all_processes_of_a_job_are_told_to_stop(
+    tmp_path: Path, data: Path, undisturbed: Job
+) -> None:
+    """As by schedulers and service managers: SIGTERM to the whole process group."""
+    job = Job(tmp_path, data)
+    running = job.start()
+    running.wait_for(r"saved .*step-00000010")
+    running.send_to_all(signal.SIGTERM)
+    job.check(running.wait(), code=143, says=r"stopped by SIGTERM after step \d+, saved")
+    job.check(job.run(), says="going on after step")
+    job.assert_same(undisturbed)
+
+
+@MATRIX
+def test_a_second_signal_stops_at_once(tmp_path: Path, data: Path, undisturbed: Job) -> None:
+    job = Job(tmp_path, data, scaling={"num_workers": 2, "hang_timeout_s": 100.0})
+    running = job.start(Fault("save", "sleep", rank=1, step=20))
+    running.wait_for(r"saved .*step-00000010")
+    running.send(signal.SIGINT)
+    running.wait_for("once more stops at once")
+    time.sleep(3)
+    running.send(signal.SIGTERM)
+    ended = running.wait(timeout_s=20)
+    job.check(ended, code=143, says="stopped by SIGTERM at once, without saving; --run-id run goes")
+    job.check(job.run(), says="going on after step 10")
+    job.assert_same(undisturbed)
+
+
+@MATRIX
+def test_a_worker_dies_while_the_others_stop(tmp_path: Path, data: Path, undisturbed: Job) -> None:
+    job = Job(tmp_path, data)
+    faults = [Fault("step", "nap", rank=0, step=step, seconds=1) for step in (12, 13, 14, 15)]
+    running = job.start(*faults, Fault("save", rank=1, step=0), Fault("save", rank=0, step=10))
+    running.wait_for("starting again")
+    running.send(signal.SIGTERM)
+    ended = running.wait()
+    assert ended.code == 143, ended.text
+    job.check(job.run())
     job.assert_same(undisturbed)
 
 
@@ -116,6 +189,62 @@ def test_no_room_at_all(tmp_path: Path, data: Path) -> None:
     says = r"No space left on device; earlier checkpoints are untouched; training goes on"
     job.check(ended, code=1, says=says)
     assert "error: can't save to" in ended.last_line
+
+
+@MATRIX
+def test_the_disk_of_a_run_is_full_for_a_while(
+    tmp_path: Path, data: Path, undisturbed: Job
+) -> None:
+    """A real file system without a free byte: for checkpoints, the log and W&B's files."""
+    folder = tmp_path / "runs"
+    folder.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=64m", "tmpfs", str(folder)]
+    if subprocess.run(mount, capture_output=True).returncode:
+        pytest.skip("no file system can be mounted here")
+    try:
+        job = Job(tmp_path, data, checkpoint={"retry_s": 60}, tracking={"wandb": "offline"})
+        naps = [Fault("step", "nap", rank=0, step=step, seconds=1) for step in range(14, 40)]
+        running = job.start(*naps)
+        running.wait_for(r"saved .*step-00000010")
+        filler = folder / "filler"
+        with suppress(OSError), filler.open("wb", buffering=0) as file:
+            while True:
+                file.write(bytes(4096))
+        running.wait_for(r"can't write .*No space left on device.*; trying again in")
+        filler.unlink()
+        job.check(running.wait())
+        job.assert_same(undisturbed)
+    finally:
+        subprocess.run(["umount", "--lazy", str(folder)], check=True)
+
+
+@MATRIX
+@pytest.mark.parametrize("when", ["from the start", "in mid-run"])
+def test_the_wandb_server_is_away(tmp_path: Path, data: Path, undisturbed: Job, when: str) -> None:
+    job = Job(tmp_path, data, tracking={"wandb": "online"})
+    server = WandbServer()
+    environ = {
+        "WANDB_API_KEY": "0123456789" * 4,
+        "WANDB_BASE_URL": f"http://127.0.0.1:{server.port}",
+        "NO_PROXY": "127.0.0.1",
+    }
+    if when == "from the start":
+        server.close()
+        job.check(job.run(**environ), says="W&B can't be reached .*; going on offline")
+    else:
+        naps = [Fault("step", "nap", rank=0, step=step, seconds=0.3) for step in range(12, 30)]
+        running = job.start(*naps, **environ)
+        running.wait_for(r"saved .*step-00000010")
+        assert "mutation UpsertBucket" in server.text, "W&B was told of the run"
+        server.close()
+        job.check(running.wait(), says="W&B doesn't answer .*; later: `wandb sync")
+    job.assert_same(undisturbed)
+    kind = "offline-run-*" if when == "from the start" else "run-*"
+    (folder,) = (job.run_folder / "wandb").glob(kind)
+    key = "train/loss/total"
+    logs = (read_history(folder), job.log())
+    sent, logged = ([x[key] for x in log if key in x] for log in logs)
+    assert sent == logged, "W&B's files have it all"
 
 
 @pytest.fixture

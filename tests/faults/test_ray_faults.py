@@ -6,14 +6,16 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+import psutil
 import pytest
 
 from ray_jobs._local_ray import LocalRay, job_environ
 from tests.conftest import REPOSITORY
 from tests.faults.kit import Fault, Job, Running, no_processes_left
+from tests.faults.network import INTERFACE, Network
 
 pytestmark = [pytest.mark.timeout(300), pytest.mark.matrix]
 
@@ -24,18 +26,25 @@ def ray(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalRay]:
         yield running
 
 
-def start_on_ray(job: Job, environ: dict[str, str], address: str, *faults: Fault) -> Running:
+def start_on_ray(
+    job: Job,
+    environ: dict[str, str],
+    address: str,
+    *faults: Fault,
+    inside: Sequence[str] = (),
+    **more: str,
+) -> Running:
     """The driver as a process here; its workers get the faults by the job's runtime environment."""
     own = job.environ(*faults)
     names = ("PYTHONPATH", "INFNET_FAULTS", "INFNET_LEDGER", "OMP_NUM_THREADS")
-    runtime = {"env_vars": {name: own[name] for name in names}}
+    runtime = {"env_vars": {name: own[name] for name in names} | more}
     connected = environ | {
         "RAY_ADDRESS": address,
         "RAY_JOB_CONFIG_JSON_ENV_VAR": json.dumps({"runtime_env": runtime}),
         "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",
         "PYTHONPATH": own["PYTHONPATH"],
     }
-    return Running(job.command("ray"), connected, job.folder)
+    return Running([*inside, *job.command("ray")], connected, job.folder)
 
 
 def test_a_worker_that_dies(tmp_path: Path, data: Path, undisturbed: Job, ray: LocalRay) -> None:
@@ -110,6 +119,62 @@ def test_a_node_is_lost_and_comes_back(tmp_path: Path, data: Path) -> None:
         ended = running.wait()
     job.check(ended)
     assert len(re.findall("going on after step", ended.text)) == 2
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_node_is_cut_off_the_network(tmp_path: Path, data: Path, rank: int) -> None:
+    """Its worker lives on, with the lock of the run if it is rank 0, until its Ray gives up."""
+    job = Job(
+        tmp_path,
+        data,
+        scaling={"num_workers": 2, "min_workers": 1, "hang_timeout_s": 100},
+        training={"log_every_steps": 7, "epochs": 1},
+    )
+    naps = [Fault("step", "nap", rank=0, step=step, seconds=0.5) for step in range(12, 40)]
+    with Network(tmp_path) as network:
+        running = start_on_ray(
+            job,
+            network.environ,
+            network.address,
+            *naps,
+            inside=network.inside,
+            GLOO_SOCKET_IFNAME=INTERFACE,
+        )
+        running.wait_for(r"saved .*step-00000010")
+        network.cut(job.worker_of(rank))
+        running.wait_for(r"going on with 1 of 2 workers")
+        job.check(running.wait(), says="going on after step [123]0")
+
+
+def test_a_worker_that_takes_too_much_memory(tmp_path: Path, data: Path, undisturbed: Job) -> None:
+    """Ray's own memory killer, which strikes before the kernel's."""
+    memory = psutil.virtual_memory()
+    if memory.available < 6 * 2**30:
+        pytest.skip("less than 6 GiB of memory are free")
+    most = (memory.total - memory.available + 3 * 2**30) / memory.total
+    job = Job(tmp_path, data)
+    ray = LocalRay(tmp_path, num_cpus=4)
+    ray.environ |= {"RAY_memory_usage_threshold": f"{most:.3f}"}
+    with ray:
+        fault = Fault("backward", "eat", rank=1, step=17)
+        ended = start_on_ray(job, ray.environ, ray.address, fault).wait()
+    job.check(ended, says=r"worker.* is gone: .*memory.*; starting again from step-00000010")
+    job.assert_same(undisturbed)
+
+
+def test_a_second_signal_stops_at_once(
+    tmp_path: Path, data: Path, undisturbed: Job, ray: LocalRay
+) -> None:
+    job = Job(tmp_path, data, scaling={"num_workers": 2, "hang_timeout_s": 100.0})
+    running = start_on_ray(job, ray.environ, ray.address, Fault("save", "sleep", rank=1, step=20))
+    running.wait_for(r"saved .*step-00000010")
+    running.send(signal.SIGINT)
+    running.wait_for("once more stops at once")
+    running.send(signal.SIGTERM)
+    ended = running.wait(timeout_s=30)
+    job.check(ended, code=143, says="stopped by SIGTERM at once, without saving; --run-id run goes")
+    job.check(start_on_ray(job, ray.environ, ray.address).wait(), says="going on after step")
+    job.assert_same(undisturbed)
 
 
 class Nodes:

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import resource
 import sys
 import types
 from pathlib import Path
@@ -37,6 +38,30 @@ def test_jsonl_is_readable_after_each_call_and_appends(tmp_path: Path) -> None:
     again.log({"a/b": 1.0}, step=4, examples=40)
     again.finish()
     assert len(path.read_text().splitlines()) == 2
+
+
+def test_lines_without_room_are_written_later(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The kernel refuses to let files grow beyond 100 bytes, as if the disk were full."""
+    path = tmp_path / "metrics.jsonl"
+    tracker = JsonlTracker(path)
+    tracker.log({"a/b": 0.0}, step=0, examples=0)
+    whole = path.read_text()
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100, before[1]))
+    try:
+        for step in range(1, 9):
+            tracker.log({"a/b": 1 / 3}, step=step, examples=step)
+        within = path.read_text()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert within.startswith(whole)
+    assert within.endswith("}\n"), "no half lines"
+    assert len(within.splitlines()) < 8
+    tracker.finish()
+    assert [json.loads(line)["step"] for line in path.read_text().splitlines()] == [*range(9)]
+    assert len([r for r in caplog.records if "its lines are kept" in r.message]) == 1
 
 
 class BrokenRun:

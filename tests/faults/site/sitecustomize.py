@@ -3,7 +3,8 @@
 INFNET_FAULTS holds JSON: a list of faults, each with
     point   where: see `_POINTS`
     action  kill (SIGKILL), sigterm, stop (SIGSTOP), sleep, nap (for `seconds`), exit, raise,
-            memory (none left), full (no space left, for `seconds`)
+            memory (none left), full (no space left, for `seconds`), oom (the kernel kills it, for
+            it takes more memory than the cgroup at `place` has), eat (3 GiB, and keep it)
     rank    of the worker; -1: any
     step    of training, the first is 1, or of the checkpoint; 0: any
     once    a file that is made when the fault strikes; it doesn't strike if the file is there
@@ -54,10 +55,24 @@ def act(fault):
         os._exit(17)
     elif action == "memory":
         raise MemoryError("can't allocate 8 TiB")
+    elif action == "oom":
+        with open(f"{fault['place']}/cgroup.procs", "w") as file:
+            file.write(str(os.getpid()))
+        take(2**30)
+    elif action == "eat":
+        take(3 * 2**30)
+        time.sleep(60)
     elif action == "raise":
         raise KeyError("a bug")
     elif action == "full":
         raise OSError(errno.ENOSPC, "No space left on device")
+
+
+def take(size):
+    memory = bytearray(size)
+    for page in range(0, size, 4096):
+        memory[page] = 1
+    _taken.append(memory)
 
 
 def around(function, point, also=lambda *a, **k: None, clock="step"):
@@ -120,6 +135,7 @@ def _attempt():
 
 
 _starts = {}
+_taken = []
 _POINTS = {
     "infnet_dist.trainer": patch_trainer,  # step, backward, evaluate
     "infnet_dist.checkpoint.saving": patch_saving,  # save, manifest, prune
