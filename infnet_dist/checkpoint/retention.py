@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from infnet_dist.checkpoint.manifest import (
     MANIFEST,
     CheckpointManifest,
+    UnreadableError,
     complete_checkpoints,
     read_manifest,
     step_of,
@@ -39,6 +40,7 @@ def fates(
 
     Raises:
         CheckpointError: none is complete, or none has the metric of `keep_best`.
+        UnreadableError: the storage doesn't tell which one is the best.
     """
     complete = [one.folder for one in found if one.manifest is not None]
     if not complete:
@@ -77,24 +79,24 @@ def prune(
     Also what earlier attempts left: folders without a manifest, files of `newest` that its
     `manifest` doesn't name, and checkpoints of later steps: they were damaged when the run went on
     from an earlier one, and are no part of its way. What can't be deleted now is warned of and left
-    for the next time.
+    for the next time; so is everything where the storage doesn't tell which one is the best.
 
     Returns:
         The folders that were deleted.
     """
     gone: list[Folder] = []
     try:
-        known = {*manifest.files, *manifest.tensor_files, MANIFEST}
-        for name in sorted(newest.entries().keys() - known):
-            newest.delete(name)
         last = step_of(newest.name) or 0
         complete = [f for f in complete_checkpoints(folder) if (step_of(f.name) or 0) <= last]
         kept = {found.name for found in to_keep(complete, config)} | {newest.name}
+        known = {*manifest.files, *manifest.tensor_files, MANIFEST}
+        for name in sorted(newest.entries().keys() - known):
+            newest.delete(name)
         for name, size in folder.entries().items():
             if size is None and step_of(name) is not None and name not in kept:
                 delete(folder / name)
                 gone.append(folder / name)
-    except OSError as error:
+    except (OSError, UnreadableError) as error:
         log.warning("can't delete old checkpoints in %s (%s)", folder, error)
     return gone
 
@@ -115,11 +117,17 @@ def to_keep(complete: list[Folder], config: CheckpointConfig) -> list[Folder]:
 
 
 def best_of(complete: list[Folder], metric: str) -> Folder | None:
-    """The checkpoint with the best value of a metric; None if none was evaluated."""
+    """The checkpoint with the best value of a metric; None if none was evaluated.
+
+    Raises:
+        UnreadableError: the storage failed: any of them might be the best.
+    """
     scores: list[tuple[float, Folder]] = []
     for found in complete:
         try:
             value = read_manifest(found).metrics.get(metric)
+        except UnreadableError:
+            raise
         except CheckpointError:
             continue  # a damaged one isn't the best of anything
         if value is not None:
