@@ -1,5 +1,6 @@
 """`python -m infnet_dist.checkpoint`, on checkpoints made by hand."""
 
+import errno
 import io
 import json
 import math
@@ -385,6 +386,32 @@ def test_prune_can_look_into_the_files(tmp_path: Path, run: Run) -> None:
     assert code == 1 and "no checkpoint is complete" in err, "the storage's fault, not theirs"
     assert run("prune", tmp_path, *rules, "--verify", "--damaged")[0] == 0
     assert names(tmp_path) == [20]
+
+
+def test_what_the_storage_can_t_read_is_not_damaged(tmp_path: Path, run: Run) -> None:
+    checkpoints_of_a_run(tmp_path)
+    real = Folder.read
+
+    def fail(folder: Folder, name: str) -> bytes:
+        if folder.name == "step-00000015":
+            raise OSError(errno.EIO, "Input/output error")
+        return real(folder, name)
+
+    flip(Folder(tmp_path / "step-00000010"), "manifest.json", 40)
+    with mock.patch.object(Folder, "read", fail):
+        listed = read_json(run("list", tmp_path, "--json"))
+        states = ["complete", "damaged", "unreadable", "complete", "complete"]
+        assert [one["state"] for one in listed] == states
+        said = read_json(run("verify", tmp_path, "--json"), code=1)
+        words = ["intact", "damaged", "unreadable", "intact", "intact"]
+        assert [one["state"] for one in said] == words
+        code, out, err = run("verify", tmp_path)
+        assert code == 1 and "step-00000015: unreadable\n" in out and "Input/output error" in out
+        assert "damaged: 1 of 5" in err and "unreadable: 1 of 5; the storage failed" in err
+        code, out, _ = run("prune", tmp_path, "--keep-last", 1, "--damaged", "--yes")
+        assert code == 0 and "unreadable" in out
+    assert names(tmp_path) == [15, 25]
+    assert run("verify", tmp_path)[0] == 0
 
 
 def read_by_path(folder: Folder) -> CheckpointManifest:
