@@ -86,6 +86,7 @@ class Saver:
         config: the run.
         context: this worker.
         moved: called now and then while a checkpoint is written, to show that it goes on.
+        damaged: names of checkpoints that were skipped when the run went on.
     """
 
     def __init__(
@@ -95,8 +96,10 @@ class Saver:
         config: Config,
         context: WorkerContext,
         moved: Callable[[], None] = lambda: None,
+        damaged: Iterable[str] = (),
     ) -> None:
         self._moved = moved
+        self._damaged = set(damaged)
         self._folder = folder
         self._sharded = sharded
         self._config = config
@@ -207,7 +210,14 @@ class Saver:
             tensors=merge_chunks(tensor for _, tensors in found for tensor in tensors),
         )
         self._retry(folder.put, MANIFEST, dump_manifest(manifest))
-        prune(self._folder, self._config.checkpoint, newest=folder, manifest=manifest)
+        self._damaged.discard(folder.name)  # replaced
+        prune(
+            self._folder,
+            self._config.checkpoint,
+            newest=folder,
+            manifest=manifest,
+            damaged=self._damaged,
+        )
         return sum(sizes.values())
 
     def _put(self, folder: Folder, name: str, text: str) -> SavedFile:

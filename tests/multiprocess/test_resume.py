@@ -192,6 +192,20 @@ def test_a_damaged_checkpoint_is_skipped_and_replaced(
     assert records(run) == records(whole), "the log isn't touched"
 
 
+def test_the_damaged_do_not_count_among_those_kept(tiny_set: Path, tmp_path: Path) -> None:
+    for max_steps, every_steps in ((20, 10), (25, 25)):
+        config = make_config(
+            tiny_set,
+            tmp_path,
+            training={"max_steps": max_steps},
+            checkpoint={"every_steps": every_steps, "keep_last": 2},
+        )
+        run_ranks(train, 1, config=config, run_folder=tmp_path / "run")
+        kept = sorted(int(p.name[5:]) for p in (tmp_path / "run" / "checkpoints").iterdir())
+        assert kept == [10, max_steps]
+        (tmp_path / "run" / "checkpoints" / f"step-{max_steps:08d}" / "plan.json").unlink()
+
+
 def test_what_is_kept(tiny_set: Path, tmp_path: Path) -> None:
     config = make_config(
         tiny_set,
