@@ -99,7 +99,13 @@ def train(context: WorkerContext, config: Config, *, run_folder: Path) -> dict[s
         manifest, damaged = checkpoint.load_newest(folder, session.sharded, context)
         if manifest:
             _check_order(manifest, session)
-        context.together(lambda: checkpoint.check_writable(folder) if context.is_first else None)
+        context.together(
+            lambda: (
+                checkpoint.check_writable(folder, config, resumed=manifest is not None)
+                if context.is_first
+                else None
+            )
+        )
         tracker = context.together(lambda: _open(session, run_folder, manifest))
         watchdog = Watchdog(context, config.scaling.hang_timeout_s, run_folder)
         saver = Saver(folder, session.sharded, config, context, watchdog.moved, damaged)

@@ -45,7 +45,9 @@ def load_newest(
         CheckpointError: it is of another model, or all are damaged; on all ranks.
     """
     candidates = context.broadcast(
-        context.together(lambda: _candidates(folder) if context.is_first else [])
+        context.together(
+            lambda: _patiently(lambda: _candidates(folder)) if context.is_first else []
+        )
     )
     faults: dict[str, str] = {}  # by name
     for candidate in reversed(candidates):
@@ -85,7 +87,7 @@ def _candidates(folder: Folder) -> list[Folder]:
     try:
         return complete_checkpoints(folder)
     except OSError as error:
-        raise CheckpointError(f"{folder} can't be listed: {error}") from None
+        raise UnreadableError(f"{folder} can't be listed: {error}") from None
 
 
 def _try(
