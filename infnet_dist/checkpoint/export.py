@@ -23,9 +23,7 @@ from infnet_dist.errors import CheckpointError
 from infnet_dist.filesystem import Folder
 
 _GROUP_BYTES = 64 * 2**20
-_STATE_VALUES = (
-    2**24
-)  # of rows' state, held so that its blocks aren't read for each part of a table
+_STATE_VALUES = 2**24  # held, so that their blocks aren't read for each part of a table
 _TYPES = {
     torch.float32: pa.float32(),
     torch.float16: pa.float16(),

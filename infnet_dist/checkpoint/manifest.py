@@ -40,6 +40,7 @@ _FORMAT_1 = re.compile(rb'\s*\{\s*("crc32":\d+,)?"format_version"\s*:\s*1\s*[,}]
 
 Count = Annotated[int, Field(ge=0, lt=2**63)]
 Checksum = Annotated[int, Field(ge=0, lt=2**32)]
+Digest = Annotated[str, Field(pattern=r"^[A-Za-z0-9._:+=-]{0,200}$")]
 FileName = Annotated[str, Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9._-]{0,200}$")]
 Shape = Annotated[tuple[Count, ...], Field(max_length=8)]
 Name = Annotated[str, Field(pattern=r"^[^\x00-\x1f\x7f-\x9f]{1,1000}$")]  # safe on a terminal
@@ -83,7 +84,7 @@ class Progress(_Frozen):
 class DataOrder(_Frozen):
     """What fixes the order of rows that `Progress.consumed` speaks of."""
 
-    content_hash: str
+    content_hash: Digest
     seed: int
     shuffle_rows: int
     version: int = 1  # of the way in which data/order.py orders rows; checkpoints before 2 lack it

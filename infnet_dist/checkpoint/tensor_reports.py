@@ -18,9 +18,10 @@ from infnet_dist.checkpoint.manifest import CheckpointManifest
 from infnet_dist.checkpoint.places import open_checkpoint
 from infnet_dist.checkpoint.printing import add_right, bar_of, console, print_json, table_of
 from infnet_dist.checkpoint.reading import TensorReader
-from infnet_dist.documents import Name, first_fault, parse_json
+from infnet_dist.documents import Name, first_fault, parse_json, printable
 from infnet_dist.errors import CheckpointError
 from infnet_dist.filesystem import Folder, size_text
+from infnet_dist.urls import without_secrets
 
 _MOST_TENSORS = 30
 _PARTS = ("table", "dense", "optimizer")
@@ -160,7 +161,7 @@ def diff_command(arguments: argparse.Namespace) -> int:
     if found.changed:
         console().print(_render_changed(found.changed))
     for key, (mine, other) in found.config.items():
-        print(f"config {key}: {mine!r} in A, {other!r} in B")
+        print(f"config {printable(key)}: {mine!r} in A, {other!r} in B")
     print(
         f"equal bit for bit: {found.num_equal:,} tensors"
         + ("" if found.equal else f"; changed: {len(found.changed):,}")
@@ -205,7 +206,8 @@ def export_command(arguments: argparse.Namespace) -> int:
     )
     with bar_of(wanted.num_bytes, "export") as bar:
         wanted.write(arguments.output, bar.update, replace=arguments.force)
-    print(f"wrote {wanted.num_rows:,} rows of table {arguments.table} to {arguments.output}")
+    output = without_secrets(arguments.output)
+    print(f"wrote {wanted.num_rows:,} rows of table {arguments.table} to {output}")
     return 0
 
 

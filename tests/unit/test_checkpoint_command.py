@@ -499,6 +499,10 @@ HOSTILE: dict[str, tuple[Callable[[dict[str, Any]], object], str]] = {
     "blocks": (lambda raw: raw.update(block_bytes=2**27), "less than or equal to 67108864"),
     "checksums": (lambda raw: first_chunk(raw).update(crc32=[]), "lacks checksums"),
     "terminal": (lambda raw: raw["metrics"].update({"\x1b[2J": 1.0}), "should match pattern"),
+    "order": (
+        lambda raw: raw["order"].update(content_hash="\x1b]0;owned\x07"),
+        "should match pattern",
+    ),
     "other": (lambda raw: raw.update(code="print()"), "Extra inputs"),
     "format": (lambda raw: raw.update(format_version=1), "has format 1, which holds pickles"),
     "future": (lambda raw: raw.update(format_version=3), "format_version"),
@@ -578,14 +582,31 @@ def test_hostile_plain_files_are_not_taken_into_memory(tmp_path: Path, run: Run)
         ({"num_nodes": "x", "workers_per_node": 10**10}, "num_nodes: Input should be a valid int"),
         ({"workers_per_node": 10**10}, "workers_per_node: Input should be less than"),
         ({"name": "\x1b[2J"}, "name: String should match pattern"),
+        ({}, "sharding_type: String should match pattern"),
     ],
 )
 def test_hostile_plans(tmp_path: Path, run: Run, change: dict[str, Any], message: str) -> None:
     plan = json.loads(PLAN)
     plan["made_for"]["topology"] |= change
+    if not change:
+        plan["tables"]["user"]["sharding_type"] = "\x1b[2J"
     folder = make(tmp_path, files={"plan.json": json.dumps(plan), "config.yaml": CONFIG})
     code, _, err = run("inspect", folder.url)
-    assert code == 1 and f"is no plan: made_for.topology.{message}" in err and "\x1b" not in err
+    assert code == 1 and "is no plan: " in err and message in err and "\x1b" not in err
+
+
+def test_no_key_of_a_config_gives_orders_to_the_terminal(tmp_path: Path, run: Run) -> None:
+    one = make(tmp_path / "a")
+    other = make(tmp_path / "b", files={"config.yaml": CONFIG + '"\\e]0;x\\a": "\\e[2J"\n'})
+    code, out, _ = run("diff", one.url, other.url)
+    assert code == 0 and "config ?]0;x?: None in A, '\\x1b[2J' in B" in out and "\x1b" not in out
+
+
+def test_export_prints_no_secret(tmp_path: Path, run: Run) -> None:
+    folder, output = make(tmp_path), "memory://KEY:SECRET@bucket/out.parquet?token=SECRET"
+    with mock.patch("infnet_dist.checkpoint.export.TableExport.write"):
+        code, out, _ = run("export", folder.url, "user", "--output", output)
+    assert code == 0 and "to memory://bucket/out.parquet\n" in out and "SECRET" not in out
 
 
 def test_a_state_of_more_shards_than_columns_is_none(tmp_path: Path, run: Run) -> None:
