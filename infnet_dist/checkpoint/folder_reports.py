@@ -30,6 +30,7 @@ from infnet_dist.checkpoint.printing import (
 )
 from infnet_dist.checkpoint.retention import Fate, delete, fates
 from infnet_dist.config import CheckpointConfig
+from infnet_dist.documents import printable
 from infnet_dist.errors import CheckpointError
 from infnet_dist.filesystem import Folder, size_text
 
@@ -56,7 +57,7 @@ def list_command(arguments: argparse.Namespace) -> int:
     console().print(table)
     for one in found:
         if one.fault and one.state != "incomplete":
-            print(f"{one.folder.name}: {one.fault}")
+            print(f"{one.folder.name}: {printable(one.fault)}")
     return 0
 
 
@@ -122,7 +123,7 @@ def verify_command(arguments: argparse.Namespace) -> int:
     for verdict in verdicts:
         print(f"{verdict.folder}: {verdict.word}")
         for fault in verdict.faults[:_MOST_FAULTS]:
-            print(f"  {fault}")
+            print(f"  {printable(fault)}")
         if len(verdict.faults) > _MOST_FAULTS:
             print(f"  ... and {len(verdict.faults) - _MOST_FAULTS:,} more")
     total = sum(one.manifest.num_bytes for one in wanted if one.manifest)

@@ -394,7 +394,7 @@ def test_what_the_storage_can_t_read_is_not_damaged(tmp_path: Path, run: Run) ->
 
     def fail(folder: Folder, name: str) -> bytes:
         if folder.name == "step-00000015":
-            raise OSError(errno.EIO, "Input/output error")
+            raise OSError(errno.EIO, "Input/output error\x1b[2J")  # as a server put it
         return real(folder, name)
 
     flip(Folder(tmp_path / "step-00000010"), "manifest.json", 40)
@@ -407,6 +407,7 @@ def test_what_the_storage_can_t_read_is_not_damaged(tmp_path: Path, run: Run) ->
         assert [one["state"] for one in said] == words
         code, out, err = run("verify", tmp_path)
         assert code == 1 and "step-00000015: unreadable\n" in out and "Input/output error" in out
+        assert "\x1b" not in out + run("list", tmp_path)[1]
         assert "damaged: 1 of 5" in err and "unreadable: 1 of 5; the storage failed" in err
         code, out, _ = run("prune", tmp_path, "--keep-last", 1, "--damaged", "--yes")
         assert code == 0 and "unreadable" in out
