@@ -65,7 +65,12 @@ def first_fault(error: ValidationError) -> str:
     """Key and first fault of a checked document, safe on a terminal."""
     fault = error.errors()[0]
     text = f"{'.'.join(map(str, fault['loc'])) or 'as a whole'}: {fault['msg']}"
-    return "".join(letter if letter.isprintable() else "?" for letter in text)[:_MOST_TOLD]
+    return printable(text)[:_MOST_TOLD]
+
+
+def printable(text: str) -> str:
+    """The text, safe on a terminal."""
+    return "".join(letter if letter.isprintable() else "?" for letter in text)
 
 
 def check_plain(value: Any) -> None:

@@ -166,10 +166,14 @@ class Folder:
             filesystem.delete_file(f"{root}/{name}")
 
     def delete_all(self) -> None:
-        """Delete the folder and everything in it; nothing happens where there is none."""
+        """Delete the folder and everything in it; nothing happens where there is none.
+
+        Raises:
+            OSError: a part can't be deleted; as much as can be is.
+        """
         filesystem, root = self._filesystem()
         if isinstance(filesystem, pa.fs.LocalFileSystem):
-            shutil.rmtree(root, ignore_errors=True)
+            _delete_tree(root)
         elif filesystem.get_file_info([root])[0].type == pa.fs.FileType.Directory:
             filesystem.delete_dir(root)
 
@@ -177,6 +181,19 @@ class Folder:
         if self._opened is None:
             self._opened = open_filesystem(self.url)
         return self._opened
+
+
+def _delete_tree(path: str) -> None:
+    """As `shutil.rmtree`, but goes on after an error, and raises the first one at the end."""
+    errors: list[OSError] = []
+
+    def note(function: object, place: str, told: tuple[Any, Any, Any]) -> None:
+        if not isinstance(told[1], FileNotFoundError):
+            errors.append(OSError(told[1].errno, told[1].strerror, place))  # its whole path
+
+    shutil.rmtree(path, onerror=note)
+    if errors:
+        raise errors[0]
 
 
 def size_text(size: float) -> str:

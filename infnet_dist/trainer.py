@@ -104,13 +104,19 @@ def train(
             lambda: stack.enter_context(locked(run_folder)) if context.is_first else None
         )
         folder = checkpoint_folder(config, run_folder)
-        manifest = checkpoint.load_newest(folder, session.sharded, context)
+        manifest, damaged = checkpoint.load_newest(folder, session.sharded, context)
         if manifest:
             _check_order(manifest, session)
-        context.together(lambda: checkpoint.check_writable(folder) if context.is_first else None)
+        context.together(
+            lambda: (
+                checkpoint.check_writable(folder, config, resumed=manifest is not None)
+                if context.is_first
+                else None
+            )
+        )
         tracker = context.together(lambda: _open(session, run_folder, manifest))
         watchdog = Watchdog(context, config.scaling.hang_timeout_s, run_folder)
-        saver = Saver(folder, session.sharded, config, context, watchdog.moved)
+        saver = Saver(folder, session.sharded, config, context, watchdog.moved, damaged)
         training = _Training(session, manifest, tracker, saver, stop, watchdog)
         try:
             with watchdog:

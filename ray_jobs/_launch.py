@@ -158,7 +158,7 @@ def _failure(failures: Mapping[int, BaseException]) -> Exception:
 
 def _why(error: BaseException) -> str:
     """What Ray says of a lost worker, in a line."""
-    text = " ".join(str(error).split())
+    text = " ".join(str(getattr(error, "health_check_failure", error)).split())
     detail = re.search(r"Worker exit detail: (.*?)(?: Some common causes| *$)", text)
     return detail[1] if detail else text[:200]
 

@@ -32,6 +32,7 @@ from ray_jobs._local import WorkerLostError
 
 _LOOK_S = 5.0  # between looks for nodes that came back
 _FEWER_AFTER_S = 20.0  # that a node has to come back before the run goes on with fewer workers
+_TOO_FEW_AFTER_S = 180.0  # that there may be room for less than scaling.min_workers
 log = logging.getLogger("infnet_dist")
 
 
@@ -213,13 +214,16 @@ def _with_workers_that_fit(config: Config, launcher: str) -> Config:
     """The run with fewer workers, if `scaling.min_workers` allows and no more fit for a while.
 
     Raises:
-        UserError: not even so few fit.
+        UserError: not even so few fit, for a longer while.
     """
     scaling = config.scaling
     if launcher != "ray" or scaling.min_workers is None:
         return config
-    deadline = time.monotonic() + _FEWER_AFTER_S
-    while (fit := workers_that_fit(scaling)) < scaling.num_workers and time.monotonic() < deadline:
+    began = time.monotonic()
+    while (fit := workers_that_fit(scaling)) < scaling.num_workers:
+        enough = fit >= scaling.min_workers
+        if time.monotonic() - began > (_FEWER_AFTER_S if enough else _TOO_FEW_AFTER_S):
+            break
         time.sleep(0.5)
     if fit < scaling.min_workers:
         raise UserError(

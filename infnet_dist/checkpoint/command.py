@@ -92,8 +92,9 @@ def _add_list(commands: Any) -> None:
         commands,
         "list",
         "the checkpoints of a run and their state",
-        "A checkpoint is complete, incomplete (no manifest.json: being written, or left over) or "
-        "damaged. Sizes of files tell; their content isn't read: verify does that.",
+        "A checkpoint is complete, incomplete (no manifest.json: being written, or left over), "
+        "damaged, or unreadable (the storage gave an error). Sizes of files tell; their content "
+        "isn't read: verify does that.",
         "list runs/my_run/1\nlist s3://bucket/my_run/1 --metric valid/gauc/click --json",
     )
     command.add_argument("folder", metavar="FOLDER", help=_FOLDER)
@@ -113,7 +114,8 @@ def _add_verify(commands: Any) -> None:
         commands,
         "verify",
         "read every byte, check every checksum",
-        "Says which files and rows are wrong. Exit code 1 if anything is. What is incomplete in a "
+        "Says which files and rows are wrong, and what the storage couldn't read. Exit code 1 if "
+        "anything is. What is incomplete in a "
         "folder is left out, since no run loads it.",
         "verify runs/my_run/1\nverify runs/my_run/1/checkpoints/step-00005000",
     )
@@ -181,7 +183,8 @@ def _add_prune(commands: Any) -> None:
         "delete checkpoints that needn't be kept",
         "Lists what goes and what stays, then asks. The rules are those of a run file's "
         "checkpoint section. Also goes what is incomplete and hasn't been written to for an hour. "
-        "Damaged ones don't count, and stay unless --damaged. The newest complete one stays.",
+        "Damaged ones don't count, and stay unless --damaged. The newest complete one stays, and "
+        "what the storage can't read.",
         "prune runs/my_run/1 --keep-last 2 --dry-run\n"
         "prune runs/my_run/1 --keep-last 1 --keep-best valid/auc/click --verify --yes",
     )

@@ -23,7 +23,7 @@ from infnet_dist.errors import CheckpointError
 from infnet_dist.filesystem import Folder
 
 _GROUP_BYTES = 64 * 2**20
-_STATE_ROWS = 2**20  # whose state is held, so that its blocks aren't read for each part of a table
+_STATE_VALUES = 2**24  # held, so that their blocks aren't read for each part of a table
 _TYPES = {
     torch.float32: pa.float32(),
     torch.float16: pa.float16(),
@@ -146,7 +146,8 @@ class TableExport:
             if self._state:
                 if end > state_end:
                     state_first = first
-                    state_end = min(max(end, first + _STATE_ROWS), self._end)
+                    rows = _STATE_VALUES // self._state.column_shards
+                    state_end = min(max(end, first + rows), self._end)
                     state = state_rows(
                         self._reader, self._state, self._table_rows, state_first, state_end
                     )

@@ -5,7 +5,7 @@ import sys
 import time
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, NamedTuple
 
 from pydantic import ValidationError
 from rich.markup import escape
@@ -30,6 +30,7 @@ from infnet_dist.checkpoint.printing import (
 )
 from infnet_dist.checkpoint.retention import Fate, delete, fates
 from infnet_dist.config import CheckpointConfig
+from infnet_dist.documents import printable
 from infnet_dist.errors import CheckpointError
 from infnet_dist.filesystem import Folder, size_text
 
@@ -56,7 +57,7 @@ def list_command(arguments: argparse.Namespace) -> int:
     console().print(table)
     for one in found:
         if one.fault and one.state != "incomplete":
-            print(f"{one.folder.name}: {one.fault}")
+            print(f"{one.folder.name}: {printable(one.fault)}")
     return 0
 
 
@@ -112,39 +113,72 @@ def verify_command(arguments: argparse.Namespace) -> int:
             wanted += [one for one in here if one.state != "incomplete"]
     if not wanted:
         raise CheckpointError(f"no complete checkpoint in {', '.join(arguments.places)}")
-    faults: dict[Folder, list[str]] = {}
     start = time.perf_counter()
     with _bar_of_all(wanted) as bar:
-        for one in wanted:
-            if one.manifest is None:
-                faults[one.folder] = [one.fault]
-            else:
-                found = inspection.verify(one.folder, one.manifest, bar.update)
-                faults[one.folder] = [fault.text for fault in found]
+        verdicts = [_verdict(one, bar.update) for one in wanted]
     seconds = time.perf_counter() - start
-    bad = sum(bool(found) for found in faults.values())
     if arguments.json:
-        print_json(
-            [
-                {"folder": str(folder), "intact": not found, "faults": found}
-                for folder, found in faults.items()
-            ]
-        )
-        return 1 if bad else 0
-    for folder, wrong in faults.items():
-        print(f"{folder}: {'damaged' if wrong else 'intact'}")
-        for fault in wrong[:_MOST_FAULTS]:
-            print(f"  {fault}")
-        if len(wrong) > _MOST_FAULTS:
-            print(f"  ... and {len(wrong) - _MOST_FAULTS:,} more")
+        print_json([_told(verdict) for verdict in verdicts])
+        return 1 if any(verdict.faults for verdict in verdicts) else 0
+    for verdict in verdicts:
+        print(f"{verdict.folder}: {verdict.word}")
+        for fault in verdict.faults[:_MOST_FAULTS]:
+            print(f"  {printable(fault)}")
+        if len(verdict.faults) > _MOST_FAULTS:
+            print(f"  ... and {len(verdict.faults) - _MOST_FAULTS:,} more")
     total = sum(one.manifest.num_bytes for one in wanted if one.manifest)
     print(f"read {size_text(total)} in {seconds:.1f} s")
-    if bad:
-        raise CheckpointError(
-            f"damaged: {bad} of {len(wanted)}; a run skips them when it goes on; "
+    _check_intact([verdict.word for verdict in verdicts])
+    return 0
+
+
+class _Verdict(NamedTuple):
+    """What verify found: intact, damaged or unreadable."""
+
+    folder: Folder
+    word: str
+    faults: list[str]
+
+
+def _verdict(one: Found, advance: inspection.Advance) -> _Verdict:
+    if one.manifest is None:
+        word = "unreadable" if one.state == "unreadable" else "damaged"
+        return _Verdict(one.folder, word, [one.fault])
+    faults = inspection.verify(one.folder, one.manifest, advance)
+    word = _state_after(faults) if faults else "intact"
+    return _Verdict(one.folder, word, [fault.text for fault in faults])
+
+
+def _told(verdict: _Verdict) -> dict[str, Any]:
+    return {
+        "folder": str(verdict.folder),
+        "intact": not verdict.faults,
+        "state": verdict.word,
+        "faults": verdict.faults,
+    }
+
+
+def _check_intact(words: Sequence[str]) -> None:
+    """Raise CheckpointError unless all are."""
+    damaged, unreadable = words.count("damaged"), words.count("unreadable")
+    told = []
+    if damaged:
+        told.append(
+            f"damaged: {damaged} of {len(words)}; a run skips them when it goes on; "
             "`prune --verify --damaged` deletes them"
         )
-    return 0
+    if unreadable:
+        told.append(
+            f"unreadable: {unreadable} of {len(words)}; the storage failed, so nothing is known of "
+            "them: verify again"
+        )
+    if told:
+        raise CheckpointError("; ".join(told))
+
+
+def _state_after(faults: Sequence[inspection.Fault]) -> State:
+    """Damaged only if nothing but damage was found: it may be deleted then."""
+    return "damaged" if all(fault.is_damage for fault in faults) else "unreadable"
 
 
 def prune_command(arguments: argparse.Namespace) -> int:
@@ -197,7 +231,7 @@ def _verified(found: Sequence[Found]) -> list[Found]:
         for one in found:
             faults = inspection.verify(one.folder, one.manifest, bar.update) if one.manifest else []
             if faults:
-                state: State = "damaged" if all(f.is_damage for f in faults) else "unreadable"
+                state = _state_after(faults)
                 one = replace(one, state=state, manifest=None, fault=faults[0].text)
             read.append(one)
     return read

@@ -11,13 +11,15 @@ import torch
 
 from infnet_dist.checkpoint.files import DamagedError
 from infnet_dist.checkpoint.manifest import CheckpointManifest, SavedTensor
-from infnet_dist.checkpoint.reading import TensorReader
+from infnet_dist.checkpoint.reading import RANGE_BYTES, TensorReader
 from infnet_dist.errors import CheckpointError, unknown_name
 from infnet_dist.filesystem import Folder
 
 _TABLE = re.compile(r"model\..*\.embeddings\.([^.]+)\.weight")
 Advance = Callable[[int], object]  # tells of bytes read
 _VALUES = 2**20  # taken together in float64
+_MOST_PLAIN_BYTES = 2**27  # parsed as JSON, that may take 3 GiB
+_PART_BYTES = 2**20
 
 
 @dataclass(frozen=True)
@@ -98,11 +100,13 @@ class RowState(NamedTuple):
 
 
 def row_state(manifest: CheckpointManifest, tensor: str) -> RowState | None:
-    """The state of a table's tensor; None without."""
-    rows = manifest.tensors[tensor].shape[0]
+    """The state of a table's tensor; None without. A column shard has a column at least."""
+    rows, columns = manifest.tensors[tensor].shape
     for name in optimizer_tensors(manifest, tensor):
         shape = manifest.tensors[name].shape
-        if name.endswith(".momentum1") and len(shape) == 1 and rows and shape[0] % rows == 0:
+        if not name.endswith(".momentum1") or len(shape) != 1 or not rows:
+            continue
+        if shape[0] % rows == 0 and rows <= shape[0] <= rows * columns:
             return RowState(name, shape[0] // rows)
     return None
 
@@ -146,7 +150,8 @@ def _untrained(
         return None
     rows = manifest.tensors[tensor].shape[0]
     count = 0
-    for start, stop in reader.ranges(state.tensor, 0, rows):
+    most = RANGE_BYTES // state.column_shards  # of each column shard's
+    for start, stop in reader.ranges(state.tensor, 0, rows, most_bytes=most):
         values = state_rows(reader, state, rows, start, stop)
         advance(values.nbytes)
         count += int((values == 0).all(1).sum())
@@ -185,14 +190,28 @@ def read_plain(folder: Folder, manifest: CheckpointManifest, name: str) -> bytes
 
     Raises:
         DamagedError: its checksum is wrong.
+        CheckpointError: it is too large to be taken into memory.
         OSError: it can't be read.
     """
     if name not in manifest.files:
         return None
-    content = folder.read(name)
-    if zlib.crc32(content) != manifest.files[name].crc32:
+    size = manifest.files[name].size
+    if size > _MOST_PLAIN_BYTES:
+        raise CheckpointError(
+            f"{name} in {folder} has {size} bytes, at most {_MOST_PLAIN_BYTES} are read"
+        )
+    return b"".join(_parts_of_plain(folder, manifest, name))
+
+
+def _parts_of_plain(folder: Folder, manifest: CheckpointManifest, name: str) -> Iterator[bytes]:
+    """The bytes of a file that holds no tensors; at their end a DamagedError if they are wrong."""
+    checksum = 0
+    with folder.open(name) as file:
+        while part := file.read(_PART_BYTES):
+            checksum = zlib.crc32(part, checksum)
+            yield part
+    if checksum != manifest.files[name].crc32:
         raise DamagedError(f"{folder} is damaged: the checksum of {name} is wrong")
-    return content
 
 
 class Fault(NamedTuple):
@@ -206,14 +225,14 @@ def verify(folder: Folder, manifest: CheckpointManifest, advance: Advance) -> li
     """Read every byte and check every checksum; all that is wrong."""
     faults: list[Fault] = []
     reader = TensorReader(folder, manifest)
-    for name, file in manifest.files.items():
+    for name in manifest.files:
         try:
-            read_plain(folder, manifest, name)
+            for part in _parts_of_plain(folder, manifest, name):
+                advance(len(part))
         except DamagedError as error:
             faults.append(Fault(str(error)))
         except OSError as error:
             faults.append(Fault(f"{name} in {folder} can't be read: {error}", False))
-        advance(file.size)
     for name in sorted(manifest.tensor_files):
         try:
             for size, fault in reader.check(name):

@@ -32,11 +32,11 @@ log = logging.getLogger("infnet_dist")
 
 def load_newest(
     folder: Folder, sharded: ShardedModel, context: WorkerContext
-) -> CheckpointManifest | None:
+) -> tuple[CheckpointManifest | None, list[str]]:
     """Load the newest checkpoint in `folder` that is complete and intact.
 
     Returns:
-        Its manifest; None if there is no checkpoint at all.
+        Its manifest, None if there is no checkpoint at all; and the names of those skipped.
 
     One that is damaged is skipped with a warning that says why.
 
@@ -45,22 +45,25 @@ def load_newest(
         CheckpointError: it is of another model, or all are damaged; on all ranks.
     """
     candidates = context.broadcast(
-        context.together(lambda: _candidates(folder) if context.is_first else [])
+        context.together(
+            lambda: _patiently(lambda: _candidates(folder)) if context.is_first else []
+        )
     )
-    faults: list[str] = []
+    faults: dict[str, str] = {}  # by name
     for candidate in reversed(candidates):
         fault, manifest = _try(candidate, sharded, context)
         if manifest is not None:
-            return manifest
-        faults.append(fault)
+            return manifest, list(faults)
+        faults[candidate.name] = fault
         if context.is_first:
             log.warning("skipped: %s", fault)
     if faults:
+        why = "; ".join(faults.values())
         raise CheckpointError(
-            f"none of the {len(faults)} checkpoints in {folder} is intact: {'; '.join(faults)}; "
+            f"none of the {len(faults)} checkpoints in {folder} is intact: {why}; "
             "to start from the beginning take another --run-id"
         )
-    return None
+    return None, []
 
 
 def load(
@@ -84,7 +87,7 @@ def _candidates(folder: Folder) -> list[Folder]:
     try:
         return complete_checkpoints(folder)
     except OSError as error:
-        raise CheckpointError(f"{folder} can't be listed: {error}") from None
+        raise UnreadableError(f"{folder} can't be listed: {error}") from None
 
 
 def _try(

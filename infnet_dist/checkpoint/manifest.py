@@ -19,7 +19,10 @@ from infnet_dist.errors import CheckpointError
 from infnet_dist.filesystem import Folder
 
 MANIFEST = "manifest.json"
-MAX_MANIFEST_BYTES = 2**30
+# Of a million chunks. Whoever makes a manifest can make its checksum as well, and what is parsed
+# may take 25 times as much memory.
+MAX_MANIFEST_BYTES = 2**27
+_MOST_BLOCK_BYTES = 2**26  # of rows that are read together, so also of one row
 DATA_TYPES = {
     "F64": torch.float64,
     "F32": torch.float32,
@@ -31,10 +34,13 @@ DATA_TYPES = {
     "BOOL": torch.bool,
 }
 _STEP = re.compile(r"step-(\d{8,12})")
-_OWN_CHECKSUM = re.compile(rb'\{"crc32":(\d+),')
+_OWN_CHECKSUM = re.compile(rb'\{"crc32":(\d{1,10}),')
+_OF_BRACE = zlib.crc32(b"{")
+_FORMAT_1 = re.compile(rb'\s*\{\s*("crc32":\d+,)?"format_version"\s*:\s*1\s*[,}]')
 
 Count = Annotated[int, Field(ge=0, lt=2**63)]
 Checksum = Annotated[int, Field(ge=0, lt=2**32)]
+Digest = Annotated[str, Field(pattern=r"^[A-Za-z0-9._:+=-]{0,200}$")]
 FileName = Annotated[str, Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9._-]{0,200}$")]
 Shape = Annotated[tuple[Count, ...], Field(max_length=8)]
 Name = Annotated[str, Field(pattern=r"^[^\x00-\x1f\x7f-\x9f]{1,1000}$")]  # safe on a terminal
@@ -78,7 +84,7 @@ class Progress(_Frozen):
 class DataOrder(_Frozen):
     """What fixes the order of rows that `Progress.consumed` speaks of."""
 
-    content_hash: str
+    content_hash: Digest
     seed: int
     shuffle_rows: int
     version: int = 1  # of the way in which data/order.py orders rows; checkpoints before 2 lack it
@@ -182,7 +188,7 @@ class CheckpointManifest(_Frozen):
     world_size: int = Field(ge=1, lt=2**31)
     metrics: dict[Name, float | None]
     interval: tuple[tuple[float, ...], ...] = ()
-    block_bytes: int = Field(ge=1, le=2**30)
+    block_bytes: int = Field(ge=1, le=_MOST_BLOCK_BYTES)
     files: dict[FileName, SavedFile]
     tensor_files: dict[FileName, Count]
     tensors: dict[Name, SavedTensor]
@@ -195,6 +201,11 @@ class CheckpointManifest(_Frozen):
     @model_validator(mode="after")
     def _check_places(self) -> "CheckpointManifest":
         for name, tensor in self.tensors.items():
+            row_bytes = math.prod(tensor.shape[1:]) * tensor.dtype.itemsize
+            if row_bytes > _MOST_BLOCK_BYTES and 0 not in tensor.shape:
+                raise ValueError(
+                    f"{name}: rows of {row_bytes} bytes, at most {_MOST_BLOCK_BYTES} are read"
+                )
             for chunk in tensor.chunks:
                 size = math.prod(chunk.shape) * tensor.dtype.itemsize
                 if chunk.begin + size > self.tensor_files.get(chunk.file, 0):
@@ -212,8 +223,17 @@ def rows_per_block(shape: Sequence[int], item_bytes: int, block_bytes: int) -> i
 
 
 def dump_manifest(manifest: CheckpointManifest) -> bytes:
-    """The manifest as it is written: JSON whose first key is the checksum of all the others."""
+    """The manifest as it is written: JSON whose first key is the checksum of all the others.
+
+    Raises:
+        CheckpointError: it would be too large to be read again.
+    """
     text = manifest.model_dump_json().encode() + b"\n"
+    if len(text) > MAX_MANIFEST_BYTES - 100:
+        raise CheckpointError(
+            f"the checkpoint's {MANIFEST} would have {len(text)} bytes, at most "
+            f"{MAX_MANIFEST_BYTES} are read; cut the tables into fewer shards"
+        )
     return b'{"crc32":%d,%s' % (zlib.crc32(text), text[1:])
 
 
@@ -233,7 +253,10 @@ def read_manifest(folder: Folder) -> CheckpointManifest:
                 else f"no checkpoint {folder}: no such folder"
             )
         if size > MAX_MANIFEST_BYTES:
-            raise CheckpointError(f"checkpoint {folder} has a {MANIFEST} of {size} bytes")
+            raise CheckpointError(
+                f"checkpoint {folder} has a {MANIFEST} of {size} bytes, at most "
+                f"{MAX_MANIFEST_BYTES} are read"
+            )
         text = folder.read(MANIFEST)
         there = folder.entries()
     except OSError as error:
@@ -251,16 +274,15 @@ def read_manifest(folder: Folder) -> CheckpointManifest:
 
 def _parse(folder: Folder, text: bytes) -> CheckpointManifest:
     try:
-        raw = parse_json(text)
-        version = raw.get("format_version") if isinstance(raw, dict) else None
-        if version == 1:
+        if _FORMAT_1.match(text):
             raise CheckpointError(
                 f"checkpoint {folder} has format 1, which holds pickles, that is code; this "
                 f"version reads format 2 alone; train anew"
             )
         own = _OWN_CHECKSUM.match(text)
-        if own is None or zlib.crc32(b"{" + text[own.end() :]) != int(own[1]):
+        if own is None or zlib.crc32(memoryview(text)[own.end() :], _OF_BRACE) != int(own[1]):
             raise ValueError("its checksum is wrong")
+        raw = parse_json(text)
         return CheckpointManifest.model_validate({k: v for k, v in raw.items() if k != "crc32"})
     except ValueError as error:
         if isinstance(error, CheckpointError):

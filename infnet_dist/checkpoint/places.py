@@ -4,7 +4,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from infnet_dist.checkpoint.manifest import MANIFEST, CheckpointManifest, read_manifest, step_of
+from infnet_dist.checkpoint.manifest import (
+    MANIFEST,
+    CheckpointManifest,
+    UnreadableError,
+    read_manifest,
+    step_of,
+)
 from infnet_dist.documents import parse_yaml
 from infnet_dist.errors import CheckpointError, UserError
 from infnet_dist.filesystem import Folder
@@ -60,6 +66,8 @@ def look_at(folder: Folder) -> Found:
         manifest = read_manifest(folder)
     except CheckpointError as error:
         state: State = "damaged" if MANIFEST in sizes else "incomplete"
+        if isinstance(error, UnreadableError):
+            state = "unreadable"
         return Found(folder, step, state, num_bytes, written_ns, str(error))
     return Found(folder, step, "complete", num_bytes, written_ns, manifest=manifest)
 

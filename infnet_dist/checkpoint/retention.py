@@ -1,12 +1,13 @@
 """Which checkpoints of a run are kept: the newest, the best, and every n-th."""
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 from infnet_dist.checkpoint.manifest import (
     MANIFEST,
     CheckpointManifest,
+    UnreadableError,
     complete_checkpoints,
     read_manifest,
     step_of,
@@ -39,6 +40,7 @@ def fates(
 
     Raises:
         CheckpointError: none is complete, or none has the metric of `keep_best`.
+        UnreadableError: the storage doesn't tell which one is the best.
     """
     complete = [one.folder for one in found if one.manifest is not None]
     if not complete:
@@ -70,37 +72,57 @@ def fates(
 
 
 def prune(
-    folder: Folder, config: CheckpointConfig, *, newest: Folder, manifest: CheckpointManifest
+    folder: Folder,
+    config: CheckpointConfig,
+    *,
+    newest: Folder,
+    manifest: CheckpointManifest,
+    damaged: Collection[str] = (),
 ) -> list[Folder]:
     """Delete the checkpoints in `folder` that needn't be kept, once `newest` is complete.
 
     Also what earlier attempts left: folders without a manifest, files of `newest` that its
-    `manifest` doesn't name, and checkpoints of later steps: they were damaged when the run went on
-    from an earlier one, and are no part of its way. What can't be deleted now is warned of and left
-    for the next time.
+    `manifest` doesn't name, and the `damaged`, which don't count among those kept; and checkpoints
+    of later steps: they were damaged when the run went on from an earlier one, and are no part of
+    its way. What can't be deleted now is warned of and left for the next time; so is everything
+    where the storage doesn't tell which one is the best.
 
     Returns:
         The folders that were deleted.
     """
     gone: list[Folder] = []
     try:
+        last = step_of(newest.name) or 0
+        there = [found for found in complete_checkpoints(folder) if found.name not in damaged]
+        complete = [found for found in there if (step_of(found.name) or 0) <= last]
+        kept = {found.name for found in to_keep(complete, config)} | {newest.name}
         known = {*manifest.files, *manifest.tensor_files, MANIFEST}
         for name in sorted(newest.entries().keys() - known):
             newest.delete(name)
-        last = step_of(newest.name) or 0
-        complete = [f for f in complete_checkpoints(folder) if (step_of(f.name) or 0) <= last]
-        kept = {found.name for found in to_keep(complete, config)} | {newest.name}
         for name, size in folder.entries().items():
             if size is None and step_of(name) is not None and name not in kept:
-                delete(folder / name)
-                gone.append(folder / name)
-    except OSError as error:
+                gone += [folder / name] if _deleted(folder / name) else []
+    except (OSError, UnreadableError) as error:
         log.warning("can't delete old checkpoints in %s (%s)", folder, error)
     return gone
 
 
+def _deleted(checkpoint: Folder) -> bool:
+    """Delete a checkpoint; whether it could be. One that can't doesn't keep the others."""
+    try:
+        delete(checkpoint)
+    except OSError as error:
+        log.warning("can't delete the old checkpoint %s (%s)", checkpoint, error)
+        return False
+    return True
+
+
 def delete(checkpoint: Folder) -> None:
-    """Delete a checkpoint, its manifest first: what is left if this is interrupted isn't one."""
+    """Delete a checkpoint, its manifest first: what is left if this is interrupted isn't one.
+
+    Raises:
+        OSError: a part of it can't be deleted.
+    """
     checkpoint.delete(MANIFEST)
     checkpoint.delete_all()
 
@@ -115,11 +137,17 @@ def to_keep(complete: list[Folder], config: CheckpointConfig) -> list[Folder]:
 
 
 def best_of(complete: list[Folder], metric: str) -> Folder | None:
-    """The checkpoint with the best value of a metric; None if none was evaluated."""
+    """The checkpoint with the best value of a metric; None if none was evaluated.
+
+    Raises:
+        UnreadableError: the storage failed: any of them might be the best.
+    """
     scores: list[tuple[float, Folder]] = []
     for found in complete:
         try:
             value = read_manifest(found).metrics.get(metric)
+        except UnreadableError:
+            raise
         except CheckpointError:
             continue  # a damaged one isn't the best of anything
         if value is not None:

@@ -38,7 +38,7 @@ from infnet_dist.checkpoint.pieces import Piece, State
 from infnet_dist.checkpoint.retention import prune
 from infnet_dist.config import Config, dump_config
 from infnet_dist.context import WorkerContext
-from infnet_dist.errors import CheckpointError
+from infnet_dist.errors import CheckpointError, UserError
 from infnet_dist.filesystem import Folder
 from infnet_dist.parallel import ShardedModel
 from infnet_dist.planning.plan import dump_plan
@@ -46,6 +46,14 @@ from infnet_dist.planning.plan import dump_plan
 T = TypeVar("T")
 PieceKey = tuple[str, tuple[int, ...]]
 _PROBE = "probe"
+# Of a place that is wrong, which waiting doesn't mend.
+_LASTING = (
+    UserError,
+    FileExistsError,
+    FileNotFoundError,
+    NotADirectoryError,
+    PermissionError,
+)
 log = logging.getLogger("infnet_dist")
 
 
@@ -86,6 +94,7 @@ class Saver:
         config: the run.
         context: this worker.
         moved: called now and then while a checkpoint is written, to show that it goes on.
+        damaged: names of checkpoints that were skipped when the run went on.
     """
 
     def __init__(
@@ -95,8 +104,10 @@ class Saver:
         config: Config,
         context: WorkerContext,
         moved: Callable[[], None] = lambda: None,
+        damaged: Iterable[str] = (),
     ) -> None:
         self._moved = moved
+        self._damaged = set(damaged)
         self._folder = folder
         self._sharded = sharded
         self._config = config
@@ -207,7 +218,14 @@ class Saver:
             tensors=merge_chunks(tensor for _, tensors in found for tensor in tensors),
         )
         self._retry(folder.put, MANIFEST, dump_manifest(manifest))
-        prune(self._folder, self._config.checkpoint, newest=folder, manifest=manifest)
+        self._damaged.discard(folder.name)  # replaced
+        prune(
+            self._folder,
+            self._config.checkpoint,
+            newest=folder,
+            manifest=manifest,
+            damaged=self._damaged,
+        )
         return sum(sizes.values())
 
     def _put(self, folder: Folder, name: str, text: str) -> SavedFile:
@@ -217,38 +235,60 @@ class Saver:
 
     def _retry(self, action: Callable[..., T], *arguments: object) -> T:
         """Try again for a while if the storage fails."""
-        longest = min(10.0, self._config.scaling.hang_timeout_s / 2)  # or it looks like hanging
-        retrying = tenacity.Retrying(
-            retry=tenacity.retry_if_exception(lambda error: not isinstance(error, NotFiniteError)),
-            stop=tenacity.stop_after_delay(self._config.checkpoint.retry_s),
-            wait=tenacity.wait_exponential(multiplier=0.5, max=longest),
-            before_sleep=self._before_retry,
-            reraise=True,
-        )
-        return retrying(action, *arguments)
+        scaling, seconds = self._config.scaling, self._config.checkpoint.retry_s
+        longest = min(10.0, scaling.hang_timeout_s / 2)  # or it looks like hanging
+        return _retrying(seconds, (NotFiniteError,), self._moved, longest)(action, *arguments)
 
-    def _before_retry(self, state: tenacity.RetryCallState) -> None:
+
+def check_writable(folder: Folder, config: Config, *, resumed: bool) -> None:
+    """Find out now, rather than at the first save, that nothing can be written to `folder`.
+
+    It is tried again for a while, as writing is, unless the place itself is wrong. A run that was
+    `resumed` is only warned, and at once: it could write before, and its saves are tried again.
+
+    Raises:
+        CheckpointError: it can't.
+    """
+    seconds = 0.0 if resumed else config.checkpoint.retry_s
+    seconds = min(seconds, config.scaling.timeout_s / 2)  # the other ranks wait
+    put = _retrying(seconds, _LASTING)
+    try:
+        _told_of(folder, lambda: put(folder.put, _PROBE, b"can this be written?"))
+    except CheckpointError as error:
+        if not resumed:
+            raise
+        log.warning("%s; training goes on", error)
+        return
+    try:
+        folder.delete(_PROBE)
+    except Exception as error:
+        log.warning("can't delete %s (%s)", folder / _PROBE, _reason(error))
+
+
+def _retrying(
+    seconds: float,
+    lasting: tuple[type[Exception], ...],
+    moved: Callable[[], None] = lambda: None,
+    longest: float = 10.0,
+) -> tenacity.Retrying:
+    """Tries again after any error but the `lasting` ones, `longest` seconds apart, and warns."""
+
+    def tell(state: tenacity.RetryCallState) -> None:
         assert state.outcome is not None and state.next_action is not None
-        self._moved()
+        moved()
         log.warning(
             "checkpoint: can't write (%s); trying again in %.1f s",
             _reason(state.outcome.exception()),
             state.next_action.sleep,
         )
 
-
-def check_writable(folder: Folder) -> None:
-    """Find out now, rather than at the first save, that nothing can be written to `folder`.
-
-    Raises:
-        CheckpointError: it can't.
-    """
-
-    def probe() -> None:
-        folder.put(_PROBE, b"can this be written?")
-        folder.delete(_PROBE)
-
-    _told_of(folder, probe)
+    return tenacity.Retrying(
+        retry=tenacity.retry_if_exception(lambda error: not isinstance(error, lasting)),
+        stop=tenacity.stop_after_delay(seconds),
+        wait=tenacity.wait_exponential(multiplier=0.5, max=longest),
+        before_sleep=tell,
+        reraise=True,
+    )
 
 
 def _told_of(folder: Folder, action: Callable[[], T]) -> T:

@@ -1,12 +1,13 @@
 """What `inspect`, `diff` and `export` do and print."""
 
 import argparse
-import json
 import math
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
+from pydantic import BaseModel, Field, StrictInt, ValidationError
 from rich.markup import escape
 from rich.table import Table
 
@@ -17,8 +18,10 @@ from infnet_dist.checkpoint.manifest import CheckpointManifest
 from infnet_dist.checkpoint.places import open_checkpoint
 from infnet_dist.checkpoint.printing import add_right, bar_of, console, print_json, table_of
 from infnet_dist.checkpoint.reading import TensorReader
+from infnet_dist.documents import Name, first_fault, parse_json, printable
 from infnet_dist.errors import CheckpointError
 from infnet_dist.filesystem import Folder, size_text
+from infnet_dist.urls import without_secrets
 
 _MOST_TENSORS = 30
 _PARTS = ("table", "dense", "optimizer")
@@ -103,15 +106,37 @@ def _plan(folder: Folder, manifest: CheckpointManifest) -> dict[str, Any] | None
     if content is None:
         return None
     try:
-        raw = json.loads(content)
-        topology = raw["made_for"]["topology"]
-        kinds: dict[str, int] = {}
-        for table in raw["tables"].values():
-            kinds[table["sharding_type"]] = kinds.get(table["sharding_type"], 0) + 1
-        size = topology["num_nodes"] * topology["workers_per_node"]
-        return {"topology": topology["name"], "world_size": size, "sharding_types": kinds}
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise CheckpointError(f"plan.json in {folder} is no plan: {error!r}") from None
+        plan = _Plan.model_validate(parse_json(content))
+    except ValueError as error:
+        fault = first_fault(error) if isinstance(error, ValidationError) else str(error)
+        raise CheckpointError(f"plan.json in {folder} is no plan: {fault}") from None
+    topology = plan.made_for.topology
+    return {
+        "topology": topology.name,
+        "world_size": topology.num_nodes * topology.workers_per_node,
+        "sharding_types": dict(Counter(table.sharding_type for table in plan.tables.values())),
+    }
+
+
+class _Topology(BaseModel):
+    name: Name
+    num_nodes: StrictInt = Field(ge=1, lt=2**31)
+    workers_per_node: StrictInt = Field(ge=1, lt=2**31)
+
+
+class _MadeFor(BaseModel):
+    topology: _Topology
+
+
+class _Table(BaseModel):
+    sharding_type: Name
+
+
+class _Plan(BaseModel):
+    """What is told of a plan; the rest of it isn't looked at."""
+
+    made_for: _MadeFor
+    tables: dict[str, _Table]
 
 
 def diff_command(arguments: argparse.Namespace) -> int:
@@ -136,7 +161,7 @@ def diff_command(arguments: argparse.Namespace) -> int:
     if found.changed:
         console().print(_render_changed(found.changed))
     for key, (mine, other) in found.config.items():
-        print(f"config {key}: {mine!r} in A, {other!r} in B")
+        print(f"config {printable(key)}: {mine!r} in A, {other!r} in B")
     print(
         f"equal bit for bit: {found.num_equal:,} tensors"
         + ("" if found.equal else f"; changed: {len(found.changed):,}")
@@ -181,7 +206,8 @@ def export_command(arguments: argparse.Namespace) -> int:
     )
     with bar_of(wanted.num_bytes, "export") as bar:
         wanted.write(arguments.output, bar.update, replace=arguments.force)
-    print(f"wrote {wanted.num_rows:,} rows of table {arguments.table} to {arguments.output}")
+    output = without_secrets(arguments.output)
+    print(f"wrote {wanted.num_rows:,} rows of table {arguments.table} to {output}")
     return 0
 
 

@@ -52,8 +52,9 @@ class Network:
             self._set_up(self._head, "b0", _HEAD)
             head = ["--head", f"--port={_PORT}", "--include-dashboard=false", "--num-cpus=0"]
             self._ray(self._head, _HEAD, *head, f"--temp-dir={self._temp_dir}")
-            time.sleep(5)
+            self._wait_for_ray(1)
             self._nodes = [self._node(number) for number in (1, 2)]
+            self._wait_for_ray(3)
         except BaseException:
             self._end()
             raise
@@ -105,6 +106,13 @@ class Network:
         command = ["ray", "start", "--block", "--disable-usage-stats", *options]
         memory = f"--object-store-memory={2**27}"
         self._start([*_inside(host), *command, f"--node-ip-address={address}", memory])
+
+    def _wait_for_ray(self, count: int) -> None:
+        """Wait until so many parts of it run."""
+        deadline = time.monotonic() + 90
+        while Path(self._log.name).read_text(errors="replace").count("runtime started") < count:
+            assert time.monotonic() < deadline, Path(self._log.name).read_text(errors="replace")
+            time.sleep(0.2)
 
     def _start(self, command: list[str]) -> "subprocess.Popen[bytes]":
         out = self._log

@@ -158,7 +158,8 @@ def test_a_worker_that_takes_too_much_memory(tmp_path: Path, data: Path, undistu
     with ray:
         fault = Fault("backward", "eat", rank=1, step=17)
         ended = start_on_ray(job, ray.environ, ray.address, fault).wait()
-    job.check(ended, says=r"worker.* is gone: .*memory.*; starting again from step-00000010")
+    job.check(ended, says=r"worker.* is gone: .*; starting again from step-00000010")
+    assert "killed due to the node running low on memory" in ended.text
     job.assert_same(undisturbed)
 
 

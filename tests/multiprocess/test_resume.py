@@ -192,6 +192,20 @@ def test_a_damaged_checkpoint_is_skipped_and_replaced(
     assert records(run) == records(whole), "the log isn't touched"
 
 
+def test_the_damaged_do_not_count_among_those_kept(tiny_set: Path, tmp_path: Path) -> None:
+    for max_steps, every_steps in ((20, 10), (25, 25)):
+        config = make_config(
+            tiny_set,
+            tmp_path,
+            training={"max_steps": max_steps},
+            checkpoint={"every_steps": every_steps, "keep_last": 2},
+        )
+        run_ranks(train, 1, config=config, run_folder=tmp_path / "run")
+        kept = sorted(int(p.name[5:]) for p in (tmp_path / "run" / "checkpoints").iterdir())
+        assert kept == [10, max_steps]
+        (tmp_path / "run" / "checkpoints" / f"step-{max_steps:08d}" / "plan.json").unlink()
+
+
 def test_what_is_kept(tiny_set: Path, tmp_path: Path) -> None:
     config = make_config(
         tiny_set,
@@ -386,3 +400,13 @@ def test_a_place_that_can_t_be_written_is_told_before_training(
     with pytest.raises(CheckpointError, match=r"can.t save to /proc/nowhere/test/run: .*No such"):
         run_ranks(train, 2, config=config, run_folder=tmp_path / "run")
     assert not (tmp_path / "run" / "metrics.jsonl").exists()
+
+
+def test_a_place_that_can_t_be_written_now_does_not_end_a_resumed_run(
+    tiny_set: Path, tmp_path: Path
+) -> None:
+    for max_steps in (4, 8):
+        config = make_config(tiny_set, tmp_path, training={"max_steps": max_steps})
+        summary = run_ranks(train, 1, config=config, run_folder=tmp_path / "run")[0]
+        assert summary["steps"] == max_steps
+        (tmp_path / "run" / "checkpoints" / "probe").mkdir(exist_ok=True)  # in the way

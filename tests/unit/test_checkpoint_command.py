@@ -1,5 +1,6 @@
 """`python -m infnet_dist.checkpoint`, on checkpoints made by hand."""
 
+import errno
 import io
 import json
 import math
@@ -20,7 +21,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from infnet_dist.checkpoint import export, files
+from infnet_dist.checkpoint import export, files, inspection
 from infnet_dist.checkpoint.command import main
 from infnet_dist.checkpoint.manifest import CheckpointManifest, read_manifest
 from infnet_dist.filesystem import Folder
@@ -261,7 +262,7 @@ def test_export(tmp_path: Path, run: Run, table: str, first: int, end: int | Non
         code, _, err = run("export", folder.url, table, "--output", output, *rows)
         assert code == 1 and f"has rows 0:{len(weights)}; {first}:{end} isn't within" in err
         return
-    small = mock.patch.multiple(export, _STATE_ROWS=7, _GROUP_BYTES=400)
+    small = mock.patch.multiple(export, _STATE_VALUES=14, _GROUP_BYTES=400)
     with small, mock.patch("infnet_dist.checkpoint.reading.TensorReader.ranges", small_ranges):
         result = run("export", folder.url, table, "--output", output, "--with-optimizer", *rows)
     assert result[0] == 0, result
@@ -379,12 +380,39 @@ def test_prune_can_look_into_the_files(tmp_path: Path, run: Run) -> None:
         ("20", "newest"),
         ("25", "damaged"),
     ]
-    broken = mock.patch.object(Folder, "read", side_effect=OSError("gone"))
+    broken = mock.patch.object(Folder, "open", side_effect=OSError("gone"))
     with broken, mock.patch("infnet_dist.checkpoint.places.read_manifest", read_by_path):
         code, _, err = run("prune", tmp_path, *rules, "--verify", "--damaged")
     assert code == 1 and "no checkpoint is complete" in err, "the storage's fault, not theirs"
     assert run("prune", tmp_path, *rules, "--verify", "--damaged")[0] == 0
     assert names(tmp_path) == [20]
+
+
+def test_what_the_storage_can_t_read_is_not_damaged(tmp_path: Path, run: Run) -> None:
+    checkpoints_of_a_run(tmp_path)
+    real = Folder.read
+
+    def fail(folder: Folder, name: str) -> bytes:
+        if folder.name == "step-00000015":
+            raise OSError(errno.EIO, "Input/output error\x1b[2J")  # as a server put it
+        return real(folder, name)
+
+    flip(Folder(tmp_path / "step-00000010"), "manifest.json", 40)
+    with mock.patch.object(Folder, "read", fail):
+        listed = read_json(run("list", tmp_path, "--json"))
+        states = ["complete", "damaged", "unreadable", "complete", "complete"]
+        assert [one["state"] for one in listed] == states
+        said = read_json(run("verify", tmp_path, "--json"), code=1)
+        words = ["intact", "damaged", "unreadable", "intact", "intact"]
+        assert [one["state"] for one in said] == words
+        code, out, err = run("verify", tmp_path)
+        assert code == 1 and "step-00000015: unreadable\n" in out and "Input/output error" in out
+        assert "\x1b" not in out + run("list", tmp_path)[1]
+        assert "damaged: 1 of 5" in err and "unreadable: 1 of 5; the storage failed" in err
+        code, out, _ = run("prune", tmp_path, "--keep-last", 1, "--damaged", "--yes")
+        assert code == 0 and "unreadable" in out
+    assert names(tmp_path) == [15, 25]
+    assert run("verify", tmp_path)[0] == 0
 
 
 def read_by_path(folder: Folder) -> CheckpointManifest:
@@ -446,6 +474,14 @@ def first_chunk(raw: dict[str, Any]) -> dict[str, Any]:
     return chunk
 
 
+def wide_tensor(raw: dict[str, Any]) -> dict[str, Any]:
+    """One row of 64 GiB, in a file that has room for it."""
+    file = next(iter(raw["tensor_files"]))
+    raw["tensor_files"][file] = 2**40
+    chunk = {"file": file, "begin": 8, "offsets": [0, 0], "shape": [1, 2**34], "crc32": [0]}
+    return {"data_type": "F32", "shape": [1, 2**34], "chunks": [chunk]}
+
+
 HOSTILE: dict[str, tuple[Callable[[dict[str, Any]], object], str]] = {
     "path": (lambda raw: first_chunk(raw).update(file="../x"), "should match pattern"),
     "file": (lambda raw: raw["files"].update({"../x": {"size": 1, "crc32": 0}}), "match pattern"),
@@ -457,8 +493,17 @@ HOSTILE: dict[str, tuple[Callable[[dict[str, Any]], object], str]] = {
         "don't make up the whole tensor",
     ),
     "overlap": (lambda raw: first_chunk(raw).update(offsets=[1, 0]), "overlap"),
+    "row": (
+        lambda raw: raw["tensors"].update({"model.x": wide_tensor(raw)}),
+        "model.x: rows of 68719476736 bytes, at most 67108864 are read",
+    ),
+    "blocks": (lambda raw: raw.update(block_bytes=2**27), "less than or equal to 67108864"),
     "checksums": (lambda raw: first_chunk(raw).update(crc32=[]), "lacks checksums"),
     "terminal": (lambda raw: raw["metrics"].update({"\x1b[2J": 1.0}), "should match pattern"),
+    "order": (
+        lambda raw: raw["order"].update(content_hash="\x1b]0;owned\x07"),
+        "should match pattern",
+    ),
     "other": (lambda raw: raw.update(code="print()"), "Extra inputs"),
     "format": (lambda raw: raw.update(format_version=1), "has format 1, which holds pickles"),
     "future": (lambda raw: raw.update(format_version=3), "format_version"),
@@ -494,6 +539,85 @@ def test_a_hostile_shape_costs_nothing(tmp_path: Path, run: Run) -> None:
     code, _, err = run("export", folder.url, "huge", "--output", tmp_path / "x")
     assert code == 1 and "is 0 wide" in err
     assert run("verify", folder.url)[0] == 1, "the file's header knows of no such tensor"
+
+
+def grow(folder: Folder, name: str, size: int = 2**40) -> None:
+    """A sparse file that takes no room on the disk, of which the manifest says the size."""
+    os.truncate(Path(folder.url) / name, size)
+
+    def change(raw: dict[str, Any]) -> None:
+        if name in raw["files"]:
+            raw["files"][name]["size"] = size
+        else:
+            raw["tensor_files"][name] = size
+
+    rewrite(folder, change)
+
+
+def test_a_hostile_header_is_not_read(tmp_path: Path, run: Run) -> None:
+    folder = make(tmp_path)
+    grow(folder, "rank-00000-00-0123abcd.safetensors")
+    code, out, err = run("verify", folder.url)
+    assert code == 1 and out.count("\n  ") == 1, err
+    assert "the header of rank-00000-00-0123abcd.safetensors isn't what the manifest says" in out
+
+
+def test_hostile_plain_files_are_not_taken_into_memory(tmp_path: Path, run: Run) -> None:
+    good, bad = make(tmp_path / "a"), make(tmp_path / "b")
+    for name, arguments in (
+        ("plan.json", ("inspect", bad.url)),
+        ("config.yaml", ("diff", good.url, bad.url)),
+    ):
+        grow(bad, name)
+        code, _, err = run(*arguments)
+        assert code == 1 and f"{name} in {bad} has {2**40} bytes, at most {2**27} are read" in err
+    parts: list[int] = []
+    with mock.patch.object(inspection, "_PART_BYTES", 7):
+        assert inspection.verify(good, read_manifest(good), parts.append) == []
+    assert parts[:3] == [7, 7, 7], "verify holds a part at a time, however large the file"
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"num_nodes": "x", "workers_per_node": 10**10}, "num_nodes: Input should be a valid int"),
+        ({"workers_per_node": 10**10}, "workers_per_node: Input should be less than"),
+        ({"name": "\x1b[2J"}, "name: String should match pattern"),
+        ({}, "sharding_type: String should match pattern"),
+    ],
+)
+def test_hostile_plans(tmp_path: Path, run: Run, change: dict[str, Any], message: str) -> None:
+    plan = json.loads(PLAN)
+    plan["made_for"]["topology"] |= change
+    if not change:
+        plan["tables"]["user"]["sharding_type"] = "\x1b[2J"
+    folder = make(tmp_path, files={"plan.json": json.dumps(plan), "config.yaml": CONFIG})
+    code, _, err = run("inspect", folder.url)
+    assert code == 1 and "is no plan: " in err and message in err and "\x1b" not in err
+
+
+def test_no_key_of_a_config_gives_orders_to_the_terminal(tmp_path: Path, run: Run) -> None:
+    one = make(tmp_path / "a")
+    other = make(tmp_path / "b", files={"config.yaml": CONFIG + '"\\e]0;x\\a": "\\e[2J"\n'})
+    code, out, _ = run("diff", one.url, other.url)
+    assert code == 0 and "config ?]0;x?: None in A, '\\x1b[2J' in B" in out and "\x1b" not in out
+
+
+def test_export_prints_no_secret(tmp_path: Path, run: Run) -> None:
+    folder, output = make(tmp_path), "memory://KEY:SECRET@bucket/out.parquet?token=SECRET"
+    with mock.patch("infnet_dist.checkpoint.export.TableExport.write"):
+        code, out, _ = run("export", folder.url, "user", "--output", output)
+    assert code == 0 and "to memory://bucket/out.parquet\n" in out and "SECRET" not in out
+
+
+def test_a_state_of_more_shards_than_columns_is_none(tmp_path: Path, run: Run) -> None:
+    """Else a table of one row could have billions of them."""
+    cuts = {
+        TABLE.format("user"): whole(torch.ones(2, 4)),
+        STATE.format("user"): whole(torch.ones(10)),
+    }
+    folder = make(tmp_path, 1, cuts)
+    assert read_json(run("inspect", folder.url, "--json"))["tables"][0]["untrained"] is None
 
 
 def test_bad_places(tmp_path: Path, run: Run) -> None:

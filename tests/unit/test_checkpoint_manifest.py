@@ -1,12 +1,15 @@
 """What a checkpoint says of itself is checked: it may come from elsewhere."""
 
 import json
+import os
 import random
 import time
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
@@ -21,6 +24,7 @@ from infnet_dist.checkpoint.manifest import (
 )
 from infnet_dist.errors import CheckpointError
 from infnet_dist.filesystem import Folder
+from tests.checkpoints import whole, write_checkpoint
 
 Rectangle = tuple[int, int, int, int]
 
@@ -99,6 +103,26 @@ def test_a_chunk_cut_in_its_third_dimension() -> None:
         chunk["offsets"], chunk["shape"] = (0, 0, number), (2, 2, 1)
     with pytest.raises(ValidationError, match="cut in another dimension than rows and columns"):
         SavedTensor.model_validate(raw)
+
+
+def test_a_manifest_is_parsed_only_if_its_checksum_is_right(tmp_path: Path) -> None:
+    (tmp_path / "manifest.json").write_bytes(b'{"crc32":1,' + b"[" * 10**6)
+    parser = mock.patch("infnet_dist.checkpoint.manifest.parse_json", side_effect=AssertionError)
+    with parser, pytest.raises(CheckpointError, match="its checksum is wrong"):
+        read_manifest(Folder(tmp_path))
+    (tmp_path / "manifest.json").write_bytes(b'{"format_version": 1, "tensors": {}}')
+    with parser, pytest.raises(CheckpointError, match="has format 1, which holds pickles"):
+        read_manifest(Folder(tmp_path))
+
+
+def test_a_manifest_too_large_to_be_read_is_not_written(tmp_path: Path) -> None:
+    os.truncate(os.open(tmp_path / "manifest.json", os.O_CREAT | os.O_RDWR), 2**40)
+    with pytest.raises(CheckpointError, match=f"{2**40} bytes, at most {2**27} are read"):
+        read_manifest(Folder(tmp_path))
+    small = mock.patch("infnet_dist.checkpoint.manifest.MAX_MANIFEST_BYTES", 300)
+    tensors = {"model.x": whole(torch.zeros(4))}
+    with small, pytest.raises(CheckpointError, match="at most 300 are read; cut the tables"):
+        write_checkpoint(Folder(tmp_path), tensors)
 
 
 def test_each_flipped_byte_of_a_manifest_is_found(tmp_path: Path) -> None:
