@@ -131,8 +131,7 @@ def _open(session: Session, run_folder: Path, manifest: CheckpointManifest | Non
         return NullTracker()
     log.info("run folder %s", run_folder)
     _warn_of_tasks_without(session)
-    step = manifest.progress.step if manifest else 0
-    return open_run_folder(session.config, session.sharded.plan, run_folder, step=step)
+    return open_run_folder(session.config, session.sharded.plan, run_folder, manifest)
 
 
 def _warn_of_tasks_without(session: Session) -> None:
@@ -162,6 +161,7 @@ class _Training:
         watchdog: Watchdog,
     ) -> None:
         self._session = session
+        self._manifest = manifest
         self._watchdog = watchdog
         self._context = session.context
         self._saver = saver
@@ -200,7 +200,7 @@ class _Training:
         if self._progress.step:
             self._log.say("going on after step %s", f"{self._progress.step:,}")
             if self._evaluation_is_due(epoch_ended=not self._progress.consumed):
-                self._evaluate()  # the run was stopped between this step and its evaluation
+                self._make_up_evaluation()
         while not self._ended():
             self._run_epoch()
         if self._saved_step != self._progress.step:
@@ -349,6 +349,20 @@ class _Training:
         self._log.evaluation(self._metrics, self._progress, time.perf_counter() - start)
         self._interval.restart()
 
+    def _make_up_evaluation(self) -> None:
+        """If the run was stopped between the step and its evaluation; the checkpoint learns it."""
+        assert self._manifest is not None
+        if self._evaluated_step == self._progress.step:
+            return
+        self._evaluate()
+        if self._stopped:
+            return
+        self._watchdog.moves("saving")
+        try:
+            self._saver.amend(self._manifest, self._facts())
+        except CheckpointError as error:
+            self._log.warn("%s; training goes on, it only lacks its metrics", error)
+
     def _stop_was_voted(self) -> bool:
         self._watchdog.moves("evaluation")
         self._votes = Votes(stop=self._stop.made).counted(self._context)
@@ -360,18 +374,19 @@ class _Training:
         self._watchdog.moves("saving")
         self._finish_save()
         self._mark_position()
-        evaluated = self._evaluated_step == self._progress.step
-        self._saver.save(
-            Facts(
-                progress=self._progress,
-                order=self._session.order,
-                metrics=self._metrics if evaluated else {},
-                interval=tuple(self._context.gather(self._interval.state())),
-            )
-        )
+        self._saver.save(self._facts())
         self._saved_step, self._saved_at = self._progress.step, time.monotonic()
         self._stall_s = time.perf_counter() - start
         self._interval.leave_out(self._stall_s)
+
+    def _facts(self) -> Facts:
+        evaluated = self._evaluated_step == self._progress.step
+        return Facts(
+            progress=self._progress,
+            order=self._session.order,
+            metrics=self._metrics if evaluated else {},
+            interval=tuple(self._context.gather(self._interval.state())),
+        )
 
     def _finish_save(self, *, must: bool = False) -> None:
         """Wait for the checkpoint that is being written; a failure only warns unless it `must`."""

@@ -1,5 +1,6 @@
 """Going on: the same losses, weights and log as without the interruption; nothing twice."""
 
+import errno
 import json
 import os
 import shutil
@@ -144,6 +145,67 @@ def test_stopped_in_an_evaluation_by_the_stop_file(
     (run / "stop").unlink()
     run_ranks(train, 2, config=config, run_folder=run)
     assert_same(run, whole)
+
+
+@pytest.mark.parametrize("moment", ["before the checkpoint knows of it", "soon after"])
+def test_an_evaluation_that_is_made_up_for(tiny_set: Path, tmp_path: Path, moment: str) -> None:
+    """Stopped where one was due; the next attempt evaluates, and is killed."""
+    run, dying = tmp_path / "run", die_evaluated if moment.startswith("before") else die_at_step
+    config = config_of(tiny_set, tmp_path, training={"log_every_steps": 7, "eval_every_steps": 17})
+    run_ranks(train, 2, config=config, run_folder=tmp_path / "whole")
+    run_ranks(stop_one_rank_at_step, 2, config=config, run_folder=run, step=16)
+    assert not [r for r in records(run) if r["step"] == 17]
+    with pytest.raises(RuntimeError, match=r"worker \d died"):
+        run_ranks(dying, 2, config=config, run_folder=run, step=18)
+    assert [r["step"] for r in records(run)].count(17) == 2, "losses and evaluation"
+    run_ranks(train, 2, config=config, run_folder=run)
+    assert_same(run, tmp_path / "whole")
+    folder = Folder(run / "checkpoints") / "step-00000017"
+    metrics = checkpoint.read_manifest(folder).metrics
+    line = next(r for r in records(run) if r["step"] == 17 and "valid/auc/click" in r)
+    assert line == {"step": 17, "examples": 17 * 64, **metrics}, "it counts for keep_best"
+    tensors(run, folder.name)
+    run_ranks(train, 2, config=config, run_folder=run)
+    assert_same(run, tmp_path / "whole")
+
+
+def die_evaluated(context: WorkerContext, *, config: Config, run_folder: Path, step: int) -> dict:
+    """Train; rank 0 is killed right after it has logged an evaluation."""
+    import infnet_dist.run_log as run_log
+
+    original = run_log.RunLog.evaluation
+
+    def dying(*args, **kwargs):
+        original(*args, **kwargs)
+        if context.is_first:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    run_log.RunLog.evaluation = dying
+    return train(context, config, run_folder=run_folder)
+
+
+def test_metrics_that_can_t_be_added_to_a_checkpoint(tiny_set: Path, tmp_path: Path) -> None:
+    """The store takes no writes: what it has is left alone, and training goes on."""
+    changes = {"training": {"max_steps": 8}, "checkpoint": {"retry_s": 0}}
+    config, run = config_of(tiny_set, tmp_path, **changes), tmp_path / "run"
+    run_ranks(stop_one_rank_at_step, 2, config=config, run_folder=run, step=7)
+    before = (run / "checkpoints" / "step-00000008" / "manifest.json").read_bytes()
+    summary = run_ranks(train_without_room, 2, config=config, run_folder=run)[0]
+    assert (run / "checkpoints" / "step-00000008" / "manifest.json").read_bytes() == before
+    assert "valid/auc/click" in summary["metrics"]
+
+
+def train_without_room(context: WorkerContext, *, config: Config, run_folder: Path) -> dict:
+    original = Folder.put
+
+    def put(self: Folder, name: str, content: bytes) -> None:
+        if name.startswith("manifest.json"):
+            self.delete(name)  # as an object store may, where a write fails
+            raise OSError(errno.EDQUOT, "Disk quota exceeded")
+        original(self, name, content)
+
+    Folder.put = put  # type: ignore[method-assign]
+    return train(context, config, run_folder=run_folder)
 
 
 def stop_in_evaluation(context: WorkerContext, *, config: Config, run_folder: Path) -> dict:
