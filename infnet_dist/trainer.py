@@ -171,8 +171,7 @@ class _Training:
         self._consumed_before: Sequence[Interval] = self._progress.consumed
         self._read: list[Interval] = []  # by this rank in this epoch and attempt
         self._interval = LogInterval(len(session.schema.tasks), self._context.device)
-        states = manifest.interval if manifest else ()
-        self._interval.restore(states, self._context)
+        self._interval.restore(manifest.interval if manifest else (), self._context)
         self._saved_step = manifest.progress.step if manifest else None
         self._metrics = (
             {k: math.nan if v is None else v for k, v in manifest.metrics.items()}
@@ -186,12 +185,7 @@ class _Training:
         self._same_world = manifest is not None and manifest.world_size == self._context.world_size
         self._votes = Votes()
         self._total_steps = self._count_steps()
-        self._log = RunLog(
-            session,
-            tracker,
-            total_steps=self._total_steps,
-            examples=self._progress.examples - sum(int(state[1]) for state in states),
-        )
+        self._log = RunLog(session, tracker, total_steps=self._total_steps)
 
     def run(self) -> None:
         """All epochs, evaluation and checkpoints included."""
@@ -258,7 +252,7 @@ class _Training:
                 self._update(epoch=self._progress.epoch + 1)
                 self._consumed_before, self._read = (), []
             if not left or _due(self._progress.step, config.training.log_every_steps):
-                self._log.interval(self._interval, self._progress)
+                self._log_interval()
             self._stopped = self._votes.stop
             if self._evaluation_is_due(epoch_ended=not left) and not self._stopped:
                 self._evaluate()
@@ -322,10 +316,15 @@ class _Training:
 
     def _mark_position(self) -> None:
         """Note what all ranks together have read of the epoch."""
-        every = [i for read in self._context.gather(merge(self._read)) for i in read]
+        self._read = merge(self._read)
+        every = [i for read in self._context.gather(self._read) for i in read]
         consumed = tuple(merge([*self._consumed_before, *every]))
         examples = self._progress.epoch * self._reader.rows + sum(b - a for a, b in consumed)
         self._update(consumed=consumed, examples=examples)
+
+    def _log_interval(self) -> None:
+        self._mark_position()  # rows of a step that was left out count as examples too
+        self._log.interval(self._interval, self._progress)
 
     def _evaluation_is_due(self, *, epoch_ended: bool) -> bool:
         every = self._session.config.training.eval_every_steps
@@ -339,7 +338,7 @@ class _Training:
     def _evaluate(self) -> None:
         if self._evaluated_step == self._progress.step:
             return
-        self._log.interval(self._interval, self._progress)
+        self._log_interval()
         start = time.perf_counter()
         found = evaluate(self._session, "valid", self._stop_was_voted)
         if found is None:

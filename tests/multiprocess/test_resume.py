@@ -366,6 +366,19 @@ def test_a_batch_whose_loss_is_not_finite(tmp_path: Path, whole: Path) -> None:
     assert summary["steps"] == 38 and summary["examples"] == 2400
 
 
+def test_rows_that_were_left_out_count_alike_after_going_on(tmp_path: Path) -> None:
+    data = make_tiny_set(tmp_path / "data")
+    spoil(data, 3e38)
+    training = {"log_every_steps": 7, "max_skipped_steps": 1}
+    config = config_of(data, tmp_path, training=training)
+    run_ranks(train, 2, config=config, run_folder=tmp_path / "whole")
+    run_ranks(stop_one_rank_at_step, 2, config=config, run_folder=tmp_path / "run", step=35)
+    manifest = checkpoint.read_manifest(Folder(tmp_path / "run" / "checkpoints" / "step-00000036"))
+    assert manifest.progress.skipped == 1
+    run_ranks(train, 2, config=config, run_folder=tmp_path / "run")
+    assert_same(tmp_path / "run", tmp_path / "whole")
+
+
 def test_saving_is_tried_again_while_training_goes_on(
     tiny_set: Path, tmp_path: Path, whole: Path
 ) -> None:
