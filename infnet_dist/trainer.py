@@ -340,7 +340,7 @@ class _Training:
             return
         self._log_interval()
         start = time.perf_counter()
-        found = evaluate(self._session, "valid", self._stop_was_voted)
+        found = evaluate(self._session, "valid", self._stop_was_voted, self._watchdog.moved)
         if found is None:
             self._stopped = True
             return
