@@ -18,7 +18,14 @@ import torch
 from infnet_dist import checkpoint
 from infnet_dist.batch import RankingBatch
 from infnet_dist.blame import blame
-from infnet_dist.checkpoint import CheckpointManifest, Facts, NotFiniteError, Progress, Saver
+from infnet_dist.checkpoint import (
+    MAX_LEFT_OUT,
+    CheckpointManifest,
+    Facts,
+    NotFiniteError,
+    Progress,
+    Saver,
+)
 from infnet_dist.config import Config
 from infnet_dist.context import WorkerContext
 from infnet_dist.data.check import count_without
@@ -168,6 +175,8 @@ class _Training:
         self._stop = stop
         self._reader = session.reader("train", shuffle=True)
         self._progress = manifest.progress if manifest else Progress()
+        for before in self._progress.left_out[self._context.rank :: self._context.world_size]:
+            self._reader.left_out.update({(file, group): rows for file, group, rows in before})
         self._consumed_before: Sequence[Interval] = self._progress.consumed
         self._read: list[Interval] = []  # by this rank in this epoch and attempt
         self._interval = LogInterval(len(session.schema.tasks), self._context.device)
@@ -315,12 +324,15 @@ class _Training:
         self._progress = self._progress.model_copy(update=changes)
 
     def _mark_position(self) -> None:
-        """Note what all ranks together have read of the epoch."""
+        """Note what all ranks together have read of the epoch, and what none could read."""
         self._read = merge(self._read)
-        every = [i for read in self._context.gather(self._read) for i in read]
-        consumed = tuple(merge([*self._consumed_before, *every]))
+        left_out = [(*place, rows) for place, rows in self._reader.left_out.copy().items()]
+        every = self._context.gather((self._read, tuple(left_out[:MAX_LEFT_OUT])))
+        read = [interval for intervals, _ in every for interval in intervals]
+        consumed = tuple(merge([*self._consumed_before, *read]))
         examples = self._progress.epoch * self._reader.rows + sum(b - a for a, b in consumed)
-        self._update(consumed=consumed, examples=examples)
+        left_out_by_rank = tuple(left_out for _, left_out in every)
+        self._update(consumed=consumed, examples=examples, left_out=left_out_by_rank)
 
     def _log_interval(self) -> None:
         self._mark_position()  # rows of a step that was left out count as examples too

@@ -20,6 +20,7 @@ from infnet_dist.checkpoint.reading import TensorReader
 from infnet_dist.config import Config
 from infnet_dist.context import WorkerContext
 from infnet_dist.data.manifest import read_manifest
+from infnet_dist.data.order import epoch_order
 from infnet_dist.errors import CheckpointError, DataError, UserError
 from infnet_dist.filesystem import Folder
 from infnet_dist.run_folder import locked
@@ -49,7 +50,7 @@ def whole(tiny_set: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "whole"
 
 
-def config_of(data: Path, folder: Path, **changes: dict) -> Config:
+def config_of(data: Path, folder: Path, /, **changes: dict) -> Config:
     return make_config(data, folder, **(SETTINGS | changes))
 
 
@@ -127,7 +128,7 @@ def stop_one_rank_at_step(
     original = trainer.train_step
 
     def signalled(*args, **kwargs):
-        if kwargs["step"] == step and context.rank == 1:
+        if kwargs["step"] == step and context.rank == context.world_size - 1:
             os.kill(os.getpid(), signal.SIGTERM)
         return original(*args, **kwargs)
 
@@ -394,20 +395,37 @@ def test_saving_is_tried_again_while_training_goes_on(
     assert checkpoint.read_manifest(Folder(blocker)).progress.step == 10
 
 
-def test_a_row_group_that_can_t_be_read(tmp_path: Path) -> None:
-    data = make_tiny_set(tmp_path / "data")
-    part = data / "train" / "part-00001.parquet"
-    start = pq.ParquetFile(part).metadata.row_group(1).column(0).dictionary_page_offset
-    start = start or pq.ParquetFile(part).metadata.row_group(1).column(0).data_page_offset
+def damage(part: Path, row_group: int) -> None:
+    """Make a row group unreadable."""
+    column = pq.ParquetFile(part).metadata.row_group(row_group).column(0)
+    start = column.dictionary_page_offset or column.data_page_offset
     content = bytearray(part.read_bytes())
     content[start : start + 200] = b"\xff" * 200
     part.write_bytes(content)
+
+
+def test_row_groups_that_could_not_be_read_are_remembered(tmp_path: Path) -> None:
+    data = make_tiny_set(tmp_path / "data")
+    split = read_manifest(data).split("train")
+    blocks = epoch_order(split, epoch=0, seed=0, shuffle_rows=1_000)
+    first, last = blocks[0].groups[0], blocks[-1].groups[-1]
+    damage(data / first.file, first.index)
+    config, run = config_of(data, tmp_path, data={"max_bad_row_groups": 1}), tmp_path / "run"
+    run_ranks(stop_one_rank_at_step, 1, config=config, run_folder=run, step=34)
+    shutil.copytree(run, tmp_path / "other")
+    summary = run_ranks(train, 2, config=config, run_folder=tmp_path / "other")[0]
+    assert summary["unreadable_rows"] == {f"{first.file}, row group {first.index}": first.rows}
+    damage(data / last.file, last.index)
+    with pytest.raises(DataError, match=r"can't read row group .*max_bad_row_groups \(now 1\)"):
+        run_ranks(train, 1, config=config, run_folder=run)
+
+
+def test_a_row_group_that_can_t_be_read(tmp_path: Path) -> None:
+    data = make_tiny_set(tmp_path / "data")
+    damage(data / "train" / "part-00001.parquet", 1)
     with pytest.raises(DataError, match=r"can't read row group 1 of .*part-00001.*\(now 0\)"):
         run_ranks(train, 2, config=config_of(data, tmp_path), run_folder=tmp_path / "run")
-    lenient = make_config(data, tmp_path, **SETTINGS)
-    raw = lenient.model_dump(mode="json")
-    raw["data"]["max_bad_row_groups"] = 1
-    lenient = Config.model_validate(raw)
+    lenient = config_of(data, tmp_path, data={"max_bad_row_groups": 1})
     summary = run_ranks(train, 2, config=lenient, run_folder=tmp_path / "run")[0]
     assert summary["unreadable_rows"] == {"train/part-00001.parquet, row group 1": 400}
     assert summary["examples"] == 2400 and summary["steps"] == 38
