@@ -213,7 +213,6 @@ class _Training:
     def summary(self, run_folder: Path, place: str | None) -> dict[str, Any]:
         """What smoke prints and scripts read."""
         pace = self._log.pace
-        newest = checkpoint.newest(checkpoint_folder(self._session.config, run_folder))
         left_out: dict[tuple[str, int], int] = {}
         for here in self._context.gather(self._reader.left_out):
             left_out |= here
@@ -227,7 +226,7 @@ class _Training:
             "samples_per_s": pace.rows / max(pace.seconds, 1e-9),
             "train_seconds": pace.seconds,
             "num_workers": self._context.world_size,
-            "checkpoint": str(newest),
+            "checkpoint": str(self._saver.folder_of(self._progress.step)),
             "curves": str(run_folder / "curves.png"),
             "metrics_jsonl": str(run_folder / "metrics.jsonl"),
             "wandb": place,

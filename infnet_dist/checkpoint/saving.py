@@ -114,6 +114,10 @@ class Saver:
         """Whether a checkpoint is still being written, by this rank's clock."""
         return self._pending is not None and not self._pending.done()
 
+    def folder_of(self, step: int) -> Folder:
+        """Where the checkpoint of a step stands, if there is one."""
+        return self._folder / name_of(step)
+
     def save(self, facts: Facts) -> None:
         """Copy the state and start to write it; returns when the model may change again.
 
@@ -149,7 +153,7 @@ class Saver:
             CheckpointError: they can't be replaced; on all ranks.
         """
         assert self._pending is None, "wait for the checkpoint before"
-        folder = self._folder / name_of(facts.progress.step)
+        folder = self.folder_of(facts.progress.step)
         changes = {"metrics": _metrics_of(facts), "interval": facts.interval}
         changed = manifest.model_copy(update=changes)
         self._context.together(
@@ -186,7 +190,7 @@ class Saver:
 
     def _write(self, pieces: Sequence[Piece], facts: Facts, start: float) -> Saved:
         """Runs in the thread, on all ranks together."""
-        folder = self._folder / name_of(facts.progress.step)
+        folder = self.folder_of(facts.progress.step)
         context = self._context
         attempt = context.broadcast(secrets.token_hex(4))
         # Only what this project's storage does wrong is told as a CheckpointError: a broken

@@ -395,6 +395,25 @@ def test_saving_is_tried_again_while_training_goes_on(
     assert checkpoint.read_manifest(Folder(blocker)).progress.step == 10
 
 
+def test_a_store_that_fails_after_the_last_save(tiny_set: Path, tmp_path: Path) -> None:
+    config, run = config_of(tiny_set, tmp_path, training={"max_steps": 3}), tmp_path / "run"
+    summary = run_ranks(train_and_lose_the_store, 2, config=config, run_folder=run)[0]
+    assert summary["checkpoint"] == str(run / "checkpoints" / "step-00000003")
+
+
+def train_and_lose_the_store(context: WorkerContext, *, config: Config, run_folder: Path) -> dict:
+    import infnet_dist.trainer as trainer
+
+    original = trainer.Saver.close
+
+    def closing(self) -> None:
+        original(self)
+        Folder.entries = lambda _: os.listdir("/nowhere")
+
+    trainer.Saver.close = closing
+    return train(context, config, run_folder=run_folder)
+
+
 def damage(part: Path, row_group: int) -> None:
     """Make a row group unreadable."""
     column = pq.ParquetFile(part).metadata.row_group(row_group).column(0)
