@@ -95,10 +95,10 @@ def train(context: WorkerContext, config: Config, *, run_folder: Path) -> dict[s
     Raises:
         UserError: bad data, plan or checkpoint, or a loss that isn't finite; on all ranks.
     """
-    context.together(lambda: check_can_train(config))
-    session = Session.open(config, context, splits=["train", "valid"])
     stop = StopRequest(run_folder if context.is_first else None)
     with stop.by_sigterm(), ExitStack() as stack:
+        context.together(lambda: check_can_train(config))
+        session = Session.open(config, context, splits=["train", "valid"])
         context.together(
             lambda: stack.enter_context(locked(run_folder)) if context.is_first else None
         )

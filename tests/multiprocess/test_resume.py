@@ -136,6 +136,28 @@ def stop_one_rank_at_step(
     return train(context, config, run_folder=run_folder)
 
 
+def test_stopped_by_a_signal_while_it_starts(tiny_set: Path, tmp_path: Path, whole: Path) -> None:
+    config, run = config_of(tiny_set, tmp_path), tmp_path / "run"
+    summary = run_ranks(stop_at_start, 2, config=config, run_folder=run)[0]
+    assert summary["stopped"] and summary["checkpoint"].endswith("step-00000001")
+    run_ranks(train, 2, config=config, run_folder=run)
+    assert_same(run, whole)
+
+
+def stop_at_start(context: WorkerContext, *, config: Config, run_folder: Path) -> dict:
+    import infnet_dist.trainer as trainer
+
+    original = trainer.check_can_train
+
+    def signalled(config: Config) -> None:
+        if context.rank == 1:
+            os.kill(os.getpid(), signal.SIGTERM)
+        original(config)
+
+    trainer.check_can_train = signalled
+    return train(context, config, run_folder=run_folder)
+
+
 def test_stopped_in_an_evaluation_by_the_stop_file(
     tiny_set: Path, tmp_path: Path, whole: Path
 ) -> None:
