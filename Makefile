@@ -9,7 +9,7 @@ EXTRA ?= $(shell cat .venv/extra 2>/dev/null || echo cpu)
 CONFIG ?= configs/smoke.yaml
 BIN := .venv/bin
 STAMP := .venv/installed-$(EXTRA)
-TESTS := $(wildcard tests/unit tests/multiprocess tests/integration tests/faults)
+TESTS := tests/multiprocess tests/integration tests/faults  # of several processes each
 
 MINUTES ?= 10
 
@@ -36,6 +36,7 @@ smoke: $(STAMP)  ## Make a small training set, train 2 workers, evaluate, show t
 	OMP_NUM_THREADS=1 $(BIN)/python -m ray_jobs.smoke --config $(CONFIG)
 
 test: lint types  ## What CI runs: lint, types, then all tests
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/unit -n 2 --dist loadfile
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(TESTS) -m "not matrix"
 
 faults: $(STAMP)  ## All injected faults, those on Ray included (docs/faults.md)

@@ -15,7 +15,10 @@ from infnet_dist.session import Session, stream
 
 
 def evaluate(
-    session: Session, split: str, interrupted: Callable[[], bool] = lambda: False
+    session: Session,
+    split: str,
+    interrupted: Callable[[], bool] = lambda: False,
+    moved: Callable[[], None] = lambda: None,
 ) -> dict[str, dict[str, float]] | None:
     """Metrics of the model on a split (`model`), and of the planted truth if known (`optimum`).
 
@@ -23,6 +26,7 @@ def evaluate(
         session: the model and the data.
         split: the split.
         interrupted: asked after each batch, by all ranks alike; True ends it.
+        moved: called now and then afterwards, while metrics are computed on rank 0.
 
     Returns:
         None if it was interrupted.
@@ -47,7 +51,7 @@ def evaluate(
                 model.train()
                 return None
     model.train()
-    return state.compute(session.context, split)
+    return state.compute(session.context, split, moved)
 
 
 def evaluate_checkpoint(

@@ -18,6 +18,7 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
+from infnet_dist.checkpoint import CheckpointManifest
 from infnet_dist.config import Config, dump_config
 from infnet_dist.errors import UserError
 from infnet_dist.filesystem import Folder
@@ -65,14 +66,16 @@ def locked(run_folder: Path) -> Iterator[None]:
         lock.release()
 
 
-def open_run_folder(config: Config, plan: Plan, run_folder: Path, *, step: int) -> Tracker:
-    """Write what the run is started with, and open its log to go on after `step`."""
+def open_run_folder(
+    config: Config, plan: Plan, run_folder: Path, manifest: CheckpointManifest | None
+) -> Tracker:
+    """Write what the run is started with, and open its log to go on after the checkpoint."""
     (run_folder / "config.yaml").write_text(dump_config(config))
     write_json(run_folder / "versions.json", versions())
     save_plan(plan, run_folder / "plan.json")
-    lost = cut_log(run_folder / METRICS, step)
+    lost = cut_log(run_folder / METRICS, manifest)
     if lost:
-        log.info("%s lines of metrics after step %s are made again", f"{lost:,}", f"{step:,}")
+        log.info("%s lines of metrics, logged after the checkpoint, are made again", f"{lost:,}")
     return make_tracker(
         config.tracking,
         folder=run_folder,
@@ -98,8 +101,8 @@ def close_run_folder(run_folder: Path, summary: dict[str, Any]) -> None:
         log.warning("no curves.png (%s)", error)
 
 
-def cut_log(path: Path, step: int) -> int:
-    """Cut a log of metrics back to `step`, where the run goes on; how many lines were cut.
+def cut_log(path: Path, manifest: CheckpointManifest | None) -> int:
+    """Cut a log of metrics back to the checkpoint that the run goes on from; how many lines went.
 
     So each step is logged once, and the log is that of the way that led to the final weights.
     """
@@ -111,7 +114,7 @@ def cut_log(path: Path, step: int) -> int:
             record = json.loads(line)
         except ValueError:
             continue  # the process was killed while it wrote this line
-        if record["step"] <= step:
+        if manifest and _is_before(record, manifest):
             kept.append(line)
         else:
             cut += 1
@@ -119,6 +122,20 @@ def cut_log(path: Path, step: int) -> int:
     partial.write_text("".join(f"{line}\n" for line in kept))
     os.replace(partial, path)
     return cut
+
+
+def _is_before(record: dict[str, Any], manifest: CheckpointManifest) -> bool:
+    """Whether a line was logged before the checkpoint was saved.
+
+    Lines of the same step may have been logged by an attempt that went on from it: an evaluation
+    that it doesn't know, and losses of steps that it holds as not logged yet.
+    """
+    step = manifest.progress.step
+    if record["step"] != step:
+        return bool(record["step"] < step)
+    if any(key.startswith("train/") for key in record):
+        return not any(state and state[0] for state in manifest.interval)
+    return bool(manifest.metrics)
 
 
 def write_json(path: Path, value: dict[str, Any]) -> None:

@@ -24,20 +24,16 @@ class RunLog:
         session: the run.
         tracker: where metrics go.
         total_steps: that the run will make.
-        examples: rows trained on before this attempt, as far as they are logged.
 
     Attributes:
         pace: sums over this attempt.
     """
 
-    def __init__(
-        self, session: Session, tracker: Tracker, *, total_steps: int, examples: int
-    ) -> None:
+    def __init__(self, session: Session, tracker: Tracker, *, total_steps: int) -> None:
         self.pace = Pace()
         self._session = session
         self._tracker = tracker
         self._total_steps = total_steps
-        self._examples = examples
 
     def start(self) -> None:
         """What the run is."""
@@ -55,7 +51,6 @@ class RunLog:
         if self.pace.steps == 0:
             self._say_table_bytes()
         self.pace.add(totals)
-        self._examples += totals.rows
         metrics = {"train/loss/total": totals.loss}
         for task, value in zip(self._session.schema.tasks, totals.task_losses, strict=True):
             kind = "log_loss" if task.kind == "binary" else "watch_loss"
@@ -63,7 +58,7 @@ class RunLog:
         metrics["perf/samples_per_s"] = totals.rows / totals.seconds
         metrics["perf/input_wait_share"] = totals.wait_s / totals.seconds
         metrics["memory/rss_gib"] = psutil.Process().memory_info().rss / 2**30
-        self._tracker.log(metrics, step=progress.step, examples=self._examples)
+        self._tracker.log(metrics, step=progress.step, examples=progress.examples)
         left = (self._total_steps - progress.step) * self.pace.seconds / self.pace.steps
         self.say(
             "step %s/%s (%s %%)  loss %.4f  %s samples/s  input wait %s  %s left",
@@ -78,7 +73,7 @@ class RunLog:
 
     def evaluation(self, metrics: Mapping[str, float], progress: Progress, seconds: float) -> None:
         """The scores on the valid split."""
-        self._tracker.log(dict(metrics), step=progress.step, examples=self._examples)
+        self._tracker.log(dict(metrics), step=progress.step, examples=progress.examples)
         scores = "  ".join(
             f"{task.name} "
             + " ".join(

@@ -18,7 +18,14 @@ import torch
 from infnet_dist import checkpoint
 from infnet_dist.batch import RankingBatch
 from infnet_dist.blame import blame
-from infnet_dist.checkpoint import CheckpointManifest, Facts, NotFiniteError, Progress, Saver
+from infnet_dist.checkpoint import (
+    MAX_LEFT_OUT,
+    CheckpointManifest,
+    Facts,
+    NotFiniteError,
+    Progress,
+    Saver,
+)
 from infnet_dist.config import Config
 from infnet_dist.context import WorkerContext
 from infnet_dist.data.check import count_without
@@ -96,10 +103,10 @@ def train(
     Raises:
         UserError: bad data, plan or checkpoint, or a loss that isn't finite; on all ranks.
     """
-    context.together(lambda: check_can_train(config))
-    session = Session.open(config, context, splits=["train", "valid"])
     stop = StopRequest(stop_file if context.is_first else None)
     with stop.by_sigterm(), ExitStack() as stack:
+        context.together(lambda: check_can_train(config))
+        session = Session.open(config, context, splits=["train", "valid"])
         context.together(
             lambda: stack.enter_context(locked(run_folder)) if context.is_first else None
         )
@@ -145,8 +152,7 @@ def _open(session: Session, run_folder: Path, manifest: CheckpointManifest | Non
         return NullTracker()
     log.info("run folder %s", run_folder)
     _warn_of_tasks_without(session)
-    step = manifest.progress.step if manifest else 0
-    return open_run_folder(session.config, session.sharded.plan, run_folder, step=step)
+    return open_run_folder(session.config, session.sharded.plan, run_folder, manifest)
 
 
 def _warn_of_tasks_without(session: Session) -> None:
@@ -176,17 +182,19 @@ class _Training:
         watchdog: Watchdog,
     ) -> None:
         self._session = session
+        self._manifest = manifest
         self._watchdog = watchdog
         self._context = session.context
         self._saver = saver
         self._stop = stop
         self._reader = session.reader("train", shuffle=True)
         self._progress = manifest.progress if manifest else Progress()
+        for before in self._progress.left_out[self._context.rank :: self._context.world_size]:
+            self._reader.left_out.update({(file, group): rows for file, group, rows in before})
         self._consumed_before: Sequence[Interval] = self._progress.consumed
         self._read: list[Interval] = []  # by this rank in this epoch and attempt
         self._interval = LogInterval(len(session.schema.tasks), self._context.device)
-        states = manifest.interval if manifest else ()
-        self._interval.restore(states, self._context)
+        self._interval.restore(manifest.interval if manifest else (), self._context)
         self._saved_step = manifest.progress.step if manifest else None
         self._metrics = (
             {k: math.nan if v is None else v for k, v in manifest.metrics.items()}
@@ -200,12 +208,7 @@ class _Training:
         self._same_world = manifest is not None and manifest.world_size == self._context.world_size
         self._votes = Votes()
         self._total_steps = self._count_steps()
-        self._log = RunLog(
-            session,
-            tracker,
-            total_steps=self._total_steps,
-            examples=self._progress.examples - sum(int(state[1]) for state in states),
-        )
+        self._log = RunLog(session, tracker, total_steps=self._total_steps)
 
     def run(self) -> None:
         """All epochs, evaluation and checkpoints included."""
@@ -214,7 +217,7 @@ class _Training:
         if self._progress.step:
             self._log.say("going on after step %s", f"{self._progress.step:,}")
             if self._evaluation_is_due(epoch_ended=not self._progress.consumed):
-                self._evaluate()  # the run was stopped between this step and its evaluation
+                self._make_up_evaluation()
         while not self._ended():
             self._run_epoch()
         if self._saved_step != self._progress.step:
@@ -224,7 +227,6 @@ class _Training:
     def summary(self, run_folder: Path, place: str | None) -> dict[str, Any]:
         """What smoke prints and scripts read."""
         pace = self._log.pace
-        newest = checkpoint.newest(checkpoint_folder(self._session.config, run_folder))
         left_out: dict[tuple[str, int], int] = {}
         for here in self._context.gather(self._reader.left_out):
             left_out |= here
@@ -238,7 +240,7 @@ class _Training:
             "samples_per_s": pace.rows / max(pace.seconds, 1e-9),
             "train_seconds": pace.seconds,
             "num_workers": self._context.world_size,
-            "checkpoint": str(newest),
+            "checkpoint": str(self._saver.folder_of(self._progress.step)),
             "curves": str(run_folder / "curves.png"),
             "metrics_jsonl": str(run_folder / "metrics.jsonl"),
             "wandb": place,
@@ -272,7 +274,7 @@ class _Training:
                 self._update(epoch=self._progress.epoch + 1)
                 self._consumed_before, self._read = (), []
             if not left or _due(self._progress.step, config.training.log_every_steps):
-                self._log.interval(self._interval, self._progress)
+                self._log_interval()
             self._stopped = self._votes.stop
             if self._evaluation_is_due(epoch_ended=not left) and not self._stopped:
                 self._evaluate()
@@ -335,11 +337,19 @@ class _Training:
         self._progress = self._progress.model_copy(update=changes)
 
     def _mark_position(self) -> None:
-        """Note what all ranks together have read of the epoch."""
-        every = [i for read in self._context.gather(merge(self._read)) for i in read]
-        consumed = tuple(merge([*self._consumed_before, *every]))
+        """Note what all ranks together have read of the epoch, and what none could read."""
+        self._read = merge(self._read)
+        left_out = [(*place, rows) for place, rows in self._reader.left_out.copy().items()]
+        every = self._context.gather((self._read, tuple(left_out[:MAX_LEFT_OUT])))
+        read = [interval for intervals, _ in every for interval in intervals]
+        consumed = tuple(merge([*self._consumed_before, *read]))
         examples = self._progress.epoch * self._reader.rows + sum(b - a for a, b in consumed)
-        self._update(consumed=consumed, examples=examples)
+        left_out_by_rank = tuple(left_out for _, left_out in every)
+        self._update(consumed=consumed, examples=examples, left_out=left_out_by_rank)
+
+    def _log_interval(self) -> None:
+        self._mark_position()  # rows of a step that was left out count as examples too
+        self._log.interval(self._interval, self._progress)
 
     def _evaluation_is_due(self, *, epoch_ended: bool) -> bool:
         every = self._session.config.training.eval_every_steps
@@ -353,15 +363,29 @@ class _Training:
     def _evaluate(self) -> None:
         if self._evaluated_step == self._progress.step:
             return
-        self._log.interval(self._interval, self._progress)
+        self._log_interval()
         start = time.perf_counter()
-        found = evaluate(self._session, "valid", self._stop_was_voted)
+        found = evaluate(self._session, "valid", self._stop_was_voted, self._watchdog.moved)
         if found is None:
             self._stopped = True
             return
         self._metrics, self._evaluated_step = found["model"], self._progress.step
         self._log.evaluation(self._metrics, self._progress, time.perf_counter() - start)
         self._interval.restart()
+
+    def _make_up_evaluation(self) -> None:
+        """If the run was stopped between the step and its evaluation; the checkpoint learns it."""
+        assert self._manifest is not None
+        if self._evaluated_step == self._progress.step:
+            return
+        self._evaluate()
+        if self._stopped:
+            return
+        self._watchdog.moves("saving")
+        try:
+            self._saver.amend(self._manifest, self._facts())
+        except CheckpointError as error:
+            self._log.warn("%s; training goes on, it only lacks its metrics", error)
 
     def _stop_was_voted(self) -> bool:
         self._watchdog.moves("evaluation")
@@ -374,18 +398,19 @@ class _Training:
         self._watchdog.moves("saving")
         self._finish_save()
         self._mark_position()
-        evaluated = self._evaluated_step == self._progress.step
-        self._saver.save(
-            Facts(
-                progress=self._progress,
-                order=self._session.order,
-                metrics=self._metrics if evaluated else {},
-                interval=tuple(self._context.gather(self._interval.state())),
-            )
-        )
+        self._saver.save(self._facts())
         self._saved_step, self._saved_at = self._progress.step, time.monotonic()
         self._stall_s = time.perf_counter() - start
         self._interval.leave_out(self._stall_s)
+
+    def _facts(self) -> Facts:
+        evaluated = self._evaluated_step == self._progress.step
+        return Facts(
+            progress=self._progress,
+            order=self._session.order,
+            metrics=self._metrics if evaluated else {},
+            interval=tuple(self._context.gather(self._interval.state())),
+        )
 
     def _finish_save(self, *, must: bool = False) -> None:
         """Wait for the checkpoint that is being written; a failure only warns unless it `must`."""

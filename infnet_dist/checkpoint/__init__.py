@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from infnet_dist.checkpoint.loading import differences_from, load, load_newest
     from infnet_dist.checkpoint.manifest import (
         MANIFEST,
+        MAX_LEFT_OUT,
         CheckpointManifest,
         DataOrder,
         Progress,
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "MANIFEST",
+    "MAX_LEFT_OUT",
     "CheckpointManifest",
     "DamagedError",
     "DataOrder",

@@ -33,6 +33,7 @@ DATA_TYPES = {
     "U8": torch.uint8,
     "BOOL": torch.bool,
 }
+MAX_LEFT_OUT = 10_000  # row groups per rank that a manifest names
 _STEP = re.compile(r"step-(\d{8,12})")
 _OWN_CHECKSUM = re.compile(rb'\{"crc32":(\d{1,10}),')
 _OF_BRACE = zlib.crc32(b"{")
@@ -44,6 +45,8 @@ Digest = Annotated[str, Field(pattern=r"^[A-Za-z0-9._:+=-]{0,200}$")]
 FileName = Annotated[str, Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9._-]{0,200}$")]
 Shape = Annotated[tuple[Count, ...], Field(max_length=8)]
 Name = Annotated[str, Field(pattern=r"^[^\x00-\x1f\x7f-\x9f]{1,1000}$")]  # safe on a terminal
+PartName = Annotated[str, Field(pattern=r"^[^\x00-\x1f\x7f-\x9f]{1,4000}$")]  # as of data
+LeftOut = Annotated[tuple[tuple[PartName, Count, Count], ...], Field(max_length=MAX_LEFT_OUT)]
 
 
 class UnreadableError(CheckpointError):
@@ -63,6 +66,7 @@ class Progress(_Frozen):
         epoch: the current epoch.
         consumed: intervals of the epoch's order that are done, over all workers.
         skipped: steps among them that were left out, their loss not being finite.
+        left_out: by rank, row groups that couldn't be read: file, number and rows of each.
     """
 
     step: Count = 0
@@ -70,6 +74,7 @@ class Progress(_Frozen):
     examples: Count = 0
     epoch: Count = 0
     consumed: tuple[tuple[Count, Count], ...] = ()
+    left_out: tuple[LeftOut, ...] = Field((), max_length=2**16)
 
     @model_validator(mode="after")
     def _check_intervals(self) -> "Progress":

@@ -54,6 +54,7 @@ _LASTING = (
     NotADirectoryError,
     PermissionError,
 )
+_TRIAL = ".trial"
 log = logging.getLogger("infnet_dist")
 
 
@@ -124,6 +125,10 @@ class Saver:
         """Whether a checkpoint is still being written, by this rank's clock."""
         return self._pending is not None and not self._pending.done()
 
+    def folder_of(self, step: int) -> Folder:
+        """Where the checkpoint of a step stands, if there is one."""
+        return self._folder / name_of(step)
+
     def save(self, facts: Facts) -> None:
         """Copy the state and start to write it; returns when the model may change again.
 
@@ -148,6 +153,35 @@ class Saver:
         pending, self._pending = self._pending, None
         return None if pending is None else pending.result()
 
+    def amend(self, manifest: CheckpointManifest, facts: Facts) -> None:
+        """Replace metrics and interval of the checkpoint of this very step, and nothing else.
+
+        Args:
+            manifest: that the checkpoint has.
+            facts: what is known of it now.
+
+        Raises:
+            CheckpointError: they can't be replaced; on all ranks.
+        """
+        assert self._pending is None, "wait for the checkpoint before"
+        folder = self.folder_of(facts.progress.step)
+        changes = {"metrics": _metrics_of(facts), "interval": facts.interval}
+        changed = manifest.model_copy(update=changes)
+        self._context.together(
+            lambda: (
+                _told_of(folder, lambda: self._replace_manifest(folder, changed))
+                if self._context.is_first
+                else None
+            )
+        )
+
+    def _replace_manifest(self, folder: Folder, manifest: CheckpointManifest) -> None:
+        content = dump_manifest(manifest)
+        # Where nothing can be written, an object store's manifest might be lost (`create_whole`).
+        self._retry(folder.put, f"{MANIFEST}{_TRIAL}", content)
+        self._retry(folder.put, MANIFEST, content)
+        self._prune(folder, manifest)
+
     def close(self) -> None:
         """Let the last checkpoint be finished, whatever comes of it, and end the thread."""
         self._thread.shutdown(wait=True)
@@ -167,7 +201,7 @@ class Saver:
 
     def _write(self, pieces: Sequence[Piece], facts: Facts, start: float) -> Saved:
         """Runs in the thread, on all ranks together."""
-        folder = self._folder / name_of(facts.progress.step)
+        folder = self.folder_of(facts.progress.step)
         context = self._context
         attempt = context.broadcast(secrets.token_hex(4))
         # Only what this project's storage does wrong is told as a CheckpointError: a broken
@@ -207,7 +241,7 @@ class Saver:
             progress=facts.progress,
             order=facts.order,
             world_size=self._context.world_size,
-            metrics={k: v if v == v else None for k, v in facts.metrics.items()},
+            metrics=_metrics_of(facts),
             interval=facts.interval,
             block_bytes=BLOCK_BYTES,
             files={
@@ -219,6 +253,10 @@ class Saver:
         )
         self._retry(folder.put, MANIFEST, dump_manifest(manifest))
         self._damaged.discard(folder.name)  # replaced
+        self._prune(folder, manifest)
+        return sum(sizes.values())
+
+    def _prune(self, folder: Folder, manifest: CheckpointManifest) -> None:
         prune(
             self._folder,
             self._config.checkpoint,
@@ -226,7 +264,6 @@ class Saver:
             manifest=manifest,
             damaged=self._damaged,
         )
-        return sum(sizes.values())
 
     def _put(self, folder: Folder, name: str, text: str) -> SavedFile:
         content = text.encode()
@@ -305,6 +342,11 @@ def _told_of(folder: Folder, action: Callable[[], T]) -> T:
 
 def _key(piece: Piece) -> PieceKey:
     return piece.name, piece.offsets
+
+
+def _metrics_of(facts: Facts) -> dict[str, float | None]:
+    """The metrics as JSON knows them: None for NaN."""
+    return {name: value if value == value else None for name, value in facts.metrics.items()}
 
 
 def _make_room(pieces: Sequence[Piece]) -> dict[PieceKey, torch.Tensor]:

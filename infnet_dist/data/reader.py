@@ -54,7 +54,7 @@ class Reader:
         prefetch_batches: batches made ahead of their use.
         open_part: how a part is opened (`part_opener`).
         max_bad_row_groups: that may be left out because they can't be read.
-        left_out: rows by file and row group of those that were.
+        left_out: rows by file and row group of those that were, in this attempt or before.
     """
 
     folder: Path

@@ -1,5 +1,6 @@
 """Going on: the same losses, weights and log as without the interruption; nothing twice."""
 
+import errno
 import json
 import os
 import shutil
@@ -19,6 +20,7 @@ from infnet_dist.checkpoint.reading import TensorReader
 from infnet_dist.config import Config
 from infnet_dist.context import WorkerContext
 from infnet_dist.data.manifest import read_manifest
+from infnet_dist.data.order import epoch_order
 from infnet_dist.errors import CheckpointError, DataError, UserError
 from infnet_dist.filesystem import Folder
 from infnet_dist.run_folder import locked
@@ -48,7 +50,7 @@ def whole(tiny_set: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "whole"
 
 
-def config_of(data: Path, folder: Path, **changes: dict) -> Config:
+def config_of(data: Path, folder: Path, /, **changes: dict) -> Config:
     return make_config(data, folder, **(SETTINGS | changes))
 
 
@@ -126,11 +128,33 @@ def stop_one_rank_at_step(
     original = trainer.train_step
 
     def signalled(*args, **kwargs):
-        if kwargs["step"] == step and context.rank == 1:
+        if kwargs["step"] == step and context.rank == context.world_size - 1:
             os.kill(os.getpid(), signal.SIGTERM)
         return original(*args, **kwargs)
 
     trainer.train_step = signalled
+    return train(context, config, run_folder=run_folder)
+
+
+def test_stopped_by_a_signal_while_it_starts(tiny_set: Path, tmp_path: Path, whole: Path) -> None:
+    config, run = config_of(tiny_set, tmp_path), tmp_path / "run"
+    summary = run_ranks(stop_at_start, 2, config=config, run_folder=run)[0]
+    assert summary["stopped"] and summary["checkpoint"].endswith("step-00000001")
+    run_ranks(train, 2, config=config, run_folder=run)
+    assert_same(run, whole)
+
+
+def stop_at_start(context: WorkerContext, *, config: Config, run_folder: Path) -> dict:
+    import infnet_dist.trainer as trainer
+
+    original = trainer.check_can_train
+
+    def signalled(config: Config) -> None:
+        if context.rank == 1:
+            os.kill(os.getpid(), signal.SIGTERM)
+        original(config)
+
+    trainer.check_can_train = signalled
     return train(context, config, run_folder=run_folder)
 
 
@@ -141,9 +165,69 @@ def test_stopped_in_an_evaluation_by_the_stop_file(
     summary = run_ranks(stop_in_evaluation, 2, config=config, run_folder=run)[0]
     assert summary["stopped"] and summary["examples"] == 2400, "the epoch is over"
     assert summary["metrics"] == {}
-    (run / "stop").unlink()
     run_ranks(train, 2, config=config, run_folder=run)
     assert_same(run, whole)
+
+
+@pytest.mark.parametrize("moment", ["before the checkpoint knows of it", "soon after"])
+def test_an_evaluation_that_is_made_up_for(tiny_set: Path, tmp_path: Path, moment: str) -> None:
+    """Stopped where one was due; the next attempt evaluates, and is killed."""
+    run, dying = tmp_path / "run", die_evaluated if moment.startswith("before") else die_at_step
+    config = config_of(tiny_set, tmp_path, training={"log_every_steps": 7, "eval_every_steps": 17})
+    run_ranks(train, 2, config=config, run_folder=tmp_path / "whole")
+    run_ranks(stop_one_rank_at_step, 2, config=config, run_folder=run, step=16)
+    assert not [r for r in records(run) if r["step"] == 17]
+    with pytest.raises(RuntimeError, match=r"worker \d died"):
+        run_ranks(dying, 2, config=config, run_folder=run, step=18)
+    assert [r["step"] for r in records(run)].count(17) == 2, "losses and evaluation"
+    run_ranks(train, 2, config=config, run_folder=run)
+    assert_same(run, tmp_path / "whole")
+    folder = Folder(run / "checkpoints") / "step-00000017"
+    metrics = checkpoint.read_manifest(folder).metrics
+    line = next(r for r in records(run) if r["step"] == 17 and "valid/auc/click" in r)
+    assert line == {"step": 17, "examples": 17 * 64, **metrics}, "it counts for keep_best"
+    tensors(run, folder.name)
+    run_ranks(train, 2, config=config, run_folder=run)
+    assert_same(run, tmp_path / "whole")
+
+
+def die_evaluated(context: WorkerContext, *, config: Config, run_folder: Path, step: int) -> dict:
+    """Train; rank 0 is killed right after it has logged an evaluation."""
+    import infnet_dist.run_log as run_log
+
+    original = run_log.RunLog.evaluation
+
+    def dying(*args, **kwargs):
+        original(*args, **kwargs)
+        if context.is_first:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    run_log.RunLog.evaluation = dying
+    return train(context, config, run_folder=run_folder)
+
+
+def test_metrics_that_can_t_be_added_to_a_checkpoint(tiny_set: Path, tmp_path: Path) -> None:
+    """The store takes no writes: what it has is left alone, and training goes on."""
+    changes = {"training": {"max_steps": 8}, "checkpoint": {"retry_s": 0}}
+    config, run = config_of(tiny_set, tmp_path, **changes), tmp_path / "run"
+    run_ranks(stop_one_rank_at_step, 2, config=config, run_folder=run, step=7)
+    before = (run / "checkpoints" / "step-00000008" / "manifest.json").read_bytes()
+    summary = run_ranks(train_without_room, 2, config=config, run_folder=run)[0]
+    assert (run / "checkpoints" / "step-00000008" / "manifest.json").read_bytes() == before
+    assert "valid/auc/click" in summary["metrics"]
+
+
+def train_without_room(context: WorkerContext, *, config: Config, run_folder: Path) -> dict:
+    original = Folder.put
+
+    def put(self: Folder, name: str, content: bytes) -> None:
+        if name.startswith("manifest.json"):
+            self.delete(name)  # as an object store may, where a write fails
+            raise OSError(errno.EDQUOT, "Disk quota exceeded")
+        original(self, name, content)
+
+    Folder.put = put  # type: ignore[method-assign]
+    return train(context, config, run_folder=run_folder)
 
 
 def stop_in_evaluation(context: WorkerContext, *, config: Config, run_folder: Path) -> dict:
@@ -151,15 +235,16 @@ def stop_in_evaluation(context: WorkerContext, *, config: Config, run_folder: Pa
     import infnet_dist.trainer as trainer
 
     stop._LOOK_S = 0
+    stop_file = run_folder / "stop"
     original = trainer.evaluate
 
     def evaluating(*args, **kwargs):
         if context.is_first:
-            (run_folder / "stop").touch()
+            stop_file.touch()
         return original(*args, **kwargs)
 
     trainer.evaluate = evaluating
-    return train(context, config, run_folder=run_folder)
+    return train(context, config, run_folder=run_folder, stop_file=stop_file)
 
 
 def test_a_damaged_checkpoint_is_skipped_and_replaced(
@@ -318,6 +403,19 @@ def test_a_batch_whose_loss_is_not_finite(tmp_path: Path, whole: Path) -> None:
     assert summary["steps"] == 38 and summary["examples"] == 2400
 
 
+def test_rows_that_were_left_out_count_alike_after_going_on(tmp_path: Path) -> None:
+    data = make_tiny_set(tmp_path / "data")
+    spoil(data, 3e38)
+    training = {"log_every_steps": 7, "max_skipped_steps": 1}
+    config = config_of(data, tmp_path, training=training)
+    run_ranks(train, 2, config=config, run_folder=tmp_path / "whole")
+    run_ranks(stop_one_rank_at_step, 2, config=config, run_folder=tmp_path / "run", step=35)
+    manifest = checkpoint.read_manifest(Folder(tmp_path / "run" / "checkpoints" / "step-00000036"))
+    assert manifest.progress.skipped == 1
+    run_ranks(train, 2, config=config, run_folder=tmp_path / "run")
+    assert_same(tmp_path / "run", tmp_path / "whole")
+
+
 def test_saving_is_tried_again_while_training_goes_on(
     tiny_set: Path, tmp_path: Path, whole: Path
 ) -> None:
@@ -333,20 +431,56 @@ def test_saving_is_tried_again_while_training_goes_on(
     assert checkpoint.read_manifest(Folder(blocker)).progress.step == 10
 
 
-def test_a_row_group_that_can_t_be_read(tmp_path: Path) -> None:
-    data = make_tiny_set(tmp_path / "data")
-    part = data / "train" / "part-00001.parquet"
-    start = pq.ParquetFile(part).metadata.row_group(1).column(0).dictionary_page_offset
-    start = start or pq.ParquetFile(part).metadata.row_group(1).column(0).data_page_offset
+def test_a_store_that_fails_after_the_last_save(tiny_set: Path, tmp_path: Path) -> None:
+    config, run = config_of(tiny_set, tmp_path, training={"max_steps": 3}), tmp_path / "run"
+    summary = run_ranks(train_and_lose_the_store, 2, config=config, run_folder=run)[0]
+    assert summary["checkpoint"] == str(run / "checkpoints" / "step-00000003")
+
+
+def train_and_lose_the_store(context: WorkerContext, *, config: Config, run_folder: Path) -> dict:
+    import infnet_dist.trainer as trainer
+
+    original = trainer.Saver.close
+
+    def closing(self) -> None:
+        original(self)
+        Folder.entries = lambda _: os.listdir("/nowhere")
+
+    trainer.Saver.close = closing
+    return train(context, config, run_folder=run_folder)
+
+
+def damage(part: Path, row_group: int) -> None:
+    """Make a row group unreadable."""
+    column = pq.ParquetFile(part).metadata.row_group(row_group).column(0)
+    start = column.dictionary_page_offset or column.data_page_offset
     content = bytearray(part.read_bytes())
     content[start : start + 200] = b"\xff" * 200
     part.write_bytes(content)
+
+
+def test_row_groups_that_could_not_be_read_are_remembered(tmp_path: Path) -> None:
+    data = make_tiny_set(tmp_path / "data")
+    split = read_manifest(data).split("train")
+    blocks = epoch_order(split, epoch=0, seed=0, shuffle_rows=1_000)
+    first, last = blocks[0].groups[0], blocks[-1].groups[-1]
+    damage(data / first.file, first.index)
+    config, run = config_of(data, tmp_path, data={"max_bad_row_groups": 1}), tmp_path / "run"
+    run_ranks(stop_one_rank_at_step, 1, config=config, run_folder=run, step=34)
+    shutil.copytree(run, tmp_path / "other")
+    summary = run_ranks(train, 2, config=config, run_folder=tmp_path / "other")[0]
+    assert summary["unreadable_rows"] == {f"{first.file}, row group {first.index}": first.rows}
+    damage(data / last.file, last.index)
+    with pytest.raises(DataError, match=r"can't read row group .*max_bad_row_groups \(now 1\)"):
+        run_ranks(train, 1, config=config, run_folder=run)
+
+
+def test_a_row_group_that_can_t_be_read(tmp_path: Path) -> None:
+    data = make_tiny_set(tmp_path / "data")
+    damage(data / "train" / "part-00001.parquet", 1)
     with pytest.raises(DataError, match=r"can't read row group 1 of .*part-00001.*\(now 0\)"):
         run_ranks(train, 2, config=config_of(data, tmp_path), run_folder=tmp_path / "run")
-    lenient = make_config(data, tmp_path, **SETTINGS)
-    raw = lenient.model_dump(mode="json")
-    raw["data"]["max_bad_row_groups"] = 1
-    lenient = Config.model_validate(raw)
+    lenient = config_of(data, tmp_path, data={"max_bad_row_groups": 1})
     summary = run_ranks(train, 2, config=lenient, run_folder=tmp_path / "run")[0]
     assert summary["unreadable_rows"] == {"train/part-00001.parquet, row group 1": 400}
     assert summary["examples"] == 2400 and summary["steps"] == 38

@@ -87,3 +87,24 @@ def slow(context: WorkerContext, *, config: Config, run_folder: Path) -> dict:
 
     trainer.train_step = waiting
     return train(context, config, run_folder=run_folder)
+
+
+def test_slow_metrics_are_no_hang(tiny_set: Path, tmp_path: Path) -> None:
+    """Only rank 0 computes them, one after the other; the others wait for it."""
+    changes = {"training": {"max_steps": 1}, "scaling": {"hang_timeout_s": 3}}
+    config = make_config(tiny_set, tmp_path, **changes)
+    summary = run_ranks(evaluate_slowly, 2, config=config, run_folder=tmp_path / "run")[0]
+    assert "valid/auc/click" in summary["metrics"]
+
+
+def evaluate_slowly(context: WorkerContext, *, config: Config, run_folder: Path) -> dict:
+    import infnet_dist.metrics as metrics
+
+    original = metrics.auc
+
+    def slow_auc(*args):
+        time.sleep(1.5)
+        return original(*args)
+
+    metrics.auc = slow_auc
+    return train(context, config, run_folder=run_folder)

@@ -145,3 +145,20 @@ def test_each_flipped_byte_of_a_manifest_is_found(tmp_path: Path) -> None:
         (tmp_path / "manifest.json").write_bytes(flipped)
         with pytest.raises(CheckpointError, match=r"has a damaged manifest\.json|has format 1"):
             read_manifest(Folder(tmp_path))
+
+
+@pytest.mark.parametrize(
+    "left_out",
+    [
+        [[["train/part-00000.parquet", 0, 5]] * 10_001],
+        [[]] * 70_000,
+        [[["\x1b[2J", 0, 5]]],
+        [[["x" * 4_001, 0, 5]]],
+        [[["train/part-00000.parquet", -1, 5]]],
+    ],
+    ids=["row groups", "ranks", "control characters", "long name", "negative"],
+)
+def test_row_groups_left_out_are_bounded(left_out: list) -> None:
+    Progress.model_validate({"left_out": [[["train/part-00000.parquet", 0, 5]] * 10_000, []]})
+    with pytest.raises(ValidationError):
+        Progress.model_validate({"left_out": left_out})

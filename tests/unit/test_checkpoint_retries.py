@@ -13,15 +13,16 @@ from infnet_dist.checkpoint import loading
 from infnet_dist.checkpoint.manifest import UnreadableError
 from infnet_dist.checkpoint.saving import check_writable
 from infnet_dist.config import Config
-from infnet_dist.context import WorkerContext, free_port, local_process_group
+from infnet_dist.context import WorkerContext, local_process_group
 from infnet_dist.errors import CheckpointError
 from infnet_dist.filesystem import Folder
+from infnet_dist.ports import free_ports
 from tests.runs import make_config
 
 
 @pytest.fixture
 def context() -> Iterator[WorkerContext]:
-    with local_process_group(0, 1, use_gpu=False, port=free_port(), timeout_s=60) as context:
+    with local_process_group(0, 1, use_gpu=False, port=free_ports(1)[0], timeout_s=60) as context:
         yield context
 
 
