@@ -130,6 +130,7 @@ class WandbTracker:
                 raise
             reason = " ".join(str(error).split())
             log.warning("W&B can't be reached (%s); going on offline: `wandb sync` later", reason)
+            wandb.teardown(exit_code=1)  # or the offline run is taken for the one that failed
             self._run = start("offline")
 
     def log(self, metrics: Metrics, *, step: int, examples: int) -> None:
