@@ -54,7 +54,6 @@ class Network:
             self._ray(self._head, _HEAD, *head, f"--temp-dir={self._temp_dir}")
             self._wait_for_ray(1)
             self._nodes = [self._node(number) for number in (1, 2)]
-            self._wait_for_ray(3)
         except BaseException:
             self._end()
             raise
@@ -87,6 +86,7 @@ class Network:
         address = f"10.99.0.{10 + number}"
         self._set_up(host, INTERFACE, address)
         self._ray(host, address, f"--address={self.address}", "--num-cpus=1")
+        self._wait_for_ray(1 + number)  # two that start at once disturb each other's files
         return host
 
     def _set_up(self, host: int, interface: str, address: str) -> None:
