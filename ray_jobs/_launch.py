@@ -73,7 +73,7 @@ def _launch_ray(
 ) -> Any:
     connect()
     import ray
-    from ray.exceptions import RayActorError
+    from ray.exceptions import OutOfMemoryError, RayActorError
     from ray.train import FailureConfig, RunConfig
     from ray.train import ScalingConfig as RayScalingConfig
     from ray.train.torch import TorchConfig, TorchTrainer
@@ -119,7 +119,7 @@ def _launch_ray(
         except ControllerError as error:
             reason = f"Ray couldn't start the workers: {lacking or error.controller_failure}"
             raise (WorkerLostError if elastic else UserError)(reason) from error
-        except RayActorError as error:
+        except (RayActorError, OutOfMemoryError) as error:
             raise WorkerLostError(f"Ray Train's controller is gone: {_why(error)}") from error
 
 
