@@ -81,13 +81,19 @@ def train_to_the_end(config: Config, run_folder: Path, launcher: str) -> dict[st
 def _newest(config: Config, run_folder: Path) -> Folder | None:
     """The newest complete checkpoint; storage that is away is waited for."""
     retrying = tenacity.Retrying(
-        retry=tenacity.retry_if_exception_type((OSError, UnreadableError)),
+        retry=tenacity.retry_if_exception(_may_pass),
         stop=tenacity.stop_after_delay(config.checkpoint.retry_s),
         wait=tenacity.wait_exponential(multiplier=0.5, max=10),
         before_sleep=tenacity.before_sleep_log(log, logging.WARNING),
         reraise=True,
     )
     return retrying(lambda: newest(checkpoint_folder(config, run_folder)))
+
+
+def _may_pass(error: BaseException) -> bool:
+    """Whether waiting may help; a place that is wrong stays so."""
+    wrong = isinstance(error, PermissionError | NotADirectoryError)
+    return isinstance(error, OSError | UnreadableError) and not wrong
 
 
 def _attempt(
