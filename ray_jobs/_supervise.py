@@ -18,9 +18,8 @@ from typing import Any
 import tenacity
 
 from infnet_dist.checkpoint import newest
-from infnet_dist.checkpoint.manifest import UnreadableError
 from infnet_dist.config import Config
-from infnet_dist.errors import UserError
+from infnet_dist.errors import CheckpointError, ConfigError, UserError
 from infnet_dist.filesystem import Folder
 from infnet_dist.run_folder import checkpoint_folder, opened_at
 from infnet_dist.trainer import train
@@ -45,7 +44,7 @@ def train_to_the_end(config: Config, run_folder: Path, launcher: str) -> dict[st
         RuntimeError: it failed too often without a new checkpoint in between, or by an error of
             the code.
     """
-    run_folder.mkdir(parents=True, exist_ok=True)
+    _make(run_folder)
     if launcher == "ray":
         connect()  # before our handlers: Ray takes SIGTERM for itself
     stop = _Stop(run_folder)
@@ -78,8 +77,23 @@ def train_to_the_end(config: Config, run_folder: Path, launcher: str) -> dict[st
             failures = 0
 
 
+def _make(run_folder: Path) -> None:
+    try:
+        run_folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(
+            f"the run's folder {run_folder} can't be made ({error.strerror}); change run.folder, "
+            "run.name or --run-id"
+        ) from None
+
+
 def _newest(config: Config, run_folder: Path) -> Folder | None:
-    """The newest complete checkpoint; storage that is away is waited for."""
+    """The newest complete checkpoint; storage that is away is waited for.
+
+    Raises:
+        CheckpointError: it stays away, or its place is wrong.
+    """
+    folder = checkpoint_folder(config, run_folder)
     retrying = tenacity.Retrying(
         retry=tenacity.retry_if_exception(_may_pass),
         stop=tenacity.stop_after_delay(config.checkpoint.retry_s),
@@ -87,13 +101,19 @@ def _newest(config: Config, run_folder: Path) -> Folder | None:
         before_sleep=tenacity.before_sleep_log(log, logging.WARNING),
         reraise=True,
     )
-    return retrying(lambda: newest(checkpoint_folder(config, run_folder)))
+    try:
+        return retrying(lambda: newest(folder))
+    except OSError as error:
+        raise CheckpointError(
+            f"the checkpoints in {folder} can't be listed ({error}); when they can, the same "
+            "--run-id goes on"
+        ) from None
 
 
 def _may_pass(error: BaseException) -> bool:
     """Whether waiting may help; a place that is wrong stays so."""
     wrong = isinstance(error, PermissionError | NotADirectoryError)
-    return isinstance(error, OSError | UnreadableError) and not wrong
+    return isinstance(error, OSError) and not wrong
 
 
 def _attempt(

@@ -1,4 +1,7 @@
-"""A Ray of several nodes on this machine; obeys words on its standard input: kill, add."""
+"""A Ray of several nodes on this machine; obeys words on its standard input.
+
+kill, add: a node; take, leave: one CPU, as another job does.
+"""
 
 import sys
 
@@ -18,14 +21,35 @@ def main() -> None:
     print("answer:", cluster.address, flush=True)
     try:
         for line in sys.stdin:
-            if line.strip() == "kill":
-                cluster.remove_node(nodes.pop(), allow_graceful=False)
-            else:
-                nodes.append(add(cluster, next(addresses)))
+            match line.strip():
+                case "kill":
+                    cluster.remove_node(nodes.pop(), allow_graceful=False)
+                case "add":
+                    nodes.append(add(cluster, next(addresses)))
+                case "take":
+                    other = take(cluster)
+                case "leave":
+                    ray.kill(other)
             print("answer: done", flush=True)
     finally:
         ray.shutdown()
         cluster.shutdown()
+
+
+@ray.remote(num_cpus=1)
+class Other:
+    """Another job."""
+
+    def works(self) -> bool:
+        return True
+
+
+def take(cluster: Cluster):
+    """Another job's actor, once it has its CPU."""
+    ray.init(address=cluster.address, ignore_reinit_error=True)
+    other = Other.remote()
+    assert ray.get(other.works.remote(), timeout=60)
+    return other
 
 
 def add(cluster: Cluster, address: str):

@@ -158,6 +158,23 @@ def test_a_worker_dies_while_the_others_stop(tmp_path: Path, data: Path, undistu
 
 
 @MATRIX
+def test_a_second_driver_is_stopped(tmp_path: Path, data: Path, undisturbed: Job) -> None:
+    """It was started by mistake; stopping it doesn't stop the first one."""
+    job = Job(tmp_path, data)
+    naps = [Fault("step", "nap", rank=0, step=step, seconds=1) for step in range(12, 38)]
+    first = job.start(*naps)
+    first.wait_for(r"saved .*step-00000010")
+    second = job.start()
+    second.wait_for("is being trained; waiting for that to end")
+    second.send(signal.SIGTERM)
+    second.wait_for("once more stops at once")
+    second.send(signal.SIGTERM)
+    assert second.wait(timeout_s=30).code == 143
+    job.check(first.wait())
+    job.assert_same(undisturbed)
+
+
+@MATRIX
 def test_the_main_process_is_killed(tmp_path: Path, data: Path, undisturbed: Job) -> None:
     job = Job(tmp_path, data)
     running = job.start()

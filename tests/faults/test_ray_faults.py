@@ -121,6 +121,26 @@ def test_a_node_is_lost_and_comes_back(tmp_path: Path, data: Path) -> None:
     assert len(re.findall("going on after step", ended.text)) == 2
 
 
+def test_another_job_takes_room_and_leaves_it(tmp_path: Path, data: Path) -> None:
+    """The CPUs that it holds aren't ours, though they are the cluster's."""
+    job = Job(
+        tmp_path,
+        data,
+        scaling={"num_workers": 2, "min_workers": 1, "hang_timeout_s": 30},
+        training={"log_every_steps": 7, "epochs": 1},
+    )
+    naps = [Fault("step", "nap", rank=0, step=step, seconds=1.0) for step in range(3, 75, 2)]
+    with nodes(tmp_path) as cluster:
+        cluster.take_a_cpu()
+        running = start_on_ray(job, cluster.environ, cluster.address, *naps)
+        running.wait_for(r"(?s)going on with 1 of 2 workers.*saved .*step-00000010")
+        cluster.leave_the_cpu()
+        running.wait_for(r"room for 2 workers: the 1 save and go on as more")
+        ended = running.wait()
+    job.check(ended, says="going on after step")
+    assert "starting again" not in ended.text, "no failure"
+
+
 @pytest.mark.parametrize("rank", [0, 1])
 def test_a_node_is_cut_off_the_network(tmp_path: Path, data: Path, rank: int) -> None:
     """Its worker lives on, with the lock of the run if it is rank 0, until its Ray gives up."""
@@ -160,6 +180,22 @@ def test_a_worker_that_takes_too_much_memory(tmp_path: Path, data: Path, undistu
         ended = start_on_ray(job, ray.environ, ray.address, fault).wait()
     job.check(ended, says=r"worker.* is gone: .*; starting again from step-00000010")
     assert "killed due to the node running low on memory" in ended.text
+    job.assert_same(undisturbed)
+
+
+def test_rays_controller_dies(tmp_path: Path, data: Path, undisturbed: Job, ray: LocalRay) -> None:
+    """The actor with which Ray Train looks after the workers."""
+    job = Job(tmp_path, data)
+    running = start_on_ray(job, ray.environ, ray.address)
+    running.wait_for(r"saved .*step-00000010")
+    (controller,) = [
+        process
+        for process in psutil.process_iter(["cmdline"])
+        if "TrainController" in " ".join(process.info["cmdline"] or [])
+        and process.environ().get("INFNET_LEDGER") == str(job.ledger)
+    ]
+    controller.kill()
+    job.check(running.wait(), says=r"Train's controller is gone: .*; starting again from step-")
     job.assert_same(undisturbed)
 
 
@@ -215,6 +251,14 @@ class Nodes:
     def add_a_node(self) -> None:
         """One like the others."""
         self._say("add")
+
+    def take_a_cpu(self) -> None:
+        """Another job's actor gets one."""
+        self._say("take")
+
+    def leave_the_cpu(self) -> None:
+        """That job ends."""
+        self._say("leave")
 
     def _say(self, word: str) -> None:
         assert self.process.stdin is not None

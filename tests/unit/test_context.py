@@ -1,5 +1,6 @@
 """Where relative paths stand, and which backend is chosen."""
 
+import socket
 from pathlib import Path
 
 import psutil
@@ -36,6 +37,18 @@ def test_backend_and_device(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(ConfigError, match=r"scaling\.use_gpu is true, but torch sees no GPU"):
         device_for(True, 0)
     assert all(0 < port < 32768 for port in free_ports(3))
+
+
+def test_ports_that_are_taken_are_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        busy = taken.getsockname()[1]
+        (free,) = free_ports(1)
+        monkeypatch.setattr("random.SystemRandom.sample", lambda *_: [busy, free])
+        assert free_ports(1) == [free]
+        with pytest.raises(RuntimeError, match="no 2 free ports between 20000 and 32000"):
+            free_ports(2)
 
 
 def _where_it_listens(context: WorkerContext) -> list[str]:

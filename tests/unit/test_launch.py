@@ -1,27 +1,85 @@
 """Parts of the entry points that need no workers."""
 
 import argparse
+import errno
 import os
 from pathlib import Path
 
 import pytest
+from ray.exceptions import RayActorError
 
 from infnet_dist.config import ScalingConfig
-from infnet_dist.errors import CheckpointError, DataError
+from infnet_dist.errors import CheckpointError, ConfigError, DataError
 from infnet_dist.filesystem import Folder
 from ray_jobs._cli import newest_checkpoint, run_id
-from ray_jobs._launch import _lacking
-from ray_jobs._local import root_error
+from ray_jobs._launch import _failure, _lacking
+from ray_jobs._local import WorkerLostError, is_broken_collective, root_error
+from ray_jobs._supervise import _newest, train_to_the_end
 from tests.runs import make_config
 
 
 def test_root_error_prefers_a_users_error_then_a_real_one() -> None:
-    echo = RuntimeError("[gloo/transport/tcp/pair.cc] Connection closed by peer")
+    echo = RuntimeError("[../gloo/transport/tcp/pair.cc:547] Connection closed by peer [::1]:9")
     bug, user = KeyError("x"), DataError("row 7 is bad")
     assert root_error({0: echo, 1: bug, 2: user}) is user
     assert root_error({0: echo, 1: bug}) is bug
     assert root_error({0: echo}) is echo
     assert root_error({1: echo, 0: bug}) is bug
+
+
+def test_what_names_a_path_is_no_broken_collective() -> None:
+    for text in (
+        "[/pytorch/third_party/gloo/gloo/transport/tcp/pair.cc:537] Broken pipe",
+        "[enforce fail at ../third_party/gloo/gloo/transport/tcp/unbound_buffer.cc:81] . Timed out",
+        "NCCL communicator was aborted on rank 1",
+    ):
+        assert is_broken_collective(RuntimeError(text)), text
+    for error in (
+        DataError("/data/gloo/train/part-00000.parquet can't be read"),
+        RuntimeError("can't open /data/gloo/transport/table.bin"),
+        OSError("[/data/gloo/x.cc:1] no such file"),
+    ):
+        assert not is_broken_collective(error), error
+        assert not isinstance(_failure({0: error}), WorkerLostError), error
+
+
+def test_what_ray_says_of_a_lost_worker_is_told() -> None:
+    gone = RayActorError(error_msg="The worker died. Worker exit detail: killed by signal 9")
+    echo = RuntimeError("[../gloo/transport/tcp/pair.cc:547] Connection closed by peer")
+    lost = _failure({0: echo, 1: gone})
+    assert isinstance(lost, WorkerLostError)
+    assert str(lost) == "worker 1 is gone: killed by signal 9"
+
+
+def test_a_checkpoint_place_that_is_wrong_is_told_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Only what may pass is waited for."""
+    waited: list[float] = []
+    monkeypatch.setattr("tenacity.nap.time.sleep", waited.append)
+    (tmp_path / "store" / "test").mkdir(parents=True)
+    (tmp_path / "store" / "test" / "run").write_text("a file where the folder should be")
+    config = make_config(tmp_path, tmp_path, checkpoint={"folder": str(tmp_path / "store")})
+    with pytest.raises(CheckpointError, match=r"store/test/run can't be listed .*Not a directory"):
+        _newest(config, tmp_path / "run")
+    assert not waited
+
+    def away(folder: Folder) -> None:
+        raise OSError(errno.EIO, "the store is away")
+
+    monkeypatch.setattr("ray_jobs._supervise.newest", away)
+    config = make_config(tmp_path, tmp_path, checkpoint={"retry_s": 0.1})
+    with pytest.raises(CheckpointError, match="the store is away"):
+        _newest(config, tmp_path / "run")
+    assert waited
+
+
+def test_a_run_whose_folder_can_t_be_made(tmp_path: Path) -> None:
+    (tmp_path / "run").write_text("a file where the folder should be")
+    config = make_config(tmp_path, tmp_path)
+    for place in (tmp_path / "run", tmp_path / "run" / "below"):
+        with pytest.raises(ConfigError, match=r"run's folder .* can't be made .*; change run.fold"):
+            train_to_the_end(config, place, "local")
 
 
 def test_lacking_resources_are_named() -> None:
