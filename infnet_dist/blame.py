@@ -5,30 +5,37 @@ from collections.abc import Iterator
 import torch
 
 from infnet_dist.batch import RankingBatch
-from infnet_dist.model import TrainModel
-from infnet_dist.parallel import ShardedModel
+from infnet_dist.model import StepOutput, TrainModel
 from infnet_dist.schema import Schema
+from infnet_dist.session import Session
 from infnet_dist.sparse import SparseEmbeddings
 
 
-def blame(
-    sharded: ShardedModel, batch: RankingBatch, schema: Schema, logits_BK: torch.Tensor
-) -> str | None:
-    """What isn't finite in this rank's batch, in words; None if all is well here.
+def blame(session: Session, batch: RankingBatch, loss: torch.Tensor, output: StepOutput) -> str:
+    """Where the loss isn't finite, and why: rank, input and rows, in words.
 
-    Looks the batch up once more, which all ranks must do together.
+    Every rank calls it: the batch is looked up once more, which all must do together.
 
     Args:
-        sharded: the model.
-        batch: the batch, on the model's device.
-        schema: names of features and tasks.
-        logits_BK: what the model said of it, [B, K].
+        session: the model, and the names of features and tasks.
+        batch: this rank's batch, on the model's device.
+        loss: of this rank; on some rank it isn't finite.
+        output: what the model said of the batch.
     """
-    module = sharded.model.module
+    module = session.sharded.model.module
     assert isinstance(module, TrainModel)
     with torch.no_grad():
         embeddings = module.model.sparse(batch.sparse_features)
-    return next(_faults(batch, schema, embeddings, logits_BK), None)
+    here = None
+    if not loss.isfinite():
+        faults = _faults(batch, session.schema, embeddings, output.logits_BK)
+        here = loss.item(), next(faults, "no input shows why"), batch.rows
+    by_rank = session.context.gather(here)
+    rank, (value, fault, rows) = next((r, found) for r, found in enumerate(by_rank) if found)
+    return (
+        f"the loss is {value} on rank {rank}: {fault}; its rows are {list(rows.intervals)} of "
+        f"epoch {rows.epoch}'s order"
+    )
 
 
 def _faults(

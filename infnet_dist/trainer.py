@@ -8,7 +8,7 @@ number of the step, and on nothing else.
 import logging
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,6 @@ from infnet_dist import checkpoint
 from infnet_dist.batch import RankingBatch
 from infnet_dist.blame import blame
 from infnet_dist.checkpoint import (
-    MAX_LEFT_OUT,
     CheckpointManifest,
     Facts,
     NotFiniteError,
@@ -29,13 +28,13 @@ from infnet_dist.checkpoint import (
 from infnet_dist.config import Config
 from infnet_dist.context import WorkerContext
 from infnet_dist.data.check import count_without
-from infnet_dist.data.order import Interval, merge
 from infnet_dist.errors import CheckpointError, UserError
 from infnet_dist.evaluation import evaluate
 from infnet_dist.model import StepOutput
 from infnet_dist.optim import learning_rate_factor, set_learning_rate
 from infnet_dist.pace import LogInterval
 from infnet_dist.parallel import ShardedModel, stable_seed
+from infnet_dist.position import Position
 from infnet_dist.run_folder import checkpoint_folder, close_run_folder, locked, open_run_folder
 from infnet_dist.run_log import RunLog
 from infnet_dist.session import Session, check_can_train, stream
@@ -187,12 +186,12 @@ class _Training:
         self._context = session.context
         self._saver = saver
         self._stop = stop
-        self._reader = session.reader("train", shuffle=True)
-        self._progress = manifest.progress if manifest else Progress()
-        for before in self._progress.left_out[self._context.rank :: self._context.world_size]:
-            self._reader.left_out.update({(file, group): rows for file, group, rows in before})
-        self._consumed_before: Sequence[Interval] = self._progress.consumed
-        self._read: list[Interval] = []  # by this rank in this epoch and attempt
+        self._position = Position(
+            session.reader("train", shuffle=True),
+            session.config.training,
+            session.context,
+            manifest.progress if manifest else Progress(),
+        )
         self._interval = LogInterval(len(session.schema.tasks), self._context.device)
         self._interval.restore(manifest.interval if manifest else (), self._context)
         self._saved_step = manifest.progress.step if manifest else None
@@ -207,99 +206,80 @@ class _Training:
         self._stopped = False
         self._same_world = manifest is not None and manifest.world_size == self._context.world_size
         self._votes = Votes()
-        self._total_steps = self._count_steps()
-        self._log = RunLog(session, tracker, total_steps=self._total_steps)
+        self._log = RunLog(session, tracker, total_steps=self._position.total_steps)
 
     def run(self) -> None:
         """All epochs, evaluation and checkpoints included."""
         if not self._same_world:
             self._log.start()
-        if self._progress.step:
-            self._log.say("going on after step %s", f"{self._progress.step:,}")
-            if self._evaluation_is_due(epoch_ended=not self._progress.consumed):
+        if self._position.step:
+            self._log.say("going on after step %s", f"{self._position.step:,}")
+            if self._is_due(self._session.config.training.eval_every_steps):
                 self._make_up_evaluation()
-        while not self._ended():
+        while not (self._stopped or self._position.at_end):
             self._run_epoch()
-        if self._saved_step != self._progress.step:
+        if self._saved_step != self._position.step:
             self._save()
         self._finish_save(must=True)
 
     def summary(self, run_folder: Path, place: str | None) -> dict[str, Any]:
         """What smoke prints and scripts read."""
-        pace = self._log.pace
-        left_out: dict[tuple[str, int], int] = {}
-        for here in self._context.gather(self._reader.left_out):
-            left_out |= here
+        pace, progress = self._log.pace, self._position.progress
         return {
             "run_folder": str(run_folder),
             "stopped": self._stopped,
-            "steps": self._progress.step,
-            "skipped_steps": self._progress.skipped,
-            "unreadable_rows": {f"{f}, row group {i}": n for (f, i), n in left_out.items()},
-            "examples": self._progress.examples,
+            "steps": progress.step,
+            "skipped_steps": progress.skipped,
+            "unreadable_rows": self._position.unreadable_rows(),
+            "examples": progress.examples,
             "samples_per_s": pace.rows / max(pace.seconds, 1e-9),
             "train_seconds": pace.seconds,
             "num_workers": self._context.world_size,
-            "checkpoint": str(self._saver.folder_of(self._progress.step)),
+            "checkpoint": str(self._saver.folder_of(progress.step)),
             "curves": str(run_folder / "curves.png"),
             "metrics_jsonl": str(run_folder / "metrics.jsonl"),
             "wandb": place,
             "metrics": self._metrics,
         }
 
-    def _count_steps(self) -> int:
-        training = self._session.config.training
-        later_epochs = training.epochs - self._progress.epoch - 1
-        total = self._progress.step
-        if later_epochs >= 0:
-            total += self._reader.num_steps(self._progress.consumed)
-            total += later_epochs * self._reader.num_steps()
-        return min(total, training.max_steps or total)
-
-    def _ended(self) -> bool:
-        training = self._session.config.training
-        enough = training.max_steps is not None and self._progress.step >= training.max_steps
-        return self._stopped or enough or self._progress.epoch >= training.epochs
-
     def _run_epoch(self) -> None:
         config = self._session.config
-        self._consumed_before, self._read = self._progress.consumed, []
-        left = self._reader.num_steps(self._consumed_before)
-        batches = self._reader.batches(self._progress.epoch, self._consumed_before)
-        for batch, wait_s in stream(batches, self._context.device):
-            self._watchdog.moves("training", self._progress.step + 1)
+        for batch, wait_s in stream(self._position.batches(), self._context.device):
+            self._watchdog.moves("training", self._position.step + 1)
             self._step(batch, wait_s)
-            left -= 1
-            if not left:
-                self._update(epoch=self._progress.epoch + 1)
-                self._consumed_before, self._read = (), []
-            if not left or _due(self._progress.step, config.training.log_every_steps):
+            if self._is_due(config.training.log_every_steps):
                 self._log_interval()
             self._stopped = self._votes.stop
-            if self._evaluation_is_due(epoch_ended=not left) and not self._stopped:
+            if self._is_due(config.training.eval_every_steps) and not self._stopped:
                 self._evaluate()
-            if self._save_is_due(epoch_ended=not left) and not self._stopped:
+            save = self._votes.save or self._is_due(config.checkpoint.every_steps)
+            if save and not self._stopped:
                 self._save()
-            if self._ended():
+            if self._stopped or self._position.at_end:
                 return
             self._watchdog.moves("reading")
+
+    def _is_due(self, every: int | None) -> bool:
+        """Whether to do now what is done every so many steps, after an epoch and at the end."""
+        position = self._position
+        in_turn = every is not None and position.step % every == 0
+        return in_turn or position.between_epochs or position.at_end
 
     def _step(self, batch: RankingBatch, wait_s: float) -> None:
         loss, output = train_step(
             self._session.sharded,
             batch,
             self._session.config,
-            step=self._progress.step,
-            total_steps=self._total_steps,
+            step=self._position.step,
+            total_steps=self._position.total_steps,
             rank=self._context.rank,
             may_update=self._vote,
         )
-        self._read += batch.rows.intervals
         if self._votes.bad_loss:
             self._skip(batch, loss, output)
         else:
             self._interval.add(loss, output.task_loss_K, batch, wait_s)
-        self._update(step=self._progress.step + 1)
+        self._position.advance(batch, skipped=self._votes.bad_loss)
 
     def _vote(self, loss: torch.Tensor) -> bool:
         """Ask all ranks what to do; whether the step may change the model."""
@@ -314,54 +294,23 @@ class _Training:
 
     def _skip(self, batch: RankingBatch, loss: torch.Tensor, output: StepOutput) -> None:
         """Leave out a batch whose loss isn't finite on some rank, or stop with its reason."""
-        session, step = self._session, self._progress.step + 1
-        fault = blame(session.sharded, batch, session.schema, output.logits_BK)
-        here = None if math.isfinite(loss.item()) else (fault, loss.item(), batch.rows)
-        found = [(rank, *f) for rank, f in enumerate(self._context.gather(here)) if f]
-        rank, fault, value, rows = found[0]
-        where = (
-            f"the loss of step {step} is {value} on rank {rank}: {fault or 'no input shows why'}; "
-            f"its rows are {list(rows.intervals)} of epoch {rows.epoch}'s order"
-        )
-        allowed = session.config.training.max_skipped_steps
-        if self._progress.skipped >= allowed:
+        where = f"in step {self._position.step + 1} {blame(self._session, batch, loss, output)}"
+        skipped = self._position.progress.skipped
+        allowed = self._session.config.training.max_skipped_steps
+        if skipped >= allowed:
             raise UserError(
                 f"{where}; nothing was updated by it and checkpoints are untouched: lower "
                 "dense_optimizer.learning_rate or sparse_optimizer.learning_rate, mend the data, "
                 f"or leave out such batches with training.max_skipped_steps (now {allowed})"
             )
-        self._update(skipped=self._progress.skipped + 1)
-        self._log.warn("%s; left out (%s of %s)", where, self._progress.skipped, allowed)
-
-    def _update(self, **changes: Any) -> None:
-        self._progress = self._progress.model_copy(update=changes)
-
-    def _mark_position(self) -> None:
-        """Note what all ranks together have read of the epoch, and what none could read."""
-        self._read = merge(self._read)
-        left_out = [(*place, rows) for place, rows in self._reader.left_out.copy().items()]
-        every = self._context.gather((self._read, tuple(left_out[:MAX_LEFT_OUT])))
-        read = [interval for intervals, _ in every for interval in intervals]
-        consumed = tuple(merge([*self._consumed_before, *read]))
-        examples = self._progress.epoch * self._reader.rows + sum(b - a for a, b in consumed)
-        left_out_by_rank = tuple(left_out for _, left_out in every)
-        self._update(consumed=consumed, examples=examples, left_out=left_out_by_rank)
+        self._log.warn("%s; left out (%s of %s)", where, skipped + 1, allowed)
 
     def _log_interval(self) -> None:
-        self._mark_position()  # rows of a step that was left out count as examples too
-        self._log.interval(self._interval, self._progress)
-
-    def _evaluation_is_due(self, *, epoch_ended: bool) -> bool:
-        every = self._session.config.training.eval_every_steps
-        return epoch_ended or self._ended() or _due(self._progress.step, every)
-
-    def _save_is_due(self, *, epoch_ended: bool) -> bool:
-        every = self._session.config.checkpoint.every_steps
-        now = epoch_ended or self._votes.save
-        return now or self._ended() or _due(self._progress.step, every)
+        self._position.mark()  # rows of a step that was left out count as examples too
+        self._log.interval(self._interval, self._position.progress)
 
     def _evaluate(self) -> None:
-        if self._evaluated_step == self._progress.step:
+        if self._evaluated_step == self._position.step:
             return
         self._log_interval()
         start = time.perf_counter()
@@ -369,14 +318,14 @@ class _Training:
         if found is None:
             self._stopped = True
             return
-        self._metrics, self._evaluated_step = found["model"], self._progress.step
-        self._log.evaluation(self._metrics, self._progress, time.perf_counter() - start)
+        self._metrics, self._evaluated_step = found["model"], self._position.step
+        self._log.evaluation(self._metrics, self._position.progress, time.perf_counter() - start)
         self._interval.restart()
 
     def _make_up_evaluation(self) -> None:
         """If the run was stopped between the step and its evaluation; the checkpoint learns it."""
         assert self._manifest is not None
-        if self._evaluated_step == self._progress.step:
+        if self._evaluated_step == self._position.step:
             return
         self._evaluate()
         if self._stopped:
@@ -397,16 +346,16 @@ class _Training:
         start = time.perf_counter()
         self._watchdog.moves("saving")
         self._finish_save()
-        self._mark_position()
+        self._position.mark()
         self._saver.save(self._facts())
-        self._saved_step, self._saved_at = self._progress.step, time.monotonic()
+        self._saved_step, self._saved_at = self._position.step, time.monotonic()
         self._stall_s = time.perf_counter() - start
         self._interval.leave_out(self._stall_s)
 
     def _facts(self) -> Facts:
-        evaluated = self._evaluated_step == self._progress.step
+        evaluated = self._evaluated_step == self._position.step
         return Facts(
-            progress=self._progress,
+            progress=self._position.progress,
             order=self._session.order,
             metrics=self._metrics if evaluated else {},
             interval=tuple(self._context.gather(self._interval.state())),
@@ -427,7 +376,3 @@ class _Training:
         waited = time.perf_counter() - start
         if saved:
             self._log.saved(saved, self._stall_s + waited)
-
-
-def _due(step: int, every: int | None) -> bool:
-    return every is not None and step % every == 0

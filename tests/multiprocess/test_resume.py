@@ -389,7 +389,7 @@ def test_a_batch_whose_loss_is_not_finite(tmp_path: Path, whole: Path) -> None:
     spoil(data, 3e38)  # finite, so that the check of the data lets it pass
     config = config_of(data, tmp_path)
     message = (
-        r"loss of step \d+ is (nan|inf) on rank \d: .*; its rows are \[\(\d+, \d+\)\] of epoch 0's "
+        r"in step \d+ the loss is (nan|inf) on rank \d: .*; its rows are \[\(\d+, \d+\)\] of epoch 0's "
         r"order; nothing was updated by it .* training.max_skipped_steps \(now 0\)"
     )
     with pytest.raises(UserError, match=message):

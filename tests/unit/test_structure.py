@@ -40,6 +40,7 @@ ORDER = [
     "checkpoint",
     "tracking",
     "session",
+    "position",
     "pace",
     "votes",
     "stop",
