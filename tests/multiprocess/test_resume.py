@@ -389,8 +389,8 @@ def test_a_batch_whose_loss_is_not_finite(tmp_path: Path, whole: Path) -> None:
     spoil(data, 3e38)  # finite, so that the check of the data lets it pass
     config = config_of(data, tmp_path)
     message = (
-        r"in step \d+ the loss is (nan|inf) on rank \d: .*; its rows are \[\(\d+, \d+\)\] of epoch 0's "
-        r"order; nothing was updated by it .* training.max_skipped_steps \(now 0\)"
+        r"in step \d+ the loss is (nan|inf) on rank \d: .*; its rows are \[\(\d+, \d+\)\] of "
+        r"epoch 0's order; nothing was updated by it .* training.max_skipped_steps \(now 0\)"
     )
     with pytest.raises(UserError, match=message):
         run_ranks(train, 2, config=config, run_folder=tmp_path / "run")

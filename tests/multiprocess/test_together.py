@@ -142,7 +142,9 @@ def test_a_loss_that_is_not_finite_stops_all_and_is_never_saved(
         checkpoint={"every_steps": 4},
         sparse_optimizer={"learning_rate": 1e30},
     )
-    message = r"in step [23] the loss is (nan|inf) on rank 0: (the embedding of|all inputs are) .*now 0"
+    message = (
+        r"in step [23] the loss is (nan|inf) on rank 0: (the embedding of|all inputs are) .*now 0"
+    )
     with pytest.raises(UserError, match=message):
         run_ranks(train, 2, config=config, run_folder=tmp_path / "run")
     assert checkpoint.newest(Folder(tmp_path / "run" / "checkpoints")) is None
