@@ -44,6 +44,11 @@ def connect() -> None:
     )
 
 
+def is_own() -> bool:
+    """Whether the Ray was started here, and ends with this process."""
+    return _own_folder is not None
+
+
 def disconnect() -> None:
     """End the Ray that was started here, and remove its files; a cluster is left alone."""
     global _own_folder

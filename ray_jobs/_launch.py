@@ -16,7 +16,7 @@ from typing import Any
 from infnet_dist.config import Config, ScalingConfig
 from infnet_dist.context import WorkerContext, backend_for, device_for
 from infnet_dist.errors import UserError
-from ray_jobs._cluster import connect
+from ray_jobs._cluster import connect, is_own
 from ray_jobs._local import (
     WorkerLostError,
     is_broken_collective,
@@ -76,7 +76,7 @@ def _launch_ray(
     from ray.exceptions import OutOfMemoryError, RayActorError
     from ray.train import FailureConfig, RunConfig
     from ray.train import ScalingConfig as RayScalingConfig
-    from ray.train.torch import TorchConfig, TorchTrainer
+    from ray.train.torch import TorchConfig
     from ray.train.v2.api.exceptions import ControllerError, WorkerGroupError
 
     scaling = config.scaling
@@ -89,7 +89,7 @@ def _launch_ray(
     # Ray's own notes go on storage that all nodes share; our checkpoints don't pass through them.
     config.run.folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".ray-", dir=config.run.folder) as notes:
-        trainer = TorchTrainer(
+        trainer = _trainer_class()(
             _ray_worker,
             train_loop_config={
                 "worker": worker,
@@ -121,6 +121,24 @@ def _launch_ray(
             raise (WorkerLostError if elastic else UserError)(reason) from error
         except (RayActorError, OutOfMemoryError) as error:
             raise WorkerLostError(f"Ray Train's controller is gone: {_why(error)}") from error
+
+
+def _trainer_class() -> type[Any]:
+    """Ray Train's; without the actor that tidies up after it, where Ray ends with this process.
+
+    That actor asks the dashboard each second, and warns each second where there is none.
+    """
+    from ray.train.torch import TorchTrainer
+
+    if not is_own():
+        return TorchTrainer
+
+    class Trainer(TorchTrainer):
+        def _create_default_callbacks(self) -> list[Any]:
+            callbacks = super()._create_default_callbacks()
+            return [c for c in callbacks if type(c).__name__ != "PlacementGroupCleanerCallback"]
+
+    return Trainer
 
 
 def _in_thread(action: Callable[[], Any], while_waiting: Callable[[], None]) -> Any:

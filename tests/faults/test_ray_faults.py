@@ -240,9 +240,10 @@ class Nodes:
         return self
 
     def __exit__(self, *error: object) -> None:
-        assert self.process.stdin is not None
+        assert self.process.stdin is not None and self.process.stdout is not None
         self.process.stdin.close()
         self.process.wait(60)
+        self.process.stdout.close()
 
     def kill_a_node(self) -> None:
         """SIGKILL to all of its processes."""
