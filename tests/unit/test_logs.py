@@ -31,7 +31,7 @@ from tests.unit.raw_logs import (
 def small_tasks(monkeypatch):
     """Many partitions, chunks, parts and counting tasks, however few the rows."""
     sizes = Sizes(partition=70, chunk=16, part=50, counting=90)
-    monkeypatch.setattr("infnet_dist.ingest.logs.job.Sizes.of", lambda config: sizes)
+    monkeypatch.setattr("infnet_dist.ingest.logs.sizes.Sizes.of", lambda config: sizes)
 
 
 def silent(stage, unit, done, total):
@@ -120,7 +120,7 @@ def test_many_additions(seed, tmp_path, monkeypatch):
         sizes = Sizes(
             *(int(rng.integers(*ends)) for ends in ((20, 200), (9, 60), (30, 90), (5, 90)))
         )
-        monkeypatch.setattr("infnet_dist.ingest.logs.job.Sizes.of", lambda config, s=sizes: s)
+        monkeypatch.setattr("infnet_dist.ingest.logs.sizes.Sizes.of", lambda config, s=sizes: s)
         new = [row for row in rows if start <= row["time_ms"] < stop]
         new = list({tuple(row[c] for c in config.unique): row for row in new[::-1]}.values())[::-1]
         kept += new
@@ -163,7 +163,7 @@ def test_killed_while_files_are_moved_in(moves, same_plan, tmp_path, monkeypatch
     if not same_plan:
         config = settings(logs, valid_from="2026-01-02", seed=3)
         sizes = Sizes(partition=400, chunk=100, part=300, counting=900)
-        monkeypatch.setattr("infnet_dist.ingest.logs.job.Sizes.of", lambda config: sizes)
+        monkeypatch.setattr("infnet_dist.ingest.logs.sizes.Sizes.of", lambda config: sizes)
     second = ingest(config, tmp_path / "killed")
     assert ingest(config, tmp_path / "whole").content_hash == second.content_hash
     assert contents(tmp_path / "killed") == contents(tmp_path / "whole")
@@ -322,7 +322,7 @@ def test_hashes_and_raw_ids(tmp_path):
 def test_the_shuffle_is_global(tmp_path, monkeypatch):
     """Every part holds users and times of all kinds."""
     sizes = Sizes(partition=500, chunk=200, part=500, counting=5000)
-    monkeypatch.setattr("infnet_dist.ingest.logs.job.Sizes.of", lambda config: sizes)
+    monkeypatch.setattr("infnet_dist.ingest.logs.sizes.Sizes.of", lambda config: sizes)
     rows = make_rows(1, rows=4000, users=50)
     config = settings(write_logs(tmp_path / "logs", rows), counters={})
     manifest = ingest(config, tmp_path / "set")
@@ -340,7 +340,7 @@ def test_the_shuffle_is_global(tmp_path, monkeypatch):
 
 def test_histories_of_ten_thousand_users(tmp_path, monkeypatch):
     sizes = Sizes(partition=9_000, chunk=4_000, part=20_000, counting=10**6)
-    monkeypatch.setattr("infnet_dist.ingest.logs.job.Sizes.of", lambda config: sizes)
+    monkeypatch.setattr("infnet_dist.ingest.logs.sizes.Sizes.of", lambda config: sizes)
     rows = make_rows(7, rows=100_000, users=10_000, items=500, tick_ms=1_800_000)
     config = settings(write_logs(tmp_path / "logs", rows, files=7), counters={})
     with processes(2) as execute:

@@ -20,11 +20,12 @@ from infnet_dist.data.manifest import Manifest
 from infnet_dist.errors import DataError
 from infnet_dist.ingest.logs.exchange import renamed
 from infnet_dist.ingest.logs.extend import check_extension, earlier_set, new_files
-from infnet_dist.ingest.logs.job import Job
+from infnet_dist.ingest.logs.job import run_job
 from infnet_dist.ingest.logs.plan import plan_of
 from infnet_dist.ingest.logs.publish import is_made, note_made, publish, remove_unnamed
 from infnet_dist.ingest.logs.source import list_files
 from infnet_dist.ingest.logs.stages import Execute, Progress, Stages, as_data_error
+from infnet_dist.ingest.logs.workplace import Workplace
 from infnet_dist.logs_config import LogsIngest
 
 
@@ -69,7 +70,7 @@ def _ingest(config: LogsIngest, folder: Path, work: Path, stages: Stages) -> Man
         check_extension(config, earlier, folder)
     _prepare(work, folder, plan_of(config, files, earlier), earlier)
     if not is_made(work):
-        made = Job(config, stages, work, folder, earlier).run(files)
+        made = run_job(Workplace(config, stages, work, folder, earlier), files)
         if made is None:
             shutil.rmtree(work)
             return None
