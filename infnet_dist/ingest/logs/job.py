@@ -65,13 +65,15 @@ def run_job(place: Workplace, files: Sequence[LogFile]) -> Made | None:
         folder.mkdir(parents=True, exist_ok=True)
     found, unreadable = find_fragments(place, files)
     if not found:
-        return _nothing(place, unreadable)
+        _tell_of_nothing(place, unreadable)
+        return None
     rules = find_rules(place, found)
     _check_names(place.config)
     cleaned = clean(place, found, rules, unreadable)
     check_side_tables(place.config, tables)
     if cleaned.is_empty:
-        return _nothing(place, cleaned.unreadable)
+        _tell_of_nothing(place, cleaned.unreadable)
+        return None
     _warn_of(cleaned.unreadable)
     settled = settle(place, cleaned)
     quarantined = tally(
@@ -111,7 +113,7 @@ def run_job(place: Workplace, files: Sequence[LogFile]) -> Made | None:
     )
 
 
-def _nothing(place: Workplace, unreadable: Mapping[str, str]) -> None:
+def _tell_of_nothing(place: Workplace, unreadable: Mapping[str, str]) -> None:
     """There are no new rows: an error for a new set, otherwise worth a warning at most."""
     _warn_of(unreadable)
     if place.earlier is None:
