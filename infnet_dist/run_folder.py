@@ -27,9 +27,8 @@ from infnet_dist.provenance import versions
 from infnet_dist.tracking import Tracker, make_tracker, plot_curves
 
 METRICS = "metrics.jsonl"
-# Workers of a driver that was killed need some seconds to end; those of a node that was cut off
-# the network, until Ray there gives up (gcs_rpc_server_reconnect_timeout_s, a minute).
-_LOCK_WAIT_S = 90.0
+# That workers need to end, those of a killed driver or those that their watchdog ends.
+_END_S = 60.0
 log = logging.getLogger("infnet_dist")
 
 
@@ -41,11 +40,14 @@ def checkpoint_folder(config: Config, run_folder: Path) -> Folder:
 
 
 @contextmanager
-def locked(run_folder: Path) -> Iterator[None]:
+def locked(run_folder: Path, hang_timeout_s: float) -> Iterator[None]:
     """Keep other processes from training the same run.
 
+    One that holds the run may be about to end: its driver is gone, or its node was cut off the
+    network, where nothing but its watchdog is sure to end it.
+
     Raises:
-        UserError: another one does.
+        UserError: another one trains it, and goes on to.
     """
     run_folder.mkdir(parents=True, exist_ok=True)
     lock = FileLock(run_folder / ".lock", timeout=0)
@@ -53,8 +55,11 @@ def locked(run_folder: Path) -> Iterator[None]:
         try:
             lock.acquire()
         except Timeout:
-            log.warning("run %s is being trained; waiting for that to end", run_folder)
-            lock.acquire(timeout=_LOCK_WAIT_S)
+            wait_s = hang_timeout_s + _END_S
+            log.warning(
+                "run %s is being trained; waiting up to %.0f s for that to end", run_folder, wait_s
+            )
+            lock.acquire(timeout=wait_s)
     except Timeout:
         raise UserError(
             f"run {run_folder} is being trained by another process; stop that, or take another "

@@ -86,7 +86,12 @@ def train_step(
 
 
 def train(
-    context: WorkerContext, config: Config, *, run_folder: Path, stop_file: Path | None = None
+    context: WorkerContext,
+    config: Config,
+    *,
+    run_folder: Path,
+    stop_file: Path | None = None,
+    last_words: Path | None = None,
 ) -> dict[str, Any]:
     """Train a run, from its newest checkpoint if it has one; every rank calls it.
 
@@ -95,6 +100,7 @@ def train(
         config: the run.
         run_folder: on storage that all nodes share.
         stop_file: the run saves and stops once there is a file of this name.
+        last_words: file in which the watchdog says why it ends the workers.
 
     Returns:
         The summary that also stands in `summary.json`.
@@ -103,12 +109,12 @@ def train(
         UserError: bad data, plan or checkpoint, or a loss that isn't finite; on all ranks.
     """
     stop = StopRequest(stop_file if context.is_first else None)
+    hang_timeout_s = config.scaling.hang_timeout_s
     with stop.by_sigterm(), ExitStack() as stack:
         context.together(lambda: check_can_train(config))
         session = Session.open(config, context, splits=["train", "valid"])
-        context.together(
-            lambda: stack.enter_context(locked(run_folder)) if context.is_first else None
-        )
+        lock = locked(run_folder, hang_timeout_s)
+        context.together(lambda: stack.enter_context(lock) if context.is_first else None)
         folder = checkpoint_folder(config, run_folder)
         manifest, damaged = checkpoint.load_newest(folder, session.sharded, context)
         if manifest:
@@ -121,7 +127,7 @@ def train(
             )
         )
         tracker = context.together(lambda: _open(session, run_folder, manifest))
-        watchdog = Watchdog(context, config.scaling.hang_timeout_s, run_folder)
+        watchdog = Watchdog(context, hang_timeout_s, last_words)
         saver = Saver(folder, session.sharded, config, context, watchdog.moved, damaged)
         training = _Training(session, manifest, tracker, saver, stop, watchdog)
         try:

@@ -22,7 +22,6 @@ import torch.distributed as dist
 from infnet_dist.context import WorkerContext
 
 EXIT_CODE = 75  # EX_TEMPFAIL: starting again may help
-LAST_WORDS = "last_words.txt"
 _TELL_S = 1.0
 _VERDICT = "verdict"
 _WATCHERS = (0, 1)
@@ -53,13 +52,13 @@ class Watchdog:
     Args:
         context: this worker.
         timeout_s: seconds without any progress after which the run ends.
-        run_folder: gets `last_words.txt`, which the launcher shows.
+        last_words: file for the verdict, which the launcher shows.
     """
 
-    def __init__(self, context: WorkerContext, timeout_s: float, run_folder: Path) -> None:
+    def __init__(self, context: WorkerContext, timeout_s: float, last_words: Path | None) -> None:
         self._context = context
         self._timeout_s = timeout_s
-        self._last_words = run_folder / LAST_WORDS
+        self._last_words = last_words
         self._moves, self._step, self._doing = 0, 0, "start"
         self._ended = threading.Event()
         store = dist.distributed_c10d._get_default_store().clone()  # type: ignore[attr-defined]
@@ -112,8 +111,8 @@ class Watchdog:
         while not self._ended.wait(_TELL_S):
             if time.monotonic() - self._answered_at > self._timeout_s + _TELL_S:
                 self._end(
-                    f"rank 0 hangs in step {self._step}: its process is stopped; nothing moved "
-                    f"for {self._timeout_s:g} s"
+                    f"rank 0 hangs in step {self._step}: its process is stopped or cut off; "
+                    f"nothing moved for {self._timeout_s:g} s"
                 )
 
     def _tell(self, told: int) -> None:
@@ -131,10 +130,9 @@ class Watchdog:
         """Show where this process is, leave the verdict for the launcher, and end."""
         log.error("%s; this is rank %s:", verdict, self._context.rank)
         faulthandler.dump_traceback(2, all_threads=True)
-        with suppress(OSError):  # the first to say so
-            descriptor = os.open(self._last_words, os.O_WRONLY | os.O_CREAT | os.O_EXCL)
-            os.write(descriptor, verdict.encode())
-            os.close(descriptor)
+        if self._last_words is not None:
+            with suppress(OSError), self._last_words.open("x") as file:  # the first to say so
+                file.write(verdict)
         if self._context.rank == 0:
             time.sleep(2 * _TELL_S)  # the others read the verdict from the store that it holds
         os._exit(EXIT_CODE)
@@ -149,7 +147,7 @@ def verdict_of(before: Mapping[int, Beat], now: Mapping[int, Beat]) -> str:
     stopped = [rank for rank, beat in now.items() if beat.told == before[rank].told]
     if stopped and len(stopped) < len(now):
         step = max(beat.step for beat in now.values())  # what the stopped one told last is old
-        return f"{_ranks(stopped)} hangs in step {step}: its process is stopped"
+        return f"{_ranks(stopped)} hangs in step {step}: its process is stopped or cut off"
     least = min((beat.step, beat.collectives) for beat in now.values())
     behind = [r for r, beat in now.items() if (beat.step, beat.collectives) == least]
     beat = now[behind[0]]

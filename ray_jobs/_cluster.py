@@ -22,6 +22,7 @@ def connect() -> None:
     """Connect to Ray, unless that was done before."""
     if "ray" in sys.modules and sys.modules["ray"].is_initialized():
         return
+    disconnect()  # what is left of one that has ended
     os.environ.setdefault("RAY_TRAIN_ENABLE_PRINT_PATCH", "0")  # else every line appears twice
     os.environ.setdefault("RAY_DEDUP_LOGS", "0")
     if os.environ.get("RAY_ADDRESS"):
@@ -29,7 +30,6 @@ def connect() -> None:
 
         ray.init(logging_level=logging.WARNING)
         return
-    disconnect()  # what is left of one that has ended
     folder = _make_folder()
     import ray
     from ray._private import ray_constants

@@ -120,13 +120,15 @@ def _launch_ray(
             reason = f"Ray couldn't start the workers: {lacking or error.controller_failure}"
             raise (WorkerLostError if elastic else UserError)(reason) from error
         except (RayActorError, OutOfMemoryError) as error:
+            if is_own():
+                _free_room()
             raise WorkerLostError(f"Ray Train's controller is gone: {_why(error)}") from error
 
 
 def _trainer_class() -> type[Any]:
-    """Ray Train's; without the actor that tidies up after it, where Ray ends with this process.
+    """Ray Train's; without the actor that frees its room if it dies, where the Ray is our own.
 
-    That actor asks the dashboard each second, and warns each second where there is none.
+    That actor asks the dashboard each second, and can only warn where there is none: `_free_room`.
     """
     from ray.train.torch import TorchTrainer
 
@@ -139,6 +141,19 @@ def _trainer_class() -> type[Any]:
             return [c for c in callbacks if type(c).__name__ != "PlacementGroupCleanerCallback"]
 
     return Trainer
+
+
+def _free_room() -> None:
+    """Give back what a dead controller of Ray Train holds for its workers; nobody else is there."""
+    from ray import PlacementGroupID
+    from ray.util.placement_group import (
+        PlacementGroup,
+        placement_group_table,
+        remove_placement_group,
+    )
+
+    for name in placement_group_table():
+        remove_placement_group(PlacementGroup(PlacementGroupID(bytes.fromhex(name))))
 
 
 def _in_thread(action: Callable[[], Any], while_waiting: Callable[[], None]) -> Any:

@@ -26,8 +26,8 @@ from infnet_dist.errors import UserError
 from infnet_dist.ports import free_ports
 
 _PR_SET_PDEATHSIG = 1
-# A place in gloo's sources, which its plain RuntimeErrors tell; a path of the user's isn't one.
-_BROKEN = re.compile(r"\bgloo/\S+\.(cc|h):\d+\]|\bNCCL\b|Connection closed by peer")
+# RuntimeErrors of gloo tell a place in its sources, which no path of the user's looks like.
+_BROKEN = re.compile(r"\bgloo/\S+\.(cc|h):\d+\]|NCCL|Connection closed by peer")
 _GRACE_S = 2.0  # other ranks get this long to report the same error before they are ended
 
 

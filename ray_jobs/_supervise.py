@@ -23,7 +23,6 @@ from infnet_dist.errors import CheckpointError, ConfigError, UserError
 from infnet_dist.filesystem import Folder
 from infnet_dist.run_folder import checkpoint_folder, opened_at
 from infnet_dist.trainer import train
-from infnet_dist.watchdog import LAST_WORDS
 from ray_jobs._cli import StoppedError
 from ray_jobs._cluster import connect
 from ray_jobs._launch import launch, workers_that_fit
@@ -40,7 +39,7 @@ def train_to_the_end(config: Config, run_folder: Path, launcher: str) -> dict[st
 
     Raises:
         StoppedError: somebody stopped it; it has saved.
-        UserError: bad input, which another attempt wouldn't mend.
+        UserError: bad input, which another attempt wouldn't mend; or the checkpoints stay away.
         RuntimeError: it failed too often without a new checkpoint in between, or by an error of
             the code.
     """
@@ -58,7 +57,7 @@ def train_to_the_end(config: Config, run_folder: Path, launcher: str) -> dict[st
             try:
                 summary = _attempt(own, run_folder, launcher, grow, stop.file)
             except WorkerLostError as error:
-                after = _newest(config, run_folder)
+                after = _newest(config, run_folder, because=f"{error}; ")
                 failures = failures + 1 if after == before else 1
                 if stop.asked_by is not None:
                     raise stop.cut_short(error, after) from None
@@ -82,18 +81,22 @@ def _make(run_folder: Path) -> None:
         run_folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise ConfigError(
-            f"the run's folder {run_folder} can't be made ({error.strerror}); change run.folder, "
-            "run.name or --run-id"
+            f"the run's folder {run_folder} can't be made ({error.strerror}); mend that, or change "
+            "run.folder, run.name or --run-id"
         ) from None
 
 
-def _newest(config: Config, run_folder: Path) -> Folder | None:
+def _newest(config: Config, run_folder: Path, because: str = "") -> Folder | None:
     """The newest complete checkpoint; storage that is away is waited for.
+
+    Args:
+        config: the run.
+        run_folder: its folder.
+        because: what made somebody ask, for the error.
 
     Raises:
         CheckpointError: it stays away, or its place is wrong.
     """
-    folder = checkpoint_folder(config, run_folder)
     retrying = tenacity.Retrying(
         retry=tenacity.retry_if_exception(_may_pass),
         stop=tenacity.stop_after_delay(config.checkpoint.retry_s),
@@ -102,11 +105,11 @@ def _newest(config: Config, run_folder: Path) -> Folder | None:
         reraise=True,
     )
     try:
-        return retrying(lambda: newest(folder))
+        return retrying(lambda: newest(checkpoint_folder(config, run_folder)))
     except OSError as error:
         raise CheckpointError(
-            f"the checkpoints in {folder} can't be listed ({error}); when they can, the same "
-            "--run-id goes on"
+            f"{because}the checkpoints in {checkpoint_folder(config, run_folder)} can't be listed "
+            f"({error}); when they can, the same --run-id goes on"
         ) from None
 
 
@@ -120,12 +123,17 @@ def _attempt(
     config: Config, run_folder: Path, launcher: str, grow: "_Growth", stop_file: Path
 ) -> dict[str, Any]:
     """One attempt; what the watchdog found out, if a worker is lost."""
-    last_words = run_folder / LAST_WORDS
-    last_words.unlink(missing_ok=True)
+    # Of this attempt alone: a worker that was cut off may leave its own hours later.
+    last_words = run_folder / f".last-words-{secrets.token_hex(4)}"
     try:
         summary: dict[str, Any] = launch(
             train,
-            {"config": config, "run_folder": run_folder, "stop_file": stop_file},
+            {
+                "config": config,
+                "run_folder": run_folder,
+                "stop_file": stop_file,
+                "last_words": last_words,
+            },
             config,
             launcher,
             while_waiting=grow.look,
@@ -135,6 +143,8 @@ def _attempt(
         if last_words.is_file() and (verdict := last_words.read_text()):  # empty on a full disk
             raise WorkerLostError(verdict) from error
         raise
+    finally:
+        last_words.unlink(missing_ok=True)
 
 
 def _final(error: Exception, failures: int, config: Config, after: Any) -> str:

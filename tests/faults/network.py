@@ -37,7 +37,6 @@ class Network:
             "RAY_health_check_period_ms": "500",
             "RAY_health_check_timeout_ms": "1000",
             "RAY_health_check_failure_threshold": "3",
-            "RAY_gcs_rpc_server_reconnect_timeout_s": "15",  # 60 by default
             "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "1",  # 0 would keep to 127.0.0.1
         }
         self._log = (folder / "ray.log").open("w")

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+from ray._private.utils import get_num_cpus
 
 from ray_jobs._local_ray import LocalRay, job_environ
 from tests.conftest import REPOSITORY
@@ -143,11 +144,11 @@ def test_another_job_takes_room_and_leaves_it(tmp_path: Path, data: Path) -> Non
 
 @pytest.mark.parametrize("rank", [0, 1])
 def test_a_node_is_cut_off_the_network(tmp_path: Path, data: Path, rank: int) -> None:
-    """Its worker lives on, with the lock of the run if it is rank 0, until its Ray gives up."""
+    """Its worker lives on, with the lock of the run if it is rank 0, until its watchdog ends it."""
     job = Job(
         tmp_path,
         data,
-        scaling={"num_workers": 2, "min_workers": 1, "hang_timeout_s": 100},
+        scaling={"num_workers": 2, "min_workers": 1, "hang_timeout_s": 40},
         training={"log_every_steps": 7, "epochs": 1},
     )
     naps = [Fault("step", "nap", rank=0, step=step, seconds=0.5) for step in range(12, 40)]
@@ -183,10 +184,22 @@ def test_a_worker_that_takes_too_much_memory(tmp_path: Path, data: Path, undistu
     job.assert_same(undisturbed)
 
 
-def test_rays_controller_dies(tmp_path: Path, data: Path, undisturbed: Job, ray: LocalRay) -> None:
-    """The actor with which Ray Train looks after the workers."""
-    job = Job(tmp_path, data)
-    running = start_on_ray(job, ray.environ, ray.address)
+@pytest.mark.parametrize("place", ["a cluster", "a Ray of its own"])
+def test_rays_controller_dies(
+    tmp_path: Path, data: Path, undisturbed: Job, ray: LocalRay, place: str
+) -> None:
+    """The actor with which Ray Train looks after the workers, which take all CPUs."""
+    cpus = 4 if place == "a cluster" else get_num_cpus()
+    job = Job(
+        tmp_path,
+        data,
+        scaling={"hang_timeout_s": 60.0, "resources_per_worker": {"CPU": cpus / 2}},
+    )
+    nap = Fault("step", "nap", rank=0, step=14, seconds=20)
+    if place == "a cluster":
+        running = start_on_ray(job, ray.environ, ray.address, nap)
+    else:
+        running = Running(job.command("ray"), job.environ(nap), job.folder)
     running.wait_for(r"saved .*step-00000010")
     (controller,) = [
         process

@@ -362,13 +362,16 @@ def test_a_checkpoint_on_an_object_store_of_any_kind(tiny_set: Path, tmp_path: P
 def test_two_processes_can_t_train_the_same_run(tiny_set: Path, tmp_path: Path) -> None:
     import infnet_dist.run_folder as run_folder
 
-    config = make_config(tiny_set, tmp_path, training={"max_steps": 2})
-    before, run_folder._LOCK_WAIT_S = run_folder._LOCK_WAIT_S, 0.2
+    config = make_config(
+        tiny_set, tmp_path, training={"max_steps": 2}, scaling={"hang_timeout_s": 9.0}
+    )
+    before, run_folder._END_S = run_folder._END_S, -8.8
+    refused = pytest.raises(UserError, match="by another process; stop")
     try:
-        with locked(tmp_path / "run"), pytest.raises(UserError, match="by another process; stop"):
+        with locked(tmp_path / "run", 1.0), refused:
             run_ranks(train, 2, config=config, run_folder=tmp_path / "run")
     finally:
-        run_folder._LOCK_WAIT_S = before
+        run_folder._END_S = before
     run_ranks(train, 2, config=config, run_folder=tmp_path / "run")
 
 

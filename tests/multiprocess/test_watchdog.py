@@ -10,7 +10,7 @@ import pytest
 from infnet_dist.config import Config
 from infnet_dist.context import WorkerContext
 from infnet_dist.trainer import train
-from infnet_dist.watchdog import LAST_WORDS, Beat, verdict_of
+from infnet_dist.watchdog import Beat, verdict_of
 from tests.ranks import run_ranks
 from tests.runs import make_config, make_tiny_set
 
@@ -34,7 +34,7 @@ def hang(context: WorkerContext, *, config: Config, run_folder: Path, rank: int,
         return original(*args, **kwargs)
 
     trainer.train_step = hanging
-    return train(context, config, run_folder=run_folder)
+    return train(context, config, run_folder=run_folder, last_words=run_folder / "words")
 
 
 @pytest.mark.parametrize(
@@ -52,7 +52,7 @@ def test_the_rank_that_hangs_is_named(tiny_set: Path, tmp_path: Path, rank: int,
     with pytest.raises(RuntimeError, match=r"died \(exit code 75\)"):
         run_ranks(hang, 2, config=config, run_folder=tmp_path / "run", rank=rank, how=how)
     assert time.monotonic() - start < 45, "not the 60 s that a collective may take"
-    words = (tmp_path / "run" / LAST_WORDS).read_text()
+    words = (tmp_path / "run" / "words").read_text()
     assert words.startswith(f"rank {rank} hangs in step 5"), words
 
 
@@ -61,7 +61,9 @@ def test_verdicts() -> None:
     later = {rank: beat._replace(told=9) for rank, beat in before.items()}
     assert verdict_of(before, later).startswith("rank 1 hangs in step 12 (training): the others")
     stopped = later | {0: before[0]}
-    assert verdict_of(before, stopped) == "rank 0 hangs in step 12: its process is stopped"
+    assert verdict_of(before, stopped) == (
+        "rank 0 hangs in step 12: its process is stopped or cut off"
+    )
     same = {rank: beat._replace(told=9, collectives=40) for rank, beat in before.items()}
     assert verdict_of(before, same).startswith("all ranks hang in step 12 (training), at the same")
     reading = later | {1: Beat(9, 3, 11, "reading", 60)}

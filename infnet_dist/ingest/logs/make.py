@@ -18,12 +18,12 @@ from infnet_dist.schema import Schema
 
 @dataclass(frozen=True)
 class Encoding:
-    """What turns a settled row into one of the training set.
+    """What turns settled rows into those of the training set, and into state.
 
     Attributes:
         schema: of the set.
         compiled: the vocabulary's file, by table.
-        boundary_ms: up to here everything is known, and kept as state.
+        boundary_ms: the state gets all rows from then on, and sums and newest events before it.
     """
 
     schema: Schema

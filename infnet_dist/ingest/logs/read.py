@@ -37,12 +37,12 @@ class Cleaned:
 
     @property
     def rows(self) -> int:
-        """Good rows."""
+        """Good new rows."""
         return sum(outcome["rows"] for outcome in self.outcomes)
 
     @property
     def is_empty(self) -> bool:
-        """Whether there is no row, not even a bad one."""
+        """Whether there is no new row, not even a bad one."""
         return not self.rows and not any(outcome["bad"] for outcome in self.outcomes)
 
     @property
@@ -79,7 +79,7 @@ class Settled:
 def find_fragments(
     place: Workplace, files: Sequence[LogFile]
 ) -> tuple[list[Fragment], dict[str, str]]:
-    """What to read, the set's pending rows first; and files that can't be, with the reason.
+    """What to read, the set's state first; and files that can't be, with the reason.
 
     Raises:
         DataError: one can't be, and `ingest.skip_bad_files` is off.
