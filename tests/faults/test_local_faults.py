@@ -165,7 +165,7 @@ def test_a_second_driver_is_stopped(tmp_path: Path, data: Path, undisturbed: Job
     first = job.start(*naps)
     first.wait_for(r"saved .*step-00000010")
     second = job.start()
-    second.wait_for("is being trained; waiting for that to end")
+    second.wait_for("is being trained; waiting up to 66 s")
     second.send(signal.SIGTERM)
     second.wait_for("once more stops at once")
     second.send(signal.SIGTERM)
