@@ -19,7 +19,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from infnet_dist.checkpoint import CheckpointManifest
-from infnet_dist.config import Config, dump_config
+from infnet_dist.config import Config, ScalingConfig, dump_config
 from infnet_dist.errors import UserError
 from infnet_dist.filesystem import Folder
 from infnet_dist.planning.plan import Plan, save_plan
@@ -40,7 +40,7 @@ def checkpoint_folder(config: Config, run_folder: Path) -> Folder:
 
 
 @contextmanager
-def locked(run_folder: Path, hang_timeout_s: float) -> Iterator[None]:
+def locked(run_folder: Path, scaling: ScalingConfig) -> Iterator[None]:
     """Keep other processes from training the same run.
 
     One that holds the run may be about to end: its driver is gone, or its node was cut off the
@@ -55,7 +55,8 @@ def locked(run_folder: Path, hang_timeout_s: float) -> Iterator[None]:
         try:
             lock.acquire()
         except Timeout:
-            wait_s = hang_timeout_s + _END_S
+            # Meanwhile the other ranks wait in a collective.
+            wait_s = min(scaling.hang_timeout_s + _END_S, 0.9 * scaling.timeout_s)
             log.warning(
                 "run %s is being trained; waiting up to %.0f s for that to end", run_folder, wait_s
             )

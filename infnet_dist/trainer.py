@@ -109,11 +109,10 @@ def train(
         UserError: bad data, plan or checkpoint, or a loss that isn't finite; on all ranks.
     """
     stop = StopRequest(stop_file if context.is_first else None)
-    hang_timeout_s = config.scaling.hang_timeout_s
     with stop.by_sigterm(), ExitStack() as stack:
         context.together(lambda: check_can_train(config))
         session = Session.open(config, context, splits=["train", "valid"])
-        lock = locked(run_folder, hang_timeout_s)
+        lock = locked(run_folder, config.scaling)
         context.together(lambda: stack.enter_context(lock) if context.is_first else None)
         folder = checkpoint_folder(config, run_folder)
         manifest, damaged = checkpoint.load_newest(folder, session.sharded, context)
@@ -127,7 +126,7 @@ def train(
             )
         )
         tracker = context.together(lambda: _open(session, run_folder, manifest))
-        watchdog = Watchdog(context, hang_timeout_s, last_words)
+        watchdog = Watchdog(context, config.scaling.hang_timeout_s, last_words)
         saver = Saver(folder, session.sharded, config, context, watchdog.moved, damaged)
         training = _Training(session, manifest, tracker, saver, stop, watchdog)
         try:

@@ -100,14 +100,19 @@ def test_a_job_that_is_stopped(tmp_path: Path, data: Path, undisturbed: Job, ray
     job.assert_same(undisturbed)
 
 
-def test_a_node_is_lost_and_comes_back(tmp_path: Path, data: Path) -> None:
-    """Two nodes of one worker each: 2 workers, then 1, then 2 again; no row lost or doubled."""
-    job = Job(
-        tmp_path,
+def elastic_job(folder: Path, data: Path, *, hang_timeout_s: float) -> Job:
+    """One epoch on two workers, or on one while there is no room for two."""
+    return Job(
+        folder,
         data,
-        scaling={"num_workers": 2, "min_workers": 1, "hang_timeout_s": 30},
+        scaling={"num_workers": 2, "min_workers": 1, "hang_timeout_s": hang_timeout_s},
         training={"log_every_steps": 7, "epochs": 1},
     )
+
+
+def test_a_node_is_lost_and_comes_back(tmp_path: Path, data: Path) -> None:
+    """Two nodes of one worker each: 2 workers, then 1, then 2 again; no row lost or doubled."""
+    job = elastic_job(tmp_path, data, hang_timeout_s=30)
     naps = [Fault("step", "nap", rank=0, step=step, seconds=1.0) for step in range(12, 75, 2)]
     with nodes(tmp_path) as cluster:
         running = start_on_ray(job, cluster.environ, cluster.address, *naps)
@@ -124,12 +129,7 @@ def test_a_node_is_lost_and_comes_back(tmp_path: Path, data: Path) -> None:
 
 def test_another_job_takes_room_and_leaves_it(tmp_path: Path, data: Path) -> None:
     """The CPUs that it holds aren't ours, though they are the cluster's."""
-    job = Job(
-        tmp_path,
-        data,
-        scaling={"num_workers": 2, "min_workers": 1, "hang_timeout_s": 30},
-        training={"log_every_steps": 7, "epochs": 1},
-    )
+    job = elastic_job(tmp_path, data, hang_timeout_s=30)
     naps = [Fault("step", "nap", rank=0, step=step, seconds=1.0) for step in range(3, 75, 2)]
     with nodes(tmp_path) as cluster:
         cluster.take_a_cpu()
@@ -145,12 +145,7 @@ def test_another_job_takes_room_and_leaves_it(tmp_path: Path, data: Path) -> Non
 @pytest.mark.parametrize("rank", [0, 1])
 def test_a_node_is_cut_off_the_network(tmp_path: Path, data: Path, rank: int) -> None:
     """Its worker lives on, with the lock of the run if it is rank 0, until its watchdog ends it."""
-    job = Job(
-        tmp_path,
-        data,
-        scaling={"num_workers": 2, "min_workers": 1, "hang_timeout_s": 40},
-        training={"log_every_steps": 7, "epochs": 1},
-    )
+    job = elastic_job(tmp_path, data, hang_timeout_s=40)
     naps = [Fault("step", "nap", rank=0, step=step, seconds=0.5) for step in range(12, 40)]
     with Network(tmp_path) as network:
         running = start_on_ray(

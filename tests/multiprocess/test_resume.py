@@ -368,7 +368,7 @@ def test_two_processes_can_t_train_the_same_run(tiny_set: Path, tmp_path: Path) 
     before, run_folder._END_S = run_folder._END_S, -8.8
     refused = pytest.raises(UserError, match="by another process; stop")
     try:
-        with locked(tmp_path / "run", 1.0), refused:
+        with locked(tmp_path / "run", config.scaling), refused:
             run_ranks(train, 2, config=config, run_folder=tmp_path / "run")
     finally:
         run_folder._END_S = before

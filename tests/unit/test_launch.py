@@ -9,8 +9,9 @@ import pytest
 from ray.exceptions import RayActorError
 
 from infnet_dist.config import ScalingConfig
-from infnet_dist.errors import CheckpointError, ConfigError, DataError
+from infnet_dist.errors import CheckpointError, ConfigError, DataError, UserError
 from infnet_dist.filesystem import Folder
+from infnet_dist.run_folder import locked
 from ray_jobs._cli import newest_checkpoint, run_id
 from ray_jobs._launch import _failure, _lacking
 from ray_jobs._local import WorkerLostError, is_broken_collective, root_error
@@ -81,6 +82,15 @@ def test_a_run_whose_folder_can_t_be_made(tmp_path: Path) -> None:
     for place in (tmp_path / "run", tmp_path / "run" / "below"):
         with pytest.raises(ConfigError, match=r"run's folder .* can't be made \(.*\); mend"):
             train_to_the_end(config, place, "local")
+
+
+@pytest.mark.timeout(60)
+def test_a_run_is_refused_before_the_waiting_ranks_collective_ends(tmp_path: Path) -> None:
+    """However long a watchdog may take."""
+    scaling = ScalingConfig(timeout_s=0.5, hang_timeout_s=300.0)
+    taken = pytest.raises(UserError, match="is being trained by another process")
+    with locked(tmp_path, scaling), taken, locked(tmp_path, scaling):
+        raise AssertionError("taken twice")
 
 
 def test_lacking_resources_are_named() -> None:
