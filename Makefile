@@ -13,10 +13,10 @@ TESTS := tests/multiprocess tests/integration tests/faults  # of several process
 
 MINUTES ?= 10
 
-.PHONY: help install smoke test faults soak fuzz lint format types bench doctor clean
+.PHONY: help install smoke test test-all faults soak fuzz lint format types bench doctor clean
 
 help:  ## Show this list
-	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 install: $(STAMP)  ## Fill .venv with the pinned packages; EXTRA=gpu for CUDA machines
 
@@ -35,9 +35,13 @@ $(STAMP): pyproject.toml requirements/constraints.txt requirements/no-deps.txt
 smoke: $(STAMP)  ## Make a small training set, train 2 workers, evaluate, show the result (CPU)
 	OMP_NUM_THREADS=1 $(BIN)/python -m ray_jobs.smoke --config $(CONFIG)
 
-test: lint types  ## What CI runs: lint, types, then all tests
+test: lint types  ## What CI runs: lint, types, then the tests
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/unit -n 2 --dist loadfile -m "not exhaustive"
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(TESTS) -m "not matrix and not exhaustive"
+
+test-all: lint types  ## Every test, those of `make faults` and the slow ones included
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/unit -n 2 --dist loadfile
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(TESTS) -m "not matrix"
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(TESTS)
 
 faults: $(STAMP)  ## All injected faults, those on Ray included (docs/faults.md)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/faults tests/multiprocess/test_resume.py \
