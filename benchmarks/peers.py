@@ -3,7 +3,7 @@
     make .peers/installed
     .venv/bin/python benchmarks/peers.py [--config FILE] [--set KEY=VALUE] [--root FOLDER]
         [--peers-python .peers/bin/python] [--rows N] [--batch-size 256] [--repeats 3]
-        [--models dcnv2 din mmoe] [--attributes N]
+        [--models dcnv2 din mmoe] [--systems ours fuxictr deepctr rechub] [--attributes N]
 
 The training set is that of the config (made-up logs by default); of the config only `ingest` and
 `data.path` matter. Everyone gets the same features of it: the categorical and bucketised fields,
@@ -79,21 +79,26 @@ def main() -> None:
     parser.add_argument("--batch-size", type=int, default=256)
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--models", nargs="+", choices=MODELS, default=MODELS)
+    parser.add_argument("--systems", nargs="+", choices=SYSTEMS, default=list(SYSTEMS))
     parser.add_argument("--attributes", type=int, help="item attributes in DIN (default: all)")
     arguments = parser.parse_args()
-    if not arguments.peers_python.exists():
-        parser.error(f"no {arguments.peers_python}; make it: make .peers/installed")
+    peers = [system for system in arguments.systems if system != OURS]
+    if peers and not arguments.peers_python.exists():
+        parser.error(
+            f"no {arguments.peers_python}; make it: make .peers/installed, or give --systems {OURS}"
+        )
     python = {peer: str(arguments.peers_python.absolute()) for peer in PEERS}
     python[OURS] = sys.executable
     print("command:", "python", *sys.argv)
     print("versions:", json.dumps(versions()))
-    print("versions of the peers:", json.dumps(versions_of_peers(python["fuxictr"])))
+    if peers:
+        print("versions of the peers:", json.dumps(versions_of_peers(python[peers[0]])))
     print("machine:", platform.processor() or platform.machine(), os.cpu_count(), "cores")
     with tempfile.TemporaryDirectory() as temporary:
         folder = training_set(arguments, arguments.root or Path(temporary, "root"))
         for model in arguments.models:
             make_view(folder, Path(temporary, model), model, arguments)
-        results: Results = {(m, s): [] for m in arguments.models for s in SYSTEMS}
+        results: Results = {(m, s): [] for m in arguments.models for s in arguments.systems}
         for repeat in range(arguments.repeats):
             for model, system in results:
                 command = [python[system], str(RUNNERS / f"{system}_runner.py")]
@@ -227,18 +232,22 @@ def print_table(results: Results) -> None:
     print("\n| model | system | rows per CPU-s | rows per s | ours / it | dense parameters | AUC |")
     print("|---|---|---|---|---|---|---|")
     for model in dict.fromkeys(model for model, _ in results):
-        speeds = {s: [r["rows_per_cpu_s"] for r in results[model, s]] for s in SYSTEMS}
-        for system in SYSTEMS:
-            found = results[model, system]
+        of_model = {s: found for (m, s), found in results.items() if m == model}
+        speeds = {s: [r["rows_per_cpu_s"] for r in found] for s, found in of_model.items()}
+        ours = speeds.get(OURS)
+        for system, found in of_model.items():
             wall = statistics.median(r["rows_per_wall_s"] for r in found)
+            ratio = f"{median_ratio(ours, speeds[system]):.2f}" if ours else ""
             aucs = zip(*(r["aucs"] for r in found), strict=True)
             print(
                 f"| {model} | {system} | {statistics.median(speeds[system]):,.0f} | {wall:,.0f} "
-                f"| {median_ratio(speeds[OURS], speeds[system]):.2f} | {found[0]['parameters']:,} "
+                f"| {ratio} | {found[0]['parameters']:,} "
                 f"| {', '.join(f'{statistics.mean(auc):.4f}' for auc in aucs)} |"
             )
-        best = [max(at_once) for at_once in zip(*(speeds[p] for p in PEERS), strict=True)]
-        print(f"| {model} | best peer | | | {median_ratio(speeds[OURS], best):.2f} | | |")
+        peers = [speed for system, speed in speeds.items() if system != OURS]
+        if ours and peers:
+            best = [max(at_once) for at_once in zip(*peers, strict=True)]
+            print(f"| {model} | best peer | | | {median_ratio(ours, best):.2f} | | |")
 
 
 def median_ratio(ours: Sequence[float], theirs: Sequence[float]) -> float:

@@ -39,11 +39,11 @@ def stack(model: str, num_fields: int) -> dict[str, Any]:
             "name": "dcnv2",
             "num_layers": CROSS_LAYERS,
             "rank": num_fields * EMBEDDING_DIM // 2,
-            "hidden_dims": HIDDEN_DIMS,
+            "hidden_dims": [*HIDDEN_DIMS],
         }
     elif model == "din":
         parts["sequence"] = {"name": "din", "hidden_dim": ATTENTION_DIM}
-        parts["interaction"] = {"name": "deep", "hidden_dims": HIDDEN_DIMS}
+        parts["interaction"] = {"name": "deep", "hidden_dims": [*HIDDEN_DIMS]}
     else:
         parts["head"] = {
             "name": "mmoe",
@@ -63,7 +63,7 @@ class Ours:
         self.config = parse_config(
             {
                 "run": {"seed": arguments.seed},
-                "data": {"path": arguments.data, "batch_size": arguments.batch_size},
+                "data": {"path": str(arguments.data), "batch_size": arguments.batch_size},
                 "tables": {"embedding_dim": EMBEDDING_DIM},
                 "model": stack(arguments.model, len(load(arguments.data).sizes_F)),
                 "dense_optimizer": {"learning_rate": LEARNING_RATE},
