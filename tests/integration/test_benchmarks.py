@@ -1,0 +1,45 @@
+"""Every benchmark runs, on sizes that measure nothing."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import REPOSITORY
+
+TINY = {
+    "checkpoint": "--gib 0.01 --repeats 1",
+    "encodings": "--rows 256 --repeats 1",
+    "ingest": "--rows 4000 --systems ours",
+    "peers": "--systems ours --rows 2560 --repeats 1 --set ingest.num_rows=4000",
+    "planning": "--only 4x8 --limit 60",
+    "planning_reality": "--steps 2 --repeats 1",
+    "reader": "--rows 4000 --batch-size 256 --repeats 1 --items 3 --row-group-rows 1000 "
+    "--systems bare ours loader petastorm",
+    "recovery": "--repeats 1",
+    "train_step": "--steps 60 --repeats 1 --set ingest.num_rows=20000",
+}
+BENCHMARKS = sorted((REPOSITORY / "benchmarks").glob("*.py"))
+
+
+def test_every_benchmark_has_a_tiny_run() -> None:
+    assert {path.stem for path in BENCHMARKS} == TINY.keys()
+
+
+@pytest.mark.exhaustive
+@pytest.mark.parametrize("path", BENCHMARKS, ids=lambda path: path.stem)
+def test_a_benchmark_runs(path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, str(path), *TINY[path.stem].split()],
+        cwd=REPOSITORY,
+        env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPOSITORY)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=280,
+    )
+    assert done.returncode == 0, done.stdout[-6_000:]
+    assert f"benchmarks/{path.name}" in done.stdout  # its command
+    assert "versions" in done.stdout
