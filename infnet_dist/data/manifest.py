@@ -25,6 +25,7 @@ MAX_GROUP_ROWS = 100_000_000  # memory for a row group is taken before its rows 
 Count = Annotated[int, Field(ge=0, lt=2**63)]
 Moment = Annotated[int, Field(ge=-(2**63), lt=2**63)]
 Rows = Annotated[int, Field(ge=0, le=MAX_GROUP_ROWS)]
+Fingerprint = Annotated[str, Field(pattern=r"^\d{1,19}:[0-9a-f]{64}$")]
 FileName = Annotated[str, Field(pattern=r"^[^\x00-\x1f\x7f-\x9f]{1,4000}$")]
 
 
@@ -37,13 +38,15 @@ class _Entry(BaseModel):
 class Part(_Entry):
     """One Parquet file; `row_groups` holds the rows of each row group.
 
-    Its name is relative to the set's folder and stays below it; links there are followed. Only a
+    Its `fingerprint` is that of the file (`data/fingerprint.py`), None in sets that were made before
+    parts had one. Its name is relative to the set's folder and stays below it; links there are followed. Only a
     set that describes Petastorm data where they lie may name absolute paths.
     """
 
     file: FileName
     rows: Count
     row_groups: tuple[Rows, ...]
+    fingerprint: Fingerprint | None = None
 
     @property
     def is_elsewhere(self) -> bool:

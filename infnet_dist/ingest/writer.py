@@ -11,7 +11,6 @@ from types import TracebackType
 from typing import Any, Self
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from infnet_dist import __version__
 from infnet_dist.data.manifest import (
@@ -23,7 +22,7 @@ from infnet_dist.data.manifest import (
 )
 from infnet_dist.data.statistics import take_statistics
 from infnet_dist.errors import DataError
-from infnet_dist.ingest.parts import content_hash, make_split, part_writer, summarise
+from infnet_dist.ingest.parts import PartWriter, content_hash, make_split, summarise
 from infnet_dist.schema import Schema
 
 
@@ -127,7 +126,7 @@ class _SplitWriter:
         self._row_group_rows = row_group_rows
         self._nullable = nullable
         self._files: list[str] = []
-        self._writer: pq.ParquetWriter | None = None
+        self._writer: PartWriter | None = None
         self._rows_in_part = 0
         self._pending: list[pa.Table] = []
         self._pending_rows = 0
@@ -153,7 +152,7 @@ class _SplitWriter:
             self._files.append(f"{self._name}/part-{len(self._files):05d}.parquet")
             path = self._folder / self._files[-1]
             path.parent.mkdir(exist_ok=True)
-            self._writer = part_writer(path, table.schema, nullable=self._nullable)
+            self._writer = PartWriter(path, table.schema, nullable=self._nullable)
         table = table.cast(self._writer.schema)
         self._writer.write_table(table, row_group_size=self._row_group_rows)
         self._rows_in_part += table.num_rows

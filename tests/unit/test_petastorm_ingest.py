@@ -236,13 +236,13 @@ def lists(name: str, row: int, items: Any) -> dict[str, list[Any]]:
     [
         (lists("click_row", 31, None), "columns 'click_row' and 'click_author' have lists of diff"),
         (lists("click_author", 33, [1, 2]), "row group 1: columns 'click_row' and 'click_author'"),
-        (lists("click_row", 10, [1, 2, 3, 1000]), r"got 1000, id is outside table 'row' \(0 to 99"),
-        (lists("click_author", 10, [1, 2, -3, 4]), "'click_author': got -3, id is outside table"),
-        (lists("click_gap", 10, [1, 2, -3, 4]), "'click_gap': got -3, a time gap is at least 0"),
+        (lists("click_row", 10, [1, 2, 3, 1000]), r"got 1000, .*'row' .*99"),
+        (lists("click_author", 10, [1, 2, -3, 4]), "'click_author': got -3, "),
+        (lists("click_gap", 10, [1, 2, -3, 4]), "'click_gap': got -3, "),
         (lists("row", 59, 4000), "00002-1f.*row group 1, column 'row': got 4000"),
         (lists("row", 3, None), "row group 0, column 'row': 1 nulls"),
         (lists("user", 3, None), "row group 0, column 'user': 1 nulls"),
-        (lists("label", 26, 2), "00001-1f.*'label': got 2, label of task 'click' must be 0 or 1"),
+        (lists("label", 26, 2), "00001-1f.*'label': got 2, .*'click'"),
         (lists("price", 26, float("inf")), "column 'price': got inf, numbers must be finite"),
     ],
 )
