@@ -87,9 +87,15 @@ class Progress(_Frozen):
 
 
 class DataOrder(_Frozen):
-    """What fixes the order of rows that `Progress.consumed` speaks of."""
+    """What fixes the order of rows that `Progress.consumed` speaks of.
+
+    Attributes:
+        content_hash: the training set's.
+        parts: hash of the fingerprints of its parts; empty in checkpoints before they had one.
+    """
 
     content_hash: Digest
+    parts: Digest = ""
     seed: int
     shuffle_rows: int
     version: int = 1  # of the way in which data/order.py orders rows; checkpoints before 2 lack it

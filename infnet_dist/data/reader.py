@@ -87,8 +87,8 @@ class Reader:
         """The batches of this rank; `consumed` intervals of the epoch's order are left out.
 
         Raises:
-            DataError: a part can't be read, isn't the one that the manifest means, or holds what the
-                schema doesn't allow; names the file, and the row group, column and value.
+            DataError: a part can't be read, isn't the one that the manifest means, or has a value
+                that the schema doesn't allow; names file, row group, column and value.
         """
         return prefetch(self._batches(epoch, consumed), self.prefetch_batches)
 

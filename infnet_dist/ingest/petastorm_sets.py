@@ -182,9 +182,7 @@ class _Scan:
 
     def _look_at(self, table: pa.Table, split: str, where: str) -> None:
         facts = self._facts
-        decode(
-            table, facts.schema, where
-        )  # finds what the schema doesn't allow, and lists that aren't parallel
+        decode(table, facts.schema, where)  # finds values that the schema doesn't allow
         for feature in facts.schema.categorical:
             self._see_ids(feature.table, table[feature.column])
         for sequence in facts.schema.sequences:

@@ -120,9 +120,9 @@ def test_columns_are_there_once() -> None:
         decode(table.append_column("label", table["label"]), RICH, "here")
 
 
-def write_lying(path: Path, good: pa.Table, bad: pa.Table) -> None:
+def write_lying(path: Path, good: pa.Table, bad: pa.Table, *, row_group_size: int = 10) -> None:
     """The rows of `bad` under the footer, and so the statistics, of `good`."""
-    plain = {"compression": "none", "use_dictionary": False, "row_group_size": 10}
+    plain = {"compression": "none", "use_dictionary": False, "row_group_size": row_group_size}
     contents = []
     for table in (good, bad):
         pq.write_table(table, path, **plain)
@@ -164,5 +164,5 @@ def test_footers_that_lie(tmp_path: Path, column: str, value: int) -> None:
     ],
 )
 def test_schemas_whose_ids_can_leave_their_tables_are_refused(update: dict[str, Any]) -> None:
-    with pytest.raises(ValueError, match="price|row"):
+    with pytest.raises(ValueError, match=r"price|row"):
         Schema.model_validate(dict(SCHEMA) | update)
