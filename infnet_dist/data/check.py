@@ -42,6 +42,18 @@ def check_columns(
             check_types(part.file.schema_arrow, schema, str(folder / split.parts[0].file))
 
 
+def check_parts(folder: Path, manifest: Manifest) -> None:
+    """Check that all parts are the files that the manifest means, without reading their rows.
+
+    Raises:
+        DataError: one isn't, or is missing (names the file).
+    """
+    for split in manifest.splits.values():
+        for part in split.parts:
+            with _opened(folder, part):
+                pass
+
+
 def check_split(
     folder: Path,
     manifest: Manifest,

@@ -23,6 +23,7 @@ from infnet_dist.ingest.logs.run import ingest_logs
 from infnet_dist.ingest.logs.stages import one_by_one
 from infnet_dist.ingest.petastorm_metadata import write_petastorm_metadata
 from infnet_dist.ingest.petastorm_sets import make_training_set
+from infnet_dist.ingest.writer import training_set_is_current
 from infnet_dist.session import open_training_set
 from ray_jobs import ingest as ingest_job
 from tests.unit.petastorm_sets import array, scalar, write_set
@@ -313,6 +314,31 @@ def test_the_command_describes_once(
     monkeypatch.setattr(sys, "argv", [*sys.argv[:-1], "data.petastorm_metadata=true"])
     with pytest.raises(ConfigError, match="are Petastorm's already; set it to false"):
         ingest_job.main()
+
+
+def test_data_that_changed_since_they_were_described(tmp_path: Path) -> None:
+    """Nothing is trained on them, and ingest says what to remove: never the data."""
+    raw = write_sets(tmp_path / "raw")
+    config = make_config(raw, raw)
+    source = config.ingest.model_dump(mode="json")
+    make_training_set(config.ingest, raw)
+    assert training_set_is_current(raw, source)
+    files = sorted((raw / "train").glob("*.parquet"))
+    files[1].write_bytes(files[0].read_bytes())
+    for use in (lambda: training_set_is_current(raw, source), lambda: read_all(raw)):
+        with pytest.raises(DataError, match=files[1].name):
+            use()
+    with pytest.raises(DataError, match=rf"remove {raw}/manifest\.json"):
+        training_set_is_current(raw, source)
+    (raw / "manifest.json").unlink()
+    assert not training_set_is_current(raw, source)
+
+
+def read_all(folder: Path) -> None:
+    manifest = read_manifest(folder)
+    opener = part_opener("petastorm", manifest.schema_)
+    one = {"split": "train", "rank": 0, "world_size": 1, "batch_size": 16}
+    list(Reader(folder, manifest, manifest.schema_, **one, open_part=opener).batches())
 
 
 def test_the_wrong_reader_is_named(tmp_path: Path) -> None:
