@@ -105,8 +105,11 @@ def _differences(saved: DataOrder, now: DataOrder, *, content_only: bool) -> lis
     if saved.content_hash != now.content_hash:
         there, here = _short(saved.content_hash), _short(now.content_hash)
         found.append(f"the training set has content {there} there, {here} here")
-    elif saved.parts and saved.parts != now.parts:
-        found.append("parts of the training set are other files than there, under its manifest")
+    elif saved.identity and saved.identity != now.identity:
+        found.append(
+            "the training set's parts, or its schema with data.features and data.tasks, aren't what "
+            "they were under the same content hash"
+        )
     if content_only:
         return found
     for key, name in _ORDER_KEYS.items():

@@ -130,7 +130,7 @@ class Session:
         """What fixes the order in which rows are read."""
         return DataOrder(
             content_hash=self.manifest.content_hash,
-            parts=self.manifest.parts_hash,
+            identity=self.manifest.identity(self.schema),
             seed=self.config.run.seed,
             shuffle_rows=self.config.data.shuffle_rows,
             version=ORDER_VERSION,

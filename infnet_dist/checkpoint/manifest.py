@@ -91,11 +91,12 @@ class DataOrder(_Frozen):
 
     Attributes:
         content_hash: the training set's.
-        parts: hash of the fingerprints of its parts; empty in checkpoints before they had one.
+        identity: hash of the schema that is used and the parts' fingerprints; empty in checkpoints
+            that were made before parts had fingerprints.
     """
 
     content_hash: Digest
-    parts: Digest = ""
+    identity: Digest = ""
     seed: int
     shuffle_rows: int
     version: int = 1  # of the way in which data/order.py orders rows; checkpoints before 2 lack it

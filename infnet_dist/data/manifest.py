@@ -214,10 +214,10 @@ class Manifest(_Entry):
         """Whether parts lie outside of the set's folder."""
         return any(part.is_elsewhere for split in self.splits.values() for part in split.parts)
 
-    @property
-    def parts_hash(self) -> str:
-        """Hash of the fingerprints of all parts, in order."""
-        digest = hashlib.sha256()
+    def identity(self, schema: Schema) -> str:
+        """Hash of the selected schema, and of the fingerprints of all parts, in order."""
+        # Without defaults: the hash stays when a later version knows more of them.
+        digest = hashlib.sha256(schema.model_dump_json(exclude_defaults=True).encode())
         for name, split in sorted(self.splits.items()):
             for part in split.parts:
                 digest.update(f"{name} {part.fingerprint}\n".encode())

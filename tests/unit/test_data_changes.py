@@ -129,7 +129,7 @@ def test_sets_without_fingerprints_are_read_and_get_them(folder: Path) -> None:
     assert sum(batch.num_rows for batch in reader_of(folder).batches()) == 40
     found = check_split(folder, old, SCHEMA, **ONE)
     assert old.with_fingerprints("train", found) == manifest
-    assert old.parts_hash != manifest.parts_hash
+    assert old.identity(SCHEMA) != manifest.identity(SCHEMA)
 
 
 def saved(order: DataOrder, **progress: Any) -> CheckpointManifest:
@@ -146,7 +146,7 @@ def saved(order: DataOrder, **progress: Any) -> CheckpointManifest:
 
 
 def order_of(manifest: Manifest, **changes: Any) -> DataOrder:
-    order = {"content_hash": manifest.content_hash, "parts": manifest.parts_hash}
+    order = {"content_hash": manifest.content_hash, "identity": manifest.identity(SCHEMA)}
     return DataOrder(**order | {"seed": 0, "shuffle_rows": 20, "version": 2} | changes)
 
 
@@ -158,7 +158,7 @@ def test_the_same_set_is_resumed_without_a_word(folder: Path, progress: dict) ->
     manifest = read_manifest(folder)
     now = order_of(manifest)
     assert check_resumable(saved(now, **progress), now, manifest) == ""
-    old = order_of(manifest, parts="")  # of a checkpoint that knows no parts
+    old = order_of(manifest, identity="")  # of a checkpoint that knows none
     assert check_resumable(saved(old, **progress), now, manifest) == ""
 
 
@@ -191,6 +191,18 @@ def test_another_set_is_refused(folder: Path, tmp_path: Path, progress: dict) ->
     with pytest.raises(DataError, match=manifest.content_hash[:12]):
         check_content(folder, other.content_hash)
     check_content(folder, manifest.content_hash)
+
+
+def test_another_schema_under_the_same_content_hash_is_refused(folder: Path) -> None:
+    manifest = read_manifest(folder)
+    price, age = SCHEMA.dense
+    dense = (price, age.model_copy(update={"mean": 11.0}))
+    other = order_of(
+        manifest, identity=manifest.identity(SCHEMA.model_copy(update={"dense": dense}))
+    )
+    for progress in (WITHIN, BETWEEN):
+        with pytest.raises(CheckpointError, match="step 7"):
+            check_resumable(saved(other, **progress), order_of(manifest), manifest)
 
 
 @pytest.mark.parametrize("key", ["seed", "shuffle_rows", "version"])
