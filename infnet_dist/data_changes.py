@@ -107,8 +107,8 @@ def _differences(saved: DataOrder, now: DataOrder, *, content_only: bool) -> lis
         found.append(f"the training set has content {there} there, {here} here")
     elif saved.identity and saved.identity != now.identity:
         found.append(
-            "the training set's parts, or its schema with data.features and data.tasks, aren't what "
-            "they were under the same content hash"
+            "the training set's parts, or its schema under data.features and data.tasks, changed "
+            "under the same content hash"
         )
     if content_only:
         return found
