@@ -112,10 +112,11 @@ class Session:
         opened = context.together(lambda: open_training_set(config))
         manifest, schema = context.broadcast(opened)
         open_part = part_opener(config.data.reader, schema)
-        ranks = {"rank": context.rank, "world_size": context.world_size}
+        rank, world_size = context.rank, context.world_size
         for split in splits:
-            check = partial(check_split, config.data.path, manifest, schema, split=split, **ranks)
-            found = context.gather(context.together(partial(check, open_part=open_part)))
+            check = partial(check_split, config.data.path, manifest, schema, open_part=open_part)
+            here = partial(check, split=split, rank=rank, world_size=world_size)
+            found = context.gather(context.together(here))
             in_order = [one for row in zip_longest(*found) for one in row if one is not None]
             manifest = manifest.with_fingerprints(split, in_order)
         data = (config.data.path, manifest, schema)
