@@ -44,7 +44,9 @@ class DataConfig(Section):
     shuffle_rows: int = Field(65_536, ge=1, description="rows shuffled together in memory")
     prefetch_batches: int = Field(4, ge=1, description="batches read ahead of the step")
     max_bad_row_groups: int = Field(
-        0, ge=0, description="row groups per worker that may be left out, being unreadable"
+        0,
+        ge=0,
+        description="unreadable row groups per worker that may be left out; wrong values may not",
     )
     reader: Literal["arrow", "petastorm"] = Field(
         "arrow", description="what decodes row groups; petastorm for data sets of Petastorm"

@@ -1,5 +1,6 @@
 """Metrics of a model on a split: within training, or of a checkpoint on its own."""
 
+import logging
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -9,9 +10,12 @@ import torch
 from infnet_dist import checkpoint
 from infnet_dist.config import Config
 from infnet_dist.context import WorkerContext
+from infnet_dist.data_changes import warning_of_other_data
 from infnet_dist.filesystem import Folder
 from infnet_dist.metrics import MetricState
 from infnet_dist.session import Session, stream
+
+log = logging.getLogger("infnet_dist")
 
 
 def evaluate(
@@ -60,15 +64,18 @@ def evaluate_checkpoint(
     """Load a checkpoint, with any number of workers, and evaluate it on a split.
 
     Returns:
-        split, rows, checkpoint, step, metrics, optimum.
+        split, rows, training_set (its content hash), checkpoint, step, metrics, optimum.
     """
     session = Session.open(config, context, splits=[split])
     manifest = checkpoint.load(Folder(path), session.sharded, context, with_optimizer=False)
+    if context.is_first and (warning := warning_of_other_data(manifest, session.manifest)):
+        log.warning("%s", warning)
     result = evaluate(session, split)
     assert result is not None
     return {
         "split": split,
         "rows": session.manifest.split(split).rows,
+        "training_set": session.manifest.content_hash,
         "checkpoint": str(path),
         "step": manifest.progress.step,
         "metrics": result["model"],

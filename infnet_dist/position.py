@@ -34,6 +34,7 @@ class Position:
             reader.left_out.update({(file, group): rows for file, group, rows in before})
         self._before: Sequence[Interval] = start.consumed  # when this attempt entered the epoch
         self._read: list[Interval] = []  # since then, by this rank
+        self._examples_before = start.examples - _rows(start.consumed)  # of earlier epochs
         self._steps_left = reader.num_steps(start.consumed) if start.consumed else 0
         self.total_steps = self._count_steps()
 
@@ -65,6 +66,7 @@ class Position:
         self._steps_left -= 1
         self._update(step=self.step + 1, skipped=self.progress.skipped + skipped)
         if self.between_epochs:
+            self._examples_before += self._reader.rows
             self._update(epoch=self.progress.epoch + 1)
             self._before, self._read = (), []
 
@@ -75,7 +77,7 @@ class Position:
         every = self._context.gather((self._read, tuple(left_out[:MAX_LEFT_OUT])))
         read = [interval for intervals, _ in every for interval in intervals]
         consumed = tuple(merge([*self._before, *read]))
-        examples = self.progress.epoch * self._reader.rows + sum(b - a for a, b in consumed)
+        examples = self._examples_before + _rows(consumed)
         left_out_by_rank = tuple(left_out for _, left_out in every)
         self._update(consumed=consumed, examples=examples, left_out=left_out_by_rank)
 
@@ -96,3 +98,7 @@ class Position:
             total += self._reader.num_steps(self._before)
             total += later_epochs * self._reader.num_steps()
         return min(total, self._training.max_steps or total)
+
+
+def _rows(intervals: Sequence[Interval]) -> int:
+    return sum(stop - start for start, stop in intervals)

@@ -102,7 +102,8 @@ class Schema(_Part):
     """The features, tables and tasks of a training set.
 
     Raises:
-        DataError: a name stands twice, or a feature reads an unknown table.
+        DataError: a name appears twice, or a feature reads an unknown table or one that is too
+            small for its ids.
     """
 
     tables: tuple[Table, ...]
@@ -124,7 +125,27 @@ class Schema(_Part):
             if feature.table not in tables:
                 message = unknown_name("table", feature.table, tables)
                 raise DataError(f"feature {feature.key!r} reads an {message}")
+        self._check_sizes()
         return self
+
+    def _check_sizes(self) -> None:
+        """Ids that the reader makes itself, by buckets or by hashing, must be in their tables."""
+        for table in self.tables:
+            if table.raw and table.num_embeddings < 2:
+                raise DataError(
+                    f"table {table.name!r} has 1 row; one of raw ids needs 2 or more, since row 0 "
+                    "is for the unknown"
+                )
+        for feature in self.bucketised:
+            cuts = feature.boundaries or ()
+            if list(cuts) != sorted(cuts):
+                raise DataError(f"feature {feature.name!r}: its boundaries aren't in order")
+            rows = self.table(feature.name).num_embeddings
+            if rows < len(cuts) + 2:
+                raise DataError(
+                    f"table {feature.name!r} has {rows} rows; {len(cuts)} boundaries and null "
+                    f"make {len(cuts) + 2}"
+                )
 
     def _feature_names(self) -> list[str]:
         categorical = [f.name for f in self.categorical]

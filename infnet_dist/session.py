@@ -3,7 +3,8 @@
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
+from itertools import zip_longest
 
 import torch
 
@@ -90,7 +91,11 @@ def _check_names(
 
 @dataclass
 class Session:
-    """An open training set and a sharded model on this worker."""
+    """An open training set and a sharded model on this worker.
+
+    Attributes:
+        manifest: rank 0's, with the fingerprints of the parts of all splits that were opened.
+    """
 
     config: Config
     context: WorkerContext
@@ -100,24 +105,33 @@ class Session:
 
     @classmethod
     def open(cls, config: Config, context: WorkerContext, *, splits: Sequence[str]) -> "Session":
-        """Check the data of `splits` on all ranks, then build the model."""
-        manifest, schema = context.together(lambda: open_training_set(config))
-        data = (config.data.path, manifest, schema)
+        """Check the data of `splits` on all ranks, then build the model.
+
+        All ranks have rank 0's manifest: the set may change between the moments when they read it.
+        """
+        opened = context.together(lambda: open_training_set(config))
+        manifest, schema = context.broadcast(opened)
         open_part = part_opener(config.data.reader, schema)
+        rank, world_size = context.rank, context.world_size
         for split in splits:
-            check = partial(check_split, *data, split=split, open_part=open_part)
-            context.together(partial(check, rank=context.rank, world_size=context.world_size))
+            check = partial(check_split, config.data.path, manifest, schema, open_part=open_part)
+            here = partial(check, split=split, rank=rank, world_size=world_size)
+            found = context.gather(context.together(here))
+            in_order = [one for row in zip_longest(*found) for one in row if one is not None]
+            manifest = manifest.with_fingerprints(split, in_order)
+        data = (config.data.path, manifest, schema)
         plans_here = context.is_first and config.sharding.plan == "auto"
         sample = partial(sample_usage, *data, open_part)
         usage = context.together(lambda: sample() if plans_here else None)
         sharded = build_sharded_model(config, schema, context, usage)
         return cls(config, context, manifest, schema, sharded)
 
-    @property
+    @cached_property
     def order(self) -> DataOrder:
         """What fixes the order in which rows are read."""
         return DataOrder(
             content_hash=self.manifest.content_hash,
+            identity=self.manifest.identity(self.schema),
             seed=self.config.run.seed,
             shuffle_rows=self.config.data.shuffle_rows,
             version=ORDER_VERSION,

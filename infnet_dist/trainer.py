@@ -28,6 +28,7 @@ from infnet_dist.checkpoint import (
 from infnet_dist.config import Config
 from infnet_dist.context import WorkerContext
 from infnet_dist.data.check import count_without
+from infnet_dist.data_changes import check_resumable, check_unchanged
 from infnet_dist.errors import CheckpointError, UserError
 from infnet_dist.evaluation import evaluate
 from infnet_dist.model import StepOutput
@@ -117,7 +118,9 @@ def train(
         folder = checkpoint_folder(config, run_folder)
         manifest, damaged = checkpoint.load_newest(folder, session.sharded, context)
         if manifest:
-            _check_order(manifest, session)
+            growth = check_resumable(manifest, session.order, session.manifest)
+            if growth and context.is_first:
+                log.warning("%s", growth)
         context.together(
             lambda: (
                 checkpoint.check_writable(folder, config, resumed=manifest is not None)
@@ -140,15 +143,6 @@ def train(
             lambda: close_run_folder(run_folder, summary) if context.is_first else None
         )
     return summary
-
-
-def _check_order(manifest: CheckpointManifest, session: Session) -> None:
-    """Raise CheckpointError if the position within an epoch speaks of other data."""
-    if manifest.progress.consumed and manifest.order != session.order:
-        raise CheckpointError(
-            f"the run stopped within an epoch of {manifest.order}, this one reads {session.order}; "
-            f"go on with the same training set, run.seed and data.shuffle_rows, or start a new run"
-        )
 
 
 def _open(session: Session, run_folder: Path, manifest: CheckpointManifest | None) -> Tracker:
@@ -209,6 +203,7 @@ class _Training:
         self._saved_at = time.monotonic()
         self._stall_s = 0.0
         self._stopped = False
+        self._growth = ""
         self._same_world = manifest is not None and manifest.world_size == self._context.world_size
         self._votes = Votes()
         self._log = RunLog(session, tracker, total_steps=self._position.total_steps)
@@ -247,7 +242,16 @@ class _Training:
             "metrics": self._metrics,
         }
 
+    def _check_data(self) -> None:
+        """Refuse a training set that was replaced since it was opened; say once that it grew."""
+        session, context = self._session, self._context
+        growth = context.together(lambda: check_unchanged(session) if context.is_first else "")
+        if growth and growth != self._growth:
+            self._log.warn("%s", growth)
+        self._growth = growth
+
     def _run_epoch(self) -> None:
+        self._check_data()
         config = self._session.config
         for batch, wait_s in stream(self._position.batches(), self._context.device):
             self._watchdog.moves("training", self._position.step + 1)

@@ -14,8 +14,9 @@ from typing import Any
 from tqdm import tqdm
 
 from infnet_dist.comparison.protocol import Trial
-from infnet_dist.config import ScalingConfig
+from infnet_dist.config import Config, ScalingConfig
 from infnet_dist.context import WorkerContext
+from infnet_dist.data_changes import check_content
 from infnet_dist.errors import UserError
 from infnet_dist.trainer import train
 from ray_jobs._cluster import connect
@@ -51,17 +52,24 @@ def train_trial(trial: Trial) -> None:
     scaling = trial.config.scaling
     run_local(
         train_quietly,
-        {"config": trial.config, "run_folder": trial.folder},
+        {"config": trial.config, "run_folder": trial.folder, "content_hash": trial.data},
         num_workers=scaling.num_workers,
         use_gpu=scaling.use_gpu,
         timeout_s=scaling.timeout_s,
     )
 
 
-def train_quietly(context: WorkerContext, **arguments: Any) -> dict[str, Any]:
-    """Train without a line for each interval: many trials run at once."""
+def train_quietly(
+    context: WorkerContext, *, config: Config, run_folder: Path, content_hash: str
+) -> dict[str, Any]:
+    """Train without a line for each interval: many trials run at once.
+
+    Raises:
+        DataError: the training set isn't the one with this content hash, which the others had.
+    """
     log.setLevel(logging.WARNING)
-    return train(context, **arguments)
+    context.together(lambda: check_content(config.data.path, content_hash))
+    return train(context, config, run_folder=run_folder)
 
 
 def _run_threads(trials: Sequence[Trial], at_once: int, progress: "_Progress") -> dict[str, str]:

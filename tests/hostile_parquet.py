@@ -2,6 +2,8 @@
 
 from pathlib import Path
 
+from infnet_dist.data.manifest import Manifest, read_manifest, write_manifest
+
 
 def _varint(value: int) -> bytes:
     """A Thrift integer: zigzag, then 7 bits a byte."""
@@ -24,3 +26,19 @@ def lie(path: Path, true: int, told: int, places: slice = slice(None)) -> None:
     for start in reversed(starts):
         footer = footer[:start] + new + footer[start + len(old) :]
     path.write_bytes(body + footer + len(footer).to_bytes(4, "little") + b"PAR1")
+
+
+def without_fingerprints(manifest: Manifest) -> Manifest:
+    """As it was in sets that were made before parts had fingerprints."""
+    splits = {
+        name: split.model_copy(
+            update={"parts": tuple(p.model_copy(update={"fingerprint": None}) for p in split.parts)}
+        )
+        for name, split in manifest.splits.items()
+    }
+    return manifest.model_copy(update={"splits": splits})
+
+
+def forget_fingerprints(folder: Path) -> None:
+    """Make the manifest in a set's folder one without fingerprints, so that parts may differ."""
+    write_manifest(folder, without_fingerprints(read_manifest(folder)))

@@ -87,9 +87,16 @@ class Progress(_Frozen):
 
 
 class DataOrder(_Frozen):
-    """What fixes the order of rows that `Progress.consumed` speaks of."""
+    """What fixes the order of rows that `Progress.consumed` speaks of.
+
+    Attributes:
+        content_hash: the training set's.
+        identity: hash of the schema that is used and the parts' fingerprints; empty in checkpoints
+            that were made before parts had fingerprints.
+    """
 
     content_hash: Digest
+    identity: Digest = ""
     seed: int
     shuffle_rows: int
     version: int = 1  # of the way in which data/order.py orders rows; checkpoints before 2 lack it

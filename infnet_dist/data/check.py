@@ -1,20 +1,21 @@
 """Checks a split before training: files, columns, types, id ranges, labels, numbers.
 
 Integers are checked from the statistics in the Parquet footers, without reading data; columns
-without statistics, and floats (whose statistics ignore NaN), are read. Each rank checks its share
-of the parts; call through `WorkerContext.together`, so that all ranks fail together.
+without statistics, and floats (whose statistics ignore NaN), are read. So most faults are found
+early; what is decoded is checked again (`values.py`). Each rank checks its share of the parts; call
+through `WorkerContext.together`, so that all ranks fail together.
 """
 
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-import numpy as np
 import pyarrow as pa
 
-from infnet_dist.data.manifest import Manifest, Part, arrow_type, same_type
-from infnet_dist.data.part_files import ARROW, OpenPart, PartFile, read_group
+from infnet_dist.data.manifest import Manifest, Part
+from infnet_dist.data.part_files import ARROW, OpenedPart, OpenPart, PartFile, opened
 from infnet_dist.data.ranges import Range, allowed_ranges, bounds
+from infnet_dist.data.values import check_numbers, check_types
 from infnet_dist.errors import DataError
 from infnet_dist.schema import Schema
 
@@ -37,7 +38,20 @@ def check_columns(
         DataError: names file and column, and the type found and expected.
     """
     for split in manifest.splits.values():
-        _check_types(folder, split.parts[0], schema, open_part)
+        with _opened(folder, split.parts[0], open_part) as part:
+            check_types(part.file.schema_arrow, schema, str(folder / split.parts[0].file))
+
+
+def check_parts(folder: Path, manifest: Manifest) -> None:
+    """Check that all parts are the files that the manifest means, without reading their rows.
+
+    Raises:
+        DataError: one isn't, or is missing (names the file).
+    """
+    for split in manifest.splits.values():
+        for part in split.parts:
+            with _opened(folder, part):
+                pass
 
 
 def check_split(
@@ -49,17 +63,23 @@ def check_split(
     rank: int,
     world_size: int,
     open_part: OpenPart = ARROW,
-) -> None:
+) -> list[str]:
     """Check this rank's share of a split's parts.
+
+    Returns:
+        The fingerprints of these parts.
 
     Raises:
         DataError: names file, row group, column and the offending value.
     """
     parts = manifest.split(split).parts
     ranges = list(allowed_ranges(schema))
+    fingerprints = []
     for part in parts[rank::world_size]:
-        _check_types(folder, part, schema, open_part)
-        with _readable(folder / part.file), open_part(folder / part.file) as file:
+        with _opened(folder, part, open_part) as found:
+            file = found.file
+            fingerprints.append(found.fingerprint)
+            check_types(file.schema_arrow, schema, str(folder / part.file))
             groups = tuple(file.metadata.row_group(i).num_rows for i in range(file.num_row_groups))
             if groups != part.row_groups:
                 raise DataError(
@@ -69,6 +89,7 @@ def check_split(
             for group in range(file.num_row_groups):
                 _check_integers(file, part, group, ranges)
                 _check_floats(file, part, group, schema)
+    return fingerprints
 
 
 def count_without(
@@ -81,41 +102,29 @@ def count_without(
     columns = {t.name: t.column for t in schema.tasks}
     without = positives = rows = 0
     for part in manifest.split("train").parts:
-        path = folder / part.file
-        with _readable(path), ARROW(path) as file:
-            for group, count in enumerate(part.row_groups):
-                table = read_group(file, path, group, count, [columns[task], columns[under]])
+        with _opened(folder, part) as found:
+            for group in range(len(part.row_groups)):
+                table = found.read_group(group, [columns[task], columns[under]])
                 known = table.drop_null()
                 child, parent = (known[columns[name]].to_numpy() > 0 for name in (task, under))
                 without += int((child & ~parent).sum())
                 positives += int(child.sum())
-                rows += count
+            rows += part.rows
         if rows >= _MOST_ROWS_COUNTED:
             break
     return without, positives
 
 
 @contextmanager
-def _readable(path: Path) -> Iterator[None]:
-    try:
-        yield
-    except (OSError, pa.ArrowException) as error:
-        raise DataError(f"{path} is not a readable Parquet file: {error}; ingest again") from None
-
-
-def _check_types(folder: Path, part: Part, schema: Schema, open_part: OpenPart) -> None:
+def _opened(folder: Path, part: Part, open_part: OpenPart = ARROW) -> Iterator[OpenedPart]:
     path = folder / part.file
     if not path.is_file():
         raise DataError(f"{path} is missing, but the manifest lists it; ingest again")
-    with _readable(path), open_part(path) as file:
-        found = file.schema_arrow
-    for column in schema.columns:
-        expected = arrow_type(schema, column)
-        if column not in found.names:
-            raise DataError(f"{path} lacks column {column!r} ({expected}); ingest again")
-        got = found.field(column).type
-        if not same_type(got, expected):
-            raise DataError(f"{path}: column {column!r} is {got}, expected {expected}")
+    try:
+        with opened(folder, part, open_part) as found:
+            yield found
+    except (OSError, pa.ArrowException) as error:
+        raise DataError(f"{path} is not a readable Parquet file: {error}; ingest again") from None
 
 
 _MOST_ROWS_COUNTED = 1_000_000
@@ -151,10 +160,4 @@ def _check_floats(file: PartFile, part: Part, group: int, schema: Schema) -> Non
     for column in columns:
         values = table.column(column)
         where = f"{part.file}, row group {group}, column {column!r}"
-        if column in numeric and values.null_count:
-            raise DataError(f"{where}: {values.null_count} nulls; fill them in ingest")
-        numbers = values.drop_null().to_numpy()
-        bad = ~np.isfinite(numbers)
-        if bad.any():
-            value = numbers[bad][0]
-            raise DataError(f"{where}: got {value}, numbers must be finite; ingest again")
+        check_numbers(values, where, nullable=column not in numeric)

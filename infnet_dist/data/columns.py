@@ -12,6 +12,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from infnet_dist.data.hashing import hashed_rows
+from infnet_dist.data.values import check_types, check_values
 from infnet_dist.errors import DataError
 from infnet_dist.schema import DenseFeature, Schema, SequenceFeature, Table, sequence_key
 
@@ -89,12 +90,13 @@ def decode(table: pa.Table, schema: Schema, where: str) -> Columns:
         where: file and row group, for messages.
 
     Raises:
-        DataError: null ids or items, or a behaviour's lists differ in length.
+        DataError: a column is missing or of another type; an id, item, label, time gap or number
+            that the schema doesn't allow; or a behaviour's lists differ in length. Names the column
+            and an offending value.
     """
+    check_types(table.schema, schema, where)
     columns = {name: _one_array(table.column(name)) for name in schema.columns}
-    for name in (schema.group_column, *(feature.column for feature in schema.categorical)):
-        if columns[name].null_count:
-            raise DataError(f"{where}, column {name!r}: null ids; write 0 for them, ingest again")
+    check_values(columns, schema, where)
     ids: list[Array] = [
         _in_range(columns[feature.column].to_numpy(), schema.table(feature.table))
         for feature in schema.categorical
@@ -149,7 +151,7 @@ def time_gap_bucket(gap_s: IntArray) -> IntArray:
 def _behaviour(
     columns: dict[str, pa.Array], sequence: SequenceFeature, where: str
 ) -> dict[str, Lists]:
-    """A behaviour's attributes and time gaps, checked for what footers can't tell."""
+    """A behaviour's attributes and time gaps, whose lists must be parallel."""
     found = {sequence_key(sequence, a): a.column for a in sequence.attributes}
     if sequence.time_gap_column is not None:
         found[sequence.name] = sequence.time_gap_column
@@ -173,14 +175,13 @@ def _one_array(column: pa.ChunkedArray) -> pa.Array:
 
 def _lists(column: pa.ListArray, name: str, where: str) -> Lists:
     values = column.flatten()
-    if values.null_count:
-        raise DataError(f"{where}, column {name!r}: null items in lists; ingest again")
     if values.nbytes > np.iinfo(np.int32).max:  # a view's offset is an int32
         raise DataError(
             f"{where}, column {name!r}: {len(values)} items; ingest again with smaller row groups"
         )
     offsets = column.offsets.to_numpy()
-    assert offsets[-1] - offsets[0] == len(values), "a null list owns items"
+    if offsets[-1] - offsets[0] != len(values):
+        raise DataError(f"{where}, column {name!r}: a null list has items; ingest again")
     return Lists(offsets[:-1] - offsets[0], np.diff(offsets), values.to_numpy())
 
 

@@ -6,6 +6,8 @@ train/part-00000.parquet
 valid/part-00000.parquet
 """
 
+import hashlib
+from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 from typing import Annotated, Any, Self
 
@@ -25,6 +27,7 @@ MAX_GROUP_ROWS = 100_000_000  # memory for a row group is taken before its rows 
 Count = Annotated[int, Field(ge=0, lt=2**63)]
 Moment = Annotated[int, Field(ge=-(2**63), lt=2**63)]
 Rows = Annotated[int, Field(ge=0, le=MAX_GROUP_ROWS)]
+Fingerprint = Annotated[str, Field(pattern=r"^\d{1,19}:[0-9a-f]{64}$")]
 FileName = Annotated[str, Field(pattern=r"^[^\x00-\x1f\x7f-\x9f]{1,4000}$")]
 
 
@@ -38,12 +41,14 @@ class Part(_Entry):
     """One Parquet file; `row_groups` holds the rows of each row group.
 
     Its name is relative to the set's folder and stays below it; links there are followed. Only a
-    set that describes Petastorm data where they lie may name absolute paths.
+    set that describes Petastorm data where they lie may name absolute paths. Its `fingerprint`
+    (`data/fingerprint.py`) is None in sets that were made before parts had one.
     """
 
     file: FileName
     rows: Count
     row_groups: tuple[Rows, ...]
+    fingerprint: Fingerprint | None = None
 
     @property
     def is_elsewhere(self) -> bool:
@@ -113,6 +118,7 @@ class Ingested(_Entry):
         quarantined: bad rows of all ingests by reason.
         left_out: rows of all ingests before train ("early") and in gaps ("left_out").
         hashed: by table that rows are found in by hash, raw ones included.
+        grew_from: content hashes of the set before each ingest that added to it.
     """
 
     generation: int = Field(ge=1, lt=2**31)
@@ -123,6 +129,7 @@ class Ingested(_Entry):
     quarantined: dict[str, Count]
     left_out: dict[str, Count]
     hashed: dict[str, HashedTable] = Field(default_factory=dict)
+    grew_from: tuple[str, ...] = ()
 
     @property
     def num_bad(self) -> int:
@@ -206,6 +213,25 @@ class Manifest(_Entry):
     def is_elsewhere(self) -> bool:
         """Whether parts lie outside of the set's folder."""
         return any(part.is_elsewhere for split in self.splits.values() for part in split.parts)
+
+    def identity(self, schema: Schema) -> str:
+        """Hash of the selected schema, and of the fingerprints of all parts, in order."""
+        # Without defaults: the hash stays when a later version knows more of them.
+        digest = hashlib.sha256(schema.model_dump_json(exclude_defaults=True).encode())
+        for name, split in sorted(self.splits.items()):
+            for part in split.parts:
+                digest.update(f"{name} {part.fingerprint}\n".encode())
+        return digest.hexdigest()
+
+    def with_fingerprints(self, name: str, found: Sequence[str]) -> Self:
+        """The same with the fingerprints of a split's parts."""
+        split = self.splits[name]
+        parts = tuple(
+            part.model_copy(update={"fingerprint": told})
+            for part, told in zip(split.parts, found, strict=True)
+        )
+        changed = split.model_copy(update={"parts": parts})
+        return self.model_copy(update={"splits": self.splits | {name: changed}})
 
     def split(self, name: str) -> Split:
         """The split `name`; DataError names the ones that exist."""

@@ -1,10 +1,13 @@
 """How a part of a training set is opened: as plain Parquet, or as a file of a Petastorm data set.
 
 Both ways give the same tables; which rows are read, in which order and by whom is decided
-elsewhere (`order.py`) and is the same.
+elsewhere (`order.py`) and is the same. Whenever a part is opened, it is compared with the manifest.
 """
 
-from collections.abc import Callable, Sequence
+import os
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from types import TracebackType
@@ -14,10 +17,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from infnet_dist.data.manifest import arrow_type
+from infnet_dist.data.fingerprint import fingerprint
+from infnet_dist.data.manifest import Part, arrow_type
 from infnet_dist.data.petastorm_bridge import load_petastorm
 from infnet_dist.data.petastorm_file import UNISCHEMA_FILE, PetastormFile, fields_beside
-from infnet_dist.data.ranges import allowed_ranges, bounds
 from infnet_dist.errors import DataError
 from infnet_dist.schema import Schema
 
@@ -54,8 +57,14 @@ class PartFile(Protocol):
         """Close the file."""
 
 
-OpenPart = Callable[[Path], PartFile]
-ARROW: OpenPart = pq.ParquetFile
+OpenPart = Callable[[Path, pa.NativeFile], PartFile]
+
+
+def _open_plain(path: Path, source: pa.NativeFile) -> PartFile:
+    return pq.ParquetFile(source, page_checksum_verification=True)  # where pages have checksums
+
+
+ARROW: OpenPart = _open_plain
 
 
 def part_opener(kind: Literal["arrow", "petastorm"], schema: Schema) -> OpenPart:
@@ -70,47 +79,98 @@ def part_opener(kind: Literal["arrow", "petastorm"], schema: Schema) -> OpenPart
     return partial(PetastormPart, schema=schema)
 
 
-def read_group(
-    file: PartFile, path: Path, index: int, rows: int, columns: Sequence[str]
-) -> pa.Table:
-    """These columns of a row group, which must have as many rows as the manifest says.
+class UnreadableError(DataError):
+    """A row group can't be read, or hasn't the rows that the manifest says."""
 
-    Memory is taken by what a footer says, so that is compared first; and what was decoded after,
-    since a file may hold less than its footer says.
+
+class ChangedError(DataError):
+    """A part isn't the file that its training set was made with."""
+
+
+@dataclass(frozen=True)
+class OpenedPart:
+    """A part that is open, and is the file that the manifest means.
+
+    Attributes:
+        file: the part.
+        fingerprint: see `fingerprint`.
+    """
+
+    file: PartFile
+    fingerprint: str
+    _path: Path
+    _part: Part
+    _source: pa.NativeFile
+    _state: tuple[int, int]
+
+    def read_group(self, index: int, columns: Sequence[str]) -> pa.Table:
+        """These columns of a row group, which must have as many rows as the manifest says.
+
+        Memory is taken by what a footer says, so that is compared first; and what was decoded
+        after, since a file may hold less than its footer says.
+
+        Raises:
+            UnreadableError: it has another number of rows.
+            ChangedError: the file was written to since it was opened.
+            OSError, pa.ArrowException: it can't be read.
+        """
+        where, rows = f"{self._path}, row group {index}", self._part.row_groups[index]
+        there = index < self.file.num_row_groups
+        told = self.file.metadata.row_group(index).num_rows if there else None
+        if told != rows:
+            found = "isn't there" if told is None else f"has {told} rows"
+            raise UnreadableError(f"{where} {found}, its manifest says {rows}; ingest again")
+        try:
+            table = self.file.read_row_group(index, columns=columns, use_threads=False)
+        finally:
+            if _state(self._source) != self._state:
+                raise ChangedError(f"{self._path} was written to while it was read; {_RESTORE}")
+        if len(table) != rows or any(len(column) != rows for column in table.columns):
+            raise UnreadableError(
+                f"{where} holds {len(table)} rows, its footer says {rows}; ingest again"
+            )
+        return table
+
+
+@contextmanager
+def opened(folder: Path, part: Part, open_part: OpenPart = ARROW) -> Iterator[OpenedPart]:
+    """Open a part of the training set in `folder`; the one way to read its rows.
 
     Raises:
-        DataError: it has another number of rows.
-        OSError, pa.ArrowException: it can't be read.
+        ChangedError: it isn't the file that the manifest means.
+        OSError, pa.ArrowException: it isn't there, or is no Parquet file.
     """
-    where = f"{path}, row group {index}"
-    told = file.metadata.row_group(index).num_rows if index < file.num_row_groups else None
-    if told != rows:
-        found = "isn't there" if told is None else f"has {told} rows"
-        raise UnreadableError(f"{where} {found}, its manifest says {rows}; ingest again")
-    table = file.read_row_group(index, columns=columns, use_threads=False)
-    if len(table) != rows or any(len(column) != rows for column in table.columns):
-        raise UnreadableError(
-            f"{where} holds {len(table)} rows, its footer says {rows}; ingest again"
-        )
-    return table
+    path = folder / part.file
+    with pa.OSFile(str(path)) as source:
+        state, found = _state(source), fingerprint(source)
+        if part.fingerprint is not None and found != part.fingerprint:
+            raise ChangedError(_difference(path, found, part.fingerprint))
+        with open_part(path, source) as file:
+            yield OpenedPart(file, found, path, part, source, state)
 
 
-class UnreadableError(DataError):
-    """A row group can't be read, or isn't what the manifest says."""
+def _state(source: pa.NativeFile) -> tuple[int, int]:
+    """Size and time of the last change of an open file."""
+    found = os.fstat(source.fileno())
+    return found.st_size, found.st_mtime_ns
+
+
+def _difference(path: Path, found: str, expected: str) -> str:
+    size, right_size = (text.partition(":")[0] for text in (found, expected))
+    what = f"{size} bytes, {right_size} expected" if size != right_size else "another footer"
+    return f"{path} isn't the file that its training set was made with ({what}); {_RESTORE}"
+
+
+_RESTORE = "put the file back, or ingest again and start a new run"
 
 
 class PetastormPart(PetastormFile):
-    """A file of a Petastorm data set, in the types of a training set.
+    """A file of a Petastorm data set, in the types of a training set."""
 
-    Ids in packed arrays have no statistics in the footer, so they are checked here, as they are
-    read.
-    """
-
-    def __init__(self, path: Path, schema: Schema) -> None:
+    def __init__(self, path: Path, source: pa.NativeFile | None = None, *, schema: Schema) -> None:
         """Open the file, and the Unischema of its data set."""
-        super().__init__(path, fields_beside(path))
+        super().__init__(path, fields_beside(path), source)
         self._schema = schema
-        self._ranges = list(allowed_ranges(schema))
 
     @property
     def schema_arrow(self) -> pa.Schema:
@@ -128,10 +188,10 @@ class PetastormPart(PetastormFile):
     def read_row_group(
         self, index: int, columns: Sequence[str], use_threads: bool = False
     ) -> pa.Table:
-        """These columns of a row group, decoded, cast and checked.
+        """These columns of a row group, decoded and cast.
 
         Raises:
-            DataError: as `PetastormFile`; or an id or a label out of range.
+            DataError: as `PetastormFile`; or a column that can't be cast.
         """
         table = super().read_row_group(index, columns, use_threads)
         where = f"{self._path}, row group {index}"
@@ -146,10 +206,6 @@ class PetastormPart(PetastormFile):
                     f"{where}, column {name!r} is {table[name].type}, expected {wanted} "
                     f"({error}){hint}"
                 ) from None
-        for allowed in self._ranges:
-            if allowed.column in cast:
-                mend = "mend the data set, or change its ingest section and ingest again"
-                allowed.check(bounds(cast[allowed.column]), where, mend)
         return pa.table(cast)
 
 

@@ -73,7 +73,9 @@ class PetastormFile:
         """Open the file and read its footer."""
         self._path = path
         self._fields = fields
-        self._file = pq.ParquetFile(path if source is None else source)
+        self._file = pq.ParquetFile(
+            path if source is None else source, page_checksum_verification=True
+        )
         self._keys = _partition_keys(Path(path))
         self.metadata = self._file.metadata
         self.num_row_groups = self._file.num_row_groups

@@ -10,6 +10,7 @@ from infnet_dist.errors import DataError
 from infnet_dist.schema import Schema
 
 _ANY = (-(2**63), 2**63 - 1)
+_FIX = "fix the data, or what the ingest section says of it, and ingest again"
 
 
 @dataclass(frozen=True)
@@ -22,15 +23,17 @@ class Range:
     meaning: str
     nullable: bool = False
 
-    def check(
-        self, found: tuple[int | None, int | None, int], where: str, mend: str = "ingest again"
-    ) -> None:
+    @property
+    def is_any(self) -> bool:
+        """Whether all integers are allowed."""
+        return (self.low, self.high) == _ANY
+
+    def check(self, found: tuple[int | None, int | None, int], where: str) -> None:
         """Check a column.
 
         Args:
             found: its smallest and largest value, and its number of nulls.
             where: file and row group, for messages.
-            mend: what a user can do about it.
 
         Raises:
             DataError: names the column and the offending value.
@@ -38,13 +41,10 @@ class Range:
         low, high, nulls = found
         where = f"{where}, column {self.column!r}"
         if nulls and not self.nullable:
-            raise DataError(
-                f"{where}: {nulls} nulls; write 0 for a missing id, and make a task nullable whose "
-                f"label may be unknown; {mend}"
-            )
+            raise DataError(f"{where}: {nulls} nulls, {self.meaning}; {_FIX}")
         for value in (low, high):
             if value is not None and not self.low <= value <= self.high:
-                raise DataError(f"{where}: got {value}, {self.meaning}; {mend}")
+                raise DataError(f"{where}: got {value}, {self.meaning}; {_FIX}")
 
 
 def allowed_ranges(schema: Schema) -> Iterator[Range]:
@@ -55,13 +55,13 @@ def allowed_ranges(schema: Schema) -> Iterator[Range]:
         for attribute in sequence.attributes:
             yield _ids(schema, attribute.column, attribute.table)
         if sequence.time_gap_column is not None:
-            yield Range(sequence.time_gap_column, 0, _ANY[1], "a time gap is at least 0 s")
-    yield Range(schema.group_column, *_ANY, "a group is any integer")
+            yield Range(sequence.time_gap_column, 0, _ANY[1], "a time gap is 0 s or more")
+    yield Range(schema.group_column, *_ANY, "a group is an integer")
     for task in schema.tasks:
         if task.kind == "watch_time":
-            high, meaning = _ANY[1], f"watch time {task.name!r} is at least 0 ms"
+            high, meaning = _ANY[1], f"watch time {task.name!r} is 0 ms or more"
         else:
-            high, meaning = 1, f"label of task {task.name!r} must be 0 or 1"
+            high, meaning = 1, f"label of task {task.name!r} is 0 or 1"
         yield Range(task.column, 0, high, meaning, task.nullable)
 
 
@@ -75,6 +75,6 @@ def bounds(values: pa.ChunkedArray) -> tuple[int | None, int | None, int]:
 
 def _ids(schema: Schema, column: str, table: str) -> Range:
     if schema.table(table).raw:
-        return Range(column, *_ANY, "a raw id is any integer")
+        return Range(column, *_ANY, "a raw id is an integer, 0 if unknown")
     last = schema.table(table).num_embeddings - 1
-    return Range(column, 0, last, f"id is outside table {table!r} (0 to {last})")
+    return Range(column, 0, last, f"ids of table {table!r} are 0 (unknown) to {last}")

@@ -5,7 +5,7 @@ of the epoch's order (`order.py`), and the last batch of a rank is padded with w
 """
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import groupby
@@ -17,7 +17,7 @@ import pyarrow as pa
 from infnet_dist.batch import BatchRows, RankingBatch
 from infnet_dist.data.collate import Collator
 from infnet_dist.data.columns import Columns, decode, unknown_rows
-from infnet_dist.data.manifest import Manifest, arrow_type
+from infnet_dist.data.manifest import Manifest, Part, arrow_type
 from infnet_dist.data.order import (
     Block,
     Interval,
@@ -29,10 +29,10 @@ from infnet_dist.data.order import (
 )
 from infnet_dist.data.part_files import (
     ARROW,
+    OpenedPart,
     OpenPart,
-    PartFile,
     UnreadableError,
-    read_group,
+    opened,
 )
 from infnet_dist.data.prefetch import prefetch
 from infnet_dist.data.rows import Joiner, Rows, concatenate
@@ -53,7 +53,8 @@ class Reader:
         shuffle_rows: rows shuffled together; None keeps the order on disk (evaluation).
         prefetch_batches: batches made ahead of their use.
         open_part: how a part is opened (`part_opener`).
-        max_bad_row_groups: that may be left out because they can't be read.
+        max_bad_row_groups: that may be left out because they can't be read; not those that hold
+            wrong values.
         left_out: rows by file and row group of those that were, in this attempt or before.
     """
 
@@ -86,7 +87,8 @@ class Reader:
         """The batches of this rank; `consumed` intervals of the epoch's order are left out.
 
         Raises:
-            DataError: a part can't be read (names the file).
+            DataError: a part can't be read, isn't the one that the manifest means, or has a value
+                that the schema doesn't allow; names file, row group, column and value.
         """
         return prefetch(self._batches(epoch, consumed), self.prefetch_batches)
 
@@ -109,10 +111,11 @@ class Reader:
         collate = Collator(self.schema, self.batch_size)
         mine = deal(remaining(self.rows, consumed), rank=self.rank, world_size=self.world_size)
         steps, missing = self.num_steps(consumed), self.batch_size
+        parts = {part.file: part for part in self.manifest.split(self.split).parts}
         taken: list[Rows] = []
         intervals: list[Interval] = []
         for block, spans in self._blocks(epoch, mine):
-            rows = join(self._read(block), block.permutation())
+            rows = join(self._read(block, parts), block.permutation())
             for start, stop in spans:
                 while start < stop:
                     count = min(missing, stop - start)
@@ -147,15 +150,15 @@ class Reader:
             if spans:
                 yield block, spans
 
-    def _read(self, block: Block) -> Iterator[Columns]:
+    def _read(self, block: Block, parts: Mapping[str, Part]) -> Iterator[Columns]:
         """The row groups of a block; a file is opened once for those that follow one another."""
         for name, together in groupby(block.groups, key=lambda group: group.file):
             left = list(together)
             while left:
                 try:
-                    with self.open_part(self.folder / name) as file:
+                    with opened(self.folder, parts[name], self.open_part) as part:
                         while left:
-                            yield self._decode(file, left[0])
+                            yield self._decode(part, left[0])
                             del left[0]
                 except (OSError, pa.ArrowException, UnreadableError) as error:
                     yield self._leave_out(left.pop(0), error)
@@ -183,9 +186,8 @@ class Reader:
             )
         return unknown_rows(self.schema, group.rows)
 
-    def _decode(self, file: PartFile, group: RowGroup) -> Columns:
-        path, columns = self.folder / group.file, list(self.schema.columns)
-        table = read_group(file, path, group.index, group.rows, columns)
+    def _decode(self, part: OpenedPart, group: RowGroup) -> Columns:
+        table = part.read_group(group.index, list(self.schema.columns))
         return decode(table, self.schema, f"{group.file}, row group {group.index}")
 
 

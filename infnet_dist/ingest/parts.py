@@ -1,16 +1,21 @@
 """Parquet parts of a training set: how they are written, and what the manifest says of them."""
 
 import hashlib
+import io
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
+from typing import Any, Self
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from pydantic import BaseModel, ConfigDict
 
+from infnet_dist.data.fingerprint import fingerprint
 from infnet_dist.data.manifest import Part, Split, arrow_type, same_type
 from infnet_dist.schema import Schema
+
+ROWS_HASH = "infnet_dist.rows_sha256"  # in the footer
 
 
 class PartSummary(BaseModel):
@@ -24,28 +29,79 @@ class PartSummary(BaseModel):
     labels: dict[str, int]
 
 
-def part_writer(
-    path: Path, columns: pa.Schema, *, nullable: Collection[str] = ()
-) -> pq.ParquetWriter:
-    """Opens a part: zstd, int64 delta-packed, the rest (labels, numbers) by dictionary.
+class PartWriter:
+    """Writes a part: zstd, int64 delta-packed, the rest (labels, numbers) by dictionary.
 
     Cast tables to the writer's schema: int64 that aren't `nullable` have no nulls in it, neither
-    in columns nor in lists, so that readers needn't look for them: .8 of the time.
+    in columns nor in lists, so that readers needn't look for them: 0.8 of the time.
 
-    Delta-packed ids decode in .4 to 1.2 of the time of Parquet's default, dictionaries, which give
-    way to plain numbers where ids are many, and take .7 to 1.4 of its bytes: benchmarks/encodings.
+    Delta-packed ids decode in 0.4 to 1.2 of the time of Parquet's default, dictionaries, which give
+    way to plain numbers where ids are many, and take 0.7 to 1.4 of its bytes: benchmarks/encodings.
     Byte-stream-split integers are smaller still, but older readers don't know them.
+
+    Pages have checksums, and the footer has the hash of all bytes before it, so that a part's
+    fingerprint (`data/fingerprint.py`) is that of its rows, not of their statistics alone.
+
+    Args:
+        path: of the part.
+        columns: names and types.
+        nullable: int64 columns that may hold nulls.
+
+    Attributes:
+        schema: of the tables to write.
     """
-    columns = pa.schema([field if field.name in nullable else _full(field) for field in columns])
-    packed = [_leaf(field) for field in columns if _leaf_type(field) == pa.int64()]
-    others = [_leaf(field) for field in columns if _leaf_type(field) != pa.int64()]
-    return pq.ParquetWriter(
-        path,
-        columns,
-        compression="zstd",
-        use_dictionary=others,
-        column_encoding=dict.fromkeys(packed, "DELTA_BINARY_PACKED"),
-    )
+
+    def __init__(self, path: Path, columns: pa.Schema, *, nullable: Collection[str] = ()) -> None:
+        """Open the file."""
+        self.schema = pa.schema(
+            [field if field.name in nullable else _full(field) for field in columns]
+        )
+        packed = [_leaf(field) for field in self.schema if _leaf_type(field) == pa.int64()]
+        others = [_leaf(field) for field in self.schema if _leaf_type(field) != pa.int64()]
+        self._file = _HashedFile(path)
+        self._writer = pq.ParquetWriter(
+            self._file,
+            self.schema,
+            compression="zstd",
+            use_dictionary=others,
+            column_encoding=dict.fromkeys(packed, "DELTA_BINARY_PACKED"),
+            write_page_checksum=True,
+        )
+
+    def __enter__(self) -> Self:
+        """Itself."""
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        """Close the file."""
+        self.close()
+
+    def write_table(self, table: pa.Table, row_group_size: int) -> None:
+        """Append rows, in row groups of this size."""
+        self._writer.write_table(table, row_group_size=row_group_size)
+
+    def close(self) -> None:
+        """Write the footer."""
+        self._writer.add_key_value_metadata({ROWS_HASH: self._file.hash.hexdigest()})
+        self._writer.close()
+        self._file.close()
+
+
+class _HashedFile(io.FileIO):
+    """A file, and the hash of what was written to it."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(path, "wb")
+        self.hash = hashlib.sha256()
+
+    def write(self, content: Any) -> int:
+        """All of it, which FileIO doesn't promise."""
+        self.hash.update(content)
+        left = memoryview(content).cast("B")
+        size = len(left)
+        while left:
+            left = left[super().write(left) :]
+        return size
 
 
 def _full(field: pa.Field) -> pa.Field:
@@ -66,15 +122,16 @@ def _leaf_type(field: pa.Field) -> pa.DataType:
 
 def summarise(folder: Path, name: str, schema: Schema) -> PartSummary:
     """Check a part's columns and read back what the manifest tells of it."""
-    with pq.ParquetFile(folder / name) as file:
+    with pa.OSFile(str(folder / name)) as source, pq.ParquetFile(source) as file:
         _check_columns(schema, file.schema_arrow, name)
+        told = fingerprint(source)
         groups = [file.metadata.row_group(i).num_rows for i in range(file.num_row_groups)]
         columns = [schema.time_column, *(task.column for task in schema.tasks)]
         table = file.read(columns, use_threads=False)
     time = table[schema.time_column].to_numpy()
     known = {task.name: table[task.column].drop_null().to_numpy() for task in schema.tasks}
     return PartSummary(
-        part=Part(file=name, rows=sum(groups), row_groups=tuple(groups)),
+        part=Part(file=name, rows=sum(groups), row_groups=tuple(groups), fingerprint=told),
         time_range_ms=(int(time.min()), int(time.max())),
         label_sums={task: float(np.sum(labels)) for task, labels in known.items()},
         labels={task: len(labels) for task, labels in known.items()},

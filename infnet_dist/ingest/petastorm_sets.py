@@ -20,6 +20,7 @@ from torch import nn
 
 from infnet_dist import __version__
 from infnet_dist.data.columns import decode
+from infnet_dist.data.fingerprint import fingerprint
 from infnet_dist.data.manifest import Manifest, Part, Split, write_manifest
 from infnet_dist.data.part_files import PetastormPart
 from infnet_dist.data.petastorm_bridge import parquet_files
@@ -62,7 +63,9 @@ def make_training_set(
         raise DataError(f"{folder} exists already; choose another data.path or remove it")
     _check_names(config)
     files = {split: _files(path / name) for split, name in config.splits.items()}
-    facts = _Facts(schema=_schema(config, defaultdict(lambda: _NO_LIMIT, config.tables)))
+    # Buckets without boundaries: numbers may be null, as those of the set to be.
+    limits = defaultdict(lambda: _NO_LIMIT, config.tables)
+    facts = _Facts(schema=_schema(config, limits, dict.fromkeys(config.dense, ())))
     total = sum(_rows(file) for found in files.values() for file in found)
     scan = _Scan(config, folder, facts, progress, total)
     splits: dict[str, Split] = {name: scan.split(name, found) for name, found in files.items()}
@@ -146,7 +149,12 @@ class _Scan:
         labels: dict[str, list[tuple[float, int]]] = defaultdict(list)  # sum, number
         parts, times = [], list[int]()
         for path in files:
-            with _errors_named(path), PetastormPart(path, self._facts.schema) as part:
+            with (
+                _errors_named(path),
+                pa.OSFile(str(path)) as source,
+                PetastormPart(path, source, schema=self._facts.schema) as part,
+            ):
+                identity = fingerprint(source)
                 rows = [part.metadata.row_group(i).num_rows for i in range(part.num_row_groups)]
                 for index, count in enumerate(rows):
                     table = part.read_row_group(index, self._facts.schema.columns)
@@ -158,7 +166,9 @@ class _Scan:
                     self._report(count)
             inside = path.is_relative_to(self._folder)
             file = str(path.relative_to(self._folder) if inside else path)
-            parts.append(Part(file=file, rows=sum(rows), row_groups=tuple(rows)))
+            parts.append(
+                Part(file=file, rows=sum(rows), row_groups=tuple(rows), fingerprint=identity)
+            )
         sums = {task: np.sum(pairs, axis=0) for task, pairs in labels.items()}
         if not sum(part.rows for part in parts):
             raise DataError(f"{files[0].parent} has no rows; change ingest.path or ingest.splits")
@@ -172,18 +182,15 @@ class _Scan:
 
     def _look_at(self, table: pa.Table, split: str, where: str) -> None:
         facts = self._facts
-        decode(table, facts.schema, where)  # finds null ids, and lists that aren't parallel
+        decode(table, facts.schema, where)  # finds values that the schema doesn't allow
         for feature in facts.schema.categorical:
             self._see_ids(feature.table, table[feature.column])
         for sequence in facts.schema.sequences:
             for attribute in sequence.attributes:
                 self._see_ids(attribute.table, table[attribute.column])
         for column in self._config.dense:
-            numbers = table[column].drop_null().to_numpy()
-            if np.isinf(numbers).any():
-                raise DataError(f"{where}, column {column!r}: got inf, numbers must be finite")
             if split == "train":
-                facts.numbers[column].append(numbers)
+                facts.numbers[column].append(table[column].drop_null().to_numpy())
         for task in facts.schema.tasks:
             if table[task.column].null_count:
                 facts.unknown_labels.add(task.name)

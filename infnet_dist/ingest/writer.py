@@ -11,9 +11,9 @@ from types import TracebackType
 from typing import Any, Self
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from infnet_dist import __version__
+from infnet_dist.data.check import check_parts
 from infnet_dist.data.manifest import (
     MANIFEST,
     Manifest,
@@ -23,7 +23,7 @@ from infnet_dist.data.manifest import (
 )
 from infnet_dist.data.statistics import take_statistics
 from infnet_dist.errors import DataError
-from infnet_dist.ingest.parts import content_hash, make_split, part_writer, summarise
+from infnet_dist.ingest.parts import PartWriter, content_hash, make_split, summarise
 from infnet_dist.schema import Schema
 
 
@@ -127,7 +127,7 @@ class _SplitWriter:
         self._row_group_rows = row_group_rows
         self._nullable = nullable
         self._files: list[str] = []
-        self._writer: pq.ParquetWriter | None = None
+        self._writer: PartWriter | None = None
         self._rows_in_part = 0
         self._pending: list[pa.Table] = []
         self._pending_rows = 0
@@ -153,7 +153,7 @@ class _SplitWriter:
             self._files.append(f"{self._name}/part-{len(self._files):05d}.parquet")
             path = self._folder / self._files[-1]
             path.parent.mkdir(exist_ok=True)
-            self._writer = part_writer(path, table.schema, nullable=self._nullable)
+            self._writer = PartWriter(path, table.schema, nullable=self._nullable)
         table = table.cast(self._writer.schema)
         self._writer.write_table(table, row_group_size=self._row_group_rows)
         self._rows_in_part += table.num_rows
@@ -182,17 +182,33 @@ def training_set_is_current(folder: Path, source: dict[str, Any]) -> bool:
     """Whether `folder` already holds the training set that `source` describes.
 
     Raises:
-        DataError: it holds something else, which stays untouched.
+        DataError: it holds something else, or a set whose parts changed; it stays untouched.
     """
     if not folder.exists() or not any(folder.iterdir()):
         return False
     in_place = source.get("path") == str(folder)  # the manifest comes to where the rows are
     if in_place and not (folder / MANIFEST).is_file():
         return False
-    there = read_manifest(folder).source if (folder / MANIFEST).is_file() else None
-    if there == source:
-        return True
-    raise other_settings(folder, there, source, remove=f"its {MANIFEST}" if in_place else None)
+    there = read_manifest(folder) if (folder / MANIFEST).is_file() else None
+    if there is None or there.source != source:
+        remove = f"its {MANIFEST}" if in_place else None
+        raise other_settings(folder, there.source if there else None, source, remove=remove)
+    check_unbroken(folder, there)
+    return True
+
+
+def check_unbroken(folder: Path, manifest: Manifest) -> None:
+    """Check that a set's parts are still those that it was made with.
+
+    Raises:
+        DataError: they aren't; says what to do.
+    """
+    try:
+        check_parts(folder, manifest)
+    except DataError as error:
+        described = manifest.source.get("source") == "petastorm"  # the data must stay
+        remove = folder / MANIFEST if described else folder
+        raise DataError(f"{error}; to make the set anew, remove {remove} first") from None
 
 
 def other_settings(

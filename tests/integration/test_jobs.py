@@ -17,6 +17,7 @@ from infnet_dist.config import load_config
 from infnet_dist.data.manifest import read_manifest
 from ray_jobs._local_ray import LocalRay, job_environ
 from tests.conftest import REPOSITORY
+from tests.hostile_parquet import forget_fingerprints
 from tests.wandb_file import read_history
 
 SMALL = {
@@ -181,6 +182,7 @@ def test_the_root_error_of_a_worker_is_the_jobs_last_line(
     ids = pa.array([5_000, *table.column("item_id").to_pylist()[1:]], pa.int64())
     place = table.column_names.index("item_id")
     pq.write_table(table.set_column(place, "item_id", ids), part, row_group_size=700)
+    forget_fingerprints(root / "data" / "bad")
     done = submit(ray, "train", "--config", str(root / "small.yaml"), "--set", "data.path=data/bad")
     assert done.returncode == 1
     job_log = done.stdout.split("WebSocket closed")[0].splitlines()[:-1]

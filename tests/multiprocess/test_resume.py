@@ -6,6 +6,8 @@ import os
 import shutil
 import signal
 import threading
+import time
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -19,12 +21,13 @@ from infnet_dist.checkpoint.pieces import Piece
 from infnet_dist.checkpoint.reading import TensorReader
 from infnet_dist.config import Config
 from infnet_dist.context import WorkerContext
-from infnet_dist.data.manifest import read_manifest
+from infnet_dist.data.manifest import Ingested, read_manifest, write_manifest
 from infnet_dist.data.order import epoch_order
 from infnet_dist.errors import CheckpointError, DataError, UserError
 from infnet_dist.filesystem import Folder
 from infnet_dist.run_folder import locked
 from infnet_dist.trainer import train
+from tests.hostile_parquet import forget_fingerprints
 from tests.ranks import run_ranks
 from tests.runs import make_config, make_tiny_set
 from tests.wandb_file import read_history
@@ -385,6 +388,7 @@ def spoil(folder: Path, value: float) -> None:
     place = table.schema.get_field_index(name)
     table = table.set_column(place, table.schema.field(place), pa.array(column))
     pq.write_table(table, path, row_group_size=500)
+    forget_fingerprints(folder)
 
 
 def test_a_batch_whose_loss_is_not_finite(tmp_path: Path, whole: Path) -> None:
@@ -547,3 +551,92 @@ def test_a_place_that_can_t_be_written_now_does_not_end_a_resumed_run(
         summary = run_ranks(train, 1, config=config, run_folder=tmp_path / "run")[0]
         assert summary["steps"] == max_steps
         (tmp_path / "run" / "checkpoints" / "probe").mkdir(exist_ok=True)  # in the way
+
+
+def replace_at_step(
+    context: WorkerContext, *, config: Config, run_folder: Path, step: int, other: Path
+) -> dict:
+    """Train; in that step rank 0 puts `other` in the place of the training set."""
+    import infnet_dist.trainer as trainer
+
+    original = trainer.train_step
+
+    def replacing(*args, **kwargs):
+        if kwargs["step"] == step and context.is_first:
+            config.data.path.rename(config.data.path.with_name("away"))
+            other.rename(config.data.path)
+        return original(*args, **kwargs)
+
+    trainer.train_step = replacing
+    return train(context, config, run_folder=run_folder)
+
+
+@pytest.mark.exhaustive
+@pytest.mark.parametrize("step", [3, 37])  # early, and in the last of the epoch
+def test_a_set_that_is_replaced_while_it_is_trained(tmp_path: Path, step: int) -> None:
+    data = make_tiny_set(tmp_path / "data")
+    other = make_tiny_set(tmp_path / "other", seed=1)
+    config = config_of(data, tmp_path, training={"epochs": 3})
+    run, settings = tmp_path / "run", {"config": config, "step": step, "other": other}
+    with pytest.raises(DataError, match=str(data)):
+        run_ranks(replace_at_step, 2, run_folder=run, **settings)
+    newest = checkpoint.newest(Folder(run / "checkpoints"))
+    assert newest is None or checkpoint.read_manifest(newest).progress.epoch < 2
+    if newest is None:
+        return
+    with pytest.raises(CheckpointError, match="training set"):
+        run_ranks(train, 2, config=config, run_folder=run)
+    data.rename(other)
+    data.with_name("away").rename(data)
+    assert run_ranks(train, 2, config=config, run_folder=run)[0]["examples"] == 3 * 2400
+
+
+@pytest.mark.exhaustive
+def test_a_set_that_grew_between_epochs(tmp_path: Path) -> None:
+    data, more = make_tiny_set(tmp_path / "data"), make_tiny_set(tmp_path / "more", num_rows=4_500)
+    run, first = tmp_path / "run", config_of(data, tmp_path)
+    assert run_ranks(train, 2, config=first, run_folder=run)[0]["examples"] == 2400
+    config = config_of(more, tmp_path, training={"epochs": 2, "log_every_steps": 7})
+    with pytest.raises(CheckpointError, match=read_manifest(data).content_hash[:12]):
+        run_ranks(train, 2, config=config, run_folder=run)
+    grown = read_manifest(more)
+    ingested = Ingested(
+        **{"generation": 2, "last_time_ms": 0, "boundary_ms": 0, "files": (), "unreadable": {}},
+        **{"quarantined": {}, "left_out": {}, "grew_from": (read_manifest(data).content_hash,)},
+    )
+    write_manifest(more, grown.model_copy(update={"ingested": ingested}))
+    rows = 2400 + grown.split("train").rows
+    assert run_ranks(train, 2, config=config, run_folder=run)[0]["examples"] == rows
+    lines = [r for r in records(run) if "train/loss/total" in r]
+    assert all(
+        later["examples"] - line["examples"] == (later["step"] - line["step"]) * 64
+        for line, later in pairwise(lines)
+        if later["step"] not in (38, lines[-1]["step"])  # the last of an epoch is padded
+    )
+    newest = checkpoint.newest(Folder(run / "checkpoints"))
+    assert checkpoint.read_manifest(newest).order.content_hash == grown.content_hash
+
+
+def lie_about_ids(folder: Path) -> None:
+    """Put an id outside of its table where the footer says that there is none."""
+    from tests.unit.test_values import write_lying
+
+    path = folder / "train" / "part-00001.parquet"
+    good = pq.read_table(path)
+    ids = good["item_id"].to_pylist()
+    ids[777] = 81
+    place = good.schema.get_field_index("item_id")
+    bad = good.set_column(place, good.schema.field(place), pa.array(ids))
+    write_lying(path, good, bad, row_group_size=500)
+    forget_fingerprints(folder)
+
+
+def test_an_id_outside_of_its_table_that_footers_do_not_show(tmp_path: Path) -> None:
+    data = make_tiny_set(tmp_path / "data")
+    lie_about_ids(data)
+    config = config_of(data, tmp_path, scaling={"timeout_s": 60})
+    start = time.monotonic()
+    message = r"part-00001\.parquet, row group 1, column 'item_id': got 81, .*'item'.* 80"
+    with pytest.raises(DataError, match=message):
+        run_ranks(train, 2, config=config, run_folder=tmp_path / "run")
+    assert time.monotonic() - start < 45, "no rank waits for the others until they time out"

@@ -12,9 +12,11 @@ import pytest
 
 from infnet_dist.data.check import check_columns, check_feed, check_split, count_without
 from infnet_dist.data.manifest import read_manifest
+from infnet_dist.data.part_files import ChangedError
 from infnet_dist.errors import ConfigError, DataError
 from infnet_dist.schema import Task
 from infnet_dist.session import check_can_train, open_training_set
+from tests.hostile_parquet import forget_fingerprints
 from tests.runs import make_config, make_tiny_set
 from tests.unit.test_reader import make_set
 
@@ -33,6 +35,7 @@ def rewrite(folder: Path, column: str, change: Any, **options: Any) -> None:
     changed = pa.chunked_array([change(table.column(column).combine_chunks())])
     table = table.set_column(place, column, changed)
     pq.write_table(table, folder / PART, row_group_size=10, **options)
+    forget_fingerprints(folder)
 
 
 def set_value(row: int, value: object) -> Any:
@@ -58,10 +61,10 @@ def test_a_good_set_passes(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("column", "row", "value", "message"),
     [
-        ("row", 23, 1_000_000, r"row group 2, column 'row': got 1000000, .*'row' \(0 to 999999\)"),
-        ("row", 3, -1, r"row group 0, column 'row': got -1, id is outside table 'row'"),
+        ("row", 23, 1_000_000, r"row group 2, column 'row': got 1000000, .*'row' .* 999999"),
+        ("row", 3, -1, r"row group 0, column 'row': got -1, .*'row'"),
         ("click_author", 35, [50], r"row group 3, column 'click_author': got 50, .*'author'"),
-        ("label", 11, 2, r"row group 1, column 'label': got 2, label of task 'click' must be 0 or"),
+        ("label", 11, 2, r"row group 1, column 'label': got 2, .*'click'"),
         ("label", 11, None, r"row group 1, column 'label': 1 nulls"),
         ("user", 30, None, r"row group 3, column 'user': 1 nulls"),
         ("age", 12, float("nan"), r"row group 1, column 'age': got nan, numbers must be finite"),
@@ -80,6 +83,7 @@ def test_bad_values(
 def test_missing_column_and_wrong_type(folder: Path) -> None:
     table = pq.read_table(folder / PART)
     pq.write_table(table.drop_columns(["click_author"]), folder / PART, row_group_size=10)
+    forget_fingerprints(folder)
     with pytest.raises(DataError, match=r"part-00000\.parquet lacks column 'click_author'"):
         check(folder)
     wrong = table.set_column(0, "row", pc.cast(table.column("row"), pa.string()))
@@ -91,6 +95,9 @@ def test_missing_column_and_wrong_type(folder: Path) -> None:
 
 def test_rows_differ_from_the_manifest(folder: Path) -> None:
     pq.write_table(pq.read_table(folder / PART).slice(5), folder / PART, row_group_size=10)
+    with pytest.raises(ChangedError, match=PART):
+        check(folder)
+    forget_fingerprints(folder)
     with pytest.raises(DataError, match="35 rows in 4 row groups, its manifest says 40 in 4"):
         check(folder)
 
@@ -191,6 +198,7 @@ def test_an_unknown_parent_is_none(folder: Path) -> None:
     table = pq.read_table(folder / PART)
     parent = pa.array([(None, 0, 1)[i % 3] for i in range(len(table))], pa.int8())
     pq.write_table(table.append_column("parent", parent), folder / PART, row_group_size=10)
+    forget_fingerprints(folder)
     manifest = read_manifest(folder)
     task = manifest.schema_.tasks[0]
     schema = manifest.schema_.model_copy(

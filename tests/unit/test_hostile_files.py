@@ -12,6 +12,7 @@ import pytest
 
 from infnet_dist.data.check import check_split, count_without
 from infnet_dist.data.manifest import Manifest, read_manifest
+from infnet_dist.data.part_files import ChangedError
 from infnet_dist.data.petastorm_bridge import load_petastorm
 from infnet_dist.data.reader import Reader
 from infnet_dist.data.unischema_pickle import load_unischema
@@ -21,7 +22,7 @@ from infnet_dist.logs_config import LogsIngest
 from infnet_dist.planning.plan import load_plan, save_plan
 from infnet_dist.planning.planner import make_plan
 from infnet_dist.session import open_training_set
-from tests.hostile_parquet import lie
+from tests.hostile_parquet import forget_fingerprints, lie
 from tests.runs import make_config
 from tests.unit.test_planning import cpu, run_tables
 from tests.unit.test_reader import make_set
@@ -123,6 +124,9 @@ def test_tables_of_a_manifest(folder: Path) -> None:
 def test_a_footer_that_lies(folder: Path, told: int, places: slice) -> None:
     """About the file, its row group, the values of its columns."""
     lie(folder / PART, ROWS, told, places)
+    with pytest.raises(ChangedError, match=r"part-00000\.parquet"):
+        read_all(folder, read_manifest(folder))
+    forget_fingerprints(folder)
     manifest = read_manifest(folder)
     with pytest.raises(DataError, match=r"part-00000\.parquet"):
         check_split(folder, manifest, manifest.schema_, split="train", rank=0, world_size=1)
@@ -136,6 +140,7 @@ def test_a_footer_that_lies(folder: Path, told: int, places: slice) -> None:
 @pytest.mark.parametrize("told", [1, ROWS + 1, 50_000, 10**7, 10**8, 10**9, 10**15])
 def test_a_footer_and_a_manifest_that_lie_alike(folder: Path, told: int) -> None:
     lie(folder / PART, ROWS, told)
+    forget_fingerprints(folder)
     change_rows(folder, told)
     if told == 1:
         assert read_all(folder, read_manifest(folder)) == 1

@@ -11,6 +11,7 @@ import pytest
 from infnet_dist.data.check import check_split
 from infnet_dist.data.manifest import read_manifest
 from infnet_dist.data.reader import Reader
+from infnet_dist.errors import DataError
 from infnet_dist.ingest.logs.run import ingest_logs
 from infnet_dist.ingest.logs.sizes import Sizes
 from infnet_dist.ingest.logs.stages import one_by_one, processes
@@ -174,12 +175,22 @@ def test_no_id_ever_moves(tmp_path):
     logs, folder = tmp_path / "logs", tmp_path / "set"
     write_logs(logs / "0", rows[:200])
     config = settings(logs, valid_from="2026-01-02", tables={"item": {"min_count": 3}})
-    ingest(config, folder)
+    before = ingest(config, folder)
     first = vocabulary(folder, "item")
     write_logs(logs / "1", rows[200:])
     ingest(settings(logs, valid_from="2026-01-04", tables={"item": {"min_count": 3}}), folder)
     second = vocabulary(folder, "item", 2)
     assert first.items() < second.items()
+    assert read_manifest(folder).ingested.grew_from == (before.content_hash,)
+    fingerprints = [
+        [p.fingerprint for s in m.splits.values() for p in s.parts]
+        for m in (before, read_manifest(folder))
+    ]
+    assert None not in fingerprints[0] and {*fingerprints[0]} < {*fingerprints[1]}
+    part = next(folder.glob("train/*.parquet"))
+    part.write_bytes(part.read_bytes()[:-1000])
+    with pytest.raises(DataError, match=part.name):
+        ingest(settings(logs, valid_from="2026-01-04", tables={"item": {"min_count": 3}}), folder)
     seen = Counter(row["item_id"] for row in rows if row["time_ms"] < START_MS + 3 * DAY_MS)
     assert set(second) == {item for item, number in seen.items() if number >= 3}
     assert sorted(second.values()) == list(range(1, len(second) + 1))

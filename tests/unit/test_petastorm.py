@@ -65,7 +65,7 @@ def both_sets(tmp_path: Path, rows: int = ROWS) -> tuple[Manifest, Manifest]:
     files = sorted((tmp_path / "peta" / "train").glob("*.parquet"))
     split = plain.split("train")
     parts = tuple(
-        part.model_copy(update={"file": f"train/{file.name}"})
+        part.model_copy(update={"file": f"train/{file.name}", "fingerprint": None})
         for part, file in zip(split.parts, files, strict=True)
     )
     split = split.model_copy(update={"parts": parts})
@@ -154,13 +154,11 @@ def test_ids_out_of_range_are_found_in_footers_and_in_arrays(tmp_path: Path) -> 
     small = SCHEMA.tables[0].model_copy(update={"num_embeddings": 90})
     schema = SCHEMA.model_copy(update={"tables": (small, *SCHEMA.tables[1:])})
     one = {"split": "train", "rank": 0, "world_size": 1}
-    with pytest.raises(DataError, match=r"00002-1f.*row group 1, column 'row': got 93, id is outs"):
+    with pytest.raises(DataError, match=r"00002-1f.*row group 1, column 'row': got 93, "):
         check_split(
             tmp_path / "peta", peta, schema, open_part=part_opener("petastorm", schema), **one
         )
-    with pytest.raises(
-        DataError, match=r"row group 1, column 'click_row': got 130, .* 'row' \(0 to 89\)"
-    ):
+    with pytest.raises(DataError, match=r"row group 1, column 'click_row': got 130, .*'row' .* 89"):
         list(peta_batches(tmp_path, peta, schema=schema, shuffle_rows=None))
 
 

@@ -28,6 +28,7 @@ from infnet_dist.schema import (
     Table,
     Task,
 )
+from tests.hostile_parquet import without_fingerprints
 
 SCHEMA = Schema(
     tables=(
@@ -207,7 +208,7 @@ def test_unknown_labels_are_nan_where_a_task_allows_them(tmp_path: Path) -> None
     known = [label for label in labels if label is not None]
     assert manifest.split("train").base_rates["click"] == sum(known) / len(known)
     check_split(tmp_path / "s", manifest, schema, split="train", rank=0, world_size=1)
-    with pytest.raises(DataError, match=r"column 'label': 2 nulls; .* make a task nullable"):
+    with pytest.raises(DataError, match=r"row group 0, column 'label': 2 nulls.*'click'"):
         check_split(tmp_path / "s", manifest, SCHEMA, split="train", rank=0, world_size=1)
     reader = make_reader(tmp_path / "s", manifest, schema=schema, shuffle_rows=None)
     found = torch.cat([batch.labels_BK[: batch.num_rows, 0] for batch in reader.batches()])
@@ -310,6 +311,7 @@ def test_parts_whose_columns_and_items_may_be_null(tmp_path: Path) -> None:
     before = list(make_reader(tmp_path, manifest).batches())
     first, second = (tmp_path / part.file for part in manifest.split("train").parts)
     pq.write_table(make_table(20)[:10], first, row_group_size=5)  # as other writers have it
+    manifest = without_fingerprints(manifest)
     assert pq.read_schema(first).field("click_row").type == pa.list_(pa.int64())
     assert not pq.read_schema(second).field("click_row").type.value_field.nullable
     check_split(tmp_path, manifest, SCHEMA, split="train", rank=0, world_size=1)
@@ -330,7 +332,8 @@ def test_null_items(tmp_path: Path) -> None:
     place = table.column_names.index("click_gap")
     table = table.set_column(place, "click_gap", pa.array(lists, pa.list_(pa.int64())))
     pq.write_table(table, tmp_path / "s" / "train" / "part-00000.parquet", row_group_size=5)
-    with pytest.raises(DataError, match="row group 2, column 'click_gap': null items in lists"):
+    manifest = without_fingerprints(manifest)
+    with pytest.raises(DataError, match="row group 2, column 'click_gap': 1 nulls"):
         list(make_reader(tmp_path / "s", manifest).batches())
 
 

@@ -40,6 +40,7 @@ ORDER = [
     "checkpoint",
     "tracking",
     "session",
+    "data_changes",
     "position",
     "pace",
     "votes",

@@ -7,7 +7,7 @@ from typing import Any
 
 from infnet_dist.data.manifest import MANIFEST, Ingested, LogFile, Manifest, read_manifest
 from infnet_dist.errors import DataError
-from infnet_dist.ingest.writer import other_settings
+from infnet_dist.ingest.writer import check_unbroken, other_settings
 from infnet_dist.logs_config import LogsIngest
 
 # What may be otherwise when logs are added; the rest is what the set is.
@@ -21,7 +21,8 @@ def earlier_set(config: LogsIngest, folder: Path) -> Manifest | None:
     """The training set at `folder`; None if nothing stands there.
 
     Raises:
-        DataError: something else stands there, or a set made from other settings.
+        DataError: something else stands there, a set made from other settings, or one whose parts
+            changed.
     """
     if not folder.exists() or not any(folder.iterdir()):
         return None
@@ -31,6 +32,7 @@ def earlier_set(config: LogsIngest, folder: Path) -> Manifest | None:
     earlier = read_manifest(folder)
     if _fixed(earlier.source) != wanted:
         raise other_settings(folder, _fixed(earlier.source), wanted)
+    check_unbroken(folder, earlier)
     return earlier
 
 

@@ -101,6 +101,11 @@ def run_job(place: Workplace, files: Sequence[LogFile]) -> Made | None:
             {name: rows[name] for name in ("early", "left_out")},
         ),
         hashed=fit_hashed(place, settled),
+        grew_from=(
+            (*(before.grew_from if before else ()), place.earlier.content_hash)
+            if place.earlier is not None
+            else ()
+        ),
     )
     return Made(
         place.staged,

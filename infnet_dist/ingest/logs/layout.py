@@ -13,7 +13,7 @@ import pyarrow as pa
 
 from infnet_dist.data.manifest import arrow_type
 from infnet_dist.ingest.logs.exchange import read_bucket, renamed
-from infnet_dist.ingest.parts import part_writer, summarise
+from infnet_dist.ingest.parts import PartWriter, summarise
 from infnet_dist.schema import Schema
 
 
@@ -47,7 +47,7 @@ class Layout:
         labels = [task.column for task in self.schema.tasks]
         with (
             renamed(self.folder / self.file) as path,
-            part_writer(path, types, nullable=labels) as writer,
+            PartWriter(path, types, nullable=labels) as writer,
         ):
             for start in range(0, len(order), self.row_group_rows):
                 chosen = pa.array(order[start : start + self.row_group_rows])
