@@ -20,11 +20,12 @@ _SPEED = "samples/s: of lookups and their exchange alone, as estimated; the towe
 def try_topologies(
     table_set: TableSet, topologies: Sequence[Topology], sizes: Sequence[int]
 ) -> list[dict[str, Any]]:
-    """`review.facts` of each plan and, as keys of their own:
+    """Plan for each topology and world size.
 
-    fits: whether there is a plan; error: why not.
-    in_hbm: whether it keeps all rows in HBM; on CPUs: fits.
-    recommended: the smallest world size among those in HBM; where there is none, of those that fit.
+    Returns:
+        `review.facts` of each plan and, beside them: "fits", whether there is a plan, and "error",
+        why not; "in_hbm", whether it keeps all rows in HBM (on CPUs: fits); "recommended": the
+        smallest world size of those in HBM or, where there are none, of those that fit.
     """
     rows = []
     for topology in topologies:

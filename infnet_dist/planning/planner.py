@@ -256,7 +256,12 @@ class _Loads(NamedTuple):
 
 def _loads(costs: Costs, placed: list[tuple[int, tuple[int, ...]]], topology: Topology) -> _Loads:
     count = topology.world_size
-    loads = _Loads(*np.zeros((2, count)), np.zeros((count, len(TIERS))), np.zeros((count, 1)))
+    loads = _Loads(
+        lookup=np.zeros(count),
+        comms=np.zeros(count),
+        memory=np.zeros((count, len(TIERS))),
+        stored=np.zeros((count, 1)),
+    )
     sizes = (1, topology.workers_per_node, count)
     for option, units in placed:
         place = int(costs.options.place[option])

@@ -18,7 +18,7 @@ from rich.text import Text
 from infnet_dist.errors import PlanError
 from infnet_dist.filesystem import size_text
 from infnet_dist.pages import heading, page, picture, png, table
-from infnet_dist.planning.plan import BY_NODE, Plan, TablePlan, shape
+from infnet_dist.planning.plan import BY_NODE, Plan, shape
 from infnet_dist.planning.topology import TIERS
 
 _GIB = 2**30
