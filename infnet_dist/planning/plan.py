@@ -17,9 +17,10 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from infnet_dist.documents import MalformedError, Name, first_fault, parse_json
 from infnet_dist.errors import PlanError
-from infnet_dist.planning.costs import Way, block_rows, home_tier, row_bytes
+from infnet_dist.planning.costs import block_rows, home_tier, row_bytes
 from infnet_dist.planning.tables import KernelName, PlanTable, ShardingTypeName, TableSet
 from infnet_dist.planning.topology import TIERS, Topology
+from infnet_dist.planning.ways import Way
 
 log = logging.getLogger(__name__)
 
@@ -166,7 +167,7 @@ class Plan(_Entry):
         return self.memory_for(background_save=self.made_for.tables.background_save)
 
     def memory_for(self, *, background_save: bool) -> np.ndarray:
-        """Bytes by rank and tier, with a copy of rows and state in RAM or without; float64 [R, 3]."""
+        """Bytes by rank and tier, with or without a copy of rows and state; float64 [R, 3]."""
         memory = self.ranks.memory
         if background_save:
             memory[:, TIERS.index("ddr")] += np.array(self.ranks.stored_bytes, np.float64)

@@ -1,21 +1,23 @@
 """Tables + topology -> plan; also beside tables that stay where they are, or nearly."""
 
-from collections.abc import Iterator, Mapping
-from itertools import islice
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import numpy as np
 
 from infnet_dist.errors import PlanError
-from infnet_dist.planning.board import EVERY, Cluster, Placement
+from infnet_dist.filesystem import size_text
+from infnet_dist.planning.board import EVERY, Placement
 from infnet_dist.planning.bound import lower_bound
 from infnet_dist.planning.compare import diff_plans
-from infnet_dist.planning.costs import Costs, Estimator, Way, excluded, row_bytes
+from infnet_dist.planning.costs import Costs, Estimator, empty_cluster, row_bytes
 from infnet_dist.planning.moves import Standing, rearrange
 from infnet_dist.planning.plan import MadeFor, Plan, RankLoads, TablePlan, first_few, shape
 from infnet_dist.planning.search import search
+from infnet_dist.planning.shortage import check_room, explain_shortage, save_hint
 from infnet_dist.planning.tables import TableSet
-from infnet_dist.planning.topology import MAX_WORKERS, TIERS, Topology
+from infnet_dist.planning.topology import TIERS, Topology
+from infnet_dist.planning.ways import Way, excluded
 
 _ROUND_MS = 9
 _SHORT = 0.7  # of all HBM: above it, other kernels are tried as well
@@ -35,9 +37,10 @@ def make_plan(table_set: TableSet, topology: Topology, *, advise: bool = True) -
         PlanError: constraints leave a table no way, or nothing fits; says what is short, and names
             changes that help, each verified by planning.
     """
+    check_room(topology)
     plan = _try_plan(table_set, topology)
     if plan is None:
-        raise PlanError(_explain_shortage(table_set, topology, advise))
+        raise PlanError(explain_shortage(table_set, topology, _try_plan if advise else None))
     return plan
 
 
@@ -125,25 +128,14 @@ def plan_as_told(
         tier = int(over.max(axis=0).argmax())
         raise PlanError(
             f"{TIERS[tier]} of rank {int(over[:, tier].argmax())} would have to hold "
-            f"{_gib(memory[:, tier].max())} of {_gib(topology.capacity[tier])}: "
+            f"{size_text(memory[:, tier].max())} of {size_text(topology.capacity[tier])}: "
             f"{1 / over.max():.2g} times the rows would fit, or more ranks"
-            f"{_save_hint(table_set)}"
+            f"{save_hint(table_set)}"
         )
     empty = np.zeros(0)
     placement = Placement(np.array(numbers, np.int64), units, empty, empty)
     bound, _ = lower_bound(costs.options, empty_cluster(topology))
     return _to_plan(table_set, topology, costs, placement, bound)
-
-
-def empty_cluster(topology: Topology) -> Cluster:
-    """All ranks, nothing on them."""
-    capacity = np.repeat(topology.capacity[None], topology.world_size, axis=0)
-    return Cluster(
-        ranks_per_node=topology.workers_per_node,
-        capacity=capacity,
-        base_time=np.zeros(topology.world_size),
-        base_memory=np.zeros_like(capacity),
-    )
 
 
 def _try_plan(table_set: TableSet, topology: Topology) -> Plan | None:
@@ -188,7 +180,7 @@ def _check_still_fit(
     if (memory > topology.capacity).any():
         raise PlanError(
             "the tables that stay don't fit any more with this batch size and these lengths"
-            f"{_save_hint(table_set)}: make a new plan"
+            f"{save_hint(table_set)}: make a new plan"
         )
 
 
@@ -275,104 +267,3 @@ def _loads(costs: Costs, placed: list[tuple[int, tuple[int, ...]]], topology: To
             loads.memory[ranks] += memory
             loads.stored[ranks] += stored
     return loads
-
-
-# ---- nothing fits
-
-
-def _save_hint(table_set: TableSet) -> str:
-    if not table_set.background_save:
-        return ""
-    return (
-        ", or save without a copy of the tables (checkpoint.background: false; in a tables file "
-        "background_save: false)"
-    )
-
-
-def _explain_shortage(table_set: TableSet, topology: Topology, advise: bool) -> str:
-    """What is short by how much, the costliest tables, and changes that make it fit."""
-    costs = Estimator(table_set, topology).costs(offload=True)
-    cluster = empty_cluster(topology)
-    totals = costs.options.total_memory(cluster)
-    tiers = [i for i in range(len(TIERS)) if totals[:, i].any()]
-    least = np.minimum.reduceat(totals, costs.options.first).sum(axis=0)
-    # Together: what can't be in HBM must be in RAM.
-    need = np.minimum.reduceat(totals.sum(axis=1), costs.options.first)
-    free = topology.capacity * topology.world_size
-    short = [
-        f"{TIERS[i]} is short of {_gib(least[i] - free[i])}" for i in tiers if least[i] > free[i]
-    ]
-    together = " and ".join(TIERS[i] for i in tiers)
-    if not short and need.sum() > free[tiers].sum():
-        short = [f"{together} together: short of {_gib(need.sum() - free[tiers].sum())}"]
-    alone = np.logical_or.reduceat(costs.options.fits_alone(cluster), costs.options.first)
-    short += [
-        f"no shard of table {table_set.tables[i].name!r} fits a worker in any way"
-        for i in np.flatnonzero(~alone)
-    ]
-    if not short:
-        short = [
-            f"no placement was found, though the sum would fit ({_gib(need.sum())} of "
-            f"{_gib(free[tiers].sum())} {together})"
-        ]
-    order = np.argsort(-need, kind="stable")[:3]
-    costly = ", ".join(f"{table_set.tables[i].name!r} {_gib(need[i])}" for i in order)
-    message = (
-        f"no plan fits {topology.world_size} workers of {topology.name}: {'; '.join(short)}. "
-        f"Costliest tables: {costly}"
-    )
-    if not advise:
-        return message
-    helps = list(islice(_changes_that_fit(table_set, topology, [int(i) for i in order]), 3))
-    advice = "; ".join(helps) or "none of the usual changes is enough: make tables smaller"
-    return f"{message}. What would fit (planned): {advice}"
-
-
-def _changes_that_fit(table_set: TableSet, topology: Topology, costly: list[int]) -> Iterator[str]:
-    """Changes after which a plan exists, the cheapest first; each is planned."""
-    if table_set.background_save:
-        waiting = table_set.model_copy(update={"background_save": False})
-        if _try_plan(waiting, topology) is not None:
-            yield "saves that training waits for (checkpoint.background: false)"
-    if table_set.optimizer in ("adam", "adagrad"):
-        lighter = table_set.model_copy(update={"optimizer": "rowwise_adagrad"})
-        if _try_plan(lighter, topology) is not None:
-            yield f"optimizer rowwise_adagrad in place of {table_set.optimizer}"
-    names = [table_set.tables[i].name for i in costly]
-    for name in names:
-        if table_set.table(name).compute_kernels is not None and topology.device == "cuda":
-            freed = table_set.replace(name, compute_kernels=None, cache_share=None)
-            if _try_plan(freed, topology) is not None:
-                yield f"all kernels for table {name!r}, with rows outside of HBM"
-    wide = [name for name in names if table_set.table(name).data_type == "fp32"]
-    halved = table_set
-    for count, name in enumerate(wide, start=1):
-        halved = halved.replace(name, data_type="fp16")
-        if _try_plan(halved, topology) is not None:
-            yield f"fp16 rows for {', '.join(repr(n) for n in wide[:count])}"
-            break
-    nodes = _fewest_nodes(table_set, topology)
-    if nodes is not None:
-        yield f"{nodes * topology.workers_per_node} workers on {nodes} nodes"
-
-
-def _fewest_nodes(table_set: TableSet, topology: Topology) -> int | None:
-    """The fewest nodes that are enough, at most 16 times as many; by bisection."""
-
-    def fits(nodes: int) -> bool:
-        larger = topology.model_copy(update={"num_nodes": nodes})
-        return _try_plan(table_set, larger) is not None
-
-    low, high = topology.num_nodes, topology.num_nodes
-    while not fits(high):
-        low, high = high, 2 * high
-        if high > 16 * topology.num_nodes or high * topology.workers_per_node > MAX_WORKERS:
-            return None
-    while high - low > 1:
-        middle = (low + high) // 2
-        low, high = (low, middle) if fits(middle) else (middle, high)
-    return high
-
-
-def _gib(size: float) -> str:
-    return f"{size / 2**30:.1f} GiB"

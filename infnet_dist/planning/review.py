@@ -22,6 +22,7 @@ from infnet_dist.planning.plan import BY_NODE, Plan, shape
 from infnet_dist.planning.topology import TIERS
 
 _GIB = 2**30
+_LEAST_MS = 1e-9
 _NUMBERS = ("ms", "comms", "rows + optimizer", "buffers / rank")
 _MOST_BARS = 256  # more ranks than this are drawn as groups
 
@@ -39,8 +40,8 @@ def facts(plan: Plan) -> dict[str, Any]:
         **_bytes(plan),
         "bottleneck_ms": plan.bottleneck_ms,
         "lower_bound_ms": plan.lower_bound_ms,
-        "over_lower_bound": plan.bottleneck_ms / plan.lower_bound_ms - 1,
-        "samples_per_s": 1000 * step_rows / plan.bottleneck_ms,
+        "over_lower_bound": plan.bottleneck_ms / max(plan.lower_bound_ms, _LEAST_MS) - 1,
+        "samples_per_s": 1000 * step_rows / max(plan.bottleneck_ms, _LEAST_MS),
         "time_balance": _balance(plan.ranks.time_ms),
         "binds": what_binds(plan),
         "excluded": list(plan.excluded),

@@ -14,9 +14,9 @@ tables:
 
 from collections import Counter
 from pathlib import Path
-from typing import Literal, Self, TypeVar
+from typing import Annotated, Literal, Self, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, Strict, ValidationError, model_validator
 
 from infnet_dist.config_messages import explain
 from infnet_dist.documents import MalformedError, Name, parse_yaml
@@ -37,6 +37,10 @@ OptimizerName = Literal["sgd", "rowwise_adagrad", "adagrad", "adam"]
 
 Model = TypeVar("Model", bound=BaseModel)
 
+Integer = Annotated[int, Strict()]  # no text and no truth value
+Number = Annotated[float, Strict()]
+Truth = Annotated[bool, Strict()]
+
 # Far beyond any table or batch, and small enough that no sum of them overflows 63 bits or a double.
 MAX_TABLES = 10_000
 MAX_TABLE_BYTES = 2**55
@@ -53,7 +57,7 @@ class PlanFeature(_Entry):
     """One feature that looks rows up in the table."""
 
     name: Name
-    mean_length: float = Field(
+    mean_length: Number = Field(
         1.0, ge=1e-6, le=MAX_MEAN_LENGTH, description="mean number of ids per row of a batch"
     )
 
@@ -62,14 +66,14 @@ class PlanTable(_Entry):
     """One table, and what is asked of its plan."""
 
     name: Name
-    num_embeddings: int = Field(ge=1, le=10**14, description="rows")
-    embedding_dim: int = Field(ge=4, le=2**20, multiple_of=4, description="floats per row")
+    num_embeddings: Integer = Field(ge=1, le=10**14, description="rows")
+    embedding_dim: Integer = Field(ge=4, le=2**20, multiple_of=4, description="floats per row")
     data_type: Literal["fp32", "fp16"] = Field("fp32", description="type of the rows")
     pooling: Literal["none", "sum", "mean"] = Field(
         "sum", description="none: a sequence of rows (EmbeddingCollection); else a pooled row"
     )
     features: tuple[PlanFeature, ...] = Field(min_length=1, max_length=10_000)
-    zipf: float | None = Field(
+    zipf: Number | None = Field(
         None, ge=0, le=20, description="skew of its ids: P(rank r) ~ r^-zipf; null: unknown"
     )
     sharding_types: tuple[ShardingTypeName, ...] | None = Field(
@@ -78,13 +82,13 @@ class PlanTable(_Entry):
     compute_kernels: tuple[KernelName, ...] | None = Field(
         None, min_length=1, description="allowed kernels; null: all but key_value"
     )
-    cache_share: float | None = Field(
+    cache_share: Number | None = Field(
         None, ge=1e-6, le=1, description="share of rows cached in HBM; null: chosen"
     )
-    min_column_width: int = Field(
+    min_column_width: Integer = Field(
         32, ge=4, le=2**20, multiple_of=4, description="least floats of a column shard"
     )
-    priority: float = Field(
+    priority: Number = Field(
         1.0,
         ge=1e-6,
         le=1e6,
@@ -111,9 +115,9 @@ class PlanTable(_Entry):
 class TableSet(_Entry):
     """All tables of a model, and how they are trained."""
 
-    batch_size: int = Field(ge=1, le=MAX_BATCH_SIZE, description="rows per worker and step")
+    batch_size: Integer = Field(ge=1, le=MAX_BATCH_SIZE, description="rows per worker and step")
     optimizer: OptimizerName = Field("rowwise_adagrad", description="sparse optimizer")
-    background_save: bool = Field(
+    background_save: Truth = Field(
         True,
         description="checkpoints are written while training continues, from a copy of each rank's "
         "shards in host memory (checkpoint.background)",

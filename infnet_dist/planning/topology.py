@@ -14,7 +14,7 @@ from torchrec.distributed.planner import Topology as TorchRecTopology
 from infnet_dist.documents import Name
 from infnet_dist.errors import PlanError
 from infnet_dist.planning.host import host_memory_bytes
-from infnet_dist.planning.tables import read_yaml
+from infnet_dist.planning.tables import Integer, Number, read_yaml
 
 FOLDER = Path(__file__).parents[2] / "sharding_plans" / "topologies"
 TIERS = ("hbm", "ddr", "ssd")
@@ -33,42 +33,46 @@ class Topology(BaseModel):
 
     name: Name
     device: Literal["cuda", "cpu"]
-    num_nodes: int = Field(1, ge=1, le=MAX_WORKERS, description="nodes")
-    workers_per_node: int = Field(ge=1, le=1_000, description="workers (GPUs) on a node")
-    hbm_gib: float = Field(0.0, ge=0, le=1e5, description="GiB of HBM on a node, all GPUs together")
-    ddr_gib: float = Field(gt=0, le=1e5, description="GiB of RAM on a node")
-    ssd_gib: float = Field(0.0, ge=0, le=1e6, description="GiB of SSD on a node")
-    hbm_gb_s: float = Field(0.0, ge=0, le=1e6, description="GB/s, a GPU's own memory")
-    ddr_gb_s: float = Field(ge=1e-3, le=1e6, description="GB/s of RAM that one worker gets")
-    ssd_gb_s: float = Field(0.1, ge=1e-3, le=1e6, description="GB/s of SSD that one worker gets")
-    hbm_to_ddr_gb_s: float = Field(
+    num_nodes: Integer = Field(1, ge=1, le=MAX_WORKERS, description="nodes")
+    workers_per_node: Integer = Field(ge=1, le=1_000, description="workers (GPUs) on a node")
+    hbm_gib: Number = Field(
+        0.0, ge=0, le=1e5, description="GiB of HBM on a node, all GPUs together"
+    )
+    ddr_gib: Number = Field(gt=0, le=1e5, description="GiB of RAM on a node")
+    ssd_gib: Number = Field(0.0, ge=0, le=1e6, description="GiB of SSD on a node")
+    hbm_gb_s: Number = Field(0.0, ge=0, le=1e6, description="GB/s, a GPU's own memory")
+    ddr_gb_s: Number = Field(ge=1e-3, le=1e6, description="GB/s of RAM that one worker gets")
+    ssd_gb_s: Number = Field(0.1, ge=1e-3, le=1e6, description="GB/s of SSD that one worker gets")
+    hbm_to_ddr_gb_s: Number = Field(
         32.0, ge=1e-3, le=1e6, description="GB/s between a GPU and the RAM"
     )
-    intra_node_gb_s: float = Field(
+    intra_node_gb_s: Number = Field(
         ge=1e-3, le=1e6, description="GB/s between two workers of a node"
     )
-    inter_node_gb_s: float = Field(ge=1e-3, le=1e6, description="GB/s between workers of two nodes")
-    reserve: float = Field(
+    inter_node_gb_s: Number = Field(
+        ge=1e-3, le=1e6, description="GB/s between workers of two nodes"
+    )
+    reserve: Number = Field(
         0.15,
         ge=0,
         lt=1,
         description="share of HBM (CPU: of RAM) kept from tables, for the tower, its gradients and "
         "optimizer, batches, activations",
     )
-    ddr_reserve: float = Field(
+    ddr_reserve: Number = Field(
         0.2,
         ge=0,
         lt=1,
         description="share of a GPU node's RAM kept from UVM tables and save copies",
     )
-    worker_gib: float = Field(
+    worker_gib: Number = Field(
         0.5,
         ge=0,
         le=1e4,
-        description="GiB of RAM that a worker's process takes beside tables: libraries, batches "
-        "read ahead, CPU: the tower; kept from tables where the share above is less",
+        description="GiB of RAM that a worker's process takes beside tables; kept from them where "
+        "the share above is less",
     )
-    backward_factor: float = Field(
+    backward_factor: Number = Field(
         2.0, ge=1e-3, le=1e3, description="time of a backward pass per forward"
     )
     sources: dict[str, str] = Field(default_factory=dict, description="where figures come from")
