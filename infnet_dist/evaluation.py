@@ -66,6 +66,8 @@ def evaluate_checkpoint(
     Returns:
         split, rows, training_set (its content hash), checkpoint, step, metrics, optimum.
     """
+    nothing_saved = config.checkpoint.model_copy(update={"background": False})
+    config = config.model_copy(update={"checkpoint": nothing_saved})  # memory that isn't needed
     session = Session.open(config, context, splits=[split])
     manifest = checkpoint.load(Folder(path), session.sharded, context, with_optimizer=False)
     if context.is_first and (warning := warning_of_other_data(manifest, session.manifest)):

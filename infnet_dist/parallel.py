@@ -5,6 +5,7 @@ dense optimizer. The same calls run on gloo with CPUs and on NCCL with GPUs.
 """
 
 import hashlib
+import math
 from typing import NamedTuple
 
 import torch
@@ -20,6 +21,8 @@ from infnet_dist.context import WorkerContext
 from infnet_dist.data.statistics import Usage
 from infnet_dist.model import build_train_model
 from infnet_dist.optim import apply_sparse_optimizer, make_dense_optimizer
+from infnet_dist.planning.budget import check_budget
+from infnet_dist.planning.host import host_memory_bytes
 from infnet_dist.planning.plan import Plan, load_plan
 from infnet_dist.planning.planner import make_plan
 from infnet_dist.planning.sharding import (
@@ -98,8 +101,19 @@ def build_sharded_model(
 
 
 def topology_of(context: WorkerContext) -> Topology:
-    """The workers of this run, as a plan knows them."""
-    return this_topology(context.device.type, context.world_size, context.local_world_size)
+    """The workers of this run, as a plan knows them; every rank calls it.
+
+    Nodes may differ: a worker has the least RAM that any of them has, and `this_topology` plans for
+    equal parts of nodes.
+    """
+    workers = context.local_world_size
+    known = context.gather((workers, host_memory_bytes() / workers))
+    return this_topology(
+        context.device.type,
+        context.world_size,
+        math.gcd(*(workers for workers, _ in known)),
+        bytes_per_worker=min(ram for _, ram in known),
+    )
 
 
 def get_plan(config: Config, table_set: TableSet, topology: Topology) -> Plan:
@@ -114,6 +128,7 @@ def get_plan(config: Config, table_set: TableSet, topology: Topology) -> Plan:
         workers_per_node=topology.workers_per_node,
         device=topology.device,
     )
+    check_budget(plan, topology, background_save=config.checkpoint.background)
     return plan
 
 

@@ -10,7 +10,7 @@ from infnet_dist.checkpoint import Progress, Saved
 from infnet_dist.filesystem import size_text
 from infnet_dist.pace import LogInterval, Pace
 from infnet_dist.parallel import table_bytes
-from infnet_dist.planning.review import describe
+from infnet_dist.planning.review import describe, facts
 from infnet_dist.session import Session
 from infnet_dist.tracking import Tracker
 
@@ -105,7 +105,10 @@ class RunLog:
             log.warning(line, *values)
 
     def _say_table_bytes(self) -> None:
-        """Bytes of rows and optimizer state on each rank, beside the plan's."""
+        """Bytes of rows and optimizer state on each rank beside the plan's, and what else it has.
+
+        Buffers and the copy for saves come and go, so that they aren't measured.
+        """
         sharded = self._session.sharded
         held = self._session.context.gather(table_bytes(sharded.model, sharded.sparse_optimizer))
         ranks = ", ".join(
@@ -114,4 +117,10 @@ class RunLog:
                 zip(held, sharded.plan.ranks.stored_bytes, strict=True)
             )
         )
-        self.say("tables by rank (and as planned): %s", ranks)
+        self.say("rows and optimizer state by rank (and as planned): %s", ranks)
+        known = facts(sharded.plan)
+        self.say(
+            "planned beside them, all ranks: %s of buffers, %s of copies for background saves",
+            size_text(known["buffer_bytes"]),
+            size_text(max(known["save_copy_bytes"], 0)),
+        )

@@ -32,18 +32,21 @@ from infnet_dist.data.part_files import part_opener
 from infnet_dist.data.statistics import sample_usage
 from infnet_dist.errors import PlanError
 from infnet_dist.filesystem import Folder, size_text
+from infnet_dist.planning.budget import overfull
 from infnet_dist.planning.compare import diff_plans
 from infnet_dist.planning.convert import to_cpu
-from infnet_dist.planning.plan import Plan, differences, load_plan, save_plan
+from infnet_dist.planning.plan import Plan, differences, first_few, load_plan, save_plan
 from infnet_dist.planning.planner import extend_plan, make_plan
-from infnet_dist.planning.review import facts, render, write_html, write_png
+from infnet_dist.planning.review import byte_facts, facts, render, write_html, write_png
 from infnet_dist.planning.sharding import tables_of_run
 from infnet_dist.planning.tables import TableSet, load_table_set
-from infnet_dist.planning.topology import TIERS, Topology, load_topology, this_topology
+from infnet_dist.planning.topology import Topology, load_topology, this_topology
 from infnet_dist.session import open_training_set
 from ray_jobs._cli import log, positive, read_config, run_main
+from ray_jobs._whatif import print_rows, try_topologies
 
 _UNITS = {"": 1, "B": 1, "KB": 1e3, "MB": 1e6, "GB": 1e9, "TB": 1e12}
+_MOST_MOVED = 1e18
 _UNITS |= {"KIB": 2**10, "MIB": 2**20, "GIB": 2**30, "TIB": 2**40}
 
 
@@ -70,7 +73,7 @@ def _parser() -> argparse.ArgumentParser:
     show.add_argument("plan", type=Path)
     show.add_argument("--html", type=Path, help="write one self-contained page")
     show.add_argument("--png", type=Path, help="write the picture: time and bytes per rank")
-    show.add_argument("--tables", type=int, default=40, metavar="N", help="tables listed (40)")
+    show.add_argument("--tables", type=positive, default=40, metavar="N", help="tables listed (40)")
 
     check = _command(commands, "check", _check, "what keeps a plan from being loaded")
     check.add_argument("plan", type=Path)
@@ -179,35 +182,33 @@ def _check(arguments: argparse.Namespace) -> None:
         tables, config = _tables_of_config(arguments)
         device = "cuda" if config.scaling.use_gpu else "cpu"
         found += _differences(plan, tables, world_size=config.scaling.num_workers, device=device)
+        background = config.checkpoint.background
+        found += overfull(plan, plan.made_for.topology, background_save=background)
     if arguments.topology:
         topology = load_topology(arguments.topology)
         per_node = min(topology.workers_per_node, world_size)
         found += _differences(
             plan, own, world_size=world_size, workers_per_node=per_node, device=topology.device
         )
-        found += _overfull(plan, topology)
+        found += overfull(plan, topology, background_save=own.background_save)
     if arguments.checkpoint:  # which loads under any number of workers
         found += differences_from(Folder(arguments.checkpoint), plan)
+    found = list(dict.fromkeys(found))
     if arguments.json:
-        print(json.dumps({"fits": not found, "differences": found}))
-    elif not found:
-        print("the plan fits")
+        known = facts(plan)
+        names = ("stored_bytes", "buffer_bytes", "save_copy_bytes", "outside_hbm_bytes", "memory")
+        sizes = {name: known[name] for name in names}
+        print(json.dumps({"fits": not found, "differences": found, "bytes": sizes}))
+    else:
+        print("\n".join([*found, *(f"{what}: {text}" for what, text in byte_facts(facts(plan)))]))
+        if not found:
+            print("the plan fits")
     if found:
-        raise PlanError(f"the plan doesn't fit: {'; '.join(found)}")
+        raise PlanError(f"the plan doesn't fit, {len(found)} differences: {first_few(found)}")
 
 
 def _differences(plan: Plan, tables: TableSet, **workers: Any) -> list[str]:
     return differences(plan, {table.name: table for table in tables.tables}, **workers)
-
-
-def _overfull(plan: Plan, topology: Topology) -> list[str]:
-    """Tiers of which the plan asks more than a worker has there."""
-    lines = []
-    for i, tier in enumerate(TIERS):
-        most, capacity = plan.ranks.memory[:, i].max(), topology.capacity[i]
-        if most > capacity:
-            lines.append(f"{tier} of the fullest rank: {most:.0f} bytes of {capacity:.0f}")
-    return lines
 
 
 def _diff(arguments: argparse.Namespace) -> None:
@@ -216,12 +217,13 @@ def _diff(arguments: argparse.Namespace) -> None:
         print(json.dumps(found.to_json(), indent=1))
         return
     table = Table("table", "change", title="Tables that change", title_justify="left")
-    for column in ("within nodes", "between nodes"):
+    for column in ("rows + optimizer", "buffers / rank", "moved within nodes", "between nodes"):
         table.add_column(column, justify="right")
     for name, text in found.changed.items():
         moved = found.moved.get(name)
         sizes = (moved.intra_node, moved.inter_node) if moved else (0.0, 0.0)
-        table.add_row(escape(name), escape(text), *map(size_text, sizes))
+        held = (found.bytes_after[name].stored, found.bytes_after[name].buffers_per_rank)
+        table.add_row(escape(name), escape(text), *map(size_text, (*held, *sizes)))
     console = _console()
     console.print(table)
     for kind, names in (("added", found.added), ("removed", found.removed)):
@@ -244,46 +246,13 @@ def _extend(arguments: argparse.Namespace) -> None:
 
 
 def _whatif(arguments: argparse.Namespace) -> None:
-    table_set = _table_set(arguments)
-    rows = []
-    for name in arguments.topology.split(","):
-        for size in arguments.world_size.split(","):
-            topology, workers = load_topology(name.strip()), _whole_number(size)
-            try:
-                plan = make_plan(table_set, topology.with_world_size(workers), advise=False)
-                rows.append({"fits": True, "error": None, **facts(plan)})
-            except PlanError as error:
-                rows.append({"fits": False, "error": str(error), "topology": topology.name})
-                rows[-1]["world_size"] = workers
-    fitting = [row["world_size"] for row in rows if row["fits"]]
-    for row in rows:
-        row["smallest"] = row["fits"] and row["world_size"] == min(fitting)
+    sizes = [_whole_number(size) for size in arguments.world_size.split(",")]
+    names = [name.strip() for name in arguments.topology.split(",")]
+    rows = try_topologies(_table_set(arguments), [load_topology(name) for name in names], sizes)
     if arguments.json:
         print(json.dumps(rows, indent=1))
-        return
-    table = Table("topology", "workers", "fits", title="What if", title_justify="left")
-    table.caption, table.caption_justify = "* the smallest number of workers that fits", "left"
-    for column in ("ms", "over bound", "balance", "fullest rank", "rows"):
-        table.add_column(column, justify="right")
-    for row in rows:
-        cells: tuple[str, ...] = ()
-        if row["fits"]:
-            used = row["memory"].get("hbm") or row["memory"]["ddr"]
-            cells = (
-                f"{row['bottleneck_ms']:.4g}",
-                f"{row['over_lower_bound']:.1%}",
-                f"{row['time_balance']:.3f}",
-                f"{used['max_bytes'] / used['capacity_bytes']:.0%}",
-                size_text(row["stored_bytes"]),
-            )
-        size = f"{row['world_size']}{' *' if row['smallest'] else ''}"
-        table.add_row(row["topology"], size, "yes" if row["fits"] else "no", *cells)
-    console = _console()
-    console.print(table)
-    for row in rows:
-        if not row["fits"]:
-            line = f"{row['topology']} x {row['world_size']}: {row['error']}"
-            console.print(line, markup=False)
+    else:
+        print_rows(rows, _console())
 
 
 def _to_cpu(arguments: argparse.Namespace) -> None:
@@ -337,25 +306,37 @@ def _topology(arguments: argparse.Namespace) -> Topology:
 def _report(
     plan: Plan, arguments: argparse.Namespace, message: str = "", *, most_tables: int = 40
 ) -> None:
+    known = facts(plan)
     if arguments.json:
-        print(json.dumps(facts(plan), indent=1))
+        print(json.dumps(known, indent=1))
     else:
         _console().print(render(plan, most_tables=most_tables))
+    if known["outside_hbm_bytes"]:
+        log.warning(
+            "%s of the rows and optimizer state (%.0f %%) are outside of HBM, which is far slower; "
+            "`whatif` shows how many workers keep all of them in HBM",
+            *(size_text(known["outside_hbm_bytes"]), 100 * known["outside_hbm_share"]),
+        )
     if message:
         log.info("%s", message)
 
 
 def _bytes(text: str) -> float:
-    match = re.fullmatch(r"([0-9.]+)\s*([A-Za-z]*)", text.strip())
+    match = re.fullmatch(r"([0-9]+(?:\.[0-9]*)?)\s*([A-Za-z]*)", text.strip())
     if match is None or match[2].upper() not in _UNITS:
         raise argparse.ArgumentTypeError(f"{text!r} is no size such as 50GB")
-    return float(match[1]) * _UNITS[match[2].upper()]
+    size = float(match[1]) * _UNITS[match[2].upper()]
+    if not size < _MOST_MOVED:
+        raise argparse.ArgumentTypeError(f"{text!r}: expected a size below {_MOST_MOVED:.0e} bytes")
+    return size
 
 
 def _whole_number(text: str) -> int:
-    if not text.strip().isdigit() or int(text) < 1:
-        raise PlanError(f"--world-size: {text!r} is no number of workers; e.g. 8,16,32")
-    return int(text)
+    digits = text.strip()
+    if not (digits.isascii() and digits.isdigit() and len(digits) < 20) or int(digits) < 1:
+        shown = text if len(text) < 40 else f"{text[:40]}..."
+        raise PlanError(f"--world-size: {shown!r} is no number of workers; e.g. 8,16,32")
+    return int(digits)
 
 
 def _console() -> Console:

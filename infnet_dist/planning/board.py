@@ -32,7 +32,8 @@ class Options:
         units: int64 [O].
         time: float64 [O], ms that a unit costs each of its ranks.
         full: int64 [O].
-        memory: float64 [O, 3, M], bytes on a rank with a whole block, the rest, nothing.
+        memory: float64 [O, 3, M], bytes on a rank with a whole block, the rest, nothing: rows,
+            optimizer state, buffers, and the copy for a background save.
         weight: float64 [O], how much the table's time counts when options are chosen.
         copies: int64 [O], how often the rows are held: by every rank (data-parallel), or once.
     """
@@ -72,20 +73,27 @@ class Options:
 
     def block_memory(self, option: int, num_ranks: int) -> FloatArray:
         """Bytes of one unit on each of its ranks, float64 [num_ranks, M]."""
-        memory = np.repeat(self.memory[option, 2][None], num_ranks, axis=0)
+        return self.along_ranks(option, self.memory[option], num_ranks)
+
+    def along_ranks(self, option: int, kinds: FloatArray, num_ranks: int) -> FloatArray:
+        """What each rank of one unit holds, float64 [num_ranks, ...], from kinds [3, ...]."""
+        values = np.repeat(kinds[2][None], num_ranks, axis=0)
         full = int(self.full[option])
-        memory[:full] = self.memory[option, 0]
-        memory[full : full + 1] = self.memory[option, 1]
-        return memory
+        values[:full] = kinds[0]
+        values[full : full + 1] = kinds[1]
+        return values
 
     def total_memory(self, cluster: "Cluster") -> FloatArray:
         """Bytes of all units of an option, float64 [O, M]."""
+        return self.total(cluster, self.memory)
+
+    def total(self, cluster: "Cluster", kinds: FloatArray) -> FloatArray:
+        """Sum over all ranks of all units, float64 [O, M], from kinds [O, 3, M]."""
         ranks = self.ranks_per_unit(cluster)
         full = np.minimum(self.full, ranks)
         rest = np.minimum(ranks - full, 1)
         counts = np.stack([full, rest, ranks - full - rest], axis=1)
-        total = (self.memory * counts[:, :, None]).sum(axis=1)
-        return np.asarray(total * self.units[:, None])
+        return np.asarray((kinds * counts[:, :, None]).sum(axis=1) * self.units[:, None])
 
 
 @dataclass(frozen=True)
@@ -109,6 +117,10 @@ class Cluster:
         """R."""
         return len(self.capacity)
 
+    def shares(self, memory: FloatArray) -> FloatArray:
+        """Bytes [R, M] as shares of the ranks' capacity."""
+        return memory / np.maximum(self.capacity, 1.0)
+
 
 @dataclass
 class Placement:
@@ -130,6 +142,10 @@ class Placement:
     def bottleneck(self) -> float:
         """Milliseconds of the busiest rank."""
         return float(self.time.max())
+
+    def fullest(self, cluster: "Cluster") -> float:
+        """The largest share of a rank's memory that is taken, over ranks and tiers."""
+        return float(cluster.shares(self.memory).max(initial=0.0))
 
 
 class Board:
@@ -166,17 +182,32 @@ class Board:
         if place == EVERY:
             need = self.options.block_memory(option, self.cluster.num_ranks)
             return () if (self.memory + need <= self.cluster.capacity).all() else None
-        size = 1 if place == RANK else self.cluster.ranks_per_node
-        need = self.options.block_memory(option, size)
-        after = (self.memory.reshape(-1, size, self.memory.shape[1]) + need) / np.maximum(
-            self.cluster.capacity.reshape(-1, size, self.memory.shape[1]), 1.0
-        )
-        share = after.max(axis=(1, 2))
-        busy = self.time.reshape(-1, size).max(axis=1) + self.options.time[option]
+        share, busy = self._after(option)
         # Full ranks are avoided while time allows it, so that large tables still find room.
         within = np.maximum(busy / longest, np.minimum(share, 1.0) ** 4)
         cost = np.where(busy <= longest, within, 1.0 + busy / longest)
         cost[share > 1.0] = np.inf
+        return self._cheapest(option, cost)
+
+    def emptiest(self, option: int, *, longest: float) -> tuple[int, ...] | None:
+        """Places for all units: the emptiest that get no busier than `longest`; None: no room."""
+        if self.options.place[option] == EVERY:
+            busy = self.time.max() + self.options.time[option]
+            return () if busy <= longest else None
+        share, busy = self._after(option)
+        return self._cheapest(option, np.where((busy <= longest) & (share <= 1.0), share, np.inf))
+
+    def _after(self, option: int) -> tuple[FloatArray, FloatArray]:
+        """Fullest share and busiest time of each rank or node if it got a unit."""
+        size = 1 if self.options.place[option] == RANK else self.cluster.ranks_per_node
+        need = self.options.block_memory(option, size)
+        after = (self.memory.reshape(-1, size, self.memory.shape[1]) + need) / np.maximum(
+            self.cluster.capacity.reshape(-1, size, self.memory.shape[1]), 1.0
+        )
+        busy = self.time.reshape(-1, size).max(axis=1) + self.options.time[option]
+        return after.max(axis=(1, 2)), busy
+
+    def _cheapest(self, option: int, cost: FloatArray) -> tuple[int, ...] | None:
         units = int(self.options.units[option])
         if units > len(cost):
             return None

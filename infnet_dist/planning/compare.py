@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from infnet_dist.planning.costs import row_bytes
-from infnet_dist.planning.plan import BY_NODE, Plan, shape, shards_of
+from infnet_dist.planning.plan import BY_NODE, Plan, TableBytes, shape, shards_of
 from infnet_dist.planning.topology import Topology
 
 
@@ -37,6 +37,8 @@ class PlanDiff:
         removed: names of tables only in `before`.
         changed: one line a table whose sharding differs.
         moved: by table, for those that must move bytes.
+        bytes_before: what each table takes in `before`, by name.
+        bytes_after: likewise.
         bottleneck_ms: (before, after).
     """
 
@@ -44,6 +46,8 @@ class PlanDiff:
     removed: list[str]
     changed: dict[str, str]
     moved: dict[str, Moved]
+    bytes_before: dict[str, TableBytes]
+    bytes_after: dict[str, TableBytes]
     bottleneck_ms: tuple[float, float]
 
     @property
@@ -72,6 +76,8 @@ class PlanDiff:
             "removed": self.removed,
             "changed": self.changed,
             "moved": moved,
+            "bytes_before": {n: found._asdict() for n, found in self.bytes_before.items()},
+            "bytes_after": {n: found._asdict() for n, found in self.bytes_after.items()},
             "intra_node_bytes": self.intra_node_bytes,
             "inter_node_bytes": self.inter_node_bytes,
             "bottleneck_ms_before": self.bottleneck_ms[0],
@@ -103,6 +109,8 @@ def diff_plans(before: Plan, after: Plan) -> PlanDiff:
         removed=sorted(set(before.tables) - set(after.tables)),
         changed=changed,
         moved=moved,
+        bytes_before={name: before.bytes_of(name) for name in sorted(before.tables)},
+        bytes_after={name: after.bytes_of(name) for name in sorted(after.tables)},
         bottleneck_ms=(before.bottleneck_ms, after.bottleneck_ms),
     )
 

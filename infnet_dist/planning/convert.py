@@ -4,11 +4,11 @@ import math
 from collections.abc import Iterator
 
 from infnet_dist.errors import PlanError
-from infnet_dist.planning.costs import Way
-from infnet_dist.planning.plan import BY_ALL, BY_NODE, Plan, TablePlan
+from infnet_dist.planning.plan import BY_ALL, BY_NODE, Plan, TablePlan, first_few
 from infnet_dist.planning.planner import plan_as_told
 from infnet_dist.planning.tables import PlanTable, TableSet
 from infnet_dist.planning.topology import Topology
+from infnet_dist.planning.ways import Way
 
 
 def to_cpu(
@@ -61,7 +61,12 @@ def to_cpu(
     batch_size = (table_set or old_set).batch_size
     if batch_size != old_set.batch_size:
         lines.append(f"batch size: {old_set.batch_size} -> {batch_size}")
-    new_set = TableSet(batch_size=batch_size, optimizer=optimizer, tables=tuple(tables))
+    new_set = TableSet(
+        batch_size=batch_size,
+        optimizer=optimizer,
+        background_save=(table_set or old_set).background_save,
+        tables=tuple(tables),
+    )
     return plan_as_told(new_set, topology, told), lines
 
 
@@ -105,7 +110,7 @@ def _check_same_tables(planned: TableSet, wanted: TableSet) -> None:
         if widths[name] != here[name]
     ]
     if found:
-        raise PlanError(f"the plan is for other tables: {'; '.join(found)}")
+        raise PlanError(f"the plan is for other tables: {first_few(found)}")
 
 
 def _on_cpu(table: PlanTable, entry: TablePlan, num_ranks: int) -> tuple[Way, tuple[int, ...]]:

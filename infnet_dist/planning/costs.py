@@ -3,11 +3,15 @@
 TorchRec's enumerator makes one object a shard and estimates each: minutes for many tables on many
 ranks. Here a way of sharding is estimated once for each *kind* of shard (a whole block of rows, the
 rest, nothing), and its time once for each shape class of tables: TorchRec's times don't depend on
-the number of rows (except data-parallel's), its bytes do. The figures are equal to TorchRec's.
+the number of rows (except data-parallel's), its bytes do. The times are equal to TorchRec's.
+
+The bytes are TorchRec's and what it leaves out: optimizer state that is float32 beside fp16 rows,
+row-wise state of each column shard, the gradient and DDP's bucket of a data-parallel table, and the
+copy of rows and state in host memory from which a checkpoint is written in the background.
 """
 
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -27,15 +31,15 @@ from torchrec.modules.embedding_modules import EmbeddingBagCollection, Embedding
 from torchrec.optim import SGD, Adagrad, Adam, RowWiseAdagrad
 
 from infnet_dist.errors import PlanError
-from infnet_dist.planning.board import EVERY, NODE, RANK, Options
+from infnet_dist.planning.board import EVERY, NODE, RANK, Cluster, Options
 from infnet_dist.planning.popularity import zipf_statistics
 from infnet_dist.planning.tables import OptimizerName, PlanTable, TableSet
 from infnet_dist.planning.topology import TIERS, Topology
+from infnet_dist.planning.ways import OFFLOADED, Way, ways_of
 
 OPTIMIZERS = {"sgd": SGD, "rowwise_adagrad": RowWiseAdagrad, "adagrad": Adagrad, "adam": Adam}
-CACHE_SHARES = (0.05, 0.1, 0.2, 0.4)
 _DTYPES = {"fp32": torch.float32, "fp16": torch.float16}
-_OFFLOADED = ("fused_uvm", "fused_uvm_caching")
+_HBM, _DDR = TIERS.index("hbm"), TIERS.index("ddr")
 _BY_ROWS = ("row_wise", "table_row_wise", "grid_shard")
 _PLACES = {
     "data_parallel": EVERY,
@@ -49,23 +53,6 @@ _PLACES = {
 
 
 @dataclass(frozen=True)
-class Way:
-    """One way of sharding a table.
-
-    Attributes:
-        sharding_type: TorchRec's name.
-        kernel: TorchRec's name.
-        columns: floats of a shard; the table's width unless it is split by columns.
-        cache_share: share of the rows cached in HBM, for fused_uvm_caching.
-    """
-
-    sharding_type: str
-    kernel: str
-    columns: int
-    cache_share: float | None = None
-
-
-@dataclass(frozen=True)
 class Costs:
     """All ways of all tables.
 
@@ -75,91 +62,15 @@ class Costs:
         lookup_ms: float64 [O], of a unit on each of its ranks: forward, backward and prefetch.
         comms_ms: float64 [O], likewise: of the rows and their gradients. TorchRec's total, and so
             ours, leaves the ids' own all-to-all out. lookup + comms = options.time.
+        stored: float64 [O, 3, 1], bytes of rows and optimizer state on a rank with a whole block,
+            the rest, nothing; part of options.memory.
     """
 
     ways: list[Way]
     options: Options
     lookup_ms: np.ndarray
     comms_ms: np.ndarray
-
-
-def excluded(tables: Sequence[PlanTable], topology: Topology) -> list[str]:
-    """What isn't considered for these tables, and why."""
-    lines = []
-    unpooled = [table for table in tables if table.pooling == "none"]
-    if unpooled:
-        lines.append(
-            f"{len(unpooled)} sequence tables: table_row_wise, table_column_wise and grid_shard "
-            "aren't supported by TorchRec for an EmbeddingCollection; data_parallel isn't trained "
-            "under an optimizer fused in backward"
-        )
-    if unpooled and topology.world_size == 1:
-        lines.append("row_wise and column_wise where table_wise is allowed: one rank can't spread")
-    if len(unpooled) < len(tables):
-        lines.append(
-            "table_column_wise, unless asked for: it costs what column_wise costs, but its shards "
-            "must share a node"
-        )
-    lines.append("key_value, unless a table's compute_kernels asks")
-    lines.append("virtual-table kernels: TorchRec's estimator counts no bytes for their rows")
-    if topology.device == "cpu":
-        lines.append("fused_uvm and fused_uvm_caching: a CPU has one memory")
-    return lines
-
-
-def ways_of(table: PlanTable, topology: Topology, *, offload: bool) -> Iterator[Way]:
-    """The ways to consider; `offload` adds the kernels that keep rows outside of HBM."""
-    for sharding_type in _sharding_types(table, topology):
-        for columns in _column_widths(table, sharding_type, topology):
-            for kernel in _kernels(table, sharding_type, topology, offload):
-                shares: tuple[float | None, ...] = (None,)
-                if kernel == "fused_uvm_caching":
-                    shares = (table.cache_share,) if table.cache_share else CACHE_SHARES
-                for share in shares:
-                    yield Way(sharding_type, kernel, columns, share)
-
-
-def _sharding_types(table: PlanTable, topology: Topology) -> list[str]:
-    supported = ["table_wise", "row_wise", "column_wise"]
-    if table.pooling != "none":
-        supported.append("data_parallel")
-        if topology.device == "cuda":
-            supported += ["table_row_wise", "grid_shard"]
-            if table.sharding_types and "table_column_wise" in table.sharding_types:
-                supported.append("table_column_wise")
-    allowed = [name for name in supported if name in (table.sharding_types or supported)]
-    if topology.world_size == 1 and table.pooling == "none" and "table_wise" in allowed:
-        return ["table_wise"]  # nothing to spread; the others would only regroup ids and rows
-    return allowed
-
-
-def _column_widths(table: PlanTable, sharding_type: str, topology: Topology) -> Iterator[int]:
-    if sharding_type not in ("column_wise", "table_column_wise", "grid_shard"):
-        yield table.embedding_dim
-        return
-    most = {
-        "column_wise": topology.world_size,
-        "table_column_wise": topology.workers_per_node,
-        "grid_shard": topology.num_nodes,
-    }[sharding_type]
-    for parts in range(2, table.embedding_dim // table.min_column_width + 1):
-        width, rest = divmod(table.embedding_dim, parts)
-        if rest == 0 and width % 4 == 0 and parts <= most:
-            yield width
-
-
-def _kernels(table: PlanTable, sharding_type: str, topology: Topology, offload: bool) -> list[str]:
-    if sharding_type == "data_parallel":
-        kernels = ["dense"]
-    elif topology.device == "cpu":
-        kernels = ["fused"]
-    else:
-        asked = table.compute_kernels or ()
-        kernels = ["fused", *(_OFFLOADED if offload or asked else ())]
-        kernels += ["key_value"] if "key_value" in asked and topology.ssd_gib else []
-    if table.compute_kernels is None:
-        return kernels
-    return [kernel for kernel in kernels if kernel in table.compute_kernels]
+    stored: np.ndarray
 
 
 class Estimator:
@@ -179,7 +90,7 @@ class Estimator:
             {sharder_name(sharder.module_type): sharder for sharder in sharders}
         )
         self._tensors = [_meta_rows(table, table_set.optimizer) for table in table_set.tables]
-        self._memory: dict[tuple[int, Way], list[list[float]]] = {}
+        self._memory: dict[tuple[int, Way], np.ndarray] = {}
         self._perf: dict[tuple[object, ...], Perf] = {}
 
     def costs(self, *, offload: bool, also: Mapping[str, Way] | None = None) -> Costs:
@@ -207,20 +118,24 @@ class Estimator:
         def integers(values: Iterable[int]) -> npt.NDArray[np.int64]:
             return np.fromiter(values, np.int64, len(pairs))
 
+        stored = np.array([self._stored(table, way) for _, table, way in pairs])
+        memory = np.array([self._memory[number, way] for number, _, way in pairs])
+        if self.table_set.background_save:
+            memory[:, :, _DDR] += stored
         options = Options(
             table=integers(number for number, _, _ in pairs),
             place=integers(_PLACES[way.sharding_type] for way in ways),
             units=integers(table.embedding_dim // way.columns for _, table, way in pairs),
             time=total,
             full=integers(_full_blocks(table, way, self.topology) for _, table, way in pairs),
-            memory=np.array([self._memory[number, way] for number, _, way in pairs]),
+            memory=memory,
             weight=np.array([table.priority for _, table, _ in pairs]),
             copies=integers(
                 self.topology.world_size if way.sharding_type == "data_parallel" else 1
                 for way in ways
             ),
         )
-        return Costs(ways, options, lookup, total - lookup)
+        return Costs(ways, options, lookup, total - lookup, stored[:, :, None])
 
     def _estimate_memory(self, pairs: Sequence[tuple[int, PlanTable, Way]]) -> None:
         new = {
@@ -231,7 +146,9 @@ class Estimator:
             if (number, way) not in self._memory
         }
         self._run(EmbeddingStorageEstimator, new.values())
-        self._memory |= {key: _memory(option) for key, option in new.items()}
+        for (number, way), option in new.items():
+            left_out = self._left_out(self.table_set.tables[number], way)
+            self._memory[number, way] = np.array(_memory(option)) + left_out
 
     def _estimate_perf(self, pairs: Sequence[tuple[int, PlanTable, Way]]) -> None:
         new: dict[tuple[object, ...], ShardingOption] = {}
@@ -294,6 +211,26 @@ class Estimator:
             is_pooled=pooled,
         )
 
+    def _stored(self, table: PlanTable, way: Way) -> np.ndarray:
+        """Rows and optimizer state of a whole block, the rest, nothing; float64 [3], bytes."""
+        rows = _rows_of_kinds(table, way, self.topology)
+        return rows * row_bytes(table, self.table_set.optimizer, way.columns)
+
+    def _left_out(self, table: PlanTable, way: Way) -> np.ndarray:
+        """Bytes that TorchRec's estimator leaves out, by kind and tier; float64 [3, 3]."""
+        left_out = np.zeros((3, len(TIERS)))
+        rows = _rows_of_kinds(table, way, self.topology)
+        weights = rows * way.columns * _DTYPES[table.data_type].itemsize
+        factors = {"sgd": 0, "rowwise_adagrad": 1 / table.embedding_dim, "adagrad": 1, "adam": 2}
+        counted = weights * factors[self.table_set.optimizer]
+        state = np.ceil(np.maximum(self._stored(table, way) - weights - counted, 0.0))
+        left_out[:, home_tier(way.kernel, self.topology.device)] += state
+        if way.cache_share is not None:
+            left_out[:, _HBM] += np.ceil(way.cache_share * state)
+        if way.sharding_type == "data_parallel":
+            left_out[:, _HBM if self.topology.device == "cuda" else _DDR] += 2 * weights
+        return left_out
+
     def _cache_params(self, table: PlanTable, way: Way) -> CacheParams | None:
         if way.cache_share is None:
             return None
@@ -302,6 +239,17 @@ class Estimator:
             batch = self.table_set.batch_size * self.topology.world_size
             stats = zipf_statistics(table.zipf, table.num_embeddings, batch * sum(table.lengths))
         return CacheParams(load_factor=way.cache_share, stats=stats)
+
+
+def empty_cluster(topology: Topology) -> Cluster:
+    """All ranks, nothing on them."""
+    capacity = np.repeat(topology.capacity[None], topology.world_size, axis=0)
+    return Cluster(
+        ranks_per_node=topology.workers_per_node,
+        capacity=capacity,
+        base_time=np.zeros(topology.world_size),
+        base_memory=np.zeros_like(capacity),
+    )
 
 
 def _meta_rows(table: PlanTable, optimizer: OptimizerName) -> torch.Tensor:
@@ -321,9 +269,23 @@ def block_rows(table: PlanTable, sharding_type: str, topology: Topology) -> int:
     return math.ceil(table.num_embeddings / parts)
 
 
-def row_bytes(table: PlanTable, optimizer: OptimizerName) -> float:
-    """Bytes of one row and its optimizer state (float32)."""
-    width = table.embedding_dim
+def home_tier(kernel: str, device: str) -> int:
+    """The tier that holds the rows, by its number in TIERS; a cache of them is in HBM."""
+    if kernel == "key_value":
+        return TIERS.index("ssd")
+    return _DDR if device == "cpu" or kernel in OFFLOADED else _HBM
+
+
+def _rows_of_kinds(table: PlanTable, way: Way, topology: Topology) -> np.ndarray:
+    """Rows of a whole block, the rest, nothing; float64 [3]."""
+    block = block_rows(table, way.sharding_type, topology)
+    rest = table.num_embeddings % block if way.sharding_type in _BY_ROWS else 0
+    return np.array([block, rest, 0], np.float64)
+
+
+def row_bytes(table: PlanTable, optimizer: OptimizerName, columns: int | None = None) -> float:
+    """Bytes of one row, or of so many of its columns, and their optimizer state (float32)."""
+    width = columns or table.embedding_dim
     state = {"sgd": 0, "rowwise_adagrad": 1, "adagrad": width, "adam": 2 * width}[optimizer]
     return width * _DTYPES[table.data_type].itemsize + 4 * state
 

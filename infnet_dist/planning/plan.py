@@ -7,7 +7,7 @@ checked, extended and made again; the same input gives the same bytes.
 import hashlib
 import json
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Literal, NamedTuple
 
@@ -17,9 +17,10 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from infnet_dist.documents import MalformedError, Name, first_fault, parse_json
 from infnet_dist.errors import PlanError
-from infnet_dist.planning.costs import Way, block_rows
+from infnet_dist.planning.costs import block_rows, home_tier, row_bytes
 from infnet_dist.planning.tables import KernelName, PlanTable, ShardingTypeName, TableSet
 from infnet_dist.planning.topology import TIERS, Topology
+from infnet_dist.planning.ways import Way
 
 log = logging.getLogger(__name__)
 
@@ -27,6 +28,7 @@ FORMAT_VERSION = 2
 BY_NODE = ("table_row_wise", "grid_shard")
 BY_ALL = ("row_wise", "data_parallel")
 MAX_PLAN_BYTES = 2**28
+_MOST_LINES = 5  # of a plan's differences in an error
 UNPOOLED = ("table_wise", "row_wise", "column_wise")  # what sequence tables can be
 
 Count = Annotated[int, Field(ge=0, lt=2**63)]
@@ -67,7 +69,7 @@ class TablePlan(_Entry):
             (table_row_wise, grid_shard); empty for row_wise and data_parallel: all ranks.
         lookup_ms: of one shard: forward, backward and prefetch, as TorchRec estimates.
         comms_ms: of one shard: forward and backward, likewise.
-        memory_bytes: of all shards, by tier: rows, optimizer state, inputs and outputs.
+        memory_bytes: of all shards, by tier: rows, optimizer state, a cache of them, buffers.
     """
 
     sharding_type: ShardingTypeName
@@ -93,8 +95,9 @@ class TablePlan(_Entry):
 class RankLoads(_Entry):
     """Estimates for every rank, in the order of ranks.
 
-    The bytes of a tier hold rows, optimizer state, inputs and outputs, as TorchRec estimates them;
-    `stored_bytes` are the rows and their optimizer state alone, on whatever tier.
+    The bytes of a tier hold rows, optimizer state, a cache of them, and buffers (inputs, outputs);
+    `stored_bytes` are the rows and their optimizer state alone, on whatever tier, and so also the
+    bytes of the copy from which a checkpoint is written in the background (`Plan.memory`).
     """
 
     lookup_ms: tuple[Milliseconds, ...]
@@ -111,8 +114,27 @@ class RankLoads(_Entry):
 
     @property
     def memory(self) -> np.ndarray:
-        """Bytes by rank and tier, float64 [R, 3]."""
+        """Bytes of the tables by rank and tier, without copies for saves; float64 [R, 3]."""
         return np.array([getattr(self, f"{tier}_bytes") for tier in TIERS], np.float64).T
+
+
+class TableBytes(NamedTuple):
+    """What a table takes.
+
+    Attributes:
+        stored: rows and optimizer state of all shards.
+        tier: where they are: hbm, ddr or ssd.
+        outside_hbm: whether workers have HBM and they aren't in it.
+        cached: of them, and of its own state, a cache in HBM takes so much; all shards.
+        buffers_per_rank: inputs and outputs (data-parallel: gradients as well) on each rank that
+            has a shard; the mean.
+    """
+
+    stored: int
+    tier: str
+    outside_hbm: bool
+    cached: int
+    buffers_per_rank: int
 
 
 class Plan(_Entry):
@@ -138,6 +160,44 @@ class Plan(_Entry):
     def bottleneck_ms(self) -> float:
         """Estimated milliseconds of the busiest rank."""
         return float(self.ranks.time_ms.max())
+
+    @property
+    def memory(self) -> np.ndarray:
+        """Bytes by rank and tier with the copy that the plan was made for; float64 [R, 3]."""
+        return self.memory_for(background_save=self.made_for.tables.background_save)
+
+    def memory_for(self, *, background_save: bool) -> np.ndarray:
+        """Bytes by rank and tier, with or without a copy of rows and state; float64 [R, 3]."""
+        memory = self.ranks.memory
+        if background_save:
+            memory[:, TIERS.index("ddr")] += np.array(self.ranks.stored_bytes, np.float64)
+        return memory
+
+    @property
+    def fullest(self) -> float:
+        """The largest share of a rank's budget that is taken, over ranks and tiers."""
+        return float((self.memory / np.maximum(self.made_for.topology.capacity, 1.0)).max())
+
+    def bytes_of(self, name: str) -> TableBytes:
+        """What a table takes, rows apart from buffers."""
+        table, entry = self.made_for.tables.table(name), self.tables[name]
+        topology, optimizer = self.made_for.topology, self.made_for.tables.optimizer
+        ranks, copies = topology.world_size, 1
+        if entry.sharding_type == "data_parallel":
+            copies = topology.world_size
+        elif entry.sharding_type in BY_NODE:
+            ranks = len(entry.places) * topology.workers_per_node
+        elif entry.sharding_type not in BY_ALL:
+            ranks = len(entry.places)
+        rows = table.num_embeddings * (table.embedding_dim // entry.columns)  # of all its shards
+        stored = int(rows * row_bytes(table, optimizer, entry.columns) * copies)
+        tier = TIERS[home_tier(entry.compute_kernel, topology.device)]
+        cached, share = 0, entry.cache_share
+        if share is not None:  # fbgemm's cache has 4 bytes a row, and 16 for each that it holds
+            cached = int(stored * share + rows * (4 + 16 * share))
+        buffers = max(sum(entry.memory_bytes.values()) - stored - cached, 0)
+        outside_hbm = topology.device == "cuda" and tier != "hbm"
+        return TableBytes(stored, tier, outside_hbm, cached, buffers // max(ranks, 1))
 
     @property
     def tables_hash(self) -> str:
@@ -173,14 +233,14 @@ def shards_of(table: PlanTable, plan: TablePlan, topology: Topology) -> Iterator
             yield Shard(rank, start, number * plan.columns, rows, plan.columns)
 
 
-def save_plan(plan: Plan, path: Path) -> None:
+def save_plan(plan: Plan, path: str | Path) -> None:
     """Write the plan file, about one line a table, so that reviews and diffs read well.
 
     Raises:
         PlanError: it can't be written.
     """
     try:
-        path.write_text(dump_plan(plan))
+        Path(path).write_text(dump_plan(plan))
     except OSError as error:
         raise PlanError(
             f"can't write plan {path}: {error.strerror}; choose another place"
@@ -210,12 +270,13 @@ def _layout(value: object, indent: str = "") -> str:
     return "[\n" + ",\n".join(parts) + f"\n{indent}]"
 
 
-def load_plan(path: Path) -> Plan:
+def load_plan(path: str | Path) -> Plan:
     """Read a plan file.
 
     Raises:
         PlanError: missing, malformed, made by another version, or shards off the topology.
     """
+    path = Path(path)
     if not path.is_file():
         raise PlanError(f"no plan file {path}; set sharding.plan=auto or give an existing file")
     try:
@@ -236,7 +297,7 @@ def load_plan(path: Path) -> Plan:
         raise PlanError(f"plan {path}: {fault}") from None
     wrong = wrong_places(plan)
     if wrong:
-        raise PlanError(f"plan {path}: {'; '.join(wrong)}")
+        raise PlanError(f"plan {path}: {first_few(wrong)}")
     if plan.made_for.torchrec_version != torchrec.__version__:
         log.warning(
             "plan %s was made with torchrec %s, here is %s: its estimates may differ",
@@ -320,6 +381,15 @@ def differences(
                 "needs GPUs (python -m ray_jobs.plan to-cpu converts a plan)"
             )
     return lines
+
+
+def first_few(lines: Sequence[str], where: str = "") -> str:
+    """The first lines in one, how many there are, and where all of them are listed."""
+    more = len(lines) - _MOST_LINES
+    if more <= 0:
+        return "; ".join(lines)
+    listed = f", listed by: {where}" if where else ""
+    return f"{'; '.join(lines[:_MOST_LINES])}; and {more} more ({len(lines)} in all{listed})"
 
 
 def shape(table: PlanTable) -> str:

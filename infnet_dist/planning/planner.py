@@ -1,20 +1,23 @@
 """Tables + topology -> plan; also beside tables that stay where they are, or nearly."""
 
-from collections.abc import Iterator, Mapping
-from itertools import islice
+from collections.abc import Mapping
+from typing import NamedTuple
 
 import numpy as np
 
 from infnet_dist.errors import PlanError
-from infnet_dist.planning.board import EVERY, Cluster, Placement
+from infnet_dist.filesystem import size_text
+from infnet_dist.planning.board import EVERY, Placement
 from infnet_dist.planning.bound import lower_bound
 from infnet_dist.planning.compare import diff_plans
-from infnet_dist.planning.costs import Costs, Estimator, Way, excluded, row_bytes
+from infnet_dist.planning.costs import Costs, Estimator, empty_cluster, row_bytes
 from infnet_dist.planning.moves import Standing, rearrange
-from infnet_dist.planning.plan import MadeFor, Plan, RankLoads, TablePlan, shape, shards_of
+from infnet_dist.planning.plan import MadeFor, Plan, RankLoads, TablePlan, first_few, shape
 from infnet_dist.planning.search import search
+from infnet_dist.planning.shortage import check_room, explain_shortage, save_hint
 from infnet_dist.planning.tables import TableSet
 from infnet_dist.planning.topology import TIERS, Topology
+from infnet_dist.planning.ways import Way, excluded
 
 _ROUND_MS = 9
 _SHORT = 0.7  # of all HBM: above it, other kernels are tried as well
@@ -34,9 +37,10 @@ def make_plan(table_set: TableSet, topology: Topology, *, advise: bool = True) -
         PlanError: constraints leave a table no way, or nothing fits; says what is short, and names
             changes that help, each verified by planning.
     """
+    check_room(topology)
     plan = _try_plan(table_set, topology)
     if plan is None:
-        raise PlanError(_explain_shortage(table_set, topology, advise))
+        raise PlanError(explain_shortage(table_set, topology, _try_plan if advise else None))
     return plan
 
 
@@ -63,7 +67,7 @@ def extend_plan(plan: Plan, table_set: TableSet, *, max_move_bytes: float = 0.0)
         costs = estimator.costs(offload=offload, also=also)
         standing = _standing(plan, costs, table_set)
         if not max_move_bytes:
-            _check_still_fit(costs, standing, topology)
+            _check_still_fit(costs, standing, table_set, topology)
         placement, bound = rearrange(
             costs.options, empty_cluster(topology), standing, float(max_move_bytes)
         )
@@ -82,7 +86,7 @@ def extend_plan(plan: Plan, table_set: TableSet, *, max_move_bytes: float = 0.0)
             f"no place was found for the new tables ({names}) beside the {len(kept)} that stay; "
             f"allow {more}, or make a new plan"
         )
-    return min(found, key=lambda one: one.bottleneck_ms)
+    return min(found, key=lambda one: (one.bottleneck_ms, one.fullest))
 
 
 def _check_kept(plan: Plan, table_set: TableSet, kept: list[str]) -> None:
@@ -98,7 +102,7 @@ def _check_kept(plan: Plan, table_set: TableSet, kept: list[str]) -> None:
         changed.append(f"the optimizer is {old.optimizer} in the plan, {table_set.optimizer} now")
     if changed:
         raise PlanError(
-            f"{'; '.join(changed)}; extend leaves existing tables as they are: make a new plan, or "
+            f"{first_few(changed)}; extend leaves existing tables as they are: make a new plan, or "
             "give the changed table a new name"
         )
 
@@ -118,30 +122,20 @@ def plan_as_told(
         for number, table in enumerate(table_set.tables)
     ]
     units = [told[table.name][1] for table in table_set.tables]
-    _, _, memory = _loads(costs, list(zip(numbers, units, strict=True)), topology)
+    memory = _loads(costs, list(zip(numbers, units, strict=True)), topology).memory
     over = memory / np.maximum(topology.capacity, 1.0)
     if over.max() > 1:
         tier = int(over.max(axis=0).argmax())
         raise PlanError(
             f"{TIERS[tier]} of rank {int(over[:, tier].argmax())} would have to hold "
-            f"{_gib(memory[:, tier].max())} of {_gib(topology.capacity[tier])}: "
+            f"{size_text(memory[:, tier].max())} of {size_text(topology.capacity[tier])}: "
             f"{1 / over.max():.2g} times the rows would fit, or more ranks"
+            f"{save_hint(table_set)}"
         )
     empty = np.zeros(0)
     placement = Placement(np.array(numbers, np.int64), units, empty, empty)
     bound, _ = lower_bound(costs.options, empty_cluster(topology))
     return _to_plan(table_set, topology, costs, placement, bound)
-
-
-def empty_cluster(topology: Topology) -> Cluster:
-    """All ranks, nothing on them."""
-    capacity = np.repeat(topology.capacity[None], topology.world_size, axis=0)
-    return Cluster(
-        ranks_per_node=topology.workers_per_node,
-        capacity=capacity,
-        base_time=np.zeros(topology.world_size),
-        base_memory=np.zeros_like(capacity),
-    )
 
 
 def _try_plan(table_set: TableSet, topology: Topology) -> Plan | None:
@@ -179,12 +173,14 @@ def _standing(plan: Plan, costs: Costs, table_set: TableSet) -> Standing:
     return Standing(places, np.array(sizes, np.float64))
 
 
-def _check_still_fit(costs: Costs, standing: Standing, topology: Topology) -> None:
-    _, _, memory = _loads(costs, list(standing.places.values()), topology)
+def _check_still_fit(
+    costs: Costs, standing: Standing, table_set: TableSet, topology: Topology
+) -> None:
+    memory = _loads(costs, list(standing.places.values()), topology).memory
     if (memory > topology.capacity).any():
         raise PlanError(
-            "the tables that stay don't fit any more with this batch size and these lengths: make "
-            "a new plan"
+            "the tables that stay don't fit any more with this batch size and these lengths"
+            f"{save_hint(table_set)}: make a new plan"
         )
 
 
@@ -194,7 +190,9 @@ def _check_still_fit(costs: Costs, standing: Standing, topology: Topology) -> No
 def _to_plan(
     table_set: TableSet, topology: Topology, costs: Costs, placement: Placement, bound: float
 ) -> Plan:
-    totals = costs.options.total_memory(empty_cluster(topology))
+    cluster = empty_cluster(topology)
+    copies = costs.options.total(cluster, costs.stored) if table_set.background_save else 0.0
+    totals = costs.options.total_memory(cluster) - _in_ddr(copies)
     tables = {}
     for number, table in enumerate(table_set.tables):
         option = int(placement.option[number])
@@ -210,137 +208,62 @@ def _to_plan(
             memory_bytes=dict(zip(TIERS, (int(b) for b in totals[option]), strict=True)),
         )
     placed = list(zip(map(int, placement.option), placement.units, strict=True))
-    lookup, comms, memory = _loads(costs, placed, topology)
-    stored = _stored(table_set, topology, tables)
+    loads = _loads(costs, placed, topology)
+    copies = loads.stored if table_set.background_save else 0.0
+    memory = loads.memory - _in_ddr(copies)
     return Plan(
         made_for=MadeFor(topology=topology, tables=table_set),
         lower_bound_ms=round(bound, _ROUND_MS),
         excluded=tuple(excluded(table_set.tables, topology)),
         tables=dict(sorted(tables.items())),
         ranks=RankLoads(
-            lookup_ms=tuple(round(float(x), _ROUND_MS) for x in lookup),
-            comms_ms=tuple(round(float(x), _ROUND_MS) for x in comms),
+            lookup_ms=tuple(round(float(x), _ROUND_MS) for x in loads.lookup),
+            comms_ms=tuple(round(float(x), _ROUND_MS) for x in loads.comms),
             **{f"{tier}_bytes": tuple(map(int, memory[:, i])) for i, tier in enumerate(TIERS)},
-            stored_bytes=tuple(map(int, stored)),
+            stored_bytes=tuple(map(int, loads.stored[:, 0])),
         ),
     )
 
 
-def _loads(
-    costs: Costs, placed: list[tuple[int, tuple[int, ...]]], topology: Topology
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Lookup and comms [R] in ms, and bytes [R, 3], of placed options."""
-    lookup, comms = np.zeros(topology.world_size), np.zeros(topology.world_size)
-    memory = np.zeros((topology.world_size, len(TIERS)))
-    sizes = (1, topology.workers_per_node, topology.world_size)
+def _in_ddr(copies: np.ndarray | float) -> np.ndarray:
+    """Bytes [..., 1] of copies as bytes by tier."""
+    return np.asarray(copies * (np.array(TIERS) == "ddr"))
+
+
+class _Loads(NamedTuple):
+    """What placed options ask of the ranks.
+
+    Attributes:
+        lookup: float64 [R], ms.
+        comms: float64 [R], ms.
+        memory: float64 [R, 3], bytes by tier, with the copy for a background save.
+        stored: float64 [R, 1], bytes of rows and optimizer state.
+    """
+
+    lookup: np.ndarray
+    comms: np.ndarray
+    memory: np.ndarray
+    stored: np.ndarray
+
+
+def _loads(costs: Costs, placed: list[tuple[int, tuple[int, ...]]], topology: Topology) -> _Loads:
+    count = topology.world_size
+    loads = _Loads(
+        lookup=np.zeros(count),
+        comms=np.zeros(count),
+        memory=np.zeros((count, len(TIERS))),
+        stored=np.zeros((count, 1)),
+    )
+    sizes = (1, topology.workers_per_node, count)
     for option, units in placed:
         place = int(costs.options.place[option])
         size = sizes[place]
+        memory = costs.options.block_memory(option, size)
+        stored = costs.options.along_ranks(option, costs.stored[option], size)
         for unit in (0,) if place == EVERY else units:
             ranks = slice(unit * size, (unit + 1) * size)
-            lookup[ranks] += costs.lookup_ms[option]
-            comms[ranks] += costs.comms_ms[option]
-            memory[ranks] += costs.options.block_memory(option, size)
-    return lookup, comms, memory
-
-
-def _stored(table_set: TableSet, topology: Topology, plans: dict[str, TablePlan]) -> np.ndarray:
-    """Bytes of rows and optimizer state by rank, float64 [R].
-
-    A column shard keeps a row-wise optimizer state of its own.
-    """
-    stored = np.zeros(topology.world_size)
-    for table in table_set.tables:
-        shards = list(shards_of(table, plans[table.name], topology))
-        ranks, _, _, rows, columns = np.array(shards, np.int64).T
-        part = table.model_copy(update={"embedding_dim": int(columns[0])})
-        np.add.at(stored, ranks, rows * row_bytes(part, table_set.optimizer))
-    return stored
-
-
-# ---- nothing fits
-
-
-def _explain_shortage(table_set: TableSet, topology: Topology, advise: bool) -> str:
-    """What is short by how much, the costliest tables, and changes that make it fit."""
-    costs = Estimator(table_set, topology).costs(offload=True)
-    cluster = empty_cluster(topology)
-    totals = costs.options.total_memory(cluster)
-    tiers = [i for i in range(len(TIERS)) if totals[:, i].any()]
-    least = np.minimum.reduceat(totals, costs.options.first).sum(axis=0)
-    # Together: what can't be in HBM must be in RAM.
-    need = np.minimum.reduceat(totals.sum(axis=1), costs.options.first)
-    free = topology.capacity * topology.world_size
-    short = [
-        f"{TIERS[i]} is short of {_gib(least[i] - free[i])}" for i in tiers if least[i] > free[i]
-    ]
-    together = " and ".join(TIERS[i] for i in tiers)
-    if not short and need.sum() > free[tiers].sum():
-        short = [f"{together} together: short of {_gib(need.sum() - free[tiers].sum())}"]
-    alone = np.logical_or.reduceat(costs.options.fits_alone(cluster), costs.options.first)
-    short += [
-        f"no shard of table {table_set.tables[i].name!r} fits a worker in any way"
-        for i in np.flatnonzero(~alone)
-    ]
-    if not short:
-        short = [
-            f"no placement was found, though the sum would fit ({_gib(need.sum())} of "
-            f"{_gib(free[tiers].sum())} {together})"
-        ]
-    order = np.argsort(-need, kind="stable")[:3]
-    costly = ", ".join(f"{table_set.tables[i].name!r} {_gib(need[i])}" for i in order)
-    message = (
-        f"no plan fits {topology.world_size} workers of {topology.name}: {'; '.join(short)}. "
-        f"Costliest tables: {costly}"
-    )
-    if not advise:
-        return message
-    helps = list(islice(_changes_that_fit(table_set, topology, [int(i) for i in order]), 3))
-    advice = "; ".join(helps) or "none of the usual changes is enough: make tables smaller"
-    return f"{message}. What would fit (planned): {advice}"
-
-
-def _changes_that_fit(table_set: TableSet, topology: Topology, costly: list[int]) -> Iterator[str]:
-    """Changes after which a plan exists, the cheapest first; each is planned."""
-    if table_set.optimizer in ("adam", "adagrad"):
-        lighter = table_set.model_copy(update={"optimizer": "rowwise_adagrad"})
-        if _try_plan(lighter, topology) is not None:
-            yield f"optimizer rowwise_adagrad in place of {table_set.optimizer}"
-    names = [table_set.tables[i].name for i in costly]
-    for name in names:
-        if table_set.table(name).compute_kernels is not None and topology.device == "cuda":
-            freed = table_set.replace(name, compute_kernels=None, cache_share=None)
-            if _try_plan(freed, topology) is not None:
-                yield f"all kernels for table {name!r}, with rows outside of HBM"
-    wide = [name for name in names if table_set.table(name).data_type == "fp32"]
-    halved = table_set
-    for count, name in enumerate(wide, start=1):
-        halved = halved.replace(name, data_type="fp16")
-        if _try_plan(halved, topology) is not None:
-            yield f"fp16 rows for {', '.join(repr(n) for n in wide[:count])}"
-            break
-    nodes = _fewest_nodes(table_set, topology)
-    if nodes is not None:
-        yield f"{nodes * topology.workers_per_node} workers on {nodes} nodes"
-
-
-def _fewest_nodes(table_set: TableSet, topology: Topology) -> int | None:
-    """The fewest nodes that are enough, at most 16 times as many; by bisection."""
-
-    def fits(nodes: int) -> bool:
-        larger = topology.model_copy(update={"num_nodes": nodes})
-        return _try_plan(table_set, larger) is not None
-
-    low, high = topology.num_nodes, topology.num_nodes
-    while not fits(high):
-        low, high = high, 2 * high
-        if high > 16 * topology.num_nodes:
-            return None
-    while high - low > 1:
-        middle = (low + high) // 2
-        low, high = (low, middle) if fits(middle) else (middle, high)
-    return high
-
-
-def _gib(size: float) -> str:
-    return f"{size / 2**30:.1f} GiB"
+            loads.lookup[ranks] += costs.lookup_ms[option]
+            loads.comms[ranks] += costs.comms_ms[option]
+            loads.memory[ranks] += memory
+            loads.stored[ranks] += stored
+    return loads

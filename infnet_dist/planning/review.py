@@ -1,4 +1,8 @@
-"""A plan as people read it: a terminal table, JSON, a picture, and one HTML page with all of it."""
+"""A plan as people read it: a terminal table, JSON, a picture, and one HTML page with all of it.
+
+Rows and optimizer state, the buffers of inputs and outputs, and the copy for a background save are
+shown apart; so are rows that aren't in a GPU's memory.
+"""
 
 import io
 from pathlib import Path
@@ -8,49 +12,117 @@ import numpy as np
 from matplotlib.figure import Figure
 from rich.console import Console, Group, RenderableType
 from rich.markup import escape
-from rich.table import Table
+from rich.table import Column, Table
 from rich.text import Text
 
 from infnet_dist.errors import PlanError
 from infnet_dist.filesystem import size_text
 from infnet_dist.pages import heading, page, picture, png, table
-from infnet_dist.planning.plan import BY_NODE, Plan, TablePlan, shape
+from infnet_dist.planning.plan import BY_NODE, Plan, shape
 from infnet_dist.planning.topology import TIERS
 
 _GIB = 2**30
+_LEAST_MS = 1e-9
+_NUMBERS = ("ms", "comms", "rows + optimizer", "buffers / rank")
 _MOST_BARS = 256  # more ranks than this are drawn as groups
 
 
 def facts(plan: Plan) -> dict[str, Any]:
     """What a reviewer asks of a plan; plain values, bytes and milliseconds."""
-    ranks, topology = plan.ranks, plan.made_for.topology
-    memory, capacity = ranks.memory, topology.capacity
-    used = {
-        tier: {
-            "max_bytes": int(memory[:, i].max()),
-            "mean_bytes": int(memory[:, i].mean()),
-            "capacity_bytes": int(capacity[i]),
-            "balance": _balance(memory[:, i]),
-        }
-        for i, tier in enumerate(TIERS)
-        if memory[:, i].max() > 0
-    }
+    topology = plan.made_for.topology
+    step_rows = plan.made_for.tables.batch_size * topology.world_size
     return {
         "topology": topology.name,
         "device": topology.device,
         "world_size": topology.world_size,
         "num_nodes": topology.num_nodes,
         "tables": len(plan.tables),
-        "stored_bytes": int(sum(ranks.stored_bytes)),
-        "stored_bytes_per_rank": list(ranks.stored_bytes),
+        **_bytes(plan),
         "bottleneck_ms": plan.bottleneck_ms,
         "lower_bound_ms": plan.lower_bound_ms,
-        "over_lower_bound": plan.bottleneck_ms / plan.lower_bound_ms - 1,
-        "time_balance": _balance(ranks.time_ms),
-        "memory": used,
+        "over_lower_bound": plan.bottleneck_ms / max(plan.lower_bound_ms, _LEAST_MS) - 1,
+        "samples_per_s": 1000 * step_rows / max(plan.bottleneck_ms, _LEAST_MS),
+        "time_balance": _balance(plan.ranks.time_ms),
         "binds": what_binds(plan),
         "excluded": list(plan.excluded),
     }
+
+
+def _bytes(plan: Plan) -> dict[str, Any]:
+    """What the tables take: by what it is, by tier, by table."""
+    stored, memory = np.array(plan.ranks.stored_bytes, np.float64), plan.memory
+    by_table = {name: plan.bytes_of(name) for name in plan.tables}
+    total = sum(found.stored for found in by_table.values())
+    cached = sum(found.cached for found in by_table.values())
+    outside = sum(found.stored for found in by_table.values() if found.outside_hbm)
+    return {
+        "stored_bytes": int(stored.sum()),
+        "stored_bytes_per_rank": list(plan.ranks.stored_bytes),
+        "outside_hbm_bytes": outside,
+        "outside_hbm_share": outside / max(total, 1),
+        "cached_bytes": cached,
+        "buffer_bytes": max(int(plan.ranks.memory.sum() - stored.sum()) - cached, 0),
+        "save_copy_bytes": int(stored.sum()) if plan.made_for.tables.background_save else 0,
+        "memory": {
+            tier: {
+                "max_bytes": int(memory[:, i].max()),
+                "mean_bytes": int(memory[:, i].mean()),
+                "capacity_bytes": int(capacity),
+                "balance": _balance(memory[:, i]),
+            }
+            for i, (tier, capacity) in enumerate(
+                zip(TIERS, plan.made_for.topology.capacity, strict=True)
+            )
+            if memory[:, i].max() > 0
+        },
+        "bytes_by_table": {
+            name: {
+                "stored_bytes": found.stored,
+                "tier": found.tier,
+                "cached_bytes": found.cached,
+                "buffer_bytes_per_rank": found.buffers_per_rank,
+            }
+            for name, found in sorted(by_table.items())
+        },
+    }
+
+
+def byte_facts(known: dict[str, Any]) -> list[tuple[str, str]]:
+    """What is meant, and how many bytes it takes: of all ranks, then of the fullest one."""
+    ranks = known["world_size"]
+    found = [
+        ("rows and optimizer state", f"{size_text(known['stored_bytes'])}, all ranks"),
+        (
+            "buffers of inputs and outputs",
+            f"{size_text(known['buffer_bytes'])}, all ranks; "
+            f"{size_text(known['buffer_bytes'] / ranks)} a rank (mean)",
+        ),
+    ]
+    if known["outside_hbm_bytes"]:
+        found.append(
+            (
+                "outside of HBM (UVM, SSD)",
+                f"{size_text(known['outside_hbm_bytes'])} of the rows and optimizer state, "
+                f"{known['outside_hbm_share']:.0%}; {size_text(known['cached_bytes'])} of caches",
+            )
+        )
+    if known["save_copy_bytes"]:
+        found.append(
+            (
+                "copy for background saves, in ddr",
+                f"{size_text(known['save_copy_bytes'])}, all ranks (checkpoint.background)",
+            )
+        )
+    for tier, used in known["memory"].items():
+        found.append(
+            (
+                f"{tier}, fullest rank",
+                f"{size_text(used['max_bytes'])} of {size_text(used['capacity_bytes'])} after the "
+                f"reserve ({used['max_bytes'] / max(used['capacity_bytes'], 1):.0%}); balance "
+                f"{used['balance']:.3f}",
+            )
+        )
+    return found
 
 
 def what_binds(plan: Plan) -> str:
@@ -60,7 +132,7 @@ def what_binds(plan: Plan) -> str:
     lookup = plan.ranks.lookup_ms[busiest]
     kind = "lookup" if lookup > time[busiest] / 2 else "comms"
     share = max(lookup, time[busiest] - lookup) / max(time[busiest], 1e-12)
-    memory = plan.ranks.memory / np.maximum(plan.made_for.topology.capacity, 1.0)
+    memory = plan.memory / np.maximum(plan.made_for.topology.capacity, 1.0)
     tier = int(memory.max(axis=0).argmax())
     full = f"{TIERS[tier]} of the fullest rank is {memory.max():.0%} full"
     if plan.bottleneck_ms <= 1.02 * plan.lower_bound_ms:
@@ -71,27 +143,28 @@ def what_binds(plan: Plan) -> str:
 def render(plan: Plan, *, most_tables: int = 40) -> RenderableType:
     """Tables and ranks for a terminal; the largest tables first."""
     known = facts(plan)
-    tables = Table("table", "shape", "sharding", "kernel", "where", title="Tables")
+    tables = Table(
+        "table",
+        Column("shape", no_wrap=True),
+        "sharding",
+        Column("kernel", overflow="fold"),
+        "where",
+        title="Tables",
+    )
     tables.title_justify = "left"
-    for column in ("ms", "of it comms", "size"):
+    for column in _NUMBERS:
         tables.add_column(column, justify="right")
-    entries = sorted(plan.tables.items(), key=_largest_first)
-    for name, entry in entries[:most_tables]:
-        tables.add_row(escape(name), shape(plan.made_for.tables.table(name)), *_row(entry))
-    lines = [f"... and {len(entries) - most_tables} more"] if len(entries) > most_tables else []
+    names = _largest_first(plan)
+    for name in names[:most_tables]:
+        tables.add_row(escape(name), *_row(plan, name))
+    lines = [f"... and {len(names) - most_tables} more"] if len(names) > most_tables else []
     lines += [
-        f"{known['tables']} tables, {size_text(known['stored_bytes'])} of rows and optimizer "
-        f"state, on {known['world_size']} workers of {known['topology']} "
+        f"{known['tables']} tables on {known['world_size']} workers of {known['topology']} "
         f"({known['num_nodes']} nodes)",
         f"busiest rank {known['bottleneck_ms']:.4g} ms; lower bound {known['lower_bound_ms']:.4g} "
         f"ms (+{known['over_lower_bound']:.1%}); balance (max / mean) {known['time_balance']:.3f}",
     ]
-    for tier, used in known["memory"].items():
-        lines.append(
-            f"{tier}: fullest rank {size_text(used['max_bytes'])} of "
-            f"{size_text(used['capacity_bytes'])} "
-            f"after the reserve; balance {used['balance']:.3f}"
-        )
+    lines += [f"{what}: {text}" for what, text in byte_facts(known)]
     lines.append(f"binds: {known['binds']}")
     lines += [f"not considered: {line}" for line in plan.excluded]
     return Group(tables, Text("\n".join(lines)))
@@ -105,21 +178,25 @@ def describe(plan: Plan, *, most_tables: int = 40) -> str:
     return capture.get().rstrip()
 
 
-def _largest_first(item: tuple[str, TablePlan]) -> tuple[int, str]:
-    return -sum(item[1].memory_bytes.values()), item[0]
+def _largest_first(plan: Plan) -> list[str]:
+    """Tables by their rows and optimizer state."""
+    return sorted(plan.tables, key=lambda name: (-plan.bytes_of(name).stored, name))
 
 
-def _row(entry: TablePlan) -> tuple[str, ...]:
+def _row(plan: Plan, name: str) -> tuple[str, ...]:
+    entry, found = plan.tables[name], plan.bytes_of(name)
     cache = f" {entry.cache_share:g}" if entry.cache_share else ""
     kind = "nodes" if entry.sharding_type in BY_NODE else "ranks"
     where = f"{kind} {_short(entry.places)}" if entry.places else "all ranks"
     return (
+        shape(plan.made_for.tables.table(name)),
         entry.sharding_type,
         entry.compute_kernel + cache,
         where,
         f"{entry.time_ms:.4g}",
         f"{entry.comms_ms / max(entry.time_ms, 1e-12):.0%}",
-        size_text(sum(entry.memory_bytes.values())),
+        f"{size_text(found.stored)}{f' {found.tier}' if found.outside_hbm else ''}",
+        size_text(found.buffers_per_rank),
     )
 
 
@@ -146,7 +223,7 @@ def draw(plan: Plan) -> Figure:
     time_axes.axhline(plan.lower_bound_ms, color="black", linestyle="--", label="lower bound")
     time_axes.set_ylabel("ms, estimated")
     bottom = np.zeros(len(groups))
-    memory, capacity = plan.ranks.memory / _GIB, plan.made_for.topology.capacity / _GIB
+    memory, capacity = plan.memory / _GIB, plan.made_for.topology.capacity / _GIB
     for i, tier in enumerate(TIERS):
         if not memory[:, i].any():
             continue
@@ -161,7 +238,7 @@ def draw(plan: Plan) -> Figure:
     return figure
 
 
-def write_png(plan: Plan, path: Path) -> None:
+def write_png(plan: Plan, path: str | Path) -> None:
     """Write the picture.
 
     Raises:
@@ -170,31 +247,21 @@ def write_png(plan: Plan, path: Path) -> None:
     _write(path, png(draw(plan)))
 
 
-def write_html(plan: Plan, path: Path) -> None:
+def write_html(plan: Plan, path: str | Path) -> None:
     """Write one page that needs no other file.
 
     Raises:
         PlanError: it can't be written.
     """
     known = facts(plan)
-    entries = sorted(plan.tables.items(), key=_largest_first)
-    head = ("table", "shape", "sharding", "kernel", "where", "ms", "of it comms", "size")
-    rows = [
-        (name, shape(plan.made_for.tables.table(name)), *_row(entry)) for name, entry in entries
-    ]
+    head = ("table", "shape", "sharding", "kernel", "where", *_NUMBERS)
+    rows = [(name, *_row(plan, name)) for name in _largest_first(plan)]
     numbers = [
         ("workers", f"{known['world_size']} on {known['num_nodes']} nodes"),
-        ("rows and optimizer state", size_text(known["stored_bytes"])),
         ("busiest rank", f"{known['bottleneck_ms']:.4g} ms"),
         ("lower bound", f"{known['lower_bound_ms']:.4g} ms"),
         ("time balance (max / mean)", f"{known['time_balance']:.3f}"),
-        *(
-            (
-                f"{tier}, fullest rank",
-                f"{size_text(used['max_bytes'])} of {size_text(used['capacity_bytes'])}",
-            )
-            for tier, used in known["memory"].items()
-        ),
+        *byte_facts(known),
         ("what binds", known["binds"]),
         *(("not considered", line) for line in plan.excluded),
     ]
@@ -209,9 +276,9 @@ def write_html(plan: Plan, path: Path) -> None:
     _write(path, page(title, *parts).encode())
 
 
-def _write(path: Path, content: bytes) -> None:
+def _write(path: str | Path, content: bytes) -> None:
     try:
-        path.write_bytes(content)
+        Path(path).write_bytes(content)
     except OSError as error:
         raise PlanError(f"can't write {path}: {error.strerror}; choose another place") from None
 

@@ -2,7 +2,7 @@
 
 A lower bound comes first (bound.py); then options are chosen for a target time and prices of
 memory, placed greedily, largest first, and the best few placements are improved by local search
-(improve.py). Everything is deterministic.
+(improve.py). Where time is equal, memory decides (level.py). Everything is deterministic.
 """
 
 from collections.abc import Iterator
@@ -19,6 +19,7 @@ from infnet_dist.planning.board import (
 )
 from infnet_dist.planning.bound import lower_bound
 from infnet_dist.planning.improve import ENOUGH, MoveBudget, improve
+from infnet_dist.planning.level import level_memory
 
 _TARGETS = 14  # times tried as the largest of a shard, from the bound up
 # Prices of memory: this many times the bound's, and so many times "all work over all memory".
@@ -49,8 +50,13 @@ def search(options: Options, cluster: Cluster) -> tuple[Placement | None, float]
         nothing_stands = MoveBudget(np.zeros(len(start.option)), 0.0)
         improve(options, cluster, start, bound, nothing_stands)
         if start.bottleneck <= bound * ENOUGH:
-            return start, bound
-    return min(starts, key=lambda start: start.bottleneck, default=None), bound
+            starts = [start]
+            break
+    if not starts:
+        return None, bound
+    best = min(starts, key=lambda start: (start.bottleneck, start.fullest(cluster)))
+    level_memory(options, cluster, best)
+    return best, bound
 
 
 # ---- choosing options

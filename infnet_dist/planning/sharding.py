@@ -1,8 +1,9 @@
 """Plans and models: check a plan against a model's tables, and turn it into TorchRec's plan."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import torch
+from pydantic import ValidationError
 from torch import nn
 from torch.distributed._shard.sharding_spec import EnumerableShardingSpec, ShardMetadata
 from torchrec.distributed.embedding import EmbeddingCollectionSharder
@@ -17,8 +18,9 @@ from torchrec.modules.embedding_modules import EmbeddingBagCollection, Embedding
 
 from infnet_dist.config import Config
 from infnet_dist.data.statistics import Usage
+from infnet_dist.documents import first_fault
 from infnet_dist.errors import PlanError
-from infnet_dist.planning.plan import Plan, differences, shards_of
+from infnet_dist.planning.plan import Plan, differences, first_few, shards_of
 from infnet_dist.planning.popularity import fit_zipf
 from infnet_dist.planning.tables import PlanFeature, PlanTable, TableSet
 from infnet_dist.schema import Schema, Table, sequence_key
@@ -57,6 +59,9 @@ def tables_of_run(config: Config, schema: Schema, usage: Usage | None = None) ->
         config: batch size, width and type of the rows, allowed sharding types.
         schema: the selected features.
         usage: what the training set looks up; None: sequences count as full, skew is unknown.
+
+    Raises:
+        PlanError: a table or batch is beyond what is planned for; names it.
     """
     lengths = dict.fromkeys((feature.key for feature in schema.fields), 1.0)
     for sequence in schema.sequences:
@@ -64,28 +69,37 @@ def tables_of_run(config: Config, schema: Schema, usage: Usage | None = None) ->
         lengths |= dict.fromkeys(keys, float(sequence.max_length))
     if usage is not None:
         lengths |= {key: max(usage.mean_lengths[key], _LEAST_LENGTH) for key in lengths}
-    tables = []
+    try:
+        tables = tuple(_tables(config, schema, usage, lengths))
+        return TableSet(
+            batch_size=config.data.batch_size,
+            optimizer="rowwise_adagrad",
+            background_save=config.checkpoint.background,
+            tables=tables,
+        )
+    except ValidationError as error:
+        raise PlanError(f"these tables can't be planned: {first_fault(error)}") from None
+
+
+def _tables(
+    config: Config, schema: Schema, usage: Usage | None, lengths: Mapping[str, float]
+) -> Iterator[PlanTable]:
     for table in schema.tables:
         keys = [feature.key for feature in schema.table_features if feature.table == table.name]
         if not keys:
             continue
         override = config.tables.overrides.get(table.name)
-        tables.append(
-            PlanTable(
-                name=table.name,
-                num_embeddings=table.num_embeddings,
-                embedding_dim=config.tables.embedding_dim,
-                data_type=config.tables.data_type,
-                pooling="none",
-                zipf=_zipf(table, usage),
-                features=tuple(PlanFeature(name=k, mean_length=lengths[k]) for k in keys),
-                sharding_types=(override and override.sharding_types) or DEFAULT_SHARDING_TYPES,
-                min_column_width=4,
-            )
+        yield PlanTable(
+            name=table.name,
+            num_embeddings=table.num_embeddings,
+            embedding_dim=config.tables.embedding_dim,
+            data_type=config.tables.data_type,
+            pooling="none",
+            zipf=_zipf(table, usage),
+            features=tuple(PlanFeature(name=k, mean_length=lengths[k]) for k in keys),
+            sharding_types=(override and override.sharding_types) or DEFAULT_SHARDING_TYPES,
+            min_column_width=4,
         )
-    return TableSet(
-        batch_size=config.data.batch_size, optimizer="rowwise_adagrad", tables=tuple(tables)
-    )
 
 
 def _zipf(table: Table, usage: Usage | None) -> float | None:
@@ -111,7 +125,7 @@ def check_plan(
     Without `workers_per_node` any division into nodes will do, without `device` any device.
 
     Raises:
-        PlanError: lists every difference and says how to get the right plan.
+        PlanError: names the first differences, their number, and how to get the right plan.
     """
     tables = {table.name: table for table in table_set.tables}
     found = differences(
@@ -119,8 +133,10 @@ def check_plan(
     )
     if found:
         raise PlanError(
-            "the plan doesn't fit: " + "; ".join(found) + "; set sharding.plan=auto, or make "
-            "a plan with: python -m ray_jobs.plan make --config CONFIG --output PLAN"
+            "the plan doesn't fit: "
+            + first_few(found, "python -m ray_jobs.plan check PLAN --config CONFIG")
+            + "; set sharding.plan=auto, or make a plan with: python -m ray_jobs.plan make "
+            "--config CONFIG --output PLAN"
         )
 
 
@@ -153,22 +169,24 @@ def _collections(model: nn.Module) -> Iterator[tuple[str, Sequence[str]]]:
 def _parameter_sharding(plan: Plan, name: str, device: torch.device) -> ParameterSharding:
     topology, entry = plan.made_for.topology, plan.tables[name]
     shards = list(shards_of(plan.made_for.tables.table(name), entry, topology))
-    spec = EnumerableShardingSpec(
-        [
-            ShardMetadata(
-                shard_offsets=[shard.row_offset, shard.column_offset],
-                shard_sizes=[shard.rows, shard.columns],
-                placement=_placement(shard.rank, topology.workers_per_node, device),
-            )
-            for shard in shards
-        ]
-    )
+    spec = None
+    if entry.sharding_type != "data_parallel":  # whose shards are whole tables: DDP's, no spec
+        spec = EnumerableShardingSpec(
+            [
+                ShardMetadata(
+                    shard_offsets=[shard.row_offset, shard.column_offset],
+                    shard_sizes=[shard.rows, shard.columns],
+                    placement=_placement(shard.rank, topology.workers_per_node, device),
+                )
+                for shard in shards
+            ]
+        )
     cache = CacheParams(load_factor=entry.cache_share) if entry.cache_share else None
     return ParameterSharding(
         sharding_type=entry.sharding_type,
         compute_kernel=entry.compute_kernel,
         ranks=[shard.rank for shard in shards],
-        sharding_spec=None if entry.sharding_type == "data_parallel" else spec,
+        sharding_spec=spec,
         cache_params=cache,
     )
 

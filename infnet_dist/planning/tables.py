@@ -2,6 +2,7 @@
 
 batch_size: 1024            # rows per worker and step
 optimizer: rowwise_adagrad
+background_save: true       # checkpoints are written from a copy of the shards in host memory
 tables:
   - name: user
     num_embeddings: 2_000_000_000
@@ -13,9 +14,9 @@ tables:
 
 from collections import Counter
 from pathlib import Path
-from typing import Literal, Self, TypeVar
+from typing import Annotated, Literal, Self, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, Strict, ValidationError, model_validator
 
 from infnet_dist.config_messages import explain
 from infnet_dist.documents import MalformedError, Name, parse_yaml
@@ -36,6 +37,17 @@ OptimizerName = Literal["sgd", "rowwise_adagrad", "adagrad", "adam"]
 
 Model = TypeVar("Model", bound=BaseModel)
 
+Integer = Annotated[int, Strict()]  # no text and no truth value
+Number = Annotated[float, Strict()]
+Truth = Annotated[bool, Strict()]
+
+# Far beyond any table or batch, and small enough that no sum of them overflows 63 bits or a double.
+MAX_TABLES = 10_000
+MAX_TABLE_BYTES = 2**55
+MAX_BATCH_SIZE = 2**24
+MAX_MEAN_LENGTH = 1e6
+MAX_IDS = 2**34  # of one table per worker and step
+
 
 class _Entry(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
@@ -45,22 +57,24 @@ class PlanFeature(_Entry):
     """One feature that looks rows up in the table."""
 
     name: Name
-    mean_length: float = Field(1.0, gt=0, description="mean number of ids per row of a batch")
+    mean_length: Number = Field(
+        1.0, ge=1e-6, le=MAX_MEAN_LENGTH, description="mean number of ids per row of a batch"
+    )
 
 
 class PlanTable(_Entry):
     """One table, and what is asked of its plan."""
 
     name: Name
-    num_embeddings: int = Field(ge=1, le=10**14, description="rows")
-    embedding_dim: int = Field(ge=4, le=2**20, multiple_of=4, description="floats per row")
+    num_embeddings: Integer = Field(ge=1, le=10**14, description="rows")
+    embedding_dim: Integer = Field(ge=4, le=2**20, multiple_of=4, description="floats per row")
     data_type: Literal["fp32", "fp16"] = Field("fp32", description="type of the rows")
     pooling: Literal["none", "sum", "mean"] = Field(
         "sum", description="none: a sequence of rows (EmbeddingCollection); else a pooled row"
     )
-    features: tuple[PlanFeature, ...] = Field(min_length=1)
-    zipf: float | None = Field(
-        None, ge=0, description="skew of its ids: P(rank r) ~ r^-zipf; null: unknown"
+    features: tuple[PlanFeature, ...] = Field(min_length=1, max_length=10_000)
+    zipf: Number | None = Field(
+        None, ge=0, le=20, description="skew of its ids: P(rank r) ~ r^-zipf; null: unknown"
     )
     sharding_types: tuple[ShardingTypeName, ...] | None = Field(
         None, min_length=1, description="allowed sharding types; null: all that TorchRec supports"
@@ -68,15 +82,29 @@ class PlanTable(_Entry):
     compute_kernels: tuple[KernelName, ...] | None = Field(
         None, min_length=1, description="allowed kernels; null: all but key_value"
     )
-    cache_share: float | None = Field(
-        None, gt=0, le=1, description="share of rows cached in HBM; null: chosen"
+    cache_share: Number | None = Field(
+        None, ge=1e-6, le=1, description="share of rows cached in HBM; null: chosen"
     )
-    min_column_width: int = Field(
+    min_column_width: Integer = Field(
         32, ge=4, le=2**20, multiple_of=4, description="least floats of a column shard"
     )
-    priority: float = Field(
-        1.0, gt=0, description="how much its time counts when memory is short: more stays in HBM"
+    priority: Number = Field(
+        1.0,
+        ge=1e-6,
+        le=1e6,
+        description="how much its time counts when memory is short: more stays in HBM",
     )
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        size = self.num_embeddings * self.embedding_dim * (4 if self.data_type == "fp32" else 2)
+        if size > MAX_TABLE_BYTES:
+            raise ValueError(
+                f"table {self.name!r}: num_embeddings {self.num_embeddings} x embedding_dim "
+                f"{self.embedding_dim} {self.data_type} are {size:.2g} bytes; at most "
+                f"{MAX_TABLE_BYTES:.2g} ({MAX_TABLE_BYTES // 2**50} PiB)"
+            )
+        return self
 
     @property
     def lengths(self) -> tuple[float, ...]:
@@ -87,9 +115,14 @@ class PlanTable(_Entry):
 class TableSet(_Entry):
     """All tables of a model, and how they are trained."""
 
-    batch_size: int = Field(ge=1, lt=2**31, description="rows per worker and step")
+    batch_size: Integer = Field(ge=1, le=MAX_BATCH_SIZE, description="rows per worker and step")
     optimizer: OptimizerName = Field("rowwise_adagrad", description="sparse optimizer")
-    tables: tuple[PlanTable, ...] = Field(min_length=1)
+    background_save: Truth = Field(
+        True,
+        description="checkpoints are written while training continues, from a copy of each rank's "
+        "shards in host memory (checkpoint.background)",
+    )
+    tables: tuple[PlanTable, ...] = Field(min_length=1, max_length=MAX_TABLES)
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -101,6 +134,14 @@ class TableSet(_Entry):
                 where = [t.name for t in self.tables if name in {f.name for f in t.features}]
                 places = "" if kind == "table" else f", in tables {', '.join(where)}"
                 raise ValueError(f"{kind} name {name!r} stands {count} times{places}; rename one")
+        for table in self.tables:
+            ids = self.batch_size * sum(table.lengths)
+            if ids > MAX_IDS:
+                raise ValueError(
+                    f"table {table.name!r}: batch_size {self.batch_size} x mean_length "
+                    f"{sum(table.lengths):g} are {ids:.2g} ids per worker and step; at most "
+                    f"{MAX_IDS:.2g}"
+                )
         return self
 
     def table(self, name: str) -> PlanTable:
@@ -116,13 +157,13 @@ class TableSet(_Entry):
         return self.model_copy(update={"tables": tuple(tables)})
 
 
-def load_table_set(path: Path) -> TableSet:
+def load_table_set(path: str | Path) -> TableSet:
     """Read a tables file.
 
     Raises:
         PlanError: missing or malformed; names the table and key.
     """
-    return read_yaml(path, TableSet, "tables file")
+    return read_yaml(Path(path), TableSet, "tables file")
 
 
 def read_yaml(path: Path, model: type[Model], kind: str) -> Model:

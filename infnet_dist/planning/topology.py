@@ -7,17 +7,18 @@ from typing import Literal, Self
 
 import numpy as np
 import numpy.typing as npt
-import psutil
 import torch
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torchrec.distributed.planner import Topology as TorchRecTopology
 
 from infnet_dist.documents import Name
 from infnet_dist.errors import PlanError
-from infnet_dist.planning.tables import read_yaml
+from infnet_dist.planning.host import host_memory_bytes
+from infnet_dist.planning.tables import Integer, Number, read_yaml
 
 FOLDER = Path(__file__).parents[2] / "sharding_plans" / "topologies"
 TIERS = ("hbm", "ddr", "ssd")
+MAX_WORKERS = 65_536
 _GB = 1e9
 _GIB = 2**30
 
@@ -32,28 +33,55 @@ class Topology(BaseModel):
 
     name: Name
     device: Literal["cuda", "cpu"]
-    num_nodes: int = Field(1, ge=1, le=100_000, description="nodes")
-    workers_per_node: int = Field(ge=1, le=1_000, description="workers (GPUs) on a node")
-    hbm_gib: float = Field(0.0, ge=0, description="GiB of HBM on a node, all GPUs together")
-    ddr_gib: float = Field(gt=0, description="GiB of RAM on a node")
-    ssd_gib: float = Field(0.0, ge=0, description="GiB of SSD on a node")
-    hbm_gb_s: float = Field(0.0, ge=0, description="GB/s, a GPU's own memory")
-    ddr_gb_s: float = Field(gt=0, description="GB/s of RAM that one worker gets")
-    ssd_gb_s: float = Field(0.1, gt=0, description="GB/s of SSD that one worker gets")
-    hbm_to_ddr_gb_s: float = Field(32.0, gt=0, description="GB/s between a GPU and the RAM")
-    intra_node_gb_s: float = Field(gt=0, description="GB/s between two workers of a node")
-    inter_node_gb_s: float = Field(gt=0, description="GB/s between workers of two nodes")
-    reserve: float = Field(
-        0.15, ge=0, lt=1, description="share of HBM (CPU: of RAM) for tower, batches, activations"
+    num_nodes: Integer = Field(1, ge=1, le=MAX_WORKERS, description="nodes")
+    workers_per_node: Integer = Field(ge=1, le=1_000, description="workers (GPUs) on a node")
+    hbm_gib: Number = Field(
+        0.0, ge=0, le=1e5, description="GiB of HBM on a node, all GPUs together"
     )
-    ddr_reserve: float = Field(0.2, ge=0, lt=1, description="share of RAM kept from UVM tables")
-    backward_factor: float = Field(2.0, gt=0, description="time of a backward pass per forward")
+    ddr_gib: Number = Field(gt=0, le=1e5, description="GiB of RAM on a node")
+    ssd_gib: Number = Field(0.0, ge=0, le=1e6, description="GiB of SSD on a node")
+    hbm_gb_s: Number = Field(0.0, ge=0, le=1e6, description="GB/s, a GPU's own memory")
+    ddr_gb_s: Number = Field(ge=1e-3, le=1e6, description="GB/s of RAM that one worker gets")
+    ssd_gb_s: Number = Field(0.1, ge=1e-3, le=1e6, description="GB/s of SSD that one worker gets")
+    hbm_to_ddr_gb_s: Number = Field(
+        32.0, ge=1e-3, le=1e6, description="GB/s between a GPU and the RAM"
+    )
+    intra_node_gb_s: Number = Field(
+        ge=1e-3, le=1e6, description="GB/s between two workers of a node"
+    )
+    inter_node_gb_s: Number = Field(
+        ge=1e-3, le=1e6, description="GB/s between workers of two nodes"
+    )
+    reserve: Number = Field(
+        0.15,
+        ge=0,
+        lt=1,
+        description="share of HBM (CPU: of RAM) kept from tables, for the tower, its gradients and "
+        "optimizer, batches, activations",
+    )
+    ddr_reserve: Number = Field(
+        0.2,
+        ge=0,
+        lt=1,
+        description="share of a GPU node's RAM kept from UVM tables and save copies",
+    )
+    worker_gib: Number = Field(
+        0.5,
+        ge=0,
+        le=1e4,
+        description="GiB of RAM that a worker's process takes beside tables; kept from them where "
+        "the share above is less",
+    )
+    backward_factor: Number = Field(
+        2.0, ge=1e-3, le=1e3, description="time of a backward pass per forward"
+    )
     sources: dict[str, str] = Field(default_factory=dict, description="where figures come from")
 
     @model_validator(mode="after")
     def _check(self) -> Self:
         if self.device == "cuda" and not (self.hbm_gib > 0 and self.hbm_gb_s > 0):
             raise ValueError("a cuda topology needs hbm_gib and hbm_gb_s")
+        check_world_size(self.world_size)
         return self
 
     @property
@@ -67,8 +95,12 @@ class Topology(BaseModel):
         A part of a node has its share of the node's memory.
 
         Raises:
-            PlanError: neither a part of one node nor whole nodes.
+            PlanError: neither a part of one node nor whole nodes, or more than MAX_WORKERS.
         """
+        try:
+            check_world_size(world_size)
+        except ValueError as error:
+            raise PlanError(str(error)) from None
         whole, rest = divmod(world_size, self.workers_per_node)
         if world_size >= 1 and rest == 0:
             return self.model_copy(update={"num_nodes": whole})
@@ -85,11 +117,15 @@ class Topology(BaseModel):
 
     @property
     def capacity(self) -> npt.NDArray[np.float64]:
-        """Bytes that the tables of one worker may fill, by tier, after the reserve; float64 [3]."""
+        """Bytes that the tables of one worker may fill, by tier, after the reserve; float64 [3].
+
+        Tables here means rows, optimizer state, buffers, and the copy that a background save takes.
+        """
         on_cpu = self.device == "cpu"
-        ddr_reserve = self.reserve if on_cpu else self.ddr_reserve
+        share = self.reserve if on_cpu else self.ddr_reserve
         hbm = 0.0 if on_cpu else self.hbm_gib * (1 - self.reserve)
-        per_node = np.array([hbm, self.ddr_gib * (1 - ddr_reserve), self.ssd_gib])
+        reserved = max(self.ddr_gib * share, self.worker_gib * self.workers_per_node)
+        per_node = np.array([hbm, max(self.ddr_gib - reserved, 0.0), self.ssd_gib])
         return np.floor(per_node * _GIB / self.workers_per_node)
 
     def to_torchrec(self) -> TorchRecTopology:
@@ -128,19 +164,34 @@ def load_topology(name_or_path: str | Path) -> Topology:
     return read_yaml(path, Topology, "topology")
 
 
-def this_topology(device: str, world_size: int, local_world_size: int) -> Topology:
+def this_topology(
+    device: str, world_size: int, local_world_size: int, *, bytes_per_worker: float | None = None
+) -> Topology:
     """The workers of a run on machines like this one.
 
-    The memory is this machine's; the bandwidths are those of the ready topology of its GPU
-    (h100x8 for one that we have none for), or of `cpu`.
+    The bandwidths are those of the ready topology of this machine's GPU (h100x8 for one that we
+    have none for), or of `cpu`.
+
+    Args:
+        device: cuda or cpu.
+        world_size: workers.
+        local_world_size: workers of a node; where nodes have unlike numbers of them, their greatest
+            common divisor is planned for, with that share of a node's memory.
+        bytes_per_worker: RAM of a worker; None: this machine's, divided by `local_world_size`.
+
+    Raises:
+        PlanError: more than MAX_WORKERS workers.
     """
-    if world_size % local_world_size:  # nodes that aren't alike: plan for equal parts of them
-        local_world_size = math.gcd(world_size, local_world_size)
-    ram = psutil.virtual_memory().total / _GIB
+    ram = bytes_per_worker or host_memory_bytes() / local_world_size
+    local = math.gcd(world_size, local_world_size)
+    try:
+        check_world_size(world_size)
+    except ValueError as error:
+        raise PlanError(str(error)) from None
     update: dict[str, object] = {
-        "num_nodes": world_size // local_world_size,
-        "workers_per_node": local_world_size,
-        "ddr_gib": ram,
+        "num_nodes": world_size // local,
+        "workers_per_node": local,
+        "ddr_gib": ram * local / _GIB,
     }
     if device != "cuda":
         return load_topology("cpu").model_copy(update=update)
@@ -152,7 +203,17 @@ def this_topology(device: str, world_size: int, local_world_size: int) -> Topolo
         name = next((k for k in known if k.removesuffix("x8") in gpu.name.lower()), name)
     ready = load_topology(name)
     memory = memory or ready.hbm_gib / ready.workers_per_node
-    return ready.model_copy(update=update | {"hbm_gib": memory * local_world_size})
+    return ready.model_copy(update=update | {"hbm_gib": memory * local})
+
+
+def check_world_size(world_size: int) -> None:
+    """Check that so many workers can be planned for.
+
+    Raises:
+        ValueError: they are more than MAX_WORKERS.
+    """
+    if world_size > MAX_WORKERS:
+        raise ValueError(f"{world_size} workers; plans are made for at most {MAX_WORKERS}")
 
 
 def _per_ms(gb_s: float) -> float:

@@ -117,7 +117,7 @@ def test_whatif_marks_the_smallest_that_fits(
     assert [(r["topology"], r["world_size"]) for r in rows][:2] == [("h100x8", 8), ("h100x8", 64)]
     fits = {(r["topology"], r["world_size"]): r["fits"] for r in rows}
     assert not fits["h100x8", 8] and fits["h200x8", 128]
-    smallest = {r["world_size"] for r in rows if r["smallest"]}
+    smallest = {r["world_size"] for r in rows if r["recommended"]}
     assert smallest == {min(size for (_, size), ok in fits.items() if ok)}
     main([*command, "--world-size", "8"])
     text = capsys.readouterr().out

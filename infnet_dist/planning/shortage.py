@@ -1,0 +1,135 @@
+"""Nothing fits: what is short, and which changes help, each of them planned before it is named."""
+
+from collections.abc import Callable, Iterator
+from itertools import islice
+
+import numpy as np
+
+from infnet_dist.errors import PlanError
+from infnet_dist.filesystem import size_text
+from infnet_dist.planning.costs import Estimator, empty_cluster
+from infnet_dist.planning.tables import TableSet
+from infnet_dist.planning.topology import MAX_WORKERS, TIERS, Topology
+
+TryPlan = Callable[[TableSet, Topology], object]
+
+
+def check_room(topology: Topology) -> None:
+    """Check that the reserve leaves any memory to tables.
+
+    Raises:
+        PlanError: it takes all of it.
+    """
+    if not topology.capacity[: TIERS.index("ssd")].any():
+        raise PlanError(
+            f"{topology.workers_per_node} workers on a node of {topology.name} leave no memory for "
+            f"tables: {topology.ddr_gib:.3g} GiB of RAM, {topology.worker_gib:.3g} GiB for each "
+            "worker's process (worker_gib); use fewer workers a node"
+        )
+
+
+def save_hint(table_set: TableSet) -> str:
+    """That room is there without the copy for background saves; empty where none is taken."""
+    if not table_set.background_save:
+        return ""
+    return (
+        ", or save without a copy of the tables (checkpoint.background: false; in a tables file "
+        "background_save: false)"
+    )
+
+
+def explain_shortage(table_set: TableSet, topology: Topology, try_plan: TryPlan | None) -> str:
+    """What is short by how much, the costliest tables, and changes that make it fit.
+
+    Args:
+        table_set: the tables.
+        topology: the workers.
+        try_plan: plans, or returns None; None: name no changes.
+    """
+    costs = Estimator(table_set, topology).costs(offload=True)
+    cluster = empty_cluster(topology)
+    totals = costs.options.total_memory(cluster)
+    tiers = [i for i in range(len(TIERS)) if totals[:, i].any()]
+    least = np.minimum.reduceat(totals, costs.options.first).sum(axis=0)
+    # Together: what can't be in HBM must be in RAM.
+    need = np.minimum.reduceat(totals.sum(axis=1), costs.options.first)
+    free = topology.capacity * topology.world_size
+    short = [
+        f"{TIERS[i]} is short of {size_text(least[i] - free[i])}"
+        for i in tiers
+        if least[i] > free[i]
+    ]
+    together = " and ".join(TIERS[i] for i in tiers)
+    if not short and need.sum() > free[tiers].sum():
+        short = [f"{together} together: short of {size_text(need.sum() - free[tiers].sum())}"]
+    alone = np.logical_or.reduceat(costs.options.fits_alone(cluster), costs.options.first)
+    short += [
+        f"no shard of table {table_set.tables[i].name!r} fits a worker in any way"
+        for i in np.flatnonzero(~alone)
+    ]
+    if not short:
+        short = [
+            f"no placement was found, though the sum would fit ({size_text(need.sum())} of "
+            f"{size_text(free[tiers].sum())} {together})"
+        ]
+    order = np.argsort(-need, kind="stable")[:3]
+    costly = ", ".join(f"{table_set.tables[i].name!r} {size_text(need[i])}" for i in order)
+    message = (
+        f"no plan fits {topology.world_size} workers of {topology.name}: {'; '.join(short)}. "
+        f"Costliest tables: {costly}"
+    )
+    if try_plan is None:
+        return message
+    helps = list(
+        islice(_changes_that_fit(table_set, topology, [int(i) for i in order], try_plan), 3)
+    )
+    advice = "; ".join(helps) or "none of the usual changes is enough: make tables smaller"
+    return f"{message}. What would fit (planned): {advice}"
+
+
+def _changes_that_fit(
+    table_set: TableSet, topology: Topology, costly: list[int], try_plan: TryPlan
+) -> Iterator[str]:
+    """Changes after which a plan exists, the cheapest first; each is planned."""
+    if table_set.background_save:
+        waiting = table_set.model_copy(update={"background_save": False})
+        if try_plan(waiting, topology) is not None:
+            yield "saves that training waits for (checkpoint.background: false)"
+    if table_set.optimizer in ("adam", "adagrad"):
+        lighter = table_set.model_copy(update={"optimizer": "rowwise_adagrad"})
+        if try_plan(lighter, topology) is not None:
+            yield f"optimizer rowwise_adagrad in place of {table_set.optimizer}"
+    names = [table_set.tables[i].name for i in costly]
+    for name in names:
+        if table_set.table(name).compute_kernels is not None and topology.device == "cuda":
+            freed = table_set.replace(name, compute_kernels=None, cache_share=None)
+            if try_plan(freed, topology) is not None:
+                yield f"all kernels for table {name!r}, with rows outside of HBM"
+    wide = [name for name in names if table_set.table(name).data_type == "fp32"]
+    halved = table_set
+    for count, name in enumerate(wide, start=1):
+        halved = halved.replace(name, data_type="fp16")
+        if try_plan(halved, topology) is not None:
+            yield f"fp16 rows for {', '.join(repr(n) for n in wide[:count])}"
+            break
+    nodes = _fewest_nodes(table_set, topology, try_plan)
+    if nodes is not None:
+        yield f"{nodes * topology.workers_per_node} workers on {nodes} nodes"
+
+
+def _fewest_nodes(table_set: TableSet, topology: Topology, try_plan: TryPlan) -> int | None:
+    """The fewest nodes that are enough, at most 16 times as many; by bisection."""
+
+    def fits(nodes: int) -> bool:
+        larger = topology.model_copy(update={"num_nodes": nodes})
+        return try_plan(table_set, larger) is not None
+
+    low, high = topology.num_nodes, topology.num_nodes
+    while not fits(high):
+        low, high = high, 2 * high
+        if high > 16 * topology.num_nodes or high * topology.workers_per_node > MAX_WORKERS:
+            return None
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (low, middle) if fits(middle) else (middle, high)
+    return high

@@ -1,0 +1,94 @@
+"""One row for each topology and world size: whether tables fit, where, and how fast."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from infnet_dist.errors import PlanError
+from infnet_dist.filesystem import size_text
+from infnet_dist.planning.planner import make_plan
+from infnet_dist.planning.review import facts
+from infnet_dist.planning.tables import TableSet
+from infnet_dist.planning.topology import Topology
+
+_COLUMNS = ("ms", "samples/s", "over bound", "fullest rank", "rows + optimizer", "outside HBM")
+_SPEED = "samples/s: of lookups and their exchange alone, as estimated; the tower isn't counted"
+
+
+def try_topologies(
+    table_set: TableSet, topologies: Sequence[Topology], sizes: Sequence[int]
+) -> list[dict[str, Any]]:
+    """Plan for each topology and world size.
+
+    Returns:
+        `review.facts` of each plan and, beside them: "fits", whether there is a plan, and "error",
+        why not; "in_hbm", whether it keeps all rows in HBM (on CPUs: fits); "recommended": the
+        smallest world size of those in HBM or, where there are none, of those that fit.
+    """
+    rows = []
+    for topology in topologies:
+        for size in sizes:
+            row: dict[str, Any] = {"topology": topology.name, "world_size": size}
+            try:
+                known = facts(make_plan(table_set, topology.with_world_size(size), advise=False))
+                row |= {"fits": True, "error": None, **known}
+                row["in_hbm"] = known["outside_hbm_bytes"] == 0
+            except PlanError as error:
+                row |= {"fits": False, "in_hbm": False, "error": str(error)}
+            rows.append(row)
+    candidates = [row for row in rows if row["in_hbm"]] or [row for row in rows if row["fits"]]
+    smallest = min((row["world_size"] for row in candidates), default=None)
+    for row in rows:
+        row["recommended"] = row in candidates and row["world_size"] == smallest
+    return rows
+
+
+def print_rows(rows: Sequence[dict[str, Any]], console: Console) -> None:
+    """A table, then what doesn't fit and why."""
+    table = Table("topology", "workers", "fits", title="What if", title_justify="left")
+    table.caption, table.caption_justify = "\n".join(_captions(rows)), "left"
+    for column in _COLUMNS:
+        table.add_column(column, justify="right")
+    for row in rows:
+        size = f"{row['world_size']}{' *' if row['recommended'] else ''}"
+        table.add_row(row["topology"], size, _fits(row), *(_cells(row) if row["fits"] else ()))
+    console.print(table)
+    for row in rows:
+        if not row["fits"]:
+            line = f"{row['topology']} x {row['world_size']}: {row['error']}"
+            console.print(line, markup=False)
+
+
+def _fits(row: dict[str, Any]) -> str:
+    if not row["fits"]:
+        return "no"
+    return "yes" if row["in_hbm"] else "outside HBM"
+
+
+def _cells(row: dict[str, Any]) -> tuple[str, ...]:
+    fullest = [used["max_bytes"] / used["capacity_bytes"] for used in row["memory"].values()]
+    outside = f"{size_text(row['outside_hbm_bytes'])} ({row['outside_hbm_share']:.0%})"
+    return (
+        f"{row['bottleneck_ms']:.4g}",
+        f"{row['samples_per_s']:,.0f}",
+        f"{row['over_lower_bound']:.1%}",
+        f"{max(fullest):.0%}",
+        size_text(row["stored_bytes"]),
+        "-" if row["in_hbm"] else outside,
+    )
+
+
+def _captions(rows: Sequence[dict[str, Any]]) -> list[str]:
+    if any(row["in_hbm"] for row in rows):
+        found = ["* the smallest number of workers that fits"]
+        if any(row["fits"] and not row["in_hbm"] for row in rows):
+            found[0] += " with all rows in HBM"
+    elif any(row["fits"] for row in rows):
+        found = ["* the smallest number of workers that fits; none keeps all rows in HBM"]
+    else:
+        return []
+    if any(row["fits"] and not row["in_hbm"] for row in rows):
+        found.append("outside HBM: rows in host memory (UVM) or on SSD, far slower than HBM")
+    return [*found, _SPEED]
