@@ -48,7 +48,9 @@ class KuaiRandIngest(Section):
     )
     history_length: int = Field(50, ge=1, description="items kept per behaviour")
     refresh: Literal["daily", "live"] = Field(
-        "daily", description="histories and counters know events up to midnight, or up to the row"
+        "daily",
+        description="histories and counters of all splits know events up to the row's last "
+        "midnight in Beijing, or up to the row",
     )
     watch_time: bool = Field(False, description="make the watch time a task as well")
     past_exposures: int = Field(
