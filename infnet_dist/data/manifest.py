@@ -180,7 +180,8 @@ class Manifest(_Entry):
     """What a training set holds.
 
     `source` says what it was made from (the resolved ingest section); `content_hash` covers the
-    schema and the footers of all parts.
+    schema and the footers of all parts; `files_left_out` has the reason by path of files that lay
+    beside the raw ones and weren't read.
     """
 
     format_version: int = FORMAT_VERSION
@@ -191,6 +192,7 @@ class Manifest(_Entry):
     content_hash: str
     ingested: Ingested | None = None
     statistics: Statistics | None = None
+    files_left_out: dict[str, str] = Field(default_factory=dict)
 
     @model_validator(mode="after")
     def _check(self) -> Self:

@@ -2,8 +2,8 @@
 
 Everything that is learned from data comes from the training window, the rows before `valid_from`:
 vocabularies and priors from all of them, boundaries from those that aren't past exposures, which
-valid's rows resemble more. Counters aren't learned: they count events up to each row's own cutoff, in
-valid and test as in train, and of users, videos and authors that the window never saw as well.
+valid's rows resemble more. Counters aren't learned: they count the events up to each row's own
+cutoff, in valid and test as in train, also of users, videos and authors that train never saw.
 """
 
 from collections.abc import Mapping

@@ -38,6 +38,9 @@ def write_report(folder: Path, manifest: Manifest) -> Path:
         parts += _features(manifest, manifest.statistics)
     if manifest.ingested is not None:
         parts += _ingested(manifest.ingested)
+    if manifest.files_left_out:
+        left_out = table(("file", "reason"), manifest.files_left_out.items())
+        parts += [heading("Files left out"), left_out]
     path = folder / REPORT
     path.write_text(page(f"Training set {folder.name}", *parts))
     return path

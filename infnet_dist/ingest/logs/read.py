@@ -4,14 +4,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from infnet_dist.data.manifest import LogFile
-from infnet_dist.errors import DataError
+from infnet_dist.ingest.listing import Listing
+from infnet_dist.ingest.logs.fragments import fragments, raise_for, state_fragments
 from infnet_dist.ingest.logs.joins import join_all
 from infnet_dist.ingest.logs.rules import Rules, make_rules
 from infnet_dist.ingest.logs.scatter import Scatter
 from infnet_dist.ingest.logs.settle import Settle, settled_path
-from infnet_dist.ingest.logs.sizes import expected_rows, how_many, power_of_two
-from infnet_dist.ingest.logs.source import Fragment, file_schema, fragments, state_fragments
+from infnet_dist.ingest.logs.sizes import how_many, power_of_two
+from infnet_dist.ingest.logs.source import Fragment, file_schema
 from infnet_dist.ingest.logs.stages import Outcome
 from infnet_dist.ingest.logs.workplace import Workplace
 
@@ -76,22 +76,18 @@ class Settled:
         return tuple(settled_path(self.folder, p, name) for p in range(self.num_partitions))
 
 
-def find_fragments(
-    place: Workplace, files: Sequence[LogFile]
-) -> tuple[list[Fragment], dict[str, str]]:
+def find_fragments(place: Workplace, new: Listing) -> tuple[list[Fragment], dict[str, str]]:
     """What to read, the set's state first; and files that can't be, with the reason.
 
     Raises:
         DataError: one can't be, and `ingest.skip_bad_files` is off.
     """
     state = state_fragments(place.state_files("rows"))
-    found, bad = fragments(place.config, files, first_number=len(state))
-    if bad and not place.config.skip_bad_files:
-        raise DataError(
-            f"{bad[0].file.path} can't be read ({bad[0].reason}){_and_others(len(bad) - 1)}; "
-            "repair it, or leave out such files with ingest.skip_bad_files"
-        )
-    return [*state, *found] if found else [], {entry.file.path: entry.reason for entry in bad}
+    found, bad = fragments(place.config, new.files, first_number=len(state))
+    unreadable = new.unreadable | {entry.file.path: entry.reason for entry in bad}
+    if not place.config.skip_bad_files:
+        raise_for(unreadable)
+    return [*state, *found] if found else [], unreadable
 
 
 def find_rules(place: Workplace, found: Sequence[Fragment]) -> Rules:
@@ -108,7 +104,7 @@ def clean(
     place: Workplace, found: Sequence[Fragment], rules: Rules, unreadable: dict[str, str]
 ) -> Cleaned:
     """Stage clean; files that turn out to be unreadable join those that are known as such."""
-    num_partitions = how_many(expected_rows(place.config, found), place.sizes.partition)
+    num_partitions = how_many(sum(f.rows for f in found), place.sizes.partition)
     tasks = {
         f"{f.number:05d}": Scatter(
             config=place.config,
@@ -120,8 +116,7 @@ def clean(
         )
         for f in found
     }
-    known = [fragment.rows for fragment in found]
-    outcomes = place.stages.run("clean", tasks, rows=known if all(known) else ())
+    outcomes = place.stages.run("clean", tasks, rows=[fragment.rows for fragment in found])
     bad = {
         fragment.file.path: outcome["unreadable"]
         for fragment, outcome in zip(found, outcomes, strict=True)
@@ -166,7 +161,3 @@ def settle(place: Workplace, cleaned: Cleaned) -> Settled:
 
 def _piece(place: Workplace, fragment: Fragment) -> Path:
     return place.file("clean", f"{fragment.number:05d}.rows")
-
-
-def _and_others(number: int) -> str:
-    return f", nor can {number} others" if number else ""
