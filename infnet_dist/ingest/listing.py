@@ -118,12 +118,13 @@ def tell_left_out(left_out: dict[str, str]) -> None:
     hidden = [path for path, why in left_out.items() if why == _HIDDEN]
     others = [f"{path} ({why})" for path, why in left_out.items() if why != _HIDDEN]
     if hidden:
-        log.info("not read, as names begin with . or _: %s", _some(hidden))
+        log.info("not read, as names begin with . or _: %s", some(hidden))
     if others:
-        log.warning("not read: %s", _some(others))
+        log.warning("not read: %s", some(others))
 
 
-def _some(names: Sequence[str]) -> str:
+def some(names: Sequence[str]) -> str:
+    """The names, or the first ones and how many more there are."""
     more = len(names) - _NAMED
     return ", ".join(names[:_NAMED]) + (f" and {more:,} more" if more > 0 else "")
 

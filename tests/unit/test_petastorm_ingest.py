@@ -268,7 +268,7 @@ def test_rows_that_do_not_fit_are_named(
             "column 'time' is timestamp.*, expected int",
         ),
         ({"time_column": "age"}, "ingest.time_column 'age' is float, expected integers or"),
-        ({"splits": {"train": "train", "valid": "late"}}, "no Parquet files in .*late"),
+        ({"splits": {"train": "train", "valid": "late"}}, "late can't be read .*ingest.splits"),
     ],
 )
 def test_columns_that_do_not_fit_are_named(

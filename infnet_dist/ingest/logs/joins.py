@@ -10,8 +10,9 @@ import pyarrow.compute as pc
 import pyarrow.csv
 import pyarrow.parquet as pq
 
-from infnet_dist.errors import DataError, unknown_name
+from infnet_dist.errors import DataError
 from infnet_dist.filesystem import open_filesystem
+from infnet_dist.ingest.column_names import check_columns
 from infnet_dist.ingest.logs.hashing import keys
 from infnet_dist.ingest.logs.source import reason
 from infnet_dist.logs_config import Join, LogsIngest
@@ -70,9 +71,7 @@ def _read(join: Join) -> _SideTable:
     try:
         with filesystem.open_input_file(path) as file:
             found = pa.csv.open_csv(file).schema if _is_csv(join) else pq.read_schema(file)
-        for name in wanted:
-            if name not in found.names:
-                raise DataError(f"{shown}: {unknown_name('column', name, found.names)}")
+        check_columns(found.names, wanted, shown)
         with filesystem.open_input_file(path) as file:
             if _is_csv(join):
                 options = pa.csv.ConvertOptions(include_columns=wanted, strings_can_be_null=True)
