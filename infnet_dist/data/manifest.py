@@ -14,13 +14,12 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from infnet_dist.documents import MalformedError, check_plain, first_fault, parse_json
 from infnet_dist.errors import DataError, unknown_name
+from infnet_dist.logs_config import MAX_GROUP_ROWS, MAX_TABLE_ROWS
 from infnet_dist.schema import Schema
 
 MANIFEST = "manifest.json"
 FORMAT_VERSION = 1
 MAX_MANIFEST_BYTES = 2**28
-MAX_TABLE_ROWS = 10**14
-MAX_GROUP_ROWS = 100_000_000  # memory for a row group is taken before its rows are there
 
 Count = Annotated[int, Field(ge=0, lt=2**63)]
 Moment = Annotated[int, Field(ge=-(2**63), lt=2**63)]

@@ -14,6 +14,7 @@ import pyarrow.compute as pc
 
 from infnet_dist.data.manifest import Manifest
 from infnet_dist.errors import ConfigError, DataError
+from infnet_dist.ingest.coverage import warn_of_unknown
 from infnet_dist.ingest.histories import HistoryBuilder
 from infnet_dist.ingest.kuairand_features import ITEM_ATTRIBUTES, Features, build_features
 from infnet_dist.ingest.kuairand_logs import LABELS, TEST_FILE, RawLogs, read_kuairand
@@ -82,7 +83,9 @@ def make_training_set(
             done += len(chunk)
             if progress is not None:
                 progress(done, len(time_ms))
-        return writer.publish(_schema(features, behaviours, tasks), logs.left_out)
+        manifest = writer.publish(_schema(features, behaviours, tasks), logs.left_out)
+    warn_of_unknown(manifest)
+    return manifest
 
 
 def _check_test_file(config: KuaiRandIngest) -> None:

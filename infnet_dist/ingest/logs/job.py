@@ -11,6 +11,7 @@ import numpy as np
 
 from infnet_dist.data.manifest import Ingested, Manifest
 from infnet_dist.errors import DataError
+from infnet_dist.ingest.coverage import warn_of_joins
 from infnet_dist.ingest.listing import Listing
 from infnet_dist.ingest.logs.extend import moment
 from infnet_dist.ingest.logs.features import make_schema
@@ -78,6 +79,7 @@ def run_job(place: Workplace, new: Listing) -> Made | None:
         _tell_of_nothing(place, cleaned.unreadable)
         return None
     _warn_of(cleaned.unreadable)
+    warn_of_joins(cleaned.unmatched, cleaned.read)
     settled = settle(place, cleaned)
     quarantined = tally(
         place.config, place.staged / "quarantine", cleaned.outcomes, settled.outcomes

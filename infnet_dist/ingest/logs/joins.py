@@ -1,5 +1,6 @@
 """Adds columns of side tables (a video's author, a user's age) to rows of logs, by key."""
 
+from collections import Counter
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -37,14 +38,19 @@ class _SideTable:
         return np.where(self.keys[place] == wanted, place, len(self.keys))
 
 
-def join_all(config: LogsIngest, raw: pa.Table) -> pa.Table:
+def join_all(config: LogsIngest, raw: pa.Table, unmatched: Counter[str] | None = None) -> pa.Table:
     """The rows with the columns of all joins; null where a key is null or unknown.
+
+    Args:
+        config: names the joins.
+        raw: rows of the logs.
+        unmatched: gets, by join, the number of rows without a match added.
 
     Raises:
         DataError: a side table can't be read, lacks a column, or has a key twice; or the keys of
             the logs are neither integers nor texts, or not what the side table's are.
     """
-    for join in config.joins.values():
+    for join_name, join in config.joins.items():
         side = _read(join)
         what = f"column {join.key!r} of the logs"
         wanted = _as_keys(raw[join.key], what)
@@ -57,6 +63,8 @@ def join_all(config: LogsIngest, raw: pa.Table) -> pa.Table:
                     f"{'texts' if side.text else 'integers'}; convert one of them"
                 )
         places = np.where(pc.is_null(wanted), len(side.keys), side.places(keys(wanted)))
+        if unmatched is not None:
+            unmatched[join_name] += int(np.count_nonzero(places == len(side.keys)))
         for name in join.columns:
             raw = raw.append_column(name, side.columns[name].take(pa.array(places)))
     return raw

@@ -1,5 +1,6 @@
 """Stages clean and settle: the logs' rows, cleaned, by partition of their users, each once."""
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -41,9 +42,19 @@ class Cleaned:
         return sum(outcome["rows"] for outcome in self.outcomes)
 
     @property
+    def read(self) -> int:
+        """New rows, bad ones included."""
+        return sum(outcome.get("read", 0) for outcome in self.outcomes)
+
+    @property
+    def unmatched(self) -> Counter[str]:
+        """By join, new rows that it has no row for."""
+        return sum((Counter[str](o.get("unmatched", {})) for o in self.outcomes), Counter[str]())
+
+    @property
     def is_empty(self) -> bool:
         """Whether there is no new row, not even a bad one."""
-        return not self.rows and not any(outcome["bad"] for outcome in self.outcomes)
+        return not self.read
 
     @property
     def times_ms(self) -> tuple[int, int]:

@@ -22,6 +22,7 @@ import pyarrow.fs
 from infnet_dist.data.manifest import Manifest
 from infnet_dist.errors import DataError
 from infnet_dist.filesystem import open_filesystem
+from infnet_dist.ingest.coverage import warn_of_unknown
 from infnet_dist.ingest.listing import tell_left_out
 from infnet_dist.ingest.logs.exchange import renamed
 from infnet_dist.ingest.logs.extend import check_extension, earlier_set, known_files, new_files
@@ -87,7 +88,9 @@ def _ingest(config: LogsIngest, folder: Path, work: Path, stages: Stages) -> Man
             shutil.rmtree(work)
             return None
         note_made(made, work)
-    return publish(work, folder)
+    manifest = publish(work, folder)
+    warn_of_unknown(manifest)
+    return manifest
 
 
 @contextlib.contextmanager
