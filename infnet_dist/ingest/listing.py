@@ -169,7 +169,7 @@ def _walk(root: str) -> Iterator[_Entry]:
         for entry in found:
             if _is_hidden(entry.name):
                 yield _Entry(entry.path, skipped=_HIDDEN)
-            elif entry.is_dir():
+            elif os.path.isdir(entry.path):
                 (links if entry.is_symlink() or is_link else real).append(entry.path)
             else:
                 yield _local_entry(entry.path, is_linked=is_link)
@@ -203,16 +203,16 @@ def _identity(path: str) -> object:
 def _select(filesystem: pa.fs.FileSystem, folder: str) -> Iterator[_Entry]:
     """All files below a folder of any other file system; of a hidden folder its name alone."""
     hidden = set[str]()
-    start = len(folder.rstrip("/")) + 1
     for info in filesystem.get_file_info(pa.fs.FileSelector(folder, recursive=True)):
         if info.type == pa.fs.FileType.Directory:
             continue
-        parts = info.path[start:].split("/")
+        below = info.path.removeprefix(folder)
+        parts = below.split("/")
         depth = next((i for i, part in enumerate(parts) if _is_hidden(part)), None)
         if depth is None:
             yield _remote_entry(info)
         else:
-            hidden.add(info.path[:start] + "/".join(parts[: depth + 1]))
+            hidden.add(info.path.removesuffix(below) + "/".join(parts[: depth + 1]))
     yield from (_Entry(path, skipped=_HIDDEN) for path in sorted(hidden))
 
 
