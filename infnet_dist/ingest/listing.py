@@ -47,6 +47,12 @@ class Listing:
     left_out: dict[str, str]
     unreadable: dict[str, str]
 
+    def without(self, folder: Path, why: str) -> "Listing":
+        """The same, but local files below a folder are left out."""
+        inside = {f.path for f in self.files if Path(f.path).resolve().is_relative_to(folder)}
+        files = [file for file in self.files if file.path not in inside]
+        return Listing(files, self.left_out | dict.fromkeys(inside, why), self.unreadable)
+
 
 @dataclass(frozen=True)
 class _Entry:

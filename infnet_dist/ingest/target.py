@@ -1,6 +1,5 @@
 """Where a training set is to be: what must be true of that place before any work is done."""
 
-from collections.abc import Iterable
 from pathlib import Path
 
 from infnet_dist.errors import DataError
@@ -22,13 +21,3 @@ def resolve_target(folder: Path) -> Path:
             f"a folder in it, e.g. {folder / 'set'}"
         )
     return folder
-
-
-def check_apart(folder: Path, sources: Iterable[Path]) -> None:
-    """Raise DataError if a source lies in the training set's folder: it would be read as logs."""
-    for source in sources:
-        if source.resolve().is_relative_to(folder):
-            raise DataError(
-                f"ingest.path: {source} lies in the training set {folder}; move one of them, or "
-                "choose another data.path"
-            )

@@ -27,7 +27,8 @@ from infnet_dist.urls import without_secrets
 
 _ROWS_PER_TASK = 1_000_000
 _AT_ONCE = 16
-_LOOKED_AT = 4 << 20  # bytes of text from which a CSV file's rows are estimated
+_BLOCK = 1 << 20
+_ENOUGH, _MOST = 4 << 20, 256 << 20  # bytes of text from which a CSV file's rows are estimated
 
 
 @dataclass(frozen=True)
@@ -139,20 +140,31 @@ def _latest(group: pq.RowGroupMetaData, column: str) -> int | datetime | None:
 def _cut_csv(
     filesystem: pa.fs.FileSystem, file: LogFile, time_column: str
 ) -> list[Fragment] | BadFile:
-    """One task, whose rows are estimated: lines per byte of the file, of its beginning."""
+    """One task."""
     if not file.size:
         return BadFile(file, "it is empty")
     try:
         with filesystem.open_input_file(file.path) as raw:
-            text = open_text(raw, file.path).read(_LOOKED_AT)
-            read = max(raw.tell(), 1)
+            rows = _estimated_rows(raw, file)
     except (OSError, pa.ArrowException) as error:
         raise_unless_corrupt(error, file.path)
         return BadFile(file, reason(error))
-    whole = len(text) < _LOOKED_AT
-    lines = max(text.count(b"\n"), text.count(b"\r"))
-    rows = lines * (1 if whole else file.size / read)
-    return [Fragment(0, file, None, rows=int(rows) + 1)]
+    return [Fragment(0, file, None, rows=rows)]
+
+
+def _estimated_rows(raw: pa.NativeFile, file: LogFile) -> int:
+    """Lines per byte of the file's beginning, for all its bytes; at least 1.
+
+    How many packed bytes the text took is known but for those read ahead, so what fits into these
+    is unpacked to its end.
+    """
+    text, lines, unpacked = open_text(raw, file.path), 0, 0
+    while block := text.read(_BLOCK):
+        lines += max(block.count(b"\n"), block.count(b"\r"))
+        unpacked += len(block)
+        if unpacked >= _MOST or (unpacked >= _ENOUGH and raw.tell() < file.size):
+            return int(lines * file.size / raw.tell()) + 1
+    return lines + 1
 
 
 def state_fragments(files: Sequence[Path]) -> list[Fragment]:

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from infnet_dist.ingest.column_names import check_columns
 from infnet_dist.ingest.listing import Listing
 from infnet_dist.ingest.logs.fragments import fragments, raise_for, state_fragments
 from infnet_dist.ingest.logs.joins import join_all
@@ -102,11 +103,16 @@ def find_fragments(place: Workplace, new: Listing) -> tuple[list[Fragment], dict
 
 
 def find_rules(place: Workplace, found: Sequence[Fragment]) -> Rules:
-    """What rows must be like, by the config and by what the files hold."""
+    """What rows must be like, by the config and by what the files hold.
+
+    Raises:
+        DataError: the first file lacks a column, or has one twice.
+    """
     config, last_ms = place.config, place.before.last_time_ms if place.before else None
     types = file_schema(config, found[0])
     wanted = config.in_files
-    if types is not None and not found[0].state and set(wanted) <= set(types.names):
+    if types is not None and not found[0].state:
+        check_columns(types.names, wanted, found[0].file.path)
         types = join_all(config, types.empty_table().select(wanted)).schema
     return make_rules(config, types, last_ms)
 

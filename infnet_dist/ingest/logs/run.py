@@ -32,7 +32,7 @@ from infnet_dist.ingest.logs.plan import plan_of
 from infnet_dist.ingest.logs.publish import is_made, note_made, publish, remove_unnamed
 from infnet_dist.ingest.logs.stages import Execute, Progress, Stages, as_data_error
 from infnet_dist.ingest.logs.workplace import Workplace
-from infnet_dist.ingest.target import check_apart, resolve_target
+from infnet_dist.ingest.target import resolve_target
 from infnet_dist.logs_config import LogsIngest
 
 
@@ -73,7 +73,7 @@ def _ingest(config: LogsIngest, folder: Path, work: Path, stages: Stages) -> Man
     earlier = earlier_set(config, folder)
     found = list_files(config, known_files(earlier))
     if isinstance(open_filesystem(config.path)[0], pa.fs.LocalFileSystem):
-        check_apart(folder, (Path(file.path) for file in found.files))
+        found = found.without(folder, "it lies in the training set itself")
     tell_left_out(found.left_out)
     new = replace(found, files=new_files(found.files, earlier))
     if not new.files:
