@@ -62,7 +62,8 @@ def check_alike(files: Mapping[str, Sequence[Path]], exclude: Collection[str]) -
         extra = dict[str, None]()
         for path in paths:
             found = _names(path)
-            check_columns(found, wanted, str(path), advice="add it, or name it in ingest.exclude")
+            advice = "add it, or name it in ingest.exclude"
+            check_columns(found, [*wanted, *found], str(path), advice=advice)
             extra |= dict.fromkeys(name for name in found if name not in (*wanted, *exclude))
         if extra:
             log.warning(
