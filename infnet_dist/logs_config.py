@@ -143,8 +143,8 @@ class Check(Section):
         bounds = {"min": (self.min,), "max": (self.max,), "allowed": self.allowed or ()}
         for key, values in bounds.items():
             for value in values:
-                if isinstance(value, int) and not -(2**63) <= value < 2**63:
-                    raise ValueError(f"{key}: {value} is no 64-bit integer, so no value is")
+                if isinstance(value, int) and not -(2**63) <= value < 2**64:
+                    raise ValueError(f"{key}: {value} doesn't fit 64 bits, so no id can be it")
         if self.min is not None and self.max is not None and self.min > self.max:
             raise ValueError(f"min {self.min} is above max {self.max}: no value would be left")
         return self

@@ -23,7 +23,8 @@ import pyarrow.fs
 from infnet_dist.data.manifest import LogFile
 
 PARQUET = (".parquet", ".parq", ".pq")
-CSV = (".csv", ".csv.gz", ".csv.zst", ".csv.bz2", ".csv.lz4")
+PACKED = (".gz", ".zst", ".bz2", ".lz4")
+CSV = tuple(f".{text}{packed}" for text in ("csv", "tsv") for packed in ("", *PACKED))
 _HIDDEN = "its name begins with . or _"
 _END_BYTES = 1 << 16  # of a file's beginning and end, compared before all of it is
 _BLOCK_BYTES = 1 << 20

@@ -102,7 +102,7 @@ def test_empty_files_are_no_copies(tmp_path):
     assert names(make(tmp_path, a__csv="", b__csv="")) == ["a.csv", "b.csv"]
 
 
-ALL = ["a.csv", "b.csv.zst", "c.CSV", "e.csv.gz", "f.Csv.Gz", "h.csv.bz2", "i.csv.lz4"]
+ALL = ["a.csv", "b.csv.zst", "c.CSV", "e.csv.gz", "f.Csv.Gz", "h.csv.bz2", "i.csv.lz4", "j.tsv"]
 OTHERS = ["a.parquet", "d.txt", "g.csv.zip", "_SUCCESS", ".a.csv.crc", "noending"]
 
 

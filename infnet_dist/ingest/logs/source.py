@@ -91,7 +91,9 @@ def _read_csv(filesystem: pa.fs.FileSystem, path: str, wanted: list[str]) -> Ite
     """All values as text: what they should be is for `clean` to say, row by row."""
     layout = {
         "read_options": pa.csv.ReadOptions(block_size=_CSV_BLOCK),
-        "parse_options": pa.csv.ParseOptions(newlines_in_values=True),
+        "parse_options": pa.csv.ParseOptions(
+            delimiter="\t" if ".tsv" in path.lower() else ",", newlines_in_values=True
+        ),
     }
     with filesystem.open_input_file(path) as file:
         names = pa.csv.open_csv(open_text(file, path), **layout).schema.names
