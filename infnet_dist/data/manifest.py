@@ -85,11 +85,13 @@ class HashedTable(_Entry):
         values: distinct values, within a few percent.
         sharing: expected share of them that share a row with another, by one hash function.
         indistinct: expected share that share all their rows with another.
+        unseen: share of the last logs' lookups in valid and test whose value train never saw.
     """
 
     values: Count
     sharing: float
     indistinct: float
+    unseen: float = 0.0
 
 
 class LogFile(_Entry):

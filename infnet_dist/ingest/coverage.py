@@ -15,8 +15,15 @@ def warn_of_unknown(manifest: Manifest) -> None:
     """Warn of features whose ids are unknown in valid or test far more often than in train.
 
     Id 0 is null, or a value that train never saw or seldom. Where train has few of them, its row is
-    hardly trained. Shares are those of the manifest's samples; hashed ids are never 0.
+    hardly trained. Shares are those of the manifest's samples. A value of a hashed table that train
+    never saw is never 0: it meets rows that others have trained.
     """
+    hashed = manifest.ingested.hashed if manifest.ingested is not None else {}
+    unseen = [f"{n} ({t.unseen:.0%})" for n, t in hashed.items() if t.unseen >= _SHARE]
+    if unseen:
+        log.warning(
+            "valid and test: values of hashed tables that train never saw: %s", some(unseen)
+        )
     if manifest.statistics is None:
         return
     splits = manifest.statistics.splits

@@ -284,6 +284,31 @@ def test_unknown_ids_are_warned_about(tmp_path, caplog):
     assert "author" not in message
 
 
+@pytest.mark.parametrize("items", [50, 20_000])
+def test_unseen_values_of_hashed_tables_are_warned_about(items, tmp_path, caplog):
+    """Below the size of a sketch exactly, beyond it nearly."""
+    rows = make_rows(1, rows=30 * items if items < 100 else items, items=items)
+    config = settings(
+        write_logs(tmp_path / "logs", rows),
+        tables={
+            "item": {"encoding": "hash", "num_embeddings": 1_000},
+            "tag": {"encoding": "raw", "num_embeddings": 9},
+        },
+        counters={},
+        behaviours={},
+        row_group_rows=5_000,
+    )
+    late = config.split_starts_ms["valid"]
+    train = {row["item_id"] for row in rows if row["time_ms"] < late}
+    valid = [row["item_id"] for row in rows if row["time_ms"] >= late]
+    with caplog.at_level(logging.WARNING):
+        hashed = ingest(config, tmp_path / "set").ingested.hashed
+    share = sum(item not in train for item in valid) / len(valid)
+    assert hashed["item"].unseen == pytest.approx(share, abs=0 if items < 100 else 0.03)
+    assert ("item (" in caplog.text) == (share > 0.1) == (items > 100)
+    assert hashed["tag"].unseen == 0
+
+
 @pytest.mark.parametrize("known", [0, 3, 12])
 def test_joins_without_a_match_are_warned_about(known, tmp_path, caplog):
     rows = make_rows(1)
