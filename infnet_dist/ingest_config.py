@@ -4,12 +4,20 @@ from collections import Counter
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import Field, PositiveInt, model_validator
+from pydantic import Field, model_validator
 
 from infnet_dist.errors import unknown_name
-from infnet_dist.logs_config import LogsIngest
+from infnet_dist.logs_config import (
+    MAX_BUCKETS,
+    MAX_GROUP_ROWS,
+    MAX_LENGTH,
+    MAX_TABLE_ROWS,
+    LogsIngest,
+)
 from infnet_dist.model_config import Section
 
+_MAX_ROWS = 10**10
+TableRows = Annotated[int, Field(ge=1, le=MAX_TABLE_ROWS)]
 SplitName = Literal["train", "valid", "test"]
 
 
@@ -17,22 +25,24 @@ class SyntheticIngest(Section):
     """Logs made up with a planted truth (`infnet_dist.synthetic`)."""
 
     source: Literal["synthetic"]
-    num_rows: int = Field(200_000, ge=100, description="impressions over all splits")
-    num_users: int = Field(2_000, ge=2, description="users")
-    num_items: int = Field(2_000, ge=2, description="items")
-    num_authors: int = Field(200, ge=1, description="authors")
-    num_topics: int = Field(12, ge=2, description="latent topics of items and users")
+    num_rows: int = Field(200_000, ge=100, le=_MAX_ROWS, description="impressions over all splits")
+    num_users: int = Field(2_000, ge=2, le=10**8, description="users")
+    num_items: int = Field(2_000, ge=2, le=10**8, description="items")
+    num_authors: int = Field(200, ge=1, le=10**8, description="authors")
+    num_topics: int = Field(12, ge=2, le=10_000, description="latent topics of items and users")
     own_favourites: bool = Field(
         False, description="users have favourites of their own for each task: the tasks conflict"
     )
-    history_length: int = Field(20, ge=1, description="items kept per behaviour")
-    extra_fields: tuple[PositiveInt, ...] = Field(
+    history_length: int = Field(20, ge=1, le=MAX_LENGTH, description="items kept per behaviour")
+    extra_fields: tuple[TableRows, ...] = Field(
         (), description="ids of each further field, a hash of the item or of the user"
     )
     valid_share: float = Field(0.1, gt=0, lt=0.5, description="last share of rows: valid")
     test_share: float = Field(0.1, ge=0, lt=0.5, description="share of rows after valid: test")
-    rows_per_part: int = Field(1_000_000, ge=1, description="rows per Parquet file")
-    row_group_rows: int = Field(16_384, ge=1, description="rows per Parquet row group")
+    rows_per_part: int = Field(1_000_000, ge=1, le=_MAX_ROWS, description="rows per Parquet file")
+    row_group_rows: int = Field(
+        16_384, ge=1, le=MAX_GROUP_ROWS, description="rows per Parquet row group"
+    )
     seed: int = Field(0, ge=0, description="seed of the world and its logs")
 
 
@@ -46,16 +56,23 @@ class KuaiRandIngest(Section):
     min_base_rate: float = Field(
         0.01, ge=0, le=1, description="signals rarer than this in train make no task"
     )
-    history_length: int = Field(50, ge=1, description="items kept per behaviour")
+    history_length: int = Field(50, ge=1, le=MAX_LENGTH, description="items kept per behaviour")
     refresh: Literal["daily", "live"] = Field(
-        "daily", description="histories and counters know events up to midnight, or up to the row"
+        "daily",
+        description="histories and counters of all splits know events up to the row's last "
+        "midnight in Beijing, or up to the row",
     )
     watch_time: bool = Field(False, description="make the watch time a task as well")
     past_exposures: int = Field(
-        0, ge=0, description="newest exposures of each user's history to train on as well (slice)"
+        0,
+        ge=0,
+        le=MAX_LENGTH,
+        description="newest exposures of each user's history to train on as well (slice)",
     )
-    rows_per_part: int = Field(1_000_000, ge=1, description="rows per Parquet file")
-    row_group_rows: int = Field(16_384, ge=1, description="rows per Parquet row group")
+    rows_per_part: int = Field(1_000_000, ge=1, le=_MAX_ROWS, description="rows per Parquet file")
+    row_group_rows: int = Field(
+        16_384, ge=1, le=MAX_GROUP_ROWS, description="rows per Parquet row group"
+    )
 
 
 class TabularIngest(Section):
@@ -73,9 +90,13 @@ class TabularIngest(Section):
     group_column: str | None = Field(
         None, min_length=1, description="integers that gAUC groups by, e.g. the user; null: no gAUC"
     )
-    num_buckets: int = Field(32, ge=2, description="most buckets of a number, cut at its quantiles")
-    rows_per_part: int = Field(1_000_000, ge=1, description="rows per Parquet file")
-    row_group_rows: int = Field(16_384, ge=1, description="rows per Parquet row group")
+    num_buckets: int = Field(
+        32, ge=2, le=MAX_BUCKETS, description="most buckets of a number, cut at its quantiles"
+    )
+    rows_per_part: int = Field(1_000_000, ge=1, le=_MAX_ROWS, description="rows per Parquet file")
+    row_group_rows: int = Field(
+        16_384, ge=1, le=MAX_GROUP_ROWS, description="rows per Parquet row group"
+    )
 
     @model_validator(mode="after")
     def _check(self) -> "TabularIngest":
@@ -93,7 +114,7 @@ class PetastormSequence(Section):
     """One behaviour: parallel 1-D arrays of a row, newest item first."""
 
     attributes: dict[str, str] = Field(min_length=1, description="by column of ids, their table")
-    max_length: int = Field(50, ge=1, description="items used per row")
+    max_length: int = Field(50, ge=1, le=MAX_LENGTH, description="items used per row")
     time_gap_column: str | None = Field(
         None, description="column of the items' ages in whole seconds; null: none"
     )
@@ -107,7 +128,7 @@ class PetastormIngest(Section):
     splits: dict[SplitName, str] = Field(
         {"train": "train", "valid": "valid"}, description="by split, a data set of that folder"
     )
-    tables: dict[str, PositiveInt] = Field(
+    tables: dict[str, TableRows] = Field(
         default_factory=dict, description="rows of a table; of others: largest id seen + 1"
     )
     raw_tables: tuple[str, ...] = Field(
@@ -119,7 +140,9 @@ class PetastormIngest(Section):
         default_factory=dict, description="by behaviour, its columns"
     )
     dense: tuple[str, ...] = Field((), description="columns of numbers")
-    num_buckets: int = Field(32, ge=2, description="most buckets of a number, cut at its quantiles")
+    num_buckets: int = Field(
+        32, ge=2, le=MAX_BUCKETS, description="most buckets of a number, cut at its quantiles"
+    )
     tasks: dict[str, str] = Field(min_length=1, description="by task, the column of its 0 and 1")
     watch_times: dict[str, str] = Field(
         default_factory=dict, description="by task, a column of whole milliseconds"

@@ -18,6 +18,11 @@ def _day_text(day: object) -> object:
 
 
 Day = Annotated[str, BeforeValidator(_day_text)]
+MAX_TABLE_ROWS = 10**14
+MAX_GROUP_ROWS = 100_000_000  # memory for a row group is taken before its rows are there
+MAX_LENGTH = 10_000  # items of a history or list of one row
+MAX_BUCKETS = 100_000
+_MAX_HOURS = 1_000_000.0
 _PLAIN_NAME = re.compile(r"[A-Za-z][A-Za-z0-9_]*")  # of a feature; in keys and in modules
 
 
@@ -32,7 +37,10 @@ class TimeColumn(Section):
         False, description="quarantine rows that are earlier than one before them in their file"
     )
     max_ahead_h: float | None = Field(
-        24.0, ge=0, description="quarantine rows so much later than their file; null: don't"
+        24.0,
+        ge=0,
+        le=_MAX_HOURS,
+        description="quarantine rows so much later than their file; null: don't",
     )
 
 
@@ -44,7 +52,10 @@ class IdTable(Section):
         description="dense: a vocabulary; hash: rows by hash; raw: for the reader to hash",
     )
     num_embeddings: int | None = Field(
-        None, ge=2, description="rows; null (dense alone): as many as there are values, and one"
+        None,
+        ge=2,
+        le=MAX_TABLE_ROWS,
+        description="rows; null (dense alone): as many as there are values, and one",
     )
     min_count: int = Field(1, ge=1, description="dense: rarer values, before valid, get id 0")
     num_hashes: int = Field(
@@ -66,7 +77,7 @@ class ListColumn(Section):
     """A column of lists of values, e.g. a video's tags."""
 
     table: str = Field(description="the table that its values are rows of")
-    max_length: int = Field(20, ge=1, description="items kept: the first ones")
+    max_length: int = Field(20, ge=1, le=MAX_LENGTH, description="items kept: the first ones")
 
 
 class NumberColumn(Section):
@@ -76,7 +87,13 @@ class NumberColumn(Section):
         "quantile",
         description="equally many rows each, or equally wide on a log scale; null: standardised",
     )
-    num_buckets: int = Field(32, ge=2, description="most buckets")
+    num_buckets: int = Field(32, ge=2, le=MAX_BUCKETS, description="most buckets")
+
+    @model_validator(mode="after")
+    def _check(self) -> "NumberColumn":
+        if self.buckets is None and self.num_buckets != 32:
+            raise ValueError("num_buckets has no effect where buckets is null; leave it out")
+        return self
 
 
 class Behaviour(Section):
@@ -87,7 +104,7 @@ class Behaviour(Section):
     actions: tuple[str, ...] = Field(
         (), max_length=12, description="columns of 0 and 1; together one more id of an item"
     )
-    length: int = Field(50, ge=1, description="items kept: the newest ones")
+    length: int = Field(50, ge=1, le=MAX_LENGTH, description="items kept: the newest ones")
     time_gaps: bool = Field(True, description="keep the seconds between an item and the row")
 
 
@@ -120,6 +137,17 @@ class Check(Section):
     nulls: Literal["keep", "quarantine"] | None = Field(
         None, description="null: keep them in ids and numbers, quarantine them elsewhere"
     )
+
+    @model_validator(mode="after")
+    def _check(self) -> "Check":
+        bounds = {"min": (self.min,), "max": (self.max,), "allowed": self.allowed or ()}
+        for key, values in bounds.items():
+            for value in values:
+                if isinstance(value, int) and not -(2**63) <= value < 2**64:
+                    raise ValueError(f"{key}: {value} doesn't fit 64 bits, so no id can be it")
+        if self.min is not None and self.max is not None and self.min > self.max:
+            raise ValueError(f"min {self.min} is above max {self.max}: no value would be left")
+        return self
 
 
 class LogsIngest(Section):
@@ -154,14 +182,18 @@ class LogsIngest(Section):
     )
     valid_from: Day = Field(description="first day of valid, e.g. 2026-05-04, or a time of it")
     test_from: Day | None = Field(None, description="first day of test; null: none")
-    gap_h: float = Field(0.0, ge=0, description="hours left out before valid and before test")
+    gap_h: float = Field(
+        0.0, ge=0, le=_MAX_HOURS, description="hours left out before valid and before test"
+    )
     refresh: Literal["daily", "live"] = Field(
         "live", description="histories and counters know events up to midnight, or up to the row"
     )
     utc_offset_h: float = Field(0.0, ge=-14, le=14, description="hours that local time is ahead")
-    seed: int = Field(0, ge=0, description="seed of the shuffle")
-    row_group_rows: int = Field(16_384, ge=1, description="rows per Parquet row group")
-    memory_mib: int = Field(512, ge=16, description="MiB that a task may hold, about")
+    seed: int = Field(0, ge=0, lt=2**32, description="seed of the shuffle")
+    row_group_rows: int = Field(
+        16_384, ge=1, le=MAX_GROUP_ROWS, description="rows per Parquet row group"
+    )
+    memory_mib: int = Field(512, ge=16, le=2**24, description="MiB that a task may hold, about")
     extendable: bool = Field(True, description="keep what adding later logs needs")
 
     @model_validator(mode="after")
@@ -173,12 +205,20 @@ class LogsIngest(Section):
         starts = self.split_starts_ms
         if sorted(starts.values()) != list(starts.values()):
             raise ValueError("train_from, valid_from and test_from must follow one another")
+        if self.refresh == "daily" and not (self.behaviours or self.counters):
+            raise ValueError("refresh: daily has no effect without behaviours and counters")
         return self
 
     def _check_names(self) -> None:
         for name, count in Counter(self._feature_names()).items():
             if count > 1:
                 raise ValueError(f"{name!r} is the name of {count} features; rename one")
+        for name, count in Counter(self._hashed_names()).items():
+            if count > 1:
+                raise ValueError(
+                    f"{name!r} is the name of {count} features, as num_hashes of a table adds _1, "
+                    "_2, ... to its columns; rename one"
+                )
         for name in [*self._feature_names(), *self.tasks, *self.table_names]:
             if not _PLAIN_NAME.fullmatch(name):
                 raise ValueError(f"{name!r} can't be a name: use letters, digits and _")
@@ -211,6 +251,11 @@ class LogsIngest(Section):
         self._check_joins()
 
     def _check_joins(self) -> None:
+        used = {*self.columns, *(join.key for join in self.joins.values())}
+        for name, join in self.joins.items():
+            for column in join.columns:
+                if column not in used:
+                    raise ValueError(f"joins.{name}: column {column!r} is joined, but never used")
         for column, count in Counter(self.joined).items():
             if count > 1 or column in (self.user, self.time.column):
                 raise ValueError(f"joins: column {column!r} comes from two places; leave one out")
@@ -222,6 +267,15 @@ class LogsIngest(Section):
 
     def _feature_names(self) -> list[str]:
         return [*self.ids, *self.lists, *self.numbers, *self.behaviours, *self.counters]
+
+    def _hashed_names(self) -> list[str]:
+        """Names of all features, with those of columns that are hashed more than once."""
+        tables = self.ids | {name: column.table for name, column in self.lists.items()}
+        found = []
+        for name in self._feature_names():
+            number = self.table(tables[name]).num_hashes if name in tables else 1
+            found += [name] if number == 1 else [f"{name}_{i + 1}" for i in range(number)]
+        return found
 
     def _ids_named(self) -> Iterator[tuple[str, str]]:
         for name, behaviour in self.behaviours.items():

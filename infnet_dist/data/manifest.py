@@ -16,13 +16,12 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from infnet_dist.documents import MalformedError, check_plain, first_fault, parse_json
 from infnet_dist.errors import DataError, unknown_name
+from infnet_dist.logs_config import MAX_GROUP_ROWS, MAX_TABLE_ROWS
 from infnet_dist.schema import Schema
 
 MANIFEST = "manifest.json"
 FORMAT_VERSION = 1
 MAX_MANIFEST_BYTES = 2**28
-MAX_TABLE_ROWS = 10**14
-MAX_GROUP_ROWS = 100_000_000  # memory for a row group is taken before its rows are there
 
 Count = Annotated[int, Field(ge=0, lt=2**63)]
 Moment = Annotated[int, Field(ge=-(2**63), lt=2**63)]
@@ -91,11 +90,13 @@ class HashedTable(_Entry):
         values: distinct values, within a few percent.
         sharing: expected share of them that share a row with another, by one hash function.
         indistinct: expected share that share all their rows with another.
+        unseen: share of the last logs' lookups in valid and test whose value train never saw.
     """
 
     values: Count
     sharing: float
     indistinct: float
+    unseen: float = 0.0
 
 
 class LogFile(_Entry):
@@ -187,7 +188,8 @@ class Manifest(_Entry):
     """What a training set holds.
 
     `source` says what it was made from (the resolved ingest section); `content_hash` covers the
-    schema and the footers of all parts.
+    schema and the footers of all parts; `files_left_out` has the reason by path of files that lay
+    beside the raw ones and weren't read.
     """
 
     format_version: int = FORMAT_VERSION
@@ -198,6 +200,7 @@ class Manifest(_Entry):
     content_hash: str
     ingested: Ingested | None = None
     statistics: Statistics | None = None
+    files_left_out: dict[str, str] = Field(default_factory=dict)
 
     @model_validator(mode="after")
     def _check(self) -> Self:

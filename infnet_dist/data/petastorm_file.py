@@ -77,6 +77,12 @@ class PetastormFile:
             path if source is None else source, page_checksum_verification=True
         )
         self._keys = _partition_keys(Path(path))
+        names = self._file.schema_arrow.names
+        if twice := [name for name in names if names.count(name) > 1]:
+            raise DataError(
+                f"{path} has {len(twice)} columns {twice[0]!r}, so which one is meant is unknown; "
+                "write it again with one"
+            )
         self.metadata = self._file.metadata
         self.num_row_groups = self._file.num_row_groups
 

@@ -6,6 +6,8 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from infnet_dist.errors import DataError
+
 IntArray = npt.NDArray[np.int64]
 _TIME_BITS = 43  # milliseconds since the epoch fit until the year 2248
 
@@ -196,6 +198,28 @@ class _Events:
             np.concatenate([self.times_ms, others.times_ms]),
             np.concatenate([self.attributes, others.attributes]),
         )
+
+
+class Packing:
+    """(number, time) as one integer of the same order, for times of a known range.
+
+    It takes 140 million numbers over two years, 2.9 million over a century; `packed` a million.
+    """
+
+    def __init__(self, times_ms: IntArray) -> None:
+        """Room for these times; earlier ones count as the first of them."""
+        self._first = int(times_ms.min()) if len(times_ms) else 0
+        self._span = int(times_ms.max()) - self._first + 2 if len(times_ms) else 1
+
+    def __call__(self, numbers: IntArray, times_ms: IntArray) -> IntArray:
+        """Int64 [n] of numbers from 0 on and times up to the last of the range."""
+        if len(numbers) and int(numbers.max()) >= 2**63 // self._span:
+            raise DataError(
+                f"{int(numbers.max()) + 1:,} users in one task are too many for their range of "
+                "times; unpack compressed files, so that their size tells their rows"
+            )
+        since_first = np.clip(times_ms - self._first, 0, self._span - 1)
+        return numbers.astype(np.int64) * self._span + since_first
 
 
 def packed(numbers: IntArray, times_ms: IntArray) -> IntArray:

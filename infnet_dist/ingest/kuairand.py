@@ -1,5 +1,6 @@
 """KuaiRand logs -> a training set: features, histories, labels; split by time, in chunks."""
 
+import logging
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
@@ -13,9 +14,10 @@ import pyarrow.compute as pc
 
 from infnet_dist.data.manifest import Manifest
 from infnet_dist.errors import ConfigError, DataError
+from infnet_dist.ingest.coverage import warn_of_unknown
 from infnet_dist.ingest.histories import HistoryBuilder
 from infnet_dist.ingest.kuairand_features import ITEM_ATTRIBUTES, Features, build_features
-from infnet_dist.ingest.kuairand_logs import LABELS, RawLogs, read_kuairand
+from infnet_dist.ingest.kuairand_logs import LABELS, TEST_FILE, RawLogs, read_kuairand
 from infnet_dist.ingest.kuairand_time import midnight_ms
 from infnet_dist.ingest.writer import TrainingSetWriter
 from infnet_dist.ingest_config import KuaiRandIngest
@@ -24,6 +26,7 @@ from infnet_dist.schema import Schema, SequenceAttribute, SequenceFeature, Table
 IntArray = npt.NDArray[np.int64]
 BoolArray = npt.NDArray[np.bool_]
 
+log = logging.getLogger(__name__)
 ROWS_PER_CHUNK = 65_536
 # What an exposed item met with: 1 to 8 from the logs (click, long_view, like), 9 to 12 from the
 # exposure history, which doesn't tell clicks (long_view, like). 0 stays free for "unknown".
@@ -55,6 +58,7 @@ def make_training_set(
         source=config.model_dump(mode="json"),
         nullable=[_WATCH_TIME],
     ) as writer:
+        _check_test_file(config)
         logs = read_kuairand(config.path)
         time_ms = logs.rows["time_ms"].to_numpy()
         is_past = logs.is_past
@@ -79,7 +83,18 @@ def make_training_set(
             done += len(chunk)
             if progress is not None:
                 progress(done, len(time_ms))
-        return writer.publish(_schema(features, behaviours, tasks))
+        manifest = writer.publish(_schema(features, behaviours, tasks), logs.left_out)
+    warn_of_unknown(manifest)
+    return manifest
+
+
+def _check_test_file(config: KuaiRandIngest) -> None:
+    """Rows of a file for test must not become rows of valid."""
+    if config.test_from is None and (config.path / TEST_FILE).is_file():
+        raise ConfigError(
+            f"ingest.test_from: null, but {config.path} has {TEST_FILE}; set the first day of "
+            "test, or move the file elsewhere"
+        )
 
 
 def _split_starts(config: KuaiRandIngest) -> dict[str, int]:
@@ -177,11 +192,16 @@ def known_until(time_ms: IntArray, refresh: Literal["daily", "live"]) -> IntArra
 
 def _task_labels(logs: RawLogs, fit: BoolArray, min_base_rate: float) -> dict[str, pa.Array]:
     """Task name -> labels, for the signals that are frequent enough in the rows of `fit`."""
-    labels = {}
+    labels, rare = {}, []
     for column in LABELS:
         values = logs.rows[column].combine_chunks()
-        if pc.mean(values.filter(pa.array(fit))).as_py() >= min_base_rate:
+        rate = pc.mean(values.filter(pa.array(fit))).as_py()
+        if rate >= min_base_rate:
             labels[column.removeprefix("is_")] = values
+        else:
+            rare.append(f"{column} ({rate:.4f})")
+    if rare:
+        log.info("no task, as rarer than ingest.min_base_rate: %s", ", ".join(rare))
     if not labels:
         raise DataError(
             f"no signal has a base rate of {min_base_rate:g} or more in train; "

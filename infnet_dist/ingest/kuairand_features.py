@@ -2,7 +2,8 @@
 
 Everything that is learned from data comes from the training window, the rows before `valid_from`:
 vocabularies and priors from all of them, boundaries from those that aren't past exposures, which
-valid's rows resemble more. Counters run along with the rows and freeze at the end of the window.
+valid's rows resemble more. Counters aren't learned: they count the events up to each row's own
+cutoff, in valid and test as in train, also of users, videos and authors that train never saw.
 """
 
 from collections.abc import Mapping
@@ -69,6 +70,11 @@ class Entities:
         vocabulary = Vocabulary.fit(values.take(pa.array(self._seen)))
         return vocabulary.encode(values), vocabulary.num_embeddings
 
+    def groups(self, column: str) -> IntArray:
+        """A number from 1 on for each value of every entity's `column`, 0 where null."""
+        values = self._attributes[column].combine_chunks()
+        return Vocabulary.fit(values).encode(values)
+
     def numbers(self, column: str) -> FloatArray:
         """Every entity's `column`, NaN where null."""
         return pc.fill_null(self._attributes[column], np.nan).to_numpy()
@@ -119,7 +125,7 @@ def build_features(logs: RawLogs, valid_from_ms: int, known_until_ms: IntArray) 
 
     Args:
         logs: the raw logs, rows in time order.
-        valid_from_ms: vocabularies, boundaries and counters know only what was before.
+        valid_from_ms: vocabularies, boundaries and priors know only what was before.
         known_until_ms: int64 [rows]; the counters of a row know only what was before.
     """
     rows = logs.rows
@@ -154,10 +160,7 @@ def build_features(logs: RawLogs, valid_from_ms: int, known_until_ms: IntArray) 
     features.add_standardised("log_duration_s", np.log1p(duration_ms / 1000), fit)
     for column in USER_NUMBERS:
         features.add_bucketised(column, users.numbers(column)[user], fit)
-    user_codes = user_tables["user"][0]
-    for name, values in _counters(
-        logs, features, user_codes, valid_from_ms, known_until_ms
-    ).items():
+    for name, values in _counters(logs, features, valid_from_ms, known_until_ms).items():
         features.add_bucketised(name, values, fit)
     return features
 
@@ -174,32 +177,24 @@ def _in_window(table: pa.Table, valid_from_ms: int) -> BoolArray:
 
 
 def _counters(
-    logs: RawLogs,
-    features: Features,
-    user_codes: IntArray,
-    valid_from_ms: int,
-    known_until_ms: IntArray,
+    logs: RawLogs, features: Features, valid_from_ms: int, known_until_ms: IntArray
 ) -> dict[str, FloatArray]:
     """Impressions and smoothed rates so far, per user, video, author and (user, author)."""
-    events = logs.rows.filter(pa.array(_in_window(logs.rows, valid_from_ms)))
-    weights = _weights(events)
-    event_keys = _counter_keys(events, features, user_codes)
-    row_keys = _counter_keys(logs.rows, features, user_codes)
-    times = _surely_happened_ms(logs)[_in_window(logs.rows, valid_from_ms)]
+    weights, times = _weights(logs.rows), _surely_happened_ms(logs)
     names = list(_SIGNALS)
-    known = {name: weights[:, 1 + i] for i, name in enumerate(names)}
-    happened = {name: weights[:, 1 + len(names) + i] for i, name in enumerate(names)}
-    prior = {n: float(happened[n].sum() / max(known[n].sum(), 1.0)) for n in names}
+    known, happened = weights[:, 1 : 1 + len(names)], weights[:, 1 + len(names) :]
+    learned = _in_window(logs.rows, valid_from_ms)
+    prior = happened[learned].sum(axis=0) / np.maximum(known[learned].sum(axis=0), 1.0)
 
     counters: dict[str, FloatArray] = {}
-    for key, keys in event_keys.items():
-        sums = EventCounts(keys, times, weights).before(row_keys[key], known_until_ms)
+    for key, keys in _counter_keys(logs.rows, features).items():
+        sums = EventCounts(keys, times, weights).before(keys, known_until_ms)
         counters[f"{key}_impressions"] = sums[:, 0]
         for i, name in enumerate(names):
             counters[f"{key}_{name}_rate"] = smoothed_rate(
                 sums[:, 1 + len(names) + i],
                 sums[:, 1 + i],
-                prior=prior[name],
+                prior=float(prior[i]),
                 strength=PRIOR_STRENGTH,
             )
     return counters
@@ -223,17 +218,14 @@ def _weights(events: pa.Table) -> FloatArray:
     return np.stack([np.ones(len(events)), *known, *happened], axis=1)
 
 
-def _counter_keys(
-    table: pa.Table, features: Features, user_codes: IntArray
-) -> Mapping[str, IntArray]:
+def _counter_keys(rows: pa.Table, features: Features) -> Mapping[str, IntArray]:
     """What impressions are counted by; 0 is unknown."""
-    user = user_codes[features.users.index(table["user_id"].to_numpy())]
-    items = features.video_codes[features.videos.index(table["video_id"].to_numpy())]
-    video, author = (items[:, ITEM_ATTRIBUTES.index(name)] for name in ("video", "author"))
-    num_authors = int(features.video_codes[:, ITEM_ATTRIBUTES.index("author")].max()) + 1
+    videos = features.videos.index(rows["video_id"].to_numpy())
+    authors = features.videos.groups("author_id")
+    user, author = 1 + features.users.index(rows["user_id"].to_numpy()), authors[videos]
     return {
         "user": user,
-        "video": video,
+        "video": 1 + videos,
         "author": author,
-        "user_author": pair_keys(user, author, num_authors),
+        "user_author": pair_keys(user, author, int(authors.max(initial=0)) + 1),
     }

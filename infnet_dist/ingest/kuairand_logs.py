@@ -5,6 +5,7 @@ slice also has each user's past exposures from before the window, which become r
 Site-wide video statistics are never read: they cover the whole month and so leak the future.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,9 +13,11 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
+import pyarrow.fs
 
 from infnet_dist.errors import DataError
 from infnet_dist.ingest.kuairand_past import no_older_events, read_past
+from infnet_dist.ingest.listing import list_place, tell_left_out
 from infnet_dist.ingest.raw_files import Columns, check_flags, check_unique, read_columns
 
 LABELS = (
@@ -64,6 +67,8 @@ _SLICE = (
     "videos.parquet",
     "exposure_history.parquet",
 )
+TEST_FILE = "interactions_test.parquet"  # may be there as well
+_NOT_OURS = "it isn't one of the files that are read of KuaiRand"
 
 
 @dataclass(frozen=True)
@@ -78,12 +83,14 @@ class RawLogs:
         videos: video_id, VIDEO_CATEGORIES; one row per video.
         older: by behaviour (`long_view`, `like`), events from before a user's past exposures,
             sorted by time: user_id, video_id, time_ms.
+        left_out: reason by path of files of the folder that weren't read.
     """
 
     rows: pa.Table
     users: pa.Table
     videos: pa.Table
     older: dict[str, pa.Table]
+    left_out: dict[str, str]
 
     @property
     def is_past(self) -> npt.NDArray[np.bool_]:
@@ -101,18 +108,41 @@ def read_kuairand(folder: Path) -> RawLogs:
         raise DataError(f"no folder {folder}; set ingest.path to the folder of the KuaiRand logs")
     if any((folder / name).is_file() for name in _SLICE):
         paths = [_existing(folder, name) for name in _SLICE]
-        return _common_form(paths[:2], paths[2], paths[3], paths[4])
+        tests = [folder / TEST_FILE] if (folder / TEST_FILE).is_file() else []
+        left_out = _left_out(folder, ".parquet", [*paths, *tests], whole=True)
+        users, videos, history = paths[2:]
+        return _common_form([*paths[:2], *tests], users, videos, history, left_out)
     for place in (folder, folder / "data"):
         logs = sorted(place.glob("log_standard_*.csv"))
         if logs:
             users = _only(place, "user_features_*.csv")
             videos = _only(place, "video_features_basic_*.csv")
-            return _common_form(logs, users, videos, None)
+            left_out = _left_out(place, ".csv", [*logs, users, videos])
+            logs = [path for path in logs if str(path.absolute()) not in left_out]
+            return _common_form(logs, users, videos, None, left_out)
     found = ", ".join(sorted(p.name for p in folder.iterdir())[:5]) or "nothing"
     raise DataError(
         f"no KuaiRand logs in {folder}: found {found}; expected log_standard_*.csv (there or in "
         f"data/) or {_SLICE[0]}; set ingest.path to the folder that holds them"
     )
+
+
+def _left_out(
+    folder: Path, suffix: str, used: Sequence[Path], *, whole: bool = False
+) -> dict[str, str]:
+    """Reason by path of files that aren't read: other ones, and a second name or copy of a file.
+
+    Raises:
+        DataError: one of `used` is such a file, and `whole`: all of them are needed.
+    """
+    listing = list_place(pa.fs.LocalFileSystem(), str(folder.absolute()), (suffix,))
+    wanted = {str(path.absolute()) for path in used}
+    for path in wanted & listing.left_out.keys() if whole else ():
+        raise DataError(f"{path} is {listing.left_out[path]}; put the right file there")
+    others = [file.path for file in listing.files if file.path not in wanted]
+    left_out = dict.fromkeys(others, _NOT_OURS) | listing.left_out
+    tell_left_out(left_out)
+    return left_out
 
 
 def _existing(folder: Path, name: str) -> Path:
@@ -134,7 +164,13 @@ def _only(folder: Path, pattern: str) -> Path:
     return paths[0]
 
 
-def _common_form(logs: list[Path], users: Path, videos: Path, history: Path | None) -> RawLogs:
+def _common_form(
+    logs: Sequence[Path],
+    users: Path,
+    videos: Path,
+    history: Path | None,
+    left_out: dict[str, str],
+) -> RawLogs:
     rows = pa.concat_tables([_read_rows(path) for path in logs])
     older = no_older_events()
     if history is not None:
@@ -147,6 +183,7 @@ def _common_form(logs: list[Path], users: Path, videos: Path, history: Path | No
         users=check_unique(_read(users, _USERS), "user_id", users),
         videos=check_unique(_read(videos, _VIDEOS), "video_id", videos),
         older=older,
+        left_out=left_out,
     )
 
 

@@ -10,7 +10,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import fsspec
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
@@ -23,12 +22,12 @@ from infnet_dist.data.columns import decode
 from infnet_dist.data.fingerprint import fingerprint
 from infnet_dist.data.manifest import Manifest, Part, Split, write_manifest
 from infnet_dist.data.part_files import PetastormPart
-from infnet_dist.data.petastorm_bridge import parquet_files
 from infnet_dist.data.petastorm_file import PetastormFile, fields_beside
 from infnet_dist.data.ranges import bounds
 from infnet_dist.errors import ConfigError, DataError
 from infnet_dist.ingest.encode import quantile_boundaries
 from infnet_dist.ingest.parts import content_hash
+from infnet_dist.ingest.split_files import split_files
 from infnet_dist.ingest_config import PetastormIngest
 from infnet_dist.schema import (
     CategoricalFeature,
@@ -62,7 +61,7 @@ def make_training_set(
     if folder != path and folder.exists() and any(folder.iterdir()):
         raise DataError(f"{folder} exists already; choose another data.path or remove it")
     _check_names(config)
-    files = {split: _files(path / name) for split, name in config.splits.items()}
+    files, left_out = split_files({split: path / name for split, name in config.splits.items()})
     # Buckets without boundaries: numbers may be null, as those of the set to be.
     limits = defaultdict(lambda: _NO_LIMIT, config.tables)
     facts = _Facts(schema=_schema(config, limits, dict.fromkeys(config.dense, ())))
@@ -76,6 +75,7 @@ def make_training_set(
         source=config.model_dump(mode="json"),
         code_version=__version__,
         content_hash=content_hash(folder, schema, splits),
+        files_left_out=left_out,
     )
     folder.mkdir(parents=True, exist_ok=True)
     write_manifest(folder, manifest)
@@ -89,16 +89,6 @@ def _check_names(config: PetastormIngest) -> None:
             raise ConfigError(
                 f"ingest: {name!r} can't be a feature: the name is taken or has a dot; rename it"
             )
-
-
-def _files(root: Path) -> list[Path]:
-    files = [Path(file) for file in parquet_files(fsspec.filesystem("file"), str(root))]
-    if not files:
-        raise DataError(
-            f"no Parquet files in {root}; expected the folder of a Petastorm data set: change "
-            "ingest.path or ingest.splits"
-        )
-    return files
 
 
 @contextmanager

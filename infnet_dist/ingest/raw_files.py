@@ -11,6 +11,7 @@ import pyarrow.csv
 import pyarrow.parquet as pq
 
 from infnet_dist.errors import DataError
+from infnet_dist.ingest.column_names import check_columns
 
 Columns = dict[str, pa.DataType]
 _NULLS = ["", "NaN", "nan", "NULL", "null", "None"]
@@ -78,7 +79,8 @@ def _read_csv(path: Path, columns: Columns) -> pa.Table:
         null_values=_NULLS,
         strings_can_be_null=True,
     )
-    return pyarrow.csv.read_csv(path, convert_options=options)
+    layout = pyarrow.csv.ParseOptions(newlines_in_values=True)
+    return pyarrow.csv.read_csv(path, parse_options=layout, convert_options=options)
 
 
 def _read_parquet(path: Path, columns: Columns) -> pa.Table:
@@ -106,6 +108,7 @@ def _check_present(found: list[str], columns: Columns, path: Path) -> None:
             f"{path} lacks column {', '.join(missing)}; it has {', '.join(found) or 'none'}: "
             "add the column or fetch the file again"
         )
+    check_columns(found, columns, str(path))
 
 
 def _check_complete(table: pa.Table, name: str, path: Path) -> None:

@@ -38,6 +38,9 @@ def write_report(folder: Path, manifest: Manifest) -> Path:
         parts += _features(manifest, manifest.statistics)
     if manifest.ingested is not None:
         parts += _ingested(manifest.ingested)
+    if manifest.files_left_out:
+        left_out = table(("file", "reason"), manifest.files_left_out.items())
+        parts += [heading("Files left out"), left_out]
     path = folder / REPORT
     path.write_text(page(f"Training set {folder.name}", *parts))
     return path
@@ -181,7 +184,7 @@ def _ingested(ingested: Ingested) -> list[str]:
     left_out = [(name, f"{rows:,}") for name, rows in ingested.left_out.items() if rows]
     bad = [(why, f"{rows:,}") for why, rows in ingested.quarantined.items()]
     hashed = [
-        (name, f"{t.values:,}", f"{t.sharing:.2%}", f"{t.indistinct:.2%}")
+        (name, f"{t.values:,}", f"{t.sharing:.2%}", f"{t.indistinct:.2%}", f"{t.unseen:.1%}")
         for name, t in ingested.hashed.items()
     ]
     if bad:
@@ -194,6 +197,6 @@ def _ingested(ingested: Ingested) -> list[str]:
     if left_out:
         parts += [heading("Rows left out"), table(("why", "rows"), left_out)]
     if hashed:
-        head = ("table", "values, about", "share a row", "share all their rows")
+        head = ("table", "values, about", "share a row", "share all their rows", "unseen in train")
         parts += [heading("Hashed tables"), table(head, hashed)]
     return parts

@@ -22,6 +22,7 @@ from infnet_dist.errors import DataError, unknown_name
 from infnet_dist.ingest.encode import Vocabulary, float_column, quantile_boundaries
 from infnet_dist.ingest.names import is_free
 from infnet_dist.ingest.raw_files import check_flags
+from infnet_dist.ingest.split_files import check_alike, split_files
 from infnet_dist.ingest.writer import TrainingSetWriter
 from infnet_dist.ingest_config import TabularIngest
 from infnet_dist.schema import CategoricalFeature, DenseFeature, Schema, Table, Task
@@ -52,8 +53,10 @@ def make_training_set(
     Raises:
         DataError: a file is missing, unreadable or empty, lacks a column, or a value doesn't fit.
     """
-    files: dict[str, str] = dict(config.splits.items())
-    sources = {split: _Source.open(config.path / file) for split, file in files.items()}
+    places: dict[str, Path] = {split: config.path / file for split, file in config.splits.items()}
+    files, left_out = split_files(places)
+    check_alike(files, config.exclude)
+    sources = {split: _Source.open(places[split], found) for split, found in files.items()}
     kinds = _check_columns(config, sources)
     with TrainingSetWriter(
         folder,
@@ -75,7 +78,7 @@ def make_training_set(
                     progress(done, total)
             if split != "train":
                 _warn_of_drift(split, {name: n / source.rows for name, n in unknown.items()})
-        return writer.publish(_schema(config, features))
+        return writer.publish(_schema(config, features), left_out)
 
 
 @dataclass(frozen=True)
@@ -87,9 +90,9 @@ class _Source:
     rows: int
 
     @classmethod
-    def open(cls, path: Path) -> "_Source":
+    def open(cls, path: Path, files: list[Path]) -> "_Source":
         try:
-            dataset = ds.dataset(path, format="parquet")
+            dataset = ds.dataset([str(file) for file in files], format="parquet")
             rows = dataset.count_rows()
         except (FileNotFoundError, pa.ArrowException) as error:
             raise DataError(
@@ -148,11 +151,6 @@ def _kind(name: str, sources: dict[str, _Source]) -> str:
     """What a column holds in every split: a key of `_TYPES`; integers and numbers are numbers."""
     kinds = {}
     for split, source in sources.items():
-        if name not in source.dataset.schema.names:
-            raise DataError(
-                f"{split} lacks column {name!r}, which train has; add it, or name it in "
-                "ingest.exclude"
-            )
         found = source.dataset.schema.field(name).type
         if pa.types.is_dictionary(found):
             found = found.value_type

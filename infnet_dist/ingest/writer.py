@@ -5,9 +5,9 @@ is renamed at the end. A half-written folder of a killed run is removed by the n
 """
 
 import shutil
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from pathlib import Path
-from types import TracebackType
+from types import MappingProxyType, TracebackType
 from typing import Any, Self
 
 import pyarrow as pa
@@ -24,7 +24,10 @@ from infnet_dist.data.manifest import (
 from infnet_dist.data.statistics import take_statistics
 from infnet_dist.errors import DataError
 from infnet_dist.ingest.parts import PartWriter, content_hash, make_split, summarise
+from infnet_dist.ingest.target import resolve_target
 from infnet_dist.schema import Schema
+
+_NONE: Mapping[str, str] = MappingProxyType({})
 
 
 class TrainingSetWriter:
@@ -38,7 +41,7 @@ class TrainingSetWriter:
         nullable: int64 columns that may hold nulls (watch times); other types always may.
 
     Raises:
-        DataError: `folder` exists already and isn't empty.
+        DataError: `folder` exists already and isn't empty, or is a mount point.
     """
 
     def __init__(
@@ -51,6 +54,7 @@ class TrainingSetWriter:
         nullable: Collection[str] = (),
     ) -> None:
         """Prepare an empty sibling folder; nothing stands at `folder` until `publish`."""
+        folder = resolve_target(folder)
         if folder.exists() and any(folder.iterdir()):
             raise DataError(f"{folder} exists already; choose another data.path or remove it")
         self._folder = folder
@@ -87,7 +91,7 @@ class TrainingSetWriter:
             )
         self._splits[split].write(table)
 
-    def publish(self, schema: Schema) -> Manifest:
+    def publish(self, schema: Schema, files_left_out: Mapping[str, str] = _NONE) -> Manifest:
         """Check the columns against `schema`, write the manifest, move the set to its place."""
         for split in self._splits.values():
             split.close()
@@ -100,6 +104,7 @@ class TrainingSetWriter:
             source=self._source,
             code_version=__version__,
             content_hash=content_hash(self._partial, schema, splits),
+            files_left_out=dict(files_left_out),
         )
         statistics = take_statistics(self._partial, manifest)
         manifest = manifest.model_copy(update={"statistics": statistics})

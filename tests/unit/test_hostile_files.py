@@ -17,7 +17,7 @@ from infnet_dist.data.petastorm_bridge import load_petastorm
 from infnet_dist.data.reader import Reader
 from infnet_dist.data.unischema_pickle import load_unischema
 from infnet_dist.errors import DataError, PlanError
-from infnet_dist.ingest.logs.source import fragments, list_files
+from infnet_dist.ingest.logs.fragments import fragments, list_files
 from infnet_dist.logs_config import LogsIngest
 from infnet_dist.planning.plan import load_plan, save_plan
 from infnet_dist.planning.planner import make_plan
@@ -158,7 +158,7 @@ def test_a_footer_of_logs_that_lies(tmp_path: Path, told: int) -> None:
         {"source": "logs", "path": str(logs / "train"), "ids": {"row": "row"}}
         | {"tasks": {"click": "label"}, "valid_from": "2026-01-01"}
     )
-    found, bad = fragments(config, list_files(config))
+    found, bad = fragments(config, list_files(config).files)
     assert found == []
     assert [str(logs / PART)] == [file.file.path for file in bad]
 

@@ -626,12 +626,13 @@ def test_slice_counters_equal_plain_counts(real):
         ],
         columns=["user_id", "video_id", "time_ms", "long_view", "is_like"],
     )
-    events = pd.concat([past, real.train])[
+    events = pd.concat([past, real.rows])[
         ["user_id", "video_id", "time_ms", "long_view", "is_like", "is_click"]
     ].astype(float)
     events["author_id"] = real.author[events["video_id"]].to_numpy()
     signals = {"click": "is_click", "long_view": "long_view", "like": "is_like"}
-    prior = {name: events[column].mean() for name, column in signals.items()}
+    learned = events[events["time_ms"] < VALID_FROM_MS]
+    prior = {name: learned[column].mean() for name, column in signals.items()}
     groups = {
         "user": ["user_id"],
         "video": ["video_id"],

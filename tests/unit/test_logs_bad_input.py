@@ -552,7 +552,7 @@ def test_nothing_to_read(tmp_path):
     with pytest.raises(DataError, match=r"ingest.path: nothing at .*/none; check the path"):
         ingest(settings(tmp_path / "none"), tmp_path / "set")
     (tmp_path / "empty").mkdir()
-    with pytest.raises(DataError, match=r"no .parquet or .pq file in .*/empty"):
+    with pytest.raises(DataError, match=r"no .parquet, .parq, .pq file in .*/empty"):
         ingest(settings(tmp_path / "empty"), tmp_path / "set")
     with pytest.raises(UserError, match="nosuch"):
         ingest(settings("nosuch://x/y"), tmp_path / "set")

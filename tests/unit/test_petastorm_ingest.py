@@ -269,7 +269,7 @@ def test_rows_that_do_not_fit_are_named(
             "column 'time' is timestamp.*, expected int",
         ),
         ({"time_column": "age"}, "ingest.time_column 'age' is float, expected integers or"),
-        ({"splits": {"train": "train", "valid": "late"}}, "no Parquet files in .*late"),
+        ({"splits": {"train": "train", "valid": "late"}}, "late can't be read .*ingest.splits"),
     ],
 )
 def test_columns_that_do_not_fit_are_named(
@@ -374,3 +374,22 @@ def test_petastorm_opens_our_sets(tmp_path: Path) -> None:
             got = found[name].tolist()
             assert got == value or (value is None and np.isnan(got)), name
     assert read_manifest(tmp_path / "s") == manifest
+
+
+def test_files_are_described_once_and_columns_must_be_there_once(tmp_path: Path) -> None:
+    raw = write_sets(tmp_path / "raw")
+    (raw / "train" / "loop").symlink_to(".")
+    parts = sorted((raw / "train").glob("*.parquet"))
+    part = parts[0]
+    (raw / "train" / f"z-{part.name}").hardlink_to(part)
+    describe(raw, tmp_path / "set")
+    manifest = read_manifest(tmp_path / "set")
+    assert len(manifest.splits["train"].parts) == len(parts)
+    assert {str(raw / "train" / "loop"), str(raw / "train" / f"z-{part.name}")} < set(
+        manifest.files_left_out
+    )
+    table = pq.read_table(part)
+    (raw / "train" / f"z-{part.name}").unlink()
+    pq.write_table(table.append_column("row", table["row"]), part)
+    with pytest.raises(DataError, match=rf"{part.name}.*'row'"):
+        describe(raw, tmp_path / "other")

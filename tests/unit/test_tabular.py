@@ -1,9 +1,11 @@
 """Tabular ingest: ids and labels hold up to plain loops, bad input is named, drift is told."""
 
 import logging
+import os
 
 import numpy as np
 import pandas as pd
+import pyarrow.parquet as pq
 import pytest
 
 from infnet_dist.config import load_config
@@ -147,7 +149,7 @@ def test_wrong_settings_are_named_and_nothing_is_left(tmp_path, tables, changes,
 
 def test_a_column_that_valid_lacks_is_named(tmp_path, tables):
     tables["valid"] = tables["valid"].drop(columns="age")
-    with pytest.raises(DataError, match="valid lacks column 'age'"):
+    with pytest.raises(DataError, match=r"valid\.parquet: .*'age'.*ingest\.exclude"):
         make_training_set(ingest(write(tmp_path / "raw", tables)), tmp_path / "set")
 
 
@@ -247,3 +249,61 @@ def test_wrong_sections_are_named(tmp_path, change, message):
     )
     with pytest.raises(ConfigError, match=message):
         load_config(path, [change])
+
+
+def parts(tmp_path, tables, **files):
+    """Train in a folder of several files, valid in one."""
+    raw = write(tmp_path / "raw", tables)
+    (raw / "train").mkdir()
+    for name, table in files.items():
+        table.to_parquet(raw / "train" / f"{name}.parquet", index=False)
+    return raw, {"splits": {"train": "train", "valid": "valid.parquet"}}
+
+
+def test_a_folder_is_read_once_and_its_other_files_are_named(tmp_path, tables, caplog):
+    train = tables["train"]
+    raw, splits = parts(tmp_path, tables, a=train[:200], b=train[200:])
+    os.symlink(".", raw / "train" / "loop")
+    os.link(raw / "train" / "a.parquet", raw / "train" / "c.parquet")
+    (raw / "train" / "d.csv").write_text("x")
+    (raw / "train" / "_SUCCESS").write_text("")
+    with caplog.at_level(logging.INFO):
+        manifest = make_training_set(ingest(raw, **splits), tmp_path / "set")
+    made = pd.read_parquet(tmp_path / "set" / "train")
+    assert made["label_income"].tolist() == train["rich"].tolist()
+    left_out = {path.rpartition("/")[2] for path in manifest.files_left_out}
+    assert left_out == {"loop", "c.parquet", "d.csv", "_SUCCESS"}
+    assert all(name in caplog.text for name in left_out)
+
+
+def test_a_later_file_that_lacks_a_column_is_named(tmp_path, tables):
+    """Arrow would fill it with nulls."""
+    train = tables["train"]
+    raw, splits = parts(tmp_path, tables, a=train[:200], b=train[200:].drop(columns="age"))
+    with pytest.raises(DataError, match=r"b\.parquet.*'age'"):
+        make_training_set(ingest(raw, **splits), tmp_path / "set")
+
+
+def test_columns_that_train_lacks_are_warned_about(tmp_path, tables, caplog):
+    tables["valid"] = tables["valid"].assign(new=1)
+    with caplog.at_level(logging.WARNING):
+        make_training_set(ingest(write(tmp_path / "raw", tables)), tmp_path / "set")
+    assert any("valid" in r.message and "new" in r.message for r in caplog.records)
+
+
+@pytest.mark.parametrize("split", ["train", "valid"])
+def test_a_column_twice_is_refused(split, tmp_path, tables):
+    raw = write(tmp_path / "raw", tables)
+    path = raw / f"{split}.parquet"
+    table = pq.read_table(path)
+    pq.write_table(table.append_column("age", table["age"]), path)
+    with pytest.raises(DataError, match=rf"{split}\.parquet.*'age'"):
+        make_training_set(ingest(raw), tmp_path / "set")
+
+
+def test_a_file_of_two_splits_is_warned_about(tmp_path, tables, caplog):
+    raw = write(tmp_path / "raw", tables)
+    with caplog.at_level(logging.WARNING):
+        splits = {"train": "train.parquet", "valid": "train.parquet"}
+        make_training_set(ingest(raw, splits=splits), tmp_path / "set")
+    assert any("train and valid" in record.message for record in caplog.records)

@@ -106,3 +106,18 @@ def test_the_hash_depends_on_the_content(tmp_path: Path) -> None:
     same = make_set(tmp_path / "b", 12, rows_per_part=5, row_group_rows=5)
     other = make_set(tmp_path / "c", 13, rows_per_part=5, row_group_rows=5)
     assert one.content_hash == same.content_hash != other.content_hash
+
+
+def test_a_link_is_followed_and_stays(tmp_path: Path) -> None:
+    (tmp_path / "disk" / "real").mkdir(parents=True)
+    (tmp_path / "set").symlink_to(tmp_path / "disk" / "real")
+    make_set(tmp_path / "set", 9, rows_per_part=5, row_group_rows=5)
+    assert (tmp_path / "set").is_symlink()
+    assert (tmp_path / "disk" / "real" / "manifest.json").is_file()
+    assert [path.name for path in (tmp_path / "disk").iterdir()] == ["real"]
+
+
+def test_a_link_around_in_a_circle_is_named(tmp_path: Path) -> None:
+    (tmp_path / "set").symlink_to("set")
+    with pytest.raises(DataError, match=r"data\.path: .*/set"):
+        make_set(tmp_path / "set", 9, rows_per_part=5, row_group_rows=5)

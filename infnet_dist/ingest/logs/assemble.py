@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 
 from infnet_dist.data.hashing import mix
 from infnet_dist.ingest.encode import float_column
-from infnet_dist.ingest.histories import Picked, newest_before, packed
+from infnet_dist.ingest.histories import Packing, Picked, newest_before
 from infnet_dist.ingest.logs.exchange import BucketWriter, read_bucket, renamed
 from infnet_dist.ingest.logs.features import (
     GROUP,
@@ -130,6 +130,7 @@ class _Columns:
         user_keys = rows["_user"].to_numpy()
         starts = np.diff(user_keys, prepend=user_keys[:1]) != 0
         self._users = np.cumsum(starts)  # numbered from 0 in order
+        self._packed = Packing(self._times)
         self._ids = {
             feature.name: self._encoded(feature.column, feature.table, feature.seed)
             for column, table in config.ids.items()
@@ -137,7 +138,7 @@ class _Columns:
         }
         self._events = {name: self._event_rows(b) for name, b in config.behaviours.items()}
         self._event_keys = {
-            name: packed(self._users[events], self._times[events])
+            name: self._packed(self._users[events], self._times[events])
             for name, events in self._events.items()
         }
         self._actions = {n: self._action_codes(b) for n, b in config.behaviours.items()}
@@ -236,8 +237,8 @@ class _Columns:
         return newest_before(
             keys,
             self._times[self._events[name]],
-            np.searchsorted(keys, packed(users, np.zeros_like(users))),
-            packed(users, self._until[chosen]),
+            np.searchsorted(keys, self._packed(users, np.zeros_like(users))),
+            self._packed(users, self._until[chosen]),
             self._times[chosen],
             length,
         )

@@ -40,13 +40,18 @@ def _fixed(source: dict[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in source.items() if key not in _FREE}
 
 
+def known_files(earlier: Manifest | None) -> tuple[LogFile, ...]:
+    """The files that are in the training set."""
+    return _ingested(earlier).files if earlier else ()
+
+
 def new_files(files: Sequence[LogFile], earlier: Manifest | None) -> list[LogFile]:
     """The files that aren't in the training set.
 
     Raises:
         DataError: one that is in it has changed.
     """
-    known = {file.path: file for file in _ingested(earlier).files} if earlier else {}
+    known = {file.path: file for file in known_files(earlier)}
     for file in files:
         if known.get(file.path, file) != file:
             raise DataError(

@@ -13,7 +13,12 @@ from infnet_dist.ingest.logs.features import fit_numbers, make_schema
 from infnet_dist.ingest.logs.read import Settled
 from infnet_dist.ingest.logs.rules import Rules
 from infnet_dist.ingest.logs.settle import columns_of_table
-from infnet_dist.ingest.logs.sketch import colliding_share, estimate_distinct, smallest_hashes
+from infnet_dist.ingest.logs.sketch import (
+    colliding_share,
+    estimate_distinct,
+    smallest_hashes,
+    unseen_share,
+)
 from infnet_dist.ingest.logs.vocabulary import MergeCounts
 from infnet_dist.ingest.logs.workplace import Workplace
 from infnet_dist.schema import Schema
@@ -54,9 +59,11 @@ def fit_hashed(place: Workplace, settled: Settled) -> dict[str, HashedTable]:
         if table.encoding == "dense":
             continue
         assert table.num_embeddings is not None
-        new = read_bucket(counts, number, len(names))["value"].to_numpy()
-        known = [pq.read_table(p)["hash"].to_numpy() for p in place.state_files(f"sketch-{name}")]
-        sketch = smallest_hashes(np.concatenate([new, *known]).view("u8"))
+        met = read_bucket(counts, number, len(names))
+        new, count, pending = (met[n].to_numpy() for n in ("value", "count", "pending"))
+        files = place.state_files(f"sketch-{name}")
+        known = np.concatenate([new[:0], *(pq.read_table(p)["hash"].to_numpy() for p in files)])
+        sketch = smallest_hashes(np.concatenate([new, known]).view("u8"))
         if config.extendable:
             pq.write_table(pa.table({"hash": sketch}), place.state / f"sketch-{name}.parquet")
         values, rows = estimate_distinct(sketch), table.num_embeddings - 1
@@ -64,6 +71,7 @@ def fit_hashed(place: Workplace, settled: Settled) -> dict[str, HashedTable]:
             values=values,
             sharing=colliding_share(values, rows),
             indistinct=colliding_share(values, rows**table.num_hashes),
+            unseen=unseen_share(new, count, pending, sketch, known),
         )
     return found
 

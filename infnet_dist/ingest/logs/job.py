@@ -2,15 +2,17 @@
 
 import logging
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from infnet_dist.data.manifest import Ingested, LogFile, Manifest
+from infnet_dist.data.manifest import Ingested, Manifest
 from infnet_dist.errors import DataError
+from infnet_dist.ingest.coverage import warn_of_joins
+from infnet_dist.ingest.listing import Listing
 from infnet_dist.ingest.logs.extend import moment
 from infnet_dist.ingest.logs.features import make_schema
 from infnet_dist.ingest.logs.fit import fit_hashed, fit_schema, fit_vocabularies
@@ -43,6 +45,7 @@ class Made:
         staged: the folder.
         parts: by split.
         pending_is_train: whether the rows that the set has so far are train now.
+        files_left_out: reason by path of files that weren't read.
     """
 
     staged: Path
@@ -52,9 +55,10 @@ class Made:
     source: dict[str, Any]
     earlier: Manifest | None
     pending_is_train: bool
+    files_left_out: dict[str, str]
 
 
-def run_job(place: Workplace, files: Sequence[LogFile]) -> Made | None:
+def run_job(place: Workplace, new: Listing) -> Made | None:
     """All stages over these files; None if they add nothing to the set.
 
     Raises:
@@ -63,7 +67,7 @@ def run_job(place: Workplace, files: Sequence[LogFile]) -> Made | None:
     tables = side_tables(place.config)
     for folder in (place.state, place.quarantine):
         folder.mkdir(parents=True, exist_ok=True)
-    found, unreadable = find_fragments(place, files)
+    found, unreadable = find_fragments(place, new)
     if not found:
         _tell_of_nothing(place, unreadable)
         return None
@@ -75,6 +79,7 @@ def run_job(place: Workplace, files: Sequence[LogFile]) -> Made | None:
         _tell_of_nothing(place, cleaned.unreadable)
         return None
     _warn_of(cleaned.unreadable)
+    warn_of_joins(cleaned.unmatched, cleaned.read)
     settled = settle(place, cleaned)
     quarantined = tally(
         place.config, place.staged / "quarantine", cleaned.outcomes, settled.outcomes
@@ -92,7 +97,7 @@ def run_job(place: Workplace, files: Sequence[LogFile]) -> Made | None:
         boundary_ms=boundary_ms,
         files=(
             *(before.files if before else ()),
-            *(file for file in files if file.path not in cleaned.unreadable),
+            *(file for file in new.files if file.path not in cleaned.unreadable),
         ),
         unreadable=cleaned.unreadable,
         quarantined=_added(before.quarantined if before else {}, quarantined),
@@ -115,6 +120,7 @@ def run_job(place: Workplace, files: Sequence[LogFile]) -> Made | None:
         place.config.model_dump(mode="json"),
         place.earlier,
         place.pending_is_train,
+        new.left_out,
     )
 
 

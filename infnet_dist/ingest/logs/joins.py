@@ -1,5 +1,6 @@
 """Adds columns of side tables (a video's author, a user's age) to rows of logs, by key."""
 
+from collections import Counter
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -10,8 +11,9 @@ import pyarrow.compute as pc
 import pyarrow.csv
 import pyarrow.parquet as pq
 
-from infnet_dist.errors import DataError, unknown_name
+from infnet_dist.errors import DataError
 from infnet_dist.filesystem import open_filesystem
+from infnet_dist.ingest.column_names import check_columns
 from infnet_dist.ingest.logs.hashing import keys
 from infnet_dist.ingest.logs.source import reason
 from infnet_dist.logs_config import Join, LogsIngest
@@ -36,14 +38,19 @@ class _SideTable:
         return np.where(self.keys[place] == wanted, place, len(self.keys))
 
 
-def join_all(config: LogsIngest, raw: pa.Table) -> pa.Table:
+def join_all(config: LogsIngest, raw: pa.Table, unmatched: Counter[str] | None = None) -> pa.Table:
     """The rows with the columns of all joins; null where a key is null or unknown.
+
+    Args:
+        config: names the joins.
+        raw: rows of the logs.
+        unmatched: gets, by join, the number of rows without a match added.
 
     Raises:
         DataError: a side table can't be read, lacks a column, or has a key twice; or the keys of
             the logs are neither integers nor texts, or not what the side table's are.
     """
-    for join in config.joins.values():
+    for join_name, join in config.joins.items():
         side = _read(join)
         what = f"column {join.key!r} of the logs"
         wanted = _as_keys(raw[join.key], what)
@@ -56,6 +63,8 @@ def join_all(config: LogsIngest, raw: pa.Table) -> pa.Table:
                     f"{'texts' if side.text else 'integers'}; convert one of them"
                 )
         places = np.where(pc.is_null(wanted), len(side.keys), side.places(keys(wanted)))
+        if unmatched is not None:
+            unmatched[join_name] += int(np.count_nonzero(places == len(side.keys)))
         for name in join.columns:
             raw = raw.append_column(name, side.columns[name].take(pa.array(places)))
     return raw
@@ -70,9 +79,7 @@ def _read(join: Join) -> _SideTable:
     try:
         with filesystem.open_input_file(path) as file:
             found = pa.csv.open_csv(file).schema if _is_csv(join) else pq.read_schema(file)
-        for name in wanted:
-            if name not in found.names:
-                raise DataError(f"{shown}: {unknown_name('column', name, found.names)}")
+        check_columns(found.names, wanted, shown)
         with filesystem.open_input_file(path) as file:
             if _is_csv(join):
                 options = pa.csv.ConvertOptions(include_columns=wanted, strings_can_be_null=True)

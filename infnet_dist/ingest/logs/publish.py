@@ -26,6 +26,7 @@ def note_made(made: Made, work: Path) -> None:
         code_version=__version__,
         content_hash=digest,
         ingested=made.ingested,
+        files_left_out=made.files_left_out,
     )
     if made.earlier is None:
         manifest = _with_statistics(manifest, made.staged)

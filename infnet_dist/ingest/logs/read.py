@@ -1,17 +1,19 @@
 """Stages clean and settle: the logs' rows, cleaned, by partition of their users, each once."""
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from infnet_dist.data.manifest import LogFile
-from infnet_dist.errors import DataError
+from infnet_dist.ingest.column_names import check_columns
+from infnet_dist.ingest.listing import Listing
+from infnet_dist.ingest.logs.fragments import fragments, raise_for, state_fragments
 from infnet_dist.ingest.logs.joins import join_all
 from infnet_dist.ingest.logs.rules import Rules, make_rules
 from infnet_dist.ingest.logs.scatter import Scatter
 from infnet_dist.ingest.logs.settle import Settle, settled_path
-from infnet_dist.ingest.logs.sizes import expected_rows, how_many, power_of_two
-from infnet_dist.ingest.logs.source import Fragment, file_schema, fragments, state_fragments
+from infnet_dist.ingest.logs.sizes import how_many, power_of_two
+from infnet_dist.ingest.logs.source import Fragment, file_schema
 from infnet_dist.ingest.logs.stages import Outcome
 from infnet_dist.ingest.logs.workplace import Workplace
 
@@ -41,9 +43,19 @@ class Cleaned:
         return sum(outcome["rows"] for outcome in self.outcomes)
 
     @property
+    def read(self) -> int:
+        """New rows, bad ones included."""
+        return sum(outcome.get("read", 0) for outcome in self.outcomes)
+
+    @property
+    def unmatched(self) -> Counter[str]:
+        """By join, new rows that it has no row for."""
+        return sum((Counter[str](o.get("unmatched", {})) for o in self.outcomes), Counter[str]())
+
+    @property
     def is_empty(self) -> bool:
         """Whether there is no new row, not even a bad one."""
-        return not self.rows and not any(outcome["bad"] for outcome in self.outcomes)
+        return not self.read
 
     @property
     def times_ms(self) -> tuple[int, int]:
@@ -76,30 +88,31 @@ class Settled:
         return tuple(settled_path(self.folder, p, name) for p in range(self.num_partitions))
 
 
-def find_fragments(
-    place: Workplace, files: Sequence[LogFile]
-) -> tuple[list[Fragment], dict[str, str]]:
+def find_fragments(place: Workplace, new: Listing) -> tuple[list[Fragment], dict[str, str]]:
     """What to read, the set's state first; and files that can't be, with the reason.
 
     Raises:
         DataError: one can't be, and `ingest.skip_bad_files` is off.
     """
     state = state_fragments(place.state_files("rows"))
-    found, bad = fragments(place.config, files, first_number=len(state))
-    if bad and not place.config.skip_bad_files:
-        raise DataError(
-            f"{bad[0].file.path} can't be read ({bad[0].reason}){_and_others(len(bad) - 1)}; "
-            "repair it, or leave out such files with ingest.skip_bad_files"
-        )
-    return [*state, *found] if found else [], {entry.file.path: entry.reason for entry in bad}
+    found, bad = fragments(place.config, new.files, first_number=len(state))
+    unreadable = new.unreadable | {entry.file.path: entry.reason for entry in bad}
+    if not place.config.skip_bad_files:
+        raise_for(unreadable)
+    return [*state, *found] if found else [], unreadable
 
 
 def find_rules(place: Workplace, found: Sequence[Fragment]) -> Rules:
-    """What rows must be like, by the config and by what the files hold."""
+    """What rows must be like, by the config and by what the files hold.
+
+    Raises:
+        DataError: the first file lacks a column, or has one twice.
+    """
     config, last_ms = place.config, place.before.last_time_ms if place.before else None
     types = file_schema(config, found[0])
     wanted = config.in_files
-    if types is not None and not found[0].state and set(wanted) <= set(types.names):
+    if types is not None and not found[0].state:
+        check_columns(types.names, wanted, found[0].file.path)
         types = join_all(config, types.empty_table().select(wanted)).schema
     return make_rules(config, types, last_ms)
 
@@ -108,7 +121,7 @@ def clean(
     place: Workplace, found: Sequence[Fragment], rules: Rules, unreadable: dict[str, str]
 ) -> Cleaned:
     """Stage clean; files that turn out to be unreadable join those that are known as such."""
-    num_partitions = how_many(expected_rows(place.config, found), place.sizes.partition)
+    num_partitions = how_many(sum(f.rows for f in found), place.sizes.partition)
     tasks = {
         f"{f.number:05d}": Scatter(
             config=place.config,
@@ -120,8 +133,7 @@ def clean(
         )
         for f in found
     }
-    known = [fragment.rows for fragment in found]
-    outcomes = place.stages.run("clean", tasks, rows=known if all(known) else ())
+    outcomes = place.stages.run("clean", tasks, rows=[fragment.rows for fragment in found])
     bad = {
         fragment.file.path: outcome["unreadable"]
         for fragment, outcome in zip(found, outcomes, strict=True)
@@ -166,7 +178,3 @@ def settle(place: Workplace, cleaned: Cleaned) -> Settled:
 
 def _piece(place: Workplace, fragment: Fragment) -> Path:
     return place.file("clean", f"{fragment.number:05d}.rows")
-
-
-def _and_others(number: int) -> str:
-    return f", nor can {number} others" if number else ""

@@ -12,20 +12,27 @@ report.html                what the logs look like, with plots
 import contextlib
 import shutil
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import filelock
+import pyarrow as pa
+import pyarrow.fs
 
 from infnet_dist.data.manifest import Manifest
 from infnet_dist.errors import DataError
+from infnet_dist.filesystem import open_filesystem
+from infnet_dist.ingest.coverage import warn_of_unknown
+from infnet_dist.ingest.listing import tell_left_out
 from infnet_dist.ingest.logs.exchange import renamed
-from infnet_dist.ingest.logs.extend import check_extension, earlier_set, new_files
+from infnet_dist.ingest.logs.extend import check_extension, earlier_set, known_files, new_files
+from infnet_dist.ingest.logs.fragments import list_files
 from infnet_dist.ingest.logs.job import run_job
 from infnet_dist.ingest.logs.plan import plan_of
 from infnet_dist.ingest.logs.publish import is_made, note_made, publish, remove_unnamed
-from infnet_dist.ingest.logs.source import list_files
 from infnet_dist.ingest.logs.stages import Execute, Progress, Stages, as_data_error
 from infnet_dist.ingest.logs.workplace import Workplace
+from infnet_dist.ingest.target import resolve_target
 from infnet_dist.logs_config import LogsIngest
 
 
@@ -48,9 +55,11 @@ def ingest_logs(
 
     Raises:
         DataError: logs are missing, unreadable, or too many of their rows are bad; or the set was
-            made from other settings; or another ingest is at work on it.
+            made from other settings; or another ingest is at work on it; or nothing can be
+            renamed to the folder.
         ConfigError: the roles of columns don't agree.
     """
+    folder = resolve_target(folder)
     work = folder.with_name(f".{folder.name}.work")
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
@@ -62,20 +71,26 @@ def ingest_logs(
 
 def _ingest(config: LogsIngest, folder: Path, work: Path, stages: Stages) -> Manifest | None:
     earlier = earlier_set(config, folder)
-    files = new_files(list_files(config), earlier)
-    if not files:
+    found = list_files(config, known_files(earlier))
+    if isinstance(open_filesystem(config.path)[0], pa.fs.LocalFileSystem):
+        found = found.without(folder, "it lies in the training set itself")
+    tell_left_out(found.left_out)
+    new = replace(found, files=new_files(found.files, earlier))
+    if not new.files:
         shutil.rmtree(work, ignore_errors=True)  # of a job killed after its last rename
         return None
     if earlier is not None:
         check_extension(config, earlier, folder)
-    _prepare(work, folder, plan_of(config, files, earlier), earlier)
+    _prepare(work, folder, plan_of(config, new.files, earlier), earlier)
     if not is_made(work):
-        made = run_job(Workplace(config, stages, work, folder, earlier), files)
+        made = run_job(Workplace(config, stages, work, folder, earlier), new)
         if made is None:
             shutil.rmtree(work)
             return None
         note_made(made, work)
-    return publish(work, folder)
+    manifest = publish(work, folder)
+    warn_of_unknown(manifest)
+    return manifest
 
 
 @contextlib.contextmanager

@@ -1,6 +1,7 @@
 """Stage clean: a fragment's rows, cleaned, dealt to partitions by user."""
 
 import contextlib
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -47,7 +48,7 @@ class Scatter:
     quarantine: Path
 
     def run(self) -> dict[str, Any]:
-        """Rows, bad rows by reason with an example each, time range; or why it can't be read.
+        """Rows, bad rows by reason with examples, times, joins; or why it can't be read.
 
         Raises:
             DataError: a column is missing or of another type, or the file can't be read and
@@ -55,9 +56,10 @@ class Scatter:
         """
         file = self.fragment.file
         floor_ms = time_in_ms(self.fragment.time_floor, self.rules.time_unit)
+        unmatched = Counter[str]()
         cleaner = Cleaner(self.rules, file.path, file.modified_ns // 1_000_000, floor_ms)
         try:
-            rows, times = self._write(cleaner)
+            rows, read, times = self._write(cleaner, unmatched)
         except UnreadableError as error:
             if not self.config.skip_bad_files:
                 raise DataError(
@@ -67,12 +69,16 @@ class Scatter:
             return {"rows": 0, "bad": {}, "unreadable": str(error)}
         return {
             "rows": 0 if self.fragment.state else rows,
+            "read": 0 if self.fragment.state else read,
             "bad": cleaner.num_bad,
             "examples": cleaner.examples,
             "times": times,
+            "unmatched": dict(unmatched),
         }
 
-    def _write(self, cleaner: Cleaner) -> tuple[int, tuple[int, int] | None]:
+    def _write(
+        self, cleaner: Cleaner, unmatched: Counter[str]
+    ) -> tuple[int, int, tuple[int, int] | None]:
         rows, times = 0, None
         schema = pa.schema([*cleaner.rules.schema, *pa.schema(_ORIGIN)])
         with (
@@ -84,7 +90,7 @@ class Scatter:
                 if self.fragment.state:  # clean already
                     good = raw.cast(self.rules.schema).append_column("_row", _numbers(0, len(raw)))
                 else:
-                    good, bad = cleaner(join_all(self.config, raw), first_row)
+                    good, bad = cleaner(join_all(self.config, raw, unmatched), first_row)
                     quarantine.write(bad)
                 first_row += len(raw)
                 if not len(good):
@@ -94,7 +100,7 @@ class Scatter:
                 ends = pc.min_max(good[cleaner.rules.time_column]).as_py()
                 low, high = times or (ends["min"], ends["max"])
                 times = (min(low, ends["min"]), max(high, ends["max"]))
-        return rows, times
+        return rows, first_row - self.fragment.first_row, times
 
     def _chunks(self) -> Iterator[pa.Table]:
         """The file's rows; errors of reading apart from those of writing."""

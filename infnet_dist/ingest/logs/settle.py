@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 
 from infnet_dist.ingest.logs.exchange import BucketWriter, read_bucket, renamed
 from infnet_dist.ingest.logs.hashing import counting_bucket, keys, mix, together
-from infnet_dist.ingest.logs.sketch import smallest_hashes
+from infnet_dist.ingest.logs.sketch import HashArray, occurrences, smallest_hashes
 from infnet_dist.ingest.logs.splits import LEFT_OUT, Calendar
 from infnet_dist.logs_config import CounterFeature, LogsIngest
 
@@ -119,7 +119,7 @@ class Settle:
                 if self.config.table(table).encoding == "dense":
                     counted = _counted(columns, learned, later)
                 else:
-                    counted = _sketched(columns, learned | later)
+                    counted = _sketched(columns, learned, later)
                 writer.write(counted, np.full(len(counted), number))
 
     def _sample(self, rows: pa.Table, learned: BoolArray) -> None:
@@ -189,9 +189,19 @@ def _counted(columns: Sequence[pa.ChunkedArray], learned: BoolArray, later: Bool
     return pa.concat_tables(tables)
 
 
-def _sketched(columns: Sequence[pa.ChunkedArray], new: BoolArray) -> pa.Table:
-    values = [keys(_flat(c.filter(pa.array(new))).drop_null().combine_chunks()) for c in columns]
-    return _count_rows(pa.array(smallest_hashes(mix(np.concatenate(values)))), {})
+def _sketched(columns: Sequence[pa.ChunkedArray], learned: BoolArray, later: BoolArray) -> pa.Table:
+    """The smallest hashes of all values, with their counts."""
+    hashes = {
+        name: np.concatenate([_hashes(column.filter(pa.array(chosen))) for column in columns])
+        for chosen, name in ((learned, "count"), (later, "pending"))
+    }
+    sketch = smallest_hashes(np.concatenate(list(hashes.values())))
+    counts = {name: pa.array(occurrences(sketch, found)) for name, found in hashes.items()}
+    return _count_rows(pa.array(sketch), counts)
+
+
+def _hashes(column: pa.ChunkedArray) -> HashArray:
+    return mix(keys(_flat(column).drop_null().combine_chunks()))
 
 
 def _flat(column: pa.ChunkedArray) -> pa.ChunkedArray:

@@ -1,11 +1,9 @@
 """How many rows a task takes, so that it holds about `memory_mib`."""
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 from infnet_dist.ingest.logs.features import id_features, item_features
-from infnet_dist.ingest.logs.source import Fragment
 from infnet_dist.logs_config import LogsIngest
 
 _COPIES = 6  # of its rows that a task holds at its peak, about
@@ -52,16 +50,6 @@ def _made_bytes(config: LogsIngest) -> int:
         attributes = len(item_features(config, behaviour)) + bool(behaviour.actions)
         items += behaviour.length * (attributes + behaviour.time_gaps)
     return 8 * (plain + items)
-
-
-def expected_rows(config: LogsIngest, found: Sequence[Fragment]) -> int:
-    """Rows of the fragments: as their footers say, or by their size."""
-    return sum(fragment.rows or _bytes(fragment) // (4 * len(config.columns)) for fragment in found)
-
-
-def _bytes(fragment: Fragment) -> int:
-    """Of a CSV file as text, about."""
-    return fragment.file.size * (5 if fragment.file.path.endswith(".gz") else 1)
 
 
 def power_of_two(number: int) -> int:

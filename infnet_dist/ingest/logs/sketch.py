@@ -4,6 +4,7 @@ import numpy as np
 import numpy.typing as npt
 
 HashArray = npt.NDArray[np.uint64]
+IntArray = npt.NDArray[np.int64]
 SKETCH_SIZE = 4_096  # standard error 1 / sqrt(size): 1.6 %
 
 
@@ -27,3 +28,32 @@ def estimate_distinct(sketch: npt.NDArray[np.int64]) -> int:
 def colliding_share(distinct: int, rows: int) -> float:
     """Expected share of values that share their row with another, of so many hashed at random."""
     return float(-np.expm1(-max(distinct - 1, 0) / rows))
+
+
+def occurrences(sketch: IntArray, hashes: HashArray) -> IntArray:
+    """How often each hash of a sketch is among `hashes`; int64 [len(sketch)]."""
+    ascending = sketch.view(np.uint64)
+    if not len(sketch):
+        return np.zeros(0, np.int64)
+    place = np.minimum(np.searchsorted(ascending, hashes), len(sketch) - 1)
+    return np.bincount(place[ascending[place] == hashes], minlength=len(sketch))
+
+
+def unseen_share(
+    values: IntArray, counts: IntArray, pending: IntArray, sketch: IntArray, known: IntArray
+) -> float:
+    """Share of lookups in valid and test whose value train never saw, estimated.
+
+    Args:
+        values: int64 [n], hashes of the sketches of all parts.
+        counts: int64 [n], how often each is in train.
+        pending: int64 [n], how often each is in valid and test.
+        sketch: the joined sketch: of greater hashes not all parts have told.
+        known: hashes that earlier logs had.
+    """
+    found, place = np.unique(values.view(np.uint64), return_inverse=True)
+    in_train = np.bincount(place, counts, len(found)) > 0
+    later = np.bincount(place, pending, len(found))
+    seen = in_train | np.isin(found, known.view(np.uint64))
+    told = np.isin(found, sketch.view(np.uint64))
+    return float(later[told & ~seen].sum() / max(later[told].sum(), 1))

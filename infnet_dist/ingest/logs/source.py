@@ -1,15 +1,12 @@
-"""Which files the logs are, and their rows: local folders and URLs, Parquet, CSV or Petastorm.
+"""The rows of logs: of local files and URLs, Parquet, CSV or Petastorm.
 
 URLs are Arrow's (s3://bucket/logs?endpoint_override=host:port&scheme=http, gs://, hdfs://) or any
-that fsspec knows. Names that start with a dot or an underscore aren't data.
+that fsspec knows.
 """
 
-import fnmatch
-from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import datetime
-from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.csv
@@ -17,17 +14,16 @@ import pyarrow.fs
 import pyarrow.parquet as pq
 from fsspec.implementations.arrow import ArrowFSWrapper
 
-from infnet_dist.data.manifest import MAX_GROUP_ROWS, LogFile
+from infnet_dist.data.manifest import LogFile
 from infnet_dist.data.petastorm_file import PetastormFile, read_fields
-from infnet_dist.errors import DataError, unknown_name
+from infnet_dist.errors import DataError
 from infnet_dist.filesystem import open_filesystem
+from infnet_dist.ingest.column_names import check_columns
 from infnet_dist.logs_config import LogsIngest
-from infnet_dist.urls import without_secrets
 
-_SUFFIXES = {"parquet": (".parquet", ".pq"), "csv": (".csv", ".csv.gz")}
-_ROWS_PER_TASK = 1_000_000
 _ROWS_PER_CHUNK = 131_072
-_FOOTERS_AT_ONCE = 16
+_CSV_BLOCK = 8 << 20  # bytes of text parsed at once: a row can't be longer
+_CODECS = {".gz": "gzip", ".zst": "zstd", ".bz2": "bz2", ".lz4": "lz4"}
 
 
 @dataclass(frozen=True)
@@ -37,7 +33,7 @@ class Fragment:
     Attributes:
         number: of the fragment; part of each row's key.
         first_row: rows of the file before it.
-        rows: rows in it; 0 if only reading tells.
+        rows: rows in it; of CSV about so many.
         time_floor: the latest time in the row groups before it, if their footers tell.
         state: whether an earlier ingest wrote it, beside the training set.
     """
@@ -51,127 +47,11 @@ class Fragment:
     state: bool = False
 
 
-@dataclass(frozen=True)
-class BadFile:
-    """A file that can't be read, and why."""
-
-    file: LogFile
-    reason: str
-
-
-def list_files(config: LogsIngest) -> list[LogFile]:
-    """The files of `config.path`, by path.
-
-    Raises:
-        DataError: there is no such place, or no such file in it.
-    """
-    filesystem, root = open_filesystem(config.path)
-    shown = without_secrets(config.path)
-    suffixes = _SUFFIXES["csv" if config.format == "csv" else "parquet"]
-    folder, pattern = _folder_of(root)
-    try:
-        info = filesystem.get_file_info(folder)
-        if info.type == pa.fs.FileType.NotFound:
-            raise DataError(f"ingest.path: nothing at {shown}; check the path")
-        found = [info]
-        if info.type == pa.fs.FileType.Directory:
-            selector = pa.fs.FileSelector(folder, recursive=True)
-            found = [
-                entry
-                for entry in filesystem.get_file_info(selector)
-                if entry.is_file
-                and entry.path.endswith(suffixes)
-                and fnmatch.fnmatch(entry.path, pattern)
-                and not _hidden(entry, folder)
-            ]
-    except OSError as error:
-        raise DataError(f"ingest.path: {shown} can't be listed ({reason(error)})") from None
-    if not found:
-        expected = " or ".join(suffixes)
-        raise DataError(f"ingest.path: no {expected} file in {shown}; check ingest.format")
-    return sorted((_log_file(entry) for entry in found), key=lambda file: file.path)
-
-
-def _folder_of(root: str) -> tuple[str, str]:
-    """The folder to search, and what paths must match: `*` stands for anything, also for `/`."""
-    if "*" not in root:
-        return root, "*"
-    return root[: root.index("*")].rpartition("/")[0], root
-
-
-def _log_file(entry: pa.fs.FileInfo) -> LogFile:
-    return LogFile(path=entry.path, size=entry.size or 0, modified_ns=entry.mtime_ns or 0)
-
-
-def _hidden(entry: pa.fs.FileInfo, root: str) -> bool:
-    below = entry.path.removeprefix(root).split("/")
-    return any(part.startswith((".", "_")) for part in below)
-
-
-def fragments(
-    config: LogsIngest, files: Sequence[LogFile], first_number: int = 0
-) -> tuple[list[Fragment], list[BadFile]]:
-    """The files cut into tasks, and those whose footers can't be read; footers alone are read."""
-    bad = [BadFile(file, "it is empty") for file in files if not file.size]
-    files = [file for file in files if file.size]
-    if config.format == "csv":
-        return [Fragment(first_number + i, file, None) for i, file in enumerate(files)], bad
-    filesystem, _ = open_filesystem(config.path)
-    found: list[Fragment] = []
-    with ThreadPoolExecutor(_FOOTERS_AT_ONCE) as pool:
-        footers = pool.map(lambda file: _footer(filesystem, file), files)
-        for file, footer in zip(files, footers, strict=True):
-            if isinstance(footer, BadFile):
-                bad.append(footer)
-            else:
-                number = first_number + len(found)
-                found += _cut(file, footer, config.time.column, number)
-    return found, bad
-
-
-def _footer(filesystem: pa.fs.FileSystem, file: LogFile) -> pq.FileMetaData | BadFile:
-    try:
-        with _open_parquet(filesystem, file) as parquet:
-            footer = parquet.metadata
-    except (OSError, pa.ArrowException) as error:
-        raise_unless_corrupt(error, file.path)
-        return BadFile(file, reason(error))
-    for group in range(footer.num_row_groups):
-        rows = footer.row_group(group).num_rows
-        if not 0 <= rows <= MAX_GROUP_ROWS:
-            return BadFile(file, f"row group {group} has {rows} rows, at most {MAX_GROUP_ROWS}")
-    return footer
-
-
-def _cut(file: LogFile, footer: pq.FileMetaData, time_column: str, number: int) -> list[Fragment]:
-    """Runs of row groups of about `_ROWS_PER_TASK` rows."""
-    found: list[Fragment] = []
-    groups: list[int] = []
-    first_row = rows = 0
-    floor = latest = None
-    for group in range(footer.num_row_groups):
-        groups.append(group)
-        rows += footer.row_group(group).num_rows
-        here = _latest(footer.row_group(group), time_column)
-        latest = here if latest is None else max(latest, here or latest)
-        if rows >= _ROWS_PER_TASK or group == footer.num_row_groups - 1:
-            found.append(Fragment(number + len(found), file, tuple(groups), first_row, rows, floor))
-            first_row, rows, groups, floor = first_row + rows, 0, [], latest
-    return found
-
-
-def state_fragments(files: Sequence[Path]) -> list[Fragment]:
-    """Rows that an earlier ingest kept."""
-    return [
-        Fragment(i, file_at(str(path)), None, rows=pq.read_metadata(path).num_rows, state=True)
-        for i, path in enumerate(files)
-    ]
-
-
 def file_at(path: str) -> LogFile:
     """A file or folder at a path or URL as it is now; of size 0 where there is none."""
     filesystem, inside = open_filesystem(path)
-    return _log_file(filesystem.get_file_info(inside))
+    found = filesystem.get_file_info(inside)
+    return LogFile(path=found.path, size=found.size or 0, modified_ns=found.mtime_ns or 0)
 
 
 def file_schema(config: LogsIngest, fragment: Fragment) -> pa.Schema | None:
@@ -184,15 +64,6 @@ def file_schema(config: LogsIngest, fragment: Fragment) -> pa.Schema | None:
 
 def _filesystem(config: LogsIngest, fragment: Fragment) -> pa.fs.FileSystem:
     return open_filesystem(fragment.file.path if fragment.state else config.path)[0]
-
-
-def _latest(group: pq.RowGroupMetaData, column: str) -> int | datetime | None:
-    """Largest time by the footer, as it is in the file; None if that doesn't tell."""
-    for i in range(group.num_columns):
-        statistics = group.column(i).statistics
-        if group.column(i).path_in_schema == column and statistics and statistics.has_min_max:
-            return statistics.max if isinstance(statistics.max, int | datetime) else None
-    return None
 
 
 def read_chunks(config: LogsIngest, fragment: Fragment) -> Iterator[pa.Table]:
@@ -208,7 +79,7 @@ def read_chunks(config: LogsIngest, fragment: Fragment) -> Iterator[pa.Table]:
         yield from _read_csv(filesystem, fragment.file.path, wanted)
     else:
         with _open(config, filesystem, fragment) as file:
-            _check_present(file.schema_arrow.names, wanted, fragment.file.path)
+            check_columns(file.schema_arrow.names, wanted, fragment.file.path)
             for batch in file.iter_batches(
                 _ROWS_PER_CHUNK, row_groups=fragment.row_groups, columns=wanted, use_threads=False
             ):
@@ -218,41 +89,45 @@ def read_chunks(config: LogsIngest, fragment: Fragment) -> Iterator[pa.Table]:
 
 def _read_csv(filesystem: pa.fs.FileSystem, path: str, wanted: list[str]) -> Iterator[pa.Table]:
     """All values as text: what they should be is for `clean` to say, row by row."""
-    with filesystem.open_input_stream(path) as stream:
-        names = pa.csv.open_csv(stream).schema.names
-    _check_present(names, wanted, path)
+    layout = {
+        "read_options": pa.csv.ReadOptions(block_size=_CSV_BLOCK),
+        "parse_options": pa.csv.ParseOptions(
+            delimiter="\t" if ".tsv" in path.lower() else ",", newlines_in_values=True
+        ),
+    }
+    with filesystem.open_input_file(path) as file:
+        names = pa.csv.open_csv(open_text(file, path), **layout).schema.names
+    check_columns(names, wanted, path)
     options = pa.csv.ConvertOptions(
         include_columns=wanted,
         column_types=dict.fromkeys(wanted, pa.large_string()),
         null_values=["", "NaN", "nan", "NULL", "null", "None"],
         strings_can_be_null=True,
     )
-    with filesystem.open_input_stream(path) as stream:
-        for batch in pa.csv.open_csv(stream, convert_options=options):
+    with filesystem.open_input_file(path) as file:
+        for batch in pa.csv.open_csv(open_text(file, path), convert_options=options, **layout):
             yield pa.table(batch)
+
+
+def open_text(file: pa.NativeFile, path: str) -> pa.NativeFile:
+    """A file, unpacked if its name says that it is compressed."""
+    codec = next((c for ending, c in _CODECS.items() if path.lower().endswith(ending)), None)
+    return pa.CompressedInputStream(file, codec) if codec else file
 
 
 def _open(
     config: LogsIngest, filesystem: pa.fs.FileSystem, fragment: Fragment
 ) -> pq.ParquetFile | PetastormFile:
     if config.format != "petastorm" or fragment.state:
-        return _open_parquet(filesystem, fragment.file)
+        return open_parquet(filesystem, fragment.file)
     fields = read_fields(open_filesystem(config.path)[1], ArrowFSWrapper(filesystem))
     source = filesystem.open_input_file(fragment.file.path)
     return PetastormFile(fragment.file.path, fields, source)
 
 
-def _open_parquet(filesystem: pa.fs.FileSystem, file: LogFile) -> pq.ParquetFile:
+def open_parquet(filesystem: pa.fs.FileSystem, file: LogFile) -> pq.ParquetFile:
+    """A Parquet file; its footer is read."""
     return pq.ParquetFile(filesystem.open_input_file(file.path))
-
-
-def _check_present(found: Sequence[str], wanted: Sequence[str], path: str) -> None:
-    for name in wanted:
-        if name not in found:
-            raise DataError(
-                f"{path}: {unknown_name('column', name, found)}; rename it in the ingest section, "
-                "or repair the file"
-            )
 
 
 def _check_unchanged(filesystem: pa.fs.FileSystem, file: LogFile) -> None:
@@ -274,4 +149,7 @@ def raise_unless_corrupt(error: Exception, path: str) -> None:
 
 def reason(error: BaseException) -> str:
     """An error of Arrow or the system in one line."""
-    return " ".join(str(error).split())
+    text = " ".join(str(error).split())
+    if "straddl" in text:  # Arrow's advice is about a setting that isn't one of ours
+        return f"a row has more than {_CSV_BLOCK:,} bytes; is a quote never closed?"
+    return text

@@ -1,0 +1,64 @@
+"""Warns of what has no value: ids that train never saw, and joins that find no row."""
+
+import logging
+from collections.abc import Mapping
+
+from infnet_dist.data.manifest import Manifest
+from infnet_dist.ingest.listing import some
+
+_SHARE = 0.1  # from which a share is worth a warning; of unknown ids, more than in train
+
+log = logging.getLogger(__name__)
+
+
+def warn_of_unknown(manifest: Manifest) -> None:
+    """Warn of features whose ids are unknown in valid or test far more often than in train.
+
+    Id 0 is null, or a value that train never saw or seldom. Where train has few of them, its row is
+    hardly trained. Shares are those of the manifest's samples. A value of a hashed table that train
+    never saw is never 0: it meets rows that others have trained.
+    """
+    hashed = manifest.ingested.hashed if manifest.ingested is not None else {}
+    unseen = [f"{n} ({t.unseen:.0%})" for n, t in hashed.items() if t.unseen >= _SHARE]
+    if unseen:
+        log.warning(
+            "valid and test: values of hashed tables that train never saw: %s", some(unseen)
+        )
+    if manifest.statistics is None:
+        return
+    splits = manifest.statistics.splits
+    tables = {feature.key: feature.table for feature in manifest.schema_.table_features}
+    for split in splits.keys() - {"train"}:
+        found = []
+        for key, feature in splits[split].features.items():
+            train = splits["train"].features[key]
+            unknown, in_train = 1 - feature.coverage, 1 - train.coverage
+            if train.mean_length and unknown - in_train >= _SHARE:
+                shares = f"{unknown:.0%}, in train {in_train:.0%}"
+                found.append(f"{key} of table {tables[key]} ({shares})")
+        if found:
+            log.warning(
+                "%s: ids that are null or that train never saw: %s; all of them share row 0, which "
+                "train hardly trains",
+                split,
+                some(found),
+            )
+
+
+def warn_of_joins(unmatched: Mapping[str, int], rows: int) -> None:
+    """Warn of side tables that have no row for many keys of the logs.
+
+    Args:
+        unmatched: by join, rows of the logs whose key is null or isn't in the side table.
+        rows: rows of the logs.
+    """
+    for name, number in unmatched.items():
+        if number >= _SHARE * max(rows, 1):
+            log.warning(
+                "joins.%s: no match for %s of %s rows (%.0f %%), so their joined columns are null; "
+                "are its keys those of the logs?",
+                name,
+                f"{number:,}",
+                f"{rows:,}",
+                100 * number / rows,
+            )

@@ -1,0 +1,321 @@
+"""Which files a place holds: each once, by what it is; and those that aren't read, with the reason.
+
+Links are followed. A local file or folder is known by its device and inode, so one that is reached
+by several names (links, hard links, loops of links) is read once; elsewhere a path is a file. Files
+with the same bytes are copies of one: it is read once as well.
+"""
+
+import hashlib
+import logging
+import os
+import re
+import stat
+from collections import defaultdict, deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.fs
+
+from infnet_dist.data.manifest import LogFile
+
+PARQUET = (".parquet", ".parq", ".pq")
+PACKED = (".gz", ".zst", ".bz2", ".lz4")
+CSV = tuple(f".{text}{packed}" for text in ("csv", "tsv") for packed in ("", *PACKED))
+_HIDDEN = "its name begins with . or _"
+_END_BYTES = 1 << 16  # of a file's beginning and end, compared before all of it is
+_BLOCK_BYTES = 1 << 20
+_AT_ONCE = 16
+_NAMED = 10  # files in a line of the log
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Listing:
+    """The files of a place.
+
+    Attributes:
+        files: to be read, by path.
+        left_out: reason by path of files (and hidden folders) that aren't.
+        unreadable: reason by path of files that should be read, but can't be.
+    """
+
+    files: list[LogFile]
+    left_out: dict[str, str]
+    unreadable: dict[str, str]
+
+    def without(self, folder: Path, why: str) -> "Listing":
+        """The same, but local files below a folder are left out."""
+        inside = {f.path for f in self.files if Path(f.path).resolve().is_relative_to(folder)}
+        files = [file for file in self.files if file.path not in inside]
+        return Listing(files, self.left_out | dict.fromkeys(inside, why), self.unreadable)
+
+
+@dataclass(frozen=True)
+class _Entry:
+    """A file, or a folder that isn't entered.
+
+    Attributes:
+        path: its name.
+        key: equal for two names of one file.
+        is_linked: whether a link is in its path.
+        problem: why it can't be read.
+        skipped: why it is left out, whatever its ending.
+    """
+
+    path: str
+    key: object = None
+    size: int = 0
+    modified_ns: int = 0
+    is_linked: bool = False
+    problem: str | None = None
+    skipped: str | None = None
+
+    @property
+    def file(self) -> LogFile:
+        return LogFile(path=self.path, size=self.size, modified_ns=self.modified_ns)
+
+
+def list_place(
+    filesystem: pa.fs.FileSystem,
+    root: str,
+    suffixes: Sequence[str],
+    known: Sequence[LogFile] = (),
+) -> Listing:
+    """The files at a path: a file, all below a folder, or those that match a pattern with `*`.
+
+    Args:
+        filesystem: where.
+        root: absolute path; `*` is any text, also with `/` in it.
+        suffixes: endings of the files to be read, whatever their case; not asked of a single file.
+        known: files read before: where a file has several names, it keeps the one that it had.
+
+    Raises:
+        FileNotFoundError: there is no such place.
+        OSError: a folder can't be listed.
+    """
+    folder = root if "*" not in root else root[: root.index("*")].rpartition("/")[0]
+    info = filesystem.get_file_info(folder)
+    if info.type == pa.fs.FileType.NotFound:
+        raise FileNotFoundError(folder)
+    is_local = isinstance(filesystem, pa.fs.LocalFileSystem)
+    if info.type != pa.fs.FileType.Directory:
+        entry = _local_entry(folder) if is_local else _remote_entry(info)
+        problems = {folder: entry.problem} if entry.problem else {}
+        return Listing([] if problems else [entry.file], {}, problems)
+    matches = re.compile(".*".join(map(re.escape, root.split("*"))), re.DOTALL).fullmatch
+    entries = _walk(folder) if is_local else _select(filesystem, folder)
+    choice = _Choice(suffixes)
+    for entry in entries:
+        if "*" not in root or matches(entry.path):
+            choice.add(entry)
+    identity = _identity if is_local else str
+    chosen = _each_once(choice.chosen, known, identity, choice.left_out)
+    chosen = _without_copies(filesystem, chosen, known, choice.left_out)
+    files = sorted((entry.file for entry in chosen), key=lambda file: file.path)
+    return Listing(files, dict(sorted(choice.left_out.items())), choice.unreadable)
+
+
+def tell_left_out(left_out: dict[str, str]) -> None:
+    """One line about hidden files, and a warning about others that aren't read."""
+    hidden = [path for path, why in left_out.items() if why == _HIDDEN]
+    others = [f"{path} ({why})" for path, why in left_out.items() if why != _HIDDEN]
+    if hidden:
+        log.info("not read, as names begin with . or _: %s", some(hidden))
+    if others:
+        log.warning("not read: %s", some(others))
+
+
+def some(names: Sequence[str]) -> str:
+    """The names, or the first ones and how many more there are."""
+    more = len(names) - _NAMED
+    return ", ".join(names[:_NAMED]) + (f" and {more:,} more" if more > 0 else "")
+
+
+@dataclass
+class _Choice:
+    """Sorts entries into those to read and those to leave out."""
+
+    suffixes: Sequence[str]
+    chosen: list[_Entry] = field(default_factory=list)
+    left_out: dict[str, str] = field(default_factory=dict)
+    unreadable: dict[str, str] = field(default_factory=dict)
+
+    def add(self, entry: _Entry) -> None:
+        if entry.skipped is not None:
+            self.left_out[entry.path] = entry.skipped
+        elif not entry.path.lower().endswith(tuple(self.suffixes)):
+            self.left_out[entry.path] = f"its ending is none of {', '.join(self.suffixes)}"
+        elif entry.problem is not None:
+            self.unreadable[entry.path] = entry.problem
+        else:
+            self.chosen.append(entry)
+
+
+def _is_hidden(name: str) -> bool:
+    return name.startswith((".", "_"))
+
+
+def _walk(root: str) -> Iterator[_Entry]:
+    """Everything below a local folder, no folder twice; real ones before those behind links."""
+    seen = {_identity(str(parent)): str(parent) for parent in Path(root).resolve().parents}
+    real, links = deque([root]), deque[str]()
+    while real or links:
+        is_link = not real
+        folder = (real or links).popleft()
+        first = seen.setdefault(_identity(folder), folder)
+        if first != folder:
+            yield _Entry(folder, skipped=f"the same folder as {first}")
+            continue
+        with os.scandir(folder) as scan:
+            found = sorted(scan, key=lambda entry: entry.name)
+        for entry in found:
+            if _is_hidden(entry.name):
+                yield _Entry(entry.path, skipped=_HIDDEN)
+            elif os.path.isdir(entry.path):
+                (links if entry.is_symlink() or is_link else real).append(entry.path)
+            else:
+                yield _local_entry(entry.path, is_linked=is_link)
+
+
+def _local_entry(path: str, *, is_linked: bool = False) -> _Entry:
+    try:
+        found = os.stat(path)
+    except OSError as error:  # a link to nothing, or around in a circle
+        return _Entry(path, problem=f"its link leads nowhere: {error.strerror}")
+    if not stat.S_ISREG(found.st_mode):
+        return _Entry(path, problem="it isn't a regular file")
+    return _Entry(
+        path,
+        (found.st_dev, found.st_ino),
+        found.st_size,
+        found.st_mtime_ns,
+        is_linked or os.path.islink(path),
+    )
+
+
+def _identity(path: str) -> object:
+    """What a path leads to: device and inode; the path where there is nothing."""
+    try:
+        found = os.stat(path)
+    except OSError:
+        return path
+    return found.st_dev, found.st_ino
+
+
+def _select(filesystem: pa.fs.FileSystem, folder: str) -> Iterator[_Entry]:
+    """All files below a folder of any other file system; of a hidden folder its name alone."""
+    hidden = set[str]()
+    for info in filesystem.get_file_info(pa.fs.FileSelector(folder, recursive=True)):
+        if info.type == pa.fs.FileType.Directory:
+            continue
+        below = info.path.removeprefix(folder)
+        parts = below.split("/")
+        depth = next((i for i, part in enumerate(parts) if _is_hidden(part)), None)
+        if depth is None:
+            yield _remote_entry(info)
+        else:
+            hidden.add(info.path.removesuffix(below) + "/".join(parts[: depth + 1]))
+    yield from (_Entry(path, skipped=_HIDDEN) for path in sorted(hidden))
+
+
+def _remote_entry(info: pa.fs.FileInfo) -> _Entry:
+    problem = None if info.is_file else "it isn't a regular file"
+    return _Entry(info.path, info.path, info.size or 0, info.mtime_ns or 0, problem=problem)
+
+
+def _each_once(
+    entries: Iterable[_Entry],
+    known: Sequence[LogFile],
+    identity: Callable[[str], object],
+    left_out: dict[str, str],
+) -> list[_Entry]:
+    """One entry per file: by its known name, else the first that isn't a link."""
+    names = {identity(file.path): file.path for file in known}
+    groups = defaultdict[object, list[_Entry]](list)
+    for entry in entries:
+        groups[entry.key].append(entry)
+    chosen = []
+    for key, group in groups.items():
+        best = min(group, key=lambda entry: (entry.is_linked, entry.path))
+        path = names.get(key, best.path)
+        chosen.append(_Entry(path, key, best.size, best.modified_ns, best.is_linked))
+        for entry in group:
+            if entry.path not in (path, best.path):
+                left_out[entry.path] = f"the same file as {path}"
+    return chosen
+
+
+def _without_copies(
+    filesystem: pa.fs.FileSystem,
+    entries: Sequence[_Entry],
+    known: Sequence[LogFile],
+    left_out: dict[str, str],
+) -> list[_Entry]:
+    """One entry per content: files of equal size are compared, by their ends first."""
+    names = {file.path for file in known}
+    ranked = sorted(entries, key=lambda e: (e.path not in names, e.is_linked, e.path))
+    ranked = [entry for entry in ranked if entry.size]
+    groups = _alike(ranked, [entry.size for entry in ranked], names)
+    with ThreadPoolExecutor(_AT_ONCE) as pool:
+        for digest in (_digest_of_ends, _digest):
+            alike = [entry for group in groups for entry in group]
+            digests = list(pool.map(partial(_digest_or_path, filesystem, digest), alike))
+            groups = _alike(alike, digests, names)
+    copies = {
+        entry.path: group[0].path
+        for group in groups
+        for entry in group[1:]
+        if entry.path not in names
+    }
+    left_out |= {path: f"a copy of {of}: the same bytes" for path, of in copies.items()}
+    return [entry for entry in entries if entry.path not in copies]
+
+
+def _alike(
+    entries: Sequence[_Entry], marks: Sequence[object], known: set[str]
+) -> list[list[_Entry]]:
+    """Entries of equal marks, in groups of two or more, unless all of a group are known."""
+    groups = defaultdict[object, list[_Entry]](list)
+    for entry, mark in zip(entries, marks, strict=True):
+        groups[mark].append(entry)
+    return [
+        group
+        for group in groups.values()
+        if len(group) > 1 and not known.issuperset(entry.path for entry in group)
+    ]
+
+
+def _digest_or_path(
+    filesystem: pa.fs.FileSystem,
+    digest: Callable[[pa.fs.FileSystem, _Entry], bytes],
+    entry: _Entry,
+) -> bytes:
+    """The digest; the path, which is nobody else's, of a file that can't be read."""
+    try:
+        return digest(filesystem, entry)
+    except OSError:
+        return os.fsencode(entry.path)
+
+
+def _digest_of_ends(filesystem: pa.fs.FileSystem, entry: _Entry) -> bytes:
+    """Of the size, the first bytes and the last ones."""
+    found = hashlib.blake2b(entry.size.to_bytes(8))
+    with filesystem.open_input_file(entry.path) as file:
+        found.update(file.read(_END_BYTES))
+        file.seek(max(entry.size - _END_BYTES, 0))
+        found.update(file.read(_END_BYTES))
+    return found.digest()
+
+
+def _digest(filesystem: pa.fs.FileSystem, entry: _Entry) -> bytes:
+    """Of all bytes."""
+    found = hashlib.blake2b()
+    with filesystem.open_input_file(entry.path) as file:
+        while block := file.read(_BLOCK_BYTES):
+            found.update(block)
+    return found.digest()
