@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from infnet_dist import checkpoint
+from infnet_dist import checkpoint, run_lock
 from infnet_dist.checkpoint.pieces import Piece
 from infnet_dist.checkpoint.reading import TensorReader
 from infnet_dist.config import Config
@@ -23,7 +23,7 @@ from infnet_dist.data.manifest import read_manifest
 from infnet_dist.data.order import epoch_order
 from infnet_dist.errors import CheckpointError, DataError, UserError
 from infnet_dist.filesystem import Folder
-from infnet_dist.run_folder import locked
+from infnet_dist.run_lock import held_by_workers
 from infnet_dist.trainer import train
 from tests.ranks import run_ranks
 from tests.runs import make_config, make_tiny_set
@@ -360,18 +360,16 @@ def test_a_checkpoint_on_an_object_store_of_any_kind(tiny_set: Path, tmp_path: P
 
 
 def test_two_processes_can_t_train_the_same_run(tiny_set: Path, tmp_path: Path) -> None:
-    import infnet_dist.run_folder as run_folder
-
     config = make_config(
         tiny_set, tmp_path, training={"max_steps": 2}, scaling={"hang_timeout_s": 9.0}
     )
-    before, run_folder._END_S = run_folder._END_S, -8.8
-    refused = pytest.raises(UserError, match="by another process; stop")
+    before, run_lock._END_S = run_lock._END_S, -8.8
+    refused = pytest.raises(UserError, match=str(tmp_path / "run"))
     try:
-        with locked(tmp_path / "run", config.scaling), refused:
+        with held_by_workers(tmp_path / "run", config.scaling), refused:
             run_ranks(train, 2, config=config, run_folder=tmp_path / "run")
     finally:
-        run_folder._END_S = before
+        run_lock._END_S = before
     run_ranks(train, 2, config=config, run_folder=tmp_path / "run")
 
 

@@ -3,15 +3,15 @@
 import argparse
 import errno
 import os
+import re
 from pathlib import Path
 
 import pytest
 from ray.exceptions import RayActorError
 
 from infnet_dist.config import ScalingConfig
-from infnet_dist.errors import CheckpointError, ConfigError, DataError, UserError
+from infnet_dist.errors import CheckpointError, ConfigError, DataError
 from infnet_dist.filesystem import Folder
-from infnet_dist.run_folder import locked
 from ray_jobs._cli import newest_checkpoint, run_id
 from ray_jobs._launch import _failure, _lacking
 from ray_jobs._local import WorkerLostError, is_broken_collective, root_error
@@ -80,17 +80,8 @@ def test_a_run_whose_folder_can_t_be_made(tmp_path: Path) -> None:
     (tmp_path / "run").write_text("a file where the folder should be")
     config = make_config(tmp_path, tmp_path)
     for place in (tmp_path / "run", tmp_path / "run" / "below"):
-        with pytest.raises(ConfigError, match=r"run's folder .* can't be made \(.*\); mend"):
+        with pytest.raises(ConfigError, match=re.escape(str(place))):
             train_to_the_end(config, place, "local")
-
-
-@pytest.mark.timeout(60)
-def test_a_run_is_refused_before_the_waiting_ranks_collective_ends(tmp_path: Path) -> None:
-    """However long a watchdog may take."""
-    scaling = ScalingConfig(timeout_s=0.5, hang_timeout_s=300.0)
-    taken = pytest.raises(UserError, match="is being trained by another process")
-    with locked(tmp_path, scaling), taken, locked(tmp_path, scaling):
-        raise AssertionError("taken twice")
 
 
 def test_lacking_resources_are_named() -> None:
