@@ -2,18 +2,24 @@
 
 import argparse
 import errno
+import json
 import os
 import re
 from pathlib import Path
 
 import pytest
 from ray.exceptions import RayActorError
+from ray.train.v2._internal.execution.failure_handling import FailureDecision
+from ray.train.v2._internal.execution.failure_handling.default import DefaultFailurePolicy
+from ray.train.v2.api.exceptions import PreemptionError, WorkerGroupError
+from ray.train.v2.api.preemption import PreemptionInfo
 
 from infnet_dist.config import ScalingConfig
 from infnet_dist.errors import CheckpointError, ConfigError, DataError
 from infnet_dist.filesystem import Folder
 from ray_jobs._cli import newest_checkpoint, run_id
-from ray_jobs._launch import _failure, _lacking
+from ray_jobs._cluster import submission_id
+from ray_jobs._launch import _drained, _failure, _failure_config, _lacking
 from ray_jobs._local import WorkerLostError, is_broken_collective, root_error
 from ray_jobs._supervise import _newest, train_to_the_end
 from tests.runs import make_config
@@ -51,6 +57,28 @@ def test_what_ray_says_of_a_lost_worker_is_told() -> None:
     lost = _failure({0: echo, 1: gone})
     assert isinstance(lost, WorkerLostError)
     assert str(lost) == "worker 1 is gone: killed by signal 9"
+
+
+def test_ray_train_restarts_nothing_by_itself() -> None:
+    """By Ray's own policy: a lost worker and a drained node are for the supervisor to count."""
+    drain = PreemptionError(PreemptionInfo(deadline_ms=None, preempted_node_to_ranks={"n": [1]}))
+    gone = WorkerGroupError("gone", {1: RayActorError(error_msg="gone")})
+    reclaimed = WorkerGroupError("gone", {1: RayActorError(error_msg="gone", preempted=True)})
+    for retries in (0, 2):
+        for error in (drain, gone, reclaimed):
+            policy = DefaultFailurePolicy(_failure_config(retries))
+            assert policy.make_decision(error) is FailureDecision.RAISE, error
+    lost = _drained(drain.preemption_info.preempted_ranks)
+    assert isinstance(lost, WorkerLostError) and "worker 1 " in str(lost)
+
+
+def test_the_submission_id_of_a_ray_job(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("RAY_JOB_CONFIG_JSON_ENV_VAR", raising=False)
+    assert submission_id() is None
+    job = {"runtime_env": {}, "metadata": {"job_submission_id": "raysubmit_x", "owner": "me"}}
+    for config, found in ((job, "raysubmit_x"), ({}, None), ({"metadata": None}, None)):
+        monkeypatch.setenv("RAY_JOB_CONFIG_JSON_ENV_VAR", json.dumps(config))
+        assert submission_id() == found
 
 
 def test_a_checkpoint_place_that_is_wrong_is_told_at_once(
