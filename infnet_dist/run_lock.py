@@ -23,7 +23,8 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from infnet_dist.config import ScalingConfig
-from infnet_dist.errors import ConfigError, UserError
+from infnet_dist.errors import UserError
+from infnet_dist.paths import make_writable
 
 _BEAT_S = 1.0  # between two signs of life of a driver
 _SILENT_S = 10.0  # without one: dead, stopped, or on a node that is cut off
@@ -71,15 +72,9 @@ def held_by_driver(folder: Path, scaling: ScalingConfig, job: str | None = None)
     """
     lock, record = FileLock(folder / ".driver.lock"), folder / ".driver.json"
     me = Holder(socket.gethostname(), os.getpid(), f"{datetime.now(UTC):%Y-%m-%d %H:%M:%S}", job)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        _take(lock, folder, record, me, scaling.hang_timeout_s + _END_S)
-        record.write_text(json.dumps(asdict(me)))
-    except OSError as error:
-        raise ConfigError(
-            f"can't write to the folder {folder} ({error.strerror or error}); set INFNET_ROOT, "
-            "run.folder, run.name or --run-id to a place that can be written to"
-        ) from None
+    make_writable(folder, "INFNET_ROOT, run.folder, run.name or --run-id")
+    _take(lock, folder, record, me, scaling.hang_timeout_s + _END_S)
+    record.write_text(json.dumps(asdict(me)))
     ended = threading.Event()
     beat = threading.Thread(target=_beat, args=(record, ended), name="holder", daemon=True)
     beat.start()

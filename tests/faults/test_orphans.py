@@ -69,6 +69,7 @@ def test_workers_end_with_a_killed_driver(tmp_path: Path, action: Callable[..., 
 
 
 @pytest.mark.exhaustive
+@pytest.mark.timeout(400)
 @pytest.mark.parametrize("when", ["starting", "training", "saving"])
 def test_a_run_ends_with_its_killed_driver(tmp_path: Path, data: Path, when: str) -> None:
     """A run that would last for minutes; the next attempt needs to wait for nothing."""
@@ -77,7 +78,7 @@ def test_a_run_ends_with_its_killed_driver(tmp_path: Path, data: Path, when: str
     if when == "starting":
         wait_until(lambda: len(children(running.process.pid)) >= 3)  # tracker, forkserver, workers
     else:
-        running.wait_for("examples" if when == "training" else r"saved .*step-00000002")
+        running.wait_for(r"step +7\b" if when == "training" else r"saved .*step-00000002")
     family = children(running.process.pid)
     assert len(family) >= 3 and all(one.is_running() for one in family)
     running.send(signal.SIGKILL)

@@ -359,6 +359,18 @@ def test_a_checkpoint_on_an_object_store_of_any_kind(tiny_set: Path, tmp_path: P
     assert again["metrics"] == pytest.approx(summary["metrics"], abs=0, nan_ok=True)
 
 
+def test_a_finished_run_keeps_its_summary(tiny_set: Path, tmp_path: Path) -> None:
+    """An attempt that finds nothing left to train has no speed of its own to report."""
+    run = tmp_path / "run"
+    config = make_config(tiny_set, tmp_path, training={"max_steps": 2})
+    first = run_ranks(train, 2, config=config, run_folder=run)[0]
+    assert first["samples_per_s"] > 0
+    written = (run / "summary.json").read_bytes()
+    again = run_ranks(train, 1, config=config, run_folder=run)[0]
+    assert (run / "summary.json").read_bytes() == written
+    assert (again["samples_per_s"], again["num_workers"]) == (first["samples_per_s"], 2)
+
+
 def test_two_processes_can_t_train_the_same_run(tiny_set: Path, tmp_path: Path) -> None:
     config = make_config(
         tiny_set, tmp_path, training={"max_steps": 2}, scaling={"hang_timeout_s": 9.0}
