@@ -15,6 +15,7 @@ import re
 import signal
 import sys
 import tempfile
+import threading
 import time
 import traceback
 import warnings
@@ -39,6 +40,7 @@ _GRACE_S = 2.0  # other ranks get this long to report the same error before they
 # Bytes that the path of a Unix socket may have, and those that multiprocessing adds to a folder.
 _SOCKET_PATH = 107
 _SOCKET_NAME = len("/pymp-12345678/listener-12345678")
+_starting = threading.Lock()  # trials are started by threads
 
 
 class WorkerLostError(RuntimeError):
@@ -79,7 +81,8 @@ def run_local(
     """
     methods = multiprocessing.get_context(start_method)
     if start_method == "forkserver":
-        _start_forkserver(worker.__module__)
+        with _starting:
+            _start_forkserver(worker.__module__)
     port = free_ports(1)[0]
     workers: list[_Worker] = []
     try:

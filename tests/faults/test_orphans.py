@@ -94,35 +94,25 @@ def returns(context: WorkerContext) -> int:
     return context.rank
 
 
-def kills_the_forkserver(context: WorkerContext, once: Path) -> int:
-    if context.rank == 1 and not once.exists():
-        once.touch()
-        os.kill(os.getppid(), signal.SIGKILL)
-        time.sleep(LONG_S)
-    context.barrier()
-    return context.rank
-
-
-def test_a_forkserver_that_dies_is_a_lost_worker(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_a_forkserver_that_dies_while_workers_start_is_a_lost_worker(
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """While workers run, and while they start; the next attempt has a new one."""
-    with pytest.raises(WorkerLostError):
-        run_local(kills_the_forkserver, {"once": tmp_path / "once"}, num_workers=2)
-    assert run_local(kills_the_forkserver, {"once": tmp_path / "once"}, num_workers=2) == [0, 1]
-    start = multiprocessing.get_context("forkserver").Process.start
-    started = []
+    """The next attempt has a new one."""
+    processes = multiprocessing.get_context("forkserver").Process
+    start, started = processes.start, []
 
     def strike(process) -> None:
-        started.append(process)
-        if len(started) == 2:
+        if started:
             os.kill(forkserver._forkserver._forkserver_pid, signal.SIGKILL)
         start(process)
+        started.append(psutil.Process(process.pid))
 
-    monkeypatch.setattr(multiprocessing.get_context("forkserver").Process, "start", strike)
+    monkeypatch.setattr(processes, "start", strike)
     with pytest.raises(WorkerLostError, match="worker 1 was lost while it started"):
         run_local(returns, {}, num_workers=2)
-    assert gone([psutil.Process(started[0].pid)] if psutil.pid_exists(started[0].pid) else []) == []
+    assert len(started) == 1
+    assert gone(started) == []
+    monkeypatch.undo()
     assert run_local(returns, {}, num_workers=2) == [0, 1]
 
 
