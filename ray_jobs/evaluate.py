@@ -19,7 +19,6 @@ from infnet_dist import checkpoint
 from infnet_dist.config import Config, config_of_text
 from infnet_dist.evaluation import evaluate_checkpoint
 from infnet_dist.filesystem import Folder
-from infnet_dist.paths import make_writable
 from infnet_dist.run_folder import write_json
 from infnet_dist.session import open_training_set
 from ray_jobs._cli import (
@@ -59,14 +58,13 @@ def main() -> None:
     )
     checkpoint.read_manifest(path)
     config = _with_model_of(config, path)
-    output = arguments.output or _default_output(config, path, arguments.split)
-    make_writable(output.parent, "--output")
     result = launch(
         evaluate_checkpoint,
         {"config": config, "path": path, "split": arguments.split},
         config,
         arguments.launcher,
     )
+    output = arguments.output or _default_output(config, path, arguments.split)
     write_json(output, result)
     _print(result)
     log.info("written to %s", output)
