@@ -96,19 +96,21 @@ def _make(config: Config, launcher: str) -> Manifest | None:
 
     from infnet_dist import synthetic
     from infnet_dist.ingest import kuairand, petastorm_sets, tabular
+    from infnet_dist.ingest.alone import alone
     from infnet_dist.ingest.writer import training_set_is_current
 
     if training_set_is_current(folder, ingest.model_dump(mode="json")):
         return None
-    make_writable(folder.parent, "INFNET_ROOT or data.path")
     rows = partial(progress, "ingest", "rows")
-    if isinstance(ingest, KuaiRandIngest):
-        return kuairand.make_training_set(ingest, folder, rows)
-    if isinstance(ingest, TabularIngest):
-        return tabular.make_training_set(ingest, folder, rows)
     if isinstance(ingest, PetastormIngest):
         return petastorm_sets.make_training_set(ingest, folder, rows)
-    return synthetic.make_training_set(ingest, folder, rows)
+    make_writable(folder.parent, "INFNET_ROOT or data.path")
+    with alone(folder):
+        if isinstance(ingest, KuaiRandIngest):
+            return kuairand.make_training_set(ingest, folder, rows)
+        if isinstance(ingest, TabularIngest):
+            return tabular.make_training_set(ingest, folder, rows)
+        return synthetic.make_training_set(ingest, folder, rows)
 
 
 class _Progress:

@@ -23,6 +23,7 @@ from ray.train.v2.api.preemption import PreemptionInfo
 from infnet_dist.config import ScalingConfig
 from infnet_dist.errors import CheckpointError, ConfigError, DataError
 from infnet_dist.filesystem import Folder
+from infnet_dist.ingest.alone import alone
 from infnet_dist.paths import make_writable
 from infnet_dist.run_folder import close_run_folder
 from ray_jobs._cli import newest_checkpoint, run_id
@@ -35,6 +36,7 @@ from ray_jobs._local import (
     root_error,
 )
 from ray_jobs._supervise import _newest, train_to_the_end
+from ray_jobs.ingest import _make
 from tests.runs import make_config
 
 
@@ -154,6 +156,15 @@ def test_a_place_that_can_t_be_written_to_is_named(tmp_path: Path, place: str) -
     assert str(folder) in str(refused.value) and "--root" in str(refused.value)
     make_writable(tmp_path / "a" / "b", "--root")
     assert list((tmp_path / "a" / "b").iterdir()) == []
+
+
+def test_a_second_ingest_of_a_set_leaves_the_firsts_files(tmp_path: Path) -> None:
+    partial = tmp_path / ".set.partial"
+    partial.mkdir()
+    config = make_config(tmp_path / "set", tmp_path, ingest={"source": "synthetic"})
+    with alone(tmp_path / "set"), pytest.raises(DataError, match=str(tmp_path / "set")):
+        _make(config, "local")
+    assert partial.is_dir()
 
 
 def test_which_attempt_writes_the_summary(tmp_path: Path) -> None:

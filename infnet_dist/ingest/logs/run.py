@@ -9,15 +9,11 @@ state/                     what adding later logs needs
 report.html                what the logs look like, with plots
 """
 
-import contextlib
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 
-import filelock
-
 from infnet_dist.data.manifest import Manifest
-from infnet_dist.errors import DataError
+from infnet_dist.ingest.alone import alone
 from infnet_dist.ingest.logs.exchange import renamed
 from infnet_dist.ingest.logs.extend import check_extension, earlier_set, new_files
 from infnet_dist.ingest.logs.job import run_job
@@ -54,7 +50,7 @@ def ingest_logs(
     work = folder.with_name(f".{folder.name}.work")
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
-        with _alone(folder):
+        with alone(folder):
             return _ingest(config, folder, work, Stages(work / "done", execute, progress))
     except OSError as error:
         raise as_data_error(error, work) from None
@@ -76,22 +72,6 @@ def _ingest(config: LogsIngest, folder: Path, work: Path, stages: Stages) -> Man
             return None
         note_made(made, work)
     return publish(work, folder)
-
-
-@contextlib.contextmanager
-def _alone(folder: Path) -> Iterator[None]:
-    """Hold the training set's lock, which goes with this process."""
-    path = folder.with_name(f".{folder.name}.lock")
-    try:
-        with filelock.FileLock(path, timeout=0):
-            try:
-                yield
-            finally:
-                path.unlink(missing_ok=True)
-    except filelock.Timeout:
-        raise DataError(
-            f"another ingest is at work on {folder}; wait for its end, or choose another data.path"
-        ) from None
 
 
 def _prepare(work: Path, folder: Path, plan: str, earlier: Manifest | None) -> None:
