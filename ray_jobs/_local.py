@@ -122,7 +122,7 @@ def _start(methods: BaseContext, rank: int, settings: tuple[Any, ...]) -> _Worke
     try:
         process.start()
     except (EOFError, OSError) as error:
-        reason = f"{type(error).__name__} {error}".strip()
+        reason = str(error) or "the forkserver is gone"
         raise WorkerLostError(f"worker {rank} was lost while it started ({reason})") from error
     finally:
         sender.close()

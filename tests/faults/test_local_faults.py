@@ -186,11 +186,16 @@ def test_the_forkserver_is_killed(tmp_path: Path, data: Path, undisturbed: Job, 
     forkservers: list[psutil.Process] = []
     while not forkservers:
         family = psutil.Process(running.process.pid).children()
-        forkservers = [one for one in family if "forkserver" in " ".join(one.cmdline())]
+        forkservers = [p for p in family if "forkserver" in " ".join(p.cmdline()) and p.children()]
     forkservers[0].kill()
     ended = running.wait()
-    job.check(ended, says=r"worker \d (was lost while it started|died) .*; starting again from ")
-    assert len(re.findall("starting again", ended.text)) == 1
+    job.check(ended)
+    assert "EOFError" not in ended.text
+    restarts = re.findall(
+        r"worker \d (?:was lost while it started|died) .*; starting again from ", ended.text
+    )
+    # Workers that have hardly begun may outlive it, and train.
+    assert len(restarts) == 1 or (when == "they start" and not restarts)
     job.assert_same(undisturbed)
 
 
