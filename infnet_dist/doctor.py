@@ -20,7 +20,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from importlib import metadata
 from pathlib import Path
@@ -54,7 +54,14 @@ class Check:
     fix: str = ""
 
 
-def run_probe(name: str, command: Sequence[str], fix: str, timeout_s: float = 120.0) -> Check:
+def run_probe(
+    name: str,
+    command: Sequence[str],
+    fix: str,
+    *,
+    timeout_s: float = 120.0,
+    folder: Path | None = None,
+) -> Check:
     """Run a command whose last line is its finding; a crash, an error or a hang is one too."""
     try:
         done = subprocess.run(
@@ -63,6 +70,7 @@ def run_probe(name: str, command: Sequence[str], fix: str, timeout_s: float = 12
             text=True,
             timeout=timeout_s,
             env={**os.environ, "OMP_NUM_THREADS": "1"},
+            cwd=folder,
         )
     except subprocess.TimeoutExpired:
         return Check(name, "fail", f"no answer within {timeout_s:g} s", fix)
@@ -124,6 +132,17 @@ def check_installed_triple() -> Check:
         detail = f"{' and '.join(fbgemm)} are both installed and overwrite each other"
         return Check("versions", "fail", detail, fix)
     return check_triple(_version("torch"), next(iter(fbgemm.values()), None), _version("torchrec"))
+
+
+def check_upload(folder: Path) -> Check:
+    """Whether a Ray job can take this working folder; where it can't, local runs still work.
+
+    Args:
+        folder: that `ray job submit --working-dir` is given.
+    """
+    fix = f"$EDITOR {folder / '.rayignore'}  # a line for each large entry: /NAME/ or *.ENDING"
+    found = run_probe("job upload", [*PROBE, "upload"], fix, folder=folder)
+    return replace(found, status="warn") if found.status == "fail" else found
 
 
 def check_petastorm() -> Check:
@@ -221,6 +240,7 @@ def checks_for(workers: int) -> list[Callable[[], Check]]:
         check_installed_triple,
         *(partial(run_probe, name, [*PROBE, name], triple_fix()) for name in TRIPLE_PROBES),
         *(partial(run_probe, name, [*PROBE, name], INSTALL) for name in OTHER_PROBES),
+        partial(check_upload, Path.cwd()),
         check_petastorm,
         check_wandb,
         partial(check_threads, threads, cores or 1, workers),

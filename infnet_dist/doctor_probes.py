@@ -96,6 +96,36 @@ def ray() -> str:
     return str(ray.__version__)
 
 
+def upload() -> str:
+    """What `ray job submit --working-dir .` uploads from here fits; by Ray's own rules."""
+    import os
+    from collections import Counter
+    from pathlib import Path
+
+    from ray._private import ray_constants
+    from ray._private.runtime_env.packaging import _dir_travel, _get_excludes
+
+    here, sizes = Path.cwd(), Counter[str]()
+
+    def add(path: Path) -> None:
+        if path.is_file():
+            first, *below = path.relative_to(here).parts
+            sizes[f"{first}/" if below else first] += path.stat().st_size  # Ray doesn't compress
+
+    _dir_travel(
+        here,
+        [_get_excludes(here, ray_constants.get_runtime_env_default_excludes())],
+        add,
+        include_gitignore=os.environ.get(ray_constants.RAY_RUNTIME_ENV_IGNORE_GITIGNORE) != "1",
+    )
+    most = ray_constants.DASHBOARD_CLIENT_MAX_SIZE
+    largest = ", ".join(f"{name} {size / 2**20:,.1f} MiB" for name, size in sizes.most_common(4))
+    finding = f"{sizes.total() / 2**20:,.1f} MiB; largest: {largest or 'none'}"
+    if sizes.total() >= most:
+        sys.exit(f"Ray's job server takes {most / 2**20:g} MiB, else 413; this is {finding}")
+    return finding
+
+
 def pyarrow() -> str:
     """Arrow and its Parquet reader load."""
     import pyarrow

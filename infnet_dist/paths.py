@@ -1,6 +1,7 @@
-"""Where relative paths of a run file stand."""
+"""Where relative paths of a run file stand, and whether a folder can be written to."""
 
 import os
+import tempfile
 from pathlib import Path
 
 from infnet_dist.errors import ConfigError
@@ -27,3 +28,24 @@ def resolve_path(path: Path) -> Path:
             f'\'{{"env_vars": {{"{ROOT_VARIABLE}": "/where/data/and/runs/stand"}}}}\''
         )
     return Path(root or Path.cwd()).resolve() / path
+
+
+def make_writable(folder: Path, keys: str) -> None:
+    """Make a folder unless it is there, and try to write to it: before work that would be lost.
+
+    Args:
+        folder: the folder.
+        keys: what the user may set to choose another one, for the error.
+
+    Raises:
+        ConfigError: it can't be made or written to.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder, buffering=0) as file:
+            file.write(b"x")  # a full disk takes the file alone
+    except OSError as error:
+        raise ConfigError(
+            f"can't write to the folder {folder} ({error.strerror or error}); set {keys} to a "
+            "place that can be written to"
+        ) from None

@@ -3,7 +3,7 @@
 <run.folder>/<run.name>/<run id>/
 config.yaml, versions.json, plan.json   of the newest attempt
 metrics.jsonl                           one line per log; nothing twice, whatever happened
-summary.json, curves.png                once it has ended
+summary.json, curves.png                once it has ended; of the attempt that trained last
 checkpoints/                            unless checkpoint.folder says another place
 """
 
@@ -11,24 +11,17 @@ import json
 import logging
 import math
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock, Timeout
-
 from infnet_dist.checkpoint import CheckpointManifest
-from infnet_dist.config import Config, ScalingConfig, dump_config
-from infnet_dist.errors import UserError
+from infnet_dist.config import Config, dump_config
 from infnet_dist.filesystem import Folder
 from infnet_dist.planning.plan import Plan, save_plan
 from infnet_dist.provenance import versions
 from infnet_dist.tracking import Tracker, make_tracker, plot_curves
 
 METRICS = "metrics.jsonl"
-# That workers need to end, those of a killed driver or those that their watchdog ends.
-_END_S = 60.0
 log = logging.getLogger("infnet_dist")
 
 
@@ -37,39 +30,6 @@ def checkpoint_folder(config: Config, run_folder: Path) -> Folder:
     if config.checkpoint.folder is None:
         return Folder(run_folder / "checkpoints")
     return Folder(config.checkpoint.folder) / config.run.name / run_folder.name
-
-
-@contextmanager
-def locked(run_folder: Path, scaling: ScalingConfig) -> Iterator[None]:
-    """Keep other processes from training the same run.
-
-    One that holds the run may be about to end: its driver is gone, or its node was cut off the
-    network, where nothing but its watchdog is sure to end it.
-
-    Raises:
-        UserError: another one trains it, and goes on to.
-    """
-    run_folder.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(run_folder / ".lock", timeout=0)
-    try:
-        try:
-            lock.acquire()
-        except Timeout:
-            # Meanwhile the other ranks wait in a collective.
-            wait_s = min(scaling.hang_timeout_s + _END_S, 0.9 * scaling.timeout_s)
-            log.warning(
-                "run %s is being trained; waiting up to %.0f s for that to end", run_folder, wait_s
-            )
-            lock.acquire(timeout=wait_s)
-    except Timeout:
-        raise UserError(
-            f"run {run_folder} is being trained by another process; stop that, or take another "
-            "--run-id"
-        ) from None
-    try:
-        yield
-    finally:
-        lock.release()
 
 
 def open_run_folder(
@@ -98,13 +58,36 @@ def opened_at(run_folder: Path) -> int | None:
         return None
 
 
-def close_run_folder(run_folder: Path, summary: dict[str, Any]) -> None:
-    """Write the summary and draw the curves."""
+def close_run_folder(run_folder: Path, summary: dict[str, Any], *, trained: bool) -> dict[str, Any]:
+    """Write the summary and draw the curves, unless the run had ended before.
+
+    Args:
+        run_folder: of the run.
+        summary: of this attempt.
+        trained: whether this attempt made a step.
+
+    Returns:
+        The run's summary: an earlier attempt's if this one found nothing left to train.
+    """
+    earlier = None if trained else _read_summary(run_folder)
+    if earlier and not earlier["stopped"] and earlier["steps"] == summary["steps"]:
+        return earlier
     write_json(run_folder / "summary.json", summary)
     try:
         plot_curves(run_folder / METRICS, run_folder / "curves.png")
     except Exception as error:
         log.warning("no curves.png (%s)", error)
+    return summary
+
+
+def _read_summary(run_folder: Path) -> dict[str, Any] | None:
+    """The summary of an earlier attempt in this folder; None if there is no whole one."""
+    try:
+        found = json.loads((run_folder / "summary.json").read_text())
+    except (OSError, ValueError):
+        return None
+    ours = isinstance(found, dict) and found.get("run_folder") == str(run_folder)
+    return found if ours and {"stopped", "steps", "samples_per_s"} <= found.keys() else None
 
 
 def cut_log(path: Path, manifest: CheckpointManifest | None) -> int:

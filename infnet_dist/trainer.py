@@ -10,6 +10,7 @@ import math
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +37,8 @@ from infnet_dist.optim import learning_rate_factor, set_learning_rate
 from infnet_dist.pace import LogInterval
 from infnet_dist.parallel import ShardedModel, stable_seed
 from infnet_dist.position import Position
-from infnet_dist.run_folder import checkpoint_folder, close_run_folder, locked, open_run_folder
+from infnet_dist.run_folder import checkpoint_folder, close_run_folder, open_run_folder
+from infnet_dist.run_lock import held_by_workers
 from infnet_dist.run_log import RunLog
 from infnet_dist.session import Session, check_can_train, stream
 from infnet_dist.stop import StopRequest
@@ -113,7 +115,7 @@ def train(
     with stop.by_sigterm(), ExitStack() as stack:
         context.together(lambda: check_can_train(config))
         session = Session.open(config, context, splits=["train", "valid"])
-        lock = locked(run_folder, config.scaling)
+        lock = held_by_workers(run_folder, config.scaling)
         context.together(lambda: stack.enter_context(lock) if context.is_first else None)
         folder = checkpoint_folder(config, run_folder)
         manifest, damaged = checkpoint.load_newest(folder, session.sharded, context)
@@ -138,11 +140,11 @@ def train(
         finally:
             saver.close()
             place = tracker.finish()
-        summary = context.broadcast(training.summary(run_folder, place))
-        context.together(
-            lambda: close_run_folder(run_folder, summary) if context.is_first else None
-        )
-    return summary
+        summary = training.summary(run_folder, place)
+        trained = summary["steps"] != (manifest.progress.step if manifest else 0)
+        close = partial(close_run_folder, run_folder, summary, trained=trained)
+        summary = context.together(lambda: close() if context.is_first else summary)
+        return context.broadcast(summary)
 
 
 def _open(session: Session, run_folder: Path, manifest: CheckpointManifest | None) -> Tracker:

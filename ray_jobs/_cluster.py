@@ -7,6 +7,7 @@ process.
 """
 
 import atexit
+import json
 import logging
 import os
 import secrets
@@ -47,6 +48,13 @@ def connect() -> None:
 def is_own() -> bool:
     """Whether the Ray was started here, and ends with this process."""
     return _own_folder is not None
+
+
+def submission_id() -> str | None:
+    """The id of the submitted Ray job whose driver this is; None outside of one."""
+    config = json.loads(os.environ.get("RAY_JOB_CONFIG_JSON_ENV_VAR", "{}"))
+    found = (config.get("metadata") or {}).get("job_submission_id")
+    return None if found is None else str(found)
 
 
 def disconnect() -> None:

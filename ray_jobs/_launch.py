@@ -9,7 +9,7 @@ import os
 import re
 import tempfile
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, wait
 from typing import Any
 
@@ -74,10 +74,10 @@ def _launch_ray(
     connect()
     import ray
     from ray.exceptions import OutOfMemoryError, RayActorError
-    from ray.train import FailureConfig, RunConfig
+    from ray.train import RunConfig
     from ray.train import ScalingConfig as RayScalingConfig
     from ray.train.torch import TorchConfig
-    from ray.train.v2.api.exceptions import ControllerError, WorkerGroupError
+    from ray.train.v2.api.exceptions import ControllerError, PreemptionError, WorkerGroupError
 
     scaling = config.scaling
     elastic = scaling.min_workers is not None
@@ -107,15 +107,15 @@ def _launch_ray(
             run_config=RunConfig(
                 name=config.run.name,
                 storage_path=notes,
-                failure_config=FailureConfig(
-                    max_failures=0, controller_failure_limit=0 if elastic else _START_RETRIES
-                ),
+                failure_config=_failure_config(start_retries=0 if elastic else _START_RETRIES),
             ),
         )
         try:
             return _in_thread(trainer.fit, while_waiting).return_value
         except WorkerGroupError as error:
             raise _failure(error.worker_failures) from error
+        except PreemptionError as error:
+            raise _drained(error.preemption_info.preempted_ranks) from error
         except ControllerError as error:
             reason = f"Ray couldn't start the workers: {lacking or error.controller_failure}"
             raise (WorkerLostError if elastic else UserError)(reason) from error
@@ -123,6 +123,18 @@ def _launch_ray(
             if is_own():
                 _free_room()
             raise WorkerLostError(f"Ray Train's controller is gone: {_why(error)}") from error
+
+
+def _failure_config(start_retries: int) -> Any:
+    """Ray Train restarts nothing that has trained: our supervisor alone does, and counts.
+
+    By itself it restarts without limit, and without a word, when a node is drained.
+    """
+    from ray.train import FailureConfig
+
+    return FailureConfig(
+        max_failures=0, max_preemption_failures=0, controller_failure_limit=start_retries
+    )
 
 
 def _trainer_class() -> type[Any]:
@@ -189,6 +201,12 @@ def _failure(failures: Mapping[int, BaseException]) -> Exception:
     return WorkerLostError(f"worker {', '.join(map(str, gone))} is gone: {_why(failures[gone[0]])}")
 
 
+def _drained(ranks: Sequence[int]) -> WorkerLostError:
+    """What a drained node, as of a spot instance that is reclaimed, comes to."""
+    named = ", ".join(map(str, sorted(ranks)))
+    return WorkerLostError(f"worker {named} is gone: its node was drained (preempted)")
+
+
 def _why(error: BaseException) -> str:
     """What Ray says of a lost worker, in a line."""
     text = " ".join(str(getattr(error, "health_check_failure", error)).split())
@@ -209,12 +227,14 @@ def _is_gone(error: BaseException) -> bool:
 
 
 def workers_that_fit(scaling: ScalingConfig) -> int:
-    """Workers for which the cluster's living nodes have room, beside all that runs there now."""
+    """Workers for which nodes have room beside all that runs there now; none on drained ones."""
     import ray
-    from ray._private.state import available_resources_per_node
+    from ray._private.state import available_resources_per_node, state
 
     needed = {name: each for name, each in _per_worker(scaling).items() if each}
-    alive = {node["NodeID"] for node in ray.nodes() if node["Alive"]}
+    alive = {node["NodeID"] for node in ray.nodes() if node["Alive"]} - {
+        *state.get_draining_nodes()
+    }
     nodes = [free for node, free in available_resources_per_node().items() if node in alive]
     if not needed:
         return scaling.num_workers

@@ -1,7 +1,12 @@
-"""Runs a worker function in plain processes on this machine: the debugger and the parity check."""
+"""Runs a worker function in plain processes on this machine: the debugger and the parity check.
+
+Workers end with the driver, however it ends: each holds the read end of a pipe (its lifeline) whose
+write end the driver alone has, and the kernel kills the worker once that is closed.
+"""
 
 import contextlib
 import ctypes
+import fcntl
 import logging
 import multiprocessing
 import os
@@ -9,14 +14,17 @@ import pickle
 import re
 import signal
 import sys
+import tempfile
+import threading
 import time
 import traceback
 import warnings
 from collections.abc import Callable, Mapping
-from multiprocessing import forkserver, resource_tracker
+from multiprocessing import forkserver, resource_tracker, util
 from multiprocessing.connection import Connection, wait
+from multiprocessing.context import BaseContext
 from multiprocessing.process import BaseProcess
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.distributed as dist
@@ -29,6 +37,10 @@ _PR_SET_PDEATHSIG = 1
 # RuntimeErrors of gloo tell a place in its sources, which no path of the user's looks like.
 _BROKEN = re.compile(r"\bgloo/\S+\.(cc|h):\d+\]|NCCL|Connection closed by peer")
 _GRACE_S = 2.0  # other ranks get this long to report the same error before they are ended
+# Bytes that the path of a Unix socket may have, and those that multiprocessing adds to a folder.
+_SOCKET_PATH = 107
+_SOCKET_NAME = len("/pymp-12345678/listener-12345678")
+_starting = threading.Lock()  # trials are started by threads
 
 
 class WorkerLostError(RuntimeError):
@@ -69,30 +81,53 @@ def run_local(
     """
     methods = multiprocessing.get_context(start_method)
     if start_method == "forkserver":
-        _start_forkserver(worker.__module__)
+        with _starting:
+            _start_forkserver(worker.__module__)
     port = free_ports(1)[0]
-    processes: list[BaseProcess] = []
-    pipes: list[Connection] = []
-    for rank in range(num_workers):
-        receiver, sender = methods.Pipe(duplex=False)
-        process = methods.Process(  # type: ignore[attr-defined]
-            target=_work,
-            args=(sender, worker, arguments, rank, num_workers, use_gpu, port, timeout_s),
-            daemon=True,
-        )
-        process.start()
-        sender.close()
-        processes.append(process)
-        pipes.append(receiver)
+    workers: list[_Worker] = []
     try:
-        return _collect(pipes, processes)
+        for rank in range(num_workers):
+            settings = (worker, arguments, rank, num_workers, use_gpu, port, timeout_s)
+            workers.append(_start(methods, rank, settings))
+        return _collect(workers)
     finally:
         deadline = time.monotonic() + _GRACE_S
-        for process in processes:
-            process.join(max(0.0, deadline - time.monotonic()))
-        for process in processes:
-            process.kill()
-            process.join()
+        for each in workers:
+            each.process.join(max(0.0, deadline - time.monotonic()))
+        for each in workers:
+            each.process.kill()
+            each.lifeline.close()  # ends it even where the forkserver, which kill() needs, is gone
+            each.process.join(_GRACE_S)
+
+
+class _Worker(NamedTuple):
+    """What the driver holds of a worker: its process, its result to come, its lifeline."""
+
+    process: BaseProcess
+    result: Connection
+    lifeline: Connection
+
+
+def _start(methods: BaseContext, rank: int, settings: tuple[Any, ...]) -> _Worker:
+    """Start a worker.
+
+    Raises:
+        WorkerLostError: it died while it started, or the forkserver did.
+    """
+    result, sender = methods.Pipe(duplex=False)
+    driver_lives, lifeline = methods.Pipe(duplex=False)
+    process = methods.Process(  # type: ignore[attr-defined]
+        target=_work, args=(sender, driver_lives, *settings), daemon=True
+    )
+    try:
+        process.start()
+    except (EOFError, OSError) as error:
+        reason = str(error) or "the forkserver is gone"
+        raise WorkerLostError(f"worker {rank} was lost while it started ({reason})") from error
+    finally:
+        sender.close()
+        driver_lives.close()
+    return _Worker(process, result, lifeline)
 
 
 def _start_forkserver(module: str) -> None:
@@ -101,6 +136,7 @@ def _start_forkserver(module: str) -> None:
     A SIGTERM to all processes of a job is for us and the workers to answer. The forkserver, with
     which the workers would die at once, inherits that it is blocked.
     """
+    _use_a_short_temp_folder()
     forkserver.set_forkserver_preload([module])
     resource_tracker.ensure_running()  # the forkserver would start it, and unblock SIGTERM
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
@@ -110,11 +146,22 @@ def _start_forkserver(module: str) -> None:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-def _collect(pipes: list[Connection], processes: list[BaseProcess]) -> list[Any]:
+def _use_a_short_temp_folder() -> None:
+    """Let multiprocessing put its sockets in /tmp where $TMPDIR is too long for their paths."""
+    if len(os.fsencode(tempfile.gettempdir())) + _SOCKET_NAME <= _SOCKET_PATH:
+        return
+    before, tempfile.tempdir = tempfile.tempdir, "/tmp"
+    try:
+        util.get_temp_dir()  # made once, and removed at exit
+    finally:
+        tempfile.tempdir = before
+
+
+def _collect(workers: list[_Worker]) -> list[Any]:
     """Results in rank order; on a failure, the root error once the others had time to report."""
     results: dict[int, Any] = {}
     failures: dict[int, BaseException] = {}
-    open_pipes = dict(enumerate(pipes))
+    open_pipes = {rank: each.result for rank, each in enumerate(workers)}
     deadline: float | None = None
     while open_pipes and (deadline is None or time.monotonic() < deadline):
         ready = wait(list(open_pipes.values()), timeout=0.2)
@@ -125,15 +172,15 @@ def _collect(pipes: list[Connection], processes: list[BaseProcess]) -> list[Any]
             try:
                 kind, value = pickle.loads(pipe.recv_bytes())
             except (EOFError, OSError):
-                processes[rank].join(_GRACE_S)
-                code = processes[rank].exitcode
+                workers[rank].process.join(_GRACE_S)
+                code = workers[rank].process.exitcode
                 kind, value = "error", WorkerLostError(f"worker {rank} died (exit code {code})")
             (results if kind == "result" else failures)[rank] = value
         if failures and deadline is None:
             deadline = time.monotonic() + _GRACE_S
     if failures:
         raise root_error(failures)
-    return [results[rank] for rank in range(len(pipes))]
+    return [results[rank] for rank in range(len(workers))]
 
 
 def root_error(failures: Mapping[int, BaseException]) -> BaseException:
@@ -155,8 +202,26 @@ def is_broken_collective(error: BaseException) -> bool:
     return isinstance(error, RuntimeError) and bool(_BROKEN.search(str(error)))
 
 
+def _end_with_parents(driver_lives: Connection) -> None:
+    """Have the kernel kill this process when its parent or the driver dies, whatever it does then.
+
+    The parent is the forkserver. It outlives a killed driver, as all workers inherit the write end
+    of the pipe by which it would notice.
+    """
+    if sys.platform != "linux":
+        return
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+    pipe = driver_lives.fileno()
+    fcntl.fcntl(pipe, fcntl.F_SETOWN, os.getpid())
+    fcntl.fcntl(pipe, fcntl.F_SETSIG, signal.SIGKILL)
+    fcntl.fcntl(pipe, fcntl.F_SETFL, fcntl.fcntl(pipe, fcntl.F_GETFL) | os.O_ASYNC)
+    if driver_lives.poll():  # the driver was gone before
+        os._exit(1)
+
+
 def _work(
     pipe: Connection,
+    driver_lives: Connection,
     worker: Callable[..., Any],
     arguments: dict[str, Any],
     rank: int,
@@ -165,11 +230,10 @@ def _work(
     port: int,
     timeout_s: float,
 ) -> None:
+    _end_with_parents(driver_lives)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})  # see _start_forkserver
     set_up_worker_logging()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all processes: the parent decides
-    with contextlib.suppress(OSError, AttributeError):  # Linux: end when the parent is killed
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
     try:
         with local_process_group(

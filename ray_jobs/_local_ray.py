@@ -29,6 +29,7 @@ from types import TracebackType
 
 import psutil
 
+from infnet_dist.doctor import check_upload
 from infnet_dist.ports import free_ports
 
 START_TIMEOUT_S = 120.0
@@ -143,6 +144,9 @@ class LocalRay:
             finally:
                 process.kill()
         text = "".join(lines)
+        if code and "status code 413" in text:
+            found = check_upload(working_dir.resolve())
+            print(f"{working_dir}: {found.detail}; {found.fix}", flush=True)
         told = re.findall(r"failed with exit code (-?\d+)", text)
         return subprocess.CompletedProcess(args, int(told[-1]) if code and told else code, text)
 

@@ -19,12 +19,13 @@ import tenacity
 
 from infnet_dist.checkpoint import newest
 from infnet_dist.config import Config
-from infnet_dist.errors import CheckpointError, ConfigError, UserError
+from infnet_dist.errors import CheckpointError, UserError
 from infnet_dist.filesystem import Folder
 from infnet_dist.run_folder import checkpoint_folder, opened_at
+from infnet_dist.run_lock import held_by_driver
 from infnet_dist.trainer import train
 from ray_jobs._cli import StoppedError
-from ray_jobs._cluster import connect
+from ray_jobs._cluster import connect, submission_id
 from ray_jobs._launch import launch, workers_that_fit
 from ray_jobs._local import WorkerLostError
 
@@ -39,13 +40,19 @@ def train_to_the_end(config: Config, run_folder: Path, launcher: str) -> dict[st
 
     Raises:
         StoppedError: somebody stopped it; it has saved.
-        UserError: bad input, which another attempt wouldn't mend; or the checkpoints stay away.
+        UserError: bad input, which another attempt wouldn't fix; another driver trains the run; or
+            the checkpoints stay away.
         RuntimeError: it failed too often without a new checkpoint in between, or by an error of
             the code.
     """
-    _make(run_folder)
-    if launcher == "ray":
-        connect()  # before our handlers: Ray takes SIGTERM for itself
+    with held_by_driver(run_folder, config.scaling, submission_id()):
+        if launcher == "ray":
+            connect()  # before our handlers: Ray takes SIGTERM for itself
+        return _train_held(config, run_folder, launcher)
+
+
+def _train_held(config: Config, run_folder: Path, launcher: str) -> dict[str, Any]:
+    """Train a run that this driver holds."""
     stop = _Stop(run_folder)
     failures = 0
     with stop.by_signals():
@@ -74,16 +81,6 @@ def train_to_the_end(config: Config, run_folder: Path, launcher: str) -> dict[st
             if stop.asked_by is not None or not grow.wanted:
                 raise stop.done(summary)
             failures = 0
-
-
-def _make(run_folder: Path) -> None:
-    try:
-        run_folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ConfigError(
-            f"the run's folder {run_folder} can't be made ({error.strerror}); mend that, or change "
-            "run.folder, run.name or --run-id"
-        ) from None
 
 
 def _newest(config: Config, run_folder: Path, because: str = "") -> Folder | None:

@@ -41,17 +41,25 @@ from infnet_dist.config import Config
 from infnet_dist.errors import UserError
 from infnet_dist.model import build_train_model
 from infnet_dist.provenance import versions
+from infnet_dist.run_lock import held_by_driver
 from infnet_dist.session import open_training_set
 from infnet_dist.tracking import send_report
 from ray_jobs._cli import add_launcher, log, make_parser, positive, resolve_config, run_main
+from ray_jobs._cluster import submission_id
 from ray_jobs._trials import run_trials
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Run what isn't finished, then write the report."""
+    """Read the protocol, and keep other comparisons away from its folder meanwhile."""
     arguments = _parser().parse_args(argv)
     protocol = load_protocol(arguments.config)
     base = resolve_config(base_config(protocol, arguments.config, arguments.overrides))
+    with held_by_driver(base.run.folder / base.run.name, base.scaling, submission_id()):
+        _compare(protocol, base, arguments)
+
+
+def _compare(protocol: Protocol, base: Config, arguments: argparse.Namespace) -> None:
+    """Run what isn't finished, then write the report."""
     manifest, schema = open_training_set(base)
     grid = trials(protocol, base, seed=protocol.seeds[0], data=manifest.content_hash)
     for trial in [*grid, *ablation_trials(protocol, base, grid[0])]:

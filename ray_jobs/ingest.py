@@ -18,6 +18,7 @@ from infnet_dist.data.manifest import Manifest, read_manifest
 from infnet_dist.errors import ConfigError
 from infnet_dist.ingest_config import KuaiRandIngest, PetastormIngest, TabularIngest
 from infnet_dist.logs_config import LogsIngest
+from infnet_dist.paths import make_writable
 from infnet_dist.tracking import send_report
 from ray_jobs._cli import add_launcher, log, make_parser, new_run_id, read_config, run_main
 from ray_jobs._tasks import executor
@@ -71,7 +72,7 @@ def _describe(config: Config, made: Manifest | None) -> None:
     report, run_id = write_report(folder, manifest), f"ingest-{new_run_id()}"
     run_folder = config.run.folder / config.run.name / run_id
     if config.tracking.wandb != "disabled":
-        run_folder.mkdir(parents=True, exist_ok=True)
+        make_writable(run_folder, "INFNET_ROOT or run.folder")
     place = send_report(
         config.tracking,
         folder=run_folder,
@@ -95,18 +96,21 @@ def _make(config: Config, launcher: str) -> Manifest | None:
 
     from infnet_dist import synthetic
     from infnet_dist.ingest import kuairand, petastorm_sets, tabular
+    from infnet_dist.ingest.alone import alone
     from infnet_dist.ingest.writer import training_set_is_current
 
     if training_set_is_current(folder, ingest.model_dump(mode="json")):
         return None
     rows = partial(progress, "ingest", "rows")
-    if isinstance(ingest, KuaiRandIngest):
-        return kuairand.make_training_set(ingest, folder, rows)
-    if isinstance(ingest, TabularIngest):
-        return tabular.make_training_set(ingest, folder, rows)
     if isinstance(ingest, PetastormIngest):
         return petastorm_sets.make_training_set(ingest, folder, rows)
-    return synthetic.make_training_set(ingest, folder, rows)
+    make_writable(folder.parent, "INFNET_ROOT or data.path")
+    with alone(folder):
+        if isinstance(ingest, KuaiRandIngest):
+            return kuairand.make_training_set(ingest, folder, rows)
+        if isinstance(ingest, TabularIngest):
+            return tabular.make_training_set(ingest, folder, rows)
+        return synthetic.make_training_set(ingest, folder, rows)
 
 
 class _Progress:

@@ -32,6 +32,7 @@ from infnet_dist.data.part_files import part_opener
 from infnet_dist.data.statistics import sample_usage
 from infnet_dist.errors import PlanError
 from infnet_dist.filesystem import Folder, size_text
+from infnet_dist.paths import make_writable
 from infnet_dist.planning.budget import overfull
 from infnet_dist.planning.compare import diff_plans
 from infnet_dist.planning.convert import to_cpu
@@ -54,6 +55,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Run one subcommand."""
     parser = _parser()
     arguments = parser.parse_args(argv)
+    for option in ("output", "html", "png"):
+        if (path := getattr(arguments, option, None)) is not None:
+            make_writable(path.parent, f"--{option}")
     arguments.run(arguments)
 
 

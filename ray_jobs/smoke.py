@@ -21,6 +21,7 @@ from rich.text import Text
 
 from infnet_dist.config import Config, load_config
 from infnet_dist.errors import UserError
+from infnet_dist.paths import make_writable
 from ray_jobs._local_ray import LocalRay
 
 REPOSITORY = Path(__file__).resolve().parents[1]
@@ -39,11 +40,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser.parse_args(argv)
     try:
         config = load_config(args.config, args.overrides)
+        root = args.root.resolve()
+        make_writable(root, "--root")
     except UserError as error:
         print(error, file=sys.stderr)
         return 2
-    root = args.root.resolve()
-    root.mkdir(parents=True, exist_ok=True)
     run_id = datetime.now(UTC).strftime("%Y%m%d-%H%M%S")
     started = time.monotonic()
     code = run_steps(steps_of(args.config, args.overrides, run_id), root, cpus_of(config))

@@ -1,9 +1,11 @@
 """A Ray of several nodes on this machine; obeys words on its standard input.
 
-kill, add: a node; take, leave: one CPU, as another job does.
+kill, add, drain: a node; take, leave: one CPU, as another job does.
 """
 
+import subprocess
 import sys
+from pathlib import Path
 
 import ray
 from ray.cluster_utils import Cluster
@@ -24,6 +26,8 @@ def main() -> None:
             match line.strip():
                 case "kill":
                     cluster.remove_node(nodes.pop(), allow_graceful=False)
+                case "drain":
+                    drain(cluster, nodes.pop())
                 case "add":
                     nodes.append(add(cluster, next(addresses)))
                 case "take":
@@ -50,6 +54,15 @@ def take(cluster: Cluster):
     other = Other.remote()
     assert ray.get(other.works.remote(), timeout=60)
     return other
+
+
+def drain(cluster: Cluster, node):
+    """Announce that a node is reclaimed in some seconds, as a spot instance's is."""
+    command = [str(Path(sys.executable).with_name("ray")), "drain-node"]
+    command += ["--address", cluster.address, "--node-id", node.node_id]
+    command += ["--reason", "DRAIN_NODE_REASON_PREEMPTION", "--reason-message", "reclaimed"]
+    command += ["--deadline-remaining-seconds", "8"]
+    subprocess.run(command, check=True, capture_output=True)
 
 
 def add(cluster: Cluster, address: str):

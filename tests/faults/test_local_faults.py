@@ -1,5 +1,6 @@
 """Faults of a run without Ray: killed, hanging, stopped, full, spoilt. docs/faults.md promises."""
 
+import re
 import signal
 import socket
 import subprocess
@@ -10,6 +11,7 @@ from contextlib import suppress
 from pathlib import Path
 
 import boto3
+import psutil
 import pytest
 from moto.server import ThreadedMotoServer
 
@@ -158,19 +160,42 @@ def test_a_worker_dies_while_the_others_stop(tmp_path: Path, data: Path, undistu
 
 
 @MATRIX
-def test_a_second_driver_is_stopped(tmp_path: Path, data: Path, undisturbed: Job) -> None:
-    """It was started by mistake; stopping it doesn't stop the first one."""
+def test_a_second_driver_is_refused(tmp_path: Path, data: Path, undisturbed: Job) -> None:
+    """It was started by mistake: it takes no worker's place, and the first one isn't disturbed."""
     job = Job(tmp_path, data)
     naps = [Fault("step", "nap", rank=0, step=step, seconds=1) for step in range(12, 38)]
     first = job.start(*naps)
     first.wait_for(r"saved .*step-00000010")
-    second = job.start()
-    second.wait_for("is being trained; waiting up to 66 s")
-    second.send(signal.SIGTERM)
-    second.wait_for("once more stops at once")
-    second.send(signal.SIGTERM)
-    assert second.wait(timeout_s=30).code == 143
+    second = job.start().wait()
+    assert second.code == 1
+    for word in (str(job.run_folder), str(first.process.pid), socket.gethostname()):
+        assert word in second.last_line
+    assert first.process.poll() is None
     job.check(first.wait())
+    job.assert_same(undisturbed)
+
+
+@MATRIX
+@pytest.mark.parametrize("when", ["they start", "they train"])
+def test_the_forkserver_is_killed(tmp_path: Path, data: Path, undisturbed: Job, when: str) -> None:
+    """The process that workers are forked from."""
+    job = Job(tmp_path, data)
+    running = job.start()
+    if when == "they train":
+        running.wait_for(r"saved .*step-00000010")
+    forkservers: list[psutil.Process] = []
+    while not forkservers:
+        family = psutil.Process(running.process.pid).children()
+        forkservers = [p for p in family if "forkserver" in " ".join(p.cmdline()) and p.children()]
+    forkservers[0].kill()
+    ended = running.wait()
+    job.check(ended)
+    assert "EOFError" not in ended.text
+    restarts = re.findall(
+        r"worker \d (?:was lost while it started|died) .*; starting again from ", ended.text
+    )
+    # Workers that have hardly begun may outlive it, and train.
+    assert len(restarts) == 1 or (when == "they start" and not restarts)
     job.assert_same(undisturbed)
 
 

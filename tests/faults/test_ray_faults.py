@@ -127,6 +127,20 @@ def test_a_node_is_lost_and_comes_back(tmp_path: Path, data: Path) -> None:
     assert len(re.findall("going on after step", ended.text)) == 2
 
 
+def test_a_node_is_drained(tmp_path: Path, data: Path) -> None:
+    """As a lost node: the supervisor counts it and says so; Ray Train restarts nothing itself."""
+    job = elastic_job(tmp_path, data, hang_timeout_s=30)
+    naps = [Fault("step", "nap", rank=0, step=step, seconds=1.0) for step in range(12, 75, 2)]
+    with nodes(tmp_path) as cluster:
+        running = start_on_ray(job, cluster.environ, cluster.address, *naps)
+        running.wait_for(r"saved .*step-00000010")
+        cluster.drain_a_node()
+        ended = running.wait()
+    job.check(ended, says=r"worker \d is gone: .*; starting again from step-\d+ \(1 of 3 restarts")
+    assert len(re.findall("starting again", ended.text)) == 1
+    assert len(re.findall("going on after step", ended.text)) == 1
+
+
 def test_another_job_takes_room_and_leaves_it(tmp_path: Path, data: Path) -> None:
     """The CPUs that it holds aren't ours, though they are the cluster's."""
     job = elastic_job(tmp_path, data, hang_timeout_s=30)
@@ -256,6 +270,10 @@ class Nodes:
     def kill_a_node(self) -> None:
         """SIGKILL to all of its processes."""
         self._say("kill")
+
+    def drain_a_node(self) -> None:
+        """It is reclaimed in 8 s."""
+        self._say("drain")
 
     def add_a_node(self) -> None:
         """One like the others."""

@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from infnet_dist import checkpoint
+from infnet_dist import checkpoint, run_lock
 from infnet_dist.checkpoint.pieces import Piece
 from infnet_dist.checkpoint.reading import TensorReader
 from infnet_dist.config import Config
@@ -25,7 +25,7 @@ from infnet_dist.data.manifest import Ingested, read_manifest, write_manifest
 from infnet_dist.data.order import epoch_order
 from infnet_dist.errors import CheckpointError, DataError, UserError
 from infnet_dist.filesystem import Folder
-from infnet_dist.run_folder import locked
+from infnet_dist.run_lock import held_by_workers
 from infnet_dist.trainer import train
 from tests.hostile_parquet import forget_fingerprints
 from tests.ranks import run_ranks
@@ -362,19 +362,29 @@ def test_a_checkpoint_on_an_object_store_of_any_kind(tiny_set: Path, tmp_path: P
     assert again["metrics"] == pytest.approx(summary["metrics"], abs=0, nan_ok=True)
 
 
-def test_two_processes_can_t_train_the_same_run(tiny_set: Path, tmp_path: Path) -> None:
-    import infnet_dist.run_folder as run_folder
+def test_a_finished_run_keeps_its_summary(tiny_set: Path, tmp_path: Path) -> None:
+    """An attempt that finds nothing left to train has no speed of its own to report."""
+    run = tmp_path / "run"
+    config = make_config(tiny_set, tmp_path, training={"max_steps": 2})
+    first = run_ranks(train, 2, config=config, run_folder=run)[0]
+    assert first["samples_per_s"] > 0
+    written = (run / "summary.json").read_bytes()
+    again = run_ranks(train, 1, config=config, run_folder=run)[0]
+    assert (run / "summary.json").read_bytes() == written
+    assert (again["samples_per_s"], again["num_workers"]) == (first["samples_per_s"], 2)
 
+
+def test_two_processes_can_t_train_the_same_run(tiny_set: Path, tmp_path: Path) -> None:
     config = make_config(
         tiny_set, tmp_path, training={"max_steps": 2}, scaling={"hang_timeout_s": 9.0}
     )
-    before, run_folder._END_S = run_folder._END_S, -8.8
-    refused = pytest.raises(UserError, match="by another process; stop")
+    before, run_lock._END_S = run_lock._END_S, -8.8
+    refused = pytest.raises(UserError, match=str(tmp_path / "run"))
     try:
-        with locked(tmp_path / "run", config.scaling), refused:
+        with held_by_workers(tmp_path / "run", config.scaling), refused:
             run_ranks(train, 2, config=config, run_folder=tmp_path / "run")
     finally:
-        run_folder._END_S = before
+        run_lock._END_S = before
     run_ranks(train, 2, config=config, run_folder=tmp_path / "run")
 
 

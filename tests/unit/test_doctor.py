@@ -1,12 +1,14 @@
 import json
 import os
+import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from infnet_dist import doctor
+from infnet_dist import doctor, doctor_probes
 
 UNDEFINED_SYMBOL = "undefined symbol: _ZN3c105ErrorC2ENS_14SourceLocationE"
 
@@ -54,6 +56,37 @@ def test_crash_and_hang_are_findings():
     sleep = ["-c", "import time; time.sleep(60)"]
     hang = doctor.run_probe("x", sleep, "mend it", timeout_s=0.5)
     assert hang == doctor.Check("x", "fail", "no answer within 0.5 s", "mend it")
+
+
+def test_a_folder_too_large_for_a_ray_job_is_measured_by_rays_rules(
+    repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in (".rayignore", ".gitignore"):
+        shutil.copy(repository / name, tmp_path)
+    for name in (".venv2/lib.so", "w.safetensors", "below/log.csv", "a.parquet", "wandb/x"):
+        sparse(tmp_path / name, 300)
+    (tmp_path / "sub").mkdir()
+    (tmp_path / "sub" / ".rayignore").write_text("big\n")
+    sparse(tmp_path / "sub" / "big", 300)
+    sparse(tmp_path / "kept.raw", 60)
+    monkeypatch.chdir(tmp_path)
+    assert doctor_probes.upload().startswith("60.0 MiB; largest: kept.raw 60.0 MiB")
+    sparse(tmp_path / "weights" / "part-0", 70)
+    with pytest.raises(SystemExit, match=r"takes 100 MiB.*130\.0 MiB; largest: weights/ 70\.0 MiB"):
+        doctor_probes.upload()
+
+
+def test_what_a_ray_job_would_refuse_is_a_warning(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Runs without Ray still work."""
+    failed = doctor.Check("job upload", "fail", "130.0 MiB", "fix it")
+    monkeypatch.setattr(doctor, "run_probe", lambda *_, **__: failed)
+    assert doctor.check_upload(Path("/x")) == replace(failed, status="warn")
+
+
+def sparse(path: Path, mib: int) -> None:
+    path.parent.mkdir(exist_ok=True)
+    with path.open("wb") as file:
+        file.truncate(mib * 2**20)
 
 
 @pytest.mark.parametrize(

@@ -2,20 +2,41 @@
 
 import argparse
 import errno
+import json
+import multiprocessing
+import multiprocessing.util
 import os
+import re
+import shutil
+import socket
+import tempfile
+from multiprocessing.connection import arbitrary_address
 from pathlib import Path
 
 import pytest
 from ray.exceptions import RayActorError
+from ray.train.v2._internal.execution.failure_handling import FailureDecision
+from ray.train.v2._internal.execution.failure_handling.default import DefaultFailurePolicy
+from ray.train.v2.api.exceptions import PreemptionError, WorkerGroupError
+from ray.train.v2.api.preemption import PreemptionInfo
 
 from infnet_dist.config import ScalingConfig
-from infnet_dist.errors import CheckpointError, ConfigError, DataError, UserError
+from infnet_dist.errors import CheckpointError, ConfigError, DataError
 from infnet_dist.filesystem import Folder
-from infnet_dist.run_folder import locked
+from infnet_dist.ingest.alone import alone
+from infnet_dist.paths import make_writable
+from infnet_dist.run_folder import close_run_folder
 from ray_jobs._cli import newest_checkpoint, run_id
-from ray_jobs._launch import _failure, _lacking
-from ray_jobs._local import WorkerLostError, is_broken_collective, root_error
+from ray_jobs._cluster import submission_id
+from ray_jobs._launch import _drained, _failure, _failure_config, _lacking
+from ray_jobs._local import (
+    WorkerLostError,
+    _use_a_short_temp_folder,
+    is_broken_collective,
+    root_error,
+)
 from ray_jobs._supervise import _newest, train_to_the_end
+from ray_jobs.ingest import _make
 from tests.runs import make_config
 
 
@@ -53,6 +74,28 @@ def test_what_ray_says_of_a_lost_worker_is_told() -> None:
     assert str(lost) == "worker 1 is gone: killed by signal 9"
 
 
+def test_ray_train_restarts_nothing_by_itself() -> None:
+    """By Ray's own policy: a lost worker and a drained node are for the supervisor to count."""
+    drain = PreemptionError(PreemptionInfo(deadline_ms=None, preempted_node_to_ranks={"n": [1]}))
+    gone = WorkerGroupError("gone", {1: RayActorError(error_msg="gone")})
+    reclaimed = WorkerGroupError("gone", {1: RayActorError(error_msg="gone", preempted=True)})
+    for retries in (0, 2):
+        for error in (drain, gone, reclaimed):
+            policy = DefaultFailurePolicy(_failure_config(retries))
+            assert policy.make_decision(error) is FailureDecision.RAISE, error
+    lost = _drained(drain.preemption_info.preempted_ranks)
+    assert isinstance(lost, WorkerLostError) and "worker 1 " in str(lost)
+
+
+def test_the_submission_id_of_a_ray_job(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("RAY_JOB_CONFIG_JSON_ENV_VAR", raising=False)
+    assert submission_id() is None
+    job = {"runtime_env": {}, "metadata": {"job_submission_id": "raysubmit_x", "owner": "me"}}
+    for config, found in ((job, "raysubmit_x"), ({}, None), ({"metadata": None}, None)):
+        monkeypatch.setenv("RAY_JOB_CONFIG_JSON_ENV_VAR", json.dumps(config))
+        assert submission_id() == found
+
+
 def test_a_checkpoint_place_that_is_wrong_is_told_at_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -80,17 +123,67 @@ def test_a_run_whose_folder_can_t_be_made(tmp_path: Path) -> None:
     (tmp_path / "run").write_text("a file where the folder should be")
     config = make_config(tmp_path, tmp_path)
     for place in (tmp_path / "run", tmp_path / "run" / "below"):
-        with pytest.raises(ConfigError, match=r"run's folder .* can't be made \(.*\); mend"):
+        with pytest.raises(ConfigError, match=re.escape(str(place))):
             train_to_the_end(config, place, "local")
 
 
-@pytest.mark.timeout(60)
-def test_a_run_is_refused_before_the_waiting_ranks_collective_ends(tmp_path: Path) -> None:
-    """However long a watchdog may take."""
-    scaling = ScalingConfig(timeout_s=0.5, hang_timeout_s=300.0)
-    taken = pytest.raises(UserError, match="is being trained by another process")
-    with locked(tmp_path, scaling), taken, locked(tmp_path, scaling):
-        raise AssertionError("taken twice")
+@pytest.mark.parametrize("length", [30, 75, 76, 130, 240])
+def test_sockets_of_workers_have_paths_that_are_short_enough(
+    monkeypatch: pytest.MonkeyPatch, length: int
+) -> None:
+    """However long the path of $TMPDIR is; a Unix socket's may have 107 characters."""
+    folder = Path("/tmp") / f"{os.getpid()}".ljust(length - len("/tmp/"), "x")
+    folder.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(folder))
+    monkeypatch.setattr(multiprocessing.current_process(), "_config", {})
+    monkeypatch.setattr(multiprocessing.util, "Finalize", lambda *_, **__: None)
+    _use_a_short_temp_folder()
+    address = arbitrary_address("AF_UNIX")
+    with socket.socket(socket.AF_UNIX) as sock:
+        sock.bind(address)
+    assert address.startswith(str(folder)) == (length <= 75), "the user's choice where it fits"
+    assert tempfile.gettempdir() == str(folder)
+    shutil.rmtree(Path(address).parent)
+    shutil.rmtree(folder)
+
+
+@pytest.mark.parametrize("place", ["/proc/none/below", "file", "file/below"])
+def test_a_place_that_can_t_be_written_to_is_named(tmp_path: Path, place: str) -> None:
+    (tmp_path / "file").touch()
+    folder = tmp_path / place
+    with pytest.raises(ConfigError) as refused:
+        make_writable(folder, "--root")
+    assert str(folder) in str(refused.value) and "--root" in str(refused.value)
+    make_writable(tmp_path / "a" / "b", "--root")
+    assert list((tmp_path / "a" / "b").iterdir()) == []
+
+
+def test_a_second_ingest_of_a_set_leaves_the_firsts_files(tmp_path: Path) -> None:
+    partial = tmp_path / ".set.partial"
+    partial.mkdir()
+    config = make_config(tmp_path / "set", tmp_path, ingest={"source": "synthetic"})
+    with alone(tmp_path / "set"), pytest.raises(DataError, match=str(tmp_path / "set")):
+        _make(config, "local")
+    assert partial.is_dir()
+
+
+def test_which_attempt_writes_the_summary(tmp_path: Path) -> None:
+    path = tmp_path / "summary.json"
+    ended = {"run_folder": str(tmp_path), "stopped": False, "steps": 4, "samples_per_s": 1663.0}
+    idle = ended | {"samples_per_s": 0.0}
+    assert close_run_folder(tmp_path, ended, trained=True) == ended
+    assert close_run_folder(tmp_path, idle, trained=False) == ended
+    assert json.loads(path.read_text()) == ended
+    for other in ({"stopped": True}, {"steps": 3}, {"run_folder": "/moved"}):
+        path.write_text(json.dumps(ended | other))
+        assert close_run_folder(tmp_path, idle, trained=False) == idle, other
+    for spoilt in ("{", "[]", "null", '{"steps": 4}'):
+        path.write_text(spoilt)
+        close_run_folder(tmp_path, idle, trained=False)
+        assert json.loads(path.read_text()) == idle
+    newer = ended | {"samples_per_s": 7.0}
+    assert close_run_folder(tmp_path, newer, trained=True) == newer
+    assert json.loads(path.read_text()) == newer
 
 
 def test_lacking_resources_are_named() -> None:

@@ -8,7 +8,7 @@ import pytest
 
 from infnet_dist.config import load_config
 from infnet_dist.data.statistics import sample_usage
-from infnet_dist.errors import CheckpointError, PlanError
+from infnet_dist.errors import CheckpointError, ConfigError, PlanError
 from infnet_dist.ingest_config import SyntheticIngest
 from infnet_dist.planning.plan import load_plan
 from infnet_dist.planning.sharding import tables_of_run
@@ -55,6 +55,13 @@ def test_make_shows_what_it_planned(
     known = json.loads(capsys.readouterr().out)
     assert known["world_size"] == 16
     assert known["bottleneck_ms"] == load_plan(Path(path)).bottleneck_ms
+
+
+def test_a_place_that_can_t_be_written_to_is_found_before_planning(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    command = ["make", "--tables", "no such tables", "--topology", "h100x8", "--output"]
+    with pytest.raises(ConfigError, match=str(tmp_path / "file")):
+        main([*command, str(tmp_path / "file" / "plan.json")])
 
 
 def test_odd_names_and_numbers(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -117,3 +117,13 @@ def test_first_failure_stops(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(smoke, "LocalRay", FakeRay)
     assert smoke.run_steps({"x": ["a"], "y": ["b"], "z": ["c"]}, tmp_path, 4) == 3
     assert submitted == ["a", "b"]
+
+
+def test_a_root_that_can_t_be_written_to_is_found_before_ray_starts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    (tmp_path / "file").touch()
+    monkeypatch.setattr(smoke, "run_steps", lambda *_: pytest.fail("started"))
+    assert smoke.main(["--root", str(tmp_path / "file")]) == 2
+    said = capsys.readouterr().err
+    assert str(tmp_path / "file") in said and "--root" in said and "Traceback" not in said

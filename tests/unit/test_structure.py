@@ -49,6 +49,7 @@ ORDER = [
     "evaluation",
     "blame",
     "run_log",
+    "run_lock",
     "run_folder",
     "trainer",
     "comparison",

@@ -9,19 +9,16 @@ state/                     what adding later logs needs
 report.html                what the logs look like, with plots
 """
 
-import contextlib
 import shutil
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
-import filelock
 import pyarrow as pa
 import pyarrow.fs
 
 from infnet_dist.data.manifest import Manifest
-from infnet_dist.errors import DataError
 from infnet_dist.filesystem import open_filesystem
+from infnet_dist.ingest.alone import alone
 from infnet_dist.ingest.coverage import warn_of_unknown
 from infnet_dist.ingest.listing import tell_left_out
 from infnet_dist.ingest.logs.exchange import renamed
@@ -63,7 +60,7 @@ def ingest_logs(
     work = folder.with_name(f".{folder.name}.work")
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
-        with _alone(folder):
+        with alone(folder):
             return _ingest(config, folder, work, Stages(work / "done", execute, progress))
     except OSError as error:
         raise as_data_error(error, work) from None
@@ -91,22 +88,6 @@ def _ingest(config: LogsIngest, folder: Path, work: Path, stages: Stages) -> Man
     manifest = publish(work, folder)
     warn_of_unknown(manifest)
     return manifest
-
-
-@contextlib.contextmanager
-def _alone(folder: Path) -> Iterator[None]:
-    """Hold the training set's lock, which goes with this process."""
-    path = folder.with_name(f".{folder.name}.lock")
-    try:
-        with filelock.FileLock(path, timeout=0):
-            try:
-                yield
-            finally:
-                path.unlink(missing_ok=True)
-    except filelock.Timeout:
-        raise DataError(
-            f"another ingest is at work on {folder}; wait for its end, or choose another data.path"
-        ) from None
 
 
 def _prepare(work: Path, folder: Path, plan: str, earlier: Manifest | None) -> None:
