@@ -15,7 +15,7 @@ import numpy as np
 import torchrec
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from infnet_dist.documents import MalformedError, Name, first_fault, parse_json
+from infnet_dist.documents import MalformedError, Name, checked, first_fault, parse_json
 from infnet_dist.errors import PlanError
 from infnet_dist.planning.costs import Way, block_rows
 from infnet_dist.planning.tables import KernelName, PlanTable, ShardingTypeName, TableSet
@@ -173,14 +173,14 @@ def shards_of(table: PlanTable, plan: TablePlan, topology: Topology) -> Iterator
             yield Shard(rank, start, number * plan.columns, rows, plan.columns)
 
 
-def save_plan(plan: Plan, path: Path) -> None:
+def save_plan(plan: Plan, path: str | Path) -> None:
     """Write the plan file, about one line a table, so that reviews and diffs read well.
 
     Raises:
         PlanError: it can't be written.
     """
     try:
-        path.write_text(dump_plan(plan))
+        Path(path).write_text(dump_plan(plan))
     except OSError as error:
         raise PlanError(
             f"can't write plan {path}: {error.strerror}; choose another place"
@@ -210,12 +210,13 @@ def _layout(value: object, indent: str = "") -> str:
     return "[\n" + ",\n".join(parts) + f"\n{indent}]"
 
 
-def load_plan(path: Path) -> Plan:
+def load_plan(path: str | Path) -> Plan:
     """Read a plan file.
 
     Raises:
         PlanError: missing, malformed, made by another version, or shards off the topology.
     """
+    path = Path(path)
     if not path.is_file():
         raise PlanError(f"no plan file {path}; set sharding.plan=auto or give an existing file")
     try:
@@ -228,7 +229,7 @@ def load_plan(path: Path) -> Plan:
                 f"plan {path} was made by another version (format {version}, this code reads "
                 f"{FORMAT_VERSION}); make it again"
             )
-        plan = Plan.model_validate(raw)
+        plan = checked(Plan, raw)
     except (OSError, MalformedError) as error:
         raise PlanError(f"plan {path} is not JSON ({error})") from None
     except ValidationError as error:
