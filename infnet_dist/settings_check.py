@@ -4,6 +4,7 @@ import math
 from collections.abc import Iterator
 
 from infnet_dist.config import Config, ScalingConfig
+from infnet_dist.config_changes import flat
 from infnet_dist.data.manifest import Manifest
 from infnet_dist.errors import ConfigError
 from infnet_dist.schema import Schema
@@ -105,6 +106,22 @@ def without_effect(config: Config, manifest: Manifest, schema: Schema) -> Iterat
             f"checkpoint.keep_every_steps: of checkpoints every {every:,} steps those at multiples "
             f"of {math.lcm(kept, every):,} are kept, expected a multiple of checkpoint.every_steps"
         )
+    yield from _other_ingest(config, manifest)
+
+
+def _other_ingest(config: Config, manifest: Manifest) -> Iterator[str]:
+    """Settings of ingest that the training set wasn't made with; places of raw files may move."""
+    if config.ingest is None or manifest.source.get("source") != config.ingest.source:
+        return
+    made, now = (
+        dict(flat("", s)) for s in (manifest.source, config.ingest.model_dump(mode="json"))
+    )
+    for key in sorted(made.keys() & now.keys()):
+        if made[key] != now[key] and key.split(".")[-1] != "path":
+            yield (
+                f"ingest.{key}: the training set was made with {made[key]!r}, not {now[key]!r}; "
+                "ingest again if it is to count"
+            )
 
 
 def _total_steps(config: Config, manifest: Manifest) -> int:

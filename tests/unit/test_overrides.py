@@ -7,7 +7,7 @@ import pytest
 
 from infnet_dist.config import Config, config_of_text, dump_config, load_config, parse_config
 from infnet_dist.data.manifest import read_manifest
-from infnet_dist.errors import ConfigError
+from infnet_dist.errors import ConfigError, PlanError
 from infnet_dist.ingest_config import KuaiRandIngest
 from infnet_dist.logs_config import LogsIngest
 from infnet_dist.paths import ROOT_VARIABLE
@@ -148,3 +148,43 @@ def test_loaders_take_paths_as_text(tmp_path: Path) -> None:
     assert load_table_set(tables).tables[0].num_embeddings == 2_000_000_000
     folder = make_tiny_set(tmp_path / "set", num_rows=500)
     assert read_manifest(str(folder)) == read_manifest(folder)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "named"),
+    [
+        (
+            '"format_version": 2,',
+            '"format_version": 2, "excluded": [], "excluded": [],',
+            "excluded",
+        ),
+        ('"num_nodes": 16', '"num_nodes": "16"', "num_nodes"),
+        ('"num_nodes": 16', '"num_nodes": 16.0', "num_nodes"),
+        ('"workers_per_node": 8', '"workers_per_node": true', "workers_per_node"),
+    ],
+)
+def test_plans_are_read_as_strictly(tmp_path: Path, old: str, new: str, named: str) -> None:
+    text = (REPOSITORY / "sharding_plans" / "industrial-128xh100.json").read_text()
+    assert old in text
+    (tmp_path / "plan.json").write_text(text.replace(old, new, 1))
+    with pytest.raises(PlanError, match=named):
+        load_plan(tmp_path / "plan.json")
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        ("num_embeddings: 1_0", "num_embeddings"),
+        ("num_embeddings: 010, num_embeddings: 2_000_000", "num_embeddings"),
+        ("num_embeddings: 1000, zipf: true", "zipf"),
+        ("num_embeddings: 1000, priority: '2'", "priority"),
+        ("num_embeddings: 1000, priority: .inf", "priority"),
+        ("num_embeddings: 1:30", "num_embeddings"),
+    ],
+)
+def test_tables_files_are_read_as_strictly(tmp_path: Path, change: str, named: str) -> None:
+    path = tmp_path / "tables.yaml"
+    entry = "{name: a, embedding_dim: 8, features: [{name: a}], CHANGE}"
+    path.write_text(f"batch_size: 1\ntables: [{entry.replace('CHANGE', change)}]\n")
+    with pytest.raises(PlanError, match=named):
+        load_table_set(path)

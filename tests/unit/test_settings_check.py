@@ -80,14 +80,17 @@ def test_settings_without_effect_are_named() -> None:
         training={"task_weights": {"click": 2, "like": 2}, "epochs": 2},
         schedule={"warmup_steps": 20},
         checkpoint={"every_steps": 50, "keep_every_steps": 75},
+        ingest={"source": "kuairand", "path": "/elsewhere", "history_length": 9},
     )
-    manifest: Any = SimpleNamespace(split=lambda name: SimpleNamespace(rows=100))
+    made = {"source": "kuairand", "path": "/raw", "history_length": 50, "refresh": "daily"}
+    manifest: Any = SimpleNamespace(split=lambda name: SimpleNamespace(rows=100), source=made)
     found = list(without_effect(config, manifest, SCHEMA.select(["user"], ["click"])))
     assert [line.partition(":")[0] for line in found] == [
         "tables.overrides.item",
         "training.task_weights.like",
         "schedule.warmup_steps",
         "checkpoint.keep_every_steps",
+        "ingest.history_length",
     ]
     small = run(data={"path": "/x", "batch_size": 10}, scaling={"num_workers": 1})
     assert not list(without_effect(small, manifest, SCHEMA))
