@@ -5,21 +5,33 @@ differs from the defaults below. Unknown keys and ill-typed values raise `Config
 that names the nearest valid key, or the expected type and unit.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-import yaml
 from pydantic import Field, NonNegativeFloat, ValidationError
 
 from infnet_dist.config_messages import explain
-from infnet_dist.documents import MalformedError, check_plain, parse_yaml
+from infnet_dist.documents import (
+    MalformedError,
+    check_plain,
+    checked,
+    dump_yaml,
+    parse_saved_yaml,
+    parse_yaml,
+)
 from infnet_dist.errors import ConfigError
-from infnet_dist.ingest_config import IngestConfig
+from infnet_dist.ingest_config import (
+    IngestConfig,
+    KuaiRandIngest,
+    PetastormIngest,
+    TabularIngest,
+)
+from infnet_dist.logs_config import LogsIngest
 from infnet_dist.model_config import InfnetConfig, ModelConfig, Section
+from infnet_dist.overrides import apply_overrides
+from infnet_dist.paths import resolve_path, resolve_place
 from infnet_dist.urls import secrets_in, without_secrets
-
-_MOST_SHOWN = 100  # characters of a key
 
 ShardingTypeName = Literal["table_wise", "row_wise", "column_wise"]
 
@@ -207,40 +219,45 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
         path: the YAML file.
         overrides: e.g. `["scaling.num_workers=1", "data.features=[user_id, item_id]"]`.
 
+    Returns:
+        The run; its paths are absolute, relative ones being resolved against $INFNET_ROOT.
+
     Raises:
         ConfigError: the file is missing or no mapping, a key is unknown, a value is ill-typed.
     """
-    raw = read_sections(Path(path))
-    for override in overrides:
-        _apply_override(raw, override)
+    raw = read_sections(path)
+    apply_overrides(raw, overrides)
     return parse_config(raw, source=str(path))
 
 
 def config_of_text(text: str, source: str) -> Config:
-    """The run that a YAML text describes; errors as in `load_config`."""
-    return parse_config(_sections(text, source), source=source)
+    """The run that a config.yaml of a run or checkpoint describes; errors as in `load_config`."""
+    return parse_config(_sections(parse_saved_yaml, text, source), source=source)
 
 
-def read_sections(path: Path) -> dict[str, Any]:
+def read_sections(path: str | Path) -> dict[str, Any]:
     """The sections of a YAML file, unchecked; none where it is empty.
 
     Raises:
         ConfigError: missing, no YAML, or no mapping.
     """
+    path = Path(path)
     if not path.is_file():
         raise ConfigError(f"no config file {path}; the ready ones are in configs/")
     try:
-        text = path.read_text()
+        text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path} can't be read as text ({type(error).__name__})") from None
-    return _sections(text, str(path))
+    return _sections(parse_yaml, text, str(path))
 
 
-def _sections(text: str, source: str) -> dict[str, Any]:
+def _sections(parse: Callable[[str], Any], text: str, source: str) -> dict[str, Any]:
     try:
-        raw = parse_yaml(text) or {}
+        raw = parse(text)
     except MalformedError as error:
         raise ConfigError(f"{source} is not YAML: {error}") from None
+    if raw is None:
+        return {}
     if not isinstance(raw, dict):
         raise ConfigError(
             f"{source} holds a {type(raw).__name__}, expected sections such as 'data:'"
@@ -249,21 +266,46 @@ def _sections(text: str, source: str) -> dict[str, Any]:
 
 
 def parse_config(raw: dict[str, Any], source: str = "config") -> Config:
-    """Turn nested dictionaries into a checked `Config`; errors as in `load_config`."""
+    """Turn nested dictionaries into a checked `Config` with absolute paths, as `load_config`."""
     try:
         check_plain(raw)
     except MalformedError as error:
         raise ConfigError(f"{source}: {error}") from None
     _refuse_secrets(raw, source)
     try:
-        return Config.model_validate(raw)
+        config = checked(Config, raw)
     except ValidationError as error:
         raise ConfigError(f"{source}: " + "; ".join(explain(error.errors(), Config))) from None
+    return _with_absolute_paths(config)
 
 
 def dump_config(config: Config) -> str:
     """The resolved config as YAML; `load_config` of it gives the same config."""
-    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
+    return dump_yaml(config.model_dump(mode="json"))
+
+
+def _with_absolute_paths(config: Config) -> Config:
+    update: dict[str, object] = {
+        "run": config.run.model_copy(update={"folder": resolve_path(config.run.folder)}),
+        "data": config.data.model_copy(update={"path": resolve_path(config.data.path)}),
+    }
+    if isinstance(config.ingest, KuaiRandIngest | TabularIngest | PetastormIngest):
+        path = resolve_path(config.ingest.path)
+        update["ingest"] = config.ingest.model_copy(update={"path": path})
+    if isinstance(config.ingest, LogsIngest):
+        joins = {
+            name: join.model_copy(update={"path": resolve_place(join.path)})
+            for name, join in config.ingest.joins.items()
+        }
+        found = {"path": resolve_place(config.ingest.path), "joins": joins}
+        update["ingest"] = config.ingest.model_copy(update=found)
+    if config.checkpoint.folder is not None:
+        folder = {"folder": resolve_place(config.checkpoint.folder)}
+        update["checkpoint"] = config.checkpoint.model_copy(update=folder)
+    if config.sharding.plan != "auto":  # reviewed with the code, so it is found beside it
+        plan = config.sharding.plan.absolute()
+        update["sharding"] = config.sharding.model_copy(update={"plan": plan})
+    return config.model_copy(update=update)
 
 
 def _refuse_secrets(value: Any, source: str, key: str = "") -> None:
@@ -285,24 +327,3 @@ def _refuse_secrets(value: Any, source: str, key: str = "") -> None:
             "variables (for S3 AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY), or use the machine's "
             "role"
         )
-
-
-def _apply_override(raw: dict[str, Any], override: str) -> None:
-    key, equals, text = override.partition("=")
-    shown = key.partition("://")[0][:_MOST_SHOWN]  # what follows may hold a secret
-    if not equals or not key:
-        raise ConfigError(f"--set {shown!r}: expected key.path=value, e.g. training.epochs=2")
-    *parents, last = key.split(".")
-    section = raw
-    for parent in parents:
-        if section.get(parent) is None:
-            section[parent] = {}
-        section = section[parent]
-        if not isinstance(section, dict):
-            raise ConfigError(
-                f"--set {shown}=...: {parent[:_MOST_SHOWN]!r} is a value, not a section"
-            )
-    try:
-        section[last] = parse_yaml(text)
-    except MalformedError:
-        raise ConfigError(f"--set {shown}=...: the value is not YAML; quote it") from None

@@ -6,6 +6,7 @@ key where one is unknown.
 
 import difflib
 from collections.abc import Sequence
+from pathlib import Path
 from types import UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
@@ -127,9 +128,15 @@ def _message(problem: Any, key: str, place: _Place) -> str:
         return f"missing key '{key}.{tag}'; expected one of: {', '.join(members)}"
     if kind == "value_error":  # of a validator of our own
         return ": ".join(part for part in (key, str(problem["ctx"]["error"])) if part)
+    if kind == "string_type" and place.field and _takes_path(place.field.annotation):
+        kind = "path_type"  # in JSON a path is text
     text = next((text for start, text in _EXPECTED.items() if kind.startswith(start)), None)
     expected = text.format_map(problem.get("ctx", {})) if text else f"other: {problem['msg']}"
     return f"{key}{unit}: got {_short(repr(problem['input']))}, expected {expected}"
+
+
+def _takes_path(annotation: Any) -> bool:
+    return annotation is Path or Path in get_args(annotation)
 
 
 def _short(text: str) -> str:

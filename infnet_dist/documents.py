@@ -1,21 +1,28 @@
-"""YAML and JSON that may come from elsewhere: parsed within bounds, or refused in one line."""
+"""YAML and JSON that may come from elsewhere: parsed within bounds, or refused in one line.
+
+Scalars of YAML are those of YAML 1.2's core schema: `true` and `false` are the only booleans, `010`
+is 10, `1:30`, `yes` and `2026-05-04` are text, `1e-3` is a number. One addition: digits may be
+grouped by thousands, as in `2_000_000`. A key that appears twice in a mapping is an error.
+"""
 
 import json
 import re
-from datetime import date
-from typing import Annotated, Any
+from collections.abc import Callable
+from typing import Annotated, Any, TypeVar
 
 import yaml
-from pydantic import Field, ValidationError
+from pydantic import BaseModel, Field, ValidationError
 
 MAX_YAML_CHARACTERS = 4 * 2**20
 MAX_VALUES = 500_000  # aliases of YAML followed: a few lines can stand for billions of values
 MAX_DEPTH = 50
 _QUOTED = re.compile(r"'[^'<>]{2,}'")
+_SHOWN_KEY = re.compile(r"[A-Za-z0-9_./-]{1,100}")  # others may hold a secret
 _MOST_TOLD = 500  # characters
-_PLAIN = (bool, float, date, type(None))
+_PLAIN = (bool, float, type(None))
 
 Name = Annotated[str, Field(pattern=r"^[^\x00-\x1f\x7f-\x9f]{1,1000}$")]  # safe on a terminal
+Model = TypeVar("Model", bound=BaseModel)
 
 
 class MalformedError(ValueError):
@@ -23,42 +30,50 @@ class MalformedError(ValueError):
 
 
 def parse_yaml(text: str) -> Any:
-    """The plain value of a YAML text: mappings, lists, text, numbers, days, null.
+    """The plain value of a YAML text: mappings with keys of text, lists, text, numbers, null.
 
     Raises:
-        MalformedError: says where, but doesn't repeat the text, which may hold a secret.
+        MalformedError: says where, but doesn't repeat values, which may hold a secret.
     """
-    if len(text) > MAX_YAML_CHARACTERS:
-        raise MalformedError(f"{len(text)} characters, at most {MAX_YAML_CHARACTERS} are read")
-    try:
-        value = yaml.load(text, _Loader)  # a SafeLoader
-    except yaml.MarkedYAMLError as error:
-        mark = error.problem_mark or error.context_mark
-        where = f", line {mark.line + 1}, column {mark.column + 1}" if mark else ""
-        problem = _QUOTED.sub("'...'", error.problem or error.context or "wrong")
-        raise MalformedError(f"{problem}{where}") from None
-    except yaml.YAMLError:
-        raise MalformedError("it holds characters that YAML doesn't allow") from None
-    except RecursionError:
-        raise MalformedError("it is nested too deeply") from None
-    except (ValueError, TypeError, OverflowError):  # of no day 2026-13-45, of 5,000 digits
-        raise MalformedError("it holds a day or number that doesn't exist") from None
-    check_plain(value)
-    return value
+    return _parse_yaml(text, _CoreLoader)
+
+
+def parse_saved_yaml(text: str) -> Any:
+    """The plain value of what `dump_yaml` wrote, also by versions that quoted for YAML 1.1 alone.
+
+    Those wrote text such as `1e3` without quotes; errors as in `parse_yaml`.
+    """
+    return _parse_yaml(text, _BoundedLoader)
+
+
+def dump_yaml(value: Any) -> str:
+    """A plain value as YAML; text is quoted wherever YAML 1.1 or 1.2 would read something else."""
+    return yaml.dump(value, Dumper=_Dumper, sort_keys=False)
 
 
 def parse_json(text: str | bytes) -> Any:
     """The value of a JSON text.
 
     Raises:
-        MalformedError: says where.
+        MalformedError: says where; or a key appears twice in an object.
     """
     try:
-        return json.loads(text)
+        return json.loads(text, object_pairs_hook=_object)
     except RecursionError:
         raise MalformedError("it is nested too deeply") from None
     except ValueError as error:
         raise MalformedError(str(error)) from None
+
+
+def checked(model: type[Model], value: Any) -> Model:
+    """The model of a plain value, strictly: integers, numbers, booleans and text don't convert.
+
+    An integer is a number too. As JSON, which has lists for tuples and text for paths.
+
+    Raises:
+        ValidationError: the value doesn't fit the model.
+    """
+    return model.model_validate_json(json.dumps(value), strict=True)
 
 
 def first_fault(error: ValidationError) -> str:
@@ -87,6 +102,7 @@ def check_plain(value: Any) -> None:
             raise MalformedError(f"it is nested more than {MAX_DEPTH} levels deep")
         if isinstance(found, dict):
             inner = [*found, *found.values()]
+            _check_keys(found)
         elif isinstance(found, list):
             inner = found
         else:
@@ -95,6 +111,13 @@ def check_plain(value: Any) -> None:
         if seen + len(waiting) + len(inner) > MAX_VALUES:
             raise MalformedError(f"it stands for more than {MAX_VALUES} values")
         waiting += [(one, depth + 1) for one in inner]
+
+
+def _check_keys(found: dict[Any, Any]) -> None:
+    for key in found:
+        if not isinstance(key, str):
+            shown = key if isinstance(key, int | float | None) else type(key).__name__
+            raise MalformedError(f"key {shown!s:.50}: expected text as a key; quote it")
 
 
 def _check_scalar(value: Any) -> None:
@@ -108,13 +131,52 @@ def _check_scalar(value: Any) -> None:
         raise MalformedError(f"it holds a {type(value).__name__}, expected plain values")
 
 
-class _Loader(yaml.SafeLoader):
-    """Keeps merged mappings (`<<`) small, which can double with each line, and nesting shallow.
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        names = [name for name, _ in pairs]
+        twice = next(name for name in names if names.count(name) > 1)
+        raise MalformedError(f"key {_shown(twice)} appears twice in one object; keep one of them")
+    return found
 
-    The scanner's time goes by the square of the depth.
+
+def _shown(key: str) -> str:
+    return repr(key) if _SHOWN_KEY.fullmatch(key) else "'...'"
+
+
+def _parse_yaml(text: str, loader: type["_BoundedLoader"]) -> Any:
+    if len(text) > MAX_YAML_CHARACTERS:
+        raise MalformedError(f"{len(text)} characters, at most {MAX_YAML_CHARACTERS} are read")
+    try:
+        value = yaml.load(text, loader)  # a SafeLoader
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        where = f", line {mark.line + 1}, column {mark.column + 1}" if mark else ""
+        problem = _QUOTED.sub("'...'", error.problem or error.context or "wrong")
+        raise MalformedError(f"{problem}{where}") from None
+    except yaml.YAMLError:
+        raise MalformedError("it holds characters that YAML doesn't allow") from None
+    except RecursionError:
+        raise MalformedError("it is nested too deeply") from None
+    except MalformedError:
+        raise
+    except (ValueError, TypeError, OverflowError):  # of 5,000 digits, a mapping as a key
+        raise MalformedError("it holds a number or key that can't be read") from None
+    check_plain(value)
+    return value
+
+
+class _BoundedLoader(yaml.SafeLoader):
+    """Refuses keys that appear twice; keeps merged mappings small and nesting shallow.
+
+    Merged mappings (`<<`) can double with each line. The scanner's time goes by the square of the
+    depth.
     """
 
-    _depth = 0
+    def __init__(self, stream: str) -> None:
+        super().__init__(stream)
+        self._depth = 0
+        self._flattened: set[yaml.MappingNode] = set()
 
     def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
         """The next value."""
@@ -126,8 +188,100 @@ class _Loader(yaml.SafeLoader):
         return node
 
     def flatten_mapping(self, node: yaml.MappingNode) -> None:
-        """Put the merged keys in place."""
+        """Put the merged keys in place, once for all places that refer to the mapping."""
+        if node in self._flattened:
+            return
+        self._flattened.add(node)
+        self._check_unique(node)  # before: an own key may replace a merged one
         super().flatten_mapping(node)
         if len(node.value) > MAX_VALUES:
             problem = f"merged keys stand for more than {MAX_VALUES} values"
             raise yaml.constructor.ConstructorError(None, None, problem, node.start_mark)
+
+    def _check_unique(self, node: yaml.MappingNode) -> None:
+        places: dict[tuple[str, str], yaml.Mark] = {}
+        for key, _ in node.value:
+            if not isinstance(key, yaml.ScalarNode):
+                continue
+            first = places.setdefault((key.tag, key.value), key.start_mark)
+            if first is not key.start_mark:
+                where = " and ".join(
+                    f"line {mark.line + 1}, column {mark.column + 1}"
+                    for mark in (first, key.start_mark)
+                )
+                raise MalformedError(
+                    f"key {_shown(key.value)} appears twice, in {where}; keep one of them"
+                )
+
+
+class _CoreLoader(_BoundedLoader):
+    """Reads scalars by YAML 1.2's core schema."""
+
+    def process_directives(self) -> Any:
+        """Refuse a text that says it is of another version."""
+        found = super().process_directives()  # type: ignore[no-untyped-call]
+        if self.yaml_version not in (None, (1, 2)):
+            raise MalformedError("its %YAML line names another version, expected 1.2 or no line")
+        return found
+
+
+class _Dumper(yaml.SafeDumper):
+    """Quotes what either schema would read as another type; aliases would hide values."""
+
+    def ignore_aliases(self, data: Any) -> bool:
+        """Write equal values out each time."""
+        return True
+
+
+def _integer(text: str) -> int:
+    digits = text.replace("_", "")
+    return int(digits, {"0o": 8, "0x": 16}.get(digits[:2], 10))
+
+
+def _number(text: str) -> float:
+    return float(text.lower().replace(".inf", "inf").replace(".nan", "nan"))
+
+
+# YAML 1.2.2, section 10.3.2, but for groups of thousands.
+_CORE: dict[str, tuple[str, str, Callable[[str], Any]]] = {
+    "null": (r"null|Null|NULL|~|", "~nN\0", lambda text: None),
+    "bool": (r"true|True|TRUE|false|False|FALSE", "tTfF", lambda text: text.lower() == "true"),
+    "int": (
+        r"[-+]?[0-9]+|0o[0-7]+|0x[0-9a-fA-F]+|[-+]?[1-9][0-9]{0,2}(_[0-9]{3})+",
+        "-+0123456789",
+        _integer,
+    ),
+    "float": (
+        r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?|[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)",
+        "-+.0123456789",
+        _number,
+    ),
+}
+
+
+def _constructor(
+    name: str, pattern: re.Pattern[str], make: Callable[[str], Any]
+) -> Callable[[yaml.SafeLoader, yaml.ScalarNode], Any]:
+    def construct(loader: yaml.SafeLoader, node: yaml.ScalarNode) -> Any:
+        text = loader.construct_scalar(node)  # type: ignore[no-untyped-call]
+        if not pattern.fullmatch(text):
+            problem = f"expected a value of the tag !!{name}"
+            raise yaml.constructor.ConstructorError(None, None, problem, node.start_mark)
+        return make(text)
+
+    return construct
+
+
+def _add_core_schema() -> None:
+    _CoreLoader.yaml_implicit_resolvers = {}  # without those of YAML 1.1
+    for name, (text, first_letters, make) in _CORE.items():
+        tag, pattern = f"tag:yaml.org,2002:{name}", re.compile(rf"^(?:{text})$")
+        first = ["" if letter == "\0" else letter for letter in first_letters]
+        for kind in (_CoreLoader, _Dumper):
+            kind.add_implicit_resolver(tag, pattern, first)
+        _CoreLoader.add_constructor(tag, _constructor(name, pattern, make))
+    merge = "tag:yaml.org,2002:merge"
+    _CoreLoader.add_implicit_resolver(merge, re.compile(r"^<<$"), ["<"])
+
+
+_add_core_schema()

@@ -12,12 +12,19 @@ from infnet_dist.errors import unknown_name
 from infnet_dist.model_config import Section
 
 
-def _day_text(day: object) -> object:
-    """YAML reads an unquoted day as a date."""
-    return day.isoformat() if isinstance(day, date) else day
+def day_text(day: object) -> object:
+    """A day or time as text; times in one spelling, e.g. 2026-05-04T06:00:00."""
+    if isinstance(day, date):
+        return day.isoformat()
+    if isinstance(day, str) and len(day) > len("2026-05-04"):
+        try:
+            return datetime.fromisoformat(day).isoformat()
+        except ValueError:
+            return day  # refused with the section
+    return day
 
 
-Day = Annotated[str, BeforeValidator(_day_text)]
+Day = Annotated[str, BeforeValidator(day_text)]
 MAX_TABLE_ROWS = 10**14
 MAX_GROUP_ROWS = 100_000_000  # memory for a row group is taken before its rows are there
 MAX_LENGTH = 10_000  # items of a history or list of one row

@@ -29,6 +29,7 @@ from infnet_dist.models.onetrans import OneTrans
 from infnet_dist.models.stack import HEADS, INTERACTIONS, SEQUENCES, Stack
 from infnet_dist.models.transformer import Transformer
 from infnet_dist.schema import Schema
+from infnet_dist.settings_check import task_weights
 from infnet_dist.sparse import SparseArch, SparseEmbeddings
 from infnet_dist.tokens import TokenArch
 
@@ -142,7 +143,7 @@ def build_train_model(
         table_device: "meta" where the tables will be sharded; None: the CPU.
 
     Raises:
-        ConfigError: heads that don't divide the token width.
+        ConfigError: heads that don't divide the token width, or no task that is trained.
     """
     sparse = SparseArch(
         schema,
@@ -154,8 +155,8 @@ def build_train_model(
         torch.manual_seed(config.run.seed)
         dense = _build_dense(config, schema)
     watch_time = [task.kind == "watch_time" for task in schema.tasks]
-    weights = [config.training.task_weights.get(task.name, 1.0) for task in schema.tasks]
-    return TrainModel(RankingModel(sparse, dense), MultiTaskLoss(weights, watch_time))
+    loss = MultiTaskLoss(task_weights(config, schema), watch_time)
+    return TrainModel(RankingModel(sparse, dense), loss)
 
 
 def _build_dense(config: Config, schema: Schema) -> DenseArch:

@@ -1,4 +1,4 @@
-"""Where relative paths of a run file stand, and whether a folder can be written to."""
+"""Relative paths of a run file are resolved against $INFNET_ROOT; can a folder be written to?"""
 
 import os
 import tempfile
@@ -10,24 +10,31 @@ ROOT_VARIABLE = "INFNET_ROOT"
 
 
 def resolve_path(path: Path) -> Path:
-    """Make a path of a run file absolute: relative ones stand under $INFNET_ROOT.
+    """Make a path of a run file absolute: relative ones are resolved against $INFNET_ROOT.
 
-    Without the variable they stand under the current folder, except in a submitted Ray job: that
-    runs in a throw-away copy of the working folder.
+    Without the variable they are resolved against the current folder, except in a submitted Ray
+    job: that runs in a throw-away copy of the working folder.
 
     Raises:
-        ConfigError: a relative path in a Ray job without $INFNET_ROOT.
+        ConfigError: a relative path in a Ray job without $INFNET_ROOT, or one that begins with ~.
     """
     if path.is_absolute():
         return path
+    if str(path).startswith("~"):
+        raise ConfigError(f"path {str(path)!r}: ~ isn't expanded; write the folder out")
     root = os.environ.get(ROOT_VARIABLE)
     if root is None and "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ:
         raise ConfigError(
             f"path {str(path)!r} is relative, and a Ray job runs in a throw-away copy of the "
             f"working folder; make it absolute, or submit with --runtime-env-json "
-            f'\'{{"env_vars": {{"{ROOT_VARIABLE}": "/where/data/and/runs/stand"}}}}\''
+            f'\'{{"env_vars": {{"{ROOT_VARIABLE}": "/where/data/and/runs/are"}}}}\''
         )
     return Path(root or Path.cwd()).resolve() / path
+
+
+def resolve_place(place: str) -> str:
+    """A path made absolute as in `resolve_path`, a URL as it is."""
+    return place if "://" in place else str(resolve_path(Path(place)))
 
 
 def make_writable(folder: Path, keys: str) -> None:

@@ -21,6 +21,7 @@ from infnet_dist.data.statistics import sample_usage
 from infnet_dist.errors import ConfigError, DataError, unknown_name
 from infnet_dist.parallel import ShardedModel, build_sharded_model
 from infnet_dist.schema import Schema, Table, Task
+from infnet_dist.settings_check import check_settings
 
 
 def open_training_set(config: Config) -> tuple[Manifest, Schema]:
@@ -59,18 +60,8 @@ def check_can_train(config: Config) -> None:
         DataError: the train split doesn't fill one step, or there is no valid split.
         ConfigError: settings that contradict one another.
     """
-    scaling = config.scaling
-    if scaling.min_workers is not None and scaling.min_workers > scaling.num_workers:
-        raise ConfigError(
-            f"scaling.min_workers is {scaling.min_workers}, above scaling.num_workers "
-            f"({scaling.num_workers}); lower it"
-        )
-    if scaling.min_workers is not None and config.sharding.plan != "auto":
-        raise ConfigError(
-            "scaling.min_workers changes the number of workers, which a plan file fixes; set "
-            "sharding.plan=auto, or leave scaling.min_workers out"
-        )
     manifest = read_manifest(config.data.path)
+    check_settings(config, manifest.schema_.select(config.data.features, config.data.tasks))
     manifest.split("valid")
     check_feed(
         manifest.split("train").rows,

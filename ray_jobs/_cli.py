@@ -13,13 +13,6 @@ from pathlib import Path
 from infnet_dist.config import Config, load_config
 from infnet_dist.errors import CheckpointError, UserError
 from infnet_dist.filesystem import Folder
-from infnet_dist.ingest_config import (
-    KuaiRandIngest,
-    LogsIngest,
-    PetastormIngest,
-    TabularIngest,
-)
-from infnet_dist.paths import resolve_path
 from ray_jobs._cluster import disconnect
 
 log = logging.getLogger("infnet_dist")
@@ -60,38 +53,8 @@ def add_launcher(parser: argparse.ArgumentParser) -> None:
 
 
 def read_config(arguments: argparse.Namespace) -> Config:
-    """The run file with its overrides; data and run paths made absolute."""
-    return resolve_config(load_config(arguments.config, arguments.overrides))
-
-
-def resolve_config(config: Config) -> Config:
-    """The same run with its data and run paths made absolute."""
-    update: dict[str, object] = {
-        "run": config.run.model_copy(update={"folder": resolve_path(config.run.folder)}),
-        "data": config.data.model_copy(update={"path": resolve_path(config.data.path)}),
-    }
-    if isinstance(config.ingest, KuaiRandIngest | TabularIngest | PetastormIngest):
-        path = resolve_path(config.ingest.path)
-        update["ingest"] = config.ingest.model_copy(update={"path": path})
-    if isinstance(config.ingest, LogsIngest):
-        joins = {
-            name: join.model_copy(update={"path": resolved(join.path)})
-            for name, join in config.ingest.joins.items()
-        }
-        found = {"path": resolved(config.ingest.path), "joins": joins}
-        update["ingest"] = config.ingest.model_copy(update=found)
-    if config.checkpoint.folder is not None:
-        folder = {"folder": resolved(config.checkpoint.folder)}
-        update["checkpoint"] = config.checkpoint.model_copy(update=folder)
-    if config.sharding.plan != "auto":  # reviewed with the code, so it stands beside it
-        plan = config.sharding.plan.absolute()
-        update["sharding"] = config.sharding.model_copy(update={"plan": plan})
-    return config.model_copy(update=update)
-
-
-def resolved(path: str) -> str:
-    """A path made absolute, a URL as it is."""
-    return path if "://" in path else str(resolve_path(Path(path)))
+    """The run file with its overrides."""
+    return load_config(arguments.config, arguments.overrides)
 
 
 def new_run_id() -> str:

@@ -21,6 +21,7 @@ from rich.markdown import Markdown
 
 from infnet_dist.comparison.costs import measure_costs
 from infnet_dist.comparison.protocol import (
+    CONTROL,
     Protocol,
     Trial,
     ablation_trials,
@@ -44,7 +45,7 @@ from infnet_dist.provenance import versions
 from infnet_dist.run_lock import held_by_driver
 from infnet_dist.session import open_training_set
 from infnet_dist.tracking import send_report
-from ray_jobs._cli import add_launcher, log, make_parser, positive, resolve_config, run_main
+from ray_jobs._cli import add_launcher, log, make_parser, positive, run_main
 from ray_jobs._cluster import submission_id
 from ray_jobs._trials import run_trials
 
@@ -53,7 +54,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Read the protocol, and keep other comparisons away from its folder meanwhile."""
     arguments = _parser().parse_args(argv)
     protocol = load_protocol(arguments.config)
-    base = resolve_config(base_config(protocol, arguments.config, arguments.overrides))
+    base = base_config(protocol, arguments.config, arguments.overrides)
     with held_by_driver(base.run.folder / base.run.name, base.scaling, submission_id()):
         _compare(protocol, base, arguments)
 
@@ -152,11 +153,12 @@ def _commit(one: Finished) -> str:
 def _finalists(protocol: Protocol, grid: Sequence[Finished]) -> list[Finished]:
     """The best models at their best points, and those that are finalists in any case.
 
-    So is the model of the ablations: they are compared with it.
+    So are the control, which all are compared with, and the model of the ablations.
     """
     best = best_points(grid)
     always = [*protocol.always_finalists, *([protocol.ablations.of] if protocol.ablations else [])]
-    names = dict.fromkeys([*list(best)[: protocol.finalists], *always])
+    rivals = [name for name in best if name != CONTROL]
+    names = dict.fromkeys([*rivals[: protocol.finalists], *always, CONTROL])
     return [best[name] for name in names]
 
 

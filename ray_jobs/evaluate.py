@@ -5,10 +5,12 @@
     python -m ray_jobs.evaluate --config configs/smoke.yaml --checkpoint PATH --split test
 
 The model is the one that the checkpoint was saved with; the run file says where data and runs
-stand and how many workers to use. Prints a table, and writes evaluation-<split>.json, by default
+are and how many workers to use. A `--set` of anything else, to another value than the checkpoint's,
+is an error. Prints a table, and writes evaluation-<split>.json, by default
 beside the run's summary.
 """
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +19,12 @@ from rich.table import Table
 
 from infnet_dist import checkpoint
 from infnet_dist.config import Config, config_of_text
+from infnet_dist.config_changes import changes
+from infnet_dist.errors import ConfigError
 from infnet_dist.evaluation import evaluate_checkpoint
 from infnet_dist.filesystem import Folder
+from infnet_dist.overrides import covers, key_of
+from infnet_dist.paths import resolve_place
 from infnet_dist.run_folder import write_json
 from infnet_dist.session import open_training_set
 from ray_jobs._cli import (
@@ -27,11 +33,17 @@ from ray_jobs._cli import (
     make_parser,
     newest_checkpoint,
     read_config,
-    resolved,
     run_id,
     run_main,
 )
 from ray_jobs._launch import launch
+
+_MAKES_MODEL = ("model", "tables", "data.features", "data.tasks")
+# What the run file says of an evaluation.
+_TAKEN_HERE = (
+    *("run.folder", "run.name", "checkpoint.folder", "scaling", "sharding", "data.path"),
+    *("data.batch_size", "data.prefetch_batches", "data.max_bad_row_groups", "data.reader"),
+)
 
 
 def main() -> None:
@@ -52,12 +64,12 @@ def main() -> None:
     manifest, _ = open_training_set(config)
     manifest.split(arguments.split)
     path = (
-        Folder(resolved(arguments.checkpoint))
+        Folder(resolve_place(arguments.checkpoint))
         if arguments.checkpoint
         else newest_checkpoint(config, arguments.run_id)
     )
     checkpoint.read_manifest(path)
-    config = _with_model_of(config, path)
+    config = _with_model_of(config, path, arguments.overrides)
     result = launch(
         evaluate_checkpoint,
         {"config": config, "path": path, "split": arguments.split},
@@ -70,9 +82,27 @@ def main() -> None:
     log.info("written to %s", output)
 
 
-def _with_model_of(config: Config, folder: Folder) -> Config:
-    """The config with everything that makes the model as it was when the checkpoint was saved."""
+def _with_model_of(config: Config, folder: Folder, overrides: Sequence[str]) -> Config:
+    """The config with everything that makes the model as it was when the checkpoint was saved.
+
+    Raises:
+        ConfigError: --set of something that comes from the checkpoint, or plays no part here, to
+            another value than the checkpoint's.
+    """
     saved = config_of_text(folder.read("config.yaml").decode(), source=f"{folder}/config.yaml")
+    keys = [key_of(override) for override in overrides]
+    for key, (theirs, ours) in changes(saved, config).items():
+        if any(covers(here, key) for here in _TAKEN_HERE):
+            continue
+        if any(covers(one, key) for one in keys):
+            raise ConfigError(
+                f"--set {key}: evaluate doesn't take it from the run file: got {ours}, the "
+                f"checkpoint {folder} was trained with {theirs}; leave it out"
+            )
+        if any(covers(part, key) for part in _MAKES_MODEL):
+            log.warning(
+                "%s is %s as in the checkpoint, not %s as in the run file", key, theirs, ours
+            )
     data = {"features": saved.data.features, "tasks": saved.data.tasks}
     return config.model_copy(
         update={

@@ -8,6 +8,7 @@ command line, as on a cluster, stops at the first failure with that step's exit 
 
 import argparse
 import json
+import os
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -21,7 +22,7 @@ from rich.text import Text
 
 from infnet_dist.config import Config, load_config
 from infnet_dist.errors import UserError
-from infnet_dist.paths import make_writable
+from infnet_dist.paths import ROOT_VARIABLE, make_writable
 from ray_jobs._local_ray import LocalRay
 
 REPOSITORY = Path(__file__).resolve().parents[1]
@@ -38,9 +39,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         "--set", action="append", default=[], metavar="KEY.PATH=VALUE", dest="overrides"
     )
     args = parser.parse_args(argv)
+    root = args.root.resolve()
+    os.environ[ROOT_VARIABLE] = str(root)
     try:
         config = load_config(args.config, args.overrides)
-        root = args.root.resolve()
         make_writable(root, "--root")
     except UserError as error:
         print(error, file=sys.stderr)
@@ -49,7 +51,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     started = time.monotonic()
     code = run_steps(steps_of(args.config, args.overrides, run_id), root, cpus_of(config))
     if code == 0:
-        folder = root / config.run.folder / config.run.name / run_id
+        folder = config.run.folder / config.run.name / run_id
         summary, evaluation = read_results(folder)
         seconds = time.monotonic() - started
         Console().print(format_summary(summary, evaluation, seconds=seconds), crop=False)

@@ -8,12 +8,17 @@ from its newest checkpoint. Ctrl-C, SIGTERM and `ray job stop` save first (exit 
 lost workers and nodes are replaced: docs/faults.md.
 """
 
+from pathlib import Path
+
 import torch
 
+from infnet_dist.config import Config, config_of_text
+from infnet_dist.config_changes import changes
 from infnet_dist.model import build_train_model
 from infnet_dist.planning.plan import load_plan
 from infnet_dist.planning.sharding import check_plan, tables_of_run
 from infnet_dist.session import check_can_train, open_training_set
+from infnet_dist.settings_check import without_effect
 from ray_jobs._cli import (
     add_launcher,
     log,
@@ -35,8 +40,10 @@ def main() -> None:
     )
     arguments = parser.parse_args()
     config = read_config(arguments)
-    _, schema = open_training_set(config)
+    manifest, schema = open_training_set(config)
     check_can_train(config)
+    for line in without_effect(config, manifest, schema):
+        log.warning("no effect: %s", line)
     build_train_model(config, schema, table_device=torch.device("meta"))  # finds wrong settings
     if config.sharding.plan != "auto":
         # How many workers stand on one machine is seen there.
@@ -47,6 +54,7 @@ def main() -> None:
             device="cuda" if config.scaling.use_gpu else "cpu",
         )
     run_folder = config.run.folder / config.run.name / (arguments.run_id or new_run_id())
+    _say_changes(config, run_folder)
     summary = train_to_the_end(config, run_folder, arguments.launcher)
     log.info(
         "trained %s examples in %s steps, %.0f samples/s; checkpoint %s",
@@ -55,6 +63,17 @@ def main() -> None:
         summary["samples_per_s"],
         summary["checkpoint"],
     )
+
+
+def _say_changes(config: Config, run_folder: Path) -> None:
+    """Say which settings differ from the run's newest attempt; they hold from now on."""
+    try:
+        text = (run_folder / "config.yaml").read_text(encoding="utf-8")
+    except FileNotFoundError:
+        return
+    found = changes(config_of_text(text, source=f"{run_folder}/config.yaml"), config)
+    for key, (before, now) in found.items():
+        log.warning("run %s resumes with %s = %s, was %s", run_folder.name, key, now, before)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """How two checkpoints differ, whatever workers and plans saved them."""
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,7 +10,8 @@ import torch
 from infnet_dist.checkpoint.inspection import Advance, as_matrix, parts_of, read_plain
 from infnet_dist.checkpoint.manifest import CheckpointManifest, SavedTensor
 from infnet_dist.checkpoint.reading import TensorReader
-from infnet_dist.documents import MalformedError, parse_yaml
+from infnet_dist.config_changes import flat
+from infnet_dist.documents import MalformedError, parse_saved_yaml
 from infnet_dist.errors import CheckpointError
 from infnet_dist.filesystem import Folder
 
@@ -109,17 +110,9 @@ def _config(folder: Folder, manifest: CheckpointManifest) -> dict[str, Any]:
     if content is None:
         return {}
     try:
-        return dict(_flat("", parse_yaml(content.decode()) or {}))
+        return dict(flat("", parse_saved_yaml(content.decode()) or {}))
     except (MalformedError, UnicodeDecodeError) as error:
         raise CheckpointError(f"config.yaml in {folder} is not YAML: {error}") from None
-
-
-def _flat(place: str, value: Any) -> Iterator[tuple[str, Any]]:
-    if isinstance(value, dict) and value:
-        for key, inner in value.items():
-            yield from _flat(f"{place}.{key}" if place else str(key), inner)
-    else:
-        yield place, value
 
 
 def _config_differences(

@@ -11,6 +11,10 @@ finalists: 4
 always_finalists: [infnet]
 ablations: {of: infnet, models: {four_hubs: {name: infnet, num_hubs: 4}}}
 
+To the models comes the control, `linear_control`: logistic regression on the same features and
+counters (histories as the mean of their items). What it reaches is due to the features, not to a
+model; it is trained with every seed.
+
 First every model is trained at every point of the grid with the first seed; then the finalists,
 each at its best point, with the other seeds. Ablations are trained at their model's best point, and
 are nobody's rivals. A model's `model` section starts from what is common
@@ -26,13 +30,22 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import yaml
 from pydantic import Field, PositiveInt, ValidationError, model_validator
 
-from infnet_dist.config import Config, dump_config, load_config, parse_config, read_sections
+from infnet_dist.config import Config, parse_config, read_sections
 from infnet_dist.config_messages import explain
+from infnet_dist.documents import checked
 from infnet_dist.errors import ConfigError, unknown_name
 from infnet_dist.model_config import ModelSection, Section
+from infnet_dist.overrides import apply_overrides, covers, key_of
+
+CONTROL = "linear_control"
+_CONTROL_SECTION = {
+    "name": "stack",
+    "sequence": {"name": "mean"},
+    "interaction": {"name": "linear"},
+    "head": {"name": "linear"},
+}
 
 
 class Ablations(Section):
@@ -64,6 +77,11 @@ class Protocol(Section):
     ablations: Ablations | None = Field(None, description="variants of one of the models")
 
     @property
+    def all_models(self) -> dict[str, dict[str, Any]]:
+        """Model sections of the models, the control's last."""
+        return self.models | {CONTROL: _CONTROL_SECTION}
+
+    @property
     def variants(self) -> dict[str, dict[str, Any]]:
         """Model sections of the ablations."""
         return self.ablations.models if self.ablations else {}
@@ -75,6 +93,7 @@ class Protocol(Section):
 
     @model_validator(mode="after")
     def _check(self) -> "Protocol":
+        self._check_set_once()
         for seed in set(self.ablation_seeds) - set(self.seeds):
             raise ValueError(f"ablations.seeds: {seed} isn't one of seeds ({self.seeds})")
         if len({*self.ablation_seeds}) != len(self.ablation_seeds):
@@ -82,6 +101,8 @@ class Protocol(Section):
         for name in self.models.keys() & self.variants.keys():
             raise ValueError(f"ablations.models: {name!r} is a model's name already; rename one")
         for name in [*self.models, *self.variants]:
+            if name == CONTROL:
+                raise ValueError(f"models: {name!r} is the control, which is always there")
             if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name):
                 raise ValueError(f"models: {name!r} is no plain name of letters, digits, . _ -")
         for name in [*self.always_finalists, *([self.ablations.of] if self.ablations else [])]:
@@ -92,11 +113,39 @@ class Protocol(Section):
                 raise ValueError(f"grid.{key} has no values")
             if len({json.dumps(value) for value in values}) != len(values):
                 raise ValueError(f"grid.{key}: a value stands twice in {values}")
-        if "run.seed" in self.grid:
-            raise ValueError("grid.run.seed: name seeds under 'seeds'")
         if len({*self.seeds}) != len(self.seeds):
             raise ValueError(f"a seed stands twice in {self.seeds}")
         return self
+
+    def _check_set_once(self) -> None:
+        """One place sets a key: seeds, the grid, a model, or the run file with its changes."""
+        for key in self.grid:
+            for other in self.grid:
+                if key != other and covers(key, other):
+                    raise ValueError(f"grid.{other} is inside of grid.{key}; keep one of them")
+            if covers(key, "run.seed"):
+                raise ValueError(f"grid.{key}: name seeds under 'seeds'")
+            for name, section in (self.models | self.variants).items():
+                for option in section:
+                    if covers(key, f"model.{option}") or covers(f"model.{option}", key):
+                        raise ValueError(
+                            f"models.{name}.{option}: grid.{key} would replace it; leave one out"
+                        )
+        for key in self.set:
+            if reason := self.without_effect(key):
+                raise ValueError(f"set.{key}: {reason}")
+
+    def without_effect(self, key: str) -> str | None:
+        """Why a change of the run file would change no trial; None if it would."""
+        for varied in self.grid:
+            if covers(key, varied) or covers(varied, key):
+                return f"grid.{varied} sets it; change the grid, and set other keys one by one"
+        if covers(key, "run.seed"):
+            return "the comparison has seeds of its own; change 'seeds'"
+        common = [f"model.{option}" for option in ModelSection.model_fields]
+        if covers("model", key) and not any(covers(option, key) for option in common):
+            return f"each model has a section of its own; here {', '.join(common)} can be set"
+        return None
 
 
 # Sections and keys that don't change what a trial comes to.
@@ -140,23 +189,30 @@ class Trial:
         return self.config.run.folder / self.config.run.name / self.id
 
 
-def load_protocol(path: Path) -> Protocol:
+def load_protocol(path: str | Path) -> Protocol:
     """Read a comparison's file.
 
     Raises:
         ConfigError: missing, no YAML, or a key is wrong.
     """
     try:
-        return Protocol.model_validate(read_sections(path))
+        return checked(Protocol, read_sections(path))
     except ValidationError as error:
         lines = explain(error.errors(), Protocol)
         raise ConfigError(f"{path}: {'; '.join(lines)}") from None
 
 
-def base_config(protocol: Protocol, path: Path, overrides: Sequence[str] = ()) -> Config:
+def base_config(protocol: Protocol, path: str | Path, overrides: Sequence[str] = ()) -> Config:
     """The run file with the comparison's changes, then `overrides` (key.path=value)."""
-    changes = [f"{key}={json.dumps(value)}" for key, value in protocol.set.items()]
-    return load_config(path.parent / protocol.base, [*changes, *overrides])
+    path = Path(path)
+    base = path.parent / protocol.base
+    raw = read_sections(base)
+    apply_overrides(raw, [f"{key}={json.dumps(value)}" for key, value in protocol.set.items()])
+    for key in map(key_of, overrides):
+        if reason := protocol.without_effect(key):
+            raise ConfigError(f"--set {key}: {reason}")
+    apply_overrides(raw, overrides)
+    return parse_config(raw, source=str(base))
 
 
 def trials(protocol: Protocol, base: Config, *, seed: int, data: str) -> list[Trial]:
@@ -171,7 +227,7 @@ def trials(protocol: Protocol, base: Config, *, seed: int, data: str) -> list[Tr
     ]
     return [
         Trial(name, point, _config(base, name, section, point, seed), data)
-        for name, section in protocol.models.items()
+        for name, section in protocol.all_models.items()
         for point in points
     ]
 
@@ -198,7 +254,7 @@ def with_seed(trial: Trial, seed: int) -> Trial:
 def _config(
     base: Config, model: str, section: dict[str, Any], point: dict[str, Any], seed: int
 ) -> Config:
-    raw = yaml.safe_load(dump_config(base))
+    raw = base.model_dump(mode="json")
     common = {key: raw["model"][key] for key in ModelSection.model_fields}
     raw["model"] = common | section
     raw["run"]["seed"] = seed

@@ -36,12 +36,14 @@ def to_record(result: ModelResult) -> dict[str, Any]:
     return {
         "name": result.name,
         "ablation_of": result.ablation_of,
+        "is_control": result.is_control,
         "point": result.point,
         "seeds": [run.seed for run in result.runs],
         "mean_auc": _number(result.mean("auc")),
         "mean_gauc": _number(result.mean("gauc")),
         "compared_with": result.compared_with,
         "difference": None if result.difference is None else _number(result.difference),
+        "over_control": None if result.over_control is None else _number(result.over_control),
         "p_value": None if result.p_value is None else _number(result.p_value),
         "metrics": {
             name: {"mean": _number(result.mean(name)), "sd": _number(result.deviation(name))}
@@ -59,15 +61,16 @@ def to_record(result: ModelResult) -> dict[str, Any]:
 
 def to_markdown(results: Sequence[ModelResult], tasks: Sequence[str]) -> str:
     """Two tables: ranking metrics with costs, and calibration."""
-    ranking = ["model", "seeds", "mean AUC", "difference from", "mean gAUC"]
+    ranking = ["model", "seeds", "mean AUC", "difference from", "over control", "mean gAUC"]
     ranking += [f"{task} AUC / gAUC" for task in tasks]
     ranking += ["dense params", "MFLOPs / sample", "samples/s", "ms at 512"]
     rows = [
         [
-            result.name + ("*" if result.ablation_of else ""),
+            result.name + (" (control)" if result.is_control else "*" * bool(result.ablation_of)),
             str(len(result.runs)),
             _spread(result, "auc"),
             _difference(result),
+            "-" if result.over_control is None else _signed(result.over_control),
             _spread(result, "gauc"),
             *(
                 f"{_spread(result, f'auc/{task}')} / {_spread(result, f'gauc/{task}')}"
@@ -95,10 +98,12 @@ def to_markdown(results: Sequence[ModelResult], tasks: Sequence[str]) -> str:
     ]
     notes = (
         "On valid, on which the point of the grid was chosen as well, with the first seed. Models "
-        "with one\nseed stand below those with several. +-: standard deviation over seeds. "
+        "with one\nseed are below those with several. +-: standard deviation over seeds. "
         "difference: of mean AUC from\nthe best other model with several seeds, of an ablation (*) "
-        "from its model, over the seeds that both\nhave; p: paired t-test. MFLOPs and ms: forward "
-        "pass without lookups, full histories. samples/s: with\nother trials beside it.\n"
+        "from its model, over the seeds that both\nhave; p: paired t-test. control: logistic "
+        "regression on the same features and counters, histories as\nmeans of their items; over "
+        "control: difference of mean AUC from it, over the seeds that both have.\nMFLOPs and ms: "
+        "forward pass without lookups, full histories. samples/s: with other trials beside it.\n"
     )
     return f"{_table(ranking, rows)}\n{notes}\n{_table(other, other_rows)}"
 
@@ -111,9 +116,13 @@ def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 def _difference(result: ModelResult) -> str:
     if result.difference is None:
         return "-"
-    text = f"{result.difference:+.4f}".replace("0.", ".", 1)
+    text = _signed(result.difference)
     p = "" if result.p_value is None else f", p {result.p_value:.2g}"
     return f"{text} ({result.compared_with}{p})"
+
+
+def _signed(difference: float) -> str:
+    return f"{difference:+.4f}".replace("0.", ".", 1)
 
 
 def _spread(result: ModelResult, key: str) -> str:

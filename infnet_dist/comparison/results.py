@@ -11,7 +11,7 @@ import numpy as np
 from scipy import stats
 
 from infnet_dist.comparison.costs import ModelCosts
-from infnet_dist.comparison.protocol import Trial
+from infnet_dist.comparison.protocol import CONTROL, Trial
 
 SUMMARY = "summary.json"  # a run folder that has one is finished
 _SPLIT = "valid"
@@ -58,6 +58,8 @@ class ModelResult:
         difference: of mean AUC from that model, mean over the seeds that both have.
         p_value: of the paired t-test over those seeds; None with fewer than two.
         ablation_of: the model that this is a variant of.
+        over_control: of mean AUC over the control's, mean over the seeds that both have; None for
+            the control.
     """
 
     name: str
@@ -69,6 +71,12 @@ class ModelResult:
     difference: float | None = None
     p_value: float | None = None
     ablation_of: str | None = None
+    over_control: float | None = None
+
+    @property
+    def is_control(self) -> bool:
+        """Whether this is the linear model that every comparison has."""
+        return self.name == CONTROL
 
     def values(self, key: str) -> list[float]:
         """A metric of all seeds: `auc` and `gauc` are means over tasks, else `metric/task`."""
@@ -161,10 +169,17 @@ def summarise(
     results.sort(key=lambda result: (len(result.runs) == 1, -_or_worst(result.mean("auc"))))
     several = [result for result in results if len(result.runs) > 1]
     for result in several:
-        _compare(result, next((other for other in several if other is not result), None))
+        rivals = (other for other in several if other is not result and not other.is_control)
+        _compare(result, next(rivals, None))
     variants = _summarise_ablations(ablations, costs, ablations_of)
     for variant in variants:
         _compare(variant, next(r for r in results if r.name == ablations_of))
+    control = next((result for result in results if result.is_control), None)
+    for result in results + variants:
+        if control is None or result is control:
+            continue
+        if found := _differences(result, control):
+            result.over_control = float(np.mean(found))
     return results + variants
 
 
@@ -186,16 +201,20 @@ def _compare(one: ModelResult, other: ModelResult | None) -> None:
     """Note the difference from `other` over the seeds that both have."""
     if other is None:
         return
-    mine = {run.seed: run.mean("auc") for run in one.runs}
-    theirs = {run.seed: run.mean("auc") for run in other.runs}
-    seeds = sorted(mine.keys() & theirs.keys())
-    if not seeds:
+    found = _differences(one, other)
+    if not found:
         return
     one.compared_with = other.name
-    one.difference = float(np.mean([mine[s] - theirs[s] for s in seeds]))
-    if len(seeds) > 1:
-        test = stats.ttest_rel([mine[s] for s in seeds], [theirs[s] for s in seeds])
-        one.p_value = float(test.pvalue)
+    one.difference = float(np.mean(found))
+    if len(found) > 1:
+        one.p_value = float(stats.ttest_1samp(found, 0.0).pvalue)
+
+
+def _differences(one: ModelResult, other: ModelResult) -> list[float]:
+    """Of mean AUC, for each seed that both have."""
+    mine = {run.seed: run.mean("auc") for run in one.runs}
+    theirs = {run.seed: run.mean("auc") for run in other.runs}
+    return [mine[seed] - theirs[seed] for seed in sorted(mine.keys() & theirs.keys())]
 
 
 def _or_worst(value: float) -> float:

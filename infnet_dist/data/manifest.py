@@ -14,7 +14,7 @@ from typing import Annotated, Any, Self
 import pyarrow as pa
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from infnet_dist.documents import MalformedError, check_plain, first_fault, parse_json
+from infnet_dist.documents import MalformedError, check_plain, checked, first_fault, parse_json
 from infnet_dist.errors import DataError, unknown_name
 from infnet_dist.logs_config import MAX_GROUP_ROWS, MAX_TABLE_ROWS
 from infnet_dist.schema import Schema
@@ -243,12 +243,13 @@ class Manifest(_Entry):
         return self.splits[name]
 
 
-def read_manifest(folder: Path) -> Manifest:
+def read_manifest(folder: str | Path) -> Manifest:
     """Read and check a training set's manifest.
 
     Raises:
         DataError: the folder or the manifest is missing, empty, malformed or of another format.
     """
+    folder = Path(folder)
     path = folder / MANIFEST
     if not folder.is_dir():
         raise DataError(f"no training set at {folder}: no such folder; {_MAKE_ONE}")
@@ -257,7 +258,7 @@ def read_manifest(folder: Path) -> Manifest:
     try:
         if path.stat().st_size > MAX_MANIFEST_BYTES:
             raise DataError(f"{path} has more than {MAX_MANIFEST_BYTES} bytes; {_MAKE_ONE}")
-        manifest = Manifest.model_validate(parse_json(path.read_bytes()))
+        manifest = checked(Manifest, parse_json(path.read_bytes()))
     except OSError as error:
         raise DataError(f"{path} can't be read ({error.strerror})") from None
     except MalformedError as error:

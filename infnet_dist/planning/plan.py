@@ -15,7 +15,7 @@ import numpy as np
 import torchrec
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from infnet_dist.documents import MalformedError, Name, first_fault, parse_json
+from infnet_dist.documents import MalformedError, Name, checked, first_fault, parse_json
 from infnet_dist.errors import PlanError
 from infnet_dist.planning.costs import block_rows, home_tier, row_bytes
 from infnet_dist.planning.tables import KernelName, PlanTable, ShardingTypeName, TableSet
@@ -289,7 +289,7 @@ def load_plan(path: str | Path) -> Plan:
                 f"plan {path} was made by another version (format {version}, this code reads "
                 f"{FORMAT_VERSION}); make it again"
             )
-        plan = Plan.model_validate(raw)
+        plan = checked(Plan, raw)
     except (OSError, MalformedError) as error:
         raise PlanError(f"plan {path} is not JSON ({error})") from None
     except ValidationError as error:

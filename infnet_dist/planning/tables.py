@@ -14,12 +14,12 @@ tables:
 
 from collections import Counter
 from pathlib import Path
-from typing import Annotated, Literal, Self, TypeVar
+from typing import Annotated, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, Strict, ValidationError, model_validator
 
 from infnet_dist.config_messages import explain
-from infnet_dist.documents import MalformedError, Name, parse_yaml
+from infnet_dist.documents import MalformedError, Model, Name, checked, parse_yaml
 from infnet_dist.errors import PlanError
 
 ShardingTypeName = Literal[
@@ -34,8 +34,6 @@ ShardingTypeName = Literal[
 KernelName = Literal["dense", "fused", "fused_uvm", "fused_uvm_caching", "key_value"]
 OptimizerName = Literal["sgd", "rowwise_adagrad", "adagrad", "adam"]
 
-
-Model = TypeVar("Model", bound=BaseModel)
 
 Integer = Annotated[int, Strict()]  # no text and no truth value
 Number = Annotated[float, Strict()]
@@ -166,21 +164,22 @@ def load_table_set(path: str | Path) -> TableSet:
     return read_yaml(Path(path), TableSet, "tables file")
 
 
-def read_yaml(path: Path, model: type[Model], kind: str) -> Model:
+def read_yaml(path: str | Path, model: type[Model], kind: str) -> Model:
     """Read and check a YAML file.
 
     Raises:
         PlanError: missing, no YAML, or not what `model` says; names the first wrong key.
     """
+    path = Path(path)
     if not path.is_file():
         raise PlanError(f"no {kind} {path}")
     try:
-        raw = parse_yaml(path.read_text())
+        raw = parse_yaml(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, MalformedError) as error:
         raise PlanError(f"{path} is not YAML: {' '.join(str(error).split())}") from None
     if not isinstance(raw, dict):
         raise PlanError(f"{path} holds a {type(raw).__name__}, expected keys such as 'tables:'")
     try:
-        return model.model_validate(raw)
+        return checked(model, raw)
     except ValidationError as error:
         raise PlanError(f"{path}: {explain(error.errors(), model)[0]}") from None

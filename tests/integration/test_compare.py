@@ -45,7 +45,12 @@ def test_trials_report_and_a_second_run(command: list[str], tmp_path: Path) -> N
     main(command)
     folder = tmp_path / "runs" / "tiny"
     record = json.loads((folder / "results.json").read_text())
-    assert {model["name"] for model in record["models"]} == {"fm", "infnet", "one_hub"}
+    assert {model["name"] for model in record["models"]} == {
+        "fm",
+        "infnet",
+        "linear_control",
+        "one_hub",
+    }
     assert all(model["seeds"] == [0, 1] for model in record["models"])
     for model in record["models"]:
         runs = [json.loads((Path(f) / "summary.json").read_text()) for f in model["run_folders"]]
@@ -53,9 +58,11 @@ def test_trials_report_and_a_second_run(command: list[str], tmp_path: Path) -> N
         assert model["metrics"]["auc/click"]["mean"] == pytest.approx(sum(values) / 2)
         assert values[0] != values[1], "seeds differ"
         assert len(model["curves"]["0"]) >= 2
+        assert (model["over_control"] is None) == model["is_control"]
+        assert model["is_control"] == (model["name"] == "linear_control")
     assert "| infnet | 2 |" in (folder / "table.md").read_text()
     summaries = sorted(folder.glob("*/summary.json"))
-    assert len(summaries) == 6
+    assert len(summaries) == 8
     before = [os.stat(path).st_mtime_ns for path in summaries]
     main(command)  # nothing is left to train
     assert [os.stat(path).st_mtime_ns for path in summaries] == before
@@ -64,6 +71,8 @@ def test_trials_report_and_a_second_run(command: list[str], tmp_path: Path) -> N
 def test_failing_trials_are_named(command: list[str], tmp_path: Path) -> None:
     path = tmp_path / "compare.yaml"
     path.write_text(PROTOCOL + "grid: {dense_optimizer.learning_rate: [1.0e+30]}\n")
-    with pytest.raises(UserError, match=r"of fm, infnet failed, first: in step \d the loss"):
+    with pytest.raises(
+        UserError, match=r"of fm, infnet, linear_control failed, first: in step \d the loss"
+    ):
         main(command)
     assert not list((tmp_path / "runs" / "tiny").glob("*/summary.json"))

@@ -7,9 +7,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from infnet_dist.comparison.costs import ModelCosts, count_flops, measure_costs
 from infnet_dist.comparison.protocol import (
+    CONTROL,
     ablation_trials,
     base_config,
     load_protocol,
@@ -20,8 +22,10 @@ from infnet_dist.comparison.report import PICTURES, to_markdown, write_report
 from infnet_dist.comparison.results import Finished, best_points, summarise
 from infnet_dist.config import Config, parse_config
 from infnet_dist.errors import ConfigError
+from infnet_dist.model import build_train_model
 from infnet_dist.schema import CategoricalFeature, Schema, SequenceAttribute, SequenceFeature, Task
 from infnet_dist.schema import Table as EmbeddingTable
+from infnet_dist.sparse import SparseEmbeddings
 from tests.conftest import REPOSITORY
 
 PROTOCOL = """
@@ -56,6 +60,8 @@ def test_every_model_gets_every_point_and_the_common_settings(path: Path) -> Non
         ("a", 0.002),
         ("b", 0.001),
         ("b", 0.002),
+        (CONTROL, 0.001),
+        (CONTROL, 0.002),
     ]
     for trial in grid:
         config = trial.config
@@ -63,8 +69,8 @@ def test_every_model_gets_every_point_and_the_common_settings(path: Path) -> Non
         assert (config.run.seed, config.data.batch_size) == (7, 64)
         assert config.dense_optimizer.learning_rate == trial.point["dense_optimizer.learning_rate"]
         assert config.model.token_dim == 16
-        assert config.model.dropout == (0.2 if trial.model == "a" else 0.0)
-    assert len({trial.id for trial in grid}) == 4
+        assert config.model.dropout == (0.0 if trial.model == "b" else 0.2)
+    assert len({trial.id for trial in grid}) == 6
     other = with_seed(grid[0], 8)
     assert other.id != grid[0].id and other.config.run.seed == 8
     elsewhere = grid[0].config.run.model_copy(update={"folder": path.parent})
@@ -108,6 +114,16 @@ def test_ablations_get_the_best_point_of_their_model_and_every_seed(path: Path) 
         ("of: a", "of: d", "unknown model 'd'"),
         ("{c: {name", "{b: {name", "'b' is a model's name already"),
         ("num_hubs: 2", "num_hub: 2", "model 'c' at .*unknown key 'model.num_hub'"),
+        ("b: {name", "linear_control: {name", "'linear_control' is the control"),
+        ("data.batch_size: [64]", "model.dropout: [0.1]", r"models\.b\.dropout"),
+        ("data.batch_size: [64]", "model.num_hubs: [1]", r"models\.a\.num_hubs"),
+        ("data.batch_size: [64]", "dense_optimizer: [{}]", "dense_optimizer.learning_rate"),
+        ("training.epochs: 3", "run.seed: 3", r"set\.run\.seed"),
+        ("training.epochs: 3", "data.batch_size: 3", r"set\.data\.batch_size"),
+        ("training.epochs: 3", "model.name: onetrans", r"set\.model\.name"),
+        ("training.epochs: 3", "training: {epochs: 1}, training.epochs: 3", "training"),
+        ("seeds: [7, 8, 9]", "seeds: [7, 8.0]", "seeds.1"),
+        ("finalists: 1", "finalists: 1\nseeds: [1]", "'seeds'"),
         (PROTOCOL, "- a", "holds a list, expected sections"),
         ("base: base.yaml", "base: none.yaml", "no config file .*none.yaml"),
     ],
@@ -119,6 +135,50 @@ def test_wrong_files_are_told(path: Path, old: str, new: str, message: str) -> N
         base = base_config(protocol, path)
         grid = trials(protocol, base, seed=0, data="x")
         ablation_trials(protocol, base, grid[0])
+
+
+def test_the_control_reads_every_feature_and_lets_none_interact(path: Path) -> None:
+    protocol = load_protocol(path)
+    every = trials(protocol, base_config(protocol, path), seed=7, data="x")
+    (config, _) = (trial.config for trial in every if trial.model == CONTROL)
+    torch.manual_seed(0)
+    schema = make_schema(3)
+    dense = build_train_model(config, schema).model.dense.eval()
+
+    def logit(item: torch.Tensor, history: torch.Tensor) -> torch.Tensor:
+        embeddings = SparseEmbeddings(
+            fields=[item], sequences=[history], masks=[torch.ones(1, 3, dtype=torch.bool)]
+        )
+        zeros = torch.zeros(1, 3, dtype=torch.int64)
+        return dense(embeddings, torch.zeros(1, 0), zeros).detach()
+
+    width = config.tables.embedding_dim
+    items, histories = torch.randn(2, 1, width), torch.randn(2, 1, 3, width)
+    a, b, c, d = (logit(item, history) for item in items for history in histories)
+    assert not torch.allclose(a, b) and not torch.allclose(a, c), "it reads both"
+    torch.testing.assert_close(a + d, b + c)  # a sum of effects has no interaction
+
+
+@pytest.mark.parametrize(
+    ("overrides", "named"),
+    [
+        (["dense_optimizer.learning_rate=0.1"], "dense_optimizer.learning_rate"),
+        (["dense_optimizer={weight_decay: 0.1}"], "dense_optimizer.learning_rate"),
+        (["model.num_hubs=8"], "model.num_hubs"),
+        (["model={name: onetrans}"], "model"),
+        (["run.seed=3"], "seeds"),
+    ],
+)
+def test_changes_that_no_trial_would_see_are_refused(
+    path: Path, overrides: list[str], named: str
+) -> None:
+    with pytest.raises(ConfigError, match=named.replace(".", r"\.")):
+        base_config(load_protocol(path), path, overrides)
+
+
+def test_changes_that_trials_see_are_taken(path: Path) -> None:
+    base = base_config(load_protocol(path), path, ["model.dropout=0.3", "training.epochs=4"])
+    assert (base.model.dropout, base.training.epochs) == (0.3, 4)
 
 
 def test_the_ready_protocols_hold() -> None:
@@ -157,7 +217,7 @@ def test_best_points_spread_and_paired_test(path: Path, tmp_path: Path) -> None:
     best = best_points(grid)
     assert list(best) == ["a", "b"]
     assert best["a"].trial.point["dense_optimizer.learning_rate"] == 0.002
-    costs = {name: ModelCosts(10, 2e6, 1.5) for name in best}
+    costs = {name: ModelCosts(10, 2e6, 1.5) for name in [*best, CONTROL]}
     alone = summarise(grid, [], costs)
     assert [r.p_value for r in alone] == [None, None]
     seeds_of_b = [finished(path, "b", 0.001, 8, 0.5), finished(path, "b", 0.001, 9, 0.5)]
@@ -193,6 +253,19 @@ def test_best_points_spread_and_paired_test(path: Path, tmp_path: Path) -> None:
     assert one_seed.difference == pytest.approx(0.9 - 0.7), "over the seeds that both have"
     assert one_seed.p_value is None
     assert "+.2000 (a) |" in to_markdown([one_seed], ["click", "like"])
+
+    controls = [finished(path, CONTROL, 0.001, seed, 0.65) for seed in (7, 8, 9)]
+    beside = summarise([*grid, controls[0]], more + controls[1:], costs)
+    assert [r.name for r in beside] == ["b", "a", CONTROL]
+    assert [r.is_control for r in beside] == [False, False, True]
+    assert [r.compared_with for r in beside] == ["a", "b", "b"], "the control is nobody's rival"
+    assert beside[0].over_control == pytest.approx((0.03 + 0.02 + 0.07) / 3)
+    assert beside[2].over_control is None
+    assert f"| {CONTROL} (control) | 3 |" in to_markdown(beside, ["click", "like"])
+    assert "| +.0400 | " in to_markdown(beside, ["click", "like"])
+    write_report(beside, tmp_path / "beside", tasks=["click", "like"], about={})
+    saved = json.loads((tmp_path / "beside" / "results.json").read_text())["models"]
+    assert [m["is_control"] for m in saved] == [False, False, True]
 
     write_report(results, tmp_path / "out", tasks=["click", "like"], about={"machine": "x"})
     record = json.loads((tmp_path / "out" / "results.json").read_text())

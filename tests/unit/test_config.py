@@ -34,7 +34,7 @@ def complaint(**sections: object) -> str:
 
 def test_the_least_file_gets_all_defaults(tmp_path: Path):
     config = load_config(written(tmp_path, "data: {path: data/x}"))
-    assert config.data.path == Path("data/x")
+    assert config.data.path == Path.cwd() / "data/x"
     assert config.ingest is None
     assert isinstance(config.model, InfnetConfig)
     assert config.scaling.resources_per_worker == {"CPU": 1.0}
@@ -115,7 +115,7 @@ def test_ill_typed_value_names_type_and_unit(sections: dict, expected: str):
 
 
 def test_key_that_is_no_text_is_told():
-    with pytest.raises(ConfigError, match="1: got 1, expected text as a key"):
+    with pytest.raises(ConfigError, match=r"key 1\b.* text"):
         parse_config({**LEAST, 1: 2})  # type: ignore[dict-item]
 
 
@@ -168,7 +168,7 @@ def test_set_overrides_the_file_and_reads_yaml(tmp_path: Path):
     assert config.data.features == ("user_id", "item_id")
     assert config.tables.overrides["item"].sharding_types == ("row_wise",)
     assert config.training.max_steps is None
-    assert config.data.path == Path("a=b")
+    assert config.data.path == Path.cwd() / "a=b"
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ from typing import Any
 from infnet_dist.data.manifest import MANIFEST, Ingested, LogFile, Manifest, read_manifest
 from infnet_dist.errors import DataError
 from infnet_dist.ingest.writer import check_unbroken, other_settings
-from infnet_dist.logs_config import LogsIngest
+from infnet_dist.logs_config import LogsIngest, day_text
 
 # What may be otherwise when logs are added; the rest is what the set is.
 _FREE = (
@@ -37,7 +37,8 @@ def earlier_set(config: LogsIngest, folder: Path) -> Manifest | None:
 
 
 def _fixed(source: dict[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in source.items() if key not in _FREE}
+    fixed = {key: value for key, value in source.items() if key not in _FREE}
+    return fixed | {"train_from": day_text(source.get("train_from"))}  # in either spelling
 
 
 def known_files(earlier: Manifest | None) -> tuple[LogFile, ...]:

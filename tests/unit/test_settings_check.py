@@ -1,0 +1,182 @@
+"""Settings that contradict one another, that change nothing, or that something else replaces."""
+
+import logging
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+from infnet_dist.config import Config, dump_config, parse_config
+from infnet_dist.config_changes import changes
+from infnet_dist.errors import ConfigError
+from infnet_dist.filesystem import Folder
+from infnet_dist.model import build_train_model
+from infnet_dist.schema import CategoricalFeature, Schema, Table, Task
+from infnet_dist.settings_check import check_settings, without_effect
+from ray_jobs import evaluate, train
+
+SCHEMA = Schema(
+    tables=(Table(name="item", num_embeddings=10), Table(name="user", num_embeddings=10)),
+    categorical=tuple(CategoricalFeature(name=n, table=n, column=n) for n in ("item", "user")),
+    tasks=(
+        Task(name="click", column="c"),
+        Task(name="like", column="l"),
+        Task(name="seconds", column="s", kind="watch_time"),
+    ),
+    group_column="user",
+    time_column="time",
+)
+
+
+def run(**sections: Any) -> Config:
+    return parse_config({"data": {"path": "/x"}} | sections)
+
+
+@pytest.mark.parametrize(
+    ("weights", "tasks"),
+    [
+        ({"click": 0, "like": 0.0, "seconds": 0}, None),
+        ({"click": 0}, ["click"]),
+        ({"click": 0, "like": 0, "seconds": 3}, ["click", "like"]),
+    ],
+)
+def test_weights_that_train_nothing_are_refused(weights: dict, tasks: list[str] | None) -> None:
+    config, schema = run(training={"task_weights": weights}), SCHEMA.select(None, tasks)
+    for check in (
+        lambda: check_settings(config, schema),
+        lambda: build_train_model(config, schema, table_device=torch.device("meta")),
+    ):
+        with pytest.raises(ConfigError, match=r"training\.task_weights.*click"):
+            check()
+    check_settings(run(training={"task_weights": weights | {"click": 0.1}}), schema)
+
+
+@pytest.mark.parametrize(
+    ("sections", "named"),
+    [
+        ({"checkpoint": {"keep_best": "valid/auc/like"}}, "checkpoint.keep_best"),
+        ({"checkpoint": {"keep_best": "valid/r2/click"}}, "checkpoint.keep_best"),
+        ({"checkpoint": {"keep_best": "valid/auc/seconds"}}, "checkpoint.keep_best"),
+        ({"scaling": {"resources_per_worker": {"GPU": 1}}}, "resources_per_worker.GPU"),
+        (
+            {"scaling": {"use_gpu": True, "resources_per_worker": {"GPU": 2}}},
+            "resources_per_worker.GPU",
+        ),
+        ({"scaling": {"num_workers": 2, "min_workers": 3}}, "scaling.min_workers"),
+    ],
+)
+def test_contradictions_are_refused(sections: dict, named: str) -> None:
+    with pytest.raises(ConfigError, match=named.replace(".", r"\.")):
+        check_settings(run(**sections), SCHEMA.select(None, ["click", "seconds"]))
+
+
+def test_settings_without_effect_are_named() -> None:
+    config = run(
+        data={"path": "/x", "batch_size": 10},
+        scaling={"num_workers": 1},
+        tables={"overrides": {"item": {}, "user": {}}},
+        training={"task_weights": {"click": 2, "like": 2}, "epochs": 2},
+        schedule={"warmup_steps": 20},
+        checkpoint={"every_steps": 50, "keep_every_steps": 75},
+        ingest={"source": "kuairand", "path": "/elsewhere", "history_length": 9},
+    )
+    made = {"source": "kuairand", "path": "/raw", "history_length": 50, "refresh": "daily"}
+    manifest: Any = SimpleNamespace(split=lambda name: SimpleNamespace(rows=100), source=made)
+    found = list(without_effect(config, manifest, SCHEMA.select(["user"], ["click"])))
+    assert [line.partition(":")[0] for line in found] == [
+        "tables.overrides.item",
+        "training.task_weights.like",
+        "schedule.warmup_steps",
+        "checkpoint.keep_every_steps",
+        "ingest.history_length",
+    ]
+    small = run(data={"path": "/x", "batch_size": 10}, scaling={"num_workers": 1})
+    assert not list(without_effect(small, manifest, SCHEMA))
+
+
+def test_changes_name_keys_with_both_values() -> None:
+    one = run(training={"epochs": 2})
+    other = run(model={"name": "onetrans"}, training={"task_weights": {"click": 2.0}})
+    found = changes(one, other)
+    assert found["training.epochs"] == (2, 1)
+    assert found["training.task_weights.click"] == (None, 2.0)
+    assert found["model.name"] == ("infnet", "onetrans")
+    assert found["model.num_hubs"] == (16, None)
+    assert not changes(one, one)
+
+
+# ------------------------------------------------------------------------------------- evaluation
+
+TRAINED: dict[str, Any] = {
+    "tables": {"embedding_dim": 64},
+    "model": {"num_blocks": 3},
+    "data": {"path": "/x", "tasks": ["click"]},
+}
+
+
+@pytest.fixture
+def checkpoint(tmp_path: Path) -> Folder:
+    (tmp_path / "config.yaml").write_text(dump_config(run(**TRAINED)))
+    return Folder(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("override", "sections"),
+    [
+        ("tables.embedding_dim=32", {"tables": {"embedding_dim": 32}}),
+        ("tables={data_type: fp16}", {"tables": {"embedding_dim": 64, "data_type": "fp16"}}),
+        ("model.num_blocks=2", {"model": {"num_blocks": 2}}),
+        ("model={name: onetrans}", {"model": {"name": "onetrans"}}),
+        ("data.tasks=[like]", {"data": {"path": "/x", "tasks": ["like"]}}),
+        ("run.seed=5", {"run": {"seed": 5}}),
+        ("training.epochs=5", {"training": {"epochs": 5}}),
+        ("sparse_optimizer.learning_rate=1", {"sparse_optimizer": {"learning_rate": 1}}),
+        ("ingest.num_rows=500", {"ingest": {"source": "synthetic", "num_rows": 500}}),
+    ],
+)
+def test_evaluate_refuses_what_it_would_ignore(
+    checkpoint: Folder, override: str, sections: dict
+) -> None:
+    with pytest.raises(ConfigError, match=rf"--set {override.split('=')[0]}".replace(".", r"\.")):
+        evaluate._with_model_of(run(**(TRAINED | sections)), checkpoint, [override])
+
+
+def test_evaluate_takes_what_agrees_and_what_is_its_own(
+    checkpoint: Folder, caplog: pytest.LogCaptureFixture
+) -> None:
+    own = {
+        "scaling": {"num_workers": 1},
+        "data": {"path": "/y", "batch_size": 9, "tasks": ["click"]},
+    }
+    overrides = ["tables.embedding_dim=64", "data.path=/y", "data.batch_size=9"]
+    overrides += ["scaling={num_workers: 1}"]
+    found = evaluate._with_model_of(run(**(TRAINED | own)), checkpoint, overrides)
+    assert (found.data.path, found.scaling.num_workers) == (Path("/y"), 1)
+    assert found.tables.embedding_dim == 64
+    assert not caplog.records
+
+
+def test_evaluate_says_what_the_run_file_has_otherwise(
+    checkpoint: Folder, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.WARNING, logger="infnet_dist")
+    found = evaluate._with_model_of(run(training={"epochs": 9}), checkpoint, [])
+    assert (found.tables.embedding_dim, found.model.num_blocks) == (64, 3)
+    assert found.data.tasks == ("click",)
+    named = {record.args[0] for record in caplog.records if isinstance(record.args, tuple)}
+    assert named == {"tables.embedding_dim", "model.num_blocks", "data.tasks"}
+
+
+def test_a_resumed_run_says_what_changed(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.WARNING, logger="infnet_dist")
+    train._say_changes(run(), tmp_path)
+    assert not caplog.records, "a new run"
+    (tmp_path / "config.yaml").write_text(dump_config(run()))
+    train._say_changes(run(), tmp_path)
+    assert not caplog.records
+    train._say_changes(run(dense_optimizer={"learning_rate": 0.5}), tmp_path)
+    (record,) = caplog.records
+    assert isinstance(record.args, tuple)
+    assert record.args[1:] == ("dense_optimizer.learning_rate", 0.5, 0.001)
