@@ -24,9 +24,8 @@ from infnet_dist.errors import UserError
 from infnet_dist.filesystem import Folder
 from infnet_dist.planning.plan import Plan, save_plan
 from infnet_dist.provenance import versions
-from infnet_dist.tracking import Tracker, make_tracker, plot_curves
+from infnet_dist.tracking import METRICS, Tracker, make_tracker, plot_curves
 
-METRICS = "metrics.jsonl"
 # That workers need to end, those of a killed driver or those that their watchdog ends.
 _END_S = 60.0
 log = logging.getLogger("infnet_dist")
@@ -85,9 +84,14 @@ def open_run_folder(
     return make_tracker(
         config.tracking,
         folder=run_folder,
-        run_id=f"{config.run.name}-{run_folder.name}",
+        run_id=wandb_id(config, run_folder),
         settings=config.model_dump(mode="json"),
     )
+
+
+def wandb_id(config: Config, run_folder: Path) -> str:
+    """The id of a run in W&B, the same in each of its attempts."""
+    return f"{config.run.name}-{run_folder.name}"
 
 
 def opened_at(run_folder: Path) -> int | None:

@@ -38,6 +38,7 @@ ORDER = [
     "optim",
     "parallel",
     "checkpoint",
+    "wandb_run",
     "tracking",
     "session",
     "position",
@@ -49,6 +50,7 @@ ORDER = [
     "blame",
     "run_log",
     "run_folder",
+    "wandb_sync",
     "trainer",
     "comparison",
 ]
