@@ -11,6 +11,7 @@ from infnet_dist.config import Config
 from infnet_dist.context import WorkerContext
 from infnet_dist.filesystem import Folder
 from infnet_dist.metrics import MetricState
+from infnet_dist.schema import Schema
 from infnet_dist.session import Session, stream
 
 
@@ -59,18 +60,26 @@ def evaluate_checkpoint(
 ) -> dict[str, Any]:
     """Load a checkpoint, with any number of workers, and evaluate it on a split.
 
+    Features, their order and the statistics of numbers are those that it was trained with.
+
     Returns:
-        split, rows, checkpoint, step, metrics, optimum.
+        split, rows, training_set, checkpoint, step, metrics, optimum.
     """
-    session = Session.open(config, context, splits=[split])
+    trained = context.together(lambda: _schema_of(Folder(path)))
+    session = Session.open(config, context, splits=[split], trained=trained)
     manifest = checkpoint.load(Folder(path), session.sharded, context, with_optimizer=False)
     result = evaluate(session, split)
     assert result is not None
     return {
         "split": split,
         "rows": session.manifest.split(split).rows,
+        "training_set": session.manifest.content_hash,
         "checkpoint": str(path),
         "step": manifest.progress.step,
         "metrics": result["model"],
         "optimum": result["optimum"],
     }
+
+
+def _schema_of(folder: Folder) -> Schema | None:
+    return checkpoint.read_schema(folder, checkpoint.read_manifest(folder))

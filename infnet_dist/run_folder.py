@@ -149,10 +149,17 @@ def _is_before(record: dict[str, Any], manifest: CheckpointManifest) -> bool:
 
 
 def write_json(path: Path, value: dict[str, Any]) -> None:
-    """Write JSON as a whole; NaN, which JSON doesn't know, becomes null."""
-    partial = path.with_name(f".{path.name}.partial")
-    partial.write_text(json.dumps(_without_nan(value), indent=1) + "\n")
-    os.replace(partial, path)
+    """Write JSON as a whole, or nothing at all.
+
+    Raises:
+        OSError: it can't be written.
+    """
+    Folder(path.parent).put(path.name, dump_json(value).encode())
+
+
+def dump_json(value: dict[str, Any]) -> str:
+    """The value as JSON; NaN, which JSON doesn't know, becomes null."""
+    return json.dumps(_without_nan(value), indent=1) + "\n"
 
 
 def _without_nan(value: Any) -> Any:

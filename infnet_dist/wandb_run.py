@@ -42,7 +42,7 @@ class WandbRun:
         self._project, self._folder, self._run_id = config.project, folder, run_id
         self._settings = settings
         self._run = self._open(wandb_mode(config.wandb))
-        first = self._run.step if before else 0  # a resumed run's next step
+        first = self._run.starting_step if before else 0  # of a resumed run
         for record in before:
             if record["step"] >= first:
                 metrics = {k: v for k, v in record.items() if k not in ("step", "examples")}

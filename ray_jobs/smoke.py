@@ -96,7 +96,8 @@ def run_steps(steps: Mapping[str, list[str]], root: Path, num_cpus: int) -> int:
 def read_results(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     """What train and evaluate wrote into the run's folder."""
     summary = json.loads((folder / "summary.json").read_text())
-    evaluation = json.loads((folder / "evaluation-valid.json").read_text())
+    name = f"evaluation-valid-{Path(summary['checkpoint']).name}.json"
+    evaluation = json.loads((folder / name).read_text())
     return summary, evaluation
 
 

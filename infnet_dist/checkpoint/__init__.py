@@ -21,6 +21,7 @@ if TYPE_CHECKING:
         read_manifest,
     )
     from infnet_dist.checkpoint.saving import Facts, Saved, Saver, check_writable
+    from infnet_dist.checkpoint.trained_on import check_readable, read_schema
 
 __all__ = [
     "MANIFEST",
@@ -33,6 +34,7 @@ __all__ = [
     "Progress",
     "Saved",
     "Saver",
+    "check_readable",
     "check_writable",
     "complete_checkpoints",
     "differences_from",
@@ -40,12 +42,14 @@ __all__ = [
     "load_newest",
     "newest",
     "read_manifest",
+    "read_schema",
 ]
 
 _MODULES = {
     "files": ("DamagedError", "NotFiniteError"),
     "loading": ("differences_from", "load", "load_newest"),
     "saving": ("Facts", "Saved", "Saver", "check_writable"),
+    "trained_on": ("check_readable", "read_schema"),
 }
 _PLACES = {name: module for module, names in _MODULES.items() for name in names}
 

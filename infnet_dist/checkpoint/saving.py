@@ -2,7 +2,7 @@
 
     <folder>/step-00000500/
       rank-00000-00-1f3a9c02.safetensors, ...   tensors that rank 0 held: rows and optimizer state
-      plan.json, config.yaml                    what it was trained under
+      plan.json, config.yaml, schema.json       what it was trained under
       manifest.json                             step, position, metrics, all tensors with checksums
 
 Every rank writes its own files into the final folder. Rank 0 writes the manifest once all are
@@ -36,6 +36,7 @@ from infnet_dist.checkpoint.manifest import (
 )
 from infnet_dist.checkpoint.pieces import Piece, State
 from infnet_dist.checkpoint.retention import prune
+from infnet_dist.checkpoint.trained_on import SCHEMA
 from infnet_dist.config import Config, dump_config
 from infnet_dist.context import WorkerContext
 from infnet_dist.errors import CheckpointError, UserError
@@ -247,6 +248,7 @@ class Saver:
             files={
                 "plan.json": self._put(folder, "plan.json", dump_plan(self._sharded.plan)),
                 "config.yaml": self._put(folder, "config.yaml", dump_config(self._config)),
+                SCHEMA: self._put(folder, SCHEMA, self._sharded.schema.model_dump_json()),
             },
             tensor_files=sizes,
             tensors=merge_chunks(tensor for _, tensors in found for tensor in tensors),

@@ -6,7 +6,9 @@ import os
 import shutil
 import signal
 import threading
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -22,6 +24,7 @@ from infnet_dist.context import WorkerContext
 from infnet_dist.data.manifest import read_manifest
 from infnet_dist.data.order import epoch_order
 from infnet_dist.errors import CheckpointError, DataError, UserError
+from infnet_dist.evaluation import evaluate_checkpoint
 from infnet_dist.filesystem import Folder
 from infnet_dist.run_folder import locked
 from infnet_dist.trainer import train
@@ -513,6 +516,72 @@ def test_under_another_plan_training_goes_on_alike(
     for one, two in zip(records(tmp_path / "a"), records(tmp_path / "b"), strict=True):
         assert one["step"] == two["step"]
         assert one.get("train/loss/total") == pytest.approx(two.get("train/loss/total"), abs=1e-5)
+
+
+def with_schema(data: Path, folder: Path, edit: "Edit") -> Path:
+    """A copy of a training set whose manifest describes the same columns otherwise."""
+    shutil.copytree(data, folder)
+    raw = json.loads((folder / "manifest.json").read_text())
+    edit(raw["schema"])
+    raw["content_hash"] = "other"
+    (folder / "manifest.json").write_text(json.dumps(raw))
+    return folder
+
+
+Edit = Callable[[dict[str, Any]], None]
+
+
+def reorder(schema: dict[str, Any]) -> None:
+    """Features and tasks in another order, other statistics: no tensor has another shape."""
+    for kind in ("categorical", "sequences", "dense", "tasks"):
+        schema[kind].reverse()
+    for number in schema["dense"]:
+        number |= {"mean": 99.0, "std": 7.0}
+        if number["boundaries"]:
+            number["boundaries"] = [value + 5 for value in number["boundaries"]]
+
+
+def add_feature(schema: dict[str, Any]) -> None:
+    schema["tables"].append({"name": "M1D", "num_embeddings": 5})
+    schema["categorical"].append(
+        {"name": "M1D", "table": "M1D", "column": schema["categorical"][0]["column"]}
+    )
+
+
+EDITS: tuple[Edit, ...] = (reorder, add_feature)
+
+
+def test_a_model_is_evaluated_as_it_was_trained_on_another_set(
+    tiny_set: Path, tmp_path: Path, whole: Path
+) -> None:
+    summary = json.loads((whole / "summary.json").read_text())
+    sets = {edit: with_schema(tiny_set, tmp_path / edit.__name__, edit) for edit in EDITS}
+    for data in sets.values():
+        found = run_ranks(
+            evaluate_checkpoint,
+            1,
+            config=config_of(data, tmp_path),
+            path=summary["checkpoint"],
+            split="valid",
+        )[0]
+        assert found["metrics"] == pytest.approx(summary["metrics"], abs=1e-6, nan_ok=True)
+        assert found["training_set"] == "other"
+
+
+@pytest.mark.parametrize(
+    ("edit", "names"), [(add_feature, "'M1D'"), (reorder, "'user'.*another order")]
+)
+def test_training_on_under_another_schema_is_refused(
+    tiny_set: Path, tmp_path: Path, whole: Path, edit: Edit, names: str
+) -> None:
+    """It names what changed, not the shape of some parameter; or it would train on silently."""
+    run = tmp_path / "run"
+    shutil.copytree(whole, run)
+    log = (run / "metrics.jsonl").read_text()
+    data = with_schema(tiny_set, tmp_path / "set", edit)
+    with pytest.raises(CheckpointError, match=names):
+        run_ranks(train, 1, config=config_of(data, tmp_path), run_folder=run)
+    assert (run / "metrics.jsonl").read_text() == log
 
 
 def test_wandb_s_folder_holds_all_attempts(tiny_set: Path, tmp_path: Path, whole: Path) -> None:

@@ -22,6 +22,7 @@ ORDER = [
     "ingest_config",
     "config",
     "schema",
+    "schema_changes",
     "provenance",
     "context",
     "batch",
