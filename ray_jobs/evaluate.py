@@ -12,7 +12,6 @@ result that is there already is kept: another one of the same step gets a number
 
 import argparse
 import json
-import os
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +19,7 @@ from rich.console import Console
 from rich.table import Table
 
 from infnet_dist import checkpoint
+from infnet_dist.checkpoint.inspection import read_plain
 from infnet_dist.checkpoint.places import open_checkpoint
 from infnet_dist.config import Config, config_of_text
 from infnet_dist.data.manifest import read_manifest
@@ -61,7 +61,7 @@ def main() -> None:
     config = _with_model_of(config, path)
     _check_set(config, path, arguments.split)
     output = arguments.output or _default_output(config, path, arguments.split)
-    _check_output(output)
+    Folder(output.parent).check_target(output.name)
     log.info("evaluating %s", path)
     result = launch(
         evaluate_checkpoint,
@@ -116,7 +116,10 @@ def _check_set(config: Config, path: Folder, split: str) -> None:
 
 def _with_model_of(config: Config, folder: Folder) -> Config:
     """The config with everything that makes the model as it was when the checkpoint was saved."""
-    saved = config_of_text(folder.read("config.yaml").decode(), source=f"{folder}/config.yaml")
+    content = read_plain(folder, checkpoint.read_manifest(folder), "config.yaml")
+    if content is None:
+        raise CheckpointError(f"{folder} has no config.yaml, so its model isn't known")
+    saved = config_of_text(content.decode(), source=f"{folder}/config.yaml")
     data = {"features": saved.data.features, "tasks": saved.data.tasks}
     return config.model_copy(
         update={
@@ -138,20 +141,6 @@ def _default_output(config: Config, folder: Folder, split: str) -> Path:
         place = runs
         runs.mkdir(parents=True, exist_ok=True)
     return place / f"evaluation-{split}-{folder.name}.json"
-
-
-def _check_output(path: Path) -> None:
-    """Find out now, rather than after the evaluation, that its result can't be written.
-
-    Raises:
-        ConfigError: names the path and what is in the way.
-    """
-    if path.is_dir():
-        raise ConfigError(f"--output {path} is a folder; name a file in it")
-    if not path.parent.is_dir():
-        raise ConfigError(f"no folder {path.parent} for --output; make it, or name another one")
-    if not os.access(path.parent, os.W_OK):
-        raise ConfigError(f"{path.parent} can't be written to; set --output")
 
 
 def _unused(path: Path, result: dict[str, Any]) -> Path:
