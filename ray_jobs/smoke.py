@@ -121,7 +121,8 @@ def format_summary(
     facts = {
         "steps": f"{summary['steps']:,}",
         "examples": f"{summary['examples']:,}",
-        "training": f"{summary['train_seconds']:.1f} s with {summary['num_workers']} workers",
+        "training": f"{summary['train_seconds']:.1f} s with {summary['num_workers']} workers"
+        + (f", {attempts} attempts" if (attempts := len(summary.get("attempts", []))) > 1 else ""),
         "speed": f"{summary['samples_per_s']:,.0f} samples/s",
         "checkpoint": _shorter(summary["checkpoint"]),
         "curves": _shorter(summary["curves"]),

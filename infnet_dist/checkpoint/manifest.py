@@ -90,6 +90,14 @@ class Progress(_Frozen):
         return self
 
 
+class RunTotals(_Frozen):
+    """Sums over all attempts of a run, up to its last log line (see `pace.Pace`)."""
+
+    rows: Count = 0
+    seconds: float = Field(0.0, ge=0, allow_inf_nan=False)
+    steps: Count = 0
+
+
 class DataOrder(_Frozen):
     """What fixes the order of rows that `Progress.consumed` speaks of."""
 
@@ -185,6 +193,7 @@ class CheckpointManifest(_Frozen):
         world_size: workers that saved it.
         metrics: of the evaluation at this very step, if there was one; None for NaN.
         interval: sums since the last log line, by rank (see `pace.LogInterval.state`).
+        totals: sums up to the last log line; 0 in checkpoints of earlier versions.
         block_bytes: rows are taken together in blocks of about so many bytes for checksums.
         files: those that hold no tensors, by name.
         tensor_files: bytes by name.
@@ -197,6 +206,7 @@ class CheckpointManifest(_Frozen):
     world_size: int = Field(ge=1, lt=2**31)
     metrics: dict[Name, float | None]
     interval: tuple[tuple[float, ...], ...] = ()
+    totals: RunTotals = RunTotals()
     block_bytes: int = Field(ge=1, le=_MOST_BLOCK_BYTES)
     files: dict[FileName, SavedFile]
     tensor_files: dict[FileName, Count]

@@ -17,7 +17,7 @@ import time
 import zlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import TypeVar
 
 import tenacity
@@ -29,6 +29,7 @@ from infnet_dist.checkpoint.manifest import (
     CheckpointManifest,
     DataOrder,
     Progress,
+    RunTotals,
     SavedFile,
     SavedTensor,
     dump_manifest,
@@ -70,6 +71,7 @@ class Facts:
     order: DataOrder
     metrics: dict[str, float]
     interval: tuple[tuple[float, ...], ...] = ()
+    totals: RunTotals = field(default_factory=RunTotals)
 
 
 @dataclass(frozen=True)
@@ -155,7 +157,7 @@ class Saver:
         return None if pending is None else pending.result()
 
     def amend(self, manifest: CheckpointManifest, facts: Facts) -> None:
-        """Replace metrics and interval of the checkpoint of this very step, and nothing else.
+        """Replace metrics, interval and totals of the checkpoint of this very step, no more.
 
         Args:
             manifest: that the checkpoint has.
@@ -166,7 +168,11 @@ class Saver:
         """
         assert self._pending is None, "wait for the checkpoint before"
         folder = self.folder_of(facts.progress.step)
-        changes = {"metrics": _metrics_of(facts), "interval": facts.interval}
+        changes = {
+            "metrics": _metrics_of(facts),
+            "interval": facts.interval,
+            "totals": facts.totals,
+        }
         changed = manifest.model_copy(update=changes)
         self._context.together(
             lambda: (
@@ -244,6 +250,7 @@ class Saver:
             world_size=self._context.world_size,
             metrics=_metrics_of(facts),
             interval=facts.interval,
+            totals=facts.totals,
             block_bytes=BLOCK_BYTES,
             files={
                 "plan.json": self._put(folder, "plan.json", dump_plan(self._sharded.plan)),

@@ -542,7 +542,7 @@ def reorder(schema: dict[str, Any]) -> None:
 
 
 def add_feature(schema: dict[str, Any]) -> None:
-    schema["tables"].append({"name": "M1D", "num_embeddings": 5})
+    schema["tables"].append({"name": "M1D", "num_embeddings": 500})
     schema["categorical"].append(
         {"name": "M1D", "table": "M1D", "column": schema["categorical"][0]["column"]}
     )
@@ -584,13 +584,26 @@ def test_training_on_under_another_schema_is_refused(
     assert (run / "metrics.jsonl").read_text() == log
 
 
-def test_wandb_s_folder_holds_all_attempts(tiny_set: Path, tmp_path: Path, whole: Path) -> None:
+def test_summary_and_wandb_hold_all_attempts(tiny_set: Path, tmp_path: Path, whole: Path) -> None:
     tracking = {"wandb": "offline"}
     config, run = config_of(tiny_set, tmp_path, tracking=tracking), tmp_path / "run"
     with pytest.raises(RuntimeError, match="worker 1 died"):
         run_ranks(die_at_step, 2, config=config, run_folder=run, step=24)
-    run_ranks(train, 2, config=config, run_folder=run)
+    data = config.data.model_copy(update={"prefetch_batches": 2})
+    other = config.model_copy(update={"data": data})
+    summary = run_ranks(train, 2, config=other, run_folder=run)[0]
     assert records(run) == records(whole)
+
+    undisturbed = json.loads((whole / "summary.json").read_text())
+    for key in ("steps", "examples", "skipped_steps", "metrics"):
+        assert summary[key] == pytest.approx(undisturbed[key], nan_ok=True), key
+    trained = summary["samples_per_s"] * summary["train_seconds"]
+    assert trained == pytest.approx(summary["examples"]), "rows and seconds of both attempts"
+    assert [attempt["after_step"] for attempt in summary["attempts"]] == [0, 20]
+    assert summary["started_at"] == summary["attempts"][0]["started_at"]
+    texts = [(run / "attempts" / n / "config.yaml").read_text() for n in ("001", "002")]
+    assert ["prefetch_batches: 2\n" in text for text in texts] == [False, True]
+
     (file,) = run.glob("wandb/offline-run-*/run-*.wandb")
     history = [row for row in read_history(file.parent) if "train/loss/total" in row]
     expected = {r["step"]: r["train/loss/total"] for r in records(whole) if "train/loss/total" in r}
