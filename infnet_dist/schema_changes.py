@@ -25,11 +25,16 @@ class Adapted(NamedTuple):
     notes: list[str]
 
 
-def changes(trained: Schema, here: Schema) -> list[str]:
-    """All that differs but the names of columns, one line each; `trained` is the older one."""
-    lines = _list_changes("feature", _features(trained), _features(here))
+def changes(trained: Schema, here: Schema, *, statistics: bool = True) -> list[str]:
+    """All that differs but the names of columns, one line each; `trained` is the older one.
+
+    Without `statistics`, boundaries, means and units of watch times may differ.
+    """
+    features = [_features(schema, statistics=statistics) for schema in (trained, here)]
+    tasks = [_tasks(schema, statistics=statistics) for schema in (trained, here)]
+    lines = _list_changes("feature", *features)
     lines += _list_changes("table", _tables(trained), _tables(here))
-    lines += _list_changes("task", _tasks(trained), _tasks(here))
+    lines += _list_changes("task", *tasks)
     return lines
 
 
@@ -40,7 +45,9 @@ def unusable(trained: Schema, here: Schema) -> list[str]:
     read = {f.table for f in trained.table_features} - {f.name for f in trained.bucketised}
     tables = {name: facts for name, facts in _tables(trained).items() if name in read}
     lines += _list_changes("table", tables, _tables(here), only_trained=True)
-    lines += _list_changes("task", _tasks(trained), _tasks(here), only_trained=True)
+    lines += _list_changes(
+        "task", _tasks(trained, statistics=False), _tasks(here), only_trained=True
+    )
     return lines
 
 
@@ -93,7 +100,7 @@ def _sequence_on(trained: SequenceFeature, here: SequenceFeature) -> SequenceFea
 Facts = Mapping[str, Mapping[str, Any]]  # by name, in order
 
 
-def _features(schema: Schema, *, of_data: bool = False) -> Facts:
+def _features(schema: Schema, *, of_data: bool = False, statistics: bool = True) -> Facts:
     """What a feature is; `of_data`: only what a model can't do without or do otherwise."""
     found: dict[str, dict[str, Any]] = {}
     for feature in schema.categorical:
@@ -109,6 +116,8 @@ def _features(schema: Schema, *, of_data: bool = False) -> Facts:
     for number in schema.dense:
         found[number.name] = {"kind": "number"}
         if not of_data:
+            found[number.name]["in buckets"] = number.boundaries is not None
+        if statistics and not of_data:
             found[number.name] |= _statistics(number)
     return found
 
@@ -127,12 +136,12 @@ def _table(table: Table) -> dict[str, Any]:
     return {"rows": table.num_embeddings, "raw": table.raw}
 
 
-def _tasks(schema: Schema) -> Facts:
-    return {task.name: _task(task) for task in schema.tasks}
+def _tasks(schema: Schema, *, statistics: bool = True) -> Facts:
+    return {task.name: _task(task, statistics) for task in schema.tasks}
 
 
-def _task(task: Task) -> dict[str, Any]:
-    return {"kind": task.kind}
+def _task(task: Task, statistics: bool) -> dict[str, Any]:
+    return {"kind": task.kind} | ({"mean_ms": task.mean_ms} if statistics else {})
 
 
 def _list_changes(
@@ -151,15 +160,23 @@ def _list_changes(
         after = here.get(name, before)
         for key in before if only_trained else {**before, **after}:
             if before.get(key) != after.get(key):
-                lines.append(
-                    f"{kind} {name!r}: {key} {_word(before.get(key))}, now {_word(after.get(key))}"
-                )
+                one, other = _words(before.get(key), after.get(key))
+                lines.append(f"{kind} {name!r}: {key} {one}, now {other}")
     return lines
+
+
+def _words(one: Any, other: Any) -> tuple[str, str]:
+    """Two values that differ; of boundaries their numbers, or the first ones that differ."""
+    if isinstance(one, tuple) and isinstance(other, tuple):
+        if len(one) != len(other):
+            return f"{len(one):,} values", f"{len(other):,} values"
+        one, other = next((a, b) for a, b in zip(one, other, strict=True) if a != b)
+    return _word(one), _word(other)
 
 
 def _word(value: Any) -> str:
     if isinstance(value, tuple):
-        return f"{len(value)} values from {value[0]:g} on" if value else "none"
+        return f"{len(value):,} values"
     if isinstance(value, bool) or not isinstance(value, int | float):
         return str(value)
-    return f"{value:,}" if isinstance(value, int) else f"{value:.6g}"
+    return f"{value:,}" if isinstance(value, int) else f"{value:.9g}"

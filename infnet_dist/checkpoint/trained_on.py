@@ -36,22 +36,21 @@ def read_schema(folder: Folder, manifest: CheckpointManifest) -> Schema | None:
 def check_same(
     folder: Folder, manifest: CheckpointManifest, trained: Schema | None, here: Schema
 ) -> None:
-    """Check that a run's features, tables and tasks are those of a checkpoint.
+    """Check that a run's features, tables and tasks are those of a checkpoint, and their order.
+
+    Whether the content of the training set is the same is another question (`Progress`, `order`).
 
     Raises:
         CheckpointError: names those that differ, and what can be done.
     """
     if trained is None:
-        lines, remedy = table_changes(manifest, here), "choose its features with data.features"
+        lines, names = table_changes(manifest, here), "data.features"
     else:
-        lines, remedy = (
-            changes(trained, here),
-            f"leave out new features with {feature_names(trained)}",
-        )
+        lines, names = changes(trained, here, statistics=False), feature_names(trained)
     if lines:
         raise CheckpointError(
-            f"{folder} is of a model of another schema: {summary_of(lines)}; train on with the "
-            f"training set and features that it was trained with ({remedy}), or start a new run"
+            f"{folder} is of a model of another schema: {summary_of(lines)}; continue with the "
+            f"training set that it was trained with and its features ({names}), or start a new run"
         )
 
 

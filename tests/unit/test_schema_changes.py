@@ -77,6 +77,12 @@ def but(**parts: Any) -> Schema:
         (but(tasks=(CLICK,)), ["like"], False),
         (but(tasks=(WATCH, CLICK)), ["click", "like", "order"], True),
         (but(tasks=(CLICK, WATCH, Task(name="share", column="s"))), ["share"], True),
+        (
+            but(dense=(LENGTH.model_copy(update={"boundaries": (1.0, 2.5)}), AGE, PRICE)),
+            ["length", "2.5"],
+            True,
+        ),
+        (but(tasks=(CLICK.model_copy(update={"mean_ms": 7.0}), WATCH)), ["click", "7"], True),
         (but(tasks=(WATCHED, WATCH)), ["click", "watch_time"], False),
     ],
 )
@@ -88,6 +94,18 @@ def test_what_changed_is_named(here: Schema, names: list[str], fits: bool) -> No
     lines = unusable(TRAINED, here)
     assert (lines == []) == fits
     assert all(names[0] in summary_of(lines) for _ in lines)
+
+
+def test_statistics_are_told_from_structure() -> None:
+    numbers = (
+        LENGTH.model_copy(update={"boundaries": (0.5, 2.5)}),
+        AGE.model_copy(update={"mean": 1.0}),
+        PRICE.model_copy(update={"std": 1.0}),
+    )
+    here = but(dense=numbers, tasks=(CLICK.model_copy(update={"mean_ms": 7.0}), WATCH))
+    assert len(changes(TRAINED, here)) == 4
+    assert changes(TRAINED, here, statistics=False) == []
+    assert changes(TRAINED, but(dense=numbers[::-1]), statistics=False) != []
 
 
 def test_names_of_columns_are_no_change() -> None:
