@@ -13,6 +13,7 @@ from infnet_dist.context import WorkerContext
 from infnet_dist.data_changes import warning_of_other_data
 from infnet_dist.filesystem import Folder
 from infnet_dist.metrics import MetricState
+from infnet_dist.schema import Schema
 from infnet_dist.session import Session, stream
 
 log = logging.getLogger("infnet_dist")
@@ -63,12 +64,15 @@ def evaluate_checkpoint(
 ) -> dict[str, Any]:
     """Load a checkpoint, with any number of workers, and evaluate it on a split.
 
+    Features, their order and the statistics of numbers are those that it was trained with.
+
     Returns:
         split, rows, training_set (its content hash), checkpoint, step, metrics, optimum.
     """
     nothing_saved = config.checkpoint.model_copy(update={"background": False})
     config = config.model_copy(update={"checkpoint": nothing_saved})  # memory that isn't needed
-    session = Session.open(config, context, splits=[split])
+    trained = context.together(lambda: _schema_of(Folder(path)))
+    session = Session.open(config, context, splits=[split], trained=trained)
     manifest = checkpoint.load(Folder(path), session.sharded, context, with_optimizer=False)
     if context.is_first and (warning := warning_of_other_data(manifest, session.manifest)):
         log.warning("%s", warning)
@@ -83,3 +87,7 @@ def evaluate_checkpoint(
         "metrics": result["model"],
         "optimum": result["optimum"],
     }
+
+
+def _schema_of(folder: Folder) -> Schema | None:
+    return checkpoint.read_schema(folder, checkpoint.read_manifest(folder))

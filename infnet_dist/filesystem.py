@@ -1,7 +1,9 @@
 """Files under a path or a URL: one way for the local disk, S3 and all that Arrow or fsspec know."""
 
+import errno
 import os
 import shutil
+import stat
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -120,8 +122,16 @@ class Folder:
 
     @contextmanager
     def open(self, name: str) -> Iterator[IO[bytes]]:
-        """A file for reading at any place, with `seek` and `readinto`."""
+        """A file for reading at any place, with `seek` and `readinto`.
+
+        Raises:
+            OSError: it isn't there, can't be read, or is no regular file: a pipe would block.
+        """
         filesystem, root = self._filesystem()
+        if isinstance(filesystem, pa.fs.LocalFileSystem):
+            place = f"{root}/{name}"
+            if not stat.S_ISREG(os.stat(place).st_mode):
+                raise OSError(errno.EINVAL, "no regular file", place)
         with filesystem.open_input_file(f"{root}/{name}") as file:
             yield file
 
@@ -151,13 +161,42 @@ class Folder:
         partial = f".{name}.partial" if is_local else name
         try:
             self.create(partial, write)
+            if is_local:
+                os.replace(f"{root}/{partial}", f"{root}/{name}")
         except BaseException:
             with suppress(OSError):
                 self.delete(partial)
             raise
         if is_local:
-            os.replace(f"{root}/{partial}", f"{root}/{name}")
             _sync_folder(root)
+
+    def check_target(self, name: str) -> None:
+        """Find out before the work is done that a file of this name can't be made or replaced.
+
+        Raises:
+            UserError: names what is in the way.
+        """
+        filesystem, root = self._filesystem()
+        if not name:
+            raise UserError(f"{self} is a folder; name a file in it")
+        (info,) = filesystem.get_file_info([f"{root}/{name}"])
+        if info.type == pa.fs.FileType.Directory:
+            raise UserError(f"{self / name} is a folder; name a file in it")
+        if info.type == pa.fs.FileType.Unknown:
+            raise UserError(f"{self / name} is no regular file; name another one")
+        if isinstance(filesystem, pa.fs.LocalFileSystem):
+            there = _first_that_exists(Path(root))
+            if not (there.is_dir() and os.access(there, os.W_OK | os.X_OK)):
+                raise UserError(
+                    f"{self / name} can't be written: {there} is no folder that this user may "
+                    "write to; name another place"
+                )
+
+    @property
+    def is_link(self) -> bool:
+        """Whether the folder itself is a link on a disk."""
+        filesystem, root = self._filesystem()
+        return isinstance(filesystem, pa.fs.LocalFileSystem) and os.path.islink(root.rstrip("/"))
 
     def delete(self, name: str) -> None:
         """Delete a file; nothing happens where there is none."""
@@ -194,6 +233,10 @@ def _delete_tree(path: str) -> None:
     shutil.rmtree(path, onerror=note)
     if errors:
         raise errors[0]
+
+
+def _first_that_exists(path: Path) -> Path:
+    return next((place for place in (path, *path.parents) if place.exists()), path)
 
 
 def size_text(size: float) -> str:

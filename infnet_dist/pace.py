@@ -28,7 +28,10 @@ class Totals:
 
 @dataclass
 class Pace:
-    """Sums of this process's intervals, for rates."""
+    """Sums of the run's intervals, over all attempts, for rates.
+
+    `seconds` are those of this process; of steps that were lost with an attempt none count.
+    """
 
     rows: int = 0
     seconds: float = 0.0
@@ -62,13 +65,27 @@ class LogInterval:
         self._start += seconds
 
     def state(self) -> tuple[float, ...]:
-        """This rank's sums, exactly, for a checkpoint: steps, rows, losses, rows known by task."""
-        return (self.steps, self.rows, *self._sums.tolist(), *self._known_K.tolist())
+        """This rank's sums, exactly, for a checkpoint.
+
+        Steps, rows, losses, rows known by task, seconds that steps waited, seconds.
+        """
+        seconds = time.perf_counter() - self._start
+        sums = (*self._sums.tolist(), *self._known_K.tolist())
+        return (self.steps, self.rows, *sums, self._wait_s, seconds)
 
     def restore(self, states: Sequence[Sequence[float]], context: WorkerContext) -> None:
-        """Go on from the `state` of each rank; rank 0 takes all on if they were more or fewer."""
+        """Continue from the `state` of each rank; rank 0 takes all sums if they were more or fewer.
+
+        Seconds are the mean of all ranks; states of earlier versions lack them.
+        """
         if not states:
             return
+        end = 2 + len(self._sums) + len(self._known_K)
+        if len(states[0]) > end:
+            waits, seconds = zip(*(state[end:] for state in states), strict=True)
+            self._wait_s = sum(waits) / len(states)
+            self.leave_out(-sum(seconds) / len(states))
+            states = [state[:end] for state in states]
         if len(states) == context.world_size:
             own = list(states[context.rank])
         else:

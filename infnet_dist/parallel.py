@@ -48,6 +48,7 @@ class ShardedModel(NamedTuple):
         sparse_optimizer: row-wise Adagrad; it has updated the rows when backward is done.
         dense_optimizer: AdamW.
         plan: where the tables' shards live.
+        schema: the features, tables and tasks that it is made for.
     """
 
     model: DistributedModelParallel
@@ -55,6 +56,7 @@ class ShardedModel(NamedTuple):
     sparse_optimizer: KeyedOptimizer
     dense_optimizer: KeyedOptimizerWrapper
     plan: Plan
+    schema: Schema
 
 
 def build_sharded_model(
@@ -97,7 +99,7 @@ def build_sharded_model(
     fill_tables(model, seed=config.run.seed)
     dense_optimizer = make_dense_optimizer(model, config.dense_optimizer)
     optimizer = CombinedOptimizer([model.fused_optimizer, ("dense", dense_optimizer)])
-    return ShardedModel(model, optimizer, model.fused_optimizer, dense_optimizer, plan)
+    return ShardedModel(model, optimizer, model.fused_optimizer, dense_optimizer, plan, schema)
 
 
 def topology_of(context: WorkerContext) -> Topology:

@@ -2,6 +2,7 @@
 
 <run.folder>/<run.name>/<run id>/
 config.yaml, versions.json, plan.json   of the newest attempt
+attempts/001/                           the same of each, and attempt.json: when it began, and where
 metrics.jsonl                           one line per log; nothing twice, whatever happened
 summary.json, curves.png                once it has ended; of the attempt that trained last
 checkpoints/                            unless checkpoint.folder says another place
@@ -11,6 +12,8 @@ import json
 import logging
 import math
 import os
+from contextlib import suppress
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +22,9 @@ from infnet_dist.config import Config, dump_config
 from infnet_dist.filesystem import Folder
 from infnet_dist.planning.plan import Plan, save_plan
 from infnet_dist.provenance import versions
-from infnet_dist.tracking import Tracker, make_tracker, plot_curves
+from infnet_dist.tracking import METRICS, Tracker, make_tracker, plot_curves
 
-METRICS = "metrics.jsonl"
+ATTEMPTS = "attempts"
 log = logging.getLogger("infnet_dist")
 
 
@@ -36,18 +39,48 @@ def open_run_folder(
     config: Config, plan: Plan, run_folder: Path, manifest: CheckpointManifest | None
 ) -> Tracker:
     """Write what the run is started with, and open its log to go on after the checkpoint."""
-    (run_folder / "config.yaml").write_text(dump_config(config))
-    write_json(run_folder / "versions.json", versions())
-    save_plan(plan, run_folder / "plan.json")
+    own = run_folder / ATTEMPTS / f"{1 + max(_attempts(run_folder), default=0):03d}"
+    own.mkdir(parents=True)
+    begun = {
+        "started_at": datetime.now(UTC).isoformat(timespec="seconds"),
+        "after_step": manifest.progress.step if manifest else 0,
+        "num_workers": plan.made_for.topology.world_size,
+    }
+    write_json(own / "attempt.json", begun)
+    for folder in (own, run_folder):
+        (folder / "config.yaml").write_text(dump_config(config))
+        write_json(folder / "versions.json", versions())
+        save_plan(plan, folder / "plan.json")
     lost = cut_log(run_folder / METRICS, manifest)
     if lost:
         log.info("%s lines of metrics, logged after the checkpoint, are made again", f"{lost:,}")
     return make_tracker(
         config.tracking,
         folder=run_folder,
-        run_id=f"{config.run.name}-{run_folder.name}",
+        run_id=wandb_id(config, run_folder),
         settings=config.model_dump(mode="json"),
     )
+
+
+def read_attempts(run_folder: Path) -> list[dict[str, Any]]:
+    """When each attempt began, after which step and with how many workers; the oldest first."""
+    found: list[dict[str, Any]] = []
+    for number in _attempts(run_folder):
+        with suppress(OSError, ValueError):  # it was killed as it began
+            path = run_folder / ATTEMPTS / f"{number:03d}" / "attempt.json"
+            found.append(json.loads(path.read_text()))
+    return found
+
+
+def _attempts(run_folder: Path) -> list[int]:
+    """Numbers of attempts, ascending."""
+    names = [path.name for path in (run_folder / ATTEMPTS).glob("*")]
+    return sorted(int(name) for name in names if name.isdecimal())
+
+
+def wandb_id(config: Config, run_folder: Path) -> str:
+    """The id of a run in W&B, the same in each of its attempts."""
+    return f"{config.run.name}-{run_folder.name}"
 
 
 def opened_at(run_folder: Path) -> int | None:
@@ -128,10 +161,17 @@ def _is_before(record: dict[str, Any], manifest: CheckpointManifest) -> bool:
 
 
 def write_json(path: Path, value: dict[str, Any]) -> None:
-    """Write JSON as a whole; NaN, which JSON doesn't know, becomes null."""
-    partial = path.with_name(f".{path.name}.partial")
-    partial.write_text(json.dumps(_without_nan(value), indent=1) + "\n")
-    os.replace(partial, path)
+    """Write JSON as a whole, or nothing at all.
+
+    Raises:
+        OSError: it can't be written.
+    """
+    Folder(path.parent).put(path.name, dump_json(value).encode())
+
+
+def dump_json(value: dict[str, Any]) -> str:
+    """The value as JSON; NaN, which JSON doesn't know, becomes null."""
+    return json.dumps(_without_nan(value), indent=1) + "\n"
 
 
 def _without_nan(value: Any) -> Any:

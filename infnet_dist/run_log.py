@@ -6,7 +6,7 @@ from collections.abc import Mapping
 import psutil
 from tqdm import tqdm
 
-from infnet_dist.checkpoint import Progress, Saved
+from infnet_dist.checkpoint import Progress, RunTotals, Saved
 from infnet_dist.filesystem import size_text
 from infnet_dist.pace import LogInterval, Pace
 from infnet_dist.parallel import table_bytes
@@ -24,13 +24,17 @@ class RunLog:
         session: the run.
         tracker: where metrics go.
         total_steps: that the run will make.
+        totals: of earlier attempts.
 
     Attributes:
-        pace: sums over this attempt.
+        pace: sums over all attempts, up to the last line.
     """
 
-    def __init__(self, session: Session, tracker: Tracker, *, total_steps: int) -> None:
-        self.pace = Pace()
+    def __init__(
+        self, session: Session, tracker: Tracker, *, total_steps: int, totals: RunTotals
+    ) -> None:
+        self.pace = Pace(totals.rows, totals.seconds, totals.steps)
+        self._is_new = True  # nothing was logged in this attempt
         self._session = session
         self._tracker = tracker
         self._total_steps = total_steps
@@ -48,8 +52,9 @@ class RunLog:
             return
         totals = interval.reduce(self._session.context)
         interval.restart()
-        if self.pace.steps == 0:
+        if self._is_new:
             self._say_table_bytes()
+            self._is_new = False
         self.pace.add(totals)
         metrics = {"train/loss/total": totals.loss}
         for task, value in zip(self._session.schema.tasks, totals.task_losses, strict=True):

@@ -21,11 +21,17 @@ from infnet_dist.data.statistics import sample_usage
 from infnet_dist.errors import ConfigError, DataError, unknown_name
 from infnet_dist.parallel import ShardedModel, build_sharded_model
 from infnet_dist.schema import Schema, Table, Task
+from infnet_dist.schema_changes import adapt
 from infnet_dist.settings_check import check_settings
 
 
-def open_training_set(config: Config) -> tuple[Manifest, Schema]:
+def open_training_set(config: Config, trained: Schema | None = None) -> tuple[Manifest, Schema]:
     """The manifest and the selected features and tasks; cheap, so the driver calls it too.
+
+    Args:
+        config: the run.
+        trained: the schema of a model that is to read the set: it is taken as it is, but for the
+            names of columns, instead of what `config` selects.
 
     Raises:
         DataError: missing or malformed set, or unknown names of features or tasks.
@@ -42,7 +48,11 @@ def open_training_set(config: Config) -> tuple[Manifest, Schema]:
     _check_names("training.task_weights", "task", config.training.task_weights, whole.tasks)
     best = [config.checkpoint.keep_best.split("/")[2]] if config.checkpoint.keep_best else []
     _check_names("checkpoint.keep_best", "task", best, whole.tasks)
-    schema = whole.select(config.data.features, config.data.tasks)
+    schema = (
+        whole.select(config.data.features, config.data.tasks)
+        if trained is None
+        else adapt(trained, whole).schema
+    )
     open_part = part_opener(config.data.reader, schema)
     try:
         check_columns(config.data.path, manifest, schema, open_part)
@@ -95,12 +105,20 @@ class Session:
     sharded: ShardedModel
 
     @classmethod
-    def open(cls, config: Config, context: WorkerContext, *, splits: Sequence[str]) -> "Session":
+    def open(
+        cls,
+        config: Config,
+        context: WorkerContext,
+        *,
+        splits: Sequence[str],
+        trained: Schema | None = None,
+    ) -> "Session":
         """Check the data of `splits` on all ranks, then build the model.
 
         All ranks have rank 0's manifest: the set may change between the moments when they read it.
+        `trained`: as in `open_training_set`.
         """
-        opened = context.together(lambda: open_training_set(config))
+        opened = context.together(lambda: open_training_set(config, trained))
         manifest, schema = context.broadcast(opened)
         open_part = part_opener(config.data.reader, schema)
         rank, world_size = context.rank, context.world_size

@@ -8,12 +8,14 @@ import logging
 import math
 import os
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
-from typing import Any, Literal, Protocol, TypeVar
+from typing import Any, Protocol, TypeVar
 
 from infnet_dist.config import TrackingConfig
+from infnet_dist.wandb_run import WandbRun
 
-_WANDB_WAIT_S = 30.0  # for its server, at the start and at the end of a run
+METRICS = "metrics.jsonl"
 log = logging.getLogger("infnet_dist")
 
 Metrics = dict[str, float]
@@ -87,68 +89,6 @@ class JsonlTracker:
         self._unwritten = b""
 
 
-class WandbTracker:
-    """A W&B run, online or offline."""
-
-    def __init__(
-        self, config: TrackingConfig, *, folder: Path, run_id: str, settings: dict[str, Any]
-    ) -> None:
-        """Start a run, or go on with the one of this id; W&B itself takes no step twice.
-
-        Args:
-            config: where to.
-            folder: of the offline files.
-            run_id: the same in each attempt of a run.
-            settings: the resolved config, shown with the run.
-        """
-        import wandb  # here: importing it takes seconds that only rank 0 should spend
-
-        def start(mode: Literal["online", "offline", "disabled"]) -> Any:
-            return wandb.init(
-                project=config.project,
-                id=run_id,
-                name=run_id,
-                dir=str(folder),
-                mode=mode,
-                config=settings,
-                resume="allow" if mode == "online" else None,
-                settings=wandb.Settings(
-                    init_timeout=_WANDB_WAIT_S,
-                    finish_timeout=_WANDB_WAIT_S,
-                    finish_timeout_raises=True,
-                    x_transaction_log_flush_interval=1.0,  # a killed run loses a second, not 15
-                    console="off",
-                    silent=True,
-                ),
-            )
-
-        mode = wandb_mode(config.wandb)
-        try:
-            self._run = start(mode)
-        except Exception as error:
-            if mode != "online":
-                raise
-            reason = " ".join(str(error).split())
-            log.warning("W&B can't be reached (%s); going on offline: `wandb sync` later", reason)
-            wandb.teardown(exit_code=1)  # or the offline run is taken for the one that failed
-            self._run = start("offline")
-
-    def log(self, metrics: Metrics, *, step: int, examples: int) -> None:
-        """Log against `step`."""
-        self._run.log({**metrics, "examples": examples}, step=step)
-
-    def finish(self) -> str | None:
-        """Close the run; its URL, or its folder if it is offline or W&B doesn't answer in time."""
-        folder = str(Path(self._run.dir).parent)
-        place = folder if self._run.offline else self._run.url
-        try:
-            self._run.finish()
-        except TimeoutError as error:
-            log.warning("W&B doesn't answer (%s); later: `wandb sync %s`", error, folder)
-            return folder
-        return place
-
-
 class Guarded:
     """A tracker that may fail: it is warned about once, then left alone."""
 
@@ -192,30 +132,32 @@ class Trackers:
         return [tracker.finish() for tracker in self._trackers][-1]
 
 
-def wandb_mode(wanted: str) -> Literal["online", "offline", "disabled"]:
-    """W&B's mode: `auto` is online with an API key, otherwise offline, without asking."""
-    for mode in ("online", "offline", "disabled"):
-        if mode == (os.environ.get("WANDB_MODE") if wanted == "auto" else wanted):
-            return mode
-    netrc = Path(os.environ.get("NETRC", Path.home() / ".netrc"))
-    has_key = bool(os.environ.get("WANDB_API_KEY")) or (
-        netrc.is_file() and "wandb" in netrc.read_text(errors="ignore")
-    )
-    return "online" if has_key else "offline"
-
-
 def make_tracker(
     config: TrackingConfig, *, folder: Path, run_id: str, settings: dict[str, Any]
 ) -> Tracker:
-    """The tracker of rank 0: metrics.jsonl in `folder`, and W&B unless disabled."""
-    jsonl = Guarded("metrics.jsonl", lambda: JsonlTracker(folder / "metrics.jsonl"))
+    """The tracker of rank 0: metrics.jsonl in `folder`, and W&B unless disabled.
+
+    W&B is given what metrics.jsonl holds of earlier attempts, so that it has each step once too.
+    """
+    before = read_metrics(folder / METRICS)
+    jsonl = Guarded("metrics.jsonl", lambda: JsonlTracker(folder / METRICS))
     if config.wandb == "disabled":
         return Trackers(jsonl, NullTracker())
 
     def make_wandb() -> Tracker:
-        return WandbTracker(config, folder=folder, run_id=run_id, settings=settings)
+        return WandbRun(config, folder=folder, run_id=run_id, settings=settings, before=before)
 
     return Trackers(jsonl, Guarded("W&B", make_wandb))
+
+
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """The lines of a metrics.jsonl, null as NaN; without the half line that a kill may leave."""
+    found: list[dict[str, Any]] = []
+    for line in path.read_text().splitlines() if path.is_file() else []:
+        with suppress(ValueError):
+            record = json.loads(line)
+            found.append({k: math.nan if v is None else v for k, v in record.items()})
+    return found
 
 
 def send_report(
@@ -235,7 +177,7 @@ def send_report(
     def send() -> str | None:
         import wandb
 
-        tracker = WandbTracker(config, folder=folder, run_id=run_id, settings=settings)
+        tracker = WandbRun(config, folder=folder, run_id=run_id, settings=settings)
         images = {f"report/{path.stem}": wandb.Image(str(path)) for path in pictures}
         html = {f"report/{path.stem}": wandb.Html(path.read_text()) for path in pages}
         tracker.log({**scores, **images, **html}, step=0, examples=0)
@@ -256,10 +198,9 @@ def plot_curves(metrics_jsonl: Path, image: Path) -> None:
     from matplotlib import pyplot
 
     curves: dict[str, dict[str, dict[int, float]]] = {}
-    for line in metrics_jsonl.read_text().splitlines():
-        record = json.loads(line)
+    for record in read_metrics(metrics_jsonl):
         for key, value in record.items():
-            if "/" in key and value is not None:
+            if "/" in key and not math.isnan(value):
                 split, metric, *rest = key.split("/")
                 curve = curves.setdefault(f"{split}/{metric}", {}).setdefault("/".join(rest), {})
                 curve[record["examples"]] = value  # a resumed run's later word counts

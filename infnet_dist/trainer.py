@@ -24,6 +24,7 @@ from infnet_dist.checkpoint import (
     Facts,
     NotFiniteError,
     Progress,
+    RunTotals,
     Saver,
 )
 from infnet_dist.config import Config
@@ -37,7 +38,12 @@ from infnet_dist.optim import learning_rate_factor, set_learning_rate
 from infnet_dist.pace import LogInterval
 from infnet_dist.parallel import ShardedModel, stable_seed
 from infnet_dist.position import Position
-from infnet_dist.run_folder import checkpoint_folder, close_run_folder, open_run_folder
+from infnet_dist.run_folder import (
+    checkpoint_folder,
+    close_run_folder,
+    open_run_folder,
+    read_attempts,
+)
 from infnet_dist.run_lock import held_by_workers
 from infnet_dist.run_log import RunLog
 from infnet_dist.session import Session, check_can_train, stream
@@ -208,7 +214,8 @@ class _Training:
         self._growth = ""
         self._same_world = manifest is not None and manifest.world_size == self._context.world_size
         self._votes = Votes()
-        self._log = RunLog(session, tracker, total_steps=self._position.total_steps)
+        totals = manifest.totals if manifest else RunTotals()
+        self._log = RunLog(session, tracker, total_steps=self._position.total_steps, totals=totals)
 
     def run(self) -> None:
         """All epochs, evaluation and checkpoints included."""
@@ -225,10 +232,13 @@ class _Training:
         self._finish_save(must=True)
 
     def summary(self, run_folder: Path, place: str | None) -> dict[str, Any]:
-        """What smoke prints and scripts read."""
+        """What smoke prints and scripts read: of the whole run, not of its last attempt alone."""
         pace, progress = self._log.pace, self._position.progress
+        attempts = read_attempts(run_folder) if self._context.is_first else []
         return {
             "run_folder": str(run_folder),
+            "started_at": attempts[0]["started_at"] if attempts else None,
+            "attempts": attempts,
             "stopped": self._stopped,
             "steps": progress.step,
             "skipped_steps": progress.skipped,
@@ -365,11 +375,13 @@ class _Training:
 
     def _facts(self) -> Facts:
         evaluated = self._evaluated_step == self._position.step
+        pace = self._log.pace
         return Facts(
             progress=self._position.progress,
             order=self._session.order,
             metrics=self._metrics if evaluated else {},
             interval=tuple(self._context.gather(self._interval.state())),
+            totals=RunTotals(rows=pace.rows, seconds=pace.seconds, steps=pace.steps),
         )
 
     def _finish_save(self, *, must: bool = False) -> None:

@@ -4,12 +4,15 @@
     python -m ray_jobs.evaluate --config configs/smoke.yaml --run-id 20261122-111407
     python -m ray_jobs.evaluate --config configs/smoke.yaml --checkpoint PATH --split test
 
-The model is the one that the checkpoint was saved with; the run file says where data and runs
-are and how many workers to use. A `--set` of anything else, to another value than the checkpoint's,
-is an error. Prints a table, and writes evaluation-<split>.json, by default
-beside the run's summary.
+The model is the one that the checkpoint was saved with, with its features, their order and the
+statistics of its numbers; the run file says where data and runs are and how many workers to use. A
+`--set` of anything else, to another value than the checkpoint's, is an error. Prints a table, and
+writes evaluation-<split>-<step>.json, by default beside the run's summary. A result that is there
+already is kept: another one of the same step gets a number.
 """
 
+import argparse
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -18,14 +21,18 @@ from rich.console import Console
 from rich.table import Table
 
 from infnet_dist import checkpoint
+from infnet_dist.checkpoint.inspection import read_plain
+from infnet_dist.checkpoint.places import open_checkpoint
 from infnet_dist.config import Config, config_of_text
 from infnet_dist.config_changes import changes
-from infnet_dist.errors import ConfigError
+from infnet_dist.data.manifest import read_manifest
+from infnet_dist.errors import CheckpointError, ConfigError
 from infnet_dist.evaluation import evaluate_checkpoint
 from infnet_dist.filesystem import Folder
 from infnet_dist.overrides import covers, key_of
 from infnet_dist.paths import resolve_place
-from infnet_dist.run_folder import write_json
+from infnet_dist.run_folder import dump_json, write_json
+from infnet_dist.schema_changes import adapt, summary_of
 from infnet_dist.session import open_training_set
 from ray_jobs._cli import (
     add_launcher,
@@ -57,29 +64,59 @@ def main() -> None:
     parser.add_argument(
         "--output",
         type=Path,
-        help="JSON to write (default: evaluation-SPLIT.json in the run's folder)",
+        help="JSON to write (default: evaluation-SPLIT-STEP.json in the run's folder)",
     )
     arguments = parser.parse_args()
     config = read_config(arguments)
-    manifest, _ = open_training_set(config)
-    manifest.split(arguments.split)
-    path = (
-        Folder(resolve_place(arguments.checkpoint))
-        if arguments.checkpoint
-        else newest_checkpoint(config, arguments.run_id)
-    )
-    checkpoint.read_manifest(path)
+    path = _checkpoint_of(config, arguments)
     config = _with_model_of(config, path, arguments.overrides)
+    _check_set(config, path, arguments.split)
+    output = arguments.output or _default_output(config, path, arguments.split)
+    Folder(output.parent).check_target(output.name)
+    log.info("evaluating %s", path)
     result = launch(
         evaluate_checkpoint,
         {"config": config, "path": path, "split": arguments.split},
         config,
         arguments.launcher,
     )
-    output = arguments.output or _default_output(config, path, arguments.split)
-    write_json(output, result)
     _print(result)
+    if arguments.output is None:
+        output = _unused(output, result)
+    try:
+        write_json(output, result)
+    except OSError as error:
+        raise ConfigError(f"can't write {output} ({error.strerror}); set --output") from None
     log.info("written to %s", output)
+
+
+def _checkpoint_of(config: Config, arguments: argparse.Namespace) -> Folder:
+    """The checkpoint that is named, or a run's newest."""
+    if not arguments.checkpoint:
+        return newest_checkpoint(config, arguments.run_id)
+    try:
+        return open_checkpoint(resolve_place(arguments.checkpoint))[0]
+    except CheckpointError as error:
+        raise CheckpointError(f"{error}; --run-id takes the newest of a run") from None
+
+
+def _check_set(config: Config, path: Folder, split: str) -> None:
+    """Check that the checkpoint's model can read the training set; say what the set has otherwise.
+
+    Raises:
+        CheckpointError: it is damaged, or can't; names features, tables and tasks.
+        DataError: the training set is malformed, or has no such split.
+    """
+    saved = checkpoint.read_manifest(path)
+    trained = checkpoint.read_schema(path, saved)
+    here = read_manifest(config.data.path).schema_
+    if trained is None:
+        here = here.select(config.data.features, config.data.tasks)
+    checkpoint.check_readable(path, saved, trained, here, config.data.path)
+    manifest, _ = open_training_set(config, trained)
+    manifest.split(split)
+    if trained is not None and (notes := adapt(trained, here).notes):
+        log.info("the training set differs, the model's own holds: %s", summary_of(notes))
 
 
 def _with_model_of(config: Config, folder: Folder, overrides: Sequence[str]) -> Config:
@@ -88,8 +125,12 @@ def _with_model_of(config: Config, folder: Folder, overrides: Sequence[str]) -> 
     Raises:
         ConfigError: --set of something that comes from the checkpoint, or plays no part here, to
             another value than the checkpoint's.
+        CheckpointError: it has no config.
     """
-    saved = config_of_text(folder.read("config.yaml").decode(), source=f"{folder}/config.yaml")
+    content = read_plain(folder, checkpoint.read_manifest(folder), "config.yaml")
+    if content is None:
+        raise CheckpointError(f"{folder} has no config.yaml, so its model isn't known")
+    saved = config_of_text(content.decode(), source=f"{folder}/config.yaml")
     keys = [key_of(override) for override in overrides]
     for key, (theirs, ours) in changes(saved, config).items():
         if any(covers(here, key) for here in _TAKEN_HERE):
@@ -114,13 +155,32 @@ def _with_model_of(config: Config, folder: Folder, overrides: Sequence[str]) -> 
 
 
 def _default_output(config: Config, folder: Folder, split: str) -> Path:
-    """Beside the run's summary; in the current folder for a checkpoint that stands alone."""
+    """Beside the run's summary; among the runs for a checkpoint that belongs to none."""
     runs = config.run.folder / config.run.name
     if folder.parent.name == "checkpoints" and "://" not in folder.url:
         place = Path(folder.url).parent.parent
     else:
         place = runs / folder.parent.name
-    return (place if place.is_dir() else Path.cwd()) / f"evaluation-{split}.json"
+    if not place.is_dir():
+        place = runs
+        runs.mkdir(parents=True, exist_ok=True)
+    return place / f"evaluation-{split}-{folder.name}.json"
+
+
+def _unused(path: Path, result: dict[str, Any]) -> Path:
+    """The path, with a number if another result is there; the same result may be written again."""
+    found, number = path, 1
+    while found.exists() and _read(found) != json.loads(dump_json(result)):
+        number += 1
+        found = path.with_stem(f"{path.stem}-{number}")
+    return found
+
+
+def _read(path: Path) -> Any:
+    try:
+        return json.loads(path.read_bytes())
+    except (OSError, ValueError):
+        return None
 
 
 def _print(result: dict[str, Any]) -> None:

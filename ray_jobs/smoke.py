@@ -99,7 +99,8 @@ def run_steps(steps: Mapping[str, list[str]], root: Path, num_cpus: int) -> int:
 def read_results(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     """What train and evaluate wrote into the run's folder."""
     summary = json.loads((folder / "summary.json").read_text())
-    evaluation = json.loads((folder / "evaluation-valid.json").read_text())
+    name = f"evaluation-valid-{Path(summary['checkpoint']).name}.json"
+    evaluation = json.loads((folder / name).read_text())
     return summary, evaluation
 
 
@@ -123,7 +124,8 @@ def format_summary(
     facts = {
         "steps": f"{summary['steps']:,}",
         "examples": f"{summary['examples']:,}",
-        "training": f"{summary['train_seconds']:.1f} s with {summary['num_workers']} workers",
+        "training": f"{summary['train_seconds']:.1f} s with {summary['num_workers']} workers"
+        + (f", {attempts} attempts" if (attempts := len(summary.get("attempts", []))) > 1 else ""),
         "speed": f"{summary['samples_per_s']:,.0f} samples/s",
         "checkpoint": _shorter(summary["checkpoint"]),
         "curves": _shorter(summary["curves"]),

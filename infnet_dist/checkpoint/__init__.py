@@ -16,11 +16,13 @@ if TYPE_CHECKING:
         CheckpointManifest,
         DataOrder,
         Progress,
+        RunTotals,
         complete_checkpoints,
         newest,
         read_manifest,
     )
     from infnet_dist.checkpoint.saving import Facts, Saved, Saver, check_writable
+    from infnet_dist.checkpoint.trained_on import check_readable, read_schema
 
 __all__ = [
     "MANIFEST",
@@ -31,8 +33,10 @@ __all__ = [
     "Facts",
     "NotFiniteError",
     "Progress",
+    "RunTotals",
     "Saved",
     "Saver",
+    "check_readable",
     "check_writable",
     "complete_checkpoints",
     "differences_from",
@@ -40,12 +44,14 @@ __all__ = [
     "load_newest",
     "newest",
     "read_manifest",
+    "read_schema",
 ]
 
 _MODULES = {
     "files": ("DamagedError", "NotFiniteError"),
     "loading": ("differences_from", "load", "load_newest"),
     "saving": ("Facts", "Saved", "Saver", "check_writable"),
+    "trained_on": ("check_readable", "read_schema"),
 }
 _PLACES = {name: module for module, names in _MODULES.items() for name in names}
 

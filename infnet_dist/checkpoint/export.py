@@ -96,10 +96,12 @@ class TableExport:
 
         Raises:
             CheckpointError: it is there already, and not to be replaced.
+            UserError: its place is a folder, no regular file, or can't be written to.
             DamagedError: the checkpoint is damaged.
             OSError: the checkpoint can't be read, or the file not written.
         """
         place, name = _split(output)
+        place.check_target(name)
         if not replace and place.size(name) is not None:
             raise CheckpointError(f"{place / name} is there already; --force replaces it")
 
@@ -160,6 +162,8 @@ def _split(output: str) -> tuple[Folder, str]:
     if "://" in output:
         return Folder(output).parent, Folder(output).name
     path = Path(output).absolute()
+    if output.endswith("/"):
+        return Folder(path), ""
     return Folder(path.parent), path.name
 
 

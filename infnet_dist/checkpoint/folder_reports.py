@@ -34,7 +34,7 @@ from infnet_dist.documents import printable
 from infnet_dist.errors import CheckpointError
 from infnet_dist.filesystem import Folder, size_text
 
-_COLOURS = {"complete": "green", "incomplete": "yellow", "damaged": "red", "unreadable": "red"}
+_COLOURS = {"complete": "green", "incomplete": "yellow"}  # the others red
 _MOST_FAULTS = 20
 
 
@@ -51,7 +51,9 @@ def list_command(arguments: argparse.Namespace) -> int:
     add_right(table, "epoch", "examples", "saved (UTC)", "size", "workers", *metrics)
     for one in found:
         name = f"{one.step:,}{' *' if one.folder == newest else ''}"
-        table.add_row(name, f"[{_COLOURS[one.state]}]{one.state}[/]", *_cells(one, metrics))
+        table.add_row(
+            name, f"[{_COLOURS.get(one.state, 'red')}]{one.state}[/]", *_cells(one, metrics)
+        )
     table.caption = "* the newest complete one; sizes of files were compared, contents weren't"
     table.caption_justify = "left"
     console().print(table)
@@ -133,7 +135,7 @@ def verify_command(arguments: argparse.Namespace) -> int:
 
 
 class _Verdict(NamedTuple):
-    """What verify found: intact, damaged or unreadable."""
+    """What verify found: intact, damaged, renamed or unreadable."""
 
     folder: Folder
     word: str
@@ -142,7 +144,7 @@ class _Verdict(NamedTuple):
 
 def _verdict(one: Found, advance: inspection.Advance) -> _Verdict:
     if one.manifest is None:
-        word = "unreadable" if one.state == "unreadable" else "damaged"
+        word: str = one.state if one.state in ("unreadable", "renamed") else "damaged"
         return _Verdict(one.folder, word, [one.fault])
     faults = inspection.verify(one.folder, one.manifest, advance)
     word = _state_after(faults) if faults else "intact"
@@ -161,12 +163,15 @@ def _told(verdict: _Verdict) -> dict[str, Any]:
 def _check_intact(words: Sequence[str]) -> None:
     """Raise CheckpointError unless all are."""
     damaged, unreadable = words.count("damaged"), words.count("unreadable")
+    renamed = words.count("renamed")
     told = []
     if damaged:
         told.append(
             f"damaged: {damaged} of {len(words)}; a run skips them when it goes on; "
             "`prune --verify --damaged` deletes them"
         )
+    if renamed:
+        told.append(f"renamed: {renamed} of {len(words)}; no run loads them under their names")
     if unreadable:
         told.append(
             f"unreadable: {unreadable} of {len(words)}; the storage failed, so nothing is known of "

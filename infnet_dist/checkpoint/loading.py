@@ -18,11 +18,13 @@ from infnet_dist.checkpoint.manifest import (
 )
 from infnet_dist.checkpoint.pieces import Piece, State
 from infnet_dist.checkpoint.reading import TensorReader
+from infnet_dist.checkpoint.trained_on import check_same, read_schema
 from infnet_dist.context import WorkerContext
 from infnet_dist.errors import CheckpointError
 from infnet_dist.filesystem import Folder
 from infnet_dist.parallel import ShardedModel
 from infnet_dist.planning.plan import Plan, shape
+from infnet_dist.schema import Schema
 
 _DATA_TYPES = {"F32": "fp32", "F16": "fp16"}
 _RETRY_S = 60.0
@@ -95,17 +97,19 @@ def _try(
 ) -> tuple[str, CheckpointManifest | None]:
     """Load a checkpoint; what is wrong with its files, on any rank, instead of a manifest."""
     start = time.perf_counter()
-    fault, manifest = context.together(lambda: _patiently(lambda: _manifest_of(folder)))
-    if found := _first(context.gather(fault)):
-        return found, None
-    assert manifest is not None
+    fault, found = context.together(lambda: _patiently(lambda: _documents_of(folder)))
+    if first := _first(context.gather(fault)):
+        return first, None
+    assert found is not None
+    manifest, trained = found
+    context.together(lambda: check_same(folder, manifest, trained, sharded.schema))
     state = State(sharded, with_optimizer=with_optimizer)
     pieces = state.pieces()
     _check_fits(folder, manifest, pieces, context, with_optimizer=with_optimizer)
     reader = TensorReader(folder, manifest)
     fault, num_bytes = context.together(lambda: _patiently(lambda: _fill(reader, pieces)))
-    if found := _first(context.gather(fault)):
-        return found, None
+    if first := _first(context.gather(fault)):
+        return first, None
     context.together(state.take_over)
     seconds = time.perf_counter() - start
     if context.is_first:
@@ -114,14 +118,17 @@ def _try(
     return "", manifest
 
 
-def _manifest_of(folder: Folder) -> tuple[str, CheckpointManifest | None]:
-    """What is wrong with a checkpoint, by its manifest; the manifest if nothing is."""
+def _documents_of(folder: Folder) -> tuple[str, tuple[CheckpointManifest, Schema | None] | None]:
+    """What is wrong with a checkpoint's manifest or schema; both if nothing is."""
     try:
-        return "", read_manifest(folder)
+        manifest = read_manifest(folder)
+        return "", (manifest, read_schema(folder, manifest))
     except UnreadableError:
         raise
     except CheckpointError as error:
         return str(error), None
+    except OSError as error:
+        raise UnreadableError(f"can't read a checkpoint: {error}") from error
 
 
 def _fill(reader: TensorReader, pieces: list[Piece]) -> tuple[str, int]:

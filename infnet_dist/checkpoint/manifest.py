@@ -53,6 +53,10 @@ class UnreadableError(CheckpointError):
     """The storage fails, which says nothing of the checkpoint."""
 
 
+class RenamedError(CheckpointError):
+    """A checkpoint's folder is named after another step than its manifest says."""
+
+
 class _Frozen(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -84,6 +88,14 @@ class Progress(_Frozen):
                 raise ValueError(f"consumed: [{start}, {stop}) is empty or out of order")
             last = stop
         return self
+
+
+class RunTotals(_Frozen):
+    """Sums over all attempts of a run, up to its last log line (see `pace.Pace`)."""
+
+    rows: Count = 0
+    seconds: float = Field(0.0, ge=0, allow_inf_nan=False)
+    steps: Count = 0
 
 
 class DataOrder(_Frozen):
@@ -188,6 +200,7 @@ class CheckpointManifest(_Frozen):
         world_size: workers that saved it.
         metrics: of the evaluation at this very step, if there was one; None for NaN.
         interval: sums since the last log line, by rank (see `pace.LogInterval.state`).
+        totals: sums up to the last log line; 0 in checkpoints of earlier versions.
         block_bytes: rows are taken together in blocks of about so many bytes for checksums.
         files: those that hold no tensors, by name.
         tensor_files: bytes by name.
@@ -200,6 +213,7 @@ class CheckpointManifest(_Frozen):
     world_size: int = Field(ge=1, lt=2**31)
     metrics: dict[Name, float | None]
     interval: tuple[tuple[float, ...], ...] = ()
+    totals: RunTotals = RunTotals()
     block_bytes: int = Field(ge=1, le=_MOST_BLOCK_BYTES)
     files: dict[FileName, SavedFile]
     tensor_files: dict[FileName, Count]
@@ -253,17 +267,12 @@ def read_manifest(folder: Folder) -> CheckpointManifest:
     """Read and check a checkpoint's manifest and the sizes of its files.
 
     Raises:
-        CheckpointError: missing, incomplete or damaged.
+        CheckpointError: missing, incomplete, damaged, or named after another step.
     """
     try:
         size = folder.size(MANIFEST)
         if size is None:
-            there = folder.entries()
-            raise CheckpointError(
-                f"checkpoint {folder} is incomplete (no {MANIFEST})"
-                if there
-                else f"no checkpoint {folder}: no such folder"
-            )
+            raise CheckpointError(_without_manifest(folder, folder.entries()))
         if size > MAX_MANIFEST_BYTES:
             raise CheckpointError(
                 f"checkpoint {folder} has a {MANIFEST} of {size} bytes, at most "
@@ -274,6 +283,12 @@ def read_manifest(folder: Folder) -> CheckpointManifest:
     except OSError as error:
         raise UnreadableError(f"checkpoint {folder} can't be read: {error}") from None
     manifest = _parse(folder, text)
+    step = manifest.progress.step
+    if step_of(folder.name) not in (None, step):
+        raise RenamedError(
+            f"checkpoint {folder} is of step {step}, as its {MANIFEST} says: it was renamed; "
+            f"rename it back to {name_of(step)}, or move it elsewhere"
+        )
     expected = manifest.tensor_files | {name: file.size for name, file in manifest.files.items()}
     for name, size in expected.items():
         if there.get(name) != size:
@@ -282,6 +297,14 @@ def read_manifest(folder: Folder) -> CheckpointManifest:
                 f"checkpoint {folder} is damaged: {name} {found}, expected {size} bytes"
             )
     return manifest
+
+
+def _without_manifest(folder: Folder, there: dict[str, int | None]) -> str:
+    if MANIFEST in there:
+        return f"checkpoint {folder} is damaged: its {MANIFEST} is no regular file"
+    if there:
+        return f"checkpoint {folder} is incomplete (no {MANIFEST})"
+    return f"no checkpoint {folder}: no such folder"
 
 
 def _parse(folder: Folder, text: bytes) -> CheckpointManifest:

@@ -7,15 +7,16 @@ from typing import Literal
 from infnet_dist.checkpoint.manifest import (
     MANIFEST,
     CheckpointManifest,
+    RenamedError,
     UnreadableError,
     read_manifest,
     step_of,
 )
-from infnet_dist.documents import parse_yaml
+from infnet_dist.documents import MAX_YAML_CHARACTERS, parse_yaml
 from infnet_dist.errors import CheckpointError, UserError
 from infnet_dist.filesystem import Folder
 
-State = Literal["complete", "incomplete", "damaged", "unreadable"]
+State = Literal["complete", "incomplete", "damaged", "renamed", "unreadable"]
 
 
 @dataclass(frozen=True)
@@ -25,7 +26,8 @@ class Found:
     Attributes:
         step: as its name says.
         state: complete: all files are there and have their sizes; their content wasn't read.
-            incomplete: without a manifest. unreadable: the storage gave an error.
+            incomplete: without a manifest. renamed: its name says another step than its manifest.
+            unreadable: the storage gave an error.
         num_bytes: of all files that stand there.
         written_ns: when the newest file was written, as the storage says; 0 if it doesn't.
         fault: what is wrong, if something is.
@@ -56,7 +58,8 @@ def look_at(folder: Folder) -> Found:
     """The state of one checkpoint."""
     step = step_of(folder.name) or 0
     try:
-        sizes = {name: size for name, size in folder.entries().items() if size is not None}
+        entries = folder.entries()
+        sizes = {name: size for name, size in entries.items() if size is not None}
         newest = [MANIFEST] if MANIFEST in sizes else sizes
         written_ns = max((folder.modified_ns(name) for name in newest), default=0)
     except OSError as error:
@@ -65,9 +68,9 @@ def look_at(folder: Folder) -> Found:
     try:
         manifest = read_manifest(folder)
     except CheckpointError as error:
-        state: State = "damaged" if MANIFEST in sizes else "incomplete"
-        if isinstance(error, UnreadableError):
-            state = "unreadable"
+        state: State = "damaged" if MANIFEST in entries else "incomplete"
+        if isinstance(error, UnreadableError | RenamedError):
+            state = "unreadable" if isinstance(error, UnreadableError) else "renamed"
         return Found(folder, step, state, num_bytes, written_ns, str(error))
     return Found(folder, step, "complete", num_bytes, written_ns, manifest=manifest)
 
@@ -135,7 +138,7 @@ def _some(names: Sequence[str]) -> str:
 
 def _elsewhere(folder: Folder, entries: dict[str, int | None]) -> str:
     """Where a run's checkpoints stand if its config.yaml says another place."""
-    if entries.get("config.yaml") is None:
+    if not 0 < (entries.get("config.yaml") or 0) <= MAX_YAML_CHARACTERS:
         return ""
     try:
         config = parse_yaml(folder.read("config.yaml").decode())

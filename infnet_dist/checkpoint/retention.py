@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from infnet_dist.checkpoint.manifest import (
     MANIFEST,
     CheckpointManifest,
+    RenamedError,
     UnreadableError,
     complete_checkpoints,
     read_manifest,
@@ -36,7 +37,8 @@ def fates(
 ) -> list[Fate]:
     """What becomes of each checkpoint, in their order, if `config` rules and no run is training.
 
-    The damaged don't count among those kept; what can't be read stays.
+    The damaged don't count among those kept; what can't be read stays, and so do folders that were
+    renamed and links: nothing is deleted through a link.
 
     Raises:
         CheckpointError: none is complete, or none has the metric of `keep_best`.
@@ -53,7 +55,9 @@ def fates(
     every = config.keep_every_steps
     decided = []
     for one in found:
-        if one.state == "complete":
+        if one.folder.is_link:
+            decided.append(Fate(one, True, "a link"))
+        elif one.state == "complete":
             if one.folder in newest:
                 reason = "newest" if config.keep_last == 1 else f"of the newest {config.keep_last}"
             elif every and one.step % every == 0:
@@ -85,7 +89,8 @@ def prune(
     `manifest` doesn't name, and the `damaged`, which don't count among those kept; and checkpoints
     of later steps: they were damaged when the run went on from an earlier one, and are no part of
     its way. What can't be deleted now is warned of and left for the next time; so is everything
-    where the storage doesn't tell which one is the best.
+    where the storage doesn't tell which one is the best. Links stay, and folders that were renamed:
+    they hold a checkpoint of another step than their names say.
 
     Returns:
         The folders that were deleted.
@@ -97,14 +102,27 @@ def prune(
         complete = [found for found in there if (step_of(found.name) or 0) <= last]
         kept = {found.name for found in to_keep(complete, config)} | {newest.name}
         known = {*manifest.files, *manifest.tensor_files, MANIFEST}
-        for name in sorted(newest.entries().keys() - known):
+        for name in sorted(newest.entries().keys() - known) if not newest.is_link else ():
             newest.delete(name)
         for name, size in folder.entries().items():
-            if size is None and step_of(name) is not None and name not in kept:
+            if size is not None or step_of(name) is None or name in kept:
+                continue
+            if not ((folder / name).is_link or _is_renamed(folder / name)):
                 gone += [folder / name] if _deleted(folder / name) else []
     except (OSError, UnreadableError) as error:
         log.warning("can't delete old checkpoints in %s (%s)", folder, error)
     return gone
+
+
+def _is_renamed(checkpoint: Folder) -> bool:
+    """Whether it is one of another step, so no part of what the run leaves behind."""
+    try:
+        read_manifest(checkpoint)
+    except RenamedError:
+        return True
+    except CheckpointError:
+        pass
+    return False
 
 
 def _deleted(checkpoint: Folder) -> bool:
@@ -121,8 +139,11 @@ def delete(checkpoint: Folder) -> None:
     """Delete a checkpoint, its manifest first: what is left if this is interrupted isn't one.
 
     Raises:
+        CheckpointError: it is a link.
         OSError: a part of it can't be deleted.
     """
+    if checkpoint.is_link:
+        raise CheckpointError(f"{checkpoint} is a link: nothing is deleted through it")
     checkpoint.delete(MANIFEST)
     checkpoint.delete_all()
 

@@ -2,7 +2,7 @@
 
     <folder>/step-00000500/
       rank-00000-00-1f3a9c02.safetensors, ...   tensors that rank 0 held: rows and optimizer state
-      plan.json, config.yaml                    what it was trained under
+      plan.json, config.yaml, schema.json       what it was trained under
       manifest.json                             step, position, metrics, all tensors with checksums
 
 Every rank writes its own files into the final folder. Rank 0 writes the manifest once all are
@@ -17,7 +17,7 @@ import time
 import zlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import TypeVar
 
 import tenacity
@@ -29,6 +29,7 @@ from infnet_dist.checkpoint.manifest import (
     CheckpointManifest,
     DataOrder,
     Progress,
+    RunTotals,
     SavedFile,
     SavedTensor,
     dump_manifest,
@@ -36,6 +37,7 @@ from infnet_dist.checkpoint.manifest import (
 )
 from infnet_dist.checkpoint.pieces import Piece, State
 from infnet_dist.checkpoint.retention import prune
+from infnet_dist.checkpoint.trained_on import SCHEMA
 from infnet_dist.config import Config, dump_config
 from infnet_dist.context import WorkerContext
 from infnet_dist.errors import CheckpointError, UserError
@@ -69,6 +71,7 @@ class Facts:
     order: DataOrder
     metrics: dict[str, float]
     interval: tuple[tuple[float, ...], ...] = ()
+    totals: RunTotals = field(default_factory=RunTotals)
 
 
 @dataclass(frozen=True)
@@ -154,7 +157,7 @@ class Saver:
         return None if pending is None else pending.result()
 
     def amend(self, manifest: CheckpointManifest, facts: Facts) -> None:
-        """Replace metrics and interval of the checkpoint of this very step, and nothing else.
+        """Replace metrics, interval and totals of the checkpoint of this very step, no more.
 
         Args:
             manifest: that the checkpoint has.
@@ -165,7 +168,11 @@ class Saver:
         """
         assert self._pending is None, "wait for the checkpoint before"
         folder = self.folder_of(facts.progress.step)
-        changes = {"metrics": _metrics_of(facts), "interval": facts.interval}
+        changes = {
+            "metrics": _metrics_of(facts),
+            "interval": facts.interval,
+            "totals": facts.totals,
+        }
         changed = manifest.model_copy(update=changes)
         self._context.together(
             lambda: (
@@ -243,10 +250,12 @@ class Saver:
             world_size=self._context.world_size,
             metrics=_metrics_of(facts),
             interval=facts.interval,
+            totals=facts.totals,
             block_bytes=BLOCK_BYTES,
             files={
                 "plan.json": self._put(folder, "plan.json", dump_plan(self._sharded.plan)),
                 "config.yaml": self._put(folder, "config.yaml", dump_config(self._config)),
+                SCHEMA: self._put(folder, SCHEMA, self._sharded.schema.model_dump_json()),
             },
             tensor_files=sizes,
             tensors=merge_chunks(tensor for _, tensors in found for tensor in tensors),

@@ -277,14 +277,19 @@ def test_the_wandb_server_is_away(tmp_path: Path, data: Path, undisturbed: Job, 
     }
     if when == "from the start":
         server.close()
-        job.check(job.run(**environ), says="W&B can't be reached .*; going on offline")
+        job.check(
+            job.run(**environ),
+            says="W&B can't be reached .*; later: `python -m infnet_dist.wandb_sync",
+        )
     else:
         naps = [Fault("step", "nap", rank=0, step=step, seconds=0.3) for step in range(12, 30)]
         running = job.start(*naps, **environ)
         running.wait_for(r"saved .*step-00000010")
         assert "mutation UpsertBucket" in server.text, "W&B was told of the run"
         server.close()
-        job.check(running.wait(), says="W&B doesn't answer .*; later: `wandb sync")
+        job.check(
+            running.wait(), says="W&B doesn't answer .*; later: `python -m infnet_dist.wandb_sync"
+        )
     job.assert_same(undisturbed)
     kind = "offline-run-*" if when == "from the start" else "run-*"
     (folder,) = (job.run_folder / "wandb").glob(kind)

@@ -20,7 +20,9 @@ class WandbServer:
 
         class Handler(BaseHTTPRequestHandler):
             def do_POST(self) -> None:
-                body = self.rfile.read(int(self.headers.get("content-length", 0))).decode()
+                body = self.rfile.read(int(self.headers.get("content-length", 0))).decode(
+                    errors="replace"
+                )
                 outer.text += body
                 answer = outer._answer(json.loads(body)) if self.path == "/graphql" else {}
                 content = json.dumps(answer).encode()

@@ -99,9 +99,14 @@ def test_everything_is_in_the_run_folder(run: Path, root: Path) -> None:
     assert {"manifest.json", "plan.json", "config.yaml"} <= {p.name for p in checkpoint.iterdir()}
 
 
+def evaluation_of(run: Path) -> Path:
+    step = json.loads((run / "summary.json").read_text())["steps"]
+    return run / f"evaluation-valid-step-{step:08d}.json"
+
+
 def test_evaluate_repeats_the_metrics_of_training(run: Path) -> None:
     summary = json.loads((run / "summary.json").read_text())
-    evaluation = json.loads((run / "evaluation-valid.json").read_text())
+    evaluation = json.loads(evaluation_of(run).read_text())
     assert evaluation["rows"] == 400
     assert evaluation["metrics"] == pytest.approx(summary["metrics"], abs=1e-6, nan_ok=True)
     assert evaluation["optimum"]["valid/auc/click"] > evaluation["metrics"]["valid/auc/click"]
@@ -136,7 +141,7 @@ def test_without_a_cluster_the_losses_are_the_same(run: Path, root: Path, launch
 
 
 def test_evaluate_with_another_number_of_workers(run: Path, root: Path) -> None:
-    before = json.loads((run / "evaluation-valid.json").read_text())
+    before = json.loads(evaluation_of(run).read_text())
     output = root / "three"
     output.mkdir()
     done = run_here(
@@ -204,8 +209,8 @@ def test_kuairand_slice(ray: LocalRay, root: Path, shared_data: Path) -> None:
     for verb in ("ingest", "train", "evaluate"):
         done = submit(ray, verb, *common)
         assert done.returncode == 0, done.stdout
-    (evaluation,) = (root / "runs" / "kuairand_pure").glob("*/evaluation-valid.json")
-    result = json.loads(evaluation.read_text())
+    (run,) = (root / "runs" / "kuairand_pure").glob("2*")
+    result = json.loads(evaluation_of(run).read_text())
     assert result["rows"] == 30_942
     assert result["optimum"] == {}
     assert {"click", "like", "long_view"} <= {key.split("/")[2] for key in result["metrics"]}

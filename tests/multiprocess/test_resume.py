@@ -7,8 +7,10 @@ import shutil
 import signal
 import threading
 import time
+from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -24,6 +26,7 @@ from infnet_dist.context import WorkerContext
 from infnet_dist.data.manifest import Ingested, read_manifest, write_manifest
 from infnet_dist.data.order import epoch_order
 from infnet_dist.errors import CheckpointError, DataError, UserError
+from infnet_dist.evaluation import evaluate_checkpoint
 from infnet_dist.filesystem import Folder
 from infnet_dist.run_lock import held_by_workers
 from infnet_dist.trainer import train
@@ -529,19 +532,97 @@ def test_under_another_plan_training_goes_on_alike(
         assert one.get("train/loss/total") == pytest.approx(two.get("train/loss/total"), abs=1e-5)
 
 
-def test_wandb_goes_on_under_one_id(tiny_set: Path, tmp_path: Path, whole: Path) -> None:
+def with_schema(data: Path, folder: Path, edit: "Edit") -> Path:
+    """A copy of a training set whose manifest describes the same columns otherwise."""
+    shutil.copytree(data, folder)
+    raw = json.loads((folder / "manifest.json").read_text())
+    edit(raw["schema"])
+    raw["content_hash"] = "other"
+    (folder / "manifest.json").write_text(json.dumps(raw))
+    return folder
+
+
+Edit = Callable[[dict[str, Any]], None]
+
+
+def reorder(schema: dict[str, Any]) -> None:
+    """Features and tasks in another order, other statistics: no tensor has another shape."""
+    for kind in ("categorical", "sequences", "dense", "tasks"):
+        schema[kind].reverse()
+    for number in schema["dense"]:
+        number |= {"mean": 99.0, "std": 7.0}
+        if number["boundaries"]:
+            number["boundaries"] = [value + 5 for value in number["boundaries"]]
+
+
+def add_feature(schema: dict[str, Any]) -> None:
+    schema["tables"].append({"name": "M1D", "num_embeddings": 500})
+    schema["categorical"].append(
+        {"name": "M1D", "table": "M1D", "column": schema["categorical"][0]["column"]}
+    )
+
+
+EDITS: tuple[Edit, ...] = (reorder, add_feature)
+
+
+def test_a_model_is_evaluated_as_it_was_trained_on_another_set(
+    tiny_set: Path, tmp_path: Path, whole: Path
+) -> None:
+    summary = json.loads((whole / "summary.json").read_text())
+    sets = {edit: with_schema(tiny_set, tmp_path / edit.__name__, edit) for edit in EDITS}
+    for data in sets.values():
+        found = run_ranks(
+            evaluate_checkpoint,
+            1,
+            config=config_of(data, tmp_path),
+            path=summary["checkpoint"],
+            split="valid",
+        )[0]
+        assert found["metrics"] == pytest.approx(summary["metrics"], abs=1e-6, nan_ok=True)
+        assert found["training_set"] == "other"
+
+
+@pytest.mark.parametrize(
+    ("edit", "names"), [(add_feature, "'M1D'"), (reorder, "'user'.*another order")]
+)
+def test_training_on_under_another_schema_is_refused(
+    tiny_set: Path, tmp_path: Path, whole: Path, edit: Edit, names: str
+) -> None:
+    """It names what changed, not the shape of some parameter; or it would train on silently."""
+    run = tmp_path / "run"
+    shutil.copytree(whole, run)
+    log = (run / "metrics.jsonl").read_text()
+    data = with_schema(tiny_set, tmp_path / "set", edit)
+    with pytest.raises(CheckpointError, match=names):
+        run_ranks(train, 1, config=config_of(data, tmp_path), run_folder=run)
+    assert (run / "metrics.jsonl").read_text() == log
+
+
+def test_summary_and_wandb_hold_all_attempts(tiny_set: Path, tmp_path: Path, whole: Path) -> None:
     tracking = {"wandb": "offline"}
     config, run = config_of(tiny_set, tmp_path, tracking=tracking), tmp_path / "run"
     with pytest.raises(RuntimeError, match="worker 1 died"):
         run_ranks(die_at_step, 2, config=config, run_folder=run, step=24)
-    run_ranks(train, 2, config=config, run_folder=run)
+    data = config.data.model_copy(update={"prefetch_batches": 2})
+    other = config.model_copy(update={"data": data})
+    summary = run_ranks(train, 2, config=other, run_folder=run)[0]
     assert records(run) == records(whole)
-    files = sorted(run.rglob("run-*.wandb"))
-    assert len(files) == 2 and len({file.name for file in files}) == 1, "two attempts, one id"
-    second = [row for row in read_history(files[1].parent) if "train/loss/total" in row]
-    lines = [r for r in records(whole) if "train/loss/total" in r]
-    expected = {r["step"]: r["train/loss/total"] for r in lines if r["step"] > 20}
-    assert {row["_step"]: row["train/loss/total"] for row in second} == expected
+
+    undisturbed = json.loads((whole / "summary.json").read_text())
+    for key in ("steps", "examples", "skipped_steps", "metrics"):
+        assert summary[key] == pytest.approx(undisturbed[key], nan_ok=True), key
+    trained = summary["samples_per_s"] * summary["train_seconds"]
+    assert trained == pytest.approx(summary["examples"]), "rows and seconds of both attempts"
+    assert [attempt["after_step"] for attempt in summary["attempts"]] == [0, 20]
+    assert summary["started_at"] == summary["attempts"][0]["started_at"]
+    texts = [(run / "attempts" / n / "config.yaml").read_text() for n in ("001", "002")]
+    assert ["prefetch_batches: 2\n" in text for text in texts] == [False, True]
+
+    (file,) = run.glob("wandb/offline-run-*/run-*.wandb")
+    history = [row for row in read_history(file.parent) if "train/loss/total" in row]
+    expected = {r["step"]: r["train/loss/total"] for r in records(whole) if "train/loss/total" in r}
+    assert {row["_step"]: row["train/loss/total"] for row in history} == expected
+    assert len(history) == len(expected), "each step once"
 
 
 def test_a_place_that_can_t_be_written_is_told_before_training(

@@ -1,11 +1,13 @@
 """`python -m infnet_dist.checkpoint`, on checkpoints made by hand."""
 
+import contextlib
 import errno
 import io
 import json
 import math
 import os
 import shutil
+import socket
 import subprocess
 import sys
 import time
@@ -24,6 +26,9 @@ import torch
 from infnet_dist.checkpoint import export, files, inspection
 from infnet_dist.checkpoint.command import main
 from infnet_dist.checkpoint.manifest import CheckpointManifest, read_manifest
+from infnet_dist.checkpoint.retention import delete, prune
+from infnet_dist.config import CheckpointConfig
+from infnet_dist.errors import CheckpointError
 from infnet_dist.filesystem import Folder
 from tests.checkpoints import STATE, TABLE, Cut, by_columns, by_rows, whole, write_checkpoint
 
@@ -107,7 +112,7 @@ def test_list(tmp_path: Path, run: Run) -> None:
         make(folder, step, metrics={"valid/auc/click": auc, "valid/log_loss/click": 0.5})
     make(folder, 20, metrics={"valid/auc/click": 0.7})
     (folder / "step-00000020" / "manifest.json").unlink()
-    shutil.copytree(folder / "step-00000005", folder / "step-00000012")
+    make(folder, 12)
     (folder / "step-00000012" / "config.yaml").write_text("short")
     (folder / "notes.txt").write_text("not a checkpoint")
 
@@ -132,6 +137,113 @@ def test_list(tmp_path: Path, run: Run) -> None:
     assert found[1]["bytes"] == sizes
     assert found[1]["metrics"] == {"valid/auc/click": 0.75, "valid/log_loss/click": 0.5}
     assert "log_loss" in run("list", folder, "--metric", "valid/log_loss/click")[1]
+
+
+def states(result: tuple[int, str, str]) -> dict[str, str]:
+    return {Path(one["folder"]).name: one["state"] for one in read_json(result)}
+
+
+def test_a_renamed_checkpoint_is_not_the_newest_and_is_not_deleted(
+    tmp_path: Path, run: Run
+) -> None:
+    """The manifest's own step counts, not the folder's name."""
+    for step in (5, 10, 15):
+        make(tmp_path, step)
+    (tmp_path / "step-00000005").rename(tmp_path / "step-00000099")
+    found = read_json(run("list", tmp_path, "--json"))
+    assert [(one["step"], one["state"], one["newest"]) for one in found] == [
+        (10, "complete", False),
+        (15, "complete", True),
+        (99, "renamed", False),
+    ]
+    assert "step 5," in found[2]["fault"] and "step-00000005" in found[2]["fault"]
+    assert read_json(run("verify", tmp_path, "--json"), code=1)[2]["state"] == "renamed"
+    code, _, err = run("inspect", tmp_path / "step-00000099")
+    assert code == 1 and "step-00000099" in err and "step-00000005" in err
+    code, _, _ = run("prune", tmp_path, "--keep-last", 1, "--damaged", "--yes")
+    assert code == 0 and sorted(path.name for path in tmp_path.iterdir()) == [
+        "step-00000015",
+        "step-00000099",
+    ]
+    config = CheckpointConfig(keep_last=1)
+    newest = make(tmp_path, 20)
+    prune(Folder(tmp_path), config, newest=newest, manifest=read_manifest(newest))
+    assert (tmp_path / "step-00000099" / "manifest.json").exists(), "nor by a run's own save"
+
+
+def test_nothing_is_deleted_through_a_link(tmp_path: Path, run: Run) -> None:
+    folder, elsewhere = tmp_path / "run", tmp_path / "elsewhere"
+    for step in (5, 10, 15):
+        make(folder, step)
+    shutil.move(folder / "step-00000005", elsewhere)
+    (folder / "step-00000005").symlink_to(elsewhere)
+    before = {path.name: path.read_bytes() for path in elsewhere.iterdir()}
+    found = read_json(run("prune", folder, "--keep-last", 1, "--yes", "--json"))
+    kept = {Path(one["folder"]).name: one["reason"] for one in found["kept"]}
+    assert kept == {"step-00000005": "a link", "step-00000015": "newest"}
+    newest = make(folder, 20)
+    keep = CheckpointConfig(keep_last=1)
+    prune(Folder(folder), keep, newest=newest, manifest=read_manifest(newest))
+    with pytest.raises(CheckpointError, match=r"step-00000005 is a link"):
+        delete(Folder(folder / "step-00000005"))
+    assert sorted(os.listdir(folder)) == ["step-00000005", "step-00000020"]
+    assert {path.name: path.read_bytes() for path in elsewhere.iterdir()} == before
+
+
+@pytest.mark.parametrize("what", ["pipe", "socket", "device", "folder"])
+@pytest.mark.parametrize(
+    "name", ["manifest.json", "config.yaml", "rank-00000-00-0123abcd.safetensors"]
+)
+def test_only_regular_files_are_opened(tmp_path: Path, run: Run, what: str, name: str) -> None:
+    """Opening a pipe would wait for ever."""
+    make(tmp_path, 5)
+    place = Path(make(tmp_path, 10).url) / name
+    put_in_place_of(place, what)
+    found = states(run("list", tmp_path, "--json"))
+    assert found == {"step-00000005": "complete", "step-00000010": "damaged"}
+    assert run("verify", tmp_path)[0] == 1
+    with pytest.raises(OSError, match=name), Folder(tmp_path / "step-00000010").open(name):
+        pass
+
+
+def put_in_place_of(path: Path, what: str) -> None:
+    path.unlink()
+    if what == "pipe":
+        os.mkfifo(path)
+    elif what == "device":
+        path.symlink_to("/dev/zero")
+    elif what == "folder":
+        path.mkdir()
+    else:
+        with socket.socket(socket.AF_UNIX) as server, contextlib.chdir(path.parent):
+            server.bind(path.name)  # a path of its own may have 107 bytes
+
+
+@pytest.mark.parametrize("place", ["folder", "folder/", "pipe", "file/below.parquet", ""])
+def test_a_place_that_cannot_be_exported_to_is_refused(
+    tmp_path: Path, run: Run, monkeypatch: pytest.MonkeyPatch, place: str
+) -> None:
+    checkpoint = make(tmp_path / "run", 5)
+    out = tmp_path / "out"
+    (out / "folder").mkdir(parents=True)
+    (out / "file").write_text("mine")
+    os.mkfifo(out / "pipe")
+    before = sorted(path for path in tmp_path.rglob("*"))
+    monkeypatch.chdir(out)
+    code, _, err = run("export", checkpoint.url, "user", "--output", place, "--force")
+    assert code == 1 and "Errno" not in err, err
+    assert (place.rstrip("/").split("/")[0] or "out") in err
+    assert sorted(path for path in tmp_path.rglob("*")) == before, "no partial file anywhere"
+
+
+def test_a_failed_export_leaves_nothing(tmp_path: Path, run: Run) -> None:
+    """The file can't take its place at the end: that was tried outside of any cleaning up."""
+    checkpoint, out = make(tmp_path / "run", 5), tmp_path / "out"
+    out.mkdir()
+    failure = OSError(errno.EIO, "Input/output error")
+    with mock.patch.object(os, "replace", side_effect=failure):
+        assert run("export", checkpoint.url, "user", "--output", out / "a.parquet")[0] == 1
+    assert list(out.iterdir()) == []
 
 
 def test_verify_says_what_is_wrong(tmp_path: Path, run: Run) -> None:

@@ -13,7 +13,7 @@ from tests.unit.test_reader import make_reader, make_set
 class OneRank:
     """The sum over a world of one process."""
 
-    world_size = 1
+    world_size, rank, is_first = 1, 0, True
 
     def sum(self, values: torch.Tensor) -> torch.Tensor:
         return values
@@ -55,3 +55,22 @@ def test_a_task_without_a_known_label_has_no_mean(tmp_path) -> None:
     totals = interval.reduce(OneRank())
     assert math.isnan(totals.task_losses[0])
     assert totals.loss == 0
+
+
+def test_seconds_go_on_with_the_rows_that_they_were_spent_on() -> None:
+    """Otherwise 100 steps' rows were divided by the seconds of those after a restart."""
+    before = LogInterval(1, torch.device("cpu"))
+    before.steps, before.rows = 90, 900
+    before.leave_out(-30.0)
+    state = before.state()
+    after = LogInterval(1, torch.device("cpu"))
+    after.restore([state], OneRank())
+    totals = after.reduce(OneRank())
+    assert (totals.steps, totals.rows) == (90, 900)
+    assert totals.seconds == pytest.approx(30.0, abs=1.0)
+    for states in ([state, state], [state[:5]]):  # of two ranks; of an earlier version
+        other = LogInterval(1, torch.device("cpu"))
+        other.restore(states, OneRank())
+        found = other.reduce(OneRank())
+        assert found.rows == 900 * len(states)
+        assert found.seconds == pytest.approx(30.0 if len(states[0]) > 5 else 0.0, abs=1.0)

@@ -43,7 +43,7 @@ def shown(summary: dict, evaluation: dict) -> list[str]:
 
 def test_metrics_stand_beside_the_optimum(tmp_path: Path):
     (tmp_path / "summary.json").write_text(json.dumps(SUMMARY))
-    (tmp_path / "evaluation-valid.json").write_text(json.dumps(EVALUATION))
+    (tmp_path / "evaluation-valid-step-312.json").write_text(json.dumps(EVALUATION))
     lines = shown(*smoke.read_results(tmp_path))
     assert "valid: 20,000 rows" in lines
     assert "click auc 0.7123 0.7400" in lines

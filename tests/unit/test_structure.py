@@ -24,6 +24,7 @@ ORDER = [
     "config",
     "config_changes",
     "schema",
+    "schema_changes",
     "provenance",
     "context",
     "batch",
@@ -41,6 +42,7 @@ ORDER = [
     "optim",
     "parallel",
     "checkpoint",
+    "wandb_run",
     "tracking",
     "session",
     "data_changes",
@@ -54,6 +56,7 @@ ORDER = [
     "run_log",
     "run_lock",
     "run_folder",
+    "wandb_sync",
     "trainer",
     "comparison",
 ]

@@ -2,24 +2,28 @@
 
 import json
 import logging
+import re
 import resource
+import shutil
 import sys
 import types
 from pathlib import Path
 from typing import Any
 
 import pytest
+from filelock import FileLock
 
 from infnet_dist.config import TrackingConfig
+from infnet_dist.errors import DataError
 from infnet_dist.tracking import (
     JsonlTracker,
     NullTracker,
-    WandbTracker,
     make_tracker,
     plot_curves,
     send_report,
-    wandb_mode,
 )
+from infnet_dist.wandb_run import WandbRun, wandb_mode
+from infnet_dist.wandb_sync import rebuild
 from tests.wandb_file import read_history
 
 
@@ -133,7 +137,7 @@ def test_disabled_and_null(tmp_path: Path) -> None:
 
 def test_an_offline_run_has_a_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WANDB_MODE", "offline")
-    tracker = WandbTracker(
+    tracker = WandbRun(
         TrackingConfig(), folder=tmp_path, run_id="r1", settings={"run": {"seed": 1}}
     )
     tracker.log({"valid/auc/click": 0.75}, step=2, examples=20)
@@ -141,6 +145,68 @@ def test_an_offline_run_has_a_folder(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert place is not None
     assert Path(place).is_relative_to(tmp_path)
     assert list(Path(place).glob("run-r1.wandb"))
+
+
+OFFLINE = TrackingConfig(wandb="offline")
+
+
+def attempt(folder: Path, first: int, last: int) -> str:
+    """Log steps `first` to `last`, as an attempt does; W&B's folder."""
+    tracker = make_tracker(OFFLINE, folder=folder, run_id="test-run", settings={})
+    for step in range(first, last + 1):
+        values = {"train/loss/total": 1 / step, "valid/auc/click": float("nan")}
+        tracker.log(values, step=step, examples=10 * step)
+        tracker.log({"valid/mae_s/watch": float(step)}, step=step, examples=10 * step)
+    place = tracker.finish()
+    assert place is not None
+    return place
+
+
+def losses(folder: str | Path) -> list[tuple[int, float]]:
+    """Step and loss of each row of a W&B folder, in order."""
+    history = read_history(Path(folder))
+    assert all(row["valid/mae_s/watch"] == row["_step"] for row in history)
+    return [(int(row["_step"]), row["train/loss/total"]) for row in history]
+
+
+def test_the_last_of_several_offline_folders_holds_each_step_once(tmp_path: Path) -> None:
+    """As `wandb sync FOLDER` sends it; the log is cut back to a checkpoint between attempts."""
+    log = tmp_path / "metrics.jsonl"
+    for first, last in ((1, 4), (3, 6), (7, 8)):
+        if log.exists():
+            kept = log.read_text().splitlines(keepends=True)[: 2 * (first - 1)]
+            log.write_text("".join(kept))
+        place = attempt(tmp_path, first, last)
+        assert losses(place) == [(step, 1 / step) for step in range(1, last + 1)]
+    found = list((tmp_path / "wandb").glob("*/run-test-run.wandb"))
+    folders = {path.parent.resolve() for path in found}  # one is a link, wandb's latest-run
+    assert folders == {Path(place)}, "what `wandb sync RUN_FOLDER/wandb` takes"
+    assert len(list((tmp_path / "wandb" / "replaced").iterdir())) == 2, "nothing is deleted"
+
+
+def test_a_killed_run_can_be_uploaded_whole(tmp_path: Path) -> None:
+    """W&B's own file lacks what was logged in the second before the kill; the log doesn't."""
+    run = tmp_path / "test" / "run"
+    run.mkdir(parents=True)
+    (run / "config.yaml").write_text("data: {path: /x}\nrun: {name: test}\n")
+    shutil.rmtree(attempt(run, 1, 5))
+    with (run / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 6, "exam')  # killed here
+    place = rebuild(run)
+    assert losses(place) == [(step, 1 / step) for step in range(1, 6)]
+    assert Path(place, "run-test-run.wandb").exists(), "the id that its attempts had"
+
+
+def test_what_is_no_run_or_is_being_trained_is_not_uploaded(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=re.escape(str(tmp_path))):
+        rebuild(tmp_path)
+    (tmp_path / "config.yaml").write_text("data: {path: /x}\n")
+    with pytest.raises(DataError, match=r"metrics\.jsonl"):
+        rebuild(tmp_path)
+    (tmp_path / "metrics.jsonl").write_text('{"step": 1, "examples": 1, "a/b": 1.0}\n')
+    with FileLock(tmp_path / ".lock"), pytest.raises(DataError, match="being trained"):
+        rebuild(tmp_path)
+    assert not (tmp_path / "wandb").exists()
 
 
 def test_curves(tmp_path: Path) -> None:

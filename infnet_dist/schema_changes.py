@@ -1,0 +1,182 @@
+"""What differs between the schema that a model was trained with and that of a training set.
+
+Tensors tell little of it: a new feature shows as another shape of some parameter, two features that
+changed places show as nothing at all. So a checkpoint keeps its schema, and schemas are compared.
+"""
+
+from collections.abc import Iterable, Mapping
+from typing import Any, NamedTuple
+
+from infnet_dist.schema import DenseFeature, Schema, SequenceFeature, Table, Task
+
+_MOST = 5  # changes in a message
+_MOST_NAMES = 30
+
+
+class Adapted(NamedTuple):
+    """The schema of a model, reading the columns of another training set.
+
+    Attributes:
+        schema: as it was trained with, but for the names of columns.
+        notes: what the training set says otherwise, and isn't followed in.
+    """
+
+    schema: Schema
+    notes: list[str]
+
+
+def changes(trained: Schema, here: Schema, *, statistics: bool = True) -> list[str]:
+    """All that differs but the names of columns, one line each; `trained` is the older one.
+
+    Without `statistics`, boundaries, means and units of watch times may differ.
+    """
+    features = [_features(schema, statistics=statistics) for schema in (trained, here)]
+    tasks = [_tasks(schema, statistics=statistics) for schema in (trained, here)]
+    lines = _list_changes("feature", *features)
+    lines += _list_changes("table", _tables(trained), _tables(here))
+    lines += _list_changes("task", *tasks)
+    return lines
+
+
+def unusable(trained: Schema, here: Schema) -> list[str]:
+    """Of the changes those that keep a model from reading the training set `here`."""
+    ours, theirs = _features(trained, of_data=True), _features(here, of_data=True)
+    lines = _list_changes("feature", ours, theirs, only_trained=True)
+    read = {f.table for f in trained.table_features} - {f.name for f in trained.bucketised}
+    tables = {name: facts for name, facts in _tables(trained).items() if name in read}
+    lines += _list_changes("table", tables, _tables(here), only_trained=True)
+    lines += _list_changes(
+        "task", _tasks(trained, statistics=False), _tasks(here), only_trained=True
+    )
+    return lines
+
+
+def adapt(trained: Schema, here: Schema) -> Adapted:
+    """The schema of a model that reads the training set `here`; nothing may be `unusable`.
+
+    Order, boundaries, means and units of watch times are the model's own: numbers of the training
+    set mean the same whatever other numbers it holds.
+    """
+    columns = {f.name: f.column for f in here.categorical}
+    columns |= {f.name: f.column for f in here.dense}
+    lists, tasks = {s.name: s for s in here.sequences}, {t.name: t for t in here.tasks}
+    schema = trained.model_copy(
+        update={
+            "categorical": tuple(
+                f.model_copy(update={"column": columns[f.name]}) for f in trained.categorical
+            ),
+            "dense": tuple(f.model_copy(update={"column": columns[f.name]}) for f in trained.dense),
+            "sequences": tuple(_sequence_on(s, lists[s.name]) for s in trained.sequences),
+            "tasks": tuple(
+                tasks[t.name].model_copy(update={"mean_ms": t.mean_ms}) for t in trained.tasks
+            ),
+            "group_column": here.group_column,
+            "time_column": here.time_column,
+        }
+    )
+    return Adapted(schema, changes(schema, here))
+
+
+def summary_of(lines: Iterable[str]) -> str:
+    """The first changes in one line, and how many more there are."""
+    found = list(lines)
+    more = f"; and {len(found) - _MOST:,} more" if len(found) > _MOST else ""
+    return "; ".join(found[:_MOST]) + more
+
+
+def feature_names(schema: Schema) -> str:
+    """A `data.features=[...]` that selects the schema's features."""
+    names = list(_features(schema))
+    return f"data.features=[{', '.join(names)}]" if len(names) <= _MOST_NAMES else "data.features"
+
+
+def _sequence_on(trained: SequenceFeature, here: SequenceFeature) -> SequenceFeature:
+    columns = {a.name: a.column for a in here.attributes}
+    attributes = tuple(a.model_copy(update={"column": columns[a.name]}) for a in trained.attributes)
+    gaps = here.time_gap_column if trained.time_gap_column else None
+    return trained.model_copy(update={"attributes": attributes, "time_gap_column": gaps})
+
+
+Facts = Mapping[str, Mapping[str, Any]]  # by name, in order
+
+
+def _features(schema: Schema, *, of_data: bool = False, statistics: bool = True) -> Facts:
+    """What a feature is; `of_data`: only what a model can't do without or do otherwise."""
+    found: dict[str, dict[str, Any]] = {}
+    for feature in schema.categorical:
+        found[feature.name] = {"kind": "categorical", "table": feature.table}
+    for sequence in schema.sequences:
+        tables = {f"attribute {a.name!r}": a.table for a in sequence.attributes}
+        found[sequence.name] = {"kind": "sequence", **tables}
+        if not of_data or sequence.time_gap_column:
+            found[sequence.name]["time gaps"] = sequence.time_gap_column is not None
+        if not of_data:
+            names = ", ".join(a.name for a in sequence.attributes)
+            found[sequence.name] |= {"attributes": names, "max_length": sequence.max_length}
+    for number in schema.dense:
+        found[number.name] = {"kind": "number"}
+        if not of_data:
+            found[number.name]["in buckets"] = number.boundaries is not None
+        if statistics and not of_data:
+            found[number.name] |= _statistics(number)
+    return found
+
+
+def _statistics(number: DenseFeature) -> dict[str, Any]:
+    if number.boundaries is None:
+        return {"boundaries": None, "mean": number.mean, "std": number.std}
+    return {"boundaries": number.boundaries}
+
+
+def _tables(schema: Schema) -> Facts:
+    return {table.name: _table(table) for table in schema.tables}
+
+
+def _table(table: Table) -> dict[str, Any]:
+    return {"rows": table.num_embeddings, "raw": table.raw}
+
+
+def _tasks(schema: Schema, *, statistics: bool = True) -> Facts:
+    return {task.name: _task(task, statistics) for task in schema.tasks}
+
+
+def _task(task: Task, statistics: bool) -> dict[str, Any]:
+    return {"kind": task.kind} | ({"mean_ms": task.mean_ms} if statistics else {})
+
+
+def _list_changes(
+    kind: str, trained: Facts, here: Facts, *, only_trained: bool = False
+) -> list[str]:
+    """Entries that are gone, new, in another order or different, in words."""
+    lines = [f"{kind} {name!r} is gone" for name in trained if name not in here]
+    if not only_trained:
+        lines += [f"{kind} {name!r} is new" for name in here if name not in trained]
+        common = [name for name in trained if name in here]
+        order = [name for name in here if name in trained]
+        if common != order:
+            moved = [a for a, b in zip(common, order, strict=True) if a != b]
+            lines.append(f"{kind}s {', '.join(map(repr, moved[:_MOST]))} are in another order")
+    for name, before in trained.items():
+        after = here.get(name, before)
+        for key in before if only_trained else {**before, **after}:
+            if before.get(key) != after.get(key):
+                one, other = _words(before.get(key), after.get(key))
+                lines.append(f"{kind} {name!r}: {key} {one}, now {other}")
+    return lines
+
+
+def _words(one: Any, other: Any) -> tuple[str, str]:
+    """Two values that differ; of boundaries their numbers, or the first ones that differ."""
+    if isinstance(one, tuple) and isinstance(other, tuple):
+        if len(one) != len(other):
+            return f"{len(one):,} values", f"{len(other):,} values"
+        one, other = next((a, b) for a, b in zip(one, other, strict=True) if a != b)
+    return _word(one), _word(other)
+
+
+def _word(value: Any) -> str:
+    if isinstance(value, tuple):
+        return f"{len(value):,} values"
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return str(value)
+    return f"{value:,}" if isinstance(value, int) else f"{value:.9g}"
