@@ -123,9 +123,9 @@ class RunLog:
             )
         )
         self.say("rows and optimizer state by rank (and as planned): %s", ranks)
-        known = facts(sharded.plan)
+        background = self._session.config.checkpoint.background
         self.say(
             "planned beside them, all ranks: %s of buffers, %s of copies for background saves",
-            size_text(known["buffer_bytes"]),
-            size_text(max(known["save_copy_bytes"], 0)),
+            size_text(facts(sharded.plan)["buffer_bytes"]),
+            size_text(sum(sharded.plan.ranks.stored_bytes) if background else 0),
         )
