@@ -62,6 +62,9 @@ class TableConfig(Section):
         min_length=1,
         description="sharding types the planner may choose from; null: table_wise, row_wise",
     )
+    unknown_id_rate: float | None = Field(
+        None, ge=0, lt=1, description="as tables.unknown_id_rate; null: that"
+    )
 
 
 class TablesConfig(Section):
@@ -71,6 +74,13 @@ class TablesConfig(Section):
         16, ge=4, le=2**20, multiple_of=4, description="floats per row, all tables"
     )
     data_type: Literal["fp32", "fp16"] = Field("fp32", description="type of the rows")
+    unknown_id_rate: float = Field(
+        0.01,
+        ge=0,
+        lt=1,
+        description="share of the ids that training drops to 0, so that the row of unknown ids is "
+        "learned; not in hashed tables, nor in Petastorm data, where 0 may be an id",
+    )
     overrides: dict[str, TableConfig] = Field(default_factory=dict, description="by table name")
 
 
@@ -215,8 +225,12 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
 
 
 def config_of_text(text: str, source: str) -> Config:
-    """The run that a YAML text describes; errors as in `load_config`."""
-    return parse_config(_sections(text, source), source=source)
+    """The run that a saved `dump_config` describes; errors as in `load_config`."""
+    raw = _sections(text, source)
+    tables = raw.get("tables")
+    if isinstance(tables, dict):  # saved before there was this key, when no id was dropped
+        tables.setdefault("unknown_id_rate", 0.0)
+    return parse_config(raw, source=source)
 
 
 def read_sections(path: Path) -> dict[str, Any]:

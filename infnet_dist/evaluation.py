@@ -63,6 +63,7 @@ def evaluate_checkpoint(
         split, rows, checkpoint, step, metrics, optimum.
     """
     session = Session.open(config, context, splits=[split])
+    session.warn_of_unlearned_ids(split)
     manifest = checkpoint.load(Folder(path), session.sharded, context, with_optimizer=False)
     result = evaluate(session, split)
     assert result is not None

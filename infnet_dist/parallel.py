@@ -4,7 +4,6 @@ meta build -> sparse optimizer in backward -> plan -> DistributedModelParallel -
 dense optimizer. The same calls run on gloo with CPUs and on NCCL with GPUs.
 """
 
-import hashlib
 from typing import NamedTuple
 
 import torch
@@ -20,6 +19,7 @@ from torchrec.optim.keyed import CombinedOptimizer, KeyedOptimizer, KeyedOptimiz
 
 from infnet_dist.config import Config
 from infnet_dist.context import WorkerContext
+from infnet_dist.data.hashing import stable_seed
 from infnet_dist.data.statistics import Usage
 from infnet_dist.model import build_train_model
 from infnet_dist.optim import apply_sparse_optimizer, make_dense_optimizer
@@ -180,12 +180,6 @@ def _fill(
         part = values[first - chunk * _CHUNK_ROWS : last - chunk * _CHUNK_ROWS]
         with torch.no_grad():
             shard[first - row : last - row].copy_(part[:, column : column + shard.shape[1]])
-
-
-def stable_seed(*parts: int | str) -> int:
-    """63 bits of the parts, equal in every process (unlike `hash`)."""
-    digest = hashlib.blake2b("/".join(map(str, parts)).encode(), digest_size=8).digest()
-    return int.from_bytes(digest, "little") >> 1
 
 
 def _table_states(model: nn.Module) -> list[tuple[str, ShardedTensor]]:
