@@ -76,6 +76,9 @@ class TableConfig(Section):
         min_length=1,
         description="sharding types the planner may choose from; null: table_wise, row_wise",
     )
+    unknown_id_rate: float | None = Field(
+        None, ge=0, lt=1, description="as tables.unknown_id_rate; null: that"
+    )
 
 
 class TablesConfig(Section):
@@ -85,6 +88,13 @@ class TablesConfig(Section):
         16, ge=4, le=2**20, multiple_of=4, description="floats per row, all tables"
     )
     data_type: Literal["fp32", "fp16"] = Field("fp32", description="type of the rows")
+    unknown_id_rate: float = Field(
+        0.01,
+        ge=0,
+        lt=1,
+        description="share of the ids that training drops to 0, so that the row of unknown ids is "
+        "learned; not in hashed tables, nor in Petastorm data, where 0 may be an id",
+    )
     overrides: dict[str, TableConfig] = Field(default_factory=dict, description="by table name")
 
 
@@ -232,7 +242,11 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
 
 def config_of_text(text: str, source: str) -> Config:
     """The run that a config.yaml of a run or checkpoint describes; errors as in `load_config`."""
-    return parse_config(_sections(parse_saved_yaml, text, source), source=source)
+    raw = _sections(parse_saved_yaml, text, source)
+    tables = raw.get("tables")
+    if isinstance(tables, dict):  # saved before there was this key, when no id was dropped
+        tables.setdefault("unknown_id_rate", 0.0)
+    return parse_config(raw, source=source)
 
 
 def read_sections(path: str | Path) -> dict[str, Any]:

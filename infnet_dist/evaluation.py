@@ -73,6 +73,7 @@ def evaluate_checkpoint(
     config = config.model_copy(update={"checkpoint": nothing_saved})  # memory that isn't needed
     trained = context.together(lambda: _schema_of(Folder(path)))
     session = Session.open(config, context, splits=[split], trained=trained)
+    session.warn_of_unlearned_ids(split)
     manifest = checkpoint.load(Folder(path), session.sharded, context, with_optimizer=False)
     if context.is_first and (warning := warning_of_other_data(manifest, session.manifest)):
         log.warning("%s", warning)

@@ -4,7 +4,6 @@ meta build -> sparse optimizer in backward -> plan -> DistributedModelParallel -
 dense optimizer. The same calls run on gloo with CPUs and on NCCL with GPUs.
 """
 
-import hashlib
 import math
 from typing import NamedTuple
 
@@ -12,12 +11,16 @@ import torch
 import torch.distributed as dist
 from torch import nn
 from torch.distributed._shard.sharded_tensor import ShardedTensor
-from torchrec.distributed.model_parallel import DistributedModelParallel
+from torchrec.distributed.model_parallel import (
+    DefaultDataParallelWrapper,
+    DistributedModelParallel,
+)
 from torchrec.distributed.types import ShardingEnv
 from torchrec.optim.keyed import CombinedOptimizer, KeyedOptimizer, KeyedOptimizerWrapper
 
 from infnet_dist.config import Config
 from infnet_dist.context import WorkerContext
+from infnet_dist.data.hashing import stable_seed
 from infnet_dist.data.statistics import Usage
 from infnet_dist.model import build_train_model
 from infnet_dist.optim import apply_sparse_optimizer, make_dense_optimizer
@@ -59,6 +62,29 @@ class ShardedModel(NamedTuple):
     schema: Schema
 
 
+class FixedBuckets(DefaultDataParallelWrapper):
+    """DDP with the same gradient buckets in every step, so that a resumed run is bit-identical.
+
+    An all-reduce over three or more ranks adds an element's summands in an order that depends on
+    its place in its bucket. By itself DDP uses one bucket in the first step of a process, and
+    rebuilds its buckets before the second in the order in which gradients were ready: the sums of a
+    step would depend on where the process began. Here they are rebuilt before the first step, in
+    the order of the parameters; DDP never does so twice.
+    """
+
+    def _ddp_wrap(
+        self,
+        dmp: DistributedModelParallel,
+        env: ShardingEnv,
+        device: torch.device,
+        ddp_ignore_param_names: set[str],
+    ) -> None:
+        super()._ddp_wrap(dmp, env, device, ddp_ignore_param_names)
+        reducer = dmp._dmp_wrapped_module.reducer
+        reducer._push_all_rebuilt_params()
+        assert reducer._rebuild_buckets(), "DDP would rebuild them after the first step"
+
+
 def build_sharded_model(
     config: Config,
     schema: Schema,
@@ -95,6 +121,7 @@ def build_sharded_model(
         plan=to_sharding_plan(plan, train_model, context.device),
         sharders=[CollectionSharder()],
         init_data_parallel=context.world_size > 1,  # nothing to all-reduce on one worker
+        data_parallel_wrapper=FixedBuckets(),
     ).to(context.device)
     fill_tables(model, seed=config.run.seed)
     dense_optimizer = make_dense_optimizer(model, config.dense_optimizer)
@@ -170,12 +197,6 @@ def _fill(
         part = values[first - chunk * _CHUNK_ROWS : last - chunk * _CHUNK_ROWS]
         with torch.no_grad():
             shard[first - row : last - row].copy_(part[:, column : column + shard.shape[1]])
-
-
-def stable_seed(*parts: int | str) -> int:
-    """63 bits of the parts, equal in every process (unlike `hash`)."""
-    digest = hashlib.blake2b("/".join(map(str, parts)).encode(), digest_size=8).digest()
-    return int.from_bytes(digest, "little") >> 1
 
 
 def _table_states(model: nn.Module) -> list[tuple[str, ShardedTensor]]:

@@ -1,5 +1,6 @@
 """What training and evaluation start from: an open training set and a sharded model."""
 
+import logging
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -18,11 +19,14 @@ from infnet_dist.data.order import ORDER_VERSION
 from infnet_dist.data.part_files import part_opener
 from infnet_dist.data.reader import Reader
 from infnet_dist.data.statistics import sample_usage
+from infnet_dist.data.unknown_ids import UnknownIds, unlearned_ids
 from infnet_dist.errors import ConfigError, DataError, unknown_name
 from infnet_dist.parallel import ShardedModel, build_sharded_model
 from infnet_dist.schema import Schema, Table, Task
 from infnet_dist.schema_changes import adapt
 from infnet_dist.settings_check import check_settings
+
+log = logging.getLogger("infnet_dist")
 
 
 def open_training_set(config: Config, trained: Schema | None = None) -> tuple[Manifest, Schema]:
@@ -79,6 +83,20 @@ def check_can_train(config: Config) -> None:
         num_workers=config.scaling.num_workers,
         batch_size=config.data.batch_size,
     )
+
+
+def unknown_id_rates(config: Config, manifest: Manifest) -> dict[str, float]:
+    """By table, the share of the ids that training drops to 0."""
+    hashed = manifest.ingested.hashed if manifest.ingested else {}
+    in_place = manifest.source.get("source") == "petastorm"  # ids as they are: 0 may be one
+    rates = {}
+    for table in manifest.schema_.tables:
+        hashes = table.raw or table.name in hashed
+        rates[table.name] = 0.0 if hashes or in_place else config.tables.unknown_id_rate
+        override = config.tables.overrides.get(table.name)
+        if override is not None and override.unknown_id_rate is not None:
+            rates[table.name] = override.unknown_id_rate
+    return rates
 
 
 def _check_names(
@@ -146,9 +164,32 @@ class Session:
             version=ORDER_VERSION,
         )
 
+    def say_changed_rates(self, saved: Config) -> None:
+        """Say where training drops other shares of ids than until the checkpoint."""
+        before, now = (unknown_id_rates(c, self.manifest) for c in (saved, self.config))
+        changed = [name for name in now if now[name] != before[name]]
+        if changed:
+            log.warning(
+                "until this checkpoint training dropped %s of the ids of table %r to 0, from now "
+                "on %s (tables.unknown_id_rate); changed for %s of %s tables",
+                *(before[changed[0]], changed[0], now[changed[0]], len(changed), len(now)),
+            )
+
+    def warn_of_unlearned_ids(self, split: str) -> None:
+        """Say on rank 0 which unknown ids of `split` meet a row that training never saw."""
+        rates = unknown_id_rates(self.config, self.manifest)
+        found = unlearned_ids(self.manifest, self.schema, rates, split)
+        for key, (table, share) in found.items() if self.context.is_first else ():
+            log.warning(
+                "%.0f %% of the ids of %r are unknown (0) in %s and none in train, so row 0 of "
+                "table %r isn't trained; set tables.unknown_id_rate (now %s), e.g. to 0.01",
+                *(100 * share, key, split, table, rates[table]),
+            )
+
     def reader(self, split: str, *, shuffle: bool) -> Reader:
-        """This rank's reader of a split."""
+        """This rank's reader of a split; shuffled, as training reads, it drops ids to 0."""
         data = self.config.data
+        rates = unknown_id_rates(self.config, self.manifest) if shuffle else {}
         return Reader(
             folder=data.path,
             manifest=self.manifest,
@@ -160,6 +201,7 @@ class Session:
             seed=self.config.run.seed,
             shuffle_rows=data.shuffle_rows if shuffle else None,
             prefetch_batches=data.prefetch_batches,
+            unknown_ids=UnknownIds(rates, self.config.run.seed),
             open_part=part_opener(data.reader, self.schema),
             max_bad_row_groups=data.max_bad_row_groups,
         )

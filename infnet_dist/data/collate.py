@@ -6,14 +6,19 @@ from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
 from infnet_dist.batch import BatchRows, RankingBatch
 from infnet_dist.data.rows import Rows
+from infnet_dist.data.unknown_ids import UnknownIds
 from infnet_dist.schema import Schema
 
 
 class Collator:
     """Turns up to `batch_size` rows into a batch of exactly `batch_size`; the rest is padding."""
 
-    def __init__(self, schema: Schema, batch_size: int) -> None:
-        """Fix the layout."""
+    def __init__(
+        self, schema: Schema, batch_size: int, unknown_ids: UnknownIds | None = None
+    ) -> None:
+        """Fix the layout, and which ids are dropped."""
+        self._schema = schema
+        self._unknown_ids = unknown_ids or UnknownIds()
         self._sequences = schema.sequences
         self._batch_size = batch_size
         self._keys = [feature.key for feature in schema.table_features]
@@ -27,7 +32,7 @@ class Collator:
         """Collate `picked`, which came from `rows`."""
         plain = {name: torch.from_numpy(values).T for name, values in picked.plain.items()}
         return RankingBatch(
-            sparse_features=self._sparse_features(picked),
+            sparse_features=self._sparse_features(picked, rows),
             dense_BN=self._padded(plain["numbers"]),
             time_gap_BL=self._time_gaps(picked),
             labels_BK=self._padded(plain["labels"]),
@@ -37,15 +42,16 @@ class Collator:
             rows=rows,
         )
 
-    def _sparse_features(self, picked: Rows) -> KeyedJaggedTensor:
+    def _sparse_features(self, picked: Rows, rows: BatchRows) -> KeyedJaggedTensor:
         keys = self._keys[self._num_fields :]
         lengths = torch.zeros(len(self._keys), self._batch_size, dtype=torch.int64)
         lengths[: self._num_fields, : len(picked)] = 1
         for i, key in enumerate(keys, self._num_fields):
             lengths[i, : len(picked)] = picked.lengths(key)
+        values = picked.items(keys, before=picked.plain["ids"])
         return KeyedJaggedTensor(
             keys=self._keys,
-            values=picked.items(keys, before=picked.plain["ids"]),
+            values=self._unknown_ids.drop(values, lengths, self._schema, rows),
             lengths=lengths.flatten(),
             stride=self._batch_size,
         )

@@ -1,5 +1,7 @@
 """Integers -> rows of a table by hash, the same in every version: training sets rely on it."""
 
+import hashlib
+
 import numpy as np
 import numpy.typing as npt
 
@@ -22,3 +24,9 @@ def mix(values: IntArray, seed: int = 0) -> npt.NDArray[np.uint64]:
 def hashed_rows(values: IntArray, num_embeddings: int, seed: int = 0) -> IntArray:
     """Rows 1 to num_embeddings - 1 of any integers; row 0 stays for what is unknown."""
     return (1 + mix(values, seed) % np.uint64(num_embeddings - 1)).astype(np.int64)
+
+
+def stable_seed(*parts: int | str) -> int:
+    """63 bits of the parts, equal in every process (unlike `hash`)."""
+    digest = hashlib.blake2b("/".join(map(str, parts)).encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "little") >> 1

@@ -36,6 +36,7 @@ from infnet_dist.data.part_files import (
 )
 from infnet_dist.data.prefetch import prefetch
 from infnet_dist.data.rows import Joiner, Rows, concatenate
+from infnet_dist.data.unknown_ids import UnknownIds
 from infnet_dist.errors import DataError
 from infnet_dist.schema import Schema
 
@@ -53,6 +54,7 @@ class Reader:
         shuffle_rows: rows shuffled together; None keeps the order on disk (evaluation).
         prefetch_batches: batches made ahead of their use.
         open_part: how a part is opened (`part_opener`).
+        unknown_ids: which ids are dropped to 0 (training).
         max_bad_row_groups: that may be left out because they can't be read; not those that hold
             wrong values.
         left_out: rows by file and row group of those that were, in this attempt or before.
@@ -69,6 +71,7 @@ class Reader:
     shuffle_rows: int | None = None
     prefetch_batches: int = 4
     open_part: OpenPart = ARROW
+    unknown_ids: UnknownIds = field(default_factory=UnknownIds)
     max_bad_row_groups: int = 0
     left_out: dict[tuple[str, int], int] = field(default_factory=dict, init=False, compare=False)
     _idle_joiners: list[Joiner] = field(default_factory=list, init=False, repr=False, compare=False)
@@ -108,7 +111,7 @@ class Reader:
     def _joined_batches(
         self, epoch: int, consumed: Sequence[Interval], join: Joiner
     ) -> Iterator[RankingBatch]:
-        collate = Collator(self.schema, self.batch_size)
+        collate = Collator(self.schema, self.batch_size, self.unknown_ids)
         mine = deal(remaining(self.rows, consumed), rank=self.rank, world_size=self.world_size)
         steps, missing = self.num_steps(consumed), self.batch_size
         parts = {part.file: part for part in self.manifest.split(self.split).parts}

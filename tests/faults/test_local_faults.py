@@ -42,6 +42,19 @@ def test_a_worker_that_dies(tmp_path: Path, data: Path, undisturbed: Job, fault:
 
 
 @MATRIX
+@pytest.mark.parametrize("workers", [3, 4])
+def test_more_than_two_workers(tmp_path: Path, data: Path, workers: int) -> None:
+    """Sums over two workers are the same in any order; over more it must be the same order."""
+    scaling = {"num_workers": workers, "hang_timeout_s": 6.0}
+    whole, job = (Job(tmp_path / name, data, scaling=scaling) for name in ("whole", "run"))
+    whole.check(whole.run())
+    ended = job.run(Fault("backward", rank=1, step=5), Fault("step", "sigterm", rank=2, step=13))
+    job.check(ended, code=143, says=r"stopped by SIGTERM after step 13")
+    job.check(job.run(), says="going on after step 13")
+    job.assert_same(whole)
+
+
+@MATRIX
 def test_two_deaths_and_one_while_loading(tmp_path: Path, data: Path, undisturbed: Job) -> None:
     job = Job(tmp_path, data)
     ended = job.run(Fault("step", step=19), Fault("load", rank=-1), Fault("step", step=29, rank=0))
