@@ -76,7 +76,7 @@ def run_job(place: Workplace, files: Sequence[LogFile]) -> Made | None:
         return None
     _warn_of(cleaned.unreadable)
     settled = settle(place, cleaned)
-    quarantined = tally(
+    quarantined, num_bad = tally(
         place.config, place.staged / "quarantine", cleaned.outcomes, settled.outcomes
     )
     rows = _rows_by_split(place, cleaned, settled)
@@ -96,6 +96,7 @@ def run_job(place: Workplace, files: Sequence[LogFile]) -> Made | None:
         ),
         unreadable=cleaned.unreadable,
         quarantined=_added(before.quarantined if before else {}, quarantined),
+        bad_rows=num_bad + (before.num_bad if before else 0),
         left_out=_added(
             before.left_out if before else {},
             {name: rows[name] for name in ("early", "left_out")},

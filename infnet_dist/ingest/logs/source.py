@@ -8,7 +8,6 @@ import fnmatch
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from datetime import datetime
 from pathlib import Path
 
 import pyarrow as pa
@@ -21,10 +20,11 @@ from infnet_dist.data.manifest import MAX_GROUP_ROWS, LogFile
 from infnet_dist.data.petastorm_file import PetastormFile, read_fields
 from infnet_dist.errors import DataError, unknown_name
 from infnet_dist.filesystem import open_filesystem
-from infnet_dist.logs_config import LogsIngest
+from infnet_dist.ingest.logs.csv_text import parse_options, text_options
+from infnet_dist.logs_config import CsvFormat, LogsIngest
 from infnet_dist.urls import without_secrets
 
-_SUFFIXES = {"parquet": (".parquet", ".pq"), "csv": (".csv", ".csv.gz")}
+_SUFFIXES = {"parquet": (".parquet", ".pq"), "csv": (".csv", ".csv.gz", ".tsv", ".tsv.gz")}
 _ROWS_PER_TASK = 1_000_000
 _ROWS_PER_CHUNK = 131_072
 _FOOTERS_AT_ONCE = 16
@@ -38,7 +38,6 @@ class Fragment:
         number: of the fragment; part of each row's key.
         first_row: rows of the file before it.
         rows: rows in it; 0 if only reading tells.
-        time_floor: the latest time in the row groups before it, if their footers tell.
         state: whether an earlier ingest wrote it, beside the training set.
     """
 
@@ -47,7 +46,6 @@ class Fragment:
     row_groups: tuple[int, ...] | None
     first_row: int = 0
     rows: int = 0
-    time_floor: int | datetime | None = None
     state: bool = False
 
 
@@ -125,7 +123,8 @@ def fragments(
                 bad.append(footer)
             else:
                 number = first_number + len(found)
-                found += _cut(file, footer, config.time.column, number)
+                whole = config.time.monotone  # each row is compared with all before it
+                found += _cut(file, footer, number, None if whole else _ROWS_PER_TASK)
     return found, bad
 
 
@@ -143,20 +142,20 @@ def _footer(filesystem: pa.fs.FileSystem, file: LogFile) -> pq.FileMetaData | Ba
     return footer
 
 
-def _cut(file: LogFile, footer: pq.FileMetaData, time_column: str, number: int) -> list[Fragment]:
-    """Runs of row groups of about `_ROWS_PER_TASK` rows."""
+def _cut(
+    file: LogFile, footer: pq.FileMetaData, number: int, rows_per_task: int | None
+) -> list[Fragment]:
+    """Runs of row groups of about so many rows; None: all of them."""
     found: list[Fragment] = []
     groups: list[int] = []
     first_row = rows = 0
-    floor = latest = None
     for group in range(footer.num_row_groups):
         groups.append(group)
         rows += footer.row_group(group).num_rows
-        here = _latest(footer.row_group(group), time_column)
-        latest = here if latest is None else max(latest, here or latest)
-        if rows >= _ROWS_PER_TASK or group == footer.num_row_groups - 1:
-            found.append(Fragment(number + len(found), file, tuple(groups), first_row, rows, floor))
-            first_row, rows, groups, floor = first_row + rows, 0, [], latest
+        is_full = rows_per_task is not None and rows >= rows_per_task
+        if is_full or group == footer.num_row_groups - 1:
+            found.append(Fragment(number + len(found), file, tuple(groups), first_row, rows))
+            first_row, rows, groups = first_row + rows, 0, []
     return found
 
 
@@ -186,26 +185,24 @@ def _filesystem(config: LogsIngest, fragment: Fragment) -> pa.fs.FileSystem:
     return open_filesystem(fragment.file.path if fragment.state else config.path)[0]
 
 
-def _latest(group: pq.RowGroupMetaData, column: str) -> int | datetime | None:
-    """Largest time by the footer, as it is in the file; None if that doesn't tell."""
-    for i in range(group.num_columns):
-        statistics = group.column(i).statistics
-        if group.column(i).path_in_schema == column and statistics and statistics.has_min_max:
-            return statistics.max if isinstance(statistics.max, int | datetime) else None
-    return None
-
-
-def read_chunks(config: LogsIngest, fragment: Fragment) -> Iterator[pa.Table]:
+def read_chunks(
+    config: LogsIngest, fragment: Fragment, columns: Sequence[str] | None = None
+) -> Iterator[pa.Table]:
     """The columns of a fragment as they lie in its file, some rows at a time.
+
+    Args:
+        config: where the file is, and of which format.
+        fragment: what to read.
+        columns: which ones; None: all that the ingest needs.
 
     Raises:
         DataError: a column is missing, or the file changed since it was listed.
         OSError, pa.ArrowException: the file is corrupt.
     """
     filesystem = _filesystem(config, fragment)
-    wanted = list(config.columns if fragment.state else config.in_files)
+    wanted = list(columns or (config.columns if fragment.state else config.in_files))
     if config.format == "csv" and not fragment.state:
-        yield from _read_csv(filesystem, fragment.file.path, wanted)
+        yield from _read_csv(filesystem, fragment.file.path, wanted, config.csv)
     else:
         with _open(config, filesystem, fragment) as file:
             _check_present(file.schema_arrow.names, wanted, fragment.file.path)
@@ -216,19 +213,22 @@ def read_chunks(config: LogsIngest, fragment: Fragment) -> Iterator[pa.Table]:
     _check_unchanged(filesystem, fragment.file)
 
 
-def _read_csv(filesystem: pa.fs.FileSystem, path: str, wanted: list[str]) -> Iterator[pa.Table]:
-    """All values as text: what they should be is for `clean` to say, row by row."""
+def _read_csv(
+    filesystem: pa.fs.FileSystem, path: str, wanted: list[str], csv: CsvFormat
+) -> Iterator[pa.Table]:
+    """All values as text."""
+    parse = parse_options(csv, path)
     with filesystem.open_input_stream(path) as stream:
-        names = pa.csv.open_csv(stream).schema.names
+        names = pa.csv.open_csv(stream, parse_options=parse).schema.names
+    if len(names) == 1 and len(wanted) > 1 and names[0] not in wanted:
+        raise DataError(
+            f"{path}: its first line has no {parse.delimiter!r}, expected columns "
+            f"{', '.join(wanted[:3])}, ...; set ingest.csv.delimiter to what lies between fields"
+        )
     _check_present(names, wanted, path)
-    options = pa.csv.ConvertOptions(
-        include_columns=wanted,
-        column_types=dict.fromkeys(wanted, pa.large_string()),
-        null_values=["", "NaN", "nan", "NULL", "null", "None"],
-        strings_can_be_null=True,
-    )
+    options = text_options(csv, wanted)
     with filesystem.open_input_stream(path) as stream:
-        for batch in pa.csv.open_csv(stream, convert_options=options):
+        for batch in pa.csv.open_csv(stream, parse_options=parse, convert_options=options):
             yield pa.table(batch)
 
 
@@ -243,7 +243,9 @@ def _open(
 
 
 def _open_parquet(filesystem: pa.fs.FileSystem, file: LogFile) -> pq.ParquetFile:
-    return pq.ParquetFile(filesystem.open_input_file(file.path))
+    source = filesystem.open_input_file(file.path)
+    # INT96 as nanoseconds would wrap outside 1677 to 2262.
+    return pq.ParquetFile(source, coerce_int96_timestamp_unit="ms")
 
 
 def _check_present(found: Sequence[str], wanted: Sequence[str], path: str) -> None:
