@@ -115,3 +115,16 @@ def only(values: pa.Array, kept: Mask) -> pa.Array:
 def mask(values: pa.Array) -> Mask:
     """A bool array of Arrow as numpy's, null as False."""
     return pc.fill_null(values, False).to_numpy(zero_copy_only=False)
+
+
+def shown(value: pa.Scalar) -> str:
+    """A value for a message; also one that Python has no value for."""
+    try:
+        found = value.as_py()
+    except UnicodeDecodeError:
+        return "no UTF-8"
+    except (OverflowError, ValueError):  # a time outside of the years 1 to 9999
+        return f"{value.cast(pa.int64()).as_py()} ({value.type})"
+    if found is None:
+        return "empty"
+    return f"{found:g}" if isinstance(found, float) else str(found)[:40]

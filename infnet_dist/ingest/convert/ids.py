@@ -14,7 +14,8 @@ from infnet_dist.ingest.convert.arrays import (
     without_null_words,
 )
 
-_INTEGER = r"^[+-]?\d{1,38}$"
+_INTEGER = r"^[+-]?\d+$"
+_MAYBE_64_BITS = r"^[+-]?\d{1,38}$"  # as many as a decimal holds
 _SHORT_INTEGER = r"^-?\d{1,18}$"  # fits int64 for sure
 _FLOAT = r"^[+-]?(\d+\.\d*|\.\d+|\d+)([eE][+-]?\d+)?$"
 # How an integer is written, and other ways to write one; 007 is none of them, it may be a code.
@@ -107,7 +108,8 @@ def _of_texts(values: pa.Array) -> tuple[pa.Array, Mask]:
     if short[known].all():
         return texts.cast(pa.int64()), broken
     whole = mask(pc.match_substring_regex(texts, _INTEGER))
-    parsed = pc.replace_substring_regex(only(texts, whole), r"^\+", "").cast(_DECIMAL)
+    short = mask(pc.match_substring_regex(texts, _MAYBE_64_BITS))
+    parsed = pc.replace_substring_regex(only(texts, short), r"^\+", "").cast(_DECIMAL)
     signed = _within(parsed, -(2**63), 2**63 - 1)
     upper = only(parsed, _within(parsed, 2**63, 2**64 - 1)).cast(pa.uint64()).view(pa.int64())
     integers = pc.coalesce(only(parsed, signed).cast(pa.int64()), upper)

@@ -17,7 +17,14 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from infnet_dist.errors import DataError
-from infnet_dist.ingest.convert.arrays import Mask, UnfitColumnError, family, list_items, mask
+from infnet_dist.ingest.convert.arrays import (
+    Mask,
+    UnfitColumnError,
+    family,
+    list_items,
+    mask,
+    shown,
+)
 from infnet_dist.ingest.convert.kinds import EXPECTED, Kind, convert
 from infnet_dist.ingest.convert.times import EARLIEST_MS, LATEST_MS, fits_as
 from infnet_dist.ingest.logs.id_types import Spellings, add_spellings
@@ -179,15 +186,8 @@ class Cleaner:
 
 def _show(raw: pa.Table, row: int, first_row: int, path: str) -> str:
     """A row in one line."""
-    values = ", ".join(f"{name}={_text(raw[name][row])}" for name in raw.column_names)
+    values = ", ".join(f"{name}={shown(raw[name][row])}" for name in raw.column_names)
     return f"row {first_row + row} of {path}: {values}"
-
-
-def _text(value: pa.Scalar) -> str:
-    try:
-        return str(value.as_py())[:40]
-    except (UnicodeDecodeError, pa.ArrowException):
-        return "no UTF-8"
 
 
 def _range(check: Check, values: pa.Array) -> Iterator[tuple[str, Mask]]:

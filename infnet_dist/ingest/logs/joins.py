@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 
 from infnet_dist.errors import DataError, unknown_name
 from infnet_dist.filesystem import open_filesystem
-from infnet_dist.ingest.convert.arrays import UnfitColumnError, family, plain
+from infnet_dist.ingest.convert.arrays import UnfitColumnError, family, mask, plain
 from infnet_dist.ingest.convert.ids import PLAIN_INTEGER, to_integers, to_join_keys, to_texts
 from infnet_dist.ingest.convert.kinds import accepts
 from infnet_dist.ingest.logs.csv_text import is_csv, parse_options, text_options
@@ -96,6 +96,13 @@ def _read(join: Join, declared: IdType | None) -> _SideTable:
     column = table[join.key]
     text = _keys_are_texts(column, declared)
     named = _as_keys(column, declared, text, shown, join.key)
+    wrong = mask(pc.is_null(named)) & mask(pc.is_valid(column.combine_chunks()))
+    if wrong.any():
+        row = int(wrong.argmax())
+        raise DataError(
+            f"{shown}: column {join.key!r} is {column[row]} in row {row} (from 0), expected an "
+            "integer or text; repair or remove the row"
+        )
     order = np.argsort(keys(named), kind="stable")
     ascending = keys(named)[order]
     if named.null_count or np.any(np.diff(ascending) == 0):
