@@ -1,6 +1,7 @@
 """Types of logs' columns: decided by all files together, exact or refused by file and column."""
 
 import itertools
+import json
 from datetime import UTC, datetime
 
 import numpy as np
@@ -10,7 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from infnet_dist.data.manifest import read_manifest
-from infnet_dist.errors import DataError
+from infnet_dist.errors import ConfigError, DataError
 from infnet_dist.ingest.logs.run import ingest_logs
 from infnet_dist.ingest.logs.stages import one_by_one
 from infnet_dist.logs_config import LogsIngest
@@ -444,3 +445,68 @@ def test_keys_that_are_not_exact_are_refused(tmp_path):
     write(tmp_path / "side", side)
     with pytest.raises(DataError, match=r"0\.parquet: column 'item' .*row 1,"):
         ingest(joined(logs, tmp_path / "side" / "0.parquet"), tmp_path / "set")
+
+
+@pytest.mark.parametrize(("declared", "refused"), [(None, True), ("text", False)])
+def test_added_logs_that_write_ids_otherwise_are_refused(declared, refused, tmp_path):
+    checks = {"item": {"type": declared}} if declared else {}
+    texts = [f"{i % 8}" for i in range(40)]
+    logs = write(tmp_path / "logs", rows(item=texts))
+    ingest(settings(logs, checks=checks), tmp_path / "set")
+    later = pa.array(START_MS + 10 * 86_400_000 + np.arange(40))
+    write(logs / "later", rows(item=["3.0"] * 40, time=later))
+    if not refused:
+        assert ingest(settings(logs, checks=checks), tmp_path / "set") is not None
+        return
+    before = (tmp_path / "set" / "manifest.json").read_bytes()
+    with pytest.raises(DataError, match=r"'item'.*'3\.0'.*'3'"):
+        ingest(settings(logs, checks=checks), tmp_path / "set")
+    assert (tmp_path / "set" / "manifest.json").read_bytes() == before
+
+
+def test_a_set_of_nulls_takes_the_type_of_what_comes(tmp_path):
+    logs = write(tmp_path / "logs", rows(item=pa.nulls(40)))
+    ingest(settings(logs), tmp_path / "set")
+    later = pa.array(START_MS + 10 * 86_400_000 + np.arange(40))
+    write(logs / "later", rows(item=["a", "b"] * 20, time=later))
+    manifest = ingest(settings(logs, valid_from="2026-01-05"), tmp_path / "set")
+    assert not manifest.ingested.quarantined
+    found = pq.read_table(tmp_path / "set" / "vocabulary" / "item" / "g0002.parquet")
+    assert found["value"].to_pylist() == ["a", "b"]
+
+
+def test_a_set_made_before_these_keys_is_added_to(tmp_path):
+    """Its manifest has neither `csv` nor `separator`, nor how many rows are bad."""
+    lists = {"tags": {"table": "tags"}}
+    logs = write(tmp_path / "logs", rows(tags=[[1]] * 40))
+    ingest(settings(logs, lists=lists), tmp_path / "set")
+    path = tmp_path / "set" / "manifest.json"
+    found = json.loads(path.read_text())
+    del found["source"]["csv"], found["source"]["lists"]["tags"]["separator"]
+    del found["ingested"]["bad_rows"]
+    found["ingested"]["quarantined"] = {"click: null": 3}
+    path.write_text(json.dumps(found))
+    later = pa.array(START_MS + 10 * 86_400_000 + np.arange(40))
+    write(logs / "later", rows(tags=[[2]] * 40, time=later))
+    manifest = ingest(settings(logs, lists=lists), tmp_path / "set")
+    assert sum(split.rows for split in manifest.splits.values()) == 80
+    assert manifest.ingested.num_bad == 3
+
+
+@pytest.mark.parametrize("value", [2**63, 2**64 - 1, -(2**63)])
+def test_allowed_ids_of_all_64_bits(value, tmp_path):
+    kind = pa.uint64() if value > 0 else pa.int64()
+    logs = write(tmp_path / "logs", rows(item=pa.array([value] * 40, kind)))
+    manifest = ingest(settings(logs, checks={"item": {"allowed": [value]}}), tmp_path / "set")
+    assert not manifest.ingested.quarantined
+
+
+@pytest.mark.parametrize(
+    ("column", "value"), [("item", 2**64), ("item", -(2**63) - 1), ("item", 1e20), ("price", 1e39)]
+)
+def test_allowed_values_that_no_column_holds(column, value, tmp_path):
+    logs = write(tmp_path / "logs", rows(price=np.arange(40.0)))
+    config = settings(logs, numbers={"price": {}}, checks={column: {"allowed": [value]}})
+    with pytest.raises(ConfigError) as caught:
+        ingest(config, tmp_path / "set")
+    assert f"checks.{column}.allowed" in str(caught.value)

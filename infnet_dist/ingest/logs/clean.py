@@ -28,7 +28,7 @@ from infnet_dist.ingest.convert.arrays import (
 from infnet_dist.ingest.convert.kinds import EXPECTED, Kind, convert
 from infnet_dist.ingest.convert.times import EARLIEST_MS, LATEST_MS, fits_as
 from infnet_dist.ingest.logs.id_types import Spellings, add_spellings
-from infnet_dist.ingest.logs.rules import Rules
+from infnet_dist.ingest.logs.rules import Rules, allowed_values
 from infnet_dist.logs_config import Check
 
 _LISTS, _IDS = ("ints", "texts"), ("int", "text", "ints", "texts")
@@ -82,7 +82,7 @@ class Cleaner:
                     breaches[f"{name}: {why}"] = bad
             if name in self.rules.inferred and kind in ("text", "texts"):
                 texts = list_items(values)[0] if kind == "texts" else values
-                add_spellings(self.spellings, name, texts.drop_null())
+                add_spellings(self.spellings, name, pc.unique(texts))
         bad_rows = np.logical_or.reduce([*breaches.values(), np.zeros(len(raw), bool)])
         self._count(raw, first_row, breaches, bad_rows)
         rows = pa.array(np.arange(first_row, first_row + len(raw)))
@@ -114,7 +114,7 @@ class Cleaner:
             yield from self._times_out_of_line(values, found)
         elif kind == "watch_time":
             yield "below 0", mask(pc.less(values, 0))
-        yield from _range(check, values)
+        yield from _range(check, kind, values)
 
     def _hint(self, name: str, kind: Kind, found: pa.DataType) -> str:
         """What can be done about values of another type."""
@@ -190,7 +190,7 @@ def _show(raw: pa.Table, row: int, first_row: int, path: str) -> str:
     return f"row {first_row + row} of {path}: {values}"
 
 
-def _range(check: Check, values: pa.Array) -> Iterator[tuple[str, Mask]]:
+def _range(check: Check, kind: Kind, values: pa.Array) -> Iterator[tuple[str, Mask]]:
     """Breaches of `checks`; of a list if any item breaks it."""
     over_rows: Callable[[pa.Array], Mask] = mask
     if pa.types.is_list(values.type):
@@ -208,8 +208,8 @@ def _range(check: Check, values: pa.Array) -> Iterator[tuple[str, Mask]]:
     if check.max is not None:
         yield f"above {check.max:.15g}", over_rows(pc.greater(values, _like(check.max, values)))
     if check.allowed is not None:
-        allowed = pa.array(list(check.allowed)).cast(values.type)
-        known = pc.or_(pc.is_null(values), pc.is_in(values, allowed))
+        allowed = allowed_values(check, kind)
+        known = pc.or_(pc.is_null(values), pc.is_in(values.cast(allowed.type), allowed))
         yield "not allowed", over_rows(pc.invert(known))
 
 

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 
 from infnet_dist.errors import DataError
 from infnet_dist.ingest.convert.arrays import family
@@ -106,9 +107,17 @@ def find_id_types(place: Workplace, found: Sequence[Fragment]) -> dict[str, IdTy
         for name in ids:
             evidence = _Evidence()
             evidence.see_type(schema.field(name).type)
-            known.setdefault(name, evidence.id_type(0.0) or "int")
+            if not _had_only_nulls(place, name):
+                known.setdefault(name, evidence.id_type(0.0) or "int")
     open_columns = tuple(name for name in ids if name not in known)
     return known | _by_files(place, [f for f in found if not f.state], open_columns)
+
+
+def _had_only_nulls(place: Workplace, column: str) -> bool:
+    """Whether the training set has no value of the column's table yet."""
+    table = table_of(place.config, column)
+    path = place.last_vocabulary(table) if table else None
+    return path is not None and path.exists() and not pq.read_metadata(path).num_rows
 
 
 def id_columns(config: LogsIngest) -> tuple[str, ...]:

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 import pyarrow as pa
 
 from infnet_dist.errors import ConfigError
+from infnet_dist.ingest.convert.ids import to_integers
 from infnet_dist.ingest.convert.kinds import TYPES, Kind
 from infnet_dist.ingest.logs.id_types import IdType
 from infnet_dist.logs_config import Check, LogsIngest
@@ -116,8 +117,27 @@ def _check_check(name: str, check: Check, kind: Kind) -> None:
     if text and (check.min is not None or check.max is not None):
         raise ConfigError(f"ingest.checks.{name}: texts have no min and max; use allowed")
     for value in check.allowed or ():
-        if isinstance(value, str) != text or (whole and not float(value).is_integer()):
-            expected = "texts" if text else "integers" if whole else "numbers"
+        if isinstance(value, str) != text or not (text or _is_number(value, whole)):
+            expected = "texts" if text else "integers of 64 bits" if whole else "numbers of float32"
             raise ConfigError(f"ingest.checks.{name}.allowed: got {value!r}, expected {expected}")
     if check.type is not None and kind not in ("int", "text", "ints", "texts"):
         raise ConfigError(f"ingest.checks.{name}.type: is of ids alone, {name!r} is {kind}")
+
+
+def _is_number(value: int | float | str, whole: bool) -> bool:
+    """Whether a value of a config is a number that a column can hold."""
+    if isinstance(value, str):
+        return False
+    if not whole:
+        return abs(value) < 2**128
+    return (isinstance(value, int) or value.is_integer()) and -(2**63) <= value < 2**64
+
+
+def allowed_values(check: Check, kind: Kind) -> pa.Array:
+    """`checks.COLUMN.allowed` as texts, float64 or int64 (of uint64: the same bits)."""
+    assert check.allowed is not None
+    if kind in ("text", "texts"):
+        return pa.array(list(check.allowed), pa.large_string())
+    if kind == "number":
+        return pa.array([float(value) for value in check.allowed])
+    return to_integers(pa.array([str(int(value)) for value in check.allowed]))[0]
