@@ -73,7 +73,10 @@ class PetastormFile:
         """Open the file and read its footer."""
         self._path = path
         self._fields = fields
-        self._file = pq.ParquetFile(path if source is None else source)
+        # INT96, Spark's old timestamps, as nanoseconds would wrap outside of 1677 to 2262.
+        self._file = pq.ParquetFile(
+            path if source is None else source, coerce_int96_timestamp_unit="us"
+        )
         self._keys = _partition_keys(Path(path))
         self.metadata = self._file.metadata
         self.num_row_groups = self._file.num_row_groups
