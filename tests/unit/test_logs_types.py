@@ -510,3 +510,25 @@ def test_allowed_values_that_no_column_holds(column, value, tmp_path):
     with pytest.raises(ConfigError) as caught:
         ingest(config, tmp_path / "set")
     assert f"checks.{column}.allowed" in str(caught.value)
+
+
+@pytest.mark.parametrize(("declared", "bad"), [(None, 1), ("int", 0)])
+def test_a_leading_zero_is_dropped_only_where_asked(declared, bad, tmp_path):
+    items = [str(i % 8) for i in range(40)]
+    items[7] = "007"
+    logs = write(tmp_path / "logs", rows(item=items), ending="csv")
+    checks = {"item": {"type": declared}} if declared else {}
+    manifest = ingest(settings(logs, format="csv", checks=checks), tmp_path / "set")
+    assert sum(manifest.ingested.quarantined.values()) == bad
+    assert vocabulary(tmp_path / "set").keys() == set(range(8))
+    # The type may be declared later, as it is.
+    later = START_MS + 10 * 86_400_000
+    text = "user,item,time,click\n" + "".join(f"1,003,{later + i},1\n" for i in range(4))
+    (logs / "later.csv").write_text(text)
+    with pytest.raises(DataError, match=r"'item'.*ingest\.checks\.item\.type"):
+        other = {"item": {"type": "text"}}
+        ingest(settings(logs, format="csv", checks=other), tmp_path / "set")
+    manifest = ingest(
+        settings(logs, format="csv", checks={"item": {"type": "int"}}), tmp_path / "set"
+    )
+    assert sum(split.rows for split in manifest.splits.values()) == 44 - bad

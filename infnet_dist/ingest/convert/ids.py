@@ -16,6 +16,7 @@ from infnet_dist.ingest.convert.arrays import (
 
 _INTEGER = r"^[+-]?\d+$"
 _MAYBE_64_BITS = r"^[+-]?\d{1,38}$"  # as many as a decimal holds
+_ZEROS = r"^[+-]?0\d"
 _SHORT_INTEGER = r"^-?\d{1,18}$"  # fits int64 for sure
 _FLOAT = r"^[+-]?(\d+\.\d*|\.\d+|\d+)([eE][+-]?\d+)?$"
 # How an integer is written, and other ways to write one; 007 is none of them, it may be a code.
@@ -25,17 +26,21 @@ _MANTISSA = {pa.float16(): 11, pa.float32(): 24, pa.float64(): 53}  # bits
 _DECIMAL = pa.decimal128(38, 0)
 
 
-def to_integers(values: pa.Array) -> tuple[pa.Array, Mask]:
+def to_integers(values: pa.Array, zeros: bool = True) -> tuple[pa.Array, Mask]:
     """int64, null where a value isn't an integer of 64 bits, and which those are; NaN is null.
 
     Integers from 2**63 on are the same bits: hashes use all 64.
+
+    Args:
+        values: integers, floats, decimals, bool or text.
+        zeros: whether the text 007 is 7; else it isn't an integer, but perhaps a code.
 
     Raises:
         UnfitColumnError: floats too large to be exact: another id may have become the same float.
     """
     kind = family(values.type)
     if kind == "text":
-        return _of_texts(values)
+        return _of_texts(values, zeros)
     if kind == "float":
         return _of_floats(values)
     if kind == "decimal":
@@ -100,9 +105,12 @@ def spellings(texts: pa.Array) -> dict[str, tuple[int, str]]:
     }
 
 
-def _of_texts(values: pa.Array) -> tuple[pa.Array, Mask]:
+def _of_texts(values: pa.Array, zeros: bool = True) -> tuple[pa.Array, Mask]:
     texts, broken = utf8(values)
     texts = without_null_words(texts)
+    if not zeros:
+        coded = mask(pc.match_substring_regex(texts, _ZEROS))
+        texts, broken = only(texts, ~coded), broken | coded
     short = mask(pc.match_substring_regex(texts, _SHORT_INTEGER))
     known = ~mask(pc.is_null(texts))
     if short[known].all():

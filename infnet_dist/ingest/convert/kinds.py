@@ -68,7 +68,6 @@ _ACCEPTED: dict[str, frozenset[str]] = {
     "time": _NUMERIC | {"timestamp", "date", "text"},
 }
 _CONVERT = {
-    "int": to_integers,
     "text": to_texts,
     "number": to_numbers,
     "flag": to_flags,
@@ -77,7 +76,12 @@ _CONVERT = {
 
 
 def convert(
-    column: pa.Array | pa.ChunkedArray, kind: Kind, *, time_unit: str = "ms", separator: str = "|"
+    column: pa.Array | pa.ChunkedArray,
+    kind: Kind,
+    *,
+    time_unit: str = "ms",
+    separator: str = "|",
+    zeros: bool = True,
 ) -> tuple[pa.Array, Mask]:
     """The column in the type of a kind, null where a value doesn't fit, and which those are.
 
@@ -88,6 +92,7 @@ def convert(
         kind: what it should be.
         time_unit: of times that are numbers.
         separator: between the items of lists that are text.
+        zeros: whether the text 007 is the integer 7; else it doesn't fit.
 
     Raises:
         UnfitColumnError: no value of the column's type could fit, or floats aren't exact.
@@ -100,7 +105,9 @@ def convert(
     if kind == "time":
         return to_times(values, time_unit)
     if kind == "ints" or kind == "texts":
-        return _lists(values, "int" if kind == "ints" else "text", separator)
+        return _lists(values, "int" if kind == "ints" else "text", separator, zeros)
+    if kind == "int":
+        return to_integers(values, zeros)
     return _CONVERT[kind](values)
 
 
@@ -114,7 +121,9 @@ def accepts(kind: str, found: pa.DataType) -> bool:
     return what == "null" or what in _ACCEPTED[kind]
 
 
-def _lists(values: pa.Array, item: Literal["int", "text"], separator: str) -> tuple[pa.Array, Mask]:
+def _lists(
+    values: pa.Array, item: Literal["int", "text"], separator: str, zeros: bool
+) -> tuple[pa.Array, Mask]:
     """Lists, with the rows whose items don't fit."""
     unfit = np.zeros(len(values), bool)
     if family(values.type) == "text":
@@ -122,7 +131,7 @@ def _lists(values: pa.Array, item: Literal["int", "text"], separator: str) -> tu
     items, lengths = list_items(values)
     rows = np.repeat(np.arange(len(values)), lengths)
     try:
-        converted, bad = convert(items, item)
+        converted, bad = convert(items, item, zeros=zeros)
     except UnfitColumnError as error:
         row = None if error.row is None else int(rows[error.row])
         raise UnfitColumnError(error.why, row) from None

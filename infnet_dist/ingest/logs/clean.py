@@ -92,9 +92,14 @@ class Cleaner:
     def _typed(
         self, column: pa.ChunkedArray, name: str, kind: Kind, first_row: int
     ) -> tuple[pa.Array, Mask]:
-        separator = self.rules.separators.get(name, "")
         try:
-            return convert(column, kind, time_unit=self.rules.time_unit, separator=separator)
+            return convert(
+                column,
+                kind,
+                time_unit=self.rules.time_unit,
+                separator=self.rules.separators.get(name, ""),
+                zeros=name not in self.rules.inferred,
+            )
         except UnfitColumnError as error:
             raise DataError(
                 f"{error.at(name, self.path, first_row)}; convert it, or name another column"
@@ -124,7 +129,7 @@ class Cleaner:
         if kind == "time":
             return f"; numbers are read as {self.rules.time_unit}, ingest.time.unit"
         if kind in ("int", "ints") and name in self.rules.inferred:
-            return f"; for ids of text set ingest.checks.{name}.type: text"
+            return f"; set ingest.checks.{name}.type: text for ids of text, int to read 007 as 7"
         return ""
 
     def _times_out_of_line(

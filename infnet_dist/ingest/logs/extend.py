@@ -38,7 +38,13 @@ def earlier_set(config: LogsIngest, folder: Path) -> Manifest | None:
 
 
 def _fixed(source: dict[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in source.items() if key not in _FREE}
+    """What can't change; types of ids may be declared later, `find_id_types` compares them."""
+    fixed = {key: value for key, value in source.items() if key not in _FREE}
+    checks = {
+        column: {key: value for key, value in check.items() if key != "type" and value is not None}
+        for column, check in source.get("checks", {}).items()
+    }
+    return fixed | {"checks": {column: check for column, check in checks.items() if check}}
 
 
 def _with_new_keys(source: dict[str, Any]) -> dict[str, Any]:

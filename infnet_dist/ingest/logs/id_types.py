@@ -94,7 +94,11 @@ class _Evidence:
 
 
 def find_id_types(place: Workplace, found: Sequence[Fragment]) -> dict[str, IdType]:
-    """By column of ids, whether they are integers or texts."""
+    """By column of ids, whether they are integers or texts.
+
+    Raises:
+        DataError: the training set has them otherwise than the config says.
+    """
     config = place.config
     ids = id_columns(config)
     known: dict[str, IdType] = {
@@ -107,8 +111,14 @@ def find_id_types(place: Workplace, found: Sequence[Fragment]) -> dict[str, IdTy
         for name in ids:
             evidence = _Evidence()
             evidence.see_type(schema.field(name).type)
-            if not _had_only_nulls(place, name):
-                known.setdefault(name, evidence.id_type(0.0) or "int")
+            if _had_only_nulls(place, name):
+                continue
+            before = evidence.id_type(0.0) or "int"
+            if known.setdefault(name, before) != before:
+                raise DataError(
+                    f"{place.folder} has ids of column {name!r} as {before}, ingest.checks."
+                    f"{name}.type is {known[name]}; leave it as {before}, or make a new set"
+                )
     open_columns = tuple(name for name in ids if name not in known)
     return known | _by_files(place, [f for f in found if not f.state], open_columns)
 
