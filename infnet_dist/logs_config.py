@@ -84,6 +84,7 @@ class ListColumn(Section):
     """A column of lists of values, e.g. a video's tags."""
 
     table: str = Field(description="the table that its values are rows of")
+    separator: str = Field("|", min_length=1, description="between the items where lists are text")
     max_length: int = Field(20, ge=1, le=MAX_LENGTH, description="items kept: the first ones")
 
 
@@ -115,12 +116,27 @@ class Behaviour(Section):
     time_gaps: bool = Field(True, description="keep the seconds between an item and the row")
 
 
+class CsvFormat(Section):
+    """How CSV files are written."""
+
+    delimiter: str | None = Field(
+        None,
+        min_length=1,
+        max_length=1,
+        description="between fields; null: tab in .tsv, else comma",
+    )
+    nulls: tuple[str, ...] = Field(
+        ("", "NaN", "nan", "NULL", "null", "None"), description="fields that are null"
+    )
+
+
 class Join(Section):
     """A Parquet or CSV file with one row per key, small enough for the memory of each task."""
 
     path: str = Field(min_length=1, description="file or URL of the side table")
     key: str = Field(description="column of the keys, in the logs and in the side table")
     columns: tuple[str, ...] = Field(min_length=1, description="its columns that rows get")
+    csv: CsvFormat = CsvFormat()
 
 
 class CounterFeature(Section):
@@ -134,7 +150,7 @@ class Check(Section):
     """What the values of a column must be; rows that break it are quarantined."""
 
     type: Literal["int", "text"] | None = Field(
-        None, description="of ids; null: as in the first file, int in CSV"
+        None, description="of ids; null: text if a file says so, or if its CSV values do, else int"
     )
     min: int | float | None = Field(None, description="smallest number")
     max: int | float | None = Field(None, description="largest number")
@@ -166,6 +182,7 @@ class LogsIngest(Section):
     )
     joins: dict[str, Join] = Field(default_factory=dict, description="side tables, by name")
     format: Literal["parquet", "csv", "petastorm"] = Field("parquet", description="of the files")
+    csv: CsvFormat = CsvFormat()
     user: str = Field("user_id", description="column of the user; histories and gAUC go by it")
     time: TimeColumn = TimeColumn()
     tables: dict[str, IdTable] = Field(default_factory=dict, description="tables that need more")

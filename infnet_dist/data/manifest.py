@@ -116,7 +116,8 @@ class Ingested(_Entry):
         boundary_ms: the state holds all rows from then on, and sums and newest events before it.
         files: all that were read.
         unreadable: files that the last ingest left out, with the reason; the next one tries again.
-        quarantined: bad rows of all ingests by reason.
+        quarantined: bad rows of all ingests by reason; one may have many.
+        bad_rows: how many there are; None: each has one reason, as it was once.
         left_out: rows of all ingests before train ("early") and in gaps ("left_out").
         hashed: by table that rows are found in by hash, raw ones included.
         grew_from: content hashes of the set before each ingest that added to it.
@@ -128,6 +129,7 @@ class Ingested(_Entry):
     files: tuple[LogFile, ...]
     unreadable: dict[str, str]
     quarantined: dict[str, Count]
+    bad_rows: Count | None = None
     left_out: dict[str, Count]
     hashed: dict[str, HashedTable] = Field(default_factory=dict)
     grew_from: tuple[str, ...] = ()
@@ -135,7 +137,7 @@ class Ingested(_Entry):
     @property
     def num_bad(self) -> int:
         """Quarantined rows of all ingests."""
-        return sum(self.quarantined.values())
+        return sum(self.quarantined.values()) if self.bad_rows is None else self.bad_rows
 
 
 class FeatureStatistics(_Entry):

@@ -213,7 +213,17 @@ def _cast(values: pa.Array | pa.ChunkedArray, wanted: pa.DataType) -> pa.Array |
     """Numbers in another type; NaN becomes null, since petastorm doesn't tell the two apart."""
     if pa.types.is_temporal(values.type):
         raise pa.ArrowTypeError("a time is no number")
+    if pa.types.is_floating(values.type) and pa.types.is_integer(wanted):
+        _check_exact(values)
     values = values.cast(wanted)
     if not pa.types.is_floating(wanted):
         return values
     return pc.if_else(pc.is_nan(values), None, values)
+
+
+def _check_exact(floats: pa.Array | pa.ChunkedArray) -> None:
+    """Raise ArrowInvalid for floats so large that other integers may have become them."""
+    limit = 2.0**53 if pa.types.is_float64(floats.type) else 2.0**24
+    large = pc.greater_equal(pc.abs(floats.cast(pa.float64())), limit)
+    if pc.any(large, min_count=0).as_py():
+        raise pa.ArrowInvalid(f"a {floats.type} isn't exact from {limit:.0f} on")

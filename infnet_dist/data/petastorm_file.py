@@ -74,7 +74,10 @@ class PetastormFile:
         self._path = path
         self._fields = fields
         self._file = pq.ParquetFile(
-            path if source is None else source, page_checksum_verification=True
+            path if source is None else source,
+            # INT96, Spark's old timestamps, as nanoseconds would wrap outside of 1677 to 2262.
+            coerce_int96_timestamp_unit="us",
+            page_checksum_verification=True,
         )
         self._keys = _partition_keys(Path(path))
         names = self._file.schema_arrow.names

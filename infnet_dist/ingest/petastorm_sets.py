@@ -25,6 +25,8 @@ from infnet_dist.data.part_files import PetastormPart
 from infnet_dist.data.petastorm_file import PetastormFile, fields_beside
 from infnet_dist.data.ranges import bounds
 from infnet_dist.errors import ConfigError, DataError
+from infnet_dist.ingest.convert.arrays import family
+from infnet_dist.ingest.convert.kinds import convert
 from infnet_dist.ingest.encode import quantile_boundaries
 from infnet_dist.ingest.parts import content_hash
 from infnet_dist.ingest.split_files import split_files
@@ -198,14 +200,12 @@ class _Scan:
             return []
         with PetastormFile(path, fields_beside(path)) as file:
             times = file.read_row_group(index, [column])[column]
-        if pa.types.is_timestamp(times.type):
-            times = times.cast(pa.timestamp("ms", times.type.tz), safe=False)
-        elif not pa.types.is_integer(times.type):
+        if family(times.type) not in ("timestamp", "integer"):
             raise DataError(
                 f"{path}: ingest.time_column {column!r} is {times.type}, expected integers or "
                 "timestamps; set it to null if there is no time"
             )
-        low, high, _ = bounds(times.cast(pa.int64()))
+        low, high, _ = bounds(convert(times, "time")[0])
         return [time for time in (low, high) if time is not None]
 
     def _report(self, rows: int) -> None:

@@ -12,11 +12,17 @@ import pyarrow.parquet as pq
 
 from infnet_dist.errors import DataError
 from infnet_dist.ingest.column_names import check_columns
+from infnet_dist.ingest.convert.arrays import NULL_WORDS, UnfitColumnError, mask, shown
+from infnet_dist.ingest.convert.kinds import EXPECTED, Kind, convert
 
 Columns = dict[str, pa.DataType]
-_NULLS = ["", "NaN", "nan", "NULL", "null", "None"]
 _MAX_TIME_MS = 1 << 43  # HistoryBuilder packs times into so many bits
-_PLAIN = {pa.int64(): "integers", pa.float64(): "numbers", pa.string(): "text"}
+_KINDS: dict[pa.DataType, Kind] = {
+    pa.int64(): "int",
+    pa.float64(): "number",
+    pa.string(): "text",
+    pa.list_(pa.int64()): "ints",
+}
 
 
 def read_columns(path: Path, columns: Columns) -> pa.Table:
@@ -32,29 +38,45 @@ def read_columns(path: Path, columns: Columns) -> pa.Table:
     except (pa.ArrowInvalid, pa.ArrowTypeError, UnicodeDecodeError) as error:
         reason = " ".join(str(error).split())
         raise DataError(f"{path} can't be read ({reason}); fetch or export it again") from None
+    found = {name: _converted(table[name], name, kind, path) for name, kind in columns.items()}
+    table = pa.table(found)
     for name, kind in columns.items():
         if kind == pa.int64():
             _check_complete(table, name, path)
-    return table.combine_chunks()
+    return table
 
 
-def check_flags(
-    table: pa.Table, names: Iterable[str], path: Path, *, first_row: int = 0
-) -> pa.Table:
-    """The table with these columns as int8; DataError names the first value outside {0, 1}.
+def _converted(column: pa.ChunkedArray, name: str, kind: pa.DataType, path: Path) -> pa.Array:
+    """The column in its type, exactly.
 
-    `first_row` is the number of the table's first row in the file.
+    Raises:
+        DataError: a value doesn't fit.
     """
+    try:
+        values, unfit = convert(column, _KINDS[kind])
+    except UnfitColumnError as error:
+        raise DataError(f"{error.at(name, path)}; convert the column") from None
+    if unfit.any():
+        row = int(unfit.argmax())
+        raise DataError(
+            f"{path}: column {name} is {shown(column[row])} in row {row} (from 0), expected "
+            f"{EXPECTED[_KINDS[kind]]}; repair or remove the row"
+        )
+    return values.cast(kind)
+
+
+def check_flags(table: pa.Table, names: Iterable[str], path: Path) -> pa.Table:
+    """The table with these columns as int8; DataError names the first value outside {0, 1}."""
     for name in names:
-        column = table[name]
-        good = pc.fill_null(pc.is_in(column, value_set=pa.array([0, 1], column.type)), False)
-        if not pc.all(good, min_count=0).as_py():
-            row = pc.index(good, False).as_py()
+        flags, unfit = convert(table[name], "flag")
+        bad = unfit | mask(pc.is_null(flags))
+        if bad.any():
+            row = int(bad.argmax())
             raise DataError(
-                f"{path}: column {name} is {_text(column[row].as_py())} in row {first_row + row} "
-                "(from 0), expected 0 or 1; repair or remove the row"
+                f"{path}: column {name} is {shown(table[name][row])} in row {row} (from 0), "
+                "expected 0 or 1; repair or remove the row"
             )
-        table = table.set_column(table.column_names.index(name), name, column.cast(pa.int8()))
+        table = table.set_column(table.column_names.index(name), name, flags)
     return table
 
 
@@ -76,7 +98,7 @@ def _read_csv(path: Path, columns: Columns) -> pa.Table:
     options = pyarrow.csv.ConvertOptions(
         include_columns=list(columns),
         column_types=columns,
-        null_values=_NULLS,
+        null_values=list(NULL_WORDS),
         strings_can_be_null=True,
     )
     layout = pyarrow.csv.ParseOptions(newlines_in_values=True)
@@ -86,19 +108,7 @@ def _read_csv(path: Path, columns: Columns) -> pa.Table:
 def _read_parquet(path: Path, columns: Columns) -> pa.Table:
     found = pq.read_schema(path)
     _check_present(found.names, columns, path)
-    for name, kind in columns.items():
-        got = found.field(name).type
-        if _family(got) != _family(kind):
-            expected = f"lists of {_PLAIN[kind.value_type]}" if _is_list(kind) else _PLAIN[kind]
-            raise DataError(
-                f"{path}: column {name} has type {got}, expected {expected}; convert the column"
-            )
-    table = pq.read_table(path, columns=list(columns)).cast(pa.schema(columns))
-    for i, (name, kind) in enumerate(columns.items()):
-        if kind == pa.float64():
-            values = pc.if_else(pc.is_nan(table[name]), pa.scalar(None, kind), table[name])
-            table = table.set_column(i, name, values)
-    return table
+    return pq.read_table(path, columns=list(columns))
 
 
 def _check_present(found: list[str], columns: Columns, path: Path) -> None:
@@ -128,24 +138,3 @@ def _check_complete(table: pa.Table, name: str, path: Path) -> None:
             f"{path}: column {name} is {column[row]} in row {row} (from 0), expected milliseconds "
             "since 1970; repair or remove the row"
         )
-
-
-def _is_list(kind: pa.DataType) -> bool:
-    return pa.types.is_list(kind) or pa.types.is_large_list(kind)
-
-
-def _family(kind: pa.DataType) -> str:
-    """Types that a cast may turn into each other; a wrong value still ends the cast."""
-    if _is_list(kind):
-        return "list of " + _family(kind.value_type)
-    if pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_boolean(kind):
-        return "number"
-    if pa.types.is_string(kind) or pa.types.is_large_string(kind):
-        return "text"
-    return str(kind)
-
-
-def _text(value: object) -> str:
-    if value is None:
-        return "empty"
-    return f"{value:g}" if isinstance(value, float) else str(value)

@@ -6,7 +6,8 @@ boundaries come from train alone, one column in memory at a time; rows are writt
 
 import contextlib
 import logging
-from collections.abc import Callable, Iterator
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -19,10 +20,10 @@ import pyarrow.dataset as ds
 
 from infnet_dist.data.manifest import Manifest
 from infnet_dist.errors import DataError, unknown_name
+from infnet_dist.ingest.convert.arrays import UnfitColumnError, family, mask, shown
+from infnet_dist.ingest.convert.kinds import EXPECTED, Kind, convert
 from infnet_dist.ingest.encode import Vocabulary, float_column, quantile_boundaries
 from infnet_dist.ingest.names import is_free
-from infnet_dist.ingest.raw_files import check_flags
-from infnet_dist.ingest.split_files import check_alike, split_files
 from infnet_dist.ingest.writer import TrainingSetWriter
 from infnet_dist.ingest_config import TabularIngest
 from infnet_dist.schema import CategoricalFeature, DenseFeature, Schema, Table, Task
@@ -30,12 +31,14 @@ from infnet_dist.schema import CategoricalFeature, DenseFeature, Schema, Table, 
 ROWS_PER_CHUNK = 65_536
 _ROW, _TIME = "row", "time_ms"  # columns that stand in where the table has no group and no time
 _DRIFT = 0.5  # share of a split's rows with values that train doesn't know, from which it is told
-_TYPES = {
-    "text": pa.large_string(),
-    "flags": pa.bool_(),
-    "integers": pa.int64(),
-    "numbers": pa.float64(),
+_FAMILIES = {  # of Arrow types, and what columns of them hold
+    "text": "text",
+    "bool": "flags",
+    "integer": "integers",
+    "float": "numbers",
+    "decimal": "numbers",
 }
+_NOTHING = "nulls"  # all that a file has of a column; the other files say what it holds
 
 log = logging.getLogger(__name__)
 
@@ -53,23 +56,21 @@ def make_training_set(
     Raises:
         DataError: a file is missing, unreadable or empty, lacks a column, or a value doesn't fit.
     """
-    places: dict[str, Path] = {split: config.path / file for split, file in config.splits.items()}
-    files, left_out = split_files(places)
-    check_alike(files, config.exclude)
-    sources = {split: _Source.open(places[split], found) for split, found in files.items()}
-    kinds = _check_columns(config, sources)
+    files: dict[str, str] = dict(config.splits.items())
+    sources = {split: _Source.open(config.path / file) for split, file in files.items()}
+    columns = _Columns.of(config, _check_columns(config, sources))
     with TrainingSetWriter(
         folder,
         rows_per_part=config.rows_per_part,
         row_group_rows=config.row_group_rows,
         source=config.model_dump(mode="json"),
     ) as writer:
-        features = _fit(config, sources["train"], kinds)
+        features = _fit(config, sources["train"], columns)
         total = sum(source.rows for source in sources.values())
         done = 0
         for split, source in sources.items():
             unknown = dict.fromkeys((f.name for f in features), 0)
-            for table in _encoded(config, features, source, kinds, done):
+            for table in _encoded(config, features, source, columns, done):
                 for name in unknown:
                     unknown[name] += _count_unknown(table[name])
                 writer.write(split, table)
@@ -78,22 +79,23 @@ def make_training_set(
                     progress(done, total)
             if split != "train":
                 _warn_of_drift(split, {name: n / source.rows for name, n in unknown.items()})
-        return writer.publish(_schema(config, features), left_out)
+        return writer.publish(_schema(config, features))
 
 
 @dataclass(frozen=True)
 class _Source:
-    """A Parquet file, or a folder of them."""
+    """A Parquet file, or a folder of them, each with types of its own."""
 
     path: Path
-    dataset: ds.Dataset
+    fragments: tuple[ds.ParquetFileFragment, ...]
     rows: int
 
     @classmethod
-    def open(cls, path: Path, files: list[Path]) -> "_Source":
+    def open(cls, path: Path) -> "_Source":
         try:
-            dataset = ds.dataset([str(file) for file in files], format="parquet")
+            dataset = ds.dataset(path, format="parquet")
             rows = dataset.count_rows()
+            fragments = tuple(dataset.get_fragments())
         except (FileNotFoundError, pa.ArrowException) as error:
             raise DataError(
                 f"{path} can't be read as Parquet ({_reason(error)}); change ingest.path or "
@@ -101,7 +103,39 @@ class _Source:
             ) from None
         if not rows:
             raise DataError(f"{path} has no rows; change ingest.path or ingest.splits")
-        return cls(path, dataset, rows)
+        return cls(path, fragments, rows)
+
+    @property
+    def names(self) -> list[str]:
+        """Columns of all files, in order; each file must have them all."""
+        named = [name for file in self.fragments for name in file.physical_schema.names]
+        return list(dict.fromkeys(named))
+
+    def types(self, name: str) -> dict[str, pa.DataType]:
+        """What each file has of a column.
+
+        Raises:
+            DataError: a file lacks it.
+        """
+        found = {}
+        for fragment in self.fragments:
+            if name not in fragment.physical_schema.names:
+                raise DataError(
+                    f"{fragment.path} lacks column {name!r}, which others have; add it, or name it "
+                    "in ingest.exclude"
+                )
+            found[fragment.path] = fragment.physical_schema.field(name).type
+        return found
+
+    def batches(self, columns: list[str]) -> Iterator[tuple[str, int, pa.RecordBatch]]:
+        """The rows in order, with their file and the number of the first one in it."""
+        for fragment in self.fragments:
+            row = 0
+            with self.errors_named():
+                for batch in fragment.to_batches(columns=columns, batch_size=ROWS_PER_CHUNK):
+                    if batch.num_rows:
+                        yield fragment.path, row, batch
+                        row += batch.num_rows
 
     @contextlib.contextmanager
     def errors_named(self) -> Iterator[None]:
@@ -110,7 +144,7 @@ class _Source:
             yield
         except (pa.ArrowException, OSError) as error:
             raise DataError(
-                f"{self.path} can't be read ({_reason(error)}); mend it, or name the column in "
+                f"{self.path} can't be read ({_reason(error)}); repair it, or name the column in "
                 "ingest.exclude"
             ) from None
 
@@ -121,16 +155,20 @@ def _reason(error: BaseException) -> str:
 
 def _check_columns(config: TabularIngest, sources: dict[str, _Source]) -> dict[str, str]:
     """The kind of every column that is read, by name."""
-    names = sources["train"].dataset.schema.names
+    names = sources["train"].names
     labels = list(config.tasks.values())
     group = [config.group_column] if config.group_column else []
     for column in [*config.categorical, *config.exclude, *labels, *group]:
         if column not in names:
             raise DataError(f"ingest: {unknown_name('column', column, names)}")
-    kinds = {name: _kind(name, sources) for name in names if name not in config.exclude}
+    kinds = {
+        name: "labels" if name in labels else _kind(name, sources)
+        for name in names
+        if name not in config.exclude
+    }
     for name in labels:
-        if kinds[name] == "text":
-            raise DataError(f"label column {name!r} is text, expected 0 and 1; convert it")
+        for source in sources.values():
+            source.types(name)
     for name in group:
         if kinds[name] != "integers":
             raise DataError(
@@ -148,47 +186,81 @@ def _check_columns(config: TabularIngest, sources: dict[str, _Source]) -> dict[s
 
 
 def _kind(name: str, sources: dict[str, _Source]) -> str:
-    """What a column holds in every split: a key of `_TYPES`; integers and numbers are numbers."""
-    kinds = {}
+    """What a column holds in every file; integers and numbers together are numbers."""
+    first: dict[str, str] = {}  # by what files hold, one of them
     for split, source in sources.items():
-        found = source.dataset.schema.field(name).type
-        if pa.types.is_dictionary(found):
-            found = found.value_type
-        kinds[split] = _kind_of_type(found)
-        if kinds[split] is None:
-            raise DataError(
-                f"column {name!r} is {found}, expected text, flags or numbers; name it in "
-                "ingest.exclude"
-            )
-    distinct = set(kinds.values())
-    if distinct == {"integers", "numbers"}:
+        for path, found in source.types(name).items():
+            what = _FAMILIES.get(family(found), _NOTHING if family(found) == "null" else "")
+            if not what:
+                raise DataError(
+                    f"{path}: column {name!r} is {found}, expected text, flags or numbers; name it "
+                    "in ingest.exclude"
+                )
+            first.setdefault(what, f"{split} ({path})")
+    if not first.keys() - {_NOTHING}:
+        raise DataError(
+            f"column {name!r} holds nothing but nulls in all files of {', '.join(sources)}; name "
+            "it in ingest.exclude"
+        )
+    first.pop(_NOTHING, None)
+    if first.keys() == {"integers", "numbers"}:
         return "numbers"
-    if len(distinct) > 1:
-        shown = ", ".join(f"{kind} in {split}" for split, kind in kinds.items())
+    if len(first) > 1:
+        shown = ", ".join(f"{kind} in {where}" for kind, where in first.items())
         raise DataError(f"column {name!r} holds {shown}; make them alike, or exclude it")
-    return str(distinct.pop())
+    return next(iter(first))
 
 
-def _kind_of_type(found: pa.DataType) -> str | None:
-    tests = {
-        "text": (pa.types.is_string, pa.types.is_large_string, pa.types.is_string_view),
-        "flags": (pa.types.is_boolean,),
-        "integers": (pa.types.is_integer,),
-        "numbers": (pa.types.is_floating, pa.types.is_decimal),
-    }
-    return next((k for k, checks in tests.items() if any(test(found) for test in checks)), None)
+@dataclass(frozen=True)
+class _Columns:
+    """How each column is converted, and what numbers were no numbers of float32.
 
+    Attributes:
+        kinds: by column, its `Kind`.
+        not_finite: by column of numbers, how many values were infinite or too large: missing now.
+    """
 
-def _column(table: pa.Table, name: str, kind: str) -> pa.Array:
-    """A column in its kind's type; NaN and infinite numbers become null."""
-    values = table[name].combine_chunks()
-    if pa.types.is_dictionary(values.type):
-        values = values.dictionary_decode()
-    values = values.cast(_TYPES[kind], safe=kind != "numbers")
-    if kind != "numbers":
-        return values
-    floats = values.to_numpy(zero_copy_only=False)
-    return pa.array(floats, mask=~(np.abs(floats) <= np.finfo(np.float32).max))
+    kinds: dict[str, Kind]
+    not_finite: Counter[str]
+
+    @classmethod
+    def of(cls, config: TabularIngest, found: Mapping[str, str]) -> "_Columns":
+        kinds: dict[str, Kind] = {}
+        for name, what in found.items():
+            if what == "labels":
+                kinds[name] = "flag"
+            elif what == "text":
+                kinds[name] = "text"
+            elif what == "flags" or name in (*config.categorical, config.group_column):
+                kinds[name] = "int"
+            else:
+                kinds[name] = "number"
+        return cls(kinds, Counter())
+
+    def convert(self, name: str, values: pa.Array, path: str, first_row: int) -> pa.Array:
+        """A column's values, exactly; of numbers, NaN and what float32 doesn't hold become null.
+
+        Raises:
+            DataError: a value doesn't fit; names file, column and row.
+        """
+        kind = self.kinds[name]
+        try:
+            converted, unfit = convert(values, kind)
+        except UnfitColumnError as error:
+            raise DataError(
+                f"{error.at(name, path, first_row)}; convert it, or name it in ingest.exclude"
+            ) from None
+        if kind == "flag":
+            unfit = unfit | mask(pc.is_null(converted))
+        if kind == "number":
+            self.not_finite[name] += int(unfit.sum())
+        elif unfit.any():
+            row = int(unfit.argmax())
+            raise DataError(
+                f"{path}: column {name} is {shown(values[row])} in row {first_row + row} (from 0), "
+                f"expected {EXPECTED[kind]}; repair or remove the row, or write codes as text"
+            )
+        return converted
 
 
 class _Encoder(Protocol):
@@ -232,20 +304,22 @@ class _Numbers:
 
 
 def _as_floats(values: pa.Array) -> npt.NDArray[np.float64]:
-    floats = values.cast(pa.float64(), safe=False)
-    return pc.fill_null(floats, np.nan).to_numpy(zero_copy_only=False)
+    return pc.fill_null(values, np.nan).to_numpy(zero_copy_only=False)
 
 
-def _fit(config: TabularIngest, train: _Source, kinds: dict[str, str]) -> list[_Encoder]:
+def _fit(config: TabularIngest, train: _Source, columns: _Columns) -> list[_Encoder]:
     """One encoder per feature column, in the file's order."""
     beside = {*config.tasks.values(), config.group_column}
     encoders: list[_Encoder] = []
-    for name, kind in kinds.items():
+    for name, kind in columns.kinds.items():
         if name in beside:
             continue
-        with train.errors_named():
-            values = _column(train.dataset.to_table(columns=[name]), name, kind)
-        if kind in ("integers", "numbers") and name not in config.categorical:
+        chunks = [
+            columns.convert(name, batch.column(0), path, row)
+            for path, row, batch in train.batches([name])
+        ]
+        values = pa.chunked_array(chunks).combine_chunks()
+        if kind == "number":
             boundaries = quantile_boundaries(_as_floats(values), config.num_buckets)
             encoders.append(_Numbers(name, boundaries))
         else:
@@ -259,43 +333,41 @@ def _encoded(
     config: TabularIngest,
     features: list[_Encoder],
     source: _Source,
-    kinds: dict[str, str],
+    columns: _Columns,
     first_row: int,
 ) -> Iterator[pa.Table]:
     """The training set's columns, chunk by chunk; `first_row` counts the rows of earlier splits."""
-    row = 0  # of the source
-    with source.errors_named():
-        for batch in source.dataset.to_batches(columns=list(kinds), batch_size=ROWS_PER_CHUNK):
-            if not batch.num_rows:
-                continue
-            chunk = pa.table({name: _column(pa.table(batch), name, k) for name, k in kinds.items()})
-            columns = {f.name: f.encode(chunk[f.name].combine_chunks()) for f in features}
-            columns |= _labels(config, chunk, source.path, row)
-            columns |= _group(config, chunk, first_row + row)
-            columns[_TIME] = pa.array(np.zeros(len(chunk), np.int64))
-            row += len(chunk)
-            yield pa.table(columns)
+    columns.not_finite.clear()
+    for path, row, batch in source.batches(list(columns.kinds)):
+        chunk = {
+            name: columns.convert(name, batch.column(name), path, row) for name in columns.kinds
+        }
+        encoded = {f.name: f.encode(chunk[f.name]) for f in features}
+        encoded |= {_label(task): chunk[column] for task, column in config.tasks.items()}
+        encoded |= _group(config, chunk, first_row, path)
+        encoded[_TIME] = pa.array(np.zeros(len(batch), np.int64))
+        first_row += len(batch)
+        yield pa.table(encoded)
+    for name, number in (+columns.not_finite).items():
+        log.warning(
+            "%s: column %r: %s values are infinite or beyond float32, taken as missing",
+            source.path,
+            name,
+            f"{number:,}",
+        )
 
 
-def _labels(
-    config: TabularIngest, chunk: pa.Table, path: Path, first_row: int
-) -> dict[str, pa.ChunkedArray]:
-    for name in config.tasks.values():
-        if pa.types.is_boolean(chunk[name].type):
-            place = chunk.column_names.index(name)
-            chunk = chunk.set_column(place, name, chunk[name].cast(pa.int8()))
-    labels = check_flags(chunk, config.tasks.values(), path, first_row=first_row)
-    return {_label(task): labels[column] for task, column in config.tasks.items()}
-
-
-def _group(config: TabularIngest, chunk: pa.Table, first_row: int) -> dict[str, pa.Array]:
+def _group(
+    config: TabularIngest, chunk: Mapping[str, pa.Array], first_row: int, path: str
+) -> dict[str, pa.Array]:
     name = config.group_column
     if not name:
-        return {_ROW: pa.array(np.arange(first_row, first_row + len(chunk)))}
+        rows = len(next(iter(chunk.values())))
+        return {_ROW: pa.array(np.arange(first_row, first_row + rows))}
     if chunk[name].null_count:
         raise DataError(
-            f"ingest.group_column: {name!r} has nulls, expected none; fill them, or set the key to "
-            "null if rows have no group"
+            f"{path}: ingest.group_column: {name!r} has nulls, expected none; fill them, or set "
+            "the key to null if rows have no group"
         )
     return {name: chunk[name]}
 

@@ -15,8 +15,9 @@ from infnet_dist.config import Config, parse_config
 from infnet_dist.data.check import check_split
 from infnet_dist.data.hashing import hashed_rows
 from infnet_dist.data.manifest import MANIFEST, read_manifest
-from infnet_dist.data.part_files import part_opener
+from infnet_dist.data.part_files import PetastormPart, part_opener
 from infnet_dist.data.petastorm_bridge import load_petastorm
+from infnet_dist.data.petastorm_file import PetastormFile
 from infnet_dist.data.reader import Reader
 from infnet_dist.errors import ConfigError, DataError
 from infnet_dist.ingest.logs.run import ingest_logs
@@ -24,6 +25,7 @@ from infnet_dist.ingest.logs.stages import one_by_one
 from infnet_dist.ingest.petastorm_metadata import write_petastorm_metadata
 from infnet_dist.ingest.petastorm_sets import make_training_set
 from infnet_dist.ingest.writer import training_set_is_current
+from infnet_dist.schema import CategoricalFeature, Schema, Table, Task
 from infnet_dist.session import open_training_set
 from ray_jobs import ingest as ingest_job
 from tests.unit.petastorm_sets import array, scalar, write_set
@@ -393,3 +395,35 @@ def test_files_are_described_once_and_columns_must_be_there_once(tmp_path: Path)
     pq.write_table(table.append_column("row", table["row"]), part)
     with pytest.raises(DataError, match=rf"{part.name}.*'row'"):
         describe(raw, tmp_path / "other")
+
+
+@pytest.mark.parametrize(("kind", "limit"), [(pa.float64(), 2**53), (pa.float32(), 2**24)])
+def test_float_ids_that_are_not_exact_are_refused(
+    kind: pa.DataType, limit: int, tmp_path: Path
+) -> None:
+    schema = Schema(
+        tables=(Table(name="item", num_embeddings=100, raw=True),),
+        categorical=(CategoricalFeature(name="item", table="item", column="item"),),
+        tasks=(Task(name="click", column="click"),),
+        group_column="item",
+        time_column="time",
+    )
+    for name, largest in (("good", limit - 1), ("bad", limit)):
+        items = pa.array([1.0, float(largest)]).cast(kind)
+        pq.write_table(pa.table({"item": items}), tmp_path / f"{name}.parquet")
+    with PetastormPart(tmp_path / "good.parquet", schema) as part:
+        assert part.read_row_group(0, ["item"])["item"].to_pylist() == [1, limit - 1]
+    with PetastormPart(tmp_path / "bad.parquet", schema) as part:
+        with pytest.raises(DataError, match=r"bad\.parquet.*'item'"):
+            part.read_row_group(0, ["item"])
+
+
+def test_int96_does_not_wrap(tmp_path: Path) -> None:
+    """In nanoseconds the year 2610 is 2025."""
+    moments = [datetime.datetime(2610, 1, 1), datetime.datetime(2026, 1, 1)]
+    table = pa.table({"time": pa.array(moments, pa.timestamp("us"))})
+    path = tmp_path / "a.parquet"
+    pq.write_table(table, path, use_deprecated_int96_timestamps=True)
+    with PetastormFile(path, {}) as file:
+        assert file.read_row_group(0, ["time"])["time"].to_pylist() == moments
+        assert file.schema_arrow.field("time").type == pa.timestamp("us")

@@ -5,6 +5,7 @@ import os
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
@@ -130,7 +131,7 @@ def test_a_column_that_valid_lost_is_warned_about(tmp_path, tables, caplog):
         ({"exclude": ["jobs"]}, "unknown column 'jobs'; did you mean 'job'?"),
         ({"tasks": {"income": "ric"}}, "unknown column 'ric'; did you mean 'rich'?"),
         ({"group_column": "job"}, "'job' holds text, expected integers"),
-        ({"tasks": {"income": "job"}}, "label column 'job' is text"),
+        ({"tasks": {"income": "job"}}, r"train\.parquet: column job is .* expected 0 or 1"),
         ({"splits": {"train": "train.parquet", "valid": "none.parquet"}}, "none.parquet can't be"),
         ({"tasks": {"age": "age"}}, r"train\.parquet: column age is .* expected 0 or 1"),
         (
@@ -203,7 +204,9 @@ def test_names_that_no_table_can_have_are_told(tmp_path, tables, name):
 
 def test_other_kinds_in_another_split_are_told(tmp_path, tables):
     tables["valid"]["age"] = "old"
-    with pytest.raises(DataError, match="'age' holds numbers in train, text in valid"):
+    with pytest.raises(
+        DataError, match=r"'age' holds numbers in train .*, text in valid .*/valid\.parquet"
+    ):
         make_training_set(ingest(write(tmp_path / "raw", tables)), tmp_path / "set")
 
 
@@ -307,3 +310,99 @@ def test_a_file_of_two_splits_is_warned_about(tmp_path, tables, caplog):
         splits = {"train": "train.parquet", "valid": "train.parquet"}
         make_training_set(ingest(raw, splits=splits), tmp_path / "set")
     assert any("train and valid" in record.message for record in caplog.records)
+
+
+def write_parts(folder, *tables):
+    """A split of several files, each with its own types."""
+    folder.mkdir(parents=True)
+    for i, table in enumerate(tables):
+        pq.write_table(table, folder / f"{i}.parquet")
+
+
+def arrow(table, **columns):
+    found = pa.Table.from_pandas(table, preserve_index=False)
+    for name, values in columns.items():
+        found = found.set_column(found.column_names.index(name), name, values)
+    return found
+
+
+@pytest.mark.parametrize("first", [True, False])
+@pytest.mark.parametrize("nothing", [pa.null(), pa.string()])
+@pytest.mark.parametrize("column", ["job", "age", "code"])
+def test_a_file_of_nulls_decides_nothing(tmp_path, tables, column, nothing, first):
+    """Wherever it is among the files."""
+    if nothing != pa.null() and column != "job":
+        pytest.skip("a column of text")
+    train = tables["train"]
+    empty = arrow(train[:200], **{column: pa.nulls(200, nothing)})
+    parts = [empty, arrow(train[200:])] if first else [arrow(train[200:]), empty]
+    write_parts(tmp_path / "raw" / "train", *parts)
+    pq.write_table(arrow(tables["valid"]), tmp_path / "raw" / "valid.parquet")
+    config = ingest(tmp_path / "raw", splits={"train": "train", "valid": "valid.parquet"})
+    make_training_set(config, tmp_path / "set")
+    made = pd.read_parquet(tmp_path / "set" / "train")
+    found = made[column][:200] if first else made[column][-200:]
+    assert (found.isna() if column == "age" else found == 0).all()
+
+
+def test_a_column_of_nulls_in_all_files_is_named(tmp_path, tables):
+    for table in tables.values():
+        table["job"] = None
+    with pytest.raises(DataError, match=r"column 'job' .*ingest\.exclude"):
+        make_training_set(ingest(write(tmp_path / "raw", tables)), tmp_path / "set")
+
+
+@pytest.mark.parametrize("order", [1, -1])
+def test_text_beside_numbers_is_refused_by_file(tmp_path, tables, order):
+    train = tables["train"]
+    texts = pa.array([str(code) for code in train["code"][:200]])
+    parts = [arrow(train[:200], code=texts), arrow(train[200:])][::order]
+    write_parts(tmp_path / "raw" / "train", *parts)
+    pq.write_table(arrow(tables["valid"]), tmp_path / "raw" / "valid.parquet")
+    config = ingest(tmp_path / "raw", splits={"train": "train", "valid": "valid.parquet"})
+    with pytest.raises(DataError) as caught:
+        make_training_set(config, tmp_path / "set")
+    assert all(part in str(caught.value) for part in ("'code'", "0.parquet", "text", "integers"))
+
+
+@pytest.mark.parametrize(("kind", "limit"), [(pa.float64(), 2.0**53), (pa.float32(), 2.0**24)])
+def test_codes_that_are_not_exact_are_refused(tmp_path, tables, kind, limit):
+    raw = write(tmp_path / "raw", tables)
+    codes = tables["valid"]["code"].astype(float)
+    codes[321] = limit
+    column = pa.array(codes).cast(kind)
+    pq.write_table(arrow(tables["valid"], code=column), raw / "valid.parquet")
+    with pytest.raises(DataError) as caught:
+        make_training_set(ingest(raw), tmp_path / "set")
+    assert all(part in str(caught.value) for part in ("valid.parquet", "'code'", "row 321"))
+
+
+def test_codes_of_other_types_are_the_same_ids(tmp_path, tables):
+    raw = write(tmp_path / "raw", tables)
+    make_training_set(ingest(raw), tmp_path / "set")
+    codes = pa.array(tables["valid"]["code"])
+    for kind in (pa.float32(), pa.decimal128(20, 0), pa.uint8()):
+        changed = arrow(tables["valid"], code=codes.cast(kind))
+        pq.write_table(changed, raw / "valid.parquet")
+        make_training_set(ingest(raw), tmp_path / str(kind))
+        one, other = (pd.read_parquet(tmp_path / n / "valid") for n in ("set", str(kind)))
+        assert one["code"].tolist() == other["code"].tolist()
+
+
+def test_labels_of_words(tmp_path, tables):
+    tables = {
+        split: table.assign(rich=table["rich"].map({0: "No", 1: "YES"}))
+        for split, table in tables.items()
+    }
+    found = made(tmp_path, tables)
+    for split, table in tables.items():
+        assert (
+            found[split]["label_income"].tolist() == (table["rich"] == "YES").astype(int).tolist()
+        )
+
+
+def test_numbers_that_are_taken_as_missing_are_counted(tmp_path, tables, caplog):
+    tables["train"].loc[:2, "age"] = [np.inf, 1e300, 5.0]
+    with caplog.at_level(logging.WARNING):
+        made(tmp_path, tables)
+    assert "train.parquet: column 'age': 2 values" in caplog.text

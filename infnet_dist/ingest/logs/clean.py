@@ -1,12 +1,11 @@
-"""Raw rows -> typed rows that hold what the config declares, and bad rows with the reason.
+"""Raw rows -> typed rows that hold what the config declares, and bad rows with their reasons.
 
-What is tested of every row, in this order; the first breach is its reason:
+What is tested of every row; all that it breaks are its reasons, so that one run shows them all:
 
-    every column   its type; then `checks`: nulls, min, max, allowed
+    every column   its type, by `convert`; then `checks`: nulls, min, max, allowed
     time           between 1990 and 2100, not far ahead of its file; `time.monotone`; later than
                    what the training set holds already
-    flags          0 or 1
-    numbers        finite (NaN is null); watch time 0 or more
+    watch time     0 or more
 """
 
 from collections.abc import Callable, Iterator
@@ -18,20 +17,21 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from infnet_dist.errors import DataError
-from infnet_dist.ingest.logs.convert import EARLIEST_MS, LATEST_MS, Kind, Mask, is_list, mask, typed
-from infnet_dist.ingest.logs.rules import Rules
+from infnet_dist.ingest.convert.arrays import (
+    Mask,
+    UnfitColumnError,
+    family,
+    list_items,
+    mask,
+    shown,
+)
+from infnet_dist.ingest.convert.kinds import EXPECTED, Kind, convert
+from infnet_dist.ingest.convert.times import EARLIEST_MS, LATEST_MS, fits_as
+from infnet_dist.ingest.logs.id_types import Spellings, add_spellings
+from infnet_dist.ingest.logs.rules import Rules, allowed_values
 from infnet_dist.logs_config import Check
 
-_EXPECTED = {
-    "time": "a time",
-    "int": "an integer",
-    "text": "text",
-    "ints": "a list of integers",
-    "texts": "a list of texts",
-    "number": "a number",
-    "flag": "0 or 1",
-    "watch_time": "milliseconds",
-}
+_LISTS, _IDS = ("ints", "texts"), ("int", "text", "ints", "texts")
 
 
 @dataclass
@@ -41,9 +41,11 @@ class Cleaner:
     Attributes:
         path: the file, for messages.
         modified_ms: when the file was changed last, epoch ms; 0 if unknown.
-        time_floor_ms: latest time before the fragment in its file.
+        time_floor_ms: latest time so far.
         num_bad: bad rows so far by reason.
+        bad_rows: bad rows so far; one may have many reasons.
         examples: of each reason the first row, as text.
+        spellings: of ids that are texts by inference, how integers among them are written.
     """
 
     rules: Rules
@@ -51,7 +53,9 @@ class Cleaner:
     modified_ms: int = 0
     time_floor_ms: int = -1
     num_bad: dict[str, int] = field(default_factory=dict)
+    bad_rows: int = 0
     examples: dict[str, str] = field(default_factory=dict)
+    spellings: Spellings = field(default_factory=dict)
 
     def __call__(self, raw: pa.Table, first_row: int) -> tuple[pa.Table, pa.Table]:
         """Good rows, typed, with their number in the file as `_row`; and bad rows.
@@ -61,91 +65,125 @@ class Cleaner:
             first_row: the number of the first row in the file.
 
         Returns:
-            The bad rows keep their columns and get `_reason`, `_file` and `_row`.
+            The bad rows keep their columns and get `_reason`, `_file` and `_row`; `; ` lies
+            between several reasons.
 
         Raises:
-            DataError: a column can't hold what it should, whatever its values.
+            DataError: a column can't hold what it should, whatever its values; or ids are floats
+                that aren't exact.
         """
-        reasons: list[str] = []
-        of_row = np.full(len(raw), -1)
+        breaches: dict[str, Mask] = {}
         typed: dict[str, pa.Array] = {}
         for name, kind in self.rules.kinds.items():
-            values, unfit = self._typed(raw[name], name, kind)
+            values, unfit = self._typed(raw[name], name, kind, first_row)
             typed[name] = values
-            for why, bad in self._breaches(name, kind, values, unfit):
+            for why, bad in self._breaches(name, kind, raw[name].type, values, unfit):
                 if bad.any():
-                    of_row[bad & (of_row < 0)] = len(reasons)
-                    reasons.append(f"{name}: {why}")
-        self._count(raw, first_row, of_row, reasons)
+                    breaches[f"{name}: {why}"] = bad
+            if name in self.rules.inferred and kind in ("text", "texts"):
+                texts = list_items(values)[0] if kind == "texts" else values
+                add_spellings(self.spellings, name, pc.unique(texts))
+        bad_rows = np.logical_or.reduce([*breaches.values(), np.zeros(len(raw), bool)])
+        self._count(raw, first_row, breaches, bad_rows)
         rows = pa.array(np.arange(first_row, first_row + len(raw)))
-        good = pa.table(typed).append_column("_row", rows).filter(pa.array(of_row < 0))
-        return good, self._quarantine(raw, rows, of_row, reasons)
+        good = pa.table(typed).append_column("_row", rows).filter(pa.array(~bad_rows))
+        return good, self._quarantine(raw, rows, breaches, bad_rows)
 
-    def _typed(self, column: pa.ChunkedArray, name: str, kind: Kind) -> tuple[pa.Array, Mask]:
+    def _typed(
+        self, column: pa.ChunkedArray, name: str, kind: Kind, first_row: int
+    ) -> tuple[pa.Array, Mask]:
         try:
-            return typed(column, kind, self.rules.time_unit)
-        except (pa.ArrowException, NotImplementedError):
+            return convert(
+                column,
+                kind,
+                time_unit=self.rules.time_unit,
+                separator=self.rules.separators.get(name, ""),
+                zeros=name not in self.rules.inferred,
+            )
+        except UnfitColumnError as error:
             raise DataError(
-                f"{self.path}: column {name!r} is {column.type}, expected {_EXPECTED[kind]} in "
-                "each row; convert it, or name another column"
+                f"{error.at(name, self.path, first_row)}; convert it, or name another column"
             ) from None
 
     def _breaches(
-        self, name: str, kind: Kind, values: pa.Array, unfit: Mask
+        self, name: str, kind: Kind, found: pa.DataType, values: pa.Array, unfit: Mask
     ) -> Iterator[tuple[str, Mask]]:
-        """Reasons and the rows that they are true of."""
-        yield f"not {_EXPECTED[kind]}", unfit
+        """Reasons and the rows that they are true of; `found` is the type in the file."""
+        yield f"not {EXPECTED[kind]}{self._hint(name, kind, found)}", unfit
         check = self.rules.checks.get(name, Check())
         null = mask(pc.is_null(values)) & ~unfit
-        default = "keep" if kind in ("int", "text", "ints", "texts", "number") else "quarantine"
+        default = "keep" if kind in (*_IDS, "number") else "quarantine"
         if (check.nulls or default) == "quarantine":
             yield "null", null
         if kind == "time":
-            yield from self._times_out_of_line(values)
-        elif kind == "flag":
-            yield (
-                "not 0 or 1",
-                mask(pc.invert(pc.is_in(values, pa.array([0, 1], pa.int8())))) & (~null & ~unfit),
-            )
+            yield from self._times_out_of_line(values, found)
         elif kind == "watch_time":
             yield "below 0", mask(pc.less(values, 0))
-        elif kind == "number":
-            yield "infinite", mask(pc.is_inf(values))
-        yield from _range(check, values)
+        yield from _range(check, kind, values)
 
-    def _times_out_of_line(self, values: pa.Array) -> Iterator[tuple[str, Mask]]:
+    def _hint(self, name: str, kind: Kind, found: pa.DataType) -> str:
+        """What can be done about values of another type."""
+        if kind in _LISTS and family(found) == "text":
+            separator = self.rules.separators[name]
+            return f" between {separator!r}; is ingest.lists.{name}.separator right?"
+        if kind == "time":
+            return f"; numbers are read as {self.rules.time_unit}, ingest.time.unit"
+        if kind in ("int", "ints") and name in self.rules.inferred:
+            return f"; set ingest.checks.{name}.type: text for ids of text, int to read 007 as 7"
+        return ""
+
+    def _times_out_of_line(
+        self, values: pa.Array, found: pa.DataType
+    ) -> Iterator[tuple[str, Mask]]:
+        known = mask(pc.is_valid(values))
         times = pc.fill_null(values, LATEST_MS).to_numpy()
-        unit = self.rules.time_unit
-        out = (times < EARLIEST_MS) | (times >= LATEST_MS)
-        yield f"not between 1990 and 2100, read as {unit}; is ingest.time.unit right?", out
+        out = known & ((times < EARLIEST_MS) | (times >= LATEST_MS))
+        yield from self._other_units(times, out, found)
         if self.rules.max_ahead_h is not None and self.modified_ms:
             latest_ms = self.modified_ms + round(self.rules.max_ahead_h * 3_600_000)
-            yield "later than its file by more than ingest.time.max_ahead_h", times > latest_ms
-            out |= times > latest_ms
+            ahead = known & ~out & (times > latest_ms)
+            yield "later than its file by more than ingest.time.max_ahead_h", ahead
+            out |= ahead
         if self.rules.monotone:
-            latest = np.maximum.accumulate(np.append(self.time_floor_ms, np.where(out, -1, times)))
+            usable = known & ~out
+            latest = np.maximum.accumulate(
+                np.append(self.time_floor_ms, np.where(usable, times, -1))
+            )
             self.time_floor_ms = int(latest[-1])
-            yield "earlier than a row before it", times < latest[:-1]
+            yield "earlier than a row before it", usable & (times < latest[:-1])
         if self.rules.after_ms is not None:
-            yield "not later than what the training set holds", times <= self.rules.after_ms
+            late = known & ~out & (times <= self.rules.after_ms)
+            yield "not later than what the training set holds", late
+
+    def _other_units(
+        self, times: npt.NDArray[np.int64], out: Mask, found: pa.DataType
+    ) -> Iterator[tuple[str, Mask]]:
+        """Times that can't be true, apart by the unit that would make them true."""
+        stamped = family(found) == "timestamp"
+        unit = found.unit if stamped else self.rules.time_unit
+        why = f"not between 1990 and 2100, read as {unit}"
+        for other, fits in fits_as(times, unit).items():
+            move = "write the column in that unit" if stamped else "change ingest.time.unit"
+            yield f"{why}, but it would be as {other}: {move}", out & fits
+            out = out & ~fits
+        yield f"{why}{'' if stamped else '; is ingest.time.unit right?'}", out
 
     def _count(
-        self, raw: pa.Table, first_row: int, of_row: npt.NDArray, reasons: list[str]
+        self, raw: pa.Table, first_row: int, breaches: dict[str, Mask], bad_rows: Mask
     ) -> None:
-        for i, why in enumerate(reasons):
-            rows = np.flatnonzero(of_row == i)
-            if len(rows):
-                self.num_bad[why] = self.num_bad.get(why, 0) + len(rows)
-                self.examples.setdefault(why, _show(raw, int(rows[0]), first_row, self.path))
+        self.bad_rows += int(bad_rows.sum())
+        for why, bad in breaches.items():
+            self.num_bad[why] = self.num_bad.get(why, 0) + int(bad.sum())
+            self.examples.setdefault(why, _show(raw, int(bad.argmax()), first_row, self.path))
 
     def _quarantine(
-        self, raw: pa.Table, rows: pa.Array, of_row: npt.NDArray, reasons: list[str]
+        self, raw: pa.Table, rows: pa.Array, breaches: dict[str, Mask], bad_rows: Mask
     ) -> pa.Table:
-        bad = np.flatnonzero(of_row >= 0)
-        texts = pa.array([reasons[i] for i in of_row[bad]], pa.string())
+        bad = np.flatnonzero(bad_rows)
+        texts = ["; ".join(why for why, broken in breaches.items() if broken[row]) for row in bad]
         return (
             raw.take(pa.array(bad))
-            .append_column("_reason", texts)
+            .append_column("_reason", pa.array(texts, pa.string()))
             .append_column("_file", pa.array([self.path] * len(bad), pa.string()))
             .append_column("_row", rows.take(pa.array(bad)))
         )
@@ -153,23 +191,17 @@ class Cleaner:
 
 def _show(raw: pa.Table, row: int, first_row: int, path: str) -> str:
     """A row in one line."""
-    values = ", ".join(f"{name}={_text(raw[name][row])}" for name in raw.column_names)
+    values = ", ".join(f"{name}={shown(raw[name][row])}" for name in raw.column_names)
     return f"row {first_row + row} of {path}: {values}"
 
 
-def _text(value: pa.Scalar) -> str:
-    try:
-        return str(value.as_py())[:40]
-    except (UnicodeDecodeError, pa.ArrowException):
-        return "no UTF-8"
-
-
-def _range(check: Check, values: pa.Array) -> Iterator[tuple[str, Mask]]:
+def _range(check: Check, kind: Kind, values: pa.Array) -> Iterator[tuple[str, Mask]]:
     """Breaches of `checks`; of a list if any item breaks it."""
     over_rows: Callable[[pa.Array], Mask] = mask
-    if is_list(values.type):
-        parents = pc.list_parent_indices(values).to_numpy()
-        rows, values = len(values), values.flatten()
+    if pa.types.is_list(values.type):
+        rows = len(values)
+        values, lengths = list_items(values)
+        parents = np.repeat(np.arange(rows), lengths)
 
         def over_rows(items: pa.Array) -> Mask:
             bad = np.zeros(rows, bool)
@@ -181,8 +213,8 @@ def _range(check: Check, values: pa.Array) -> Iterator[tuple[str, Mask]]:
     if check.max is not None:
         yield f"above {check.max:.15g}", over_rows(pc.greater(values, _like(check.max, values)))
     if check.allowed is not None:
-        allowed = pa.array(list(check.allowed)).cast(values.type)
-        known = pc.or_(pc.is_null(values), pc.is_in(values, allowed))
+        allowed = allowed_values(check, kind)
+        known = pc.or_(pc.is_null(values), pc.is_in(values.cast(allowed.type), allowed))
         yield "not allowed", over_rows(pc.invert(known))
 
 

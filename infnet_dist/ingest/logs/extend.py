@@ -5,6 +5,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from pydantic import ValidationError
+
 from infnet_dist.data.manifest import MANIFEST, Ingested, LogFile, Manifest, read_manifest
 from infnet_dist.errors import DataError
 from infnet_dist.ingest.writer import check_unbroken, other_settings
@@ -12,7 +14,7 @@ from infnet_dist.logs_config import LogsIngest, day_text
 
 # What may be otherwise when logs are added; the rest is what the set is.
 _FREE = (
-    *("path", "format", "valid_from", "test_from", "max_bad_share", "skip_bad_files"),
+    *("path", "format", "csv", "valid_from", "test_from", "max_bad_share", "skip_bad_files"),
     *("memory_mib", "seed", "row_group_rows"),
 )
 
@@ -30,15 +32,31 @@ def earlier_set(config: LogsIngest, folder: Path) -> Manifest | None:
     if not (folder / MANIFEST).is_file():
         raise other_settings(folder, None, wanted)
     earlier = read_manifest(folder)
-    if _fixed(earlier.source) != wanted:
-        raise other_settings(folder, _fixed(earlier.source), wanted)
+    made_from = _fixed(_with_new_keys(earlier.source))
+    if made_from != wanted:
+        raise other_settings(folder, made_from, wanted)
     check_unbroken(folder, earlier)
     return earlier
 
 
 def _fixed(source: dict[str, Any]) -> dict[str, Any]:
+    """What can't change; types of ids may be declared later, `find_id_types` compares them."""
     fixed = {key: value for key, value in source.items() if key not in _FREE}
-    return fixed | {"train_from": day_text(source.get("train_from"))}  # in either spelling
+    checks = {
+        column: {key: value for key, value in check.items() if key != "type" and value is not None}
+        for column, check in source.get("checks", {}).items()
+    }
+    checks = {column: check for column, check in checks.items() if check}
+    first_day = day_text(source.get("train_from"))  # in either spelling
+    return fixed | {"checks": checks, "train_from": first_day}
+
+
+def _with_new_keys(source: dict[str, Any]) -> dict[str, Any]:
+    """The settings of a set, with the defaults of keys that are newer than the set."""
+    try:
+        return LogsIngest.model_validate(source).model_dump(mode="json")
+    except ValidationError:  # of another kind of ingest
+        return source
 
 
 def known_files(earlier: Manifest | None) -> tuple[LogFile, ...]:

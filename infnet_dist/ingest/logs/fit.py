@@ -32,12 +32,14 @@ def fit_vocabularies(
     for number, name in enumerate(config.table_names):
         if config.table(name).encoding != "dense":
             continue
-        kinds = {rules.kinds[column] for column in columns_of_table(config, name)}
+        columns = columns_of_table(config, name)
+        kinds = {rules.kinds[column] for column in columns}
         tasks[name] = MergeCounts(
             table=config.table(name),
             number=number,
             num_tables=len(config.table_names),
             text=bool(kinds & {"text", "texts"}),
+            inferred=tuple(column for column in columns if column in rules.inferred),
             counts=settled.files("counts"),
             previous=place.last_vocabulary(name),
             pending_is_train=place.pending_is_train,

@@ -3,7 +3,6 @@
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from datetime import datetime
 from pathlib import Path
 
 import pyarrow as pa
@@ -14,11 +13,11 @@ from infnet_dist.data.manifest import MAX_GROUP_ROWS, LogFile
 from infnet_dist.errors import DataError
 from infnet_dist.filesystem import open_filesystem
 from infnet_dist.ingest.listing import CSV, PARQUET, Listing, list_place
+from infnet_dist.ingest.logs.csv_text import open_text
 from infnet_dist.ingest.logs.source import (
     Fragment,
     file_at,
     open_parquet,
-    open_text,
     raise_unless_corrupt,
     reason,
 )
@@ -81,10 +80,12 @@ def fragments(
     """The files cut into tasks, and those whose footers, or beginnings, can't be read."""
     filesystem, _ = open_filesystem(config.path)
     cut = _cut_csv if config.format == "csv" else _cut_parquet
+    # Whole files where each row is compared with all before it.
+    rows_per_task = None if config.time.monotone else _ROWS_PER_TASK
     found: list[Fragment] = []
     bad: list[BadFile] = []
     with ThreadPoolExecutor(_AT_ONCE) as pool:
-        for part in pool.map(lambda file: cut(filesystem, file, config.time.column), files):
+        for part in pool.map(lambda file: cut(filesystem, file, rows_per_task), files):
             if isinstance(part, BadFile):
                 bad.append(part)
             else:
@@ -94,7 +95,7 @@ def fragments(
 
 
 def _cut_parquet(
-    filesystem: pa.fs.FileSystem, file: LogFile, time_column: str
+    filesystem: pa.fs.FileSystem, file: LogFile, rows_per_task: int | None
 ) -> list[Fragment] | BadFile:
     if not file.size:
         return BadFile(file, "it is empty")
@@ -108,37 +109,26 @@ def _cut_parquet(
         rows = footer.row_group(group).num_rows
         if not 0 <= rows <= MAX_GROUP_ROWS:
             return BadFile(file, f"row group {group} has {rows} rows, at most {MAX_GROUP_ROWS}")
-    return _runs(file, footer, time_column)
+    return _runs(file, footer, rows_per_task)
 
 
-def _runs(file: LogFile, footer: pq.FileMetaData, time_column: str) -> list[Fragment]:
-    """Runs of row groups of about `_ROWS_PER_TASK` rows."""
+def _runs(file: LogFile, footer: pq.FileMetaData, rows_per_task: int | None) -> list[Fragment]:
+    """Runs of row groups of about so many rows; None: all of them."""
     found: list[Fragment] = []
     groups: list[int] = []
     first_row = rows = 0
-    floor = latest = None
     for group in range(footer.num_row_groups):
         groups.append(group)
         rows += footer.row_group(group).num_rows
-        here = _latest(footer.row_group(group), time_column)
-        latest = here if latest is None else max(latest, here or latest)
-        if rows >= _ROWS_PER_TASK or group == footer.num_row_groups - 1:
-            found.append(Fragment(0, file, tuple(groups), first_row, rows, floor))
-            first_row, rows, groups, floor = first_row + rows, 0, [], latest
+        is_full = rows_per_task is not None and rows >= rows_per_task
+        if is_full or group == footer.num_row_groups - 1:
+            found.append(Fragment(0, file, tuple(groups), first_row, rows))
+            first_row, rows, groups = first_row + rows, 0, []
     return found
 
 
-def _latest(group: pq.RowGroupMetaData, column: str) -> int | datetime | None:
-    """Largest time by the footer, as it is in the file; None if that doesn't tell."""
-    for i in range(group.num_columns):
-        statistics = group.column(i).statistics
-        if group.column(i).path_in_schema == column and statistics and statistics.has_min_max:
-            return statistics.max if isinstance(statistics.max, int | datetime) else None
-    return None
-
-
 def _cut_csv(
-    filesystem: pa.fs.FileSystem, file: LogFile, time_column: str
+    filesystem: pa.fs.FileSystem, file: LogFile, rows_per_task: int | None
 ) -> list[Fragment] | BadFile:
     """One task."""
     if not file.size:

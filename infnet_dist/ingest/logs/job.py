@@ -81,7 +81,7 @@ def run_job(place: Workplace, new: Listing) -> Made | None:
     _warn_of(cleaned.unreadable)
     warn_of_joins(cleaned.unmatched, cleaned.read)
     settled = settle(place, cleaned)
-    quarantined = tally(
+    quarantined, num_bad = tally(
         place.config, place.staged / "quarantine", cleaned.outcomes, settled.outcomes
     )
     rows = _rows_by_split(place, cleaned, settled)
@@ -101,6 +101,7 @@ def run_job(place: Workplace, new: Listing) -> Made | None:
         ),
         unreadable=cleaned.unreadable,
         quarantined=_added(before.quarantined if before else {}, quarantined),
+        bad_rows=num_bad + (before.num_bad if before else 0),
         left_out=_added(
             before.left_out if before else {},
             {name: rows[name] for name in ("early", "left_out")},

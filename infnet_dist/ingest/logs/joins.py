@@ -1,8 +1,10 @@
 """Adds columns of side tables (a video's author, a user's age) to rows of logs, by key."""
 
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -14,17 +16,26 @@ import pyarrow.parquet as pq
 from infnet_dist.errors import DataError
 from infnet_dist.filesystem import open_filesystem
 from infnet_dist.ingest.column_names import check_columns
+from infnet_dist.ingest.convert.arrays import UnfitColumnError, family, mask, plain
+from infnet_dist.ingest.convert.ids import PLAIN_INTEGER, to_integers, to_join_keys, to_texts
+from infnet_dist.ingest.convert.kinds import accepts
+from infnet_dist.ingest.logs.csv_text import is_csv, read_texts
 from infnet_dist.ingest.logs.hashing import keys
 from infnet_dist.ingest.logs.source import reason
 from infnet_dist.logs_config import Join, LogsIngest
 from infnet_dist.urls import without_secrets
 
 IntArray = npt.NDArray[np.int64]
+IdType = Literal["int", "text"]
 
 
 @dataclass(frozen=True)
 class _SideTable:
-    """Ascending `keys` of the rows, and columns with one more row, null, at the end."""
+    """Ascending `keys` of the rows, and columns with one more row, null, at the end.
+
+    Attributes:
+        text: whether keys are compared as texts, not as integers.
+    """
 
     text: bool
     keys: IntArray
@@ -38,30 +49,30 @@ class _SideTable:
         return np.where(self.keys[place] == wanted, place, len(self.keys))
 
 
-def join_all(config: LogsIngest, raw: pa.Table, unmatched: Counter[str] | None = None) -> pa.Table:
+def join_all(
+    config: LogsIngest,
+    raw: pa.Table,
+    path: str = "the logs",
+    unmatched: Counter[str] | None = None,
+) -> pa.Table:
     """The rows with the columns of all joins; null where a key is null or unknown.
 
+    Integers match their texts: 7 is "7", not "007".
+
     Args:
-        config: names the joins.
-        raw: rows of the logs.
+        config: the joins, and `checks.KEY.type` of their keys.
+        raw: rows as they are in the file.
+        path: the file, for messages.
         unmatched: gets, by join, the number of rows without a match added.
 
     Raises:
-        DataError: a side table can't be read, lacks a column, or has a key twice; or the keys of
-            the logs are neither integers nor texts, or not what the side table's are.
+        DataError: a side table can't be read, lacks a column, or has a key twice; or keys can't be
+            ids.
     """
     for join_name, join in config.joins.items():
-        side = _read(join)
-        what = f"column {join.key!r} of the logs"
-        wanted = _as_keys(raw[join.key], what)
-        if _is_text(wanted) != side.text:
-            if not side.text and config.format == "csv":
-                wanted = _numbers(wanted)
-            else:
-                raise DataError(
-                    f"{what} is {wanted.type}, in {without_secrets(join.path)} keys are "
-                    f"{'texts' if side.text else 'integers'}; convert one of them"
-                )
+        declared = _declared(config, join)
+        side = _read(join, declared)
+        wanted = _as_keys(raw[join.key], declared, side.text, path, join.key)
         places = np.where(pc.is_null(wanted), len(side.keys), side.places(keys(wanted)))
         if unmatched is not None:
             unmatched[join_name] += int(np.count_nonzero(places == len(side.keys)))
@@ -70,26 +81,38 @@ def join_all(config: LogsIngest, raw: pa.Table, unmatched: Counter[str] | None =
     return raw
 
 
+def side_columns(config: LogsIngest) -> Iterator[tuple[str, pa.ChunkedArray, bool]]:
+    """Columns of the side tables by name, as they are there, and whether they come from CSV.
+
+    Raises:
+        DataError: as `join_all`.
+    """
+    for join in config.joins.values():
+        table = _read(join, _declared(config, join)).columns
+        for name in join.columns:
+            yield name, table[name], is_csv(join.path)
+
+
+def _declared(config: LogsIngest, join: Join) -> IdType | None:
+    check = config.checks.get(join.key)
+    return check.type if check is not None else None
+
+
 @lru_cache(maxsize=16)
-def _read(join: Join) -> _SideTable:
+def _read(join: Join, declared: IdType | None) -> _SideTable:
     """A side table, kept for the next fragment of this process."""
-    wanted = [join.key, *join.columns]
-    filesystem, path = open_filesystem(join.path)
     shown = without_secrets(join.path)
-    try:
-        with filesystem.open_input_file(path) as file:
-            found = pa.csv.open_csv(file).schema if _is_csv(join) else pq.read_schema(file)
-        check_columns(found.names, wanted, shown)
-        with filesystem.open_input_file(path) as file:
-            if _is_csv(join):
-                options = pa.csv.ConvertOptions(include_columns=wanted, strings_can_be_null=True)
-                table = pa.csv.read_csv(file, convert_options=options)
-            else:
-                table = pq.read_table(file, columns=wanted)
-    except (OSError, pa.ArrowException) as error:
-        why = reason(error)
-        raise DataError(f"{shown} can't be read ({why}); check ingest.joins") from None
-    named = _as_keys(table[join.key], f"{shown}: column {join.key!r}")
+    table = _read_table(join, shown)
+    column = table[join.key]
+    text = _keys_are_texts(column, declared)
+    named = _as_keys(column, declared, text, shown, join.key)
+    wrong = mask(pc.is_null(named)) & mask(pc.is_valid(column.combine_chunks()))
+    if wrong.any():
+        row = int(wrong.argmax())
+        raise DataError(
+            f"{shown}: column {join.key!r} is {column[row]} in row {row} (from 0), expected an "
+            "integer or text; repair or remove the row"
+        )
     order = np.argsort(keys(named), kind="stable")
     ascending = keys(named)[order]
     if named.null_count or np.any(np.diff(ascending) == 0):
@@ -99,29 +122,45 @@ def _read(join: Join) -> _SideTable:
     columns = table.select(list(join.columns)).take(pa.array(order))
     nulls = pa.table({f.name: pa.nulls(1, f.type) for f in columns.schema})
     together = pa.concat_tables([columns, nulls]).combine_chunks()
-    return _SideTable(_is_text(named), ascending, together)
+    return _SideTable(text, ascending, together)
 
 
-def _is_csv(join: Join) -> bool:
-    return join.path.endswith(".csv")
+def _read_table(join: Join, shown: str) -> pa.Table:
+    """The key and the columns as they are in the file; of CSV all are texts, as in the logs."""
+    wanted = [join.key, *join.columns]
+    filesystem, path = open_filesystem(join.path)
+    try:
+        if is_csv(path):
+            return pa.Table.from_batches(read_texts(filesystem, path, wanted, join.csv, shown))
+        with filesystem.open_input_file(path) as file:
+            check_columns(pq.read_schema(file).names, wanted, shown)
+        with filesystem.open_input_file(path) as file:
+            return pq.read_table(file, columns=wanted)
+    except (OSError, pa.ArrowException) as error:
+        why = reason(error)
+        raise DataError(f"{shown} can't be read ({why}); check ingest.joins") from None
 
 
-def _as_keys(column: pa.ChunkedArray, what: str) -> pa.Array:
-    values = column.combine_chunks()
-    if pa.types.is_dictionary(values.type):
-        values = values.dictionary_decode()
-    if pa.types.is_integer(values.type):
-        return values.cast(pa.int64())
-    if pa.types.is_string(values.type) or pa.types.is_large_string(values.type):
-        return values.cast(pa.large_string())
-    raise DataError(f"{what} is {values.type}, expected integers or texts; convert it")
+def _keys_are_texts(column: pa.ChunkedArray, declared: IdType | None) -> bool:
+    """Whether keys have to be compared as texts: some aren't integers."""
+    if declared is not None or family(column.type) != "text":
+        return declared == "text"
+    written = pc.match_substring_regex(to_texts(plain(column))[0], PLAIN_INTEGER)
+    return not pc.all(written, min_count=0).as_py()
 
 
-def _is_text(values: pa.Array) -> bool:
-    return bool(pa.types.is_large_string(values.type))
-
-
-def _numbers(texts: pa.Array) -> pa.Array:
-    """CSV's texts as integers, null where they aren't: `clean` tells of those."""
-    fits = pc.fill_null(pc.match_substring_regex(texts, r"^[+-]?\d{1,18}$"), False)
-    return pc.if_else(fits, texts, pa.scalar(None, texts.type)).cast(pa.int64())
+def _as_keys(
+    column: pa.ChunkedArray, declared: IdType | None, text: bool, path: str, name: str
+) -> pa.Array:
+    """int64 or large_string; null where there is none, or it can't be in the side table."""
+    try:
+        if not accepts("text", column.type):
+            raise UnfitColumnError(f"is {column.type}, expected integers or texts")
+        if family(column.type) == "null":
+            return pa.nulls(len(column), pa.large_string() if text else pa.int64())
+        values = plain(column)
+        if declared is not None:
+            return (to_texts if text else to_integers)(values)[0]
+        return to_join_keys(values, text)
+    except UnfitColumnError as error:
+        raise DataError(f"{error.at(name, path)}; convert it") from None

@@ -9,13 +9,13 @@ from infnet_dist.ingest.logs.settle import DUPLICATE
 from infnet_dist.ingest.logs.stages import Outcome
 from infnet_dist.logs_config import LogsIngest
 
-_REASONS_SHOWN = 5
+_REASONS_SHOWN = 20
 
 
 def tally(
     config: LogsIngest, folder: Path, cleaned: Sequence[Outcome], settled: Sequence[Outcome]
-) -> dict[str, int]:
-    """Bad rows by reason, the commonest first.
+) -> tuple[dict[str, int], int]:
+    """Bad rows by reason, the commonest first, and how many there are: one may have many reasons.
 
     Args:
         config: says how many there may be.
@@ -29,10 +29,12 @@ def tally(
     bad: Counter[str] = Counter()
     for outcome in cleaned:
         bad.update(outcome["bad"])
-    bad[DUPLICATE] += sum(outcome["duplicates"] for outcome in settled)
+    duplicates = sum(outcome["duplicates"] for outcome in settled)
+    bad[DUPLICATE] += duplicates
     bad = +bad
+    total = sum(outcome["bad_rows"] for outcome in cleaned) + duplicates
     good = sum(outcome["rows"] for outcome in settled)
-    share = bad.total() / max(bad.total() + good, 1)
+    share = total / max(total + good, 1)
     if share > config.max_bad_share or not good:
         examples: dict[str, str] = {}
         for outcome in [*cleaned, *settled]:
@@ -42,9 +44,9 @@ def tally(
             for why, number in bad.most_common(_REASONS_SHOWN)
         ]
         raise DataError(
-            f"{bad.total():,} of {bad.total() + good:,} rows are bad, more than "
+            f"{total:,} of {total + good:,} rows are bad, more than "
             f"ingest.max_bad_share allows ({config.max_bad_share:g}): {'; '.join(shown)}."
             f" All lie in {folder}; repair the logs, the checks, or raise "
             "the share"
         )
-    return dict(bad.most_common())
+    return dict(bad.most_common()), total

@@ -5,15 +5,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from infnet_dist.ingest.column_names import check_columns
 from infnet_dist.ingest.listing import Listing
 from infnet_dist.ingest.logs.fragments import fragments, raise_for, state_fragments
-from infnet_dist.ingest.logs.joins import join_all
+from infnet_dist.ingest.logs.id_types import check_spellings, find_id_types
 from infnet_dist.ingest.logs.rules import Rules, make_rules
 from infnet_dist.ingest.logs.scatter import Scatter
 from infnet_dist.ingest.logs.settle import Settle, settled_path
 from infnet_dist.ingest.logs.sizes import how_many, power_of_two
-from infnet_dist.ingest.logs.source import Fragment, file_schema
+from infnet_dist.ingest.logs.source import Fragment
 from infnet_dist.ingest.logs.stages import Outcome
 from infnet_dist.ingest.logs.workplace import Workplace
 
@@ -103,24 +102,19 @@ def find_fragments(place: Workplace, new: Listing) -> tuple[list[Fragment], dict
 
 
 def find_rules(place: Workplace, found: Sequence[Fragment]) -> Rules:
-    """What rows must be like, by the config and by what the files hold.
-
-    Raises:
-        DataError: the first file lacks a column, or has one twice.
-    """
-    config, last_ms = place.config, place.before.last_time_ms if place.before else None
-    types = file_schema(config, found[0])
-    wanted = config.in_files
-    if types is not None and not found[0].state:
-        check_columns(types.names, wanted, found[0].file.path)
-        types = join_all(config, types.empty_table().select(wanted)).schema
-    return make_rules(config, types, last_ms)
+    """What rows must be like, by the config and by what all files hold."""
+    last_ms = place.before.last_time_ms if place.before else None
+    return make_rules(place.config, find_id_types(place, found), last_ms)
 
 
 def clean(
     place: Workplace, found: Sequence[Fragment], rules: Rules, unreadable: dict[str, str]
 ) -> Cleaned:
-    """Stage clean; files that turn out to be unreadable join those that are known as such."""
+    """Stage clean; files that turn out to be unreadable join those that are known as such.
+
+    Raises:
+        DataError: a column can't hold what it should, or ids are written in two ways.
+    """
     num_partitions = how_many(sum(f.rows for f in found), place.sizes.partition)
     tasks = {
         f"{f.number:05d}": Scatter(
@@ -142,6 +136,8 @@ def clean(
     unreadable = unreadable | bad
     pairs = zip(found, outcomes, strict=True)
     read = [(f, outcome) for f, outcome in pairs if f.file.path not in unreadable]
+    written = [(f.file.path, outcome["spellings"]) for f, outcome in read]
+    check_spellings(place.config, written)
     return Cleaned(
         fragments=[f for f, _ in read],
         outcomes=[outcome for _, outcome in read],

@@ -1,11 +1,14 @@
 """What is tested of the columns of logs: the config's checks and the roles of columns, together."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 import pyarrow as pa
 
 from infnet_dist.errors import ConfigError
-from infnet_dist.ingest.logs.convert import TYPES, Kind, is_list, is_string, plain_type
+from infnet_dist.ingest.convert.ids import to_integers
+from infnet_dist.ingest.convert.kinds import TYPES, Kind
+from infnet_dist.ingest.logs.id_types import IdType
 from infnet_dist.logs_config import Check, LogsIngest
 
 
@@ -17,7 +20,9 @@ class Rules:
         kinds: by column, in the order of the typed rows.
         checks: by column.
         time_column: one of the columns.
-        time_unit: of integers in it.
+        time_unit: of numbers in it.
+        separators: by column of lists, what lies between items where they are text.
+        inferred: columns of ids whose type the config doesn't say.
         max_ahead_h: hours that a row may be later than its file's last change; None: any.
         monotone: whether times must not fall within a file.
         after_ms: rows must be later, epoch ms; None: no bound.
@@ -27,6 +32,8 @@ class Rules:
     checks: dict[str, Check]
     time_column: str
     time_unit: str
+    separators: dict[str, str] = field(default_factory=dict)
+    inferred: tuple[str, ...] = ()
     max_ahead_h: float | None = None
     monotone: bool = False
     after_ms: int | None = None
@@ -37,8 +44,13 @@ class Rules:
         return pa.schema({name: TYPES[kind] for name, kind in self.kinds.items()})
 
 
-def make_rules(config: LogsIngest, found: pa.Schema | None, after_ms: int | None) -> Rules:
-    """The rules of a config; ids of undeclared type are what they are in `found` (None: integers).
+def make_rules(config: LogsIngest, types: Mapping[str, IdType], after_ms: int | None) -> Rules:
+    """The rules of a config.
+
+    Args:
+        config: columns, their roles and checks.
+        types: of every column of ids.
+        after_ms: rows must be later, epoch ms; None: no bound.
 
     Raises:
         ConfigError: a column has two roles that don't agree.
@@ -58,9 +70,11 @@ def make_rules(config: LogsIngest, found: pa.Schema | None, after_ms: int | None
             if name in (config.user, *config.ids, *config.lists):
                 raise ConfigError(f"ingest: column {name!r} is {kinds[name]} and id; name one")
         elif name not in kinds:
-            text = _is_text(config.checks.get(name, Check()), name, found)
             many = name in config.lists
-            kinds[name] = ("texts" if many else "text") if text else ("ints" if many else "int")
+            if types[name] == "text":
+                kinds[name] = "texts" if many else "text"
+            else:
+                kinds[name] = "ints" if many else "int"
     _check_tables(config, kinds)
     for name, check in config.checks.items():
         _check_check(name, check, kinds[name])
@@ -69,6 +83,8 @@ def make_rules(config: LogsIngest, found: pa.Schema | None, after_ms: int | None
         checks={**config.checks, config.user: _user_check(config)},
         time_column=config.time.column,
         time_unit=config.time.unit,
+        separators={name: column.separator for name, column in config.lists.items()},
+        inferred=tuple(n for n in types if config.checks.get(n, Check()).type is None),
         max_ahead_h=config.time.max_ahead_h,
         monotone=config.time.monotone,
         after_ms=after_ms,
@@ -101,15 +117,27 @@ def _check_check(name: str, check: Check, kind: Kind) -> None:
     if text and (check.min is not None or check.max is not None):
         raise ConfigError(f"ingest.checks.{name}: texts have no min and max; use allowed")
     for value in check.allowed or ():
-        if isinstance(value, str) != text or (whole and not float(value).is_integer()):
-            expected = "texts" if text else "integers" if whole else "numbers"
+        if isinstance(value, str) != text or not (text or _is_number(value, whole)):
+            expected = "texts" if text else "integers of 64 bits" if whole else "numbers of float32"
             raise ConfigError(f"ingest.checks.{name}.allowed: got {value!r}, expected {expected}")
     if check.type is not None and kind not in ("int", "text", "ints", "texts"):
         raise ConfigError(f"ingest.checks.{name}.type: is of ids alone, {name!r} is {kind}")
 
 
-def _is_text(check: Check, name: str, found: pa.Schema | None) -> bool:
-    if check.type is not None or found is None or name not in found.names:
-        return check.type == "text"
-    kind = plain_type(found.field(name).type)
-    return is_string(kind.value_type if is_list(kind) else kind)
+def _is_number(value: int | float | str, whole: bool) -> bool:
+    """Whether a value of a config is a number that a column can hold."""
+    if isinstance(value, str):
+        return False
+    if not whole:
+        return abs(value) < 2**128
+    return (isinstance(value, int) or value.is_integer()) and -(2**63) <= value < 2**64
+
+
+def allowed_values(check: Check, kind: Kind) -> pa.Array:
+    """`checks.COLUMN.allowed` as texts, float64 or int64 (of uint64: the same bits)."""
+    assert check.allowed is not None
+    if kind in ("text", "texts"):
+        return pa.array(list(check.allowed), pa.large_string())
+    if kind == "number":
+        return pa.array([float(value) for value in check.allowed])
+    return to_integers(pa.array([str(int(value)) for value in check.allowed]))[0]

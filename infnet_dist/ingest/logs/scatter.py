@@ -14,7 +14,6 @@ import pyarrow.parquet as pq
 
 from infnet_dist.errors import DataError
 from infnet_dist.ingest.logs.clean import Cleaner
-from infnet_dist.ingest.logs.convert import time_in_ms
 from infnet_dist.ingest.logs.exchange import BucketWriter, renamed
 from infnet_dist.ingest.logs.hashing import buckets_of, keys, mix
 from infnet_dist.ingest.logs.joins import join_all
@@ -55,9 +54,8 @@ class Scatter:
                 `skip_bad_files` is off.
         """
         file = self.fragment.file
-        floor_ms = time_in_ms(self.fragment.time_floor, self.rules.time_unit)
         unmatched = Counter[str]()
-        cleaner = Cleaner(self.rules, file.path, file.modified_ns // 1_000_000, floor_ms)
+        cleaner = Cleaner(self.rules, file.path, file.modified_ns // 1_000_000)
         try:
             rows, read, times = self._write(cleaner, unmatched)
         except UnreadableError as error:
@@ -66,11 +64,13 @@ class Scatter:
                     f"{file.path} can't be read ({error}); repair it, or leave out such files "
                     "with ingest.skip_bad_files"
                 ) from None
-            return {"rows": 0, "bad": {}, "unreadable": str(error)}
+            return {"rows": 0, "bad": {}, "bad_rows": 0, "unreadable": str(error)}
         return {
             "rows": 0 if self.fragment.state else rows,
             "read": 0 if self.fragment.state else read,
             "bad": cleaner.num_bad,
+            "bad_rows": cleaner.bad_rows,
+            "spellings": cleaner.spellings,
             "examples": cleaner.examples,
             "times": times,
             "unmatched": dict(unmatched),
@@ -90,7 +90,8 @@ class Scatter:
                 if self.fragment.state:  # clean already
                     good = raw.cast(self.rules.schema).append_column("_row", _numbers(0, len(raw)))
                 else:
-                    good, bad = cleaner(join_all(self.config, raw, unmatched), first_row)
+                    path = self.fragment.file.path
+                    good, bad = cleaner(join_all(self.config, raw, path, unmatched), first_row)
                     quarantine.write(bad)
                 first_row += len(raw)
                 if not len(good):

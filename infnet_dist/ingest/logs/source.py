@@ -4,9 +4,8 @@ URLs are Arrow's (s3://bucket/logs?endpoint_override=host:port&scheme=http, gs:/
 that fsspec knows.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from datetime import datetime
 
 import pyarrow as pa
 import pyarrow.csv
@@ -19,11 +18,10 @@ from infnet_dist.data.petastorm_file import PetastormFile, read_fields
 from infnet_dist.errors import DataError
 from infnet_dist.filesystem import open_filesystem
 from infnet_dist.ingest.column_names import check_columns
+from infnet_dist.ingest.logs.csv_text import BLOCK_BYTES, read_texts
 from infnet_dist.logs_config import LogsIngest
 
 _ROWS_PER_CHUNK = 131_072
-_CSV_BLOCK = 8 << 20  # bytes of text parsed at once: a row can't be longer
-_CODECS = {".gz": "gzip", ".zst": "zstd", ".bz2": "bz2", ".lz4": "lz4"}
 
 
 @dataclass(frozen=True)
@@ -34,7 +32,6 @@ class Fragment:
         number: of the fragment; part of each row's key.
         first_row: rows of the file before it.
         rows: rows in it; of CSV about so many.
-        time_floor: the latest time in the row groups before it, if their footers tell.
         state: whether an earlier ingest wrote it, beside the training set.
     """
 
@@ -43,7 +40,6 @@ class Fragment:
     row_groups: tuple[int, ...] | None
     first_row: int = 0
     rows: int = 0
-    time_floor: int | datetime | None = None
     state: bool = False
 
 
@@ -66,17 +62,25 @@ def _filesystem(config: LogsIngest, fragment: Fragment) -> pa.fs.FileSystem:
     return open_filesystem(fragment.file.path if fragment.state else config.path)[0]
 
 
-def read_chunks(config: LogsIngest, fragment: Fragment) -> Iterator[pa.Table]:
+def read_chunks(
+    config: LogsIngest, fragment: Fragment, columns: Sequence[str] | None = None
+) -> Iterator[pa.Table]:
     """The columns of a fragment as they lie in its file, some rows at a time.
+
+    Args:
+        config: where the file is, and of which format.
+        fragment: what to read.
+        columns: which ones; None: all that the ingest needs.
 
     Raises:
         DataError: a column is missing, or the file changed since it was listed.
         OSError, pa.ArrowException: the file is corrupt.
     """
     filesystem = _filesystem(config, fragment)
-    wanted = list(config.columns if fragment.state else config.in_files)
+    wanted = list(columns or (config.columns if fragment.state else config.in_files))
     if config.format == "csv" and not fragment.state:
-        yield from _read_csv(filesystem, fragment.file.path, wanted)
+        for batch in read_texts(filesystem, fragment.file.path, wanted, config.csv):
+            yield pa.table(batch)
     else:
         with _open(config, filesystem, fragment) as file:
             check_columns(file.schema_arrow.names, wanted, fragment.file.path)
@@ -85,34 +89,6 @@ def read_chunks(config: LogsIngest, fragment: Fragment) -> Iterator[pa.Table]:
             ):
                 yield pa.table(batch).select(wanted)
     _check_unchanged(filesystem, fragment.file)
-
-
-def _read_csv(filesystem: pa.fs.FileSystem, path: str, wanted: list[str]) -> Iterator[pa.Table]:
-    """All values as text: what they should be is for `clean` to say, row by row."""
-    layout = {
-        "read_options": pa.csv.ReadOptions(block_size=_CSV_BLOCK),
-        "parse_options": pa.csv.ParseOptions(
-            delimiter="\t" if ".tsv" in path.lower() else ",", newlines_in_values=True
-        ),
-    }
-    with filesystem.open_input_file(path) as file:
-        names = pa.csv.open_csv(open_text(file, path), **layout).schema.names
-    check_columns(names, wanted, path)
-    options = pa.csv.ConvertOptions(
-        include_columns=wanted,
-        column_types=dict.fromkeys(wanted, pa.large_string()),
-        null_values=["", "NaN", "nan", "NULL", "null", "None"],
-        strings_can_be_null=True,
-    )
-    with filesystem.open_input_file(path) as file:
-        for batch in pa.csv.open_csv(open_text(file, path), convert_options=options, **layout):
-            yield pa.table(batch)
-
-
-def open_text(file: pa.NativeFile, path: str) -> pa.NativeFile:
-    """A file, unpacked if its name says that it is compressed."""
-    codec = next((c for ending, c in _CODECS.items() if path.lower().endswith(ending)), None)
-    return pa.CompressedInputStream(file, codec) if codec else file
 
 
 def _open(
@@ -127,7 +103,9 @@ def _open(
 
 def open_parquet(filesystem: pa.fs.FileSystem, file: LogFile) -> pq.ParquetFile:
     """A Parquet file; its footer is read."""
-    return pq.ParquetFile(filesystem.open_input_file(file.path))
+    source = filesystem.open_input_file(file.path)
+    # INT96 as nanoseconds would wrap outside 1677 to 2262.
+    return pq.ParquetFile(source, coerce_int96_timestamp_unit="ms")
 
 
 def _check_unchanged(filesystem: pa.fs.FileSystem, file: LogFile) -> None:
@@ -151,5 +129,5 @@ def reason(error: BaseException) -> str:
     """An error of Arrow or the system in one line."""
     text = " ".join(str(error).split())
     if "straddl" in text:  # Arrow's advice is about a setting that isn't one of ours
-        return f"a row has more than {_CSV_BLOCK:,} bytes; is a quote never closed?"
+        return f"a row has more than {BLOCK_BYTES:,} bytes; is a quote never closed?"
     return text

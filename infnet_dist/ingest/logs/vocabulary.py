@@ -16,6 +16,9 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from infnet_dist.data.hashing import hashed_rows
+from infnet_dist.errors import DataError
+from infnet_dist.ingest.convert.arrays import mask
+from infnet_dist.ingest.convert.ids import to_join_keys
 from infnet_dist.ingest.logs.exchange import read_bucket, renamed
 from infnet_dist.ingest.logs.hashing import keys
 from infnet_dist.logs_config import IdTable
@@ -31,6 +34,7 @@ class MergeCounts:
     Attributes:
         number: of the table, and of `num_tables`: its bucket in the counts.
         text: whether values are texts.
+        inferred: columns of the table whose type the config doesn't say.
         counts: files of stage settle.
         previous: the last version, if there is one.
         pending_is_train: whether what was valid and test so far is train now.
@@ -42,6 +46,7 @@ class MergeCounts:
     number: int
     num_tables: int
     text: bool
+    inferred: tuple[str, ...]
     counts: tuple[Path, ...]
     previous: Path | None
     pending_is_train: bool
@@ -49,12 +54,18 @@ class MergeCounts:
     compiled: Path
 
     def run(self) -> dict[str, Any]:
-        """Values, and ids in use."""
+        """Values, and ids in use.
+
+        Raises:
+            DataError: two texts may be one integer, and the config doesn't say that they aren't.
+        """
         found = read_bucket(self.counts, self.number, self.num_tables)
         found = found.select(["text" if self.text else "value", "count", "pending"])
         found = found.rename_columns(["value", "count", "pending"])
         found = found.append_column("id", pa.array(np.zeros(len(found), np.int64)))
         merged = _summed(found, self._previous(found.schema))
+        if self.text and self.inferred:
+            _check_texts(merged["value"].combine_chunks(), self.inferred)
         merged = self._with_new_ids(merged)
         with renamed(self.out) as path:
             pq.write_table(merged, path, compression="zstd")
@@ -84,6 +95,21 @@ class MergeCounts:
         ids[wanting] = taken + 1 + np.arange(len(wanting))
         place = merged.schema.get_field_index("id")
         return merged.set_column(place, "id", pa.array(ids))
+
+
+def _check_texts(values: pa.Array, columns: tuple[str, ...]) -> None:
+    """Find what earlier ingests and this one wrote in two ways: 1 and 1.0."""
+    integers = to_join_keys(values, text=True)
+    other = pc.not_equal(integers, values)
+    twice = mask(pc.and_(other, pc.is_in(integers, values)))
+    if twice.any():
+        row = int(twice.argmax())
+        raise DataError(
+            f"columns {', '.join(map(repr, columns))} hold the texts {values[row].as_py()!r} and "
+            f"{integers[row].as_py()!r}, which may be one id; write new logs as the earlier ones, "
+            f"or make a new set with ingest.checks.{columns[0]}.type: int to read both as "
+            "integers, text to keep them apart"
+        )
 
 
 def _summed(found: pa.Table, previous: pa.Table) -> pa.Table:

@@ -1,0 +1,130 @@
+"""Arrow columns without encodings, and the family that a type belongs to."""
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+
+Mask = npt.NDArray[np.bool_]
+# Fields of CSV that are null, and texts that are null where a number, a label or a time is wanted.
+NULL_WORDS = ("", "NaN", "nan", "NULL", "null", "None")
+
+
+class UnfitColumnError(Exception):
+    """A whole column can't be what it should be.
+
+    Attributes:
+        why: follows the column's name: "is timestamp[ms], expected an integer".
+        row: the first such row, from 0; None: it is the type.
+    """
+
+    def __init__(self, why: str, row: int | None = None) -> None:
+        """Keep what is wrong."""
+        super().__init__(why)
+        self.why = why
+        self.row = row
+
+    def at(self, column: str, path: object, first_row: int = 0) -> str:
+        """The message, but for the next move; `first_row` is that of the column in its file."""
+        row = "" if self.row is None else f" (row {first_row + self.row}, from 0)"
+        return f"{path}: column {column!r} {self.why}{row}"
+
+
+def plain(column: pa.Array | pa.ChunkedArray) -> pa.Array:
+    """The values without dictionaries, runs and views; text as large_string or large_binary."""
+    if isinstance(column, pa.ChunkedArray):
+        column = column.chunk(0) if column.num_chunks == 1 else column.combine_chunks()
+    if isinstance(column.type, pa.BaseExtensionType):
+        return plain(column.storage)
+    if pa.types.is_dictionary(column.type):
+        return plain(column.dictionary_decode())
+    if pa.types.is_run_end_encoded(column.type):
+        return plain(pc.run_end_decode(column))
+    if family(column.type) == "text":
+        binary = "binary" in str(column.type)
+        return column.cast(pa.large_binary() if binary else pa.large_string())
+    return column
+
+
+def family(kind: pa.DataType) -> str:
+    """What a type holds, whatever its width: a word of the tables in `kinds`, or its own name."""
+    if isinstance(kind, pa.BaseExtensionType):
+        return family(kind.storage_type)
+    if pa.types.is_dictionary(kind) or pa.types.is_run_end_encoded(kind):
+        return family(kind.value_type)
+    return next((name for name, tests in _FAMILIES.items() if any(t(kind) for t in tests)), "other")
+
+
+_FAMILIES = {
+    "null": (pa.types.is_null,),
+    "bool": (pa.types.is_boolean,),
+    "integer": (pa.types.is_integer,),
+    "float": (pa.types.is_floating,),
+    "decimal": (pa.types.is_decimal,),
+    "timestamp": (pa.types.is_timestamp,),
+    "date": (pa.types.is_date,),
+    "text": (
+        *(pa.types.is_string, pa.types.is_large_string, pa.types.is_string_view),
+        *(pa.types.is_binary, pa.types.is_large_binary, pa.types.is_binary_view),
+    ),
+    "list": (
+        *(pa.types.is_list, pa.types.is_large_list, pa.types.is_fixed_size_list),
+        *(pa.types.is_list_view, pa.types.is_large_list_view),
+    ),
+}
+
+
+def list_items(values: pa.Array) -> tuple[pa.Array, npt.NDArray[np.int64]]:
+    """The items of lists of any layout, in order, and the length of each row; null: 0."""
+    lengths = pc.fill_null(pc.list_value_length(values), 0).to_numpy(zero_copy_only=False)
+    items = values.flatten()
+    assert len(items) == lengths.sum()
+    return items, lengths.astype(np.int64)
+
+
+def utf8(values: pa.Array) -> tuple[pa.Array, Mask]:
+    """Text as large_string, null where the bytes aren't UTF-8, and which those are."""
+    texts = values.view(pa.large_string()) if pa.types.is_large_binary(values.type) else values
+    try:
+        texts.validate(full=True)
+        return texts, np.zeros(len(texts), bool)
+    except pa.ArrowInvalid:
+        unfit = np.array([not _is_utf8(value.as_py()) for value in texts.cast(pa.large_binary())])
+        return only(texts, ~unfit), unfit
+
+
+def _is_utf8(value: bytes | None) -> bool:
+    try:
+        return value is None or value.decode() is not None
+    except UnicodeDecodeError:
+        return False
+
+
+def without_null_words(texts: pa.Array) -> pa.Array:
+    """Texts without the blanks around them, null where they mean null."""
+    texts = pc.utf8_trim_whitespace(texts)
+    null = pc.is_in(texts, pa.array(NULL_WORDS, texts.type))
+    return only(texts, ~mask(null)) if pc.any(null).as_py() else texts
+
+
+def only(values: pa.Array, kept: Mask) -> pa.Array:
+    """The values, null where not kept."""
+    return pc.if_else(pa.array(kept), values, pa.scalar(None, values.type))
+
+
+def mask(values: pa.Array) -> Mask:
+    """A bool array of Arrow as numpy's, null as False."""
+    return pc.fill_null(values, False).to_numpy(zero_copy_only=False)
+
+
+def shown(value: pa.Scalar) -> str:
+    """A value for a message; also one that Python has no value for."""
+    try:
+        found = value.as_py()
+    except UnicodeDecodeError:
+        return "no UTF-8"
+    except (OverflowError, ValueError):  # a time outside of the years 1 to 9999
+        return f"{value.cast(pa.int64()).as_py()} ({value.type})"
+    if found is None:
+        return "empty"
+    return f"{found:g}" if isinstance(found, float) else str(found)[:40]

@@ -1,0 +1,155 @@
+"""What a column may be, and of which Arrow types and values: one table for all that is ingested.
+
+| kind        | result     | Arrow types                                | values                |
+|-------------|------------|--------------------------------------------|-----------------------|
+| int         | int64      | integers, floats, decimals, bool, text     | exact 64-bit integers |
+| text        | text       | text, integers, floats, decimals           | UTF-8; exact integers |
+| ints, texts | list of it | lists of any layout, text with a separator | as above, no null     |
+| number      | float64    | integers, floats, decimals, bool, text     | finite in float32     |
+| flag        | int8       | the same                                   | 0, 1, truth words     |
+| watch_time  | int64 ms   | integers, floats, decimals, text           | below 2**53, rounded  |
+| time        | int64 ms   | timestamps, dates, integers, float64,      | any; `clean` tests    |
+|             |            | decimals, text                             | the range             |
+"""
+
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from infnet_dist.ingest.convert.arrays import (
+    Mask,
+    UnfitColumnError,
+    family,
+    list_items,
+    mask,
+    only,
+    plain,
+    utf8,
+    without_null_words,
+)
+from infnet_dist.ingest.convert.ids import to_integers, to_texts
+from infnet_dist.ingest.convert.numbers import to_flags, to_milliseconds, to_numbers
+from infnet_dist.ingest.convert.times import to_times
+
+Kind = Literal["time", "int", "text", "ints", "texts", "number", "flag", "watch_time"]
+
+TYPES: dict[str, pa.DataType] = {
+    "time": pa.int64(),
+    "int": pa.int64(),
+    "text": pa.large_string(),
+    "ints": pa.list_(pa.int64()),
+    "texts": pa.list_(pa.large_string()),
+    "number": pa.float64(),
+    "flag": pa.int8(),
+    "watch_time": pa.int64(),
+}
+EXPECTED: dict[str, str] = {
+    "time": "a time (a timestamp, a date, a number, or text of a number or of ISO 8601)",
+    "int": "an integer of 64 bits",
+    "text": "text",
+    "ints": "a list of integers",
+    "texts": "a list of texts",
+    "number": "a finite number of float32",
+    "flag": "0 or 1",
+    "watch_time": "milliseconds",
+}
+_NUMERIC = frozenset({"integer", "float", "decimal"})
+_ACCEPTED: dict[str, frozenset[str]] = {
+    "int": _NUMERIC | {"bool", "text"},
+    "text": _NUMERIC | {"text"},
+    "ints": frozenset({"list", "text"}),
+    "texts": frozenset({"list", "text"}),
+    "number": _NUMERIC | {"bool", "text"},
+    "flag": _NUMERIC | {"bool", "text"},
+    "watch_time": _NUMERIC | {"text"},
+    "time": _NUMERIC | {"timestamp", "date", "text"},
+}
+_CONVERT = {
+    "text": to_texts,
+    "number": to_numbers,
+    "flag": to_flags,
+    "watch_time": to_milliseconds,
+}
+
+
+def convert(
+    column: pa.Array | pa.ChunkedArray,
+    kind: Kind,
+    *,
+    time_unit: str = "ms",
+    separator: str = "|",
+    zeros: bool = True,
+) -> tuple[pa.Array, Mask]:
+    """The column in the type of a kind, null where a value doesn't fit, and which those are.
+
+    A value's result depends on that value and the column's type alone.
+
+    Args:
+        column: of any Arrow type.
+        kind: what it should be.
+        time_unit: of times that are numbers.
+        separator: between the items of lists that are text.
+        zeros: whether the text 007 is the integer 7; else it doesn't fit.
+
+    Raises:
+        UnfitColumnError: no value of the column's type could fit, or floats aren't exact.
+    """
+    found = column.type
+    if not accepts(kind, found):
+        raise UnfitColumnError(f"is {found}, expected {EXPECTED[kind]}")
+    is_null = family(found) == "null"
+    values = pa.nulls(len(column), TYPES[kind]) if is_null else plain(column)
+    if kind == "time":
+        return to_times(values, time_unit)
+    if kind == "ints" or kind == "texts":
+        return _lists(values, "int" if kind == "ints" else "text", separator, zeros)
+    if kind == "int":
+        return to_integers(values, zeros)
+    return _CONVERT[kind](values)
+
+
+def accepts(kind: str, found: pa.DataType) -> bool:
+    """Whether values of an Arrow type can be of a kind."""
+    what = family(found)
+    if kind in ("ints", "texts") and what == "list":
+        items = found.storage_type if isinstance(found, pa.BaseExtensionType) else found
+        item = family(items.value_type)
+        return item == "null" or item in _ACCEPTED["int" if kind == "ints" else "text"]
+    return what == "null" or what in _ACCEPTED[kind]
+
+
+def _lists(
+    values: pa.Array, item: Literal["int", "text"], separator: str, zeros: bool
+) -> tuple[pa.Array, Mask]:
+    """Lists, with the rows whose items don't fit."""
+    unfit = np.zeros(len(values), bool)
+    if family(values.type) == "text":
+        values, unfit = _split(values, separator)
+    items, lengths = list_items(values)
+    rows = np.repeat(np.arange(len(values)), lengths)
+    try:
+        converted, bad = convert(items, item, zeros=zeros)
+    except UnfitColumnError as error:
+        row = None if error.row is None else int(rows[error.row])
+        raise UnfitColumnError(error.why, row) from None
+    unfit[rows[bad | mask(pc.is_null(converted))]] = True
+    return _as_lists(converted, lengths, mask(pc.is_null(values))), unfit
+
+
+def _split(values: pa.Array, separator: str) -> tuple[pa.Array, Mask]:
+    """Texts cut at the separator; an empty text is an empty list, [1, 2] isn't ours."""
+    texts, unfit = utf8(values)
+    texts = without_null_words(texts)
+    unfit = unfit | mask(pc.match_substring_regex(texts, r"^[\[({].*[\])}]$"))
+    lists = pc.split_pattern(only(texts, ~unfit), separator)
+    items, lengths = list_items(lists)
+    return _as_lists(without_null_words(items), lengths, mask(pc.is_null(lists))), unfit
+
+
+def _as_lists(items: pa.Array, lengths: npt.NDArray[np.int64], null: Mask) -> pa.ListArray:
+    offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32)
+    nulls = pa.array(null) if null.any() else None
+    return pa.ListArray.from_arrays(pa.array(offsets), items, mask=nulls)

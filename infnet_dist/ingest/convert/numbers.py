@@ -1,0 +1,64 @@
+"""Numbers, labels and durations, from numbers or texts."""
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from infnet_dist.ingest.convert.arrays import Mask, family, mask, only, utf8, without_null_words
+
+_NUMBER = r"^[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?$"
+TRUE_WORDS, FALSE_WORDS = ("1", "true", "t", "yes", "y"), ("0", "false", "f", "no", "n")
+_EXACT = 2.0**53
+FloatArray = npt.NDArray[np.float64]
+
+
+def to_floats(values: pa.Array) -> tuple[FloatArray, Mask]:
+    """float64, NaN where null, and which values are no numbers; infinite ones stay."""
+    unfit = np.zeros(len(values), bool)
+    if family(values.type) == "text":
+        texts, broken = utf8(values)
+        texts = pc.utf8_lower(without_null_words(texts))
+        words = pc.index_in(texts, pa.array(["false", "true"], texts.type)).cast(pa.float64())
+        number = mask(pc.match_substring_regex(texts, _NUMBER))
+        values = pc.coalesce(only(texts, number).cast(pa.float64()), words)
+        unfit = broken | (mask(pc.is_valid(texts)) & mask(pc.is_null(values)))
+    elif family(values.type) == "bool":
+        values = values.cast(pa.int8())
+    floats = pc.fill_null(values.cast(pa.float64(), safe=False), np.nan)
+    return floats.to_numpy(zero_copy_only=False), unfit
+
+
+def to_numbers(values: pa.Array) -> tuple[pa.Array, Mask]:
+    """float64, null where NaN, not a number, infinite or beyond float32; and which the last are."""
+    floats, unfit = to_floats(values)
+    with np.errstate(over="ignore"):
+        unfit = unfit | np.isinf(floats.astype(np.float32))
+    return pa.array(floats, mask=np.isnan(floats) | unfit), unfit
+
+
+def to_flags(values: pa.Array) -> tuple[pa.Array, Mask]:
+    """int8 of 0 and 1, null where a value is neither, and which those are."""
+    if family(values.type) == "text":
+        texts, broken = utf8(values)
+        texts = pc.utf8_lower(without_null_words(texts))
+        true = pc.is_in(texts, pa.array(TRUE_WORDS, texts.type))
+        false = pc.is_in(texts, pa.array(FALSE_WORDS, texts.type))
+        word = mask(pc.or_(true, false))
+        floats, unfit = to_floats(only(texts, ~word))
+        floats = np.where(word, mask(true), floats)
+        unfit = broken | unfit
+    else:
+        floats, unfit = to_floats(values)
+    unfit = unfit | (~np.isnan(floats) & (floats != 0) & (floats != 1))
+    null = np.isnan(floats) | unfit
+    return pa.array(np.where(null, 0, floats).astype(np.int8), mask=null), unfit
+
+
+def to_milliseconds(values: pa.Array) -> tuple[pa.Array, Mask]:
+    """Durations as int64, rounded; null where beyond 2**53 or no number, and which those are."""
+    floats, unfit = to_floats(values)
+    with np.errstate(invalid="ignore"):
+        unfit = unfit | (np.abs(floats) >= _EXACT)
+    null = np.isnan(floats) | unfit
+    return pa.array(np.round(np.where(null, 0, floats)).astype(np.int64), mask=null), unfit

@@ -1,0 +1,78 @@
+"""How CSV is read, of logs and of side tables: every field as text."""
+
+from collections.abc import Iterator, Sequence
+
+import pyarrow as pa
+import pyarrow.csv
+import pyarrow.fs
+
+from infnet_dist.errors import DataError
+from infnet_dist.ingest.column_names import check_columns
+from infnet_dist.logs_config import CsvFormat
+
+BLOCK_BYTES = 8 << 20  # of text parsed at once: a row can't be longer
+_TAB = (".tsv", ".tab")
+_CODECS = {".gz": "gzip", ".zst": "zstd", ".bz2": "bz2", ".lz4": "lz4"}
+
+
+def is_csv(path: str) -> bool:
+    """Whether a side table is CSV, by its name."""
+    return _ending(path).endswith((".csv", *_TAB))
+
+
+def read_texts(
+    filesystem: pa.fs.FileSystem,
+    path: str,
+    wanted: Sequence[str],
+    csv: CsvFormat,
+    shown: str | None = None,
+) -> Iterator[pa.RecordBatch]:
+    """These columns, some rows at a time: what they should be is for `clean` to say, row by row.
+
+    Args:
+        filesystem: of the file.
+        path: the file; its name says what it is compressed by.
+        wanted: columns.
+        csv: how the file is written.
+        shown: the file, as messages should name it.
+
+    Raises:
+        DataError: a column is missing, or there twice.
+        OSError, pa.ArrowException: the file is corrupt.
+    """
+    by_name = "\t" if _ending(path).endswith(_TAB) else ","
+    delimiter = csv.delimiter or by_name
+    layout = {
+        "read_options": pa.csv.ReadOptions(block_size=BLOCK_BYTES),
+        "parse_options": pa.csv.ParseOptions(delimiter=delimiter, newlines_in_values=True),
+    }
+    with filesystem.open_input_file(path) as file:
+        names = pa.csv.open_csv(open_text(file, path), **layout).schema.names
+    if len(names) == 1 and len(wanted) > 1 and names[0] not in wanted:
+        raise DataError(
+            f"{shown or path}: its first line has no {delimiter!r}, expected columns "
+            f"{', '.join(wanted[:3])}, ...; set ingest.csv.delimiter to what is between fields"
+        )
+    check_columns(names, wanted, shown or path)
+    options = pa.csv.ConvertOptions(
+        include_columns=list(wanted),
+        column_types=dict.fromkeys(wanted, pa.large_string()),
+        null_values=list(csv.nulls),
+        strings_can_be_null=True,
+    )
+    with filesystem.open_input_file(path) as file:
+        yield from pa.csv.open_csv(open_text(file, path), convert_options=options, **layout)
+
+
+def open_text(file: pa.NativeFile, path: str) -> pa.NativeFile:
+    """A file, unpacked if its name says that it is compressed."""
+    codec = next((c for ending, c in _CODECS.items() if path.lower().endswith(ending)), None)
+    return pa.CompressedInputStream(file, codec) if codec else file
+
+
+def _ending(path: str) -> str:
+    """The name without what it is compressed by."""
+    name = path.split("?")[0].lower()
+    for compression in _CODECS:
+        name = name.removesuffix(compression)
+    return name
