@@ -19,6 +19,7 @@ from infnet_dist.data.manifest import Manifest
 from infnet_dist.errors import DataError, unknown_name
 from infnet_dist.ingest.encode import Vocabulary, float_column, quantile_boundaries
 from infnet_dist.ingest.names import is_free
+from infnet_dist.ingest.split_files import check_alike, split_files
 from infnet_dist.ingest.tabular_columns import Columns, Source, kind_of_column
 from infnet_dist.ingest.writer import TrainingSetWriter
 from infnet_dist.ingest_config import TabularIngest
@@ -42,8 +43,10 @@ def make_training_set(
     Raises:
         DataError: a file is missing, unreadable or empty, lacks a column, or a value doesn't fit.
     """
-    files: dict[str, str] = dict(config.splits.items())
-    sources = {split: Source.open(config.path / file) for split, file in files.items()}
+    places: dict[str, Path] = {split: config.path / file for split, file in config.splits.items()}
+    files, left_out = split_files(places)
+    check_alike(files, config.exclude)
+    sources = {split: Source.open(places[split], found) for split, found in files.items()}
     columns = Columns.of(config, _check_columns(config, sources))
     with TrainingSetWriter(
         folder,
@@ -65,7 +68,7 @@ def make_training_set(
                     progress(done, total)
             if split != "train":
                 _warn_of_drift(split, {name: n / source.rows for name, n in unknown.items()})
-        return writer.publish(_schema(config, features))
+        return writer.publish(_schema(config, features), left_out)
 
 
 def _check_columns(config: TabularIngest, sources: dict[str, Source]) -> dict[str, str]:

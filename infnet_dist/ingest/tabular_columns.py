@@ -2,7 +2,7 @@
 
 import contextlib
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -35,14 +35,14 @@ class Source:
     rows: int
 
     @classmethod
-    def open(cls, path: Path) -> "Source":
-        """The files at a path.
+    def open(cls, path: Path, files: Sequence[Path]) -> "Source":
+        """The files of a split, which are at a path.
 
         Raises:
-            DataError: there are none, they can't be read, or have no rows.
+            DataError: they can't be read, or have no rows.
         """
         try:
-            dataset = ds.dataset(path, format="parquet")
+            dataset = ds.dataset([str(file) for file in files], format="parquet")
             rows = dataset.count_rows()
             fragments = tuple(dataset.get_fragments())
         except (FileNotFoundError, pa.ArrowException) as error:
@@ -56,9 +56,8 @@ class Source:
 
     @property
     def names(self) -> list[str]:
-        """Columns of all files, in order; each file must have them all."""
-        named = [name for file in self.fragments for name in file.physical_schema.names]
-        return list(dict.fromkeys(named))
+        """Columns of the first file, in order; the others must have them all."""
+        return list(self.fragments[0].physical_schema.names)
 
     def types(self, name: str) -> dict[str, pa.DataType]:
         """What each file has of a column.
