@@ -141,7 +141,9 @@ def test_wrong_side_tables_are_named(tmp_path):
     with pytest.raises(DataError, match=r"'item_id' must be there once for each key"):
         ingest(joined(logs, side), tmp_path / "set")
     with pytest.raises(DataError, match=r"unknown column 'authr'; did you mean 'author'"):
-        ingest(joined(logs, side, columns=["author", "authr"]), tmp_path / "set")
+        join = {"path": str(side), "key": "item_id", "columns": ["author", "authr"]}
+        ids = {"user_id": "user", "item_id": "item", "author": "author", "authr": "author"}
+        ingest(settings(logs, ids=ids, joins={"items": join}), tmp_path / "set")
     pq.write_table(pa.table({"item_id": [1.5], "author": ["a"]}), side)
     with pytest.raises(DataError, match=r"items\.parquet: column 'item_id' is 1\.5 in row 0"):
         ingest(joined(logs, side), tmp_path / "set")
