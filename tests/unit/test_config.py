@@ -13,8 +13,14 @@ from infnet_dist.config import (
 from infnet_dist.errors import ConfigError, UserError
 from infnet_dist.ingest_config import SyntheticIngest
 from infnet_dist.model_config import InfnetConfig, InfnetPaperConfig
+from infnet_dist.paths import ROOT_VARIABLE
 
 LEAST = {"data": {"path": "data/x"}}
+
+
+@pytest.fixture(autouse=True)
+def without_root(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv(ROOT_VARIABLE, raising=False)
 
 
 def written(folder: Path, text: str) -> Path:

@@ -6,6 +6,7 @@ import pytest
 from rich.console import Console
 
 from infnet_dist.config import parse_config
+from infnet_dist.paths import ROOT_VARIABLE
 from ray_jobs import smoke
 
 SUMMARY = {
@@ -95,6 +96,7 @@ def test_wrong_config_is_told_before_ray_starts(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.setattr(smoke, "LocalRay", None)
+    monkeypatch.setenv(ROOT_VARIABLE, "")  # set by smoke, put back after the test
     path = tmp_path / "c.yaml"
     path.write_text("data: {path: x}\ntraning: {}\n")
     assert smoke.main(["--config", str(path), "--root", str(tmp_path)]) == 2
