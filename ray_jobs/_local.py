@@ -122,7 +122,8 @@ def _start(methods: BaseContext, rank: int, settings: tuple[Any, ...]) -> _Worke
     try:
         process.start()
     except (EOFError, OSError) as error:
-        reason = str(error) or "the forkserver is gone"
+        gone = isinstance(error, EOFError | ConnectionError)
+        reason = "the forkserver is gone" if gone else error
         raise WorkerLostError(f"worker {rank} was lost while it started ({reason})") from error
     finally:
         sender.close()

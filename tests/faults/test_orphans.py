@@ -125,8 +125,10 @@ def children(pid: int) -> list[psutil.Process]:
 
 
 def gone(family: list[psutil.Process]) -> list[psutil.Process]:
-    """Those that are alive after some seconds: by process id and time of creation."""
+    """Those that are alive after some seconds, by process id and time of creation; ends them."""
     _, alive = psutil.wait_procs(family, timeout=15)
+    for one in alive:
+        one.kill()
     return alive
 
 

@@ -6,8 +6,9 @@ import pytest
 from rich.console import Console
 
 from infnet_dist.config import parse_config
+from infnet_dist.doctor import Check
 from infnet_dist.paths import ROOT_VARIABLE
-from ray_jobs import smoke
+from ray_jobs import _local_ray, smoke
 
 SUMMARY = {
     "run_folder": "/root/runs/smoke/20261122-111407",
@@ -129,3 +130,19 @@ def test_a_root_that_can_t_be_written_to_is_found_before_ray_starts(
     assert smoke.main(["--root", str(tmp_path / "file")]) == 2
     said = capsys.readouterr().err
     assert str(tmp_path / "file") in said and "--root" in said and "Traceback" not in said
+
+
+def test_what_is_too_large_for_a_job_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+):
+    """Ray itself says 413 and no more."""
+    refuses = tmp_path / "ray"
+    refuses.write_text("#!/bin/sh\necho Request failed with status code 413; exit 1\n")
+    refuses.chmod(0o755)
+    monkeypatch.setattr(_local_ray, "_ray_command", lambda: str(refuses))
+    large = Check("job upload", "warn", "weights.bin 900.0 MiB", "$EDITOR .rayignore")
+    monkeypatch.setattr(_local_ray, "check_upload", lambda folder: large)
+    ray = _local_ray.LocalRay(tmp_path, num_cpus=1)
+    ray.dashboard_url = "http://127.0.0.1:1"
+    assert ray.submit(["python"], working_dir=tmp_path).returncode == 1
+    assert "weights.bin 900.0 MiB" in capfd.readouterr().out
