@@ -208,7 +208,7 @@ def _check(arguments: argparse.Namespace) -> None:
         if not found:
             print("the plan fits")
     if found:
-        raise PlanError(f"the plan doesn't fit, {len(found)} differences: {first_few(found)}")
+        raise PlanError(f"the plan doesn't fit: {first_few(found, 'listed above')}")
 
 
 def _differences(plan: Plan, tables: TableSet, **workers: Any) -> list[str]:

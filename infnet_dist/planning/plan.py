@@ -388,7 +388,7 @@ def first_few(lines: Sequence[str], where: str = "") -> str:
     more = len(lines) - _MOST_LINES
     if more <= 0:
         return "; ".join(lines)
-    listed = f", listed by: {where}" if where else ""
+    listed = f", {where}" if where else ""
     return f"{'; '.join(lines[:_MOST_LINES])}; and {more} more ({len(lines)} in all{listed})"
 
 

@@ -134,7 +134,7 @@ def check_plan(
     if found:
         raise PlanError(
             "the plan doesn't fit: "
-            + first_few(found, "python -m ray_jobs.plan check PLAN --config CONFIG")
+            + first_few(found, "listed by python -m ray_jobs.plan check PLAN --config CONFIG")
             + "; set sharding.plan=auto, or make a plan with: python -m ray_jobs.plan make "
             "--config CONFIG --output PLAN"
         )
