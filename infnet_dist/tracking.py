@@ -151,12 +151,16 @@ def make_tracker(
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """The lines of a metrics.jsonl, null as NaN; without the half line that a kill may leave."""
+    """The lines of a metrics.jsonl, null as NaN; without the half line that a kill may leave.
+
+    Lines that are no record of a step are left out.
+    """
     found: list[dict[str, Any]] = []
     for line in path.read_text().splitlines() if path.is_file() else []:
         with suppress(ValueError):
             record = json.loads(line)
-            found.append({k: math.nan if v is None else v for k, v in record.items()})
+            if isinstance(record, dict) and {"step", "examples"} <= record.keys():
+                found.append({k: math.nan if v is None else v for k, v in record.items()})
     return found
 
 

@@ -63,6 +63,10 @@ class WandbRun:
         except TimeoutError as error:
             log.warning("W&B doesn't answer (%s); later: `%s`", error, self._later(folder))
             return folder
+        if self._run.offline:
+            import wandb
+
+            wandb.teardown()  # its service writes the file's end after `finish` has returned
         return place
 
     def _open(self, mode: Mode) -> Any:

@@ -600,7 +600,7 @@ def with_schema(data: Path, folder: Path, edit: "Edit") -> Path:
     shutil.copytree(data, folder)
     raw = json.loads((folder / "manifest.json").read_text())
     edit(raw["schema"])
-    raw["content_hash"] = "other"
+    raw |= {"content_hash": "other", "statistics": None}
     (folder / "manifest.json").write_text(json.dumps(raw))
     return folder
 

@@ -246,6 +246,15 @@ def test_a_failed_export_leaves_nothing(tmp_path: Path, run: Run) -> None:
     assert list(out.iterdir()) == []
 
 
+def test_an_interrupted_export_leaves_nothing(tmp_path: Path, run: Run) -> None:
+    """Ctrl-C, and SIGTERM, which `python -m infnet_dist.checkpoint` takes alike."""
+    checkpoint, out = make(tmp_path / "run", 5), tmp_path / "out"
+    out.mkdir()
+    with mock.patch.object(export.TableExport, "_flush", side_effect=KeyboardInterrupt):
+        assert run("export", checkpoint.url, "user", "--output", out / "a.parquet")[0] == 130
+    assert list(out.iterdir()) == []
+
+
 def test_verify_says_what_is_wrong(tmp_path: Path, run: Run) -> None:
     good, bad = make(tmp_path, 1), make(tmp_path, 2)
     left_over = make(tmp_path, 3)

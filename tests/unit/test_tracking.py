@@ -191,7 +191,7 @@ def test_a_killed_run_can_be_uploaded_whole(tmp_path: Path) -> None:
     (run / "config.yaml").write_text("data: {path: /x}\nrun: {name: test}\n")
     shutil.rmtree(attempt(run, 1, 5))
     with (run / "metrics.jsonl").open("a") as file:
-        file.write('{"step": 6, "exam')  # killed here
+        file.write('{"step": 6}\n7\n{"step": 6, "exam')  # killed here
     place = rebuild(run)
     assert losses(place) == [(step, 1 / step) for step in range(1, 6)]
     assert Path(place, "run-test-run.wandb").exists(), "the id that its attempts had"
