@@ -6,6 +6,7 @@ its random start, and all that is new in the split that is scored would be looke
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -75,7 +76,7 @@ class UnknownIds:
         return values.index_fill(0, torch.from_numpy(dropped), 0)
 
 
-def _share(numbers: IntArray) -> npt.NDArray[np.float64]:
+def _share(numbers: IntArray) -> npt.NDArray[np.floating[Any]]:
     """A hash of each number in [0, 1)."""
     return (mix(numbers) >> np.uint64(11)) * 2.0**-53
 
