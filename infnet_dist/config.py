@@ -89,7 +89,7 @@ class TablesConfig(Section):
     )
     data_type: Literal["fp32", "fp16"] = Field("fp32", description="type of the rows")
     unknown_id_rate: float = Field(
-        0.01,
+        0.0,
         ge=0,
         lt=1,
         description="share of the ids that training drops to 0, so that the row of unknown ids is "
@@ -242,11 +242,7 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
 
 def config_of_text(text: str, source: str) -> Config:
     """The run that a config.yaml of a run or checkpoint describes; errors as in `load_config`."""
-    raw = _sections(parse_saved_yaml, text, source)
-    tables = raw.get("tables")
-    if isinstance(tables, dict):  # saved before there was this key, when no id was dropped
-        tables.setdefault("unknown_id_rate", 0.0)
-    return parse_config(raw, source=source)
+    return parse_config(_sections(parse_saved_yaml, text, source), source=source)
 
 
 def read_sections(path: str | Path) -> dict[str, Any]:

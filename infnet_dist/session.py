@@ -182,7 +182,7 @@ class Session:
         for key, (table, share) in found.items() if self.context.is_first else ():
             log.warning(
                 "%.0f %% of the ids of %r are unknown (0) in %s and none in train, so row 0 of "
-                "table %r isn't trained; set tables.unknown_id_rate (now %s), e.g. to 0.01",
+                "table %r isn't trained; try tables.unknown_id_rate (now %s), e.g. 0.1",
                 *(100 * share, key, split, table, rates[table]),
             )
 

@@ -6,6 +6,7 @@ its random start, and all that is new in the split that is scored would be looke
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -24,7 +25,12 @@ _MANY, _FEW = 0.05, 0.001  # shares of ids: worth a warning in the split that is
 
 @dataclass(frozen=True)
 class UnknownIds:
-    """Which ids are dropped: each by itself, items of lists too.
+    """Which ids are dropped: in a few rows half of them, each by itself, items of lists too.
+
+    What is new is mostly new in several ways, e.g. a video with its author: rows with one unknown
+    id alone don't teach a model those with more. At rate r, twice that share of the rows is
+    chosen, and in these each id is dropped with probability 1/2. (Above a rate of 1/2: in all
+    rows, with probability r.)
 
     Whether an id is dropped depends on the seed, the epoch, the row's place in the epoch's order,
     the feature and the item's place in its list alone: it is the same for any number of workers,
@@ -58,13 +64,21 @@ class UnknownIds:
         places[: sum(b - a for a, b in rows.intervals)] = np.concatenate(
             [np.arange(0), *(np.arange(*interval) for interval in rows.intervals)]
         )
+        row_key = stable_seed(self.seed, "unknown id", rows.epoch)
+        chosen_KB = _share(places + row_key) < np.minimum(2 * rates, 1)[:, None]
         count = lengths.numpy().reshape(-1)
         numbers = np.array(keys)[:, None] + _MAX_ITEMS * places  # of each list's first item
         numbers = numbers.reshape(-1) - (count.cumsum() - count)
-        numbers = np.repeat(numbers, count) + np.arange(len(values))
-        limits = (rates * 2.0**53).astype(np.uint64)
-        dropped = mix(numbers) >> np.uint64(11) < np.repeat(limits, lengths.sum(1).numpy())
-        return values.masked_fill(torch.from_numpy(dropped), 0)
+        (chosen,) = np.repeat(chosen_KB.reshape(-1), count).nonzero()
+        number = np.repeat(numbers, count)[chosen] + chosen
+        limit = np.repeat(np.maximum(rates, 0.5), lengths.sum(1).numpy())[chosen]
+        dropped = chosen[_share(number) < limit]
+        return values.index_fill(0, torch.from_numpy(dropped), 0)
+
+
+def _share(numbers: IntArray) -> npt.NDArray[np.floating[Any]]:
+    """A hash of each number in [0, 1)."""
+    return (mix(numbers) >> np.uint64(11)) * 2.0**-53
 
 
 def unlearned_ids(

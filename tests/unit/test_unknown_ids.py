@@ -8,7 +8,6 @@ import pytest
 import torch
 
 from infnet_dist.batch import RankingBatch
-from infnet_dist.config import config_of_text, dump_config
 from infnet_dist.context import WorkerContext
 from infnet_dist.data.manifest import (
     FeatureStatistics,
@@ -97,12 +96,12 @@ def test_the_share_that_is_asked_for_of_each_table_and_nothing_else(tiny_set: Pa
         changed = before != after
         assert np.all(after[changed] == 0)
         rate = RATES.get(feature.table, 0.0)
-        five_sigma = 5 * np.sqrt(rate * (1 - rate) / len(before))
+        five_sigma = 5 * np.sqrt(rate * (1 - rate) / 2400)  # of a row's items many or none
         assert changed.mean() == pytest.approx(rate * np.mean(before != 0), abs=five_sigma + 1e-9)
         if feature.key in ("user", "item"):
             masks[feature.key] = changed
     together = (masks["user"] & masks["item"]).mean()
-    assert together == pytest.approx(0.03, abs=0.02), "features are dropped independently"
+    assert together == pytest.approx(0.2 / 4, abs=0.02), "of a chosen row half of the features"
     later = read(tiny_set, DROPS, epoch=1)
     users = [np.array([ids[p]["user"][0] for p in range(2400)]) == 0 for ids in (dropped, later)]
     assert (users[0] & users[1]).mean() == pytest.approx(0.09, abs=0.03), "each epoch anew"
@@ -122,14 +121,14 @@ def test_items_of_a_list_are_dropped_one_by_one(tiny_set: Path) -> None:
     assert abs(np.corrcoef(first, second)[0, 1]) < 0.15
 
 
-def test_evaluation_drops_none_and_training_does_by_default(tiny_set: Path, tmp_path: Path) -> None:
-    session = session_of(tiny_set, tmp_path)
+def test_evaluation_drops_none_and_training_as_asked(tiny_set: Path, tmp_path: Path) -> None:
+    session = session_of(tiny_set, tmp_path, unknown_id_rate=0.1)
     batches = list(session.reader("valid", shuffle=False).batches())
     ids = torch.cat([b.sparse_features["item"].values() for b in batches])
     assert ids.count_nonzero() == len(ids) == 300
     batches = list(session.reader("train", shuffle=True).batches())
     ids = torch.cat([b.sparse_features["item"].values() for b in batches])
-    assert 0 < (ids == 0).sum() < 0.03 * len(ids)
+    assert 0.05 * len(ids) < (ids == 0).sum() < 0.15 * len(ids)
 
 
 def session_of(data: Path, folder: Path, **tables: object) -> Session:
@@ -151,7 +150,9 @@ def test_which_tables(tiny_set: Path, tmp_path: Path) -> None:
         }
     )
     overrides = {"item": {"unknown_id_rate": 0.0}, "author": {"unknown_id_rate": 0.2}}
-    config = make_config(tiny_set, tmp_path, tables={"overrides": overrides})
+    config = make_config(
+        tiny_set, tmp_path, tables={"unknown_id_rate": 0.01, "overrides": overrides}
+    )
     rates = unknown_id_rates(config, manifest)
     assert rates.pop("user") == 0.0, "hashed: a new value has a row of its own"
     assert rates.pop("item") == 0.0, "as the run file says"
@@ -159,15 +160,6 @@ def test_which_tables(tiny_set: Path, tmp_path: Path) -> None:
     assert set(rates.values()) == {0.01}
     in_place = manifest.model_copy(update={"source": {"source": "petastorm"}})
     assert set((unknown_id_rates(config, in_place) | {"author": 0.0}).values()) == {0.0}
-
-
-def test_a_config_saved_before_there_was_the_key_dropped_none(tmp_path: Path) -> None:
-    config = make_config(tmp_path, tmp_path)
-    text = dump_config(config)
-    assert config_of_text(text, "x").tables.unknown_id_rate == 0.01
-    lines = [line for line in text.splitlines() if not line.startswith("  unknown_id_rate")]
-    assert len(lines) == len(text.splitlines()) - 1
-    assert config_of_text("\n".join(lines), "x").tables.unknown_id_rate == 0.0
 
 
 def with_coverage(manifest: Manifest, **coverage: tuple[float, float]) -> Manifest:
@@ -214,4 +206,4 @@ def test_a_change_of_the_rate_is_said_when_a_run_is_resumed(
         session.say_changed_rates(session.config)
         assert not caplog.records
         session.say_changed_rates(make_config(tiny_set, tmp_path))
-    assert "0.01" in caplog.text and "0.02" in caplog.text
+    assert "0.0 " in caplog.text and "0.02" in caplog.text
