@@ -266,7 +266,7 @@ def test_int96_outside_of_nanoseconds(tmp_path):
 def test_monotone_holds_across_all_row_groups_of_a_file(tmp_path, monkeypatch):
     monkeypatch.setattr("infnet_dist.ingest.logs.source._ROWS_PER_TASK", 10)
     times = START_MS + np.arange(40) * 4_000_000
-    times[25] = times[3]  # in another row group, after a later row
+    times[20] = times[3]  # the first row of the third task
     logs = tmp_path / "logs"
     logs.mkdir()
     pq.write_table(rows(time=times), logs / "0.parquet", row_group_size=5, write_statistics=False)
