@@ -9,6 +9,7 @@ import pyarrow as pa
 import pyarrow.csv
 import pyarrow.parquet as pq
 import pytest
+from pydantic import ValidationError
 
 from infnet_dist.data.manifest import read_manifest
 from infnet_dist.errors import ConfigError, DataError
@@ -264,7 +265,7 @@ def test_int96_outside_of_nanoseconds(tmp_path):
 
 
 def test_monotone_holds_across_all_row_groups_of_a_file(tmp_path, monkeypatch):
-    monkeypatch.setattr("infnet_dist.ingest.logs.source._ROWS_PER_TASK", 10)
+    monkeypatch.setattr("infnet_dist.ingest.logs.fragments._ROWS_PER_TASK", 10)
     times = START_MS + np.arange(40) * 4_000_000
     times[20] = times[3]  # the first row of the third task
     logs = tmp_path / "logs"
@@ -506,10 +507,9 @@ def test_allowed_ids_of_all_64_bits(value, tmp_path):
 )
 def test_allowed_values_that_no_column_holds(column, value, tmp_path):
     logs = write(tmp_path / "logs", rows(price=np.arange(40.0)))
-    config = settings(logs, numbers={"price": {}}, checks={column: {"allowed": [value]}})
-    with pytest.raises(ConfigError) as caught:
+    with pytest.raises((ConfigError, ValidationError), match=rf"checks\.{column}(\.|\n.*)allowed"):
+        config = settings(logs, numbers={"price": {}}, checks={column: {"allowed": [value]}})
         ingest(config, tmp_path / "set")
-    assert f"checks.{column}.allowed" in str(caught.value)
 
 
 @pytest.mark.parametrize(("declared", "bad"), [(None, 1), ("int", 0)])
