@@ -69,7 +69,7 @@ def main() -> None:
     arguments = parser.parse_args()
     config = read_config(arguments)
     path = _checkpoint_of(config, arguments)
-    config = _with_model_of(config, path, arguments.overrides)
+    config = _with_model_of(config, _saved_config(path), arguments.overrides)
     _check_set(config, path, arguments.split)
     output = arguments.output or _default_output(config, path, arguments.split)
     Folder(output.parent).check_target(output.name)
@@ -119,18 +119,21 @@ def _check_set(config: Config, path: Folder, split: str) -> None:
         log.info("the training set differs, the model's own holds: %s", summary_of(notes))
 
 
-def _with_model_of(config: Config, folder: Folder, overrides: Sequence[str]) -> Config:
+def _saved_config(folder: Folder) -> Config:
+    """The config that a checkpoint was saved with."""
+    content = read_plain(folder, checkpoint.read_manifest(folder), "config.yaml")
+    if content is None:
+        raise CheckpointError(f"{folder} has no config.yaml, so its model isn't known")
+    return config_of_text(content.decode(), source=f"{folder}/config.yaml")
+
+
+def _with_model_of(config: Config, saved: Config, overrides: Sequence[str]) -> Config:
     """The config with everything that makes the model as it was when the checkpoint was saved.
 
     Raises:
         ConfigError: --set of something that comes from the checkpoint, or plays no part here, to
             another value than the checkpoint's.
-        CheckpointError: it has no config.
     """
-    content = read_plain(folder, checkpoint.read_manifest(folder), "config.yaml")
-    if content is None:
-        raise CheckpointError(f"{folder} has no config.yaml, so its model isn't known")
-    saved = config_of_text(content.decode(), source=f"{folder}/config.yaml")
     keys = [key_of(override) for override in overrides]
     for key, (theirs, ours) in changes(saved, config).items():
         if any(covers(here, key) for here in _TAKEN_HERE):
@@ -138,7 +141,7 @@ def _with_model_of(config: Config, folder: Folder, overrides: Sequence[str]) -> 
         if any(covers(one, key) for one in keys):
             raise ConfigError(
                 f"--set {key}: evaluate doesn't take it from the run file: got {ours}, the "
-                f"checkpoint {folder} was trained with {theirs}; leave it out"
+                f"checkpoint was trained with {theirs}; leave it out"
             )
         if any(covers(part, key) for part in _MAKES_MODEL):
             log.warning(

@@ -127,7 +127,7 @@ def _command(commands: Any, name: str, run: Any, text: str) -> argparse.Argument
 
 def _add_tables(parser: argparse.ArgumentParser) -> None:
     source = parser.add_mutually_exclusive_group(required=True)
-    source.add_argument("--tables", type=Path, help="tables file (YAML)")
+    source.add_argument("--tables", help="tables file, or its name in sharding_plans/tables")
     source.add_argument("--config", type=Path, help="run file: the tables of its training set")
     _add_overrides(parser)
 

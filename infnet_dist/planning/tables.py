@@ -46,6 +46,9 @@ MAX_BATCH_SIZE = 2**24
 MAX_MEAN_LENGTH = 1e6
 MAX_IDS = 2**34  # of one table per worker and step
 
+# In a checkout, and beside the installed package.
+TABLES = Path(__file__).parents[2] / "sharding_plans" / "tables"
+
 
 class _Entry(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
@@ -155,13 +158,28 @@ class TableSet(_Entry):
         return self.model_copy(update={"tables": tuple(tables)})
 
 
-def load_table_set(path: str | Path) -> TableSet:
-    """Read a tables file.
+def load_table_set(name_or_path: str | Path) -> TableSet:
+    """Read a tables file by its name in `sharding_plans/tables` or its path.
 
     Raises:
         PlanError: missing or malformed; names the table and key.
     """
-    return read_yaml(Path(path), TableSet, "tables file")
+    return read_yaml(find_file(name_or_path, TABLES, "tables file"), TableSet, "tables file")
+
+
+def find_file(name_or_path: str | Path, folder: Path, kind: str) -> Path:
+    """A YAML file by its name in a folder of ready ones, or by its path.
+
+    Raises:
+        PlanError: there is none; names the ready ones.
+    """
+    path = Path(name_or_path)
+    if path.suffix not in (".yaml", ".yml"):
+        path = folder / f"{name_or_path}.yaml"
+    if not path.is_file():
+        ready = ", ".join(sorted(p.stem for p in folder.glob("*.yaml"))) or "none here"
+        raise PlanError(f"no {kind} {name_or_path} ({path}); ready ones: {ready}")
+    return path
 
 
 def read_yaml(path: str | Path, model: type[Model], kind: str) -> Model:

@@ -14,7 +14,7 @@ from torchrec.distributed.planner import Topology as TorchRecTopology
 from infnet_dist.documents import Name
 from infnet_dist.errors import PlanError
 from infnet_dist.planning.host import host_memory_bytes
-from infnet_dist.planning.tables import Integer, Number, read_yaml
+from infnet_dist.planning.tables import Integer, Number, find_file, read_yaml
 
 FOLDER = Path(__file__).parents[2] / "sharding_plans" / "topologies"
 TIERS = ("hbm", "ddr", "ssd")
@@ -155,13 +155,7 @@ def load_topology(name_or_path: str | Path) -> Topology:
     Raises:
         PlanError: there is none, or it is malformed; names the ready ones.
     """
-    path = Path(name_or_path)
-    if path.suffix not in (".yaml", ".yml"):
-        path = FOLDER / f"{name_or_path}.yaml"
-    if not path.is_file():
-        ready = ", ".join(sorted(p.stem for p in FOLDER.glob("*.yaml"))) or "none here"
-        raise PlanError(f"no topology {name_or_path} ({path}); ready ones: {ready}")
-    return read_yaml(path, Topology, "topology")
+    return read_yaml(find_file(name_or_path, FOLDER, "topology"), Topology, "topology")
 
 
 def this_topology(

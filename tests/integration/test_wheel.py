@@ -81,8 +81,8 @@ def test_an_installed_wheel_plans_and_trains(wheel: Path, tmp_path: Path) -> Non
     config = ("--config", "small.yaml", "--launcher", "local")
     run("-m", "ray_jobs.ingest", *config)
     assert "h200x8" in run(
-        *("-m", "ray_jobs.plan", "whatif", "--config", "small.yaml"),
-        *("--topology", "h100x8,h200x8", "--world-size", "8"),
+        *("-m", "ray_jobs.plan", "whatif", "--tables", "industrial"),
+        *("--topology", "h100x8,h200x8", "--world-size", "32"),
     )
     run("-m", "ray_jobs.train", *config, "--run-id", "one")
     run("-m", "ray_jobs.evaluate", *config, "--run-id", "one")

@@ -411,9 +411,9 @@ def test_float_ids_that_are_not_exact_are_refused(
     for name, largest in (("good", limit - 1), ("bad", limit)):
         items = pa.array([1.0, float(largest)]).cast(kind)
         pq.write_table(pa.table({"item": items}), tmp_path / f"{name}.parquet")
-    with PetastormPart(tmp_path / "good.parquet", schema) as part:
+    with PetastormPart(tmp_path / "good.parquet", schema=schema) as part:
         assert part.read_row_group(0, ["item"])["item"].to_pylist() == [1, limit - 1]
-    with PetastormPart(tmp_path / "bad.parquet", schema) as part:
+    with PetastormPart(tmp_path / "bad.parquet", schema=schema) as part:
         with pytest.raises(DataError, match=r"bad\.parquet.*'item'"):
             part.read_row_group(0, ["item"])
 

@@ -11,7 +11,6 @@ import torch
 from infnet_dist.config import Config, dump_config, parse_config
 from infnet_dist.config_changes import changes
 from infnet_dist.errors import ConfigError
-from infnet_dist.filesystem import Folder
 from infnet_dist.model import build_train_model
 from infnet_dist.schema import CategoricalFeature, Schema, Table, Task
 from infnet_dist.settings_check import check_settings, without_effect
@@ -116,12 +115,6 @@ TRAINED: dict[str, Any] = {
 }
 
 
-@pytest.fixture
-def checkpoint(tmp_path: Path) -> Folder:
-    (tmp_path / "config.yaml").write_text(dump_config(run(**TRAINED)))
-    return Folder(tmp_path)
-
-
 @pytest.mark.parametrize(
     ("override", "sections"),
     [
@@ -136,15 +129,13 @@ def checkpoint(tmp_path: Path) -> Folder:
         ("ingest.num_rows=500", {"ingest": {"source": "synthetic", "num_rows": 500}}),
     ],
 )
-def test_evaluate_refuses_what_it_would_ignore(
-    checkpoint: Folder, override: str, sections: dict
-) -> None:
+def test_evaluate_refuses_what_it_would_ignore(override: str, sections: dict) -> None:
     with pytest.raises(ConfigError, match=rf"--set {override.split('=')[0]}".replace(".", r"\.")):
-        evaluate._with_model_of(run(**(TRAINED | sections)), checkpoint, [override])
+        evaluate._with_model_of(run(**(TRAINED | sections)), run(**TRAINED), [override])
 
 
 def test_evaluate_takes_what_agrees_and_what_is_its_own(
-    checkpoint: Folder, caplog: pytest.LogCaptureFixture
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     own = {
         "scaling": {"num_workers": 1},
@@ -152,17 +143,17 @@ def test_evaluate_takes_what_agrees_and_what_is_its_own(
     }
     overrides = ["tables.embedding_dim=64", "data.path=/y", "data.batch_size=9"]
     overrides += ["scaling={num_workers: 1}"]
-    found = evaluate._with_model_of(run(**(TRAINED | own)), checkpoint, overrides)
+    found = evaluate._with_model_of(run(**(TRAINED | own)), run(**TRAINED), overrides)
     assert (found.data.path, found.scaling.num_workers) == (Path("/y"), 1)
     assert found.tables.embedding_dim == 64
     assert not caplog.records
 
 
 def test_evaluate_says_what_the_run_file_has_otherwise(
-    checkpoint: Folder, caplog: pytest.LogCaptureFixture
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     caplog.set_level(logging.WARNING, logger="infnet_dist")
-    found = evaluate._with_model_of(run(training={"epochs": 9}), checkpoint, [])
+    found = evaluate._with_model_of(run(training={"epochs": 9}), run(**TRAINED), [])
     assert (found.tables.embedding_dim, found.model.num_blocks) == (64, 3)
     assert found.data.tasks == ("click",)
     named = {record.args[0] for record in caplog.records if isinstance(record.args, tuple)}
