@@ -1,6 +1,5 @@
 """Metrics of a model on a split: within training, or of a checkpoint on its own."""
 
-import logging
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,13 +9,10 @@ import torch
 from infnet_dist import checkpoint
 from infnet_dist.config import Config
 from infnet_dist.context import WorkerContext
-from infnet_dist.data_changes import warning_of_other_data
 from infnet_dist.filesystem import Folder
 from infnet_dist.metrics import MetricState
 from infnet_dist.schema import Schema
 from infnet_dist.session import Session, stream
-
-log = logging.getLogger("infnet_dist")
 
 
 def evaluate(
@@ -75,8 +71,6 @@ def evaluate_checkpoint(
     session = Session.open(config, context, splits=[split], trained=trained)
     session.warn_of_unlearned_ids(split)
     manifest = checkpoint.load(Folder(path), session.sharded, context, with_optimizer=False)
-    if context.is_first and (warning := warning_of_other_data(manifest, session.manifest)):
-        log.warning("%s", warning)
     result = evaluate(session, split)
     assert result is not None
     return {

@@ -26,6 +26,7 @@ from infnet_dist.checkpoint.places import open_checkpoint
 from infnet_dist.config import Config, config_of_text
 from infnet_dist.config_changes import changes
 from infnet_dist.data.manifest import read_manifest
+from infnet_dist.data_changes import warning_of_other_data
 from infnet_dist.errors import CheckpointError, ConfigError
 from infnet_dist.evaluation import evaluate_checkpoint
 from infnet_dist.filesystem import Folder
@@ -117,6 +118,8 @@ def _check_set(config: Config, path: Folder, split: str) -> None:
     manifest.split(split)
     if trained is not None and (notes := adapt(trained, here).notes):
         log.info("the training set differs, the model's own holds: %s", summary_of(notes))
+    if warning := warning_of_other_data(saved, manifest):
+        log.warning("%s: %s", config.data.path, warning)
 
 
 def _saved_config(folder: Folder) -> Config:

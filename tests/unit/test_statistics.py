@@ -130,6 +130,7 @@ def test_encoders_against_a_dictionary(kind, tmp_path):
         number=0,
         num_tables=1,
         text=kind == "text",
+        inferred=(),
         counts=(tmp_path / "counts",),
         previous=None,
         pending_is_train=False,
