@@ -178,7 +178,7 @@ class Reader:
         known = (group.file, group.index) in self.left_out
         if not known and len(self.left_out) >= self.max_bad_row_groups:
             raise DataError(
-                f"{what}; mend the file, ingest again, or leave out such row groups with "
+                f"{what}; repair the file, ingest again, or leave out such row groups with "
                 f"data.max_bad_row_groups (now {self.max_bad_row_groups})"
             ) from None
         if not known:
