@@ -99,9 +99,9 @@ def test_everything_is_in_the_run_folder(run: Path, root: Path) -> None:
     assert {"manifest.json", "plan.json", "config.yaml"} <= {p.name for p in checkpoint.iterdir()}
 
 
-def evaluation_of(run: Path) -> Path:
+def evaluation_of(run: Path, split: str = "valid") -> Path:
     step = json.loads((run / "summary.json").read_text())["steps"]
-    return run / f"evaluation-valid-step-{step:08d}.json"
+    return run / f"evaluation-{split}-step-{step:08d}.json"
 
 
 def test_evaluate_repeats_the_metrics_of_training(run: Path) -> None:
@@ -142,8 +142,6 @@ def test_without_a_cluster_the_losses_are_the_same(run: Path, root: Path, launch
 
 def test_evaluate_with_another_number_of_workers(run: Path, root: Path) -> None:
     before = json.loads(evaluation_of(run).read_text())
-    output = root / "three"
-    output.mkdir()
     done = run_here(
         root,
         "evaluate",
@@ -151,7 +149,7 @@ def test_evaluate_with_another_number_of_workers(run: Path, root: Path) -> None:
         *("--checkpoint", before["checkpoint"], "--split", "test"),
     )
     assert done.returncode == 0, done.stderr
-    after = json.loads((run / "evaluation-test.json").read_text())
+    after = json.loads(evaluation_of(run, "test").read_text())
     assert after["rows"] == 400 and after["step"] == before["step"]
 
 
