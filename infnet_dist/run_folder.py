@@ -104,6 +104,9 @@ def close_run_folder(run_folder: Path, summary: dict[str, Any], *, trained: bool
     """
     earlier = None if trained else _read_summary(run_folder)
     if earlier and not earlier["stopped"] and earlier["steps"] == summary["steps"]:
+        if place := summary.get("wandb"):  # a new offline folder takes the earlier one's place
+            earlier["wandb"] = place
+            write_json(run_folder / "summary.json", earlier)
         return earlier
     write_json(run_folder / "summary.json", summary)
     try:

@@ -7,6 +7,7 @@ given to `wandb sync`. Earlier offline folders of the run are moved to wandb/rep
 """
 
 import argparse
+import json
 import logging
 import subprocess
 import sys
@@ -17,7 +18,7 @@ from filelock import FileLock, Timeout
 
 from infnet_dist.config import Config, config_of_text
 from infnet_dist.errors import DataError, UserError
-from infnet_dist.run_folder import wandb_id
+from infnet_dist.run_folder import wandb_id, write_json
 from infnet_dist.tracking import METRICS, read_metrics
 from infnet_dist.wandb_run import WandbRun
 
@@ -56,10 +57,17 @@ def rebuild(run_folder: Path) -> str:
                 before=records,
             )
             place = tracker.finish()
+            assert place is not None
+            _name_in_summary(run_folder / "summary.json", place)
     except Timeout:
         raise DataError(f"{run_folder} is being trained; upload it when that has ended") from None
-    assert place is not None
     return place
+
+
+def _name_in_summary(path: Path, place: str) -> None:
+    """Let the summary of a run that has ended name the new folder; the one before was moved."""
+    if path.is_file():
+        write_json(path, json.loads(path.read_text()) | {"wandb": place})
 
 
 def _config_of(run_folder: Path) -> Config:

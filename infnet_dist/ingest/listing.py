@@ -236,6 +236,7 @@ def _each_once(
 ) -> list[_Entry]:
     """One entry per file: by its known name, else the first that isn't a link."""
     names = {identity(file.path): file.path for file in known}
+    _tell_read_twice(known, [identity(file.path) for file in known])
     groups = defaultdict[object, list[_Entry]](list)
     for entry in entries:
         groups[entry.key].append(entry)
@@ -248,6 +249,21 @@ def _each_once(
             if entry.path not in (path, best.path):
                 left_out[entry.path] = f"the same file as {path}"
     return chosen
+
+
+def _tell_read_twice(known: Sequence[LogFile], keys: Sequence[object]) -> None:
+    """Warn about files that an ingest of an earlier version has read by several names."""
+    first: dict[object, str] = {}
+    pairs = [
+        (file.path, first.setdefault(key, file.path)) for file, key in zip(known, keys, strict=True)
+    ]
+    if twice := [f"{path} (the same file as {other})" for path, other in pairs if path != other]:
+        log.warning(
+            "the training set holds the rows of %s file(s) more than once, since an earlier "
+            "version read them by several names: %s; ingest again into another data.path",
+            f"{len(twice):,}",
+            some(twice),
+        )
 
 
 def _without_copies(

@@ -63,7 +63,7 @@ def make_training_set(
     if folder != path and folder.exists() and any(folder.iterdir()):
         raise DataError(f"{folder} exists already; choose another data.path or remove it")
     _check_names(config)
-    files, left_out = split_files({split: path / name for split, name in config.splits.items()})
+    files, left_out = split_files(path, config.splits)
     # Buckets without boundaries: numbers may be null, as those of the set to be.
     limits = defaultdict(lambda: _NO_LIMIT, config.tables)
     facts = _Facts(schema=_schema(config, limits, dict.fromkeys(config.dense, ())))

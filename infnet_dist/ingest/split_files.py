@@ -13,21 +13,33 @@ import pyarrow.parquet as pq
 from infnet_dist.errors import DataError
 from infnet_dist.ingest.column_names import check_columns
 from infnet_dist.ingest.listing import PARQUET, list_place, some, tell_left_out
+from infnet_dist.ingest_config import SplitName
 
 log = logging.getLogger(__name__)
 _NEXT = "change ingest.path or ingest.splits"
 
 
-def split_files(places: Mapping[str, Path]) -> tuple[dict[str, list[Path]], dict[str, str]]:
+def split_files(
+    root: Path, splits: Mapping[SplitName, str]
+) -> tuple[dict[SplitName, list[Path]], dict[str, str]]:
     """The files of each split, each once; and the reason by path of files that aren't read.
+
+    Args:
+        root: folder of the splits. Parquet files in it that no split names count as not read.
+        splits: file, folder or pattern of each, below `root`.
 
     Raises:
         DataError: a place isn't there, can't be listed, or has no file that can be read.
     """
     files, left_out = {}, dict[str, str]()
-    for split, place in places.items():
-        files[split], others = _files(place)
+    for split, name in splits.items():
+        files[split], others = _files(root / name)
         left_out |= others
+    read = {os.path.realpath(path) for paths in files.values() for path in paths}
+    for path in sorted(root.absolute().glob("*")):
+        named = os.path.realpath(path) in read or not path.name.lower().endswith(PARQUET)
+        if path.is_file() and not named:
+            left_out.setdefault(str(path), "no split of ingest.splits names it")
     for (one, first), (other, second) in combinations(files.items(), 2):
         shared = {os.path.realpath(path) for path in first} & set(map(os.path.realpath, second))
         if shared:
@@ -49,7 +61,7 @@ def _files(place: Path) -> tuple[list[Path], dict[str, str]]:
     return [Path(file.path) for file in found.files], found.left_out
 
 
-def check_alike(files: Mapping[str, Sequence[Path]], exclude: Collection[str]) -> None:
+def check_alike(files: Mapping[SplitName, Sequence[Path]], exclude: Collection[str]) -> None:
     """Check that all files have the columns of train's first one, each once.
 
     Columns that it lacks are named in a warning: they aren't read. Those of `exclude` are free.

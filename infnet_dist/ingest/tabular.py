@@ -43,10 +43,12 @@ def make_training_set(
     Raises:
         DataError: a file is missing, unreadable or empty, lacks a column, or a value doesn't fit.
     """
-    places: dict[str, Path] = {split: config.path / file for split, file in config.splits.items()}
-    files, left_out = split_files(places)
+    files, left_out = split_files(config.path, config.splits)
     check_alike(files, config.exclude)
-    sources = {split: Source.open(places[split], found) for split, found in files.items()}
+    sources: dict[str, Source] = {
+        split: Source.open(config.path / config.splits[split], found)
+        for split, found in files.items()
+    }
     columns = Columns.of(config, _check_columns(config, sources))
     with TrainingSetWriter(
         folder,

@@ -174,6 +174,9 @@ def test_which_attempt_writes_the_summary(tmp_path: Path) -> None:
     assert close_run_folder(tmp_path, ended, trained=True) == ended
     assert close_run_folder(tmp_path, idle, trained=False) == ended
     assert json.loads(path.read_text()) == ended
+    moved = ended | {"wandb": "/new"}  # the attempt has moved the earlier offline folder away
+    assert close_run_folder(tmp_path, idle | {"wandb": "/new"}, trained=False) == moved
+    assert json.loads(path.read_text()) == moved
     for other in ({"stopped": True}, {"steps": 3}, {"run_folder": "/moved"}):
         path.write_text(json.dumps(ended | other))
         assert close_run_folder(tmp_path, idle, trained=False) == idle, other

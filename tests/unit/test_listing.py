@@ -165,3 +165,16 @@ def test_long_lists_are_cut_short_in_the_log(caplog):
     (record,) = caplog.records
     assert record.levelname == "WARNING"
     assert "9.txt" in record.message and "30 more" in record.message
+
+
+def test_files_that_an_earlier_version_read_twice_are_warned_about(tmp_path, caplog):
+    logs = make(tmp_path / "logs", a__csv="1", b__csv="22")
+    os.symlink(".", logs / "loop")
+    paths = [logs / "a.csv", logs / "b.csv", logs / "loop" / "a.csv"]
+    known = [LogFile(path=str(path), size=1, modified_ns=0) for path in paths]
+    list_place(LOCAL, str(logs), CSV, known[:2])
+    assert not caplog.records
+    list_place(LOCAL, str(logs), CSV, known)
+    (warning,) = caplog.records
+    assert str(logs / "loop" / "a.csv") in warning.getMessage()
+    assert str(logs / "b.csv") not in warning.getMessage()

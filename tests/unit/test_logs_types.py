@@ -333,6 +333,35 @@ def test_a_byte_order_mark_is_no_part_of_a_name(tmp_path):
     assert sum(split.rows for split in manifest.splits.values()) == 40
 
 
+@pytest.mark.parametrize(
+    ("column", "kind"), [("item", "text"), ("click", "0 or 1"), ("time", "a time")]
+)
+def test_a_value_of_csv_that_is_no_utf8_is_a_bad_row(column, kind, tmp_path):
+    table = rows(item=[f"item {i % 8}" for i in range(40)])
+    columns = {name: table[name].to_pylist() for name in table.column_names}
+    columns[column][5] = "K\xf6ln"
+    lines = [
+        ",".join(columns),
+        *(",".join(map(str, row)) for row in zip(*columns.values(), strict=True)),
+    ]
+    (tmp_path / "logs").mkdir()
+    (tmp_path / "logs" / "0.csv").write_bytes("\n".join(lines).encode("latin-1"))
+    manifest = ingest(settings(tmp_path / "logs", format="csv"), tmp_path / "set")
+    (reason,) = manifest.ingested.quarantined
+    assert reason.startswith(f"{column}: not {kind}")
+    (bad,) = (tmp_path / "set" / "quarantine").rglob("*.parquet")
+    (row,) = pq.read_table(bad).to_pylist()
+    assert (row["_row"], row[column]) == (5, "K\\xf6ln")
+
+
+def test_a_first_line_of_csv_that_is_no_utf8_is_refused(tmp_path):
+    logs = write(tmp_path / "logs", rows(Farbe=[1] * 40), ending="csv")
+    text = (logs / "0.csv").read_text().replace("Farbe", "K\xf6rper")
+    (logs / "0.csv").write_bytes(text.encode("latin-1"))
+    with pytest.raises(DataError, match=r"0\.csv.*UTF-8"):
+        ingest(settings(logs, format="csv"), tmp_path / "set")
+
+
 # ---- numbers, reasons
 
 
@@ -397,6 +426,14 @@ def test_side_tables_are_read_as_the_logs_are(ending, tmp_path):
         for i in range(8)
     }
     assert all(row["country"] == of_item[row["item"]] for row in read_all(tmp_path / "set"))
+
+
+def test_a_side_table_of_csv_without_rows_matches_nothing(tmp_path, caplog):
+    logs = write(tmp_path / "logs", rows())
+    (tmp_path / "side.csv").write_text("item,country\n")
+    ingest(joined(logs, tmp_path / "side.csv"), tmp_path / "set")
+    assert "joins.side: no match for 40 of 40 rows" in caplog.text
+    assert {row["country"] for row in read_all(tmp_path / "set")} == {0}
 
 
 SIDES = {

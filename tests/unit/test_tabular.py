@@ -275,8 +275,17 @@ def test_a_folder_is_read_once_and_its_other_files_are_named(tmp_path, tables, c
     made = pd.read_parquet(tmp_path / "set" / "train")
     assert made["label_income"].tolist() == train["rich"].tolist()
     left_out = {path.rpartition("/")[2] for path in manifest.files_left_out}
-    assert left_out == {"loop", "c.parquet", "d.csv", "_SUCCESS"}
+    assert left_out == {"loop", "c.parquet", "d.csv", "_SUCCESS", "train.parquet"}
     assert all(name in caplog.text for name in left_out)
+
+
+def test_a_file_beside_the_splits_that_none_names_is_said(tmp_path, tables, caplog):
+    raw = write(tmp_path / "raw", tables)
+    tables["valid"][:-1].to_parquet(raw / "test.parquet", index=False)
+    (raw / "README.md").write_text("x")
+    manifest = make_training_set(ingest(raw), tmp_path / "set")
+    assert list(manifest.files_left_out) == [str(raw / "test.parquet")]
+    assert str(raw / "test.parquet") in caplog.text
 
 
 def test_a_later_file_that_lacks_a_column_is_named(tmp_path, tables):

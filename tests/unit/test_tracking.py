@@ -192,7 +192,9 @@ def test_a_killed_run_can_be_uploaded_whole(tmp_path: Path) -> None:
     shutil.rmtree(attempt(run, 1, 5))
     with (run / "metrics.jsonl").open("a") as file:
         file.write('{"step": 6}\n7\n{"step": 6, "exam')  # killed here
+    (run / "summary.json").write_text('{"steps": 5, "wandb": "/replaced"}')
     place = rebuild(run)
+    assert json.loads((run / "summary.json").read_text()) == {"steps": 5, "wandb": place}
     assert losses(place) == [(step, 1 / step) for step in range(1, 6)]
     assert Path(place, "run-test-run.wandb").exists(), "the id that its attempts had"
 

@@ -127,4 +127,11 @@ def shown(value: pa.Scalar) -> str:
         return f"{value.cast(pa.int64()).as_py()} ({value.type})"
     if found is None:
         return "empty"
+    if isinstance(found, bytes):
+        found = readable(found)
     return f"{found:g}" if isinstance(found, float) else str(found)[:40]
+
+
+def readable(value: bytes) -> str:
+    r"""Bytes as text; those that aren't UTF-8 as \\xf6."""
+    return value.decode("utf-8", "backslashreplace")

@@ -23,6 +23,7 @@ from infnet_dist.ingest.convert.arrays import (
     family,
     list_items,
     mask,
+    readable,
     shown,
 )
 from infnet_dist.ingest.convert.kinds import EXPECTED, Kind, convert
@@ -182,11 +183,20 @@ class Cleaner:
         bad = np.flatnonzero(bad_rows)
         texts = ["; ".join(why for why, broken in breaches.items() if broken[row]) for row in bad]
         return (
-            raw.take(pa.array(bad))
+            _readable(raw.take(pa.array(bad)))
             .append_column("_reason", pa.array(texts, pa.string()))
             .append_column("_file", pa.array([self.path] * len(bad), pa.string()))
             .append_column("_row", rows.take(pa.array(bad)))
         )
+
+
+def _readable(rows: pa.Table) -> pa.Table:
+    """The rows with bytes as text."""
+    for i, column in enumerate(rows.columns):
+        if pa.types.is_large_binary(column.type):
+            texts = [None if v is None else readable(v) for v in column.to_pylist()]
+            rows = rows.set_column(i, rows.field(i).name, pa.array(texts, pa.large_string()))
+    return rows
 
 
 def _show(raw: pa.Table, row: int, first_row: int, path: str) -> str:

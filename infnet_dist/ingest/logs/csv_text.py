@@ -1,4 +1,4 @@
-"""How CSV is read, of logs and of side tables: every field as text."""
+"""How CSV is read, of logs and of side tables: every field as bytes, which should be UTF-8."""
 
 from collections.abc import Iterator, Sequence
 
@@ -29,6 +29,8 @@ def read_texts(
 ) -> Iterator[pa.RecordBatch]:
     """These columns, some rows at a time: what they should be is for `clean` to say, row by row.
 
+    They are large_binary: one value that isn't UTF-8 must not make the file unreadable.
+
     Args:
         filesystem: of the file.
         path: the file; its name says what it is compressed by.
@@ -37,7 +39,7 @@ def read_texts(
         shown: the file, as messages should name it.
 
     Raises:
-        DataError: a column is missing, or there twice.
+        DataError: a column is missing, or there twice; the first line isn't UTF-8.
         OSError, pa.ArrowException: the file is corrupt.
     """
     by_name = "\t" if _ending(path).endswith(_TAB) else ","
@@ -47,7 +49,7 @@ def read_texts(
         "parse_options": pa.csv.ParseOptions(delimiter=delimiter, newlines_in_values=True),
     }
     with filesystem.open_input_file(path) as file:
-        names = pa.csv.open_csv(open_text(file, path), **layout).schema.names
+        names = _names(pa.csv.open_csv(open_text(file, path), **layout).schema, shown or path)
     if len(names) == 1 and len(wanted) > 1 and names[0] not in wanted:
         raise DataError(
             f"{shown or path}: its first line has no {delimiter!r}, expected columns "
@@ -56,12 +58,21 @@ def read_texts(
     check_columns(names, wanted, shown or path)
     options = pa.csv.ConvertOptions(
         include_columns=list(wanted),
-        column_types=dict.fromkeys(wanted, pa.large_string()),
+        column_types=dict.fromkeys(wanted, pa.large_binary()),
         null_values=list(csv.nulls),
         strings_can_be_null=True,
     )
     with filesystem.open_input_file(path) as file:
         yield from pa.csv.open_csv(open_text(file, path), convert_options=options, **layout)
+
+
+def _names(schema: pa.Schema, shown: str) -> list[str]:
+    try:
+        return list(schema.names)
+    except UnicodeDecodeError as error:
+        raise DataError(
+            f"{shown}: its first line isn't UTF-8 ({error.reason}); save the file as UTF-8"
+        ) from None
 
 
 def open_text(file: pa.NativeFile, path: str) -> pa.NativeFile:

@@ -131,7 +131,9 @@ def _read_table(join: Join, shown: str) -> pa.Table:
     filesystem, path = open_filesystem(join.path)
     try:
         if is_csv(path):
-            return pa.Table.from_batches(read_texts(filesystem, path, wanted, join.csv, shown))
+            found = pa.schema([(name, pa.large_binary()) for name in wanted])
+            batches = read_texts(filesystem, path, wanted, join.csv, shown)
+            return pa.Table.from_batches(batches, found)
         with filesystem.open_input_file(path) as file:
             check_columns(pq.read_schema(file).names, wanted, shown)
         with filesystem.open_input_file(path) as file:
