@@ -191,7 +191,8 @@ class Manifest(_Entry):
 
     `source` says what it was made from (the resolved ingest section); `content_hash` covers the
     schema and the footers of all parts; `files_left_out` has the reason by path of files that lay
-    beside the raw ones and weren't read.
+    beside the raw ones and weren't read; `raw_files` are those below the source's path, relative
+    to it, where the set was made at once (logs have theirs in `ingested`).
     """
 
     format_version: int = FORMAT_VERSION
@@ -203,6 +204,7 @@ class Manifest(_Entry):
     ingested: Ingested | None = None
     statistics: Statistics | None = None
     files_left_out: dict[str, str] = Field(default_factory=dict)
+    raw_files: tuple[LogFile, ...] = ()
 
     @model_validator(mode="after")
     def _check(self) -> Self:

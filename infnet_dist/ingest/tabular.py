@@ -26,7 +26,7 @@ from infnet_dist.ingest_config import TabularIngest
 from infnet_dist.schema import CategoricalFeature, DenseFeature, Schema, Table, Task
 
 _ROW, _TIME = "row", "time_ms"  # columns that stand in where the table has no group and no time
-_DRIFT = 0.5  # share of a split's rows with values that train doesn't know, from which it is told
+_DRIFT = 0.5  # share of a split's rows with values that train doesn't know, worth a warning
 log = logging.getLogger(__name__)
 
 
@@ -68,8 +68,8 @@ def make_training_set(
                 done += len(table)
                 if progress is not None:
                     progress(done, total)
-            if split != "train":
-                _warn_of_drift(split, {name: n / source.rows for name, n in unknown.items()})
+            least = 1.0 if split == "train" else _DRIFT
+            _warn_of_unknown(split, {n: c / source.rows for n, c in unknown.items()}, least)
         return writer.publish(_schema(config, features), left_out)
 
 
@@ -221,8 +221,9 @@ def _count_unknown(values: pa.ChunkedArray) -> int:
     return int(values.null_count)
 
 
-def _warn_of_drift(split: str, shares: dict[str, float]) -> None:
-    drifted = [f"{name} ({share:.0%})" for name, share in shares.items() if share > _DRIFT]
+def _warn_of_unknown(split: str, shares: dict[str, float], least: float) -> None:
+    """Name the features that say nothing in so large a share of the rows."""
+    drifted = [f"{name} ({share:.0%})" for name, share in shares.items() if share >= least]
     if drifted:
         log.warning(
             "%s: null or unseen in train: %s of the rows; name them in ingest.exclude unless that "

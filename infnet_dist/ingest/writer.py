@@ -24,6 +24,7 @@ from infnet_dist.data.manifest import (
 from infnet_dist.data.statistics import take_statistics
 from infnet_dist.errors import DataError
 from infnet_dist.ingest.parts import PartWriter, content_hash, make_split, summarise
+from infnet_dist.ingest.raw_state import check_same, raw_state
 from infnet_dist.ingest.target import resolve_target
 from infnet_dist.schema import Schema
 
@@ -62,6 +63,7 @@ class TrainingSetWriter:
         self._rows_per_part = rows_per_part
         self._row_group_rows = row_group_rows
         self._source = source
+        self._raw_files = raw_state(source, folder)
         self._nullable = nullable
         self._splits: dict[str, _SplitWriter] = {}
         self._schema: Schema | None = None
@@ -105,6 +107,7 @@ class TrainingSetWriter:
             code_version=__version__,
             content_hash=content_hash(self._partial, schema, splits),
             files_left_out=dict(files_left_out),
+            raw_files=self._raw_files,
         )
         statistics = take_statistics(self._partial, manifest)
         manifest = manifest.model_copy(update={"statistics": statistics})
@@ -187,7 +190,8 @@ def training_set_is_current(folder: Path, source: dict[str, Any]) -> bool:
     """Whether `folder` already holds the training set that `source` describes.
 
     Raises:
-        DataError: it holds something else, or a set whose parts changed; it stays untouched.
+        DataError: it holds something else, or a set whose parts or raw files changed; it stays
+            untouched.
     """
     if not folder.exists() or not any(folder.iterdir()):
         return False
@@ -199,6 +203,8 @@ def training_set_is_current(folder: Path, source: dict[str, Any]) -> bool:
         remove = f"its {MANIFEST}" if in_place else None
         raise other_settings(folder, there.source if there else None, source, remove=remove)
     check_unbroken(folder, there)
+    if there.raw_files:  # sets of earlier versions have none, and Petastorm's parts are checked
+        check_same(folder, there.raw_files, source)
     return True
 
 

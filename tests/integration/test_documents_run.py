@@ -48,7 +48,7 @@ FILLED_IN = {
     "PLAN": "made_plan.json",
     "NEW": "new_plan.json",
     "configs/x.yaml": "configs/smoke.yaml",
-    "ingest.path=FOLDER": "ingest.path=raw/{slice}",
+    "ingest.path=FOLDER": "ingest.path={raw}",
 }
 # A training set that a command needs: its folder, and how it is made.
 MADE = {
@@ -186,7 +186,7 @@ def test_a_documented_block_runs(block: Block, checkout: Path, environ: dict[str
         script = script.replace("PLAN", "sharding_plans/smoke-2xcpu.json")
     for blank, filled in FILLED_IN.items():
         script = re.sub(rf"\b{blank}\b" if blank.isupper() else re.escape(blank), filled, script)
-    script = script.replace("{slice}", real)
+    script = script.replace("{raw}", str(checkout / "raw" / real))
     for name, (folder, make) in MADE.items():
         if name in script and not (checkout / folder).exists():
             run(make, checkout, environ)

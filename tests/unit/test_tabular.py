@@ -415,3 +415,11 @@ def test_numbers_that_are_taken_as_missing_are_counted(tmp_path, tables, caplog)
     with caplog.at_level(logging.WARNING):
         made(tmp_path, tables)
     assert "train.parquet: column 'age': 2 values" in caplog.text
+
+
+def test_a_number_that_is_null_in_all_of_train_is_warned_about(tmp_path, tables, caplog):
+    tables["train"]["age"] = np.nan
+    with caplog.at_level(logging.WARNING):
+        made(tmp_path, tables)
+    (message,) = [record.message for record in caplog.records if "age" in record.message]
+    assert message.startswith("train: ")

@@ -121,3 +121,26 @@ def test_a_link_around_in_a_circle_is_named(tmp_path: Path) -> None:
     (tmp_path / "set").symlink_to("set")
     with pytest.raises(DataError, match=r"data\.path: .*/set"):
         make_set(tmp_path / "set", 9, rows_per_part=5, row_group_rows=5)
+
+
+@pytest.mark.parametrize("change", ["changed", "is gone", "is new"])
+def test_raw_files_that_changed_are_named(tmp_path: Path, change: str) -> None:
+    raw = tmp_path / "raw"
+    (raw / "part").mkdir(parents=True)
+    for name in ("a", "part/b"):
+        (raw / name).write_text(name)
+    source = {"path": str(raw)}
+    folder = raw / "set"  # its own files aren't raw ones
+    with TrainingSetWriter(folder, rows_per_part=9, row_group_rows=9, source=source) as writer:
+        writer.write("train", make_table(12))
+        writer.publish(SCHEMA)
+    assert training_set_is_current(folder, source)
+    if change == "changed":
+        (raw / "part" / "b").write_text("longer")
+    elif change == "is gone":
+        (raw / "part" / "b").unlink()
+    else:
+        (raw / "part" / "b2").write_text("")
+    name = "b2" if change == "is new" else "b"
+    with pytest.raises(DataError, match=rf"part/{name} {change}"):
+        training_set_is_current(folder, source)

@@ -115,9 +115,12 @@ def _read(join: Join, declared: IdType | None) -> _SideTable:
         )
     order = np.argsort(keys(named), kind="stable")
     ascending = keys(named)[order]
-    if named.null_count or np.any(np.diff(ascending) == 0):
+    (twice,) = np.nonzero(np.diff(ascending) == 0)
+    if named.null_count or len(twice):
+        what = "null" if named.null_count else f"{column[order[twice[0]]].as_py()!r} twice"
         raise DataError(
-            f"{shown}: {join.key!r} must be there once for each key; remove doubles and nulls"
+            f"{shown}: {join.key!r} must be there once for each key, and is {what}; remove doubles "
+            "and nulls"
         )
     columns = table.select(list(join.columns)).take(pa.array(order))
     nulls = pa.table({f.name: pa.nulls(1, f.type) for f in columns.schema})
