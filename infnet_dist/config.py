@@ -88,12 +88,13 @@ class TablesConfig(Section):
         16, ge=4, le=2**20, multiple_of=4, description="floats per row, all tables"
     )
     data_type: Literal["fp32", "fp16"] = Field("fp32", description="type of the rows")
-    unknown_id_rate: float = Field(
-        0.0,
+    unknown_id_rate: float | None = Field(
+        None,
         ge=0,
         lt=1,
         description="share of the ids that training drops to 0, so that the row of unknown ids is "
-        "learned; not in hashed tables, nor in Petastorm data, where 0 may be an id",
+        "learned; null: up to 0.05 where valid or test need it, not in the user's table; never in "
+        "hashed tables, nor in Petastorm data, where 0 may be an id",
     )
     overrides: dict[str, TableConfig] = Field(default_factory=dict, description="by table name")
 
@@ -241,8 +242,14 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
 
 
 def config_of_text(text: str, source: str) -> Config:
-    """The run that a config.yaml of a run or checkpoint describes; errors as in `load_config`."""
-    return parse_config(_sections(parse_saved_yaml, text, source), source=source)
+    """The run that a config.yaml of a run or checkpoint describes; errors as in `load_config`.
+
+    Versions that saved no `tables.unknown_id_rate` dropped no ids.
+    """
+    raw = _sections(parse_saved_yaml, text, source)
+    if isinstance(tables := raw.setdefault("tables", {}), dict):
+        tables.setdefault("unknown_id_rate", 0.0)
+    return parse_config(raw, source=source)
 
 
 def read_sections(path: str | Path) -> dict[str, Any]:

@@ -19,7 +19,7 @@ from infnet_dist.data.order import ORDER_VERSION
 from infnet_dist.data.part_files import part_opener
 from infnet_dist.data.reader import Reader
 from infnet_dist.data.statistics import sample_usage
-from infnet_dist.data.unknown_ids import UnknownIds, unlearned_ids
+from infnet_dist.data.unknown_ids import UnknownIds, default_rates, unlearned_ids
 from infnet_dist.errors import ConfigError, DataError, unknown_name
 from infnet_dist.parallel import ShardedModel, build_sharded_model
 from infnet_dist.schema import Schema, Table, Task
@@ -85,14 +85,16 @@ def check_can_train(config: Config) -> None:
     )
 
 
-def unknown_id_rates(config: Config, manifest: Manifest) -> dict[str, float]:
+def unknown_id_rates(config: Config, manifest: Manifest, schema: Schema) -> dict[str, float]:
     """By table, the share of the ids that training drops to 0."""
     hashed = manifest.ingested.hashed if manifest.ingested else {}
     in_place = manifest.source.get("source") == "petastorm"  # ids as they are: 0 may be one
+    given = config.tables.unknown_id_rate
+    needed = default_rates(manifest, schema) if given is None else {}
     rates = {}
-    for table in manifest.schema_.tables:
-        hashes = table.raw or table.name in hashed
-        rates[table.name] = 0.0 if hashes or in_place else config.tables.unknown_id_rate
+    for table in schema.tables:
+        rate = needed.get(table.name, 0.0) if given is None else given
+        rates[table.name] = 0.0 if table.raw or table.name in hashed or in_place else rate
         override = config.tables.overrides.get(table.name)
         if override is not None and override.unknown_id_rate is not None:
             rates[table.name] = override.unknown_id_rate
@@ -166,7 +168,9 @@ class Session:
 
     def say_changed_rates(self, saved: Config) -> None:
         """Say where training drops other shares of ids than until the checkpoint."""
-        before, now = (unknown_id_rates(c, self.manifest) for c in (saved, self.config))
+        before, now = (
+            unknown_id_rates(c, self.manifest, self.schema) for c in (saved, self.config)
+        )
         changed = [name for name in now if now[name] != before[name]]
         if changed:
             log.warning(
@@ -177,19 +181,19 @@ class Session:
 
     def warn_of_unlearned_ids(self, split: str) -> None:
         """Say on rank 0 which unknown ids of `split` meet a row that training never saw."""
-        rates = unknown_id_rates(self.config, self.manifest)
+        rates = unknown_id_rates(self.config, self.manifest, self.schema)
         found = unlearned_ids(self.manifest, self.schema, rates, split)
         for key, (table, share) in found.items() if self.context.is_first else ():
             log.warning(
                 "%.0f %% of the ids of %r are unknown (0) in %s and none in train, so row 0 of "
-                "table %r isn't trained; try tables.unknown_id_rate (now %s), e.g. 0.1",
+                "table %r isn't trained: tables.unknown_id_rate is %s for it",
                 *(100 * share, key, split, table, rates[table]),
             )
 
     def reader(self, split: str, *, shuffle: bool) -> Reader:
         """This rank's reader of a split; shuffled, as training reads, it drops ids to 0."""
         data = self.config.data
-        rates = unknown_id_rates(self.config, self.manifest) if shuffle else {}
+        rates = unknown_id_rates(self.config, self.manifest, self.schema) if shuffle else {}
         return Reader(
             folder=data.path,
             manifest=self.manifest,

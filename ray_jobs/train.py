@@ -54,7 +54,7 @@ def main() -> None:
             device="cuda" if config.scaling.use_gpu else "cpu",
         )
     run_folder = config.run.folder / config.run.name / (arguments.run_id or new_run_id())
-    _say_changes(config, run_folder)
+    config = _as_begun(config, run_folder)
     summary = train_to_the_end(config, run_folder, arguments.launcher)
     log.info(
         "trained %s examples in %s steps, %.0f samples/s; checkpoint %s",
@@ -65,15 +65,22 @@ def main() -> None:
     )
 
 
-def _say_changes(config: Config, run_folder: Path) -> None:
-    """Say which settings differ from the run's newest attempt; they hold from now on."""
+def _as_begun(config: Config, run_folder: Path) -> Config:
+    """The settings of a resumed run; those that differ from its newest attempt are reported.
+
+    Where the run file leaves `tables.unknown_id_rate` open, a run keeps what it began with.
+    """
     try:
         text = (run_folder / "config.yaml").read_text(encoding="utf-8")
     except FileNotFoundError:
-        return
-    found = changes(config_of_text(text, source=f"{run_folder}/config.yaml"), config)
-    for key, (before, now) in found.items():
+        return config
+    saved = config_of_text(text, source=f"{run_folder}/config.yaml")
+    if config.tables.unknown_id_rate is None:
+        rate = {"unknown_id_rate": saved.tables.unknown_id_rate}
+        config = config.model_copy(update={"tables": config.tables.model_copy(update=rate)})
+    for key, (before, now) in changes(saved, config).items():
         log.warning("run %s resumes with %s = %s, was %s", run_folder.name, key, now, before)
+    return config
 
 
 if __name__ == "__main__":

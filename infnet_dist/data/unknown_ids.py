@@ -15,25 +15,25 @@ import torch
 from infnet_dist.batch import BatchRows
 from infnet_dist.data.hashing import mix, stable_seed
 from infnet_dist.data.manifest import Manifest
-from infnet_dist.schema import Schema
+from infnet_dist.schema import Schema, sequence_key
 
 IntArray = npt.NDArray[np.int64]
 _MAX_ITEMS = 2**20  # of a list, see schema.SequenceFeature
 
-_MANY, _FEW = 0.05, 0.001  # shares of ids: worth a warning in the split that is scored; in train
+_MANY, _FEW = 0.05, 0.001  # shares of unknown ids: in the split that is scored; in train
+_DEFAULT_RATE = 0.05
 
 
 @dataclass(frozen=True)
 class UnknownIds:
-    """Which ids are dropped: in a few rows half of them, each by itself, items of lists too.
+    """Which ids are dropped.
 
-    What is new is mostly new in several ways, e.g. a video with its author: rows with one unknown
-    id alone don't teach a model those with more. At rate r, twice that share of the rows is
-    chosen, and in these each id is dropped with probability 1/2. (Above a rate of 1/2: in all
-    rows, with probability r.)
+    What is new is mostly new in several ways, e.g. a video with its author and music. So all fields
+    of a row share one random number in [0, 1), and each whose table's rate is above it is dropped;
+    likewise all attributes of a history's item.
 
     Whether an id is dropped depends on the seed, the epoch, the row's place in the epoch's order,
-    the feature and the item's place in its list alone: it is the same for any number of workers,
+    the behaviour and the item's place in its list alone: it is the same for any number of workers,
     and wherever a run was resumed.
 
     Attributes:
@@ -55,30 +55,53 @@ class UnknownIds:
             schema: its `table_features` are the keys.
             rows: where the batch came from.
         """
-        features = schema.table_features
-        rates = np.array([self.rates.get(feature.table, 0.0) for feature in features])
-        if not rates.any():
+        if not any(self.rates.get(feature.table) for feature in schema.table_features):
             return values
-        keys = [stable_seed(self.seed, "unknown id", rows.epoch, f.key) for f in features]
-        places = np.zeros(lengths.shape[1], np.int64)
-        places[: sum(b - a for a, b in rows.intervals)] = np.concatenate(
+        behaviours = {sequence_key(s, a): s.name for s in schema.sequences for a in s.attributes}
+        places_B = np.zeros(lengths.shape[1], np.int64)
+        places_B[: sum(b - a for a, b in rows.intervals)] = np.concatenate(
             [np.arange(0), *(np.arange(*interval) for interval in rows.intervals)]
         )
-        row_key = stable_seed(self.seed, "unknown id", rows.epoch)
-        chosen_KB = _share(places + row_key) < np.minimum(2 * rates, 1)[:, None]
-        count = lengths.numpy().reshape(-1)
-        numbers = np.array(keys)[:, None] + _MAX_ITEMS * places  # of each list's first item
-        numbers = numbers.reshape(-1) - (count.cumsum() - count)
-        (chosen,) = np.repeat(chosen_KB.reshape(-1), count).nonzero()
-        number = np.repeat(numbers, count)[chosen] + chosen
-        limit = np.repeat(np.maximum(rates, 0.5), lengths.sum(1).numpy())[chosen]
-        dropped = chosen[_share(number) < limit]
-        return values.index_fill(0, torch.from_numpy(dropped), 0)
+        dropped, draws = np.zeros(len(values), bool), dict[str, npt.NDArray[np.floating[Any]]]()
+        ends = lengths.sum(1).cumsum(0).tolist()
+        for feature, count_B, end in zip(schema.table_features, lengths.numpy(), ends, strict=True):
+            if not (rate := self.rates.get(feature.table)):
+                continue
+            behaviour = behaviours.get(feature.key, "")  # its attributes have equal lengths
+            if behaviour not in draws:
+                key = stable_seed(self.seed, "unknown id", rows.epoch, behaviour)
+                draws[behaviour] = _share(key + _item_numbers(places_B, count_B))
+            draw = draws[behaviour]
+            dropped[end - len(draw) : end] = draw < rate
+        return values.masked_fill(torch.from_numpy(dropped), 0)
+
+
+def _item_numbers(places_B: IntArray, count_B: IntArray) -> IntArray:
+    """A number for each item of each row, [items]: by the row's place, and its own in the list."""
+    before_B = np.cumsum(count_B, dtype=np.int64) - count_B
+    return np.repeat(_MAX_ITEMS * places_B - before_B, count_B) + np.arange(int(count_B.sum()))
 
 
 def _share(numbers: IntArray) -> npt.NDArray[np.floating[Any]]:
     """A hash of each number in [0, 1)."""
     return (mix(numbers) >> np.uint64(11)) * 2.0**-53
+
+
+def default_rates(manifest: Manifest, schema: Schema) -> dict[str, float]:
+    """The share of ids to drop, by table with many unknown ids in valid or test, but not in train.
+
+    The table with the most unknown ids is dropped at 0.05 and others in proportion, so that ids are
+    unknown together about as often as there. The user's table isn't among them: of rows drawn
+    evenly most are of frequent users, whom new ones don't resemble.
+    """
+    shares: dict[str, float] = {}
+    for split in manifest.splits.keys() - {"train"}:
+        for table, share in unlearned_ids(manifest, schema, {}, split).values():
+            shares[table] = max(share, shares.get(table, 0.0))
+    for feature in schema.categorical:
+        if feature.column in (schema.group_column, manifest.source.get("user")):
+            shares.pop(feature.table, None)
+    return {table: _DEFAULT_RATE * s / max(shares.values()) for table, s in shares.items()}
 
 
 def unlearned_ids(

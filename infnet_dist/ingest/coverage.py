@@ -14,9 +14,9 @@ log = logging.getLogger(__name__)
 def warn_of_unknown(manifest: Manifest) -> None:
     """Warn of features whose ids are unknown in valid or test far more often than in train.
 
-    Id 0 is null, or a value that train never saw or seldom. Where train has few of them, its row is
-    hardly trained. Shares are those of the manifest's samples. A value of a hashed table that train
-    never saw is never 0: it meets rows that others have trained.
+    Id 0 is null, or a value that train never saw or seldom. Where train has few of them, dropped
+    ids alone train its row. Shares are those of the manifest's samples. A value of a hashed table
+    that train never saw is never 0: it meets rows that others have trained.
     """
     hashed = manifest.ingested.hashed if manifest.ingested is not None else {}
     unseen = [f"{n} ({t.unseen:.0%})" for n, t in hashed.items() if t.unseen >= _SHARE]
@@ -39,7 +39,7 @@ def warn_of_unknown(manifest: Manifest) -> None:
         if found:
             log.warning(
                 "%s: ids that are null or that train never saw: %s; all of them share row 0, which "
-                "train hardly trains",
+                "is trained by dropping ids (tables.unknown_id_rate)",
                 split,
                 some(found),
             )

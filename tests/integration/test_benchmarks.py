@@ -20,6 +20,7 @@ TINY = {
     "--systems bare ours loader petastorm",
     "recovery": "--repeats 1",
     "train_step": "--steps 60 --repeats 1 --set ingest.num_rows=20000",
+    "unknown_ids": "--rows 4000 --seeds 1 --rates null",
 }
 BENCHMARKS = sorted((REPOSITORY / "benchmarks").glob("*.py"))
 
