@@ -234,8 +234,8 @@ class Manifest(_Entry):
         """The same with the fingerprints of a split's parts."""
         split = self.splits[name]
         parts = tuple(
-            part.model_copy(update={"fingerprint": told})
-            for part, told in zip(split.parts, found, strict=True)
+            part.model_copy(update={"fingerprint": one})
+            for part, one in zip(split.parts, found, strict=True)
         )
         changed = split.model_copy(update={"parts": parts})
         return self.model_copy(update={"splits": self.splits | {name: changed}})

@@ -116,9 +116,9 @@ class OpenedPart:
         """
         where, rows = f"{self._path}, row group {index}", self._part.row_groups[index]
         there = index < self.file.num_row_groups
-        told = self.file.metadata.row_group(index).num_rows if there else None
-        if told != rows:
-            found = "isn't there" if told is None else f"has {told} rows"
+        promised = self.file.metadata.row_group(index).num_rows if there else None
+        if promised != rows:
+            found = "isn't there" if promised is None else f"has {promised} rows"
             raise UnreadableError(f"{where} {found}, its manifest says {rows}; ingest again")
         try:
             table = self.file.read_row_group(index, columns=columns, use_threads=False)

@@ -124,14 +124,14 @@ def summarise(folder: Path, name: str, schema: Schema) -> PartSummary:
     """Check a part's columns and read back what the manifest tells of it."""
     with pa.OSFile(str(folder / name)) as source, pq.ParquetFile(source) as file:
         _check_columns(schema, file.schema_arrow, name)
-        told = fingerprint(source)
+        here = fingerprint(source)
         groups = [file.metadata.row_group(i).num_rows for i in range(file.num_row_groups)]
         columns = [schema.time_column, *(task.column for task in schema.tasks)]
         table = file.read(columns, use_threads=False)
     time = table[schema.time_column].to_numpy()
     known = {task.name: table[task.column].drop_null().to_numpy() for task in schema.tasks}
     return PartSummary(
-        part=Part(file=name, rows=sum(groups), row_groups=tuple(groups), fingerprint=told),
+        part=Part(file=name, rows=sum(groups), row_groups=tuple(groups), fingerprint=here),
         time_range_ms=(int(time.min()), int(time.max())),
         label_sums={task: float(np.sum(labels)) for task, labels in known.items()},
         labels={task: len(labels) for task, labels in known.items()},

@@ -23,7 +23,7 @@ def earlier_set(config: LogsIngest, folder: Path) -> Manifest | None:
     """The training set at `folder`; None if nothing stands there.
 
     Raises:
-        DataError: something else stands there, a set made from other settings, or one whose parts
+        DataError: there is something else, a set made from other settings, or one whose parts
             changed.
     """
     if not folder.exists() or not any(folder.iterdir()):
