@@ -82,7 +82,8 @@ class FixedBuckets(DefaultDataParallelWrapper):
         super()._ddp_wrap(dmp, env, device, ddp_ignore_param_names)
         reducer = dmp._dmp_wrapped_module.reducer
         reducer._push_all_rebuilt_params()
-        assert reducer._rebuild_buckets(), "DDP would rebuild them after the first step"
+        if not reducer._rebuild_buckets():  # not an assert: it must happen under python -O too
+            raise RuntimeError("DDP kept its first gradient buckets; resume wouldn't be exact")
 
 
 def build_sharded_model(
