@@ -69,8 +69,9 @@ def evaluate_checkpoint(
     config = config.model_copy(update={"checkpoint": nothing_saved})  # memory that isn't needed
     trained = context.together(lambda: _schema_of(Folder(path)))
     session = Session.open(config, context, splits=[split], trained=trained)
-    session.warn_of_unlearned_ids(split)
     manifest = checkpoint.load(Folder(path), session.sharded, context, with_optimizer=False)
+    session.begun_rates = manifest.unknown_id_rates
+    session.warn_of_unlearned_ids(split)
     result = evaluate(session, split)
     assert result is not None
     return {

@@ -2,7 +2,7 @@
 
 import logging
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
 from itertools import zip_longest
@@ -85,20 +85,38 @@ def check_can_train(config: Config) -> None:
     )
 
 
-def unknown_id_rates(config: Config, manifest: Manifest, schema: Schema) -> dict[str, float]:
-    """By table, the share of the ids that training drops to 0."""
-    hashed = manifest.ingested.hashed if manifest.ingested else {}
-    in_place = manifest.source.get("source") == "petastorm"  # ids as they are: 0 may be one
+def unknown_id_rates(
+    config: Config,
+    manifest: Manifest,
+    schema: Schema,
+    begun: Mapping[str, float] | None = None,
+) -> dict[str, float]:
+    """By table, the share of the ids that training drops to 0.
+
+    Args:
+        config: the run.
+        manifest: of the training set.
+        schema: the selected features.
+        begun: of the run's checkpoint; they hold where `config` leaves the rate open, whatever the
+            training set has become since.
+    """
     given = config.tables.unknown_id_rate
-    needed = default_rates(manifest, schema) if given is None else {}
-    rates = {}
-    for table in schema.tables:
-        rate = needed.get(table.name, 0.0) if given is None else given
-        rates[table.name] = 0.0 if table.raw or table.name in hashed or in_place else rate
-        override = config.tables.overrides.get(table.name)
-        if override is not None and override.unknown_id_rate is not None:
-            rates[table.name] = override.unknown_id_rate
-    return rates
+    if given is None and begun is not None:
+        rates = begun
+    else:
+        hashed = manifest.ingested.hashed if manifest.ingested else {}
+        in_place = manifest.source.get("source") == "petastorm"  # ids as they are: 0 may be one
+        needed = default_rates(manifest, schema) if given is None else {}
+        rates = {
+            table.name: needed.get(table.name, 0.0) if given is None else given
+            for table in schema.tables
+            if not (table.raw or table.name in hashed or in_place)
+        }
+    found = {table.name: rates.get(table.name, 0.0) for table in schema.tables}
+    for name, override in config.tables.overrides.items():
+        if name in found and override.unknown_id_rate is not None:
+            found[name] = override.unknown_id_rate
+    return found
 
 
 def _check_names(
@@ -116,6 +134,7 @@ class Session:
 
     Attributes:
         manifest: rank 0's, with the fingerprints of the parts of all splits that were opened.
+        begun_rates: shares of ids that the run dropped until its checkpoint, by table.
     """
 
     config: Config
@@ -123,6 +142,7 @@ class Session:
     manifest: Manifest
     schema: Schema
     sharded: ShardedModel
+    begun_rates: Mapping[str, float] | None = None
 
     @classmethod
     def open(
@@ -166,13 +186,21 @@ class Session:
             version=ORDER_VERSION,
         )
 
-    def say_changed_rates(self, saved: Config) -> None:
-        """Say where training drops other shares of ids than until the checkpoint."""
-        before, now = (
-            unknown_id_rates(c, self.manifest, self.schema) for c in (saved, self.config)
-        )
-        changed = [name for name in now if now[name] != before[name]]
-        if changed:
+    @property
+    def unknown_id_rates(self) -> dict[str, float]:
+        """By table, the share of the ids that training drops to 0."""
+        return unknown_id_rates(self.config, self.manifest, self.schema, self.begun_rates)
+
+    def keep_rates(self, begun: Mapping[str, float] | None) -> None:
+        """Go on with the rates of a checkpoint, and say on rank 0 where the config changes them.
+
+        Args:
+            begun: the checkpoint's; None if it was made before checkpoints kept them.
+        """
+        self.begun_rates = begun
+        before, now = begun or {}, self.unknown_id_rates
+        changed = [name for name in before if now[name] != before[name]]
+        if changed and self.context.is_first:
             log.warning(
                 "until this checkpoint training dropped %s of the ids of table %r to 0, from now "
                 "on %s (tables.unknown_id_rate); changed for %s of %s tables",
@@ -181,7 +209,7 @@ class Session:
 
     def warn_of_unlearned_ids(self, split: str) -> None:
         """Say on rank 0 which unknown ids of `split` meet a row that training never saw."""
-        rates = unknown_id_rates(self.config, self.manifest, self.schema)
+        rates = self.unknown_id_rates
         found = unlearned_ids(self.manifest, self.schema, rates, split)
         for key, (table, share) in found.items() if self.context.is_first else ():
             log.warning(
@@ -193,7 +221,7 @@ class Session:
     def reader(self, split: str, *, shuffle: bool) -> Reader:
         """This rank's reader of a split; shuffled, as training reads, it drops ids to 0."""
         data = self.config.data
-        rates = unknown_id_rates(self.config, self.manifest, self.schema) if shuffle else {}
+        rates = self.unknown_id_rates if shuffle else {}
         return Reader(
             folder=data.path,
             manifest=self.manifest,

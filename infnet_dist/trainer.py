@@ -9,7 +9,7 @@ import logging
 import math
 import time
 from collections.abc import Callable
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -27,13 +27,12 @@ from infnet_dist.checkpoint import (
     RunTotals,
     Saver,
 )
-from infnet_dist.config import Config, config_of_text
+from infnet_dist.config import Config
 from infnet_dist.context import WorkerContext
 from infnet_dist.data.check import count_without
 from infnet_dist.data_changes import check_resumable, check_unchanged
 from infnet_dist.errors import CheckpointError, UserError
 from infnet_dist.evaluation import evaluate
-from infnet_dist.filesystem import Folder
 from infnet_dist.model import StepOutput
 from infnet_dist.optim import learning_rate_factor, set_learning_rate
 from infnet_dist.pace import LogInterval
@@ -127,6 +126,7 @@ def train(
         folder = checkpoint_folder(config, run_folder)
         manifest, damaged = checkpoint.load_newest(folder, session.sharded, context)
         if manifest:
+            session.keep_rates(manifest.unknown_id_rates)
             growth = check_resumable(manifest, session.order, session.manifest)
             if growth and context.is_first:
                 log.warning("%s", growth)
@@ -140,8 +140,6 @@ def train(
         tracker = context.together(lambda: _open(session, run_folder, manifest))
         watchdog = Watchdog(context, config.scaling.hang_timeout_s, last_words)
         saver = Saver(folder, session.sharded, config, context, watchdog.moved, damaged)
-        if manifest and context.is_first:
-            _compare_rates(session, saver.folder_of(manifest.progress.step))
         training = _Training(session, manifest, tracker, saver, stop, watchdog)
         try:
             with watchdog:
@@ -163,13 +161,6 @@ def _open(session: Session, run_folder: Path, manifest: CheckpointManifest | Non
     _warn_of_tasks_without(session)
     session.warn_of_unlearned_ids("valid")
     return open_run_folder(session.config, session.sharded.plan, run_folder, manifest)
-
-
-def _compare_rates(session: Session, folder: Folder) -> None:
-    """Say where training drops other shares of ids than until this checkpoint."""
-    with suppress(OSError, UserError):  # it would only be a line
-        saved = config_of_text(folder.read("config.yaml").decode(), f"{folder}/config.yaml")
-        session.say_changed_rates(saved)
 
 
 def _warn_of_tasks_without(session: Session) -> None:
@@ -390,6 +381,7 @@ class _Training:
         return Facts(
             progress=self._position.progress,
             order=self._session.order,
+            unknown_id_rates=self._session.unknown_id_rates,
             metrics=self._metrics if evaluated else {},
             interval=tuple(self._context.gather(self._interval.state())),
             totals=RunTotals(rows=pace.rows, seconds=pace.seconds, steps=pace.steps),

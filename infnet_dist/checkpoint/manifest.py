@@ -42,6 +42,7 @@ _FORMAT_1 = re.compile(rb'\s*\{\s*("crc32":\d+,)?"format_version"\s*:\s*1\s*[,}]
 Count = Annotated[int, Field(ge=0, lt=2**63)]
 Checksum = Annotated[int, Field(ge=0, lt=2**32)]
 Digest = Annotated[str, Field(pattern=r"^[A-Za-z0-9._:+=-]{0,200}$")]
+Rate = Annotated[float, Field(ge=0, lt=1)]
 FileName = Annotated[str, Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9._-]{0,200}$")]
 Shape = Annotated[tuple[Count, ...], Field(max_length=8)]
 Name = Annotated[str, Field(pattern=r"^[^\x00-\x1f\x7f-\x9f]{1,1000}$")]  # safe on a terminal
@@ -199,6 +200,8 @@ class CheckpointManifest(_Frozen):
     Attributes:
         world_size: workers that saved it.
         metrics: of the evaluation at this very step, if there was one; None for NaN.
+        unknown_id_rates: shares of the ids that training drops to 0, by table; None in checkpoints
+            of versions that didn't keep them.
         interval: sums since the last log line, by rank (see `pace.LogInterval.state`).
         totals: sums up to the last log line; 0 in checkpoints of earlier versions.
         block_bytes: rows are taken together in blocks of about so many bytes for checksums.
@@ -212,6 +215,7 @@ class CheckpointManifest(_Frozen):
     order: DataOrder
     world_size: int = Field(ge=1, lt=2**31)
     metrics: dict[Name, float | None]
+    unknown_id_rates: dict[Name, Rate] | None = None
     interval: tuple[tuple[float, ...], ...] = ()
     totals: RunTotals = RunTotals()
     block_bytes: int = Field(ge=1, le=_MOST_BLOCK_BYTES)

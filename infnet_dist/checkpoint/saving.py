@@ -70,6 +70,7 @@ class Facts:
     progress: Progress
     order: DataOrder
     metrics: dict[str, float]
+    unknown_id_rates: dict[str, float] | None = None
     interval: tuple[tuple[float, ...], ...] = ()
     totals: RunTotals = field(default_factory=RunTotals)
 
@@ -249,6 +250,7 @@ class Saver:
             order=facts.order,
             world_size=self._context.world_size,
             metrics=_metrics_of(facts),
+            unknown_id_rates=facts.unknown_id_rates,
             interval=facts.interval,
             totals=facts.totals,
             block_bytes=BLOCK_BYTES,

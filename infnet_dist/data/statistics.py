@@ -56,8 +56,9 @@ def sample_usage(
         DataError: a part can't be read (names the file).
     """
     known = manifest.statistics
-    if known is not None and schema == manifest.schema_:
-        features, tables = known.splits["train"].features, known.tables
+    train = known.splits.get("train") if known else None
+    if known and train and schema == manifest.schema_ and _is_complete(known, train, schema):
+        features, tables = train.features, known.tables
     else:
         sample = _Sample(folder, manifest, schema, "train", open_part)
         features, tables = sample.features(), sample.tables()
@@ -66,6 +67,12 @@ def sample_usage(
         lookups={name: table.lookups for name, table in tables.items()},
         distinct={name: table.distinct for name, table in tables.items()},
     )
+
+
+def _is_complete(known: Statistics, train: SplitStatistics, schema: Schema) -> bool:
+    """Whether statistics, which somebody else may have written, speak of all that is looked up."""
+    keys = {feature.key for feature in schema.table_features}
+    return train.features.keys() >= keys and known.tables.keys() >= {t.name for t in schema.tables}
 
 
 def take_statistics(folder: Path, manifest: Manifest) -> Statistics:

@@ -58,7 +58,7 @@ def test_more_than_two_workers(tmp_path: Path, data: Path, workers: int) -> None
 def test_two_deaths_and_one_while_loading(tmp_path: Path, data: Path, undisturbed: Job) -> None:
     job = Job(tmp_path, data)
     ended = job.run(Fault("step", step=19), Fault("load", rank=-1), Fault("step", step=29, rank=0))
-    job.check(ended, says=r"starting again from step-00000020 \(1 of 3 restarts")
+    job.check(ended, says=r"step-00000020 \(1 of 3")
     job.assert_same(undisturbed)
 
 
@@ -292,7 +292,7 @@ def test_the_wandb_server_is_away(tmp_path: Path, data: Path, undisturbed: Job, 
         server.close()
         job.check(
             job.run(**environ),
-            says="W&B can't be reached .*; later: `python -m infnet_dist.wandb_sync",
+            says=r"W&B.*infnet_dist\.wandb_sync",
         )
     else:
         naps = [Fault("step", "nap", rank=0, step=step, seconds=0.3) for step in range(12, 30)]
@@ -300,9 +300,7 @@ def test_the_wandb_server_is_away(tmp_path: Path, data: Path, undisturbed: Job, 
         running.wait_for(r"saved .*step-00000010")
         assert "mutation UpsertBucket" in server.text, "W&B was told of the run"
         server.close()
-        job.check(
-            running.wait(), says="W&B doesn't answer .*; later: `python -m infnet_dist.wandb_sync"
-        )
+        job.check(running.wait(), says=r"W&B.*infnet_dist\.wandb_sync")
     job.assert_same(undisturbed)
     kind = "offline-run-*" if when == "from the start" else "run-*"
     (folder,) = (job.run_folder / "wandb").glob(kind)

@@ -71,8 +71,7 @@ def test_trials_report_and_a_second_run(command: list[str], tmp_path: Path) -> N
 def test_failing_trials_are_named(command: list[str], tmp_path: Path) -> None:
     path = tmp_path / "compare.yaml"
     path.write_text(PROTOCOL + "grid: {dense_optimizer.learning_rate: [1.0e+30]}\n")
-    with pytest.raises(
-        UserError, match=r"of fm, infnet, linear_control failed, first: in step \d the loss"
-    ):
+    with pytest.raises(UserError) as failed:
         main(command)
+    assert all(name in str(failed.value) for name in ("fm", "infnet", "linear_control"))
     assert not list((tmp_path / "runs" / "tiny").glob("*/summary.json"))

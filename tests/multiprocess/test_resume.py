@@ -747,13 +747,15 @@ def test_a_set_that_is_replaced_while_it_is_trained(tmp_path: Path, step: int) -
 
 @pytest.mark.exhaustive
 def test_a_set_that_grew_between_epochs(tmp_path: Path) -> None:
+    from tests.unit.test_unknown_ids import with_coverage
+
     data, more = make_tiny_set(tmp_path / "data"), make_tiny_set(tmp_path / "more", num_rows=4_500)
     run, first = tmp_path / "run", config_of(data, tmp_path)
     assert run_ranks(train, 2, config=first, run_folder=run)[0]["examples"] == 2400
     config = config_of(more, tmp_path, training={"epochs": 2, "log_every_steps": 7})
     with pytest.raises(CheckpointError, match=read_manifest(data).content_hash[:12]):
         run_ranks(train, 2, config=config, run_folder=run)
-    grown = read_manifest(more)
+    grown = with_coverage(read_manifest(more), item=(1.0, 0.2))  # a new run would drop items
     ingested = Ingested(
         **{"generation": 2, "last_time_ms": 0, "boundary_ms": 0, "files": (), "unreadable": {}},
         **{"quarantined": {}, "left_out": {}, "grew_from": (read_manifest(data).content_hash,)},
@@ -768,7 +770,9 @@ def test_a_set_that_grew_between_epochs(tmp_path: Path) -> None:
         if later["step"] not in (38, lines[-1]["step"])  # the last of an epoch is padded
     )
     newest = checkpoint.newest(Folder(run / "checkpoints"))
-    assert checkpoint.read_manifest(newest).order.content_hash == grown.content_hash
+    saved = checkpoint.read_manifest(newest)
+    assert saved.order.content_hash == grown.content_hash
+    assert saved.unknown_id_rates and set(saved.unknown_id_rates.values()) == {0.0}
 
 
 def lie_about_ids(folder: Path) -> None:

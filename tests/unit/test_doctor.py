@@ -72,7 +72,7 @@ def test_a_folder_too_large_for_a_ray_job_is_measured_by_rays_rules(
     monkeypatch.chdir(tmp_path)
     assert doctor_probes.upload().startswith("60.0 MiB; largest: kept.raw 60.0 MiB")
     sparse(tmp_path / "weights" / "part-0", 70)
-    with pytest.raises(SystemExit, match=r"takes 100 MiB.*130\.0 MiB; largest: weights/ 70\.0 MiB"):
+    with pytest.raises(SystemExit, match=r"130\.0 MiB.*weights/ 70\.0 MiB"):
         doctor_probes.upload()
 
 

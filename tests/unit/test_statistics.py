@@ -68,6 +68,9 @@ def test_planning_reads_the_manifest_or_the_rows(made):
     bare = manifest.model_copy(update={"statistics": None})
     by_manifest = sample_usage(folder, manifest, manifest.schema_)
     assert by_manifest == sample_usage(folder, bare, manifest.schema_)
+    lacking = manifest.statistics.model_copy(update={"tables": {}})
+    incomplete = manifest.model_copy(update={"statistics": lacking})
+    assert by_manifest == sample_usage(folder, incomplete, manifest.schema_)
     some = manifest.schema_.select(features=["item_id", "exposed"])
     assert sample_usage(folder, manifest, some).lookups["item"] <= 40
 

@@ -221,12 +221,34 @@ def test_unknown_ids_that_were_never_trained_are_named(
     assert "76 %" in caplog.text and "'item'" in caplog.text and "unknown_id_rate" in caplog.text
 
 
+def test_a_resumed_run_keeps_its_rates_though_the_set_changed(
+    tiny_set: Path, tmp_path: Path
+) -> None:
+    manifest = read_manifest(tiny_set)
+    schema, config = manifest.schema_, make_config(tiny_set, tmp_path)
+    before = with_coverage(manifest, item=(1.0, 0.24), author=(1.0, 0.62))
+    begun = unknown_id_rates(config, before, schema)
+    assert begun["item"] == pytest.approx(0.05) and begun["author"] == pytest.approx(0.025)
+    grown = with_coverage(manifest, item=(1.0, 0.96), author=(1.0, 0.24))
+    assert unknown_id_rates(config, grown, schema)["author"] == pytest.approx(0.05)
+    assert unknown_id_rates(config, grown, schema, begun) == begun
+    assert set(unknown_id_rates(config, manifest, schema, dict.fromkeys(begun, 0.0)).values()) == {
+        0
+    }
+    asked = {"overrides": {"author": {"unknown_id_rate": 0.3}}}
+    config = make_config(tiny_set, tmp_path, tables=asked)
+    assert unknown_id_rates(config, grown, schema, begun) == begun | {"author": 0.3}
+    config = make_config(tiny_set, tmp_path, tables={"unknown_id_rate": 0.1})
+    assert set(unknown_id_rates(config, grown, schema, begun).values()) == {0.1}
+
+
 def test_a_change_of_the_rate_is_said_when_a_run_is_resumed(
     tiny_set: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     session = session_of(tiny_set, tmp_path, unknown_id_rate=0.02)
     with caplog.at_level(logging.WARNING, logger="infnet_dist"):
-        session.say_changed_rates(session.config)
+        for rates in (None, session.unknown_id_rates):
+            session.keep_rates(rates)
         assert not caplog.records
-        session.say_changed_rates(make_config(tiny_set, tmp_path, tables={"unknown_id_rate": 0.0}))
+        session.keep_rates(dict.fromkeys(session.unknown_id_rates, 0.0))
     assert "0.0 " in caplog.text and "0.02" in caplog.text
