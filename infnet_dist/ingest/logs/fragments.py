@@ -57,9 +57,11 @@ def list_files(config: LogsIngest, known: Sequence[LogFile] = ()) -> Listing:
     if not config.skip_bad_files:
         raise_for(found.unreadable)
     if not found.files:
-        others = f", but {len(found.left_out):,} others" if found.left_out else ""
+        other = next(iter(found.left_out), None)
+        others = f" ({len(found.left_out):,} of other names, e.g. {other})" if other else ""
         raise DataError(
-            f"ingest.path: no {', '.join(suffixes)} file in {shown}{others}; check ingest.format"
+            f"ingest.path: no {', '.join(suffixes)} file in {shown}{others}; ingest.format is "
+            f"{config.format!r}, allowed: parquet, csv, petastorm"
         )
     return found
 
