@@ -77,7 +77,7 @@ bench: $(STAMP) .peers/installed  ## Run every script of benchmarks/ (.peers hol
 
 # Without OMP_NUM_THREADS=1: the doctor judges the surroundings as the user has them.
 doctor: $(STAMP)  ## Can this machine train? What is wrong, and the command that mends it
-	$(BIN)/python -m infnet_dist.doctor
+	$(BIN)/python -m infnet_dist.tools.doctor
 
 clean:  ## Delete .venv, caches and the smoke run's data
 	rm -rf .venv .peers .infnet build *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis

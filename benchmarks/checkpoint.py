@@ -32,15 +32,15 @@ import psutil
 from infnet_dist import checkpoint
 from infnet_dist.batch import RankingBatch
 from infnet_dist.checkpoint import Facts, Progress, Saver
-from infnet_dist.config import Config, parse_config
-from infnet_dist.context import WorkerContext
-from infnet_dist.filesystem import Folder
-from infnet_dist.ingest_config import SyntheticIngest
-from infnet_dist.parallel import ShardedModel, build_sharded_model
-from infnet_dist.provenance import versions
-from infnet_dist.session import Session, open_training_set
-from infnet_dist.synthetic import make_training_set
-from infnet_dist.trainer import train_step
+from infnet_dist.config.ingest import SyntheticIngest
+from infnet_dist.config.run import Config, parse_config
+from infnet_dist.distributed.context import WorkerContext
+from infnet_dist.ingest.synthetic import make_training_set
+from infnet_dist.io.filesystem import Folder
+from infnet_dist.sharding.build import ShardedModel, build_sharded_model
+from infnet_dist.training.provenance import versions
+from infnet_dist.training.setup import Session, open_training_set
+from infnet_dist.training.trainer import train_step
 from ray_jobs._local import run_local
 
 WIDTH, BLOCK_BYTES = 64, 16 * 2**20

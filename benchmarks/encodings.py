@@ -17,7 +17,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from infnet_dist.provenance import versions
+from infnet_dist.training.provenance import versions
 
 PATHS = ["id", "a.list.element", "b.list.element"]
 ENCODINGS: dict[str, dict] = {

@@ -32,7 +32,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import yaml
 
-from infnet_dist.provenance import versions
+from infnet_dist.training.provenance import versions
 
 NUM_IDS, LENGTH, ROWS_PER_USER, FILE_ROWS = 20, 50, 200, 1_000_000
 BEHAVIOURS = {"view": 0.9, "click": 0.6, "like": 0.4}

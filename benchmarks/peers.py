@@ -51,12 +51,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from peer_runners.common import Data, Rows, save
 
-from infnet_dist.config import load_config
+from infnet_dist.config.run import load_config
 from infnet_dist.data.columns import bucketise
 from infnet_dist.data.manifest import MANIFEST, Manifest, read_manifest, write_manifest
-from infnet_dist.paths import ROOT_VARIABLE, resolve_path
-from infnet_dist.provenance import versions
+from infnet_dist.io.paths import ROOT_VARIABLE, resolve_path
 from infnet_dist.schema import Schema, SequenceFeature
+from infnet_dist.training.provenance import versions
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 RUNNERS = REPOSITORY / "benchmarks" / "peer_runners"

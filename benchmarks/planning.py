@@ -38,7 +38,7 @@ from infnet_dist.planning.costs import row_bytes
 from infnet_dist.planning.planner import make_plan
 from infnet_dist.planning.tables import PlanFeature, PlanTable, TableSet
 from infnet_dist.planning.topology import Topology, load_topology
-from infnet_dist.provenance import versions
+from infnet_dist.training.provenance import versions
 
 SIZES = "10x8,100x8,100x128,1000x8,1000x128,1000x1024"
 MOST_ROWS = 5e9

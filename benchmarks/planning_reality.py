@@ -28,17 +28,17 @@ from torchrec.modules.embedding_configs import EmbeddingConfig
 from torchrec.modules.embedding_modules import EmbeddingCollection
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
-from infnet_dist.config import SparseOptimizerConfig
-from infnet_dist.context import WorkerContext
-from infnet_dist.optim import apply_sparse_optimizer
-from infnet_dist.parallel import table_bytes
+from infnet_dist.config.run import SparseOptimizerConfig
+from infnet_dist.distributed.context import WorkerContext
+from infnet_dist.planning.options import Way
 from infnet_dist.planning.plan import Plan
 from infnet_dist.planning.planner import make_plan, plan_as_told
 from infnet_dist.planning.sharding import CollectionSharder, to_sharding_plan
 from infnet_dist.planning.tables import PlanFeature, PlanTable, TableSet
 from infnet_dist.planning.topology import this_topology
-from infnet_dist.planning.ways import Way
-from infnet_dist.provenance import versions
+from infnet_dist.sharding.build import table_bytes
+from infnet_dist.sharding.optimizers import apply_sparse_optimizer
+from infnet_dist.training.provenance import versions
 from ray_jobs._local import run_local
 
 TABLES, ROWS, WIDTH, LENGTH, BATCH = 8, 100_000, 64, 10, 512

@@ -43,12 +43,11 @@ import pyarrow.parquet as pq
 import torch
 from torch.utils.data import DataLoader, IterableDataset
 
+from infnet_dist.contrib.petastorm.bridge import load_petastorm
+from infnet_dist.contrib.petastorm.metadata import write_petastorm_metadata
 from infnet_dist.data.manifest import read_manifest
-from infnet_dist.data.petastorm_bridge import load_petastorm
 from infnet_dist.data.reader import Reader
-from infnet_dist.ingest.petastorm_metadata import write_petastorm_metadata
 from infnet_dist.ingest.writer import TrainingSetWriter
-from infnet_dist.provenance import versions
 from infnet_dist.schema import (
     CategoricalFeature,
     Schema,
@@ -57,6 +56,7 @@ from infnet_dist.schema import (
     Table,
     Task,
 )
+from infnet_dist.training.provenance import versions
 
 NUM_IDS, NUM_LISTS, NUM_LABELS, NUM_EMBEDDINGS = 20, 3, 3, 1_000_000
 CASES: dict[str, dict[str, int | str]] = {

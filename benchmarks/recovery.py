@@ -21,7 +21,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from infnet_dist.provenance import versions
+from infnet_dist.training.provenance import versions
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 

@@ -17,7 +17,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from infnet_dist.provenance import versions
+from infnet_dist.training.provenance import versions
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 LOG_EVERY = 25

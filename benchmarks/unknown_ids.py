@@ -22,10 +22,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from infnet_dist.documents import dump_yaml
-from infnet_dist.ingest_config import SyntheticIngest
-from infnet_dist.provenance import versions
-from infnet_dist.synthetic import make_training_set
+from infnet_dist.config.ingest import SyntheticIngest
+from infnet_dist.ingest.synthetic import make_training_set
+from infnet_dist.io.parsing import dump_yaml
+from infnet_dist.training.provenance import versions
 
 ROOT = Path(__file__).resolve().parents[1]
 METRICS = ("auc", "gauc", "normalized_entropy", "calibration")

@@ -1,6 +1,6 @@
 """infnet_dist: sharded training of INFNet ranking models on TorchRec and Ray.
 
-Importing the package imports nothing heavy, so that `python -m infnet_dist.doctor` works even
+Importing the package imports nothing heavy, so that `python -m infnet_dist.tools.doctor` works even
 where torch, torchrec or fbgemm are broken.
 """
 

@@ -14,8 +14,8 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from infnet_dist.documents import Name
 from infnet_dist.errors import DataError, unknown_name
+from infnet_dist.io.parsing import Name
 
 
 class _Part(BaseModel):

@@ -10,9 +10,9 @@ import traceback
 from collections.abc import Callable
 from pathlib import Path
 
-from infnet_dist.config import Config, load_config
+from infnet_dist.config.run import Config, load_config
 from infnet_dist.errors import CheckpointError, UserError
-from infnet_dist.filesystem import Folder
+from infnet_dist.io.filesystem import Folder
 from ray_jobs._cluster import disconnect
 
 log = logging.getLogger("infnet_dist")
@@ -83,7 +83,7 @@ def newest_checkpoint(config: Config, run: str | None) -> Folder:
         CheckpointError: there is none.
     """
     from infnet_dist.checkpoint import MANIFEST, newest  # brings torch, which not all jobs need
-    from infnet_dist.run_folder import checkpoint_folder
+    from infnet_dist.training.run_folder import checkpoint_folder
 
     runs = config.run.folder / config.run.name
     all_runs = Folder(config.checkpoint.folder or config.run.folder) / config.run.name

@@ -13,8 +13,8 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, wait
 from typing import Any
 
-from infnet_dist.config import Config, ScalingConfig
-from infnet_dist.context import WorkerContext, backend_for, device_for
+from infnet_dist.config.run import Config, ScalingConfig
+from infnet_dist.distributed.context import WorkerContext, backend_for, device_for
 from infnet_dist.errors import UserError
 from ray_jobs._cluster import connect, is_own
 from ray_jobs._local import (

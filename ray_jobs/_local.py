@@ -29,9 +29,9 @@ from typing import Any, NamedTuple
 import torch
 import torch.distributed as dist
 
-from infnet_dist.context import local_process_group
+from infnet_dist.distributed.context import local_process_group
 from infnet_dist.errors import UserError
-from infnet_dist.ports import free_ports
+from infnet_dist.io.ports import free_ports
 
 _PR_SET_PDEATHSIG = 1
 # RuntimeErrors of gloo tell a place in its sources, which no path of the user's looks like.

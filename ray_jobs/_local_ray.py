@@ -29,8 +29,8 @@ from types import TracebackType
 
 import psutil
 
-from infnet_dist.doctor import check_upload
-from infnet_dist.ports import free_ports
+from infnet_dist.io.ports import free_ports
+from infnet_dist.tools.doctor import check_upload
 
 START_TIMEOUT_S = 120.0
 END_GRACE_S = 2.0

@@ -18,12 +18,12 @@ from typing import Any
 import tenacity
 
 from infnet_dist.checkpoint import newest
-from infnet_dist.config import Config
+from infnet_dist.config.run import Config
 from infnet_dist.errors import CheckpointError, UserError
-from infnet_dist.filesystem import Folder
-from infnet_dist.run_folder import checkpoint_folder, opened_at
-from infnet_dist.run_lock import held_by_driver
-from infnet_dist.trainer import train
+from infnet_dist.io.filesystem import Folder
+from infnet_dist.training.run_folder import checkpoint_folder, opened_at
+from infnet_dist.training.run_lock import held_by_driver
+from infnet_dist.training.trainer import train
 from ray_jobs._cli import StoppedError
 from ray_jobs._cluster import connect, submission_id
 from ray_jobs._launch import launch, workers_that_fit

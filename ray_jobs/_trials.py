@@ -14,11 +14,11 @@ from typing import Any
 from tqdm import tqdm
 
 from infnet_dist.comparison.protocol import Trial
-from infnet_dist.config import Config, ScalingConfig
-from infnet_dist.context import WorkerContext
-from infnet_dist.data_changes import check_content
+from infnet_dist.config.run import Config, ScalingConfig
+from infnet_dist.distributed.context import WorkerContext
 from infnet_dist.errors import UserError
-from infnet_dist.trainer import train
+from infnet_dist.training.data_changes import check_content
+from infnet_dist.training.trainer import train
 from ray_jobs._cluster import connect
 from ray_jobs._local import run_local
 

@@ -7,7 +7,7 @@ from rich.console import Console
 from rich.table import Table
 
 from infnet_dist.errors import PlanError
-from infnet_dist.filesystem import size_text
+from infnet_dist.io.filesystem import size_text
 from infnet_dist.planning.planner import make_plan
 from infnet_dist.planning.review import facts
 from infnet_dist.planning.tables import TableSet

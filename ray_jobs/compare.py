@@ -38,13 +38,13 @@ from infnet_dist.comparison.results import (
     read_finished,
     summarise,
 )
-from infnet_dist.config import Config
+from infnet_dist.config.run import Config
 from infnet_dist.errors import UserError
-from infnet_dist.model import build_train_model
-from infnet_dist.provenance import versions
-from infnet_dist.run_lock import held_by_driver
-from infnet_dist.session import open_training_set
-from infnet_dist.tracking import send_report
+from infnet_dist.model.ranking import build_train_model
+from infnet_dist.tracking.tracker import send_report
+from infnet_dist.training.provenance import versions
+from infnet_dist.training.run_lock import held_by_driver
+from infnet_dist.training.setup import open_training_set
 from ray_jobs._cli import add_launcher, log, make_parser, positive, run_main
 from ray_jobs._cluster import submission_id
 from ray_jobs._trials import run_trials

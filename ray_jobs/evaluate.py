@@ -21,20 +21,20 @@ from rich.console import Console
 from rich.table import Table
 
 from infnet_dist import checkpoint
+from infnet_dist.checkpoint.discovery import open_checkpoint
 from infnet_dist.checkpoint.inspection import read_plain
-from infnet_dist.checkpoint.places import open_checkpoint
-from infnet_dist.config import Config, config_of_text
-from infnet_dist.config_changes import changes
+from infnet_dist.config.changes import changes
+from infnet_dist.config.overrides import covers, key_of
+from infnet_dist.config.run import Config, config_of_text
 from infnet_dist.data.manifest import read_manifest
-from infnet_dist.data_changes import warning_of_other_data
+from infnet_dist.data.schema_changes import adapt, summary_of
 from infnet_dist.errors import CheckpointError, ConfigError
-from infnet_dist.evaluation import evaluate_checkpoint
-from infnet_dist.filesystem import Folder
-from infnet_dist.overrides import covers, key_of
-from infnet_dist.paths import resolve_place
-from infnet_dist.run_folder import dump_json, write_json
-from infnet_dist.schema_changes import adapt, summary_of
-from infnet_dist.session import open_training_set
+from infnet_dist.io.filesystem import Folder
+from infnet_dist.io.paths import resolve_place
+from infnet_dist.training.data_changes import warning_of_other_data
+from infnet_dist.training.evaluation import evaluate_checkpoint
+from infnet_dist.training.run_folder import dump_json, write_json
+from infnet_dist.training.setup import open_training_set
 from ray_jobs._cli import (
     add_launcher,
     log,

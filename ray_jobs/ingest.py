@@ -13,13 +13,13 @@ from functools import partial
 
 from tqdm import tqdm
 
-from infnet_dist.config import Config
+from infnet_dist.config.ingest import KuaiRandIngest, PetastormIngest, TabularIngest
+from infnet_dist.config.logs import LogsIngest
+from infnet_dist.config.run import Config
 from infnet_dist.data.manifest import Manifest, read_manifest
 from infnet_dist.errors import ConfigError
-from infnet_dist.ingest_config import KuaiRandIngest, PetastormIngest, TabularIngest
-from infnet_dist.logs_config import LogsIngest
-from infnet_dist.paths import make_writable
-from infnet_dist.tracking import send_report
+from infnet_dist.io.paths import make_writable
+from infnet_dist.tracking.tracker import send_report
 from ray_jobs._cli import add_launcher, log, make_parser, new_run_id, read_config, run_main
 from ray_jobs._tasks import executor
 
@@ -59,7 +59,7 @@ def _tell(manifest: Manifest) -> None:
 
 def _describe(config: Config, made: Manifest | None) -> None:
     """Write what stands beside the manifest: the report and, where asked, Petastorm's metadata."""
-    from infnet_dist.ingest.petastorm_metadata import write_petastorm_metadata
+    from infnet_dist.contrib.petastorm.metadata import write_petastorm_metadata
     from infnet_dist.ingest.report import REPORT, write_report
 
     folder = config.data.path
@@ -94,9 +94,10 @@ def _make(config: Config, launcher: str) -> Manifest | None:
         with executor(launcher) as execute:
             return ingest_logs(ingest, folder, execute, progress)
 
-    from infnet_dist import synthetic
-    from infnet_dist.ingest import kuairand, petastorm_sets, tabular
-    from infnet_dist.ingest.alone import alone
+    from infnet_dist.contrib.kuairand import source as kuairand
+    from infnet_dist.contrib.petastorm import source as petastorm_sets
+    from infnet_dist.ingest import synthetic, tabular
+    from infnet_dist.ingest.lock import alone
     from infnet_dist.ingest.writer import training_set_is_current
 
     if training_set_is_current(folder, ingest.model_dump(mode="json")):

@@ -27,12 +27,12 @@ from rich.markup import escape
 from rich.table import Table
 
 from infnet_dist.checkpoint import differences_from
-from infnet_dist.config import Config, load_config
+from infnet_dist.config.run import Config, load_config
 from infnet_dist.data.part_files import part_opener
 from infnet_dist.data.statistics import sample_usage
 from infnet_dist.errors import PlanError
-from infnet_dist.filesystem import Folder, size_text
-from infnet_dist.paths import make_writable
+from infnet_dist.io.filesystem import Folder, size_text
+from infnet_dist.io.paths import make_writable
 from infnet_dist.planning.budget import overfull
 from infnet_dist.planning.compare import diff_plans
 from infnet_dist.planning.convert import to_cpu
@@ -42,7 +42,7 @@ from infnet_dist.planning.review import byte_facts, facts, render, write_html, w
 from infnet_dist.planning.sharding import tables_of_run
 from infnet_dist.planning.tables import TableSet, load_table_set
 from infnet_dist.planning.topology import Topology, load_topology, this_topology
-from infnet_dist.session import open_training_set
+from infnet_dist.training.setup import open_training_set
 from ray_jobs._cli import log, positive, read_config, run_main
 from ray_jobs._whatif import print_rows, try_topologies
 

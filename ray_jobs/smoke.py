@@ -20,9 +20,9 @@ from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from infnet_dist.config import Config, load_config
+from infnet_dist.config.run import Config, load_config
 from infnet_dist.errors import UserError
-from infnet_dist.paths import ROOT_VARIABLE, make_writable
+from infnet_dist.io.paths import ROOT_VARIABLE, make_writable
 from ray_jobs._local_ray import LocalRay
 
 REPOSITORY = Path(__file__).resolve().parents[1]

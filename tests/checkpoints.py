@@ -18,9 +18,9 @@ from infnet_dist.checkpoint.manifest import (
     dump_manifest,
     name_of,
 )
-from infnet_dist.checkpoint.pieces import Piece
 from infnet_dist.checkpoint.saving import merge_chunks
-from infnet_dist.filesystem import Folder
+from infnet_dist.checkpoint.shards import Piece
+from infnet_dist.io.filesystem import Folder
 
 TABLE = "model.model.sparse.embeddings.embeddings.{0}.weight"
 STATE = "optimizer.model.sparse.embeddings.embeddings.{0}.weight.{0}.momentum1"

@@ -35,15 +35,15 @@ from pydantic import ValidationError
 
 from infnet_dist.checkpoint.manifest import Progress
 from infnet_dist.checkpoint.manifest import read_manifest as read_checkpoint
-from infnet_dist.config import config_of_text, dump_config, load_config
+from infnet_dist.config.run import config_of_text, dump_config, load_config
+from infnet_dist.contrib.petastorm.bridge import load_petastorm
+from infnet_dist.contrib.petastorm.unischema_pickle import load_unischema
+from infnet_dist.data.checks.ranges import allowed_ranges
 from infnet_dist.data.manifest import arrow_type, read_manifest
 from infnet_dist.data.order import deal, epoch_order, merge, num_steps, remaining
-from infnet_dist.data.petastorm_bridge import load_petastorm
-from infnet_dist.data.ranges import allowed_ranges
-from infnet_dist.data.unischema_pickle import load_unischema
-from infnet_dist.documents import MalformedError, parse_json
 from infnet_dist.errors import CheckpointError, UserError
-from infnet_dist.filesystem import Folder
+from infnet_dist.io.filesystem import Folder
+from infnet_dist.io.parsing import MalformedError, parse_json
 from infnet_dist.planning.plan import differences, dump_plan, load_plan
 from infnet_dist.planning.planner import make_plan
 from tests.checkpoints import by_rows, whole, write_checkpoint

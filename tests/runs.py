@@ -3,9 +3,9 @@
 from pathlib import Path
 from typing import Any
 
-from infnet_dist.config import Config, parse_config
-from infnet_dist.ingest_config import SyntheticIngest
-from infnet_dist.synthetic import make_training_set
+from infnet_dist.config.ingest import SyntheticIngest
+from infnet_dist.config.run import Config, parse_config
+from infnet_dist.ingest.synthetic import make_training_set
 
 
 def make_tiny_set(folder: Path, **changes: Any) -> Path:

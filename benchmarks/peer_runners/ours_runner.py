@@ -20,11 +20,11 @@ from common import (
     main,
 )
 
-from infnet_dist.config import parse_config
-from infnet_dist.context import WorkerContext, local_process_group
-from infnet_dist.ports import free_ports
-from infnet_dist.session import Session, stream
-from infnet_dist.trainer import train_step
+from infnet_dist.config.run import parse_config
+from infnet_dist.distributed.context import WorkerContext, local_process_group
+from infnet_dist.io.ports import free_ports
+from infnet_dist.training.setup import Session, stream
+from infnet_dist.training.trainer import train_step
 
 
 def stack(model: str, num_fields: int) -> dict[str, Any]:
@@ -78,7 +78,7 @@ class Ours:
         return sum(p.numel() for p in self.session.sharded.dense_optimizer.params.values())
 
     def fit(self) -> int:
-        """The loop of infnet_dist.trainer, without logs and checkpoints."""
+        """The loop of infnet_dist.training.trainer, without logs and checkpoints."""
         reader = self.session.reader("train", shuffle=True)
         steps = reader.num_steps()
         if self.rows is not None:

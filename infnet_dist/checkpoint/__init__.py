@@ -22,7 +22,7 @@ if TYPE_CHECKING:
         read_manifest,
     )
     from infnet_dist.checkpoint.saving import Facts, Saved, Saver, check_writable
-    from infnet_dist.checkpoint.trained_on import check_readable, read_schema
+    from infnet_dist.checkpoint.trained_schema import check_readable, read_schema
 
 __all__ = [
     "MANIFEST",

@@ -3,7 +3,7 @@
 import signal
 import sys
 
-from infnet_dist.checkpoint.command import main
+from infnet_dist.checkpoint.cli.command import main
 
 if __name__ == "__main__":
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that no partial file stays

@@ -10,10 +10,10 @@ import torch
 from infnet_dist.checkpoint.inspection import Advance, as_matrix, parts_of, read_plain
 from infnet_dist.checkpoint.manifest import CheckpointManifest, SavedTensor
 from infnet_dist.checkpoint.reading import TensorReader
-from infnet_dist.config_changes import flat
-from infnet_dist.documents import MalformedError, parse_saved_yaml
+from infnet_dist.config.changes import flat
 from infnet_dist.errors import CheckpointError
-from infnet_dist.filesystem import Folder
+from infnet_dist.io.filesystem import Folder
+from infnet_dist.io.parsing import MalformedError, parse_saved_yaml
 
 
 @dataclass(frozen=True)

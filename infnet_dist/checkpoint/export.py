@@ -20,7 +20,7 @@ from infnet_dist.checkpoint.inspection import (
 from infnet_dist.checkpoint.manifest import CheckpointManifest
 from infnet_dist.checkpoint.reading import TensorReader
 from infnet_dist.errors import CheckpointError
-from infnet_dist.filesystem import Folder
+from infnet_dist.io.filesystem import Folder
 
 _GROUP_BYTES = 64 * 2**20
 _STATE_VALUES = 2**24  # held, so that their blocks aren't read for each part of a table

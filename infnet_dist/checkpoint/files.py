@@ -18,9 +18,9 @@ from infnet_dist.checkpoint.manifest import (
     SavedTensor,
     rows_per_block,
 )
-from infnet_dist.checkpoint.pieces import Piece
+from infnet_dist.checkpoint.shards import Piece
 from infnet_dist.errors import CheckpointError
-from infnet_dist.filesystem import Folder, write_all
+from infnet_dist.io.filesystem import Folder, write_all
 
 BLOCK_BYTES = 16 * 2**20
 _FILE_BYTES = 4 * 2**30  # a file that a retry writes again; a larger shard has a file of its own

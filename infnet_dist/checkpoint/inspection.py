@@ -13,7 +13,7 @@ from infnet_dist.checkpoint.files import DamagedError
 from infnet_dist.checkpoint.manifest import CheckpointManifest, SavedTensor
 from infnet_dist.checkpoint.reading import RANGE_BYTES, TensorReader
 from infnet_dist.errors import CheckpointError, unknown_name
-from infnet_dist.filesystem import Folder
+from infnet_dist.io.filesystem import Folder
 
 _TABLE = re.compile(r"model\..*\.embeddings\.([^.]+)\.weight")
 Advance = Callable[[int], object]  # tells of bytes read

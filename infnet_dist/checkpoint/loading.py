@@ -16,15 +16,15 @@ from infnet_dist.checkpoint.manifest import (
     complete_checkpoints,
     read_manifest,
 )
-from infnet_dist.checkpoint.pieces import Piece, State
 from infnet_dist.checkpoint.reading import TensorReader
-from infnet_dist.checkpoint.trained_on import check_same, read_schema
-from infnet_dist.context import WorkerContext
+from infnet_dist.checkpoint.shards import Piece, State
+from infnet_dist.checkpoint.trained_schema import check_same, read_schema
+from infnet_dist.distributed.context import WorkerContext
 from infnet_dist.errors import CheckpointError
-from infnet_dist.filesystem import Folder
-from infnet_dist.parallel import ShardedModel
+from infnet_dist.io.filesystem import Folder
 from infnet_dist.planning.plan import Plan, shape
 from infnet_dist.schema import Schema
+from infnet_dist.sharding.build import ShardedModel
 
 _DATA_TYPES = {"F32": "fp32", "F16": "fp16"}
 _RETRY_S = 60.0

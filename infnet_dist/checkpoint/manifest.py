@@ -14,9 +14,9 @@ from typing import Annotated, Literal
 import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from infnet_dist.documents import first_fault, parse_json
 from infnet_dist.errors import CheckpointError
-from infnet_dist.filesystem import Folder
+from infnet_dist.io.filesystem import Folder
+from infnet_dist.io.parsing import first_fault, parse_json
 
 MANIFEST = "manifest.json"
 # Of a million chunks. Whoever makes a manifest can make its checksum as well, and what is parsed

@@ -15,8 +15,8 @@ import torch
 
 from infnet_dist.checkpoint.files import DamagedError, Entry, as_rows, header_of
 from infnet_dist.checkpoint.manifest import CheckpointManifest, SavedChunk, rows_per_block
-from infnet_dist.checkpoint.pieces import Piece
-from infnet_dist.filesystem import Folder
+from infnet_dist.checkpoint.shards import Piece
+from infnet_dist.io.filesystem import Folder
 
 RANGE_BYTES = 64 * 2**20
 _THREADS, _BLOCKS_PER_RUN = 4, 8  # of readers

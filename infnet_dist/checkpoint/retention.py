@@ -4,6 +4,7 @@ import logging
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
+from infnet_dist.checkpoint.discovery import Found
 from infnet_dist.checkpoint.manifest import (
     MANIFEST,
     CheckpointManifest,
@@ -13,11 +14,10 @@ from infnet_dist.checkpoint.manifest import (
     read_manifest,
     step_of,
 )
-from infnet_dist.checkpoint.places import Found
-from infnet_dist.config import CheckpointConfig
+from infnet_dist.config.run import CheckpointConfig
 from infnet_dist.errors import CheckpointError, unknown_name
-from infnet_dist.filesystem import Folder
-from infnet_dist.metrics import higher_is_better
+from infnet_dist.evaluation.metrics import higher_is_better
+from infnet_dist.io.filesystem import Folder
 
 _QUIET_NS = 3_600 * 10**9  # an incomplete one written to since may become complete
 log = logging.getLogger("infnet_dist")

@@ -35,15 +35,15 @@ from infnet_dist.checkpoint.manifest import (
     dump_manifest,
     name_of,
 )
-from infnet_dist.checkpoint.pieces import Piece, State
 from infnet_dist.checkpoint.retention import prune
-from infnet_dist.checkpoint.trained_on import SCHEMA
-from infnet_dist.config import Config, dump_config
-from infnet_dist.context import WorkerContext
+from infnet_dist.checkpoint.shards import Piece, State
+from infnet_dist.checkpoint.trained_schema import SCHEMA
+from infnet_dist.config.run import Config, dump_config
+from infnet_dist.distributed.context import WorkerContext
 from infnet_dist.errors import CheckpointError, UserError
-from infnet_dist.filesystem import Folder
-from infnet_dist.parallel import ShardedModel
+from infnet_dist.io.filesystem import Folder
 from infnet_dist.planning.plan import dump_plan
+from infnet_dist.sharding.build import ShardedModel
 
 T = TypeVar("T")
 PieceKey = tuple[str, tuple[int, ...]]

@@ -8,10 +8,10 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from infnet_dist.config import Config
-from infnet_dist.model import DenseArch, build_train_model
+from infnet_dist.config.run import Config
+from infnet_dist.model.ranking import DenseArch, build_train_model
+from infnet_dist.model.sparse import SparseEmbeddings
 from infnet_dist.schema import Schema
-from infnet_dist.sparse import SparseEmbeddings
 
 BATCH_SIZE = 512
 _REPEATS = 20

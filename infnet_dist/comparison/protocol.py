@@ -32,12 +32,12 @@ from typing import Any
 
 from pydantic import Field, PositiveInt, ValidationError, model_validator
 
-from infnet_dist.config import Config, parse_config, read_sections
-from infnet_dist.config_messages import explain
-from infnet_dist.documents import checked
+from infnet_dist.config.messages import explain
+from infnet_dist.config.model import ModelSection, Section
+from infnet_dist.config.overrides import apply_overrides, covers, key_of
+from infnet_dist.config.run import Config, parse_config, read_sections
 from infnet_dist.errors import ConfigError, unknown_name
-from infnet_dist.model_config import ModelSection, Section
-from infnet_dist.overrides import apply_overrides, covers, key_of
+from infnet_dist.io.parsing import checked
 
 CONTROL = "linear_control"
 _CONTROL_SECTION = {

@@ -11,8 +11,8 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from infnet_dist.data.checks.values import check_types, check_values
 from infnet_dist.data.hashing import hashed_rows
-from infnet_dist.data.values import check_types, check_values
 from infnet_dist.errors import DataError
 from infnet_dist.schema import DenseFeature, Schema, SequenceFeature, Table, sequence_key
 

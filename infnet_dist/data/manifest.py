@@ -14,9 +14,9 @@ from typing import Annotated, Any, Self
 import pyarrow as pa
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from infnet_dist.documents import MalformedError, check_plain, checked, first_fault, parse_json
+from infnet_dist.config.logs import MAX_GROUP_ROWS, MAX_TABLE_ROWS
 from infnet_dist.errors import DataError, unknown_name
-from infnet_dist.logs_config import MAX_GROUP_ROWS, MAX_TABLE_ROWS
+from infnet_dist.io.parsing import MalformedError, check_plain, checked, first_fault, parse_json
 from infnet_dist.schema import Schema
 
 MANIFEST = "manifest.json"

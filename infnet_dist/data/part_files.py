@@ -17,10 +17,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from infnet_dist.data.fingerprint import fingerprint
+from infnet_dist.contrib.petastorm.bridge import load_petastorm
+from infnet_dist.contrib.petastorm.part_file import UNISCHEMA_FILE, PetastormFile, fields_beside
+from infnet_dist.data.checks.fingerprint import fingerprint
 from infnet_dist.data.manifest import Part, arrow_type
-from infnet_dist.data.petastorm_bridge import load_petastorm
-from infnet_dist.data.petastorm_file import UNISCHEMA_FILE, PetastormFile, fields_beside
 from infnet_dist.errors import DataError
 from infnet_dist.schema import Schema
 

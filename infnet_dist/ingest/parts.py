@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from pydantic import BaseModel, ConfigDict
 
-from infnet_dist.data.fingerprint import fingerprint
+from infnet_dist.data.checks.fingerprint import fingerprint
 from infnet_dist.data.manifest import Part, Split, arrow_type, same_type
 from infnet_dist.schema import Schema
 

@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 from matplotlib.figure import Figure
 
 from infnet_dist.data.manifest import Ingested, Manifest, Statistics
-from infnet_dist.pages import heading, page, paragraph, picture, table
+from infnet_dist.io.html import heading, page, paragraph, picture, table
 from infnet_dist.schema import Task
 
 REPORT = "report.html"

@@ -10,10 +10,10 @@ import pyarrow as pa
 import pyarrow.fs
 import pyarrow.parquet as pq
 
+from infnet_dist.config.ingest import SplitName
 from infnet_dist.errors import DataError
 from infnet_dist.ingest.column_names import check_columns
 from infnet_dist.ingest.listing import PARQUET, list_place, some, tell_left_out
-from infnet_dist.ingest_config import SplitName
 
 log = logging.getLogger(__name__)
 _NEXT = "change ingest.path or ingest.splits"

@@ -15,6 +15,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from infnet_dist.config.ingest import TabularIngest
 from infnet_dist.data.manifest import Manifest
 from infnet_dist.errors import DataError, unknown_name
 from infnet_dist.ingest.encode import Vocabulary, float_column, quantile_boundaries
@@ -22,7 +23,6 @@ from infnet_dist.ingest.names import is_free
 from infnet_dist.ingest.split_files import check_alike, split_files
 from infnet_dist.ingest.tabular_columns import Columns, Source, kind_of_column
 from infnet_dist.ingest.writer import TrainingSetWriter
-from infnet_dist.ingest_config import TabularIngest
 from infnet_dist.schema import CategoricalFeature, DenseFeature, Schema, Table, Task
 
 _ROW, _TIME = "row", "time_ms"  # columns that stand in where the table has no group and no time

@@ -10,10 +10,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.dataset as ds
 
+from infnet_dist.config.ingest import TabularIngest
 from infnet_dist.errors import DataError
 from infnet_dist.ingest.convert.arrays import UnfitColumnError, family, mask, shown
 from infnet_dist.ingest.convert.kinds import EXPECTED, Kind, convert
-from infnet_dist.ingest_config import TabularIngest
 
 ROWS_PER_CHUNK = 65_536
 _FAMILIES = {  # of Arrow types, and what columns of them hold

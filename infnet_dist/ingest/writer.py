@@ -13,7 +13,7 @@ from typing import Any, Self
 import pyarrow as pa
 
 from infnet_dist import __version__
-from infnet_dist.data.check import check_parts
+from infnet_dist.data.checks.footers import check_parts
 from infnet_dist.data.manifest import (
     MANIFEST,
     Manifest,

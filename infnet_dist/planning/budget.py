@@ -1,7 +1,7 @@
 """Whether a plan's bytes fit the workers that it is loaded on, with the copy that saves take."""
 
 from infnet_dist.errors import PlanError
-from infnet_dist.filesystem import size_text
+from infnet_dist.io.filesystem import size_text
 from infnet_dist.planning.plan import Plan
 from infnet_dist.planning.topology import TIERS, Topology
 

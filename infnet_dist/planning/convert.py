@@ -4,11 +4,11 @@ import math
 from collections.abc import Iterator
 
 from infnet_dist.errors import PlanError
+from infnet_dist.planning.options import Way
 from infnet_dist.planning.plan import BY_ALL, BY_NODE, Plan, TablePlan, first_few
 from infnet_dist.planning.planner import plan_as_told
 from infnet_dist.planning.tables import PlanTable, TableSet
 from infnet_dist.planning.topology import Topology
-from infnet_dist.planning.ways import Way
 
 
 def to_cpu(

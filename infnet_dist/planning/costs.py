@@ -31,11 +31,11 @@ from torchrec.modules.embedding_modules import EmbeddingBagCollection, Embedding
 from torchrec.optim import SGD, Adagrad, Adam, RowWiseAdagrad
 
 from infnet_dist.errors import PlanError
-from infnet_dist.planning.board import EVERY, NODE, RANK, Cluster, Options
+from infnet_dist.planning.options import OFFLOADED, Way, ways_of
 from infnet_dist.planning.popularity import zipf_statistics
+from infnet_dist.planning.search.placement import EVERY, NODE, RANK, Cluster, Options
 from infnet_dist.planning.tables import OptimizerName, PlanTable, TableSet
 from infnet_dist.planning.topology import TIERS, Topology
-from infnet_dist.planning.ways import OFFLOADED, Way, ways_of
 
 OPTIMIZERS = {"sgd": SGD, "rowwise_adagrad": RowWiseAdagrad, "adagrad": Adagrad, "adam": Adam}
 _DTYPES = {"fp32": torch.float32, "fp16": torch.float16}

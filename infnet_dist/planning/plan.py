@@ -15,12 +15,12 @@ import numpy as np
 import torchrec
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from infnet_dist.documents import MalformedError, Name, checked, first_fault, parse_json
 from infnet_dist.errors import PlanError
+from infnet_dist.io.parsing import MalformedError, Name, checked, first_fault, parse_json
 from infnet_dist.planning.costs import block_rows, home_tier, row_bytes
+from infnet_dist.planning.options import Way
 from infnet_dist.planning.tables import KernelName, PlanTable, ShardingTypeName, TableSet
 from infnet_dist.planning.topology import TIERS, Topology
-from infnet_dist.planning.ways import Way
 
 log = logging.getLogger(__name__)
 

@@ -6,18 +6,18 @@ from typing import NamedTuple
 import numpy as np
 
 from infnet_dist.errors import PlanError
-from infnet_dist.filesystem import size_text
-from infnet_dist.planning.board import EVERY, Placement
-from infnet_dist.planning.bound import lower_bound
+from infnet_dist.io.filesystem import size_text
 from infnet_dist.planning.compare import diff_plans
 from infnet_dist.planning.costs import Costs, Estimator, empty_cluster, row_bytes
-from infnet_dist.planning.moves import Standing, rearrange
+from infnet_dist.planning.options import Way, excluded
 from infnet_dist.planning.plan import MadeFor, Plan, RankLoads, TablePlan, first_few, shape
-from infnet_dist.planning.search import search
+from infnet_dist.planning.search.lower_bound import lower_bound
+from infnet_dist.planning.search.migration import Standing, rearrange
+from infnet_dist.planning.search.placement import EVERY, Placement
+from infnet_dist.planning.search.search import search
 from infnet_dist.planning.shortage import check_room, explain_shortage, save_hint
 from infnet_dist.planning.tables import TableSet
 from infnet_dist.planning.topology import TIERS, Topology
-from infnet_dist.planning.ways import Way, excluded
 
 _ROUND_MS = 9
 _SHORT = 0.7  # of all HBM: above it, other kernels are tried as well

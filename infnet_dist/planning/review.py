@@ -16,8 +16,8 @@ from rich.table import Column, Table
 from rich.text import Text
 
 from infnet_dist.errors import PlanError
-from infnet_dist.filesystem import size_text
-from infnet_dist.pages import heading, page, picture, png, table
+from infnet_dist.io.filesystem import size_text
+from infnet_dist.io.html import heading, page, picture, png, table
 from infnet_dist.planning.plan import BY_NODE, Plan, shape
 from infnet_dist.planning.topology import TIERS
 

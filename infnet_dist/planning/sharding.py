@@ -16,10 +16,10 @@ from torchrec.distributed.types import (
 )
 from torchrec.modules.embedding_modules import EmbeddingBagCollection, EmbeddingCollection
 
-from infnet_dist.config import Config
+from infnet_dist.config.run import Config
 from infnet_dist.data.statistics import Usage
-from infnet_dist.documents import first_fault
 from infnet_dist.errors import PlanError
+from infnet_dist.io.parsing import first_fault
 from infnet_dist.planning.plan import Plan, differences, first_few, shards_of
 from infnet_dist.planning.popularity import fit_zipf
 from infnet_dist.planning.tables import PlanFeature, PlanTable, TableSet

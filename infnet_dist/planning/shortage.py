@@ -6,7 +6,7 @@ from itertools import islice
 import numpy as np
 
 from infnet_dist.errors import PlanError
-from infnet_dist.filesystem import size_text
+from infnet_dist.io.filesystem import size_text
 from infnet_dist.planning.costs import Estimator, empty_cluster
 from infnet_dist.planning.tables import TableSet
 from infnet_dist.planning.topology import MAX_WORKERS, TIERS, Topology

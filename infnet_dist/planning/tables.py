@@ -18,9 +18,9 @@ from typing import Annotated, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, Strict, ValidationError, model_validator
 
-from infnet_dist.config_messages import explain
-from infnet_dist.documents import MalformedError, Model, Name, checked, parse_yaml
+from infnet_dist.config.messages import explain
 from infnet_dist.errors import PlanError
+from infnet_dist.io.parsing import MalformedError, Model, Name, checked, parse_yaml
 
 ShardingTypeName = Literal[
     "data_parallel",

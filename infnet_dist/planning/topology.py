@@ -11,8 +11,8 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torchrec.distributed.planner import Topology as TorchRecTopology
 
-from infnet_dist.documents import Name
 from infnet_dist.errors import PlanError
+from infnet_dist.io.parsing import Name
 from infnet_dist.planning.host import host_memory_bytes
 from infnet_dist.planning.tables import Integer, Number, find_file, read_yaml
 

@@ -24,8 +24,8 @@ import yaml
 
 from infnet_dist import checkpoint
 from infnet_dist.checkpoint.reading import TensorReader
-from infnet_dist.filesystem import Folder
-from infnet_dist.run_folder import checkpoint_folder
+from infnet_dist.io.filesystem import Folder
+from infnet_dist.training.run_folder import checkpoint_folder
 from tests.conftest import REPOSITORY
 from tests.runs import make_config
 

@@ -14,7 +14,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from infnet_dist.context import WorkerContext
+from infnet_dist.distributed.context import WorkerContext
 from ray_jobs._local import WorkerLostError, run_local
 from tests.conftest import REPOSITORY
 from tests.faults.kit import Job

@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 
-from infnet_dist.config import load_config
+from infnet_dist.config.run import load_config
 from infnet_dist.data.manifest import read_manifest
 from ray_jobs._local_ray import LocalRay, job_environ
 from tests.conftest import REPOSITORY

@@ -9,17 +9,17 @@ import torch
 from torch.distributed._shard.sharded_tensor import ShardedTensor
 
 from infnet_dist import checkpoint
-from infnet_dist.config import Config
-from infnet_dist.context import WorkerContext
+from infnet_dist.config.run import Config
+from infnet_dist.distributed.context import WorkerContext
 from infnet_dist.errors import CheckpointError
-from infnet_dist.evaluation import evaluate_checkpoint
-from infnet_dist.filesystem import Folder
+from infnet_dist.io.filesystem import Folder
 from infnet_dist.planning.plan import Plan
 from infnet_dist.planning.planner import make_plan
 from infnet_dist.planning.sharding import tables_of_run
 from infnet_dist.planning.topology import this_topology
-from infnet_dist.session import Session, open_training_set
-from infnet_dist.trainer import train
+from infnet_dist.training.evaluation import evaluate_checkpoint
+from infnet_dist.training.setup import Session, open_training_set
+from infnet_dist.training.trainer import train
 from tests.ranks import run_ranks
 from tests.runs import make_config, make_tiny_set
 

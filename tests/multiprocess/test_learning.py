@@ -9,11 +9,11 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import roc_auc_score
 from sklearn.preprocessing import OneHotEncoder
 
-from infnet_dist.config import Config, load_config
-from infnet_dist.evaluation import evaluate_checkpoint
-from infnet_dist.ingest_config import SyntheticIngest
-from infnet_dist.synthetic import make_training_set
-from infnet_dist.trainer import train
+from infnet_dist.config.ingest import SyntheticIngest
+from infnet_dist.config.run import Config, load_config
+from infnet_dist.ingest.synthetic import make_training_set
+from infnet_dist.training.evaluation import evaluate_checkpoint
+from infnet_dist.training.trainer import train
 from tests.conftest import REPOSITORY
 from tests.ranks import run_ranks
 

@@ -14,7 +14,7 @@ from torchrec.modules.embedding_modules import EmbeddingBagCollection, Embedding
 from torchrec.optim.optimizers import SGD, in_backward_optimizer_filter
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
-from infnet_dist.context import WorkerContext
+from infnet_dist.distributed.context import WorkerContext
 from infnet_dist.planning.planner import make_plan
 from infnet_dist.planning.sharding import CollectionSharder, to_sharding_plan
 from infnet_dist.planning.tables import PlanFeature, PlanTable, TableSet

@@ -19,19 +19,22 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from infnet_dist import checkpoint, model, parallel, run_lock
-from infnet_dist.checkpoint.pieces import Piece
+from infnet_dist import checkpoint
 from infnet_dist.checkpoint.reading import TensorReader
-from infnet_dist.config import Config
-from infnet_dist.context import WorkerContext
+from infnet_dist.checkpoint.shards import Piece
+from infnet_dist.config.run import Config
 from infnet_dist.data.manifest import Ingested, read_manifest, write_manifest
 from infnet_dist.data.order import epoch_order
+from infnet_dist.distributed.context import WorkerContext
 from infnet_dist.errors import CheckpointError, DataError, UserError
-from infnet_dist.evaluation import evaluate_checkpoint
-from infnet_dist.filesystem import Folder
-from infnet_dist.model import DenseArch
-from infnet_dist.run_lock import held_by_workers
-from infnet_dist.trainer import train
+from infnet_dist.io.filesystem import Folder
+from infnet_dist.model import ranking as model
+from infnet_dist.model.ranking import DenseArch
+from infnet_dist.sharding import build as parallel
+from infnet_dist.training import run_lock
+from infnet_dist.training.evaluation import evaluate_checkpoint
+from infnet_dist.training.run_lock import held_by_workers
+from infnet_dist.training.trainer import train
 from tests.hostile_parquet import forget_fingerprints
 from tests.ranks import run_ranks
 from tests.runs import make_config, make_tiny_set
@@ -103,7 +106,7 @@ def assert_same(one: Path, other: Path) -> None:
 
 def die_at_step(context: WorkerContext, *, config: Config, run_folder: Path, step: int) -> dict:
     """Train; rank 1 is killed in that step's backward."""
-    import infnet_dist.trainer as trainer
+    import infnet_dist.training.trainer as trainer
 
     original = trainer.train_step
 
@@ -192,7 +195,7 @@ def test_stopped_by_a_signal_it_saves_where_it_is(
 def stop_one_rank_at_step(
     context: WorkerContext, *, config: Config, run_folder: Path, step: int
 ) -> dict:
-    import infnet_dist.trainer as trainer
+    import infnet_dist.training.trainer as trainer
 
     original = trainer.train_step
 
@@ -214,7 +217,7 @@ def test_stopped_by_a_signal_while_it_starts(tiny_set: Path, tmp_path: Path, who
 
 
 def stop_at_start(context: WorkerContext, *, config: Config, run_folder: Path) -> dict:
-    import infnet_dist.trainer as trainer
+    import infnet_dist.training.trainer as trainer
 
     original = trainer.check_can_train
 
@@ -262,7 +265,7 @@ def test_an_evaluation_that_is_made_up_for(tiny_set: Path, tmp_path: Path, momen
 
 def die_evaluated(context: WorkerContext, *, config: Config, run_folder: Path, step: int) -> dict:
     """Train; rank 0 is killed right after it has logged an evaluation."""
-    import infnet_dist.run_log as run_log
+    import infnet_dist.training.run_log as run_log
 
     original = run_log.RunLog.evaluation
 
@@ -300,8 +303,8 @@ def train_without_room(context: WorkerContext, *, config: Config, run_folder: Pa
 
 
 def stop_in_evaluation(context: WorkerContext, *, config: Config, run_folder: Path) -> dict:
-    import infnet_dist.stop as stop
-    import infnet_dist.trainer as trainer
+    import infnet_dist.training.preemption as stop
+    import infnet_dist.training.trainer as trainer
 
     stop._LOOK_S = 0
     stop_file = run_folder / "stop"
@@ -521,7 +524,7 @@ def test_a_store_that_fails_after_the_last_save(tiny_set: Path, tmp_path: Path) 
 
 
 def train_and_lose_the_store(context: WorkerContext, *, config: Config, run_folder: Path) -> dict:
-    import infnet_dist.trainer as trainer
+    import infnet_dist.training.trainer as trainer
 
     original = trainer.Saver.close
 
@@ -711,7 +714,7 @@ def replace_at_step(
     context: WorkerContext, *, config: Config, run_folder: Path, step: int, other: Path
 ) -> dict:
     """Train; in that step rank 0 puts `other` in the place of the training set."""
-    import infnet_dist.trainer as trainer
+    import infnet_dist.training.trainer as trainer
 
     original = trainer.train_step
 

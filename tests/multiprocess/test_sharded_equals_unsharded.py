@@ -7,15 +7,15 @@ from typing import Any
 import pytest
 import torch
 
-from infnet_dist.config import Config
-from infnet_dist.context import WorkerContext
-from infnet_dist.model import TrainModel, build_train_model
-from infnet_dist.parallel import table_bytes, topology_of
+from infnet_dist.config.run import Config
+from infnet_dist.distributed.context import WorkerContext
+from infnet_dist.model.ranking import TrainModel, build_train_model
 from infnet_dist.planning.plan import load_plan, save_plan
 from infnet_dist.planning.planner import make_plan
 from infnet_dist.planning.sharding import tables_of_run
-from infnet_dist.session import Session
-from infnet_dist.trainer import train_step
+from infnet_dist.sharding.build import table_bytes, topology_of
+from infnet_dist.training.setup import Session
+from infnet_dist.training.trainer import train_step
 from tests.ranks import run_ranks
 from tests.runs import make_config, make_tiny_set
 

@@ -11,13 +11,13 @@ import torch
 from sklearn.metrics import roc_auc_score
 
 from infnet_dist import checkpoint
-from infnet_dist.config import Config
-from infnet_dist.context import WorkerContext
+from infnet_dist.config.run import Config
+from infnet_dist.distributed.context import WorkerContext
 from infnet_dist.errors import DataError, PlanError, UserError
-from infnet_dist.filesystem import Folder
-from infnet_dist.metrics import MetricState
-from infnet_dist.session import Session
-from infnet_dist.trainer import train
+from infnet_dist.evaluation.metrics import MetricState
+from infnet_dist.io.filesystem import Folder
+from infnet_dist.training.setup import Session
+from infnet_dist.training.trainer import train
 from tests.ranks import run_ranks
 from tests.runs import make_config, make_tiny_set
 from tests.unit.test_check import rewrite, set_value

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from infnet_dist.config import Config
-from infnet_dist.context import WorkerContext
-from infnet_dist.trainer import train
-from infnet_dist.watchdog import Beat, verdict_of
+from infnet_dist.config.run import Config
+from infnet_dist.distributed.context import WorkerContext
+from infnet_dist.distributed.watchdog import Beat, verdict_of
+from infnet_dist.training.trainer import train
 from tests.ranks import run_ranks
 from tests.runs import make_config, make_tiny_set
 
@@ -22,7 +22,7 @@ def tiny_set(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def hang(context: WorkerContext, *, config: Config, run_folder: Path, rank: int, how: str) -> dict:
     """Train; one rank hangs in step 5."""
-    import infnet_dist.trainer as trainer
+    import infnet_dist.training.trainer as trainer
 
     original = trainer.train_step
 
@@ -79,7 +79,7 @@ def test_slow_is_not_hanging(tiny_set: Path, tmp_path: Path) -> None:
 
 
 def slow(context: WorkerContext, *, config: Config, run_folder: Path) -> dict:
-    import infnet_dist.trainer as trainer
+    import infnet_dist.training.trainer as trainer
 
     original = trainer.train_step
 
@@ -100,7 +100,7 @@ def test_slow_metrics_are_no_hang(tiny_set: Path, tmp_path: Path) -> None:
 
 
 def evaluate_slowly(context: WorkerContext, *, config: Config, run_folder: Path) -> dict:
-    import infnet_dist.metrics as metrics
+    import infnet_dist.evaluation.metrics as metrics
 
     original = metrics.auc
 

@@ -13,7 +13,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from infnet_dist.data.petastorm_bridge import load_petastorm
+from infnet_dist.contrib.petastorm.bridge import load_petastorm
 
 SPARK_TYPES = {np.int64: "LongType", np.int32: "IntegerType", np.float32: "FloatType"}
 SPARK_TYPES |= {

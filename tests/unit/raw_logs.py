@@ -8,8 +8,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from infnet_dist.config.logs import LogsIngest
 from infnet_dist.data.manifest import read_manifest
-from infnet_dist.logs_config import LogsIngest
 
 DAY_MS = 86_400_000
 START_MS = 1_767_225_600_000  # 2026-01-01

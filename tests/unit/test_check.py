@@ -10,12 +10,12 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 
-from infnet_dist.data.check import check_columns, check_feed, check_split, count_without
+from infnet_dist.data.checks.footers import check_columns, check_feed, check_split, count_without
 from infnet_dist.data.manifest import read_manifest
 from infnet_dist.data.part_files import ChangedError
 from infnet_dist.errors import ConfigError, DataError
 from infnet_dist.schema import Task
-from infnet_dist.session import check_can_train, open_training_set
+from infnet_dist.training.setup import check_can_train, open_training_set
 from tests.hostile_parquet import forget_fingerprints
 from tests.runs import make_config, make_tiny_set
 from tests.unit.test_reader import make_set

@@ -24,12 +24,12 @@ import pytest
 import torch
 
 from infnet_dist.checkpoint import export, files, inspection
-from infnet_dist.checkpoint.command import main
+from infnet_dist.checkpoint.cli.command import main
 from infnet_dist.checkpoint.manifest import CheckpointManifest, read_manifest
 from infnet_dist.checkpoint.retention import delete, prune
-from infnet_dist.config import CheckpointConfig
+from infnet_dist.config.run import CheckpointConfig
 from infnet_dist.errors import CheckpointError
-from infnet_dist.filesystem import Folder
+from infnet_dist.io.filesystem import Folder
 from tests.checkpoints import STATE, TABLE, Cut, by_columns, by_rows, whole, write_checkpoint
 
 PLAN = json.dumps(
@@ -502,7 +502,7 @@ def test_prune_can_look_into_the_files(tmp_path: Path, run: Run) -> None:
         ("25", "damaged"),
     ]
     broken = mock.patch.object(Folder, "open", side_effect=OSError("gone"))
-    with broken, mock.patch("infnet_dist.checkpoint.places.read_manifest", read_by_path):
+    with broken, mock.patch("infnet_dist.checkpoint.discovery.read_manifest", read_by_path):
         code, _, err = run("prune", tmp_path, *rules, "--verify", "--damaged")
     assert code == 1 and "no checkpoint is complete" in err, "the storage's fault, not theirs"
     assert run("prune", tmp_path, *rules, "--verify", "--damaged")[0] == 0
@@ -779,7 +779,7 @@ def test_as_a_program(tmp_path: Path) -> None:
     """Help needs no torch, a report no TorchRec; usage errors give 2."""
     make(tmp_path)
     program = (
-        "import sys; from infnet_dist.checkpoint.command import main\n"
+        "import sys; from infnet_dist.checkpoint.cli.command import main\n"
         "try: code = main(sys.argv[1:])\n"
         "except SystemExit as end: code = end.code\n"
         "print(code, *sorted({'torch', 'torchrec', 'ray'} & sys.modules.keys()))"

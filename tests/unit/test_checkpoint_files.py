@@ -22,9 +22,9 @@ from infnet_dist.checkpoint.manifest import (
     complete_checkpoints,
     read_manifest,
 )
-from infnet_dist.checkpoint.pieces import Piece
 from infnet_dist.checkpoint.reading import TensorReader
-from infnet_dist.filesystem import Folder
+from infnet_dist.checkpoint.shards import Piece
+from infnet_dist.io.filesystem import Folder
 from tests.checkpoints import Cut, Part, by_columns, by_rows, whole, write_checkpoint
 
 TYPES = list(DATA_TYPES.values())

@@ -23,7 +23,7 @@ from infnet_dist.checkpoint.manifest import (
     read_manifest,
 )
 from infnet_dist.errors import CheckpointError
-from infnet_dist.filesystem import Folder
+from infnet_dist.io.filesystem import Folder
 from tests.checkpoints import whole, write_checkpoint
 
 Rectangle = tuple[int, int, int, int]

@@ -10,11 +10,11 @@ from unittest import mock
 import pytest
 import torch
 
-from infnet_dist.checkpoint.command import main
+from infnet_dist.checkpoint.cli.command import main
 from infnet_dist.checkpoint.manifest import read_manifest
 from infnet_dist.checkpoint.retention import prune
-from infnet_dist.config import CheckpointConfig
-from infnet_dist.filesystem import Folder
+from infnet_dist.config.run import CheckpointConfig
+from infnet_dist.io.filesystem import Folder
 from tests.checkpoints import whole, write_checkpoint
 
 BEST = CheckpointConfig(keep_last=1, keep_best="valid/auc/click")

@@ -12,11 +12,11 @@ import torch
 from infnet_dist.checkpoint import loading
 from infnet_dist.checkpoint.manifest import UnreadableError
 from infnet_dist.checkpoint.saving import check_writable
-from infnet_dist.config import Config
-from infnet_dist.context import WorkerContext, local_process_group
+from infnet_dist.config.run import Config
+from infnet_dist.distributed.context import WorkerContext, local_process_group
 from infnet_dist.errors import CheckpointError
-from infnet_dist.filesystem import Folder
-from infnet_dist.ports import free_ports
+from infnet_dist.io.filesystem import Folder
+from infnet_dist.io.ports import free_ports
 from tests.runs import make_config
 
 

@@ -20,12 +20,12 @@ from infnet_dist.comparison.protocol import (
 )
 from infnet_dist.comparison.report import PICTURES, to_markdown, write_report
 from infnet_dist.comparison.results import Finished, best_points, summarise
-from infnet_dist.config import Config, parse_config
+from infnet_dist.config.run import Config, parse_config
 from infnet_dist.errors import ConfigError
-from infnet_dist.model import build_train_model
+from infnet_dist.model.ranking import build_train_model
+from infnet_dist.model.sparse import SparseEmbeddings
 from infnet_dist.schema import CategoricalFeature, Schema, SequenceAttribute, SequenceFeature, Task
 from infnet_dist.schema import Table as EmbeddingTable
-from infnet_dist.sparse import SparseEmbeddings
 from tests.conftest import REPOSITORY
 
 PROTOCOL = """

@@ -4,16 +4,16 @@ import pytest
 import yaml
 from pydantic import ValidationError
 
-from infnet_dist.config import (
+from infnet_dist.config.ingest import SyntheticIngest
+from infnet_dist.config.model import InfnetConfig, InfnetPaperConfig
+from infnet_dist.config.run import (
     Config,
     dump_config,
     load_config,
     parse_config,
 )
 from infnet_dist.errors import ConfigError, UserError
-from infnet_dist.ingest_config import SyntheticIngest
-from infnet_dist.model_config import InfnetConfig, InfnetPaperConfig
-from infnet_dist.paths import ROOT_VARIABLE
+from infnet_dist.io.paths import ROOT_VARIABLE
 
 LEAST = {"data": {"path": "data/x"}}
 

@@ -8,10 +8,10 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from infnet_dist.context import WorkerContext, backend_for, device_for
+from infnet_dist.distributed.context import WorkerContext, backend_for, device_for
 from infnet_dist.errors import ConfigError
-from infnet_dist.paths import resolve_path
-from infnet_dist.ports import free_ports
+from infnet_dist.io.paths import resolve_path
+from infnet_dist.io.ports import free_ports
 from ray_jobs._local import run_local
 
 

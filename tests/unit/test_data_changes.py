@@ -10,18 +10,18 @@ import pyarrow.parquet as pq
 import pytest
 
 from infnet_dist.checkpoint import CheckpointManifest, DataOrder, Progress
-from infnet_dist.data.check import check_split, count_without
+from infnet_dist.data.checks.footers import check_split, count_without
 from infnet_dist.data.manifest import Ingested, Manifest, read_manifest, write_manifest
 from infnet_dist.data.part_files import ChangedError, opened
 from infnet_dist.data.reader import Reader
-from infnet_dist.data_changes import (
+from infnet_dist.errors import CheckpointError, DataError
+from infnet_dist.ingest.parts import PartWriter
+from infnet_dist.training.data_changes import (
     check_content,
     check_resumable,
     check_unchanged,
     warning_of_other_data,
 )
-from infnet_dist.errors import CheckpointError, DataError
-from infnet_dist.ingest.parts import PartWriter
 from tests.hostile_parquet import forget_fingerprints, without_fingerprints
 from tests.unit.test_reader import SCHEMA, make_set
 

@@ -8,14 +8,14 @@ from pathlib import Path
 
 import pytest
 
-from infnet_dist import doctor, doctor_probes
+from infnet_dist.tools import doctor, doctor_probes
 
 UNDEFINED_SYMBOL = "undefined symbol: _ZN3c105ErrorC2ENS_14SourceLocationE"
 
 
 def examine(repository: Path, *options: str, **environ: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, "-m", "infnet_dist.doctor", *options],
+        [sys.executable, "-m", "infnet_dist.tools.doctor", *options],
         capture_output=True,
         text=True,
         cwd=repository,

@@ -10,7 +10,7 @@ from typing import Any, NoReturn
 
 import pytest
 
-from infnet_dist.config import load_config
+from infnet_dist.config.run import load_config
 from tests.conftest import REPOSITORY
 from tests.documented import blocks, documents, spans, words
 

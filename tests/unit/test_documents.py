@@ -10,7 +10,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from pydantic import BaseModel, ValidationError
 
-from infnet_dist.documents import (
+from infnet_dist.io.parsing import (
     MalformedError,
     checked,
     dump_yaml,

@@ -6,11 +6,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from infnet_dist.config import Config, DataConfig
+from infnet_dist.config.model import InfnetConfig
+from infnet_dist.config.run import Config, DataConfig
 from infnet_dist.errors import ConfigError
-from infnet_dist.model import build_train_model
-from infnet_dist.model_config import InfnetConfig
-from infnet_dist.models.esmm import EntireSpace
+from infnet_dist.model.ranking import build_train_model
+from infnet_dist.model.towers.esmm import EntireSpace
 from infnet_dist.schema import Task
 from tests.unit.test_reader import SCHEMA
 

@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 import torch
 
-from infnet_dist.config import dump_config
+from infnet_dist.config.run import dump_config
 from infnet_dist.data.manifest import read_manifest
 from infnet_dist.errors import CheckpointError, UserError
-from infnet_dist.filesystem import Folder
+from infnet_dist.io.filesystem import Folder
 from ray_jobs import evaluate
 from tests.checkpoints import TABLE, whole, write_checkpoint
 from tests.runs import make_config, make_tiny_set

@@ -10,18 +10,18 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 
-from infnet_dist.data.check import check_split, count_without
+from infnet_dist.config.logs import LogsIngest
+from infnet_dist.contrib.petastorm.bridge import load_petastorm
+from infnet_dist.contrib.petastorm.unischema_pickle import load_unischema
+from infnet_dist.data.checks.footers import check_split, count_without
 from infnet_dist.data.manifest import Manifest, read_manifest
 from infnet_dist.data.part_files import ChangedError
-from infnet_dist.data.petastorm_bridge import load_petastorm
 from infnet_dist.data.reader import Reader
-from infnet_dist.data.unischema_pickle import load_unischema
 from infnet_dist.errors import DataError, PlanError
 from infnet_dist.ingest.logs.fragments import fragments, list_files
-from infnet_dist.logs_config import LogsIngest
 from infnet_dist.planning.plan import load_plan, save_plan
 from infnet_dist.planning.planner import make_plan
-from infnet_dist.session import open_training_set
+from infnet_dist.training.setup import open_training_set
 from tests.hostile_parquet import forget_fingerprints, lie
 from tests.runs import make_config
 from tests.unit.test_planning import cpu, run_tables

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from infnet_dist.model_config import InfnetConfig
+from infnet_dist.config.model import InfnetConfig
 from tests.unit.loops import (
     Row,
     Vector,

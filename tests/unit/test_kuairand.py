@@ -11,14 +11,14 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 
-from infnet_dist.data.check import check_split
+from infnet_dist.config.ingest import KuaiRandIngest
+from infnet_dist.contrib.kuairand.source import make_training_set
+from infnet_dist.data.checks.footers import check_split
 from infnet_dist.data.manifest import read_manifest
 from infnet_dist.data.reader import Reader
 from infnet_dist.errors import ConfigError, DataError
 from infnet_dist.ingest.counters import EventCounts
 from infnet_dist.ingest.encode import Vocabulary, quantile_boundaries
-from infnet_dist.ingest.kuairand import make_training_set
-from infnet_dist.ingest_config import KuaiRandIngest
 
 REPOSITORY = Path(__file__).parents[2]
 SHARED = Path(os.environ.get("INFNET_SHARED", REPOSITORY / "../shared"))
@@ -128,7 +128,7 @@ def test_chunks_and_input_order_do_not_change_the_rows(tmp_path, monkeypatch):
     logs = make_raw_logs()
     ingest(write_csv(tmp_path / "csv", logs, inner="."), tmp_path / "a")
     logs["rows"] = logs["rows"].sort_values(["tab", "time_ms"])
-    monkeypatch.setattr("infnet_dist.ingest.kuairand.ROWS_PER_CHUNK", 37)
+    monkeypatch.setattr("infnet_dist.contrib.kuairand.source.ROWS_PER_CHUNK", 37)
     seen = []
     make_training_set(
         KuaiRandIngest(source="kuairand", path=write_csv(tmp_path / "csv2", logs)),

@@ -20,12 +20,12 @@ from ray.train.v2._internal.execution.failure_handling.default import DefaultFai
 from ray.train.v2.api.exceptions import PreemptionError, WorkerGroupError
 from ray.train.v2.api.preemption import PreemptionInfo
 
-from infnet_dist.config import ScalingConfig
+from infnet_dist.config.run import ScalingConfig
 from infnet_dist.errors import CheckpointError, ConfigError, DataError
-from infnet_dist.filesystem import Folder
-from infnet_dist.ingest.alone import alone
-from infnet_dist.paths import make_writable
-from infnet_dist.run_folder import close_run_folder
+from infnet_dist.ingest.lock import alone
+from infnet_dist.io.filesystem import Folder
+from infnet_dist.io.paths import make_writable
+from infnet_dist.training.run_folder import close_run_folder
 from ray_jobs._cli import newest_checkpoint, run_id
 from ray_jobs._cluster import submission_id
 from ray_jobs._launch import _drained, _failure, _failure_config, _lacking

@@ -8,7 +8,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from infnet_dist.data.check import check_split
+from infnet_dist.data.checks.footers import check_split
 from infnet_dist.data.manifest import read_manifest
 from infnet_dist.data.reader import Reader
 from infnet_dist.errors import DataError

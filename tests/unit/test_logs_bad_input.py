@@ -12,7 +12,7 @@ import pytest
 import yaml
 from pydantic import ValidationError
 
-from infnet_dist.config import parse_config
+from infnet_dist.config.run import parse_config
 from infnet_dist.errors import ConfigError, DataError, UserError
 from infnet_dist.ingest.logs.run import ingest_logs
 from infnet_dist.ingest.logs.stages import one_by_one

@@ -11,11 +11,11 @@ import pyarrow.parquet as pq
 import pytest
 from pydantic import ValidationError
 
+from infnet_dist.config.logs import LogsIngest
 from infnet_dist.data.manifest import read_manifest
 from infnet_dist.errors import ConfigError, DataError
 from infnet_dist.ingest.logs.run import ingest_logs
 from infnet_dist.ingest.logs.stages import one_by_one
-from infnet_dist.logs_config import LogsIngest
 
 START_MS = 1_767_225_600_000  # 2026-01-01
 

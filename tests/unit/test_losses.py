@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from infnet_dist.losses import MultiTaskLoss
+from infnet_dist.model.losses import MultiTaskLoss
 
 
 def test_against_a_loop() -> None:

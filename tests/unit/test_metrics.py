@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn import metrics as sklearn_metrics
 
-from infnet_dist.metrics import (
+from infnet_dist.evaluation.metrics import (
     MetricState,
     auc,
     calibration,

@@ -5,9 +5,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from infnet_dist.config import Config, DataConfig
-from infnet_dist.model import TrainModel, build_train_model
-from infnet_dist.model_config import InfnetConfig, InfnetPaperConfig, StackConfig
+from infnet_dist.config.model import InfnetConfig, InfnetPaperConfig, StackConfig
+from infnet_dist.config.run import Config, DataConfig
+from infnet_dist.model.ranking import TrainModel, build_train_model
 from tests.unit.test_reader import SCHEMA, make_reader, make_set
 
 

@@ -2,8 +2,8 @@
 
 import pytest
 
-from infnet_dist.config import ScheduleConfig
-from infnet_dist.optim import learning_rate_factor
+from infnet_dist.config.run import ScheduleConfig
+from infnet_dist.sharding.optimizers import learning_rate_factor
 
 
 def factors(schedule: ScheduleConfig, steps: int) -> list[float]:

@@ -5,12 +5,12 @@ from pathlib import Path
 
 import pytest
 
-from infnet_dist.config import Config, config_of_text, dump_config, load_config, parse_config
+from infnet_dist.config.ingest import KuaiRandIngest
+from infnet_dist.config.logs import LogsIngest
+from infnet_dist.config.run import Config, config_of_text, dump_config, load_config, parse_config
 from infnet_dist.data.manifest import read_manifest
 from infnet_dist.errors import ConfigError, PlanError
-from infnet_dist.ingest_config import KuaiRandIngest
-from infnet_dist.logs_config import LogsIngest
-from infnet_dist.paths import ROOT_VARIABLE
+from infnet_dist.io.paths import ROOT_VARIABLE
 from infnet_dist.planning.plan import load_plan
 from infnet_dist.planning.tables import load_table_set
 from tests.conftest import REPOSITORY

@@ -5,8 +5,8 @@ import math
 import pytest
 import torch
 
-from infnet_dist.losses import MultiTaskLoss
-from infnet_dist.pace import LogInterval
+from infnet_dist.model.losses import MultiTaskLoss
+from infnet_dist.training.meters import LogInterval
 from tests.unit.test_reader import make_reader, make_set
 
 

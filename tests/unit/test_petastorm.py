@@ -16,15 +16,15 @@ import pytest
 import torch
 
 from infnet_dist.batch import RankingBatch
-from infnet_dist.data.check import check_columns, check_split
+from infnet_dist.contrib.petastorm.bridge import load_petastorm
+from infnet_dist.contrib.petastorm.metadata import write_petastorm_metadata
+from infnet_dist.contrib.petastorm.npy import unpack, unpack_compressed
+from infnet_dist.contrib.petastorm.part_file import read_fields, read_petastorm_tables
+from infnet_dist.contrib.petastorm.unischema_pickle import load_unischema
+from infnet_dist.data.checks.footers import check_columns, check_split
 from infnet_dist.data.manifest import Manifest
-from infnet_dist.data.npy import unpack, unpack_compressed
 from infnet_dist.data.part_files import part_opener
-from infnet_dist.data.petastorm_bridge import load_petastorm
-from infnet_dist.data.petastorm_file import read_fields, read_petastorm_tables
-from infnet_dist.data.unischema_pickle import load_unischema
 from infnet_dist.errors import DataError
-from infnet_dist.ingest.petastorm_metadata import write_petastorm_metadata
 from tests.unit.petastorm_sets import array, pyspark, scalar, write_metadata, write_set
 from tests.unit.test_reader import SCHEMA, make_reader, make_set, make_table, rows_of
 
@@ -460,7 +460,7 @@ import numpy, pyarrow, pyarrow.parquet
 before = [dict(vars(m)) for m in (numpy, pyarrow, pyarrow.parquet)]
 import infnet_dist.data.part_files
 assert "petastorm" not in sys.modules
-from infnet_dist.data.petastorm_bridge import load_petastorm
+from infnet_dist.contrib.petastorm.bridge import load_petastorm
 load_petastorm()
 import petastorm.etl.dataset_metadata
 assert before[2] == vars(pyarrow.parquet)

@@ -11,22 +11,22 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 
-from infnet_dist.config import Config, parse_config
-from infnet_dist.data.check import check_split
+from infnet_dist.config.run import Config, parse_config
+from infnet_dist.contrib.petastorm.bridge import load_petastorm
+from infnet_dist.contrib.petastorm.metadata import write_petastorm_metadata
+from infnet_dist.contrib.petastorm.part_file import PetastormFile
+from infnet_dist.contrib.petastorm.source import make_training_set
+from infnet_dist.data.checks.footers import check_split
 from infnet_dist.data.hashing import hashed_rows
 from infnet_dist.data.manifest import MANIFEST, read_manifest
 from infnet_dist.data.part_files import PetastormPart, part_opener
-from infnet_dist.data.petastorm_bridge import load_petastorm
-from infnet_dist.data.petastorm_file import PetastormFile
 from infnet_dist.data.reader import Reader
 from infnet_dist.errors import ConfigError, DataError
 from infnet_dist.ingest.logs.run import ingest_logs
 from infnet_dist.ingest.logs.stages import one_by_one
-from infnet_dist.ingest.petastorm_metadata import write_petastorm_metadata
-from infnet_dist.ingest.petastorm_sets import make_training_set
 from infnet_dist.ingest.writer import training_set_is_current
 from infnet_dist.schema import CategoricalFeature, Schema, Table, Task
-from infnet_dist.session import open_training_set
+from infnet_dist.training.setup import open_training_set
 from ray_jobs import ingest as ingest_job
 from tests.unit.petastorm_sets import array, scalar, write_set
 from tests.unit.raw_logs import TYPES, canonical, make_rows, read_split, write_logs

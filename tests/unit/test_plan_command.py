@@ -6,15 +6,15 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
-from infnet_dist.config import load_config
+from infnet_dist.config.ingest import SyntheticIngest
+from infnet_dist.config.run import load_config
 from infnet_dist.data.statistics import sample_usage
 from infnet_dist.errors import CheckpointError, ConfigError, PlanError
-from infnet_dist.ingest_config import SyntheticIngest
+from infnet_dist.ingest.synthetic.generate import make_training_set
 from infnet_dist.planning.plan import load_plan
 from infnet_dist.planning.sharding import tables_of_run
 from infnet_dist.planning.tables import load_table_set
 from infnet_dist.schema import sequence_key
-from infnet_dist.synthetic.generate import make_training_set
 from ray_jobs.plan import main
 from tests.conftest import REPOSITORY
 

@@ -10,9 +10,10 @@ import torch
 from torchrec.modules.embedding_configs import EmbeddingBagConfig
 from torchrec.modules.embedding_modules import EmbeddingBagCollection
 
-from infnet_dist.config import Config, DataConfig, TableConfig, TablesConfig
+from infnet_dist.config.run import Config, DataConfig, TableConfig, TablesConfig
 from infnet_dist.data.statistics import Usage
 from infnet_dist.errors import PlanError
+from infnet_dist.model.sparse import SparseArch
 from infnet_dist.planning.compare import diff_plans
 from infnet_dist.planning.convert import to_cpu
 from infnet_dist.planning.costs import row_bytes
@@ -22,7 +23,6 @@ from infnet_dist.planning.review import describe, facts, write_html, write_png
 from infnet_dist.planning.sharding import check_plan, tables_of_run, to_sharding_plan
 from infnet_dist.planning.tables import PlanFeature, PlanTable, TableSet, load_table_set
 from infnet_dist.planning.topology import FOLDER, Topology, load_topology, this_topology
-from infnet_dist.sparse import SparseArch
 from tests.unit.test_reader import SCHEMA
 
 

@@ -5,9 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from infnet_dist.config import CheckpointConfig, Config, DataConfig, ShardingConfig
+from infnet_dist.config.run import CheckpointConfig, Config, DataConfig, ShardingConfig
 from infnet_dist.errors import PlanError
-from infnet_dist.parallel import get_plan
 from infnet_dist.planning.budget import check_budget, overfull
 from infnet_dist.planning.host import host_memory_bytes
 from infnet_dist.planning.plan import Plan, load_plan, save_plan
@@ -16,6 +15,7 @@ from infnet_dist.planning.review import describe, facts
 from infnet_dist.planning.sharding import check_plan, tables_of_run
 from infnet_dist.planning.tables import PlanFeature, PlanTable, TableSet, load_table_set
 from infnet_dist.planning.topology import MAX_WORKERS, Topology, load_topology, this_topology
+from infnet_dist.sharding.build import get_plan
 from ray_jobs.plan import main
 from tests.conftest import REPOSITORY
 from tests.unit.test_reader import SCHEMA

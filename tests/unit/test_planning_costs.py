@@ -18,10 +18,10 @@ from torchrec.modules.embedding_configs import (
 from torchrec.modules.embedding_modules import EmbeddingBagCollection, EmbeddingCollection
 
 from infnet_dist.planning.costs import OPTIMIZERS, Costs, Estimator
+from infnet_dist.planning.options import Way, excluded, ways_of
 from infnet_dist.planning.popularity import ZipfStatistics, fit_zipf
 from infnet_dist.planning.tables import PlanFeature, PlanTable, TableSet
 from infnet_dist.planning.topology import Topology
-from infnet_dist.planning.ways import Way, excluded, ways_of
 
 TYPES = ("data_parallel", "table_wise", "column_wise", "row_wise", "table_row_wise", "grid_shard")
 DTYPES = {"fp32": DataType.FP32, "fp16": DataType.FP16}

@@ -5,11 +5,11 @@ from itertools import combinations, product
 import numpy as np
 import pytest
 
-from infnet_dist.planning.board import EVERY, NODE, RANK, Cluster, Options, Placement
-from infnet_dist.planning.bound import lower_bound
-from infnet_dist.planning.improve import MoveBudget, improve
-from infnet_dist.planning.moves import Standing, rearrange
-from infnet_dist.planning.search import search
+from infnet_dist.planning.search.improve import MoveBudget, improve
+from infnet_dist.planning.search.lower_bound import lower_bound
+from infnet_dist.planning.search.migration import Standing, rearrange
+from infnet_dist.planning.search.placement import EVERY, NODE, RANK, Cluster, Options, Placement
+from infnet_dist.planning.search.search import search
 
 RANKS, RANKS_PER_NODE = 4, 2
 

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from infnet_dist.batch import RankingBatch
-from infnet_dist.data.check import check_split
+from infnet_dist.data.checks.footers import check_split
 from infnet_dist.data.columns import Columns, decode, time_gap_bucket
 from infnet_dist.data.manifest import Manifest
 from infnet_dist.data.prefetch import prefetch

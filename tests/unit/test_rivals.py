@@ -8,21 +8,21 @@ import torch
 from torchrec.modules.crossnet import LowRankCrossNet, VectorCrossNet
 from torchrec.modules.deepfm import FactorizationMachine
 
-from infnet_dist.models.dcn import DCN
-from infnet_dist.models.dcnv2 import DCNv2
-from infnet_dist.models.deep import Deep
-from infnet_dist.models.deepfm import DeepFM
-from infnet_dist.models.dien import DIEN
-from infnet_dist.models.din import DIN
-from infnet_dist.models.fm import FM
-from infnet_dist.models.hstu import HSTU
-from infnet_dist.models.linear import Linear
-from infnet_dist.models.mmoe import MMoE
-from infnet_dist.models.onetrans import OneTrans
-from infnet_dist.models.ple import PLE
-from infnet_dist.models.rankmixer import RankMixer
-from infnet_dist.models.shared_bottom import LinearHead, SharedBottom
-from infnet_dist.models.wukong import Wukong
+from infnet_dist.model.towers.dcn import DCN
+from infnet_dist.model.towers.dcnv2 import DCNv2
+from infnet_dist.model.towers.deep import Deep
+from infnet_dist.model.towers.deepfm import DeepFM
+from infnet_dist.model.towers.dien import DIEN
+from infnet_dist.model.towers.din import DIN
+from infnet_dist.model.towers.fm import FM
+from infnet_dist.model.towers.hstu import HSTU
+from infnet_dist.model.towers.linear import Linear
+from infnet_dist.model.towers.mmoe import MMoE
+from infnet_dist.model.towers.onetrans import OneTrans
+from infnet_dist.model.towers.ple import PLE
+from infnet_dist.model.towers.rankmixer import RankMixer
+from infnet_dist.model.towers.shared_bottom import LinearHead, SharedBottom
+from infnet_dist.model.towers.wukong import Wukong
 from tests.unit.loops import Row, Vector, Weights, layer_norm, linear, mlp, product, sigmoid, wukong
 from tests.unit.towers import Case, make_tokens
 

@@ -13,10 +13,10 @@ from pathlib import Path
 import pytest
 from filelock import FileLock
 
-from infnet_dist import run_lock
-from infnet_dist.config import ScalingConfig
+from infnet_dist.config.run import ScalingConfig
 from infnet_dist.errors import ConfigError, UserError
-from infnet_dist.run_lock import held_by_driver, held_by_workers
+from infnet_dist.training import run_lock
+from infnet_dist.training.run_lock import held_by_driver, held_by_workers
 
 SCALING = ScalingConfig(hang_timeout_s=0.3, timeout_s=0.5)
 

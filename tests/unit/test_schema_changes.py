@@ -4,6 +4,7 @@ from typing import Any
 
 import pytest
 
+from infnet_dist.data.schema_changes import adapt, changes, summary_of, unusable
 from infnet_dist.schema import (
     CategoricalFeature,
     DenseFeature,
@@ -13,7 +14,6 @@ from infnet_dist.schema import (
     Table,
     Task,
 )
-from infnet_dist.schema_changes import adapt, changes, summary_of, unusable
 
 
 def categorical(name: str, table: str | None = None, column: str | None = None) -> Any:

@@ -4,12 +4,12 @@ from pathlib import Path
 
 import pytest
 
-from infnet_dist.checkpoint.command import main as checkpoint_command
-from infnet_dist.config import load_config, parse_config
+from infnet_dist.checkpoint.cli.command import main as checkpoint_command
+from infnet_dist.config.run import load_config, parse_config
 from infnet_dist.errors import ConfigError, UserError
-from infnet_dist.filesystem import Folder, open_filesystem
+from infnet_dist.io.filesystem import Folder, open_filesystem
+from infnet_dist.io.urls import secrets_in, without_secrets
 from infnet_dist.planning.tables import load_table_set
-from infnet_dist.urls import secrets_in, without_secrets
 
 SECRET = "hunter2hunter2"
 LOGS = {"source": "logs", "ids": {"item": "item"}, "tasks": {"click": "click"}}

@@ -8,12 +8,12 @@ from typing import Any
 import pytest
 import torch
 
-from infnet_dist.config import Config, dump_config, parse_config
-from infnet_dist.config_changes import changes
+from infnet_dist.config.changes import changes
+from infnet_dist.config.run import Config, dump_config, parse_config
 from infnet_dist.errors import ConfigError
-from infnet_dist.model import build_train_model
+from infnet_dist.model.ranking import build_train_model
+from infnet_dist.model.settings_check import check_settings, without_effect
 from infnet_dist.schema import CategoricalFeature, Schema, Table, Task
-from infnet_dist.settings_check import check_settings, without_effect
 from ray_jobs import evaluate, train
 
 SCHEMA = Schema(

@@ -5,9 +5,9 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from infnet_dist.config import parse_config
-from infnet_dist.doctor import Check
-from infnet_dist.paths import ROOT_VARIABLE
+from infnet_dist.config.run import parse_config
+from infnet_dist.io.paths import ROOT_VARIABLE
+from infnet_dist.tools.doctor import Check
 from ray_jobs import _local_ray, smoke
 
 SUMMARY = {

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from infnet_dist.sparse import SparseArch
+from infnet_dist.model.sparse import SparseArch
 from tests.unit.test_reader import SCHEMA, make_reader, make_set
 
 

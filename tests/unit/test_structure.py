@@ -164,9 +164,9 @@ RUNS_CODE = {
     *("yaml.FullLoader", "yaml.UnsafeLoader", "eval", "exec", "compile", "__import__"),
 }
 ALLOWED_CODE = {
-    ("infnet_dist/documents.py", "yaml.load"),  # with a loader below SafeLoader
+    ("infnet_dist/io/parsing.py", "yaml.load"),  # with a loader below SafeLoader
     # Petastorm keeps pickles: they are opened with a list of the few names that may stand there.
-    ("infnet_dist/data/unischema_pickle.py", "pickle._Unpickler"),
+    ("infnet_dist/contrib/petastorm/unischema_pickle.py", "pickle._Unpickler"),
     # What a worker process that this very process started sends through its pipe.
     ("ray_jobs/_local.py", "pickle.loads"),
 }
@@ -214,8 +214,10 @@ def test_code_in_data_is_seen(tmp_path: Path):
 
 def test_a_breach_is_seen(tmp_path: Path):
     path = tmp_path / "x.py"
-    path.write_text("def f():\n    from infnet_dist.trainer import fit\n    import ray.train\n")
-    assert list(imports(path)) == [(2, "infnet_dist.trainer.fit"), (3, "ray.train")]
-    assert ours("infnet_dist.trainer.fit") == "trainer"
+    path.write_text(
+        "def f():\n    from infnet_dist.training.trainer import fit\n    import ray.train\n"
+    )
+    assert list(imports(path)) == [(2, "infnet_dist.training.trainer.fit"), (3, "ray.train")]
+    assert ours("infnet_dist.training.trainer.fit") == "trainer"
     assert ours("infnet_dist") == ""
     assert ours("torch.nn") is None

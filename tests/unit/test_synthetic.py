@@ -11,12 +11,12 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import roc_auc_score
 from sklearn.preprocessing import OneHotEncoder
 
+from infnet_dist.config.ingest import SyntheticIngest
 from infnet_dist.data.manifest import arrow_type, read_manifest, same_type
 from infnet_dist.errors import DataError
-from infnet_dist.ingest_config import SyntheticIngest
-from infnet_dist.synthetic import generate, make_training_set
-from infnet_dist.synthetic.population import build_world
-from infnet_dist.synthetic.world import MATCH, TASKS
+from infnet_dist.ingest.synthetic import generate, make_training_set
+from infnet_dist.ingest.synthetic.population import build_world
+from infnet_dist.ingest.synthetic.world import MATCH, TASKS
 
 ROWS = 60_000
 ATTRIBUTES = ("item", "author", "topic")

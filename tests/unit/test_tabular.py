@@ -9,13 +9,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from infnet_dist.config import load_config
-from infnet_dist.data.check import check_split
+from infnet_dist.config.ingest import TabularIngest
+from infnet_dist.config.run import load_config
+from infnet_dist.data.checks.footers import check_split
 from infnet_dist.data.manifest import read_manifest
 from infnet_dist.data.reader import Reader
 from infnet_dist.errors import ConfigError, DataError
 from infnet_dist.ingest.tabular import make_training_set
-from infnet_dist.ingest_config import TabularIngest
 
 
 def make_tables(seed=0, num_rows=500):

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from infnet_dist.tokens import TokenArch
+from infnet_dist.model.tokens import TokenArch
 from tests.unit.loops import Weights, layer_norm, linear, product
 from tests.unit.towers import TASK_AWARE, Case, Constructor, each_tower, make_model
 

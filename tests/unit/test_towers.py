@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from infnet_dist.tokens import Tokens
+from infnet_dist.model.tokens import Tokens
 from tests.unit.towers import (
     TASK_AWARE,
     TOWERS,

@@ -13,17 +13,17 @@ from typing import Any
 import pytest
 from filelock import FileLock
 
-from infnet_dist.config import TrackingConfig
+from infnet_dist.config.run import TrackingConfig
 from infnet_dist.errors import DataError
-from infnet_dist.tracking import (
+from infnet_dist.tracking.tracker import (
     JsonlTracker,
     NullTracker,
     make_tracker,
     plot_curves,
     send_report,
 )
-from infnet_dist.wandb_run import WandbRun, wandb_mode
-from infnet_dist.wandb_sync import rebuild
+from infnet_dist.tracking.wandb_run import WandbRun, wandb_mode
+from infnet_dist.training.wandb_sync import rebuild
 from tests.wandb_file import read_history
 
 

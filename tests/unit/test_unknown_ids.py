@@ -8,7 +8,6 @@ import pytest
 import torch
 
 from infnet_dist.batch import RankingBatch
-from infnet_dist.context import WorkerContext
 from infnet_dist.data.manifest import (
     FeatureStatistics,
     HashedTable,
@@ -20,7 +19,8 @@ from infnet_dist.data.manifest import (
 )
 from infnet_dist.data.reader import Reader
 from infnet_dist.data.unknown_ids import UnknownIds, default_rates, unlearned_ids
-from infnet_dist.session import Session, unknown_id_rates
+from infnet_dist.distributed.context import WorkerContext
+from infnet_dist.training.setup import Session, unknown_id_rates
 from tests.runs import make_config, make_tiny_set
 
 

@@ -12,13 +12,13 @@ import numpy as np
 import pytest
 import torch
 
-from infnet_dist.model import build_tower
-from infnet_dist.model_config import StackConfig
-from infnet_dist.models.infnet import INFNet
-from infnet_dist.models.infnet_paper import INFNetPaper
-from infnet_dist.models.onetrans import OneTrans
-from infnet_dist.models.transformer import Transformer
-from infnet_dist.tokens import Tokens
+from infnet_dist.config.model import StackConfig
+from infnet_dist.model.ranking import build_tower
+from infnet_dist.model.tokens import Tokens
+from infnet_dist.model.towers.infnet import INFNet
+from infnet_dist.model.towers.infnet_paper import INFNetPaper
+from infnet_dist.model.towers.onetrans import OneTrans
+from infnet_dist.model.towers.transformer import Transformer
 from tests.unit.loops import Row, Weights
 
 

@@ -11,10 +11,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from infnet_dist.config.logs import Behaviour, LogsIngest
 from infnet_dist.data.hashing import mix
 from infnet_dist.ingest.encode import float_column
 from infnet_dist.ingest.histories import Packing, Picked, newest_before
-from infnet_dist.ingest.logs.exchange import BucketWriter, read_bucket, renamed
 from infnet_dist.ingest.logs.features import (
     GROUP,
     TIME,
@@ -23,9 +23,9 @@ from infnet_dist.ingest.logs.features import (
     make_encoders,
 )
 from infnet_dist.ingest.logs.hashing import buckets_of
+from infnet_dist.ingest.logs.shuffle_files import BucketWriter, read_bucket, renamed
 from infnet_dist.ingest.logs.splits import SPLITS, Calendar
 from infnet_dist.ingest.logs.vocabulary import Encoder
-from infnet_dist.logs_config import Behaviour, LogsIngest
 from infnet_dist.schema import Schema
 
 IntArray = npt.NDArray[np.int64]

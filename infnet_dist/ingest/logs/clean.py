@@ -16,6 +16,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from infnet_dist.config.logs import Check
 from infnet_dist.errors import DataError
 from infnet_dist.ingest.convert.arrays import (
     Mask,
@@ -30,7 +31,6 @@ from infnet_dist.ingest.convert.kinds import EXPECTED, Kind, convert
 from infnet_dist.ingest.convert.times import EARLIEST_MS, LATEST_MS, fits_as
 from infnet_dist.ingest.logs.id_types import Spellings, add_spellings
 from infnet_dist.ingest.logs.rules import Rules, allowed_values
-from infnet_dist.logs_config import Check
 
 _LISTS, _IDS = ("ints", "texts"), ("int", "text", "ints", "texts")
 

@@ -11,8 +11,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from infnet_dist.ingest.counters import EventCounts
-from infnet_dist.ingest.logs.exchange import BucketWriter, read_bucket, renamed
 from infnet_dist.ingest.logs.hashing import counting_bucket
+from infnet_dist.ingest.logs.shuffle_files import BucketWriter, read_bucket, renamed
 
 IntArray = npt.NDArray[np.int64]
 FloatArray = npt.NDArray[np.float64]

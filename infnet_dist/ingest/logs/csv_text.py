@@ -6,9 +6,9 @@ import pyarrow as pa
 import pyarrow.csv
 import pyarrow.fs
 
+from infnet_dist.config.logs import CsvFormat
 from infnet_dist.errors import DataError
 from infnet_dist.ingest.column_names import check_columns
-from infnet_dist.logs_config import CsvFormat
 
 BLOCK_BYTES = 8 << 20  # of text parsed at once: a row can't be longer
 _TAB = (".tsv", ".tab")

@@ -7,10 +7,10 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from infnet_dist.config.logs import LogsIngest, day_text
 from infnet_dist.data.manifest import MANIFEST, Ingested, LogFile, Manifest, read_manifest
 from infnet_dist.errors import DataError
 from infnet_dist.ingest.writer import check_unbroken, other_settings
-from infnet_dist.logs_config import LogsIngest, day_text
 
 # What may be otherwise when logs are added; the rest is what the set is.
 _FREE = (

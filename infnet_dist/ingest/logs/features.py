@@ -9,11 +9,11 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from infnet_dist.config.logs import Behaviour, LogsIngest, NumberColumn
 from infnet_dist.errors import ConfigError, DataError
 from infnet_dist.ingest.encode import quantile_boundaries
 from infnet_dist.ingest.logs.vocabulary import DenseEncoder, Encoder, HashEncoder, RawEncoder
 from infnet_dist.ingest.names import is_free
-from infnet_dist.logs_config import Behaviour, LogsIngest, NumberColumn
 from infnet_dist.schema import (
     CategoricalFeature,
     DenseFeature,

@@ -8,11 +8,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from infnet_dist.data.manifest import HashedTable
-from infnet_dist.ingest.logs.exchange import read_bucket
+from infnet_dist.ingest.logs.context import Workplace
+from infnet_dist.ingest.logs.deduplicate import columns_of_table
 from infnet_dist.ingest.logs.features import fit_numbers, make_schema
 from infnet_dist.ingest.logs.read import Settled
 from infnet_dist.ingest.logs.rules import Rules
-from infnet_dist.ingest.logs.settle import columns_of_table
+from infnet_dist.ingest.logs.shuffle_files import read_bucket
 from infnet_dist.ingest.logs.sketch import (
     colliding_share,
     estimate_distinct,
@@ -20,7 +21,6 @@ from infnet_dist.ingest.logs.sketch import (
     unseen_share,
 )
 from infnet_dist.ingest.logs.vocabulary import MergeCounts
-from infnet_dist.ingest.logs.workplace import Workplace
 from infnet_dist.schema import Schema
 
 

@@ -9,9 +9,9 @@ import pyarrow as pa
 import pyarrow.fs
 import pyarrow.parquet as pq
 
+from infnet_dist.config.logs import LogsIngest
 from infnet_dist.data.manifest import MAX_GROUP_ROWS, LogFile
 from infnet_dist.errors import DataError
-from infnet_dist.filesystem import open_filesystem
 from infnet_dist.ingest.listing import CSV, PARQUET, Listing, list_place
 from infnet_dist.ingest.logs.csv_text import open_text
 from infnet_dist.ingest.logs.source import (
@@ -21,8 +21,8 @@ from infnet_dist.ingest.logs.source import (
     raise_unless_corrupt,
     reason,
 )
-from infnet_dist.logs_config import LogsIngest
-from infnet_dist.urls import without_secrets
+from infnet_dist.io.filesystem import open_filesystem
+from infnet_dist.io.urls import without_secrets
 
 _ROWS_PER_TASK = 1_000_000
 _AT_ONCE = 16

@@ -17,16 +17,16 @@ from typing import Any, Literal
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from infnet_dist.config.logs import LogsIngest
 from infnet_dist.errors import DataError
 from infnet_dist.ingest.column_names import check_columns
 from infnet_dist.ingest.convert.arrays import family
 from infnet_dist.ingest.convert.ids import spellings
 from infnet_dist.ingest.convert.kinds import convert
+from infnet_dist.ingest.logs.context import Workplace
 from infnet_dist.ingest.logs.joins import side_columns
 from infnet_dist.ingest.logs.source import Fragment, file_schema, read_chunks
 from infnet_dist.ingest.logs.stages import Outcome
-from infnet_dist.ingest.logs.workplace import Workplace
-from infnet_dist.logs_config import LogsIngest
 
 IdType = Literal["int", "text"]
 # By column, by spelling, how many values there are, and the first one.

@@ -9,10 +9,12 @@ from typing import Any
 
 import numpy as np
 
+from infnet_dist.config.logs import LogsIngest
 from infnet_dist.data.manifest import Ingested, Manifest
 from infnet_dist.errors import DataError
 from infnet_dist.ingest.coverage import warn_of_joins
 from infnet_dist.ingest.listing import Listing
+from infnet_dist.ingest.logs.context import Workplace
 from infnet_dist.ingest.logs.extend import moment
 from infnet_dist.ingest.logs.features import make_schema
 from infnet_dist.ingest.logs.fit import fit_hashed, fit_schema, fit_vocabularies
@@ -28,11 +30,9 @@ from infnet_dist.ingest.logs.read import (
     settle,
 )
 from infnet_dist.ingest.logs.splits import SPLITS
-from infnet_dist.ingest.logs.workplace import Workplace
 from infnet_dist.ingest.parts import PartSummary
-from infnet_dist.logs_config import LogsIngest
+from infnet_dist.io.urls import without_secrets
 from infnet_dist.schema import DenseFeature, Schema
-from infnet_dist.urls import without_secrets
 
 log = logging.getLogger(__name__)
 

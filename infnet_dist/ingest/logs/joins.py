@@ -13,8 +13,8 @@ import pyarrow.compute as pc
 import pyarrow.csv
 import pyarrow.parquet as pq
 
+from infnet_dist.config.logs import Join, LogsIngest
 from infnet_dist.errors import DataError
-from infnet_dist.filesystem import open_filesystem
 from infnet_dist.ingest.column_names import check_columns
 from infnet_dist.ingest.convert.arrays import UnfitColumnError, family, mask, plain
 from infnet_dist.ingest.convert.ids import PLAIN_INTEGER, to_integers, to_join_keys, to_texts
@@ -22,8 +22,8 @@ from infnet_dist.ingest.convert.kinds import accepts
 from infnet_dist.ingest.logs.csv_text import is_csv, read_texts
 from infnet_dist.ingest.logs.hashing import keys
 from infnet_dist.ingest.logs.source import reason
-from infnet_dist.logs_config import Join, LogsIngest
-from infnet_dist.urls import without_secrets
+from infnet_dist.io.filesystem import open_filesystem
+from infnet_dist.io.urls import without_secrets
 
 IntArray = npt.NDArray[np.int64]
 IdType = Literal["int", "text"]

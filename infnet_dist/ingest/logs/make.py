@@ -5,13 +5,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from infnet_dist.ingest.logs.assemble import Assemble
+from infnet_dist.ingest.logs.context import Workplace
 from infnet_dist.ingest.logs.counting import Count, overlapping
-from infnet_dist.ingest.logs.layout import Layout
+from infnet_dist.ingest.logs.deduplicate import counter_groups, group_name
 from infnet_dist.ingest.logs.read import Settled
-from infnet_dist.ingest.logs.settle import counter_groups, group_name
+from infnet_dist.ingest.logs.shuffle import Layout
 from infnet_dist.ingest.logs.sizes import how_many
 from infnet_dist.ingest.logs.splits import SPLITS
-from infnet_dist.ingest.logs.workplace import Workplace
 from infnet_dist.ingest.parts import PartSummary
 from infnet_dist.schema import Schema
 

@@ -4,10 +4,10 @@ import json
 from collections.abc import Mapping, Sequence
 
 from infnet_dist import __version__
+from infnet_dist.config.logs import LogsIngest
 from infnet_dist.data.manifest import LogFile, Manifest
 from infnet_dist.errors import DataError
 from infnet_dist.ingest.logs.source import file_at
-from infnet_dist.logs_config import LogsIngest
 
 
 def side_tables(config: LogsIngest) -> dict[str, LogFile]:

@@ -4,10 +4,10 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
+from infnet_dist.config.logs import LogsIngest
 from infnet_dist.errors import DataError
-from infnet_dist.ingest.logs.settle import DUPLICATE
+from infnet_dist.ingest.logs.deduplicate import DUPLICATE
 from infnet_dist.ingest.logs.stages import Outcome
-from infnet_dist.logs_config import LogsIngest
 
 _REASONS_SHOWN = 20
 

@@ -6,15 +6,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from infnet_dist.ingest.listing import Listing
+from infnet_dist.ingest.logs.context import Workplace
+from infnet_dist.ingest.logs.deduplicate import Settle, settled_path
 from infnet_dist.ingest.logs.fragments import fragments, raise_for, state_fragments
 from infnet_dist.ingest.logs.id_types import check_spellings, find_id_types
+from infnet_dist.ingest.logs.partition import Scatter
 from infnet_dist.ingest.logs.rules import Rules, make_rules
-from infnet_dist.ingest.logs.scatter import Scatter
-from infnet_dist.ingest.logs.settle import Settle, settled_path
 from infnet_dist.ingest.logs.sizes import how_many, power_of_two
 from infnet_dist.ingest.logs.source import Fragment
 from infnet_dist.ingest.logs.stages import Outcome
-from infnet_dist.ingest.logs.workplace import Workplace
 
 _SAMPLE_ROWS = 1_000_000  # from which boundaries are fitted
 _LONG_AGO_MS = -(2**62)

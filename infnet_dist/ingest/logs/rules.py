@@ -5,11 +5,11 @@ from dataclasses import dataclass, field
 
 import pyarrow as pa
 
+from infnet_dist.config.logs import Check, LogsIngest
 from infnet_dist.errors import ConfigError
 from infnet_dist.ingest.convert.ids import to_integers
 from infnet_dist.ingest.convert.kinds import TYPES, Kind
 from infnet_dist.ingest.logs.id_types import IdType
-from infnet_dist.logs_config import Check, LogsIngest
 
 
 @dataclass(frozen=True)

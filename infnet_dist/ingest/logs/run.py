@@ -16,21 +16,21 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.fs
 
+from infnet_dist.config.logs import LogsIngest
 from infnet_dist.data.manifest import Manifest
-from infnet_dist.filesystem import open_filesystem
-from infnet_dist.ingest.alone import alone
 from infnet_dist.ingest.coverage import warn_of_unknown
 from infnet_dist.ingest.listing import tell_left_out
-from infnet_dist.ingest.logs.exchange import renamed
+from infnet_dist.ingest.lock import alone
+from infnet_dist.ingest.logs.context import Workplace
 from infnet_dist.ingest.logs.extend import check_extension, earlier_set, known_files, new_files
 from infnet_dist.ingest.logs.fragments import list_files
 from infnet_dist.ingest.logs.job import run_job
 from infnet_dist.ingest.logs.plan import plan_of
 from infnet_dist.ingest.logs.publish import is_made, note_made, publish, remove_unnamed
+from infnet_dist.ingest.logs.shuffle_files import renamed
 from infnet_dist.ingest.logs.stages import Execute, Progress, Stages, as_data_error
-from infnet_dist.ingest.logs.workplace import Workplace
 from infnet_dist.ingest.target import resolve_target
-from infnet_dist.logs_config import LogsIngest
+from infnet_dist.io.filesystem import open_filesystem
 
 
 def ingest_logs(

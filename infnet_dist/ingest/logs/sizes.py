@@ -3,8 +3,8 @@
 import math
 from dataclasses import dataclass
 
+from infnet_dist.config.logs import LogsIngest
 from infnet_dist.ingest.logs.features import id_features, item_features
-from infnet_dist.logs_config import LogsIngest
 
 _COPIES = 6  # of its rows that a task holds at its peak, about
 _ASKED_BYTES = 100  # of a row in stage count, about

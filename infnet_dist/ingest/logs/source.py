@@ -13,13 +13,13 @@ import pyarrow.fs
 import pyarrow.parquet as pq
 from fsspec.implementations.arrow import ArrowFSWrapper
 
+from infnet_dist.config.logs import LogsIngest
+from infnet_dist.contrib.petastorm.part_file import PetastormFile, read_fields
 from infnet_dist.data.manifest import LogFile
-from infnet_dist.data.petastorm_file import PetastormFile, read_fields
 from infnet_dist.errors import DataError
-from infnet_dist.filesystem import open_filesystem
 from infnet_dist.ingest.column_names import check_columns
 from infnet_dist.ingest.logs.csv_text import BLOCK_BYTES, read_texts
-from infnet_dist.logs_config import LogsIngest
+from infnet_dist.io.filesystem import open_filesystem
 
 _ROWS_PER_CHUNK = 131_072
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from infnet_dist.logs_config import LogsIngest
+from infnet_dist.config.logs import LogsIngest
 
 IntArray = npt.NDArray[np.int64]
 SPLITS = ("train", "valid", "test")

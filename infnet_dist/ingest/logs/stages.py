@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from infnet_dist.errors import DataError
-from infnet_dist.ingest.logs.exchange import renamed
+from infnet_dist.ingest.logs.shuffle_files import renamed
 
 _LOOK_S = 0.5
 _FULL_OR_FORBIDDEN = {errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS}

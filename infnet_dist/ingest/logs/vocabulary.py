@@ -15,13 +15,13 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from infnet_dist.config.logs import IdTable
 from infnet_dist.data.hashing import hashed_rows
 from infnet_dist.errors import DataError
 from infnet_dist.ingest.convert.arrays import mask
 from infnet_dist.ingest.convert.ids import to_join_keys
-from infnet_dist.ingest.logs.exchange import read_bucket, renamed
 from infnet_dist.ingest.logs.hashing import keys
-from infnet_dist.logs_config import IdTable
+from infnet_dist.ingest.logs.shuffle_files import read_bucket, renamed
 
 IntArray = npt.NDArray[np.int64]
 _COMPACT = 4  # a lookup array may have so many entries of 4 bytes per value, which has 16

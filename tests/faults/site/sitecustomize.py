@@ -137,7 +137,7 @@ def _attempt():
 _starts = {}
 _taken = []
 _POINTS = {
-    "infnet_dist.trainer": patch_trainer,  # step, backward, evaluate
+    "infnet_dist.training.trainer": patch_trainer,  # step, backward, evaluate
     "infnet_dist.checkpoint.saving": patch_saving,  # save, manifest, prune
     "infnet_dist.checkpoint.loading": patch_loading,  # load
 }

@@ -1,0 +1,1 @@
+"""The checkpoint command: list, verify, inspect, diff, export, prune."""

@@ -1,0 +1,88 @@
+"""The state of a sharded model as named pieces: what each rank holds of which tensor.
+
+Names are `model.<parameter>` and `optimizer.<parameter>.<state>`. Learning rates and the like
+aren't state: they follow from the config and the step.
+"""
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch.distributed._shard.sharded_tensor import ShardedTensor
+
+if TYPE_CHECKING:  # brings TorchRec, which the command doesn't need
+    from infnet_dist.sharding.build import ShardedModel
+
+
+@dataclass(frozen=True)
+class Piece:
+    """A rectangle of a tensor that this rank holds.
+
+    Attributes:
+        name: of the tensor.
+        shape: of the whole tensor.
+        offsets: where the rectangle lies in it.
+        tensor: the rectangle; it shares memory with the model.
+        replicated: every rank holds the same.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    offsets: tuple[int, ...]
+    tensor: torch.Tensor
+    replicated: bool
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the rectangle."""
+        return math.prod(self.tensor.shape) * self.tensor.itemsize
+
+
+class State:
+    """All state of a model on this rank, as it is now.
+
+    Args:
+        sharded: the model.
+        with_optimizer: whether the optimizers' state is part of it.
+    """
+
+    def __init__(self, sharded: "ShardedModel", *, with_optimizer: bool = True) -> None:
+        self._sharded = sharded
+        self._model: dict[str, Any] = sharded.model.state_dict()  # writes caches back to the tables
+        self._optimizer = sharded.optimizer.state_dict() if with_optimizer else None
+
+    def pieces(self) -> list[Piece]:
+        """This rank's pieces, in an order that all ranks share for those that are replicated."""
+        return list(self._pieces())
+
+    def pieces_to_save(self, rank: int, world_size: int) -> list[Piece]:
+        """The pieces that this rank saves: its own, and its share of the replicated ones."""
+        pieces = self.pieces()
+        own = [piece for piece in pieces if not piece.replicated]
+        return own + [piece for piece in pieces if piece.replicated][rank::world_size]
+
+    def take_over(self) -> None:
+        """Hand the pieces, once filled from a checkpoint, to model and optimizers."""
+        self._sharded.model.load_state_dict(self._model)  # drops caches of the tables
+        if self._optimizer is not None:
+            self._sharded.optimizer.load_state_dict(self._optimizer)
+
+    def _pieces(self) -> Iterator[Piece]:
+        for key, value in self._model.items():
+            yield from _of(f"model.{key}", value)
+        for parameter, states in (self._optimizer or {"state": {}})["state"].items():
+            for key, value in states.items():
+                yield from _of(f"optimizer.{parameter}.{key}", value)
+
+
+def _of(name: str, value: torch.Tensor | ShardedTensor) -> Iterator[Piece]:
+    if not isinstance(value, ShardedTensor):
+        shape = tuple(value.shape)
+        yield Piece(name, shape, (0,) * len(shape), value.detach(), replicated=True)
+        return
+    shape = tuple(value.size())
+    for shard in value.local_shards():
+        offsets = tuple(shard.metadata.shard_offsets)
+        yield Piece(name, shape, offsets, shard.tensor.detach(), replicated=False)

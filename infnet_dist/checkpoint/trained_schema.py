@@ -1,0 +1,91 @@
+"""The schema that a checkpoint's model was trained with, and whether it is this run's."""
+
+from pathlib import Path
+
+from pydantic import ValidationError
+
+from infnet_dist.checkpoint.inspection import read_plain, tables_of
+from infnet_dist.checkpoint.manifest import CheckpointManifest
+from infnet_dist.data.schema_changes import changes, feature_names, summary_of, unusable
+from infnet_dist.errors import CheckpointError, UserError
+from infnet_dist.io.filesystem import Folder
+from infnet_dist.io.parsing import first_fault, parse_json
+from infnet_dist.schema import Schema
+
+SCHEMA = "schema.json"
+
+
+def read_schema(folder: Folder, manifest: CheckpointManifest) -> Schema | None:
+    """The schema that was saved with it; None in checkpoints that have none, as older ones.
+
+    Raises:
+        DamagedError: its checksum is wrong.
+        CheckpointError: it is no schema.
+        OSError: it can't be read.
+    """
+    content = read_plain(folder, manifest, SCHEMA)
+    if content is None:
+        return None
+    try:
+        return Schema.model_validate(parse_json(content))
+    except (ValueError, UserError) as error:
+        fault = first_fault(error) if isinstance(error, ValidationError) else str(error)
+        raise CheckpointError(f"{SCHEMA} in {folder} is no schema: {fault}") from None
+
+
+def check_same(
+    folder: Folder, manifest: CheckpointManifest, trained: Schema | None, here: Schema
+) -> None:
+    """Check that a run's features, tables and tasks are those of a checkpoint, and their order.
+
+    Whether the content of the training set is the same is another question (`Progress`, `order`).
+
+    Raises:
+        CheckpointError: names those that differ, and what can be done.
+    """
+    if trained is None:
+        lines, names = table_changes(manifest, here), "data.features"
+    else:
+        lines, names = changes(trained, here, statistics=False), feature_names(trained)
+    if lines:
+        raise CheckpointError(
+            f"{folder} is of a model of another schema: {summary_of(lines)}; continue with the "
+            f"training set that it was trained with and its features ({names}), or start a new run"
+        )
+
+
+def check_readable(
+    folder: Folder,
+    manifest: CheckpointManifest,
+    trained: Schema | None,
+    here: Schema,
+    training_set: Path,
+) -> None:
+    """Check that a checkpoint's model can read a training set with the schema `here`.
+
+    Raises:
+        CheckpointError: names features, tables and tasks that it lacks or that differ.
+    """
+    lines = table_changes(manifest, here) if trained is None else unusable(trained, here)
+    if lines:
+        raise CheckpointError(
+            f"{folder} can't read {training_set}: {summary_of(lines)}; evaluate on a set with "
+            "the features and tables that it was trained with (of logs: ingest with num_embeddings "
+            "set, so that tables keep their size), or train a new run"
+        )
+
+
+def table_changes(manifest: CheckpointManifest, here: Schema) -> list[str]:
+    """Tables that differ, as far as tensors alone show it."""
+    saved = {
+        name: manifest.tensors[tensor].shape[0] for name, tensor in tables_of(manifest).items()
+    }
+    rows = {table.name: table.num_embeddings for table in here.tables}
+    lines = [f"table {name!r} is gone" for name in saved if name not in rows]
+    lines += [f"table {name!r} is new" for name in rows if name not in saved]
+    lines += [
+        f"table {name!r}: rows {saved[name]:,}, now {rows[name]:,}"
+        for name in saved
+        if name in rows and rows[name] != saved[name]
+    ]
+    return lines

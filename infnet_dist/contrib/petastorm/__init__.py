@@ -1,0 +1,1 @@
+"""Petastorm data sets: read as training sets, or ingested."""

@@ -1,0 +1,1 @@
+"""Whether parts hold what their manifest and schema say."""

@@ -1,0 +1,163 @@
+"""Checks a split before training: files, columns, types, id ranges, labels, numbers.
+
+Integers are checked from the statistics in the Parquet footers, without reading data; columns
+without statistics, and floats (whose statistics ignore NaN), are read. So most faults are found
+early; what is decoded is checked again (`values.py`). Each rank checks its share of the parts; call
+through `WorkerContext.together`, so that all ranks fail together.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pyarrow as pa
+
+from infnet_dist.data.checks.ranges import Range, allowed_ranges, bounds
+from infnet_dist.data.checks.values import check_numbers, check_types
+from infnet_dist.data.manifest import Manifest, Part
+from infnet_dist.data.part_files import ARROW, OpenedPart, OpenPart, PartFile, opened
+from infnet_dist.errors import DataError
+from infnet_dist.schema import Schema
+
+
+def check_feed(rows: int, *, split: str, num_workers: int, batch_size: int) -> None:
+    """Raise DataError if `rows` don't fill a single step of all workers."""
+    if rows < num_workers * batch_size:
+        raise DataError(
+            f"{split} has {rows} rows, too few for one step of {num_workers} workers x "
+            f"{batch_size} rows; lower data.batch_size or scaling.num_workers"
+        )
+
+
+def check_columns(
+    folder: Path, manifest: Manifest, schema: Schema, open_part: OpenPart = ARROW
+) -> None:
+    """Check that the first part of every split has the columns and types of `schema`.
+
+    Raises:
+        DataError: names file and column, and the type found and expected.
+    """
+    for split in manifest.splits.values():
+        with _opened(folder, split.parts[0], open_part) as part:
+            check_types(part.file.schema_arrow, schema, str(folder / split.parts[0].file))
+
+
+def check_parts(folder: Path, manifest: Manifest) -> None:
+    """Check that all parts are the files that the manifest means, without reading their rows.
+
+    Raises:
+        DataError: one isn't, or is missing (names the file).
+    """
+    for split in manifest.splits.values():
+        for part in split.parts:
+            with _opened(folder, part):
+                pass
+
+
+def check_split(
+    folder: Path,
+    manifest: Manifest,
+    schema: Schema,
+    *,
+    split: str,
+    rank: int,
+    world_size: int,
+    open_part: OpenPart = ARROW,
+) -> list[str]:
+    """Check this rank's share of a split's parts.
+
+    Returns:
+        The fingerprints of these parts.
+
+    Raises:
+        DataError: names file, row group, column and the offending value.
+    """
+    parts = manifest.split(split).parts
+    ranges = list(allowed_ranges(schema))
+    fingerprints = []
+    for part in parts[rank::world_size]:
+        with _opened(folder, part, open_part) as found:
+            file = found.file
+            fingerprints.append(found.fingerprint)
+            check_types(file.schema_arrow, schema, str(folder / part.file))
+            groups = tuple(file.metadata.row_group(i).num_rows for i in range(file.num_row_groups))
+            if groups != part.row_groups:
+                raise DataError(
+                    f"{folder / part.file} has {sum(groups)} rows in {len(groups)} row groups, its "
+                    f"manifest says {part.rows} in {len(part.row_groups)}; ingest again"
+                )
+            for group in range(file.num_row_groups):
+                _check_integers(file, part, group, ranges)
+                _check_floats(file, part, group, schema)
+    return fingerprints
+
+
+def count_without(
+    folder: Path, manifest: Manifest, schema: Schema, *, task: str, under: str
+) -> tuple[int, int]:
+    """Positives of `task` in train where `under` is negative, and those where `under` is known.
+
+    Of at most a million rows: the first ones.
+    """
+    columns = {t.name: t.column for t in schema.tasks}
+    without = positives = rows = 0
+    for part in manifest.split("train").parts:
+        with _opened(folder, part) as found:
+            for group in range(len(part.row_groups)):
+                table = found.read_group(group, [columns[task], columns[under]])
+                known = table.drop_null()
+                child, parent = (known[columns[name]].to_numpy() > 0 for name in (task, under))
+                without += int((child & ~parent).sum())
+                positives += int(child.sum())
+            rows += part.rows
+        if rows >= _MOST_ROWS_COUNTED:
+            break
+    return without, positives
+
+
+@contextmanager
+def _opened(folder: Path, part: Part, open_part: OpenPart = ARROW) -> Iterator[OpenedPart]:
+    path = folder / part.file
+    if not path.is_file():
+        raise DataError(f"{path} is missing, but the manifest lists it; ingest again")
+    try:
+        with opened(folder, part, open_part) as found:
+            yield found
+    except (OSError, pa.ArrowException) as error:
+        raise DataError(f"{path} is not a readable Parquet file: {error}; ingest again") from None
+
+
+_MOST_ROWS_COUNTED = 1_000_000
+
+
+def _check_integers(file: PartFile, part: Part, group: int, ranges: list[Range]) -> None:
+    metadata = file.metadata.row_group(group)
+    places = {
+        metadata.column(i).path_in_schema.split(".")[0]: i for i in range(metadata.num_columns)
+    }
+    for allowed in ranges:
+        place = places.get(allowed.column)
+        column = None if place is None else metadata.column(place)
+        if column is None or column.physical_type not in ("INT32", "INT64"):
+            continue  # a folder's name or packed, in Petastorm's way: checked as it is read
+        statistics = column.statistics
+        if statistics is not None and statistics.has_min_max and statistics.has_null_count:
+            low, high, nulls = statistics.min, statistics.max, statistics.null_count
+            if "list" in str(file.schema_arrow.field(allowed.column).type):
+                nulls = 0  # an empty list counts as a null of its leaf
+        else:
+            values = file.read_row_group(group, columns=[allowed.column]).column(allowed.column)
+            low, high, nulls = bounds(values)
+        allowed.check((low, high, nulls), f"{part.file}, row group {group}")
+
+
+def _check_floats(file: PartFile, part: Part, group: int, schema: Schema) -> None:
+    numeric = {feature.column for feature in schema.numeric}
+    columns = [feature.column for feature in schema.dense]
+    if not columns:
+        return
+    table = file.read_row_group(group, columns=columns)
+    for column in columns:
+        values = table.column(column)
+        where = f"{part.file}, row group {group}, column {column!r}"
+        check_numbers(values, where, nullable=column not in numeric)

@@ -1,0 +1,110 @@
+"""What a row group may hold, checked as it is decoded, whatever its footer says.
+
+Statistics in footers find most faults before training (`check.py`), but they may be missing or
+wrong, and a file may be another one by the time it is read.
+"""
+
+from collections.abc import Mapping
+from functools import lru_cache
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from infnet_dist.data.checks.ranges import Range, allowed_ranges, bounds
+from infnet_dist.data.manifest import arrow_type, same_type
+from infnet_dist.errors import DataError
+from infnet_dist.schema import Schema
+
+_UNSIGNED = {1: np.uint8, 8: np.uint64}
+
+
+def check_types(found: pa.Schema, schema: Schema, where: str) -> None:
+    """Check that each column of `schema` is there once, with its type.
+
+    Raises:
+        DataError: names the column, the type found and the type expected.
+    """
+    for name, expected in _types(schema).items():
+        places = found.get_all_field_indices(name)
+        if not places:
+            raise DataError(f"{where} lacks column {name!r} ({expected}); ingest again")
+        if len(places) > 1:
+            raise DataError(f"{where} has column {name!r} {len(places)} times; ingest again")
+        got = found.field(places[0]).type
+        if not same_type(got, expected):
+            raise DataError(f"{where}: column {name!r} is {got}, expected {expected}")
+
+
+def check_values(columns: Mapping[str, pa.Array], schema: Schema, where: str) -> None:
+    """Check ids, items, labels, time gaps and numbers of a row group.
+
+    Args:
+        columns: those of `schema`, of its types.
+        schema: features and tasks.
+        where: file and row group, for messages.
+
+    Raises:
+        DataError: names the column and an offending value.
+    """
+    for allowed in _ranges(schema):
+        if not _is_within(columns[allowed.column], allowed):
+            allowed.check(bounds(columns[allowed.column]), where)
+    for feature in schema.dense:
+        nullable = feature.boundaries is not None
+        check_numbers(columns[feature.column], f"{where}, column {feature.column!r}", nullable)
+    for task in schema.tasks:
+        if task.truth_column is not None:
+            _check_probabilities(columns[task.truth_column], task.truth_column, where)
+
+
+def check_numbers(column: pa.Array | pa.ChunkedArray, where: str, nullable: bool) -> None:
+    """Check that a column of floats holds finite numbers.
+
+    Raises:
+        DataError: NaN or infinity; or nulls that aren't `nullable`.
+    """
+    if column.null_count and not nullable:
+        raise DataError(f"{where}: {column.null_count} nulls; fill them in ingest")
+    numbers = (column.drop_null() if column.null_count else column).to_numpy()
+    finite = np.isfinite(numbers)
+    if not finite.all():
+        raise DataError(f"{where}: got {numbers[~finite][0]}, numbers must be finite; ingest again")
+
+
+def _is_within(column: pa.Array, allowed: Range) -> bool:
+    """Whether a column's integers, or its lists' items, surely fit; one pass over them.
+
+    All ranges with an end begin at 0, so one comparison of unsigned numbers sees both ends.
+    """
+    values = column.flatten() if pa.types.is_list(column.type) else column
+    if values.null_count:
+        if not allowed.nullable:
+            return False
+        values = values.drop_null()
+    if allowed.is_any or not len(values):
+        return True
+    assert allowed.low == 0, "an end below 0 needs another comparison"
+    numbers: npt.NDArray[np.int64] = values.to_numpy()
+    return int(numbers.view(_UNSIGNED[numbers.itemsize]).max()) <= allowed.high
+
+
+def _check_probabilities(column: pa.Array, name: str, where: str) -> None:
+    """NaN and null are allowed: unknown."""
+    values = column.to_numpy(zero_copy_only=False)
+    wrong = (values < 0) | (values > 1)
+    if wrong.any():
+        raise DataError(
+            f"{where}, column {name!r}: got {values[wrong][0]}, a probability is in [0, 1]; "
+            "ingest again"
+        )
+
+
+@lru_cache(maxsize=16)
+def _types(schema: Schema) -> dict[str, pa.DataType]:
+    return {column: arrow_type(schema, column) for column in schema.columns}
+
+
+@lru_cache(maxsize=16)
+def _ranges(schema: Schema) -> tuple[Range, ...]:
+    return tuple(allowed_ranges(schema))

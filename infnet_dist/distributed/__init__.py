@@ -1,0 +1,1 @@
+"""This worker and the others: collectives, control flags, watchdog."""

@@ -1,0 +1,224 @@
+"""Ranking metrics: exact pure functions, and a thin state that gathers scores over ranks.
+
+Keys are `split/metric/task`, e.g. `valid/auc/click`. Where a metric isn't defined (one class only)
+it is NaN; so it is where a score is NaN.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from infnet_dist.distributed.context import WorkerContext
+
+Array = npt.NDArray
+
+
+_HIGHER = ("auc", "gauc", "r2")
+_LOWER = ("log_loss", "normalized_entropy", "mae_s")
+
+
+def higher_is_better(metric: str) -> bool:
+    """Whether more of a metric (`split/metric/task`) is better.
+
+    Raises:
+        ValueError: neither more nor less of it is better, e.g. of calibration.
+    """
+    kind = metric.split("/")[1]
+    if kind not in (*_HIGHER, *_LOWER):
+        raise ValueError(f"no best of {metric!r}; take one of {', '.join((*_HIGHER, *_LOWER))}")
+    return kind in _HIGHER
+
+
+def auc(scores: Array, labels: Array) -> float:
+    """Area under the ROC curve, exact, ties counted half.
+
+    Args:
+        scores: [n], any monotone score.
+        labels: [n] in {0, 1}.
+
+    Returns:
+        P(score of a positive > score of a negative) + half of P(equal); NaN with one class.
+    """
+    return _grouped_auc(scores, labels, np.zeros(len(scores), np.int64))
+
+
+def gauc(scores: Array, labels: Array, groups: Array) -> float:
+    """Mean AUC within groups that have both classes, weighted by their rows (impressions).
+
+    Args:
+        scores: [n], any monotone score.
+        labels: [n] in {0, 1}.
+        groups: [n] integer ids, e.g. users.
+
+    Returns:
+        NaN if no group has both classes.
+    """
+    return _grouped_auc(scores, labels, groups)
+
+
+def log_loss(logits: Array, labels: Array) -> float:
+    """Mean binary cross entropy in nats, from logits [n] (so it never meets log 0)."""
+    if len(logits) == 0:
+        return float("nan")
+    if np.isnan(logits).any():
+        return float("nan")
+    logits = logits.astype(np.float64)
+    # log(1 + exp(-margin)) keeps the tiny loss of a confident, correct row
+    return float(np.mean(np.logaddexp(0.0, np.where(labels > 0, -logits, logits))))
+
+
+def normalized_entropy(logits: Array, labels: Array) -> float:
+    """Log loss over the entropy of the label mean (He et al. 2014, equation 1); NaN, one class."""
+    rate = float(np.mean(labels, dtype=np.float64)) if len(labels) else float("nan")
+    if not 0.0 < rate < 1.0:
+        return float("nan")
+    entropy = -(rate * np.log(rate) + (1 - rate) * np.log1p(-rate))
+    return log_loss(logits, labels) / float(entropy)
+
+
+def calibration(logits: Array, labels: Array) -> float:
+    """Mean predicted probability over mean label: 1 is calibrated; NaN without a positive."""
+    positives = float(np.sum(labels, dtype=np.float64))
+    if positives == 0.0 or np.isnan(logits).any():
+        return float("nan")
+    predicted = np.exp(-np.logaddexp(0.0, -logits.astype(np.float64)))
+    return float(np.sum(predicted)) / positives
+
+
+def mean_absolute_error(predicted: Array, values: Array) -> float:
+    """Mean of |prediction - value|, in their unit; NaN without rows."""
+    return float(np.mean(np.abs(predicted - values))) if len(values) else float("nan")
+
+
+def r2(predicted: Array, values: Array) -> float:
+    """1 - squared errors over those of the mean: 1 is perfect, 0 no better than the mean."""
+    spread = float(np.sum((values - np.mean(values)) ** 2)) if len(values) else 0.0
+    if spread == 0.0:
+        return float("nan")
+    return 1 - float(np.sum((predicted - values) ** 2)) / spread
+
+
+def _grouped_auc(scores: Array, labels: Array, groups: Array) -> float:
+    """Mean over two-class groups of the rank-sum AUC, weighted by group size."""
+    if len(scores) == 0 or np.isnan(scores).any():
+        return float("nan")
+    order = np.lexsort((scores, groups))
+    scores, labels, groups = scores[order], labels[order].astype(np.float64), groups[order]
+    new_group = np.concatenate([[True], groups[1:] != groups[:-1]])
+    first = np.flatnonzero(new_group)
+    size = np.diff(np.append(first, len(scores)))
+
+    new_score = new_group | np.concatenate([[True], scores[1:] != scores[:-1]])
+    tie = np.cumsum(new_score) - 1
+    tie_first = np.flatnonzero(new_score)
+    tie_last = np.append(tie_first[1:], len(scores)) - 1
+    rank = ((tie_first + tie_last) / 2.0)[tie] - np.repeat(first, size) + 1.0  # mean rank of a tie
+
+    positives = np.add.reduceat(labels, first)
+    negatives = size - positives
+    both = (positives > 0) & (negatives > 0)
+    if not both.any():
+        return float("nan")
+    rank_sum = np.add.reduceat(rank * labels, first)[both]
+    positives, negatives, size = positives[both], negatives[both], size[both]
+    per_group = (rank_sum - positives * (positives + 1) / 2) / (positives * negatives)
+    return float(np.average(per_group, weights=size))
+
+
+class _Scores(NamedTuple):
+    logits_BK: Array
+    labels_BK: Array
+    truth_BK: Array
+    group_B: Array
+
+
+class MetricState:
+    """Collects the scores of one evaluation on this rank; `compute` gathers and reduces once."""
+
+    def __init__(
+        self, tasks: Sequence[str], watch_time_s: Mapping[str, float] | None = None
+    ) -> None:
+        """An empty state for tasks in column order.
+
+        Args:
+            tasks: names.
+            watch_time_s: of those that are watch times, the seconds of a label of 1.
+        """
+        self._tasks = list(tasks)
+        self._watch_time_s = dict(watch_time_s or {})
+        self._batches: list[_Scores] = []
+
+    def update(
+        self,
+        logits_BK: torch.Tensor,
+        labels_BK: torch.Tensor,
+        *,
+        truth_BK: torch.Tensor,
+        group_B: torch.Tensor,
+        weights_B: torch.Tensor,
+    ) -> None:
+        """Add a batch; left out are padding (weight 0) and, for a task, unknown labels (NaN)."""
+        real = weights_B > 0
+        floats = [part[real].detach().float() for part in (logits_BK, labels_BK, truth_BK)]
+        parts = [part.cpu().numpy() for part in (*floats, group_B[real])]
+        self._batches.append(_Scores._make(parts))
+
+    def compute(
+        self, context: WorkerContext, split: str, moved: Callable[[], None] = lambda: None
+    ) -> dict[str, dict[str, float]]:
+        """Gather the scores of all ranks on rank 0, compute there, hand the result to all.
+
+        Args:
+            context: this worker.
+            split: the split that was evaluated.
+            moved: called now and then on rank 0, as sorting many millions of scores takes minutes.
+
+        Returns:
+            `model`: every metric; `optimum`: the same metrics of the true probabilities, of the
+            tasks where those are known.
+        """
+        gathered = context.gather_to_first(self._batches)
+        result: dict[str, dict[str, float]] = {}
+        if gathered is not None:
+            moved()
+            every = [batch for batches in gathered for batch in batches]
+            assert every, "no batch was evaluated on any rank"
+            scores = _Scores._make(np.concatenate(parts) for parts in zip(*every, strict=True))
+            result = {
+                "model": self._evaluate(scores, scores.logits_BK, split, moved),
+                "optimum": self._optimum(scores, split, moved),
+            }
+        return context.broadcast(result)
+
+    def _optimum(self, scores: _Scores, split: str, moved: Callable[[], None]) -> dict[str, float]:
+        known = ~np.isnan(scores.truth_BK).any(axis=0)
+        truth = np.clip(scores.truth_BK.astype(np.float64), 1e-7, 1 - 1e-7)
+        every = self._evaluate(scores, np.log(truth) - np.log1p(-truth), split, moved)
+        tasks = {task for task, is_known in zip(self._tasks, known, strict=True) if is_known}
+        return {key: value for key, value in every.items() if key.split("/", 2)[2] in tasks}
+
+    def _evaluate(
+        self, scores: _Scores, logits_BK: Array, split: str, moved: Callable[[], None]
+    ) -> dict[str, float]:
+        metrics: dict[str, float] = {}
+        for k, task in enumerate(self._tasks):
+            moved()
+            known = ~np.isnan(scores.labels_BK[:, k])
+            logits, labels = logits_BK[known, k], scores.labels_BK[known, k]
+            if task in self._watch_time_s:
+                predicted = np.exp(logits.astype(np.float64))
+                mae_s = self._watch_time_s[task] * mean_absolute_error(predicted, labels)
+                metrics[f"{split}/mae_s/{task}"] = mae_s
+                metrics[f"{split}/r2/{task}"] = r2(predicted, labels)
+                continue
+            metrics[f"{split}/auc/{task}"] = auc(logits, labels)
+            moved()
+            metrics[f"{split}/gauc/{task}"] = gauc(logits, labels, scores.group_B[known])
+            moved()
+            metrics[f"{split}/log_loss/{task}"] = log_loss(logits, labels)
+            metrics[f"{split}/normalized_entropy/{task}"] = normalized_entropy(logits, labels)
+            metrics[f"{split}/calibration/{task}"] = calibration(logits, labels)
+        return metrics

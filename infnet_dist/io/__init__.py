@@ -1,0 +1,1 @@
+"""Files, URLs, ports, safe parsing and HTML."""

@@ -1,0 +1,263 @@
+"""Files under a path or a URL: one way for the local disk, S3 and all that Arrow or fsspec know."""
+
+import errno
+import os
+import shutil
+import stat
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import IO, Any
+
+import fsspec
+import pyarrow as pa
+import pyarrow.fs
+from typing_extensions import Buffer
+
+from infnet_dist.errors import UserError
+from infnet_dist.io.urls import without_secrets
+
+
+def open_filesystem(path: str) -> tuple[pa.fs.FileSystem, str]:
+    """The filesystem of a path or URL, and the path in it.
+
+    Raises:
+        UserError: nobody knows such URLs, or their service can't be reached.
+    """
+    if "://" not in path:
+        return pa.fs.LocalFileSystem(), str(Path(path).absolute())
+    try:
+        return pa.fs.FileSystem.from_uri(path)
+    except (pa.ArrowException, OSError):  # not one of Arrow's
+        try:
+            filesystem, root = fsspec.core.url_to_fs(path)
+        except (ValueError, ImportError, OSError) as error:
+            shown = without_secrets(path)
+            # The reason may repeat the URL, or parts of it.
+            reason = " ".join(str(error).split()) if shown == path else type(error).__name__
+            raise UserError(f"{shown} can't be opened ({reason})") from None
+        return pa.fs.PyFileSystem(pa.fs.FSSpecHandler(filesystem)), root
+
+
+class Folder:
+    """A folder on any file system; `folder / "name"` is one below it. Cheap to make and to pickle.
+
+    Args:
+        url: a path or a URL; nothing needs to be there.
+    """
+
+    def __init__(self, url: "str | Path | Folder") -> None:
+        self.url: str = url.url if isinstance(url, Folder) else str(url)
+        self._opened: tuple[pa.fs.FileSystem, str] | None = None
+
+    def __str__(self) -> str:
+        """The URL without what may be a secret: user, password and options."""
+        return without_secrets(self.url)
+
+    def __repr__(self) -> str:
+        return f"Folder({str(self)!r})"
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Folder) and other.url == self.url
+
+    def __hash__(self) -> int:
+        return hash(self.url)
+
+    def __truediv__(self, name: str) -> "Folder":
+        path, mark, options = self.url.partition("?")
+        below = Folder(f"{path.rstrip('/')}/{name}{mark}{options}")
+        if self._opened:
+            below._opened = self._opened[0], f"{self._opened[1].rstrip('/')}/{name}"
+        return below
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"url": self.url, "_opened": None}
+
+    @property
+    def name(self) -> str:
+        """The last part of its path."""
+        return self.url.partition("?")[0].rstrip("/").rpartition("/")[2]
+
+    @property
+    def parent(self) -> "Folder":
+        """The folder that it stands in."""
+        path, mark, options = self.url.partition("?")
+        return Folder(f"{path.rstrip('/').rpartition('/')[0]}{mark}{options}")
+
+    def entries(self) -> dict[str, int | None]:
+        """What stands directly below: bytes by name of a file, None for a folder.
+
+        Raises:
+            OSError: it can't be listed; a folder that isn't there has no entries.
+        """
+        filesystem, root = self._filesystem()
+        selector = pa.fs.FileSelector(root, allow_not_found=True)
+        return {
+            info.base_name: info.size if info.type == pa.fs.FileType.File else None
+            for info in filesystem.get_file_info(selector)
+        }
+
+    def size(self, name: str) -> int | None:
+        """Bytes of a file, None where there is none."""
+        filesystem, root = self._filesystem()
+        (info,) = filesystem.get_file_info([f"{root}/{name}"])
+        return info.size if info.type == pa.fs.FileType.File else None
+
+    def modified_ns(self, name: str) -> int:
+        """When a file was written, as its storage says; 0 if it doesn't."""
+        filesystem, root = self._filesystem()
+        (info,) = filesystem.get_file_info([f"{root}/{name}"])
+        return info.mtime_ns or 0
+
+    def read(self, name: str) -> bytes:
+        """A whole file.
+
+        Raises:
+            OSError: it isn't there or can't be read.
+        """
+        with self.open(name) as file:
+            content = file.read()
+        assert isinstance(content, bytes)
+        return content
+
+    @contextmanager
+    def open(self, name: str) -> Iterator[IO[bytes]]:
+        """A file for reading at any place, with `seek` and `readinto`.
+
+        Raises:
+            OSError: it isn't there, can't be read, or is no regular file: a pipe would block.
+        """
+        filesystem, root = self._filesystem()
+        if isinstance(filesystem, pa.fs.LocalFileSystem):
+            place = f"{root}/{name}"
+            if not stat.S_ISREG(os.stat(place).st_mode):
+                raise OSError(errno.EINVAL, "no regular file", place)
+        with filesystem.open_input_file(f"{root}/{name}") as file:
+            yield file
+
+    def create(self, name: str, write: Callable[[IO[bytes]], None]) -> None:
+        """Make or replace a file by what `write` writes; on the disk before this returns."""
+        filesystem, root = self._filesystem()
+        if not isinstance(filesystem, pa.fs.LocalFileSystem):
+            with filesystem.open_output_stream(f"{root}/{name}") as stream:
+                write(stream)
+            return
+        os.makedirs(root, exist_ok=True)
+        with open(f"{root}/{name}", "wb", buffering=0) as file:
+            write(file)
+            os.fsync(file.fileno())
+
+    def put(self, name: str, content: bytes) -> None:
+        """Make or replace a small file as a whole: others see the old or the new, never a part."""
+        self.create_whole(name, lambda file: write_all(file, content))
+
+    def create_whole(self, name: str, write: Callable[[IO[bytes]], None]) -> None:
+        """As `create`; others see the old file or the new one, never a part.
+
+        Where a file can't be renamed at no cost, as in object stores, a failure may delete it.
+        """
+        filesystem, root = self._filesystem()
+        is_local = isinstance(filesystem, pa.fs.LocalFileSystem)
+        partial = f".{name}.partial" if is_local else name
+        try:
+            self.create(partial, write)
+            if is_local:
+                os.replace(f"{root}/{partial}", f"{root}/{name}")
+        except BaseException:
+            with suppress(OSError):
+                self.delete(partial)
+            raise
+        if is_local:
+            _sync_folder(root)
+
+    def check_target(self, name: str) -> None:
+        """Find out before the work is done that a file of this name can't be made or replaced.
+
+        Raises:
+            UserError: names what is in the way.
+        """
+        filesystem, root = self._filesystem()
+        if not name:
+            raise UserError(f"{self} is a folder; name a file in it")
+        (info,) = filesystem.get_file_info([f"{root}/{name}"])
+        if info.type == pa.fs.FileType.Directory:
+            raise UserError(f"{self / name} is a folder; name a file in it")
+        if info.type == pa.fs.FileType.Unknown:
+            raise UserError(f"{self / name} is no regular file; name another one")
+        if isinstance(filesystem, pa.fs.LocalFileSystem):
+            there = _first_that_exists(Path(root))
+            if not (there.is_dir() and os.access(there, os.W_OK | os.X_OK)):
+                raise UserError(
+                    f"{self / name} can't be written: {there} is no folder that this user may "
+                    "write to; name another place"
+                )
+
+    @property
+    def is_link(self) -> bool:
+        """Whether the folder itself is a link on a disk."""
+        filesystem, root = self._filesystem()
+        return isinstance(filesystem, pa.fs.LocalFileSystem) and os.path.islink(root.rstrip("/"))
+
+    def delete(self, name: str) -> None:
+        """Delete a file; nothing happens where there is none."""
+        filesystem, root = self._filesystem()
+        if self.size(name) is not None:
+            filesystem.delete_file(f"{root}/{name}")
+
+    def delete_all(self) -> None:
+        """Delete the folder and everything in it; nothing happens where there is none.
+
+        Raises:
+            OSError: a part can't be deleted; as much as can be is.
+        """
+        filesystem, root = self._filesystem()
+        if isinstance(filesystem, pa.fs.LocalFileSystem):
+            _delete_tree(root)
+        elif filesystem.get_file_info([root])[0].type == pa.fs.FileType.Directory:
+            filesystem.delete_dir(root)
+
+    def _filesystem(self) -> tuple[pa.fs.FileSystem, str]:
+        if self._opened is None:
+            self._opened = open_filesystem(self.url)
+        return self._opened
+
+
+def _delete_tree(path: str) -> None:
+    """As `shutil.rmtree`, but goes on after an error, and raises the first one at the end."""
+    errors: list[OSError] = []
+
+    def note(function: object, place: str, told: tuple[Any, Any, Any]) -> None:
+        if not isinstance(told[1], FileNotFoundError):
+            errors.append(OSError(told[1].errno, told[1].strerror, place))  # its whole path
+
+    shutil.rmtree(path, onerror=note)
+    if errors:
+        raise errors[0]
+
+
+def _first_that_exists(path: Path) -> Path:
+    return next((place for place in (path, *path.parents) if place.exists()), path)
+
+
+def size_text(size: float) -> str:
+    """Bytes for people, e.g. `1.5 GiB`."""
+    units = ["B", "KiB", "MiB", "GiB", "TiB"]
+    while size >= 1000 and len(units) > 1:
+        size, units = size / 1024, units[1:]
+    return f"{size:.3g} {units[0]}"
+
+
+def write_all(file: IO[bytes], content: Buffer) -> None:
+    """Write all of it; an unbuffered file may take less than it is given."""
+    view = memoryview(content).cast("B")
+    while view:
+        view = view[file.write(view) or len(view) :]
+
+
+def _sync_folder(path: str) -> None:
+    """So that a renamed file stays renamed after a loss of power."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

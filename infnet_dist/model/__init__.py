@@ -1,0 +1,1 @@
+"""What is trained: lookups -> sparse -> tokens -> towers -> losses."""

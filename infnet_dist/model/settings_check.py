@@ -1,0 +1,130 @@
+"""Settings that contradict one another or the training set, or that change nothing."""
+
+import math
+from collections.abc import Iterator
+
+from infnet_dist.config.changes import flat
+from infnet_dist.config.run import Config, ScalingConfig
+from infnet_dist.data.manifest import Manifest
+from infnet_dist.errors import ConfigError
+from infnet_dist.schema import Schema
+
+_METRICS = {
+    "binary": ("auc", "gauc", "log_loss", "normalized_entropy"),
+    "watch_time": ("r2", "mae_s"),
+}
+
+
+def task_weights(config: Config, schema: Schema) -> list[float]:
+    """The loss weight of each selected task.
+
+    Raises:
+        ConfigError: all of them are 0, so that nothing would be trained.
+    """
+    given = config.training.task_weights
+    weights = [given.get(task.name, 1.0) for task in schema.tasks]
+    if not any(weights):
+        names = ", ".join(task.name for task in schema.tasks)
+        raise ConfigError(
+            f"training.task_weights: the weights of all tasks ({names}) are 0, so nothing would be "
+            "trained; give one of them a weight above 0"
+        )
+    return weights
+
+
+def check_settings(config: Config, schema: Schema) -> None:
+    """Check what a single section can't know; cheap, so the driver calls it too.
+
+    Raises:
+        ConfigError: settings that contradict one another.
+    """
+    task_weights(config, schema)
+    _check_best(config, schema)
+    _check_scaling(config)
+
+
+def _check_best(config: Config, schema: Schema) -> None:
+    if config.checkpoint.keep_best is None:
+        return
+    _, metric, name = config.checkpoint.keep_best.split("/")
+    kinds = {task.name: task.kind for task in schema.tasks}
+    if name not in kinds:
+        raise ConfigError(
+            f"checkpoint.keep_best: task {name!r} isn't trained (data.tasks: {', '.join(kinds)}); "
+            "name one that is"
+        )
+    if metric not in _METRICS[kinds[name]]:
+        known = ", ".join(f"valid/{known}/{name}" for known in _METRICS[kinds[name]])
+        raise ConfigError(
+            f"checkpoint.keep_best: {config.checkpoint.keep_best} isn't measured, {name!r} being a "
+            f"{kinds[name]} task; expected one of: {known}"
+        )
+
+
+def _check_scaling(config: Config) -> None:
+    scaling = config.scaling
+    if scaling.min_workers is not None and scaling.min_workers > scaling.num_workers:
+        raise ConfigError(
+            f"scaling.min_workers is {scaling.min_workers}, above scaling.num_workers "
+            f"({scaling.num_workers}); lower it"
+        )
+    if scaling.min_workers is not None and config.sharding.plan != "auto":
+        raise ConfigError(
+            "scaling.min_workers changes the number of workers, which a plan file fixes; set "
+            "sharding.plan=auto, or leave scaling.min_workers out"
+        )
+    _check_gpus(scaling)
+
+
+def _check_gpus(scaling: ScalingConfig) -> None:
+    expected = float(scaling.use_gpu)
+    if (given := scaling.resources_per_worker.get("GPU", expected)) != expected:
+        raise ConfigError(
+            f"scaling.resources_per_worker.GPU is {given:g}, but scaling.use_gpu is "
+            f"{str(scaling.use_gpu).lower()}, which gives each worker {expected:g}; leave GPU out"
+        )
+
+
+def without_effect(config: Config, manifest: Manifest, schema: Schema) -> Iterator[str]:
+    """Settings that change nothing in this run, one line each."""
+    tables, tasks = ({entry.name for entry in part} for part in (schema.tables, schema.tasks))
+    for name in config.tables.overrides:
+        if name not in tables:
+            yield f"tables.overrides.{name}: no selected feature reads this table"
+    for name in config.training.task_weights:
+        if name not in tasks:
+            yield f"training.task_weights.{name}: this task isn't selected"
+    steps, warmup = _total_steps(config, manifest), config.schedule.warmup_steps
+    if warmup >= steps:
+        yield (
+            f"schedule.warmup_steps: the run of about {steps:,} steps ends before a warm-up of "
+            f"{warmup:,}, so the full learning rate isn't reached"
+        )
+    kept, every = config.checkpoint.keep_every_steps, config.checkpoint.every_steps
+    if kept and every and kept % every:
+        yield (
+            f"checkpoint.keep_every_steps: of checkpoints every {every:,} steps those at multiples "
+            f"of {math.lcm(kept, every):,} are kept, expected a multiple of checkpoint.every_steps"
+        )
+    yield from _other_ingest(config, manifest)
+
+
+def _other_ingest(config: Config, manifest: Manifest) -> Iterator[str]:
+    """Settings of ingest that the training set wasn't made with; places of raw files may move."""
+    if config.ingest is None or manifest.source.get("source") != config.ingest.source:
+        return
+    made, now = (
+        dict(flat("", s)) for s in (manifest.source, config.ingest.model_dump(mode="json"))
+    )
+    for key in sorted(made.keys() & now.keys()):
+        if made[key] != now[key] and key.split(".")[-1] != "path":
+            yield (
+                f"ingest.{key}: the training set was made with {made[key]!r}, not {now[key]!r}; "
+                "ingest again if it is to count"
+            )
+
+
+def _total_steps(config: Config, manifest: Manifest) -> int:
+    rows_per_step = config.data.batch_size * config.scaling.num_workers
+    steps = config.training.epochs * math.ceil(manifest.split("train").rows / rows_per_step)
+    return min(steps, config.training.max_steps or steps)

@@ -1,0 +1,118 @@
+"""Choose one option a table and place its shards: the least time of the busiest rank, in memory.
+
+A lower bound comes first (bound.py); then options are chosen for a target time and prices of
+memory, placed greedily, largest first, and the best few placements are improved by local search
+(improve.py). Where time is equal, memory decides (level.py). Everything is deterministic.
+"""
+
+from collections.abc import Iterator
+
+import numpy as np
+
+from infnet_dist.planning.search.improve import ENOUGH, MoveBudget, improve
+from infnet_dist.planning.search.level import level_memory
+from infnet_dist.planning.search.lower_bound import lower_bound
+from infnet_dist.planning.search.placement import (
+    Board,
+    Cluster,
+    FloatArray,
+    IntArray,
+    Options,
+    Placement,
+)
+
+_TARGETS = 14  # times tried as the largest of a shard, from the bound up
+# Prices of memory: this many times the bound's, and so many times "all work over all memory".
+_PRICES = (
+    *((0.0, 0.0), (0.5, 0.0), (1.0, 0.0), (1.2, 0.0), (1.0, 0.01), (1.5, 0.05), (2.0, 0.2)),
+    *((3.0, 1.0), (4.0, 5.0), (16.0, 25.0), (64.0, 1e3)),
+)
+_STARTS = 6  # placements that are improved
+
+
+def search(options: Options, cluster: Cluster) -> tuple[Placement | None, float]:
+    """The best placement found, None where none fits, and a proven lower bound of any, in ms."""
+    bound, prices = lower_bound(options, cluster)
+    if not np.isfinite(bound):
+        return None, bound
+    starts: list[Placement] = []
+    longest = max(float(options.time.max()), bound * 4)
+    for target in np.unique(np.geomspace(bound, longest, _TARGETS)):
+        for choice in _choices(options, cluster, float(target), prices):
+            placed = _place(options, cluster, choice, float(target))
+            starts += placed
+            if placed:
+                break
+        if starts and min(start.bottleneck for start in starts) <= target:
+            break  # shards may be longer than this now, but the busiest rank isn't
+    starts = sorted(starts, key=lambda start: start.bottleneck)[:_STARTS]
+    for start in starts:
+        nothing_stands = MoveBudget(np.zeros(len(start.option)), 0.0)
+        improve(options, cluster, start, bound, nothing_stands)
+        if start.bottleneck <= bound * ENOUGH:
+            starts = [start]
+            break
+    if not starts:
+        return None, bound
+    best = min(starts, key=lambda start: (start.bottleneck, start.fullest(cluster)))
+    level_memory(options, cluster, best)
+    return best, bound
+
+
+# ---- choosing options
+
+
+def _choices(
+    options: Options, cluster: Cluster, longest: float, prices: FloatArray
+) -> Iterator[IntArray]:
+    """One option a table with units of at most `longest` ms; each proposal needs less memory."""
+    work = options.work(cluster) * options.weight
+    allowed = (options.time <= longest * (1 + 1e-9)) & options.fits_alone(cluster)
+    memory = options.total_memory(cluster)
+    free = (cluster.capacity - cluster.base_memory).sum(axis=0)
+    unit = float(np.minimum.reduceat(work, options.first).sum()) / np.maximum(free, 1.0)
+    last: IntArray | None = None
+    for dual, more in _PRICES:
+        price = dual * prices + more * unit
+        cost = np.where(allowed, work + memory @ price, np.inf)
+        choice = _cheapest(options, cost)
+        if choice is None:
+            return
+        if last is not None and (choice == last).all():
+            continue
+        last = choice
+        if (memory[choice].sum(axis=0) <= free).all():
+            yield choice
+
+
+def _cheapest(options: Options, cost: FloatArray) -> IntArray | None:
+    """The option of least cost of each table, the first of equals; None if one has none."""
+    order = np.lexsort((np.arange(len(cost)), cost, options.table))
+    choice = order[options.first]
+    return choice if np.isfinite(cost[choice]).all() else None
+
+
+# ---- placing
+
+
+def _place(options: Options, cluster: Cluster, choice: IntArray, longest: float) -> list[Placement]:
+    """Largest first: what fills all ranks, then nodes, then single ranks.
+
+    Two orders: by the larger share of time and memory, and by memory alone; those that fit.
+    """
+    need = (options.memory[choice, 0] / np.maximum(cluster.capacity.max(axis=0), 1.0)).max(axis=1)
+    size = np.maximum(options.time[choice] / longest, need)
+    placements = []
+    for by in (size, need):
+        board = Board(options, cluster)
+        units: list[tuple[int, ...]] = [()] * len(choice)
+        for table in np.lexsort((np.arange(len(choice)), -by, -options.place[choice])):
+            option = int(choice[table])
+            found = board.where(option, longest=longest)
+            if found is None:
+                break
+            units[table] = found
+            board.put_all(option, found)
+        else:
+            placements.append(Placement(choice.copy(), units, board.time, board.memory))
+    return placements

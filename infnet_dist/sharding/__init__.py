@@ -1,0 +1,1 @@
+"""Builds, shards and initialises the model under a plan, with its optimizers."""

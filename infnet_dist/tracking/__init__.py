@@ -1,0 +1,1 @@
+"""Metrics to W&B and metrics.jsonl."""

@@ -1,0 +1,139 @@
+"""Whether a run may continue with the training set that it finds: the same, one that grew, another.
+
+A set grows when `ingest` adds later logs to it: ids and parts stay as they were. All other changes
+are refused.
+"""
+
+from pathlib import Path
+
+from infnet_dist.checkpoint import CheckpointManifest, DataOrder
+from infnet_dist.data.manifest import Manifest, read_manifest
+from infnet_dist.errors import CheckpointError, DataError
+from infnet_dist.training.setup import Session
+
+
+def check_resumable(saved: CheckpointManifest, now: DataOrder, manifest: Manifest) -> str:
+    """Check that a run may continue from a checkpoint with this training set.
+
+    Within an epoch the set, and all else that orders its rows, must be the same. Between epochs it
+    may have grown.
+
+    Args:
+        saved: the checkpoint's.
+        now: what fixes the order of rows in this attempt.
+        manifest: of the training set.
+
+    Returns:
+        How the set grew, in words; empty if it didn't.
+
+    Raises:
+        CheckpointError: it is another set, or another order; or the checkpoint's position is
+            beyond its rows.
+    """
+    step, consumed = saved.progress.step, saved.progress.consumed
+    different = _differences(saved.order, now, content_only=not consumed)
+    if different and not consumed and _grew_from(saved.order.content_hash, manifest):
+        return f"since step {step:,} {_growth(manifest)}; the next epoch reads all of them"
+    if different:
+        where = f"step {step:,} was saved {'within' if consumed else 'after'} an epoch"
+        raise CheckpointError(
+            f"{where} of other data: {'; '.join(different)}; put back what it was, or start a new "
+            "run with another --run-id"
+        )
+    rows = manifest.split("train").rows
+    if consumed and consumed[-1][1] > rows:
+        raise CheckpointError(
+            f"step {step:,} has read row {consumed[-1][1]:,} of the epoch's order, but train has "
+            f"{rows:,} rows; start a new run with another --run-id"
+        )
+    return ""
+
+
+def check_unchanged(session: Session) -> str:
+    """Check that the training set is still the one that this attempt opened.
+
+    Returns:
+        How it grew since, in words; empty if it didn't.
+
+    Raises:
+        DataError: it is another set, or none.
+    """
+    folder, mine = session.config.data.path, session.manifest.content_hash
+    found = read_manifest(folder)
+    if found.content_hash == mine:
+        return ""
+    if _grew_from(mine, found):
+        return (
+            f"{_growth(found)}; this attempt continues with the "
+            f"{session.manifest.split('train').rows:,} that it began with"
+        )
+    raise DataError(
+        f"{folder} was replaced while the run read it: content {_short(mine)} when it began, "
+        f"{_short(found.content_hash)} now; put the set back, or start a new run with another "
+        "--run-id"
+    )
+
+
+def check_content(folder: Path, content_hash: str) -> None:
+    """Check that a training set is the one with this content hash.
+
+    Raises:
+        DataError: it is another one, or there is none.
+    """
+    found = read_manifest(folder).content_hash
+    if found != content_hash:
+        raise DataError(
+            f"{folder} has content {_short(found)}, {_short(content_hash)} expected: it changed "
+            "since the first trial; put it back, or start again"
+        )
+
+
+def warning_of_other_data(saved: CheckpointManifest, manifest: Manifest) -> str:
+    """What is to be said before a checkpoint is evaluated on this set; empty if nothing."""
+    before = saved.order.content_hash
+    if before == manifest.content_hash or _grew_from(before, manifest):
+        return ""
+    return (
+        f"the checkpoint was trained on another training set (content {_short(before)}, here "
+        f"{_short(manifest.content_hash)}): its ids may mean something else here"
+    )
+
+
+def _differences(saved: DataOrder, now: DataOrder, *, content_only: bool) -> list[str]:
+    """In which keys two orders of rows differ."""
+    found = []
+    if saved.content_hash != now.content_hash:
+        there, here = _short(saved.content_hash), _short(now.content_hash)
+        found.append(f"the training set has content {there} there, {here} here")
+    elif saved.identity and saved.identity != now.identity:
+        found.append(
+            "the training set's parts, or its schema under data.features and data.tasks, changed "
+            "under the same content hash"
+        )
+    if content_only:
+        return found
+    for key, name in _ORDER_KEYS.items():
+        there, here = getattr(saved, key), getattr(now, key)
+        if there != here:
+            found.append(f"{name} is {there} there, {here} here")
+    return found
+
+
+_ORDER_KEYS = {
+    "seed": "run.seed",
+    "shuffle_rows": "data.shuffle_rows",
+    "version": "the version of the order",
+}
+
+
+def _grew_from(content_hash: str, manifest: Manifest) -> bool:
+    return manifest.ingested is not None and content_hash in manifest.ingested.grew_from
+
+
+def _growth(manifest: Manifest) -> str:
+    rows = ", ".join(f"{split.rows:,} rows of {name}" for name, split in manifest.splits.items())
+    return f"logs were added to the training set, which now has {rows}"
+
+
+def _short(content_hash: str) -> str:
+    return content_hash[:12]

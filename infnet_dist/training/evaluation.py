@@ -1,0 +1,89 @@
+"""Metrics of a model on a split: within training, or of a checkpoint on its own."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from infnet_dist import checkpoint
+from infnet_dist.config.run import Config
+from infnet_dist.distributed.context import WorkerContext
+from infnet_dist.evaluation.metrics import MetricState
+from infnet_dist.io.filesystem import Folder
+from infnet_dist.schema import Schema
+from infnet_dist.training.setup import Session, stream
+
+
+def evaluate(
+    session: Session,
+    split: str,
+    interrupted: Callable[[], bool] = lambda: False,
+    moved: Callable[[], None] = lambda: None,
+) -> dict[str, dict[str, float]] | None:
+    """Metrics of the model on a split (`model`), and of the planted truth if known (`optimum`).
+
+    Args:
+        session: the model and the data.
+        split: the split.
+        interrupted: asked after each batch, by all ranks alike; True ends it.
+        moved: called now and then afterwards, while metrics are computed on rank 0.
+
+    Returns:
+        None if it was interrupted.
+    """
+    model = session.sharded.model
+    tasks = session.schema.tasks
+    watch_time_s = {t.name: t.mean_ms / 1000 for t in tasks if t.kind == "watch_time"}
+    state = MetricState([task.name for task in tasks], watch_time_s)
+    model.eval()
+    with torch.no_grad():
+        batches = session.reader(split, shuffle=False).batches()
+        for batch, _ in stream(batches, session.context.device):
+            _, output = model(batch)
+            state.update(
+                output.logits_BK,
+                batch.labels_BK,
+                truth_BK=batch.truth_BK,
+                group_B=batch.group_B,
+                weights_B=batch.weights_B,
+            )
+            if interrupted():
+                model.train()
+                return None
+    model.train()
+    return state.compute(session.context, split, moved)
+
+
+def evaluate_checkpoint(
+    context: WorkerContext, config: Config, *, path: str | Path | Folder, split: str
+) -> dict[str, Any]:
+    """Load a checkpoint, with any number of workers, and evaluate it on a split.
+
+    Features, their order and the statistics of numbers are those that it was trained with.
+
+    Returns:
+        split, rows, training_set (its content hash), checkpoint, step, metrics, optimum.
+    """
+    nothing_saved = config.checkpoint.model_copy(update={"background": False})
+    config = config.model_copy(update={"checkpoint": nothing_saved})  # memory that isn't needed
+    trained = context.together(lambda: _schema_of(Folder(path)))
+    session = Session.open(config, context, splits=[split], trained=trained)
+    manifest = checkpoint.load(Folder(path), session.sharded, context, with_optimizer=False)
+    session.begun_rates = manifest.unknown_id_rates
+    session.warn_of_unlearned_ids(split)
+    result = evaluate(session, split)
+    assert result is not None
+    return {
+        "split": split,
+        "rows": session.manifest.split(split).rows,
+        "training_set": session.manifest.content_hash,
+        "checkpoint": str(path),
+        "step": manifest.progress.step,
+        "metrics": result["model"],
+        "optimum": result["optimum"],
+    }
+
+
+def _schema_of(folder: Folder) -> Schema | None:
+    return checkpoint.read_schema(folder, checkpoint.read_manifest(folder))

@@ -1,0 +1,63 @@
+"""Why a loss isn't finite: the first input, looked-up row or logit that isn't."""
+
+from collections.abc import Iterator
+
+import torch
+
+from infnet_dist.batch import RankingBatch
+from infnet_dist.model.ranking import StepOutput, TrainModel
+from infnet_dist.model.sparse import SparseEmbeddings
+from infnet_dist.schema import Schema
+from infnet_dist.training.setup import Session
+
+
+def blame(session: Session, batch: RankingBatch, loss: torch.Tensor, output: StepOutput) -> str:
+    """Where the loss isn't finite, and why: rank, input and rows, in words.
+
+    Every rank calls it: the batch is looked up once more, which all must do together.
+
+    Args:
+        session: the model, and the names of features and tasks.
+        batch: this rank's batch, on the model's device.
+        loss: of this rank; on some rank it isn't finite.
+        output: what the model said of the batch.
+    """
+    module = session.sharded.model.module
+    assert isinstance(module, TrainModel)
+    with torch.no_grad():
+        embeddings = module.model.sparse(batch.sparse_features)
+    here = None
+    if not loss.isfinite():
+        faults = _faults(batch, session.schema, embeddings, output.logits_BK)
+        here = loss.item(), next(faults, "no input shows why"), batch.rows
+    by_rank = session.context.gather(here)
+    rank, (value, fault, rows) = next((r, found) for r, found in enumerate(by_rank) if found)
+    return (
+        f"the loss is {value} on rank {rank}: {fault}; its rows are {list(rows.intervals)} of "
+        f"epoch {rows.epoch}'s order"
+    )
+
+
+def _faults(
+    batch: RankingBatch, schema: Schema, embeddings: SparseEmbeddings, logits_BK: torch.Tensor
+) -> Iterator[str]:
+    for place, feature in enumerate(schema.numeric):
+        yield from _first(batch.dense_BN[:, place], f"feature {feature.name!r} is")
+    for place, task in enumerate(schema.tasks):
+        known = batch.labels_BK[:, place].nan_to_num(posinf=torch.inf, neginf=-torch.inf)
+        yield from _first(known, f"the label of task {task.name!r} is")
+    for field, rows_BE in zip(schema.fields, embeddings.fields, strict=True):
+        yield from _first(rows_BE.sum(1), f"the embedding of {field.key!r} sums to")
+    for sequence, items_BLE in zip(schema.sequences, embeddings.sequences, strict=True):
+        yield from _first(items_BLE.sum((1, 2)), f"the history {sequence.name!r} sums to")
+    for place, task in enumerate(schema.tasks):
+        yield from _first(
+            logits_BK[:, place], f"all inputs are finite, but the logit of task {task.name!r} is"
+        )
+
+
+def _first(values_B: torch.Tensor, what: str) -> Iterator[str]:
+    bad = (~values_B.isfinite()).nonzero()
+    if len(bad):
+        row = int(bad[0])
+        yield f"{what} {values_B[row].item()} in row {row} of the batch"

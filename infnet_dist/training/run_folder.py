@@ -1,0 +1,183 @@
+"""The folder of a run: what it was started with, its log of metrics, its summary.
+
+<run.folder>/<run.name>/<run id>/
+config.yaml, versions.json, plan.json   of the newest attempt
+attempts/001/                           the same of each, and attempt.json: when it began, and where
+metrics.jsonl                           one line per log; nothing twice, whatever happened
+summary.json, curves.png                once it has ended; of the attempt that trained last
+checkpoints/                            unless checkpoint.folder says another place
+"""
+
+import json
+import logging
+import math
+import os
+from contextlib import suppress
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from infnet_dist.checkpoint import CheckpointManifest
+from infnet_dist.config.run import Config, dump_config
+from infnet_dist.io.filesystem import Folder
+from infnet_dist.planning.plan import Plan, save_plan
+from infnet_dist.tracking.tracker import METRICS, Tracker, make_tracker, plot_curves
+from infnet_dist.training.provenance import versions
+
+ATTEMPTS = "attempts"
+log = logging.getLogger("infnet_dist")
+
+
+def checkpoint_folder(config: Config, run_folder: Path) -> Folder:
+    """Where the checkpoints of the run with this folder stand."""
+    if config.checkpoint.folder is None:
+        return Folder(run_folder / "checkpoints")
+    return Folder(config.checkpoint.folder) / config.run.name / run_folder.name
+
+
+def open_run_folder(
+    config: Config, plan: Plan, run_folder: Path, manifest: CheckpointManifest | None
+) -> Tracker:
+    """Write what the run is started with, and open its log to go on after the checkpoint."""
+    own = run_folder / ATTEMPTS / f"{1 + max(_attempts(run_folder), default=0):03d}"
+    own.mkdir(parents=True)
+    begun = {
+        "started_at": datetime.now(UTC).isoformat(timespec="seconds"),
+        "after_step": manifest.progress.step if manifest else 0,
+        "num_workers": plan.made_for.topology.world_size,
+    }
+    write_json(own / "attempt.json", begun)
+    for folder in (own, run_folder):
+        (folder / "config.yaml").write_text(dump_config(config))
+        write_json(folder / "versions.json", versions())
+        save_plan(plan, folder / "plan.json")
+    lost = cut_log(run_folder / METRICS, manifest)
+    if lost:
+        log.info("%s lines of metrics, logged after the checkpoint, are made again", f"{lost:,}")
+    return make_tracker(
+        config.tracking,
+        folder=run_folder,
+        run_id=wandb_id(config, run_folder),
+        settings=config.model_dump(mode="json"),
+    )
+
+
+def read_attempts(run_folder: Path) -> list[dict[str, Any]]:
+    """When each attempt began, after which step and with how many workers; the oldest first."""
+    found: list[dict[str, Any]] = []
+    for number in _attempts(run_folder):
+        with suppress(OSError, ValueError):  # it was killed as it began
+            path = run_folder / ATTEMPTS / f"{number:03d}" / "attempt.json"
+            found.append(json.loads(path.read_text()))
+    return found
+
+
+def _attempts(run_folder: Path) -> list[int]:
+    """Numbers of attempts, ascending."""
+    names = [path.name for path in (run_folder / ATTEMPTS).glob("*")]
+    return sorted(int(name) for name in names if name.isdecimal())
+
+
+def wandb_id(config: Config, run_folder: Path) -> str:
+    """The id of a run in W&B, the same in each of its attempts."""
+    return f"{config.run.name}-{run_folder.name}"
+
+
+def opened_at(run_folder: Path) -> int | None:
+    """When the newest attempt began to train (ns, by the clock of the storage); None if none."""
+    try:
+        return (run_folder / "config.yaml").stat().st_mtime_ns
+    except FileNotFoundError:
+        return None
+
+
+def close_run_folder(run_folder: Path, summary: dict[str, Any], *, trained: bool) -> dict[str, Any]:
+    """Write the summary and draw the curves, unless the run had ended before.
+
+    Args:
+        run_folder: of the run.
+        summary: of this attempt.
+        trained: whether this attempt made a step.
+
+    Returns:
+        The run's summary: an earlier attempt's if this one found nothing left to train.
+    """
+    earlier = None if trained else _read_summary(run_folder)
+    if earlier and not earlier["stopped"] and earlier["steps"] == summary["steps"]:
+        if place := summary.get("wandb"):  # a new offline folder takes the earlier one's place
+            earlier["wandb"] = place
+            write_json(run_folder / "summary.json", earlier)
+        return earlier
+    write_json(run_folder / "summary.json", summary)
+    try:
+        plot_curves(run_folder / METRICS, run_folder / "curves.png")
+    except Exception as error:
+        log.warning("no curves.png (%s)", error)
+    return summary
+
+
+def _read_summary(run_folder: Path) -> dict[str, Any] | None:
+    """The summary of an earlier attempt in this folder; None if there is no whole one."""
+    try:
+        found = json.loads((run_folder / "summary.json").read_text())
+    except (OSError, ValueError):
+        return None
+    ours = isinstance(found, dict) and found.get("run_folder") == str(run_folder)
+    return found if ours and {"stopped", "steps", "samples_per_s"} <= found.keys() else None
+
+
+def cut_log(path: Path, manifest: CheckpointManifest | None) -> int:
+    """Cut a log of metrics back to the checkpoint that the run goes on from; how many lines went.
+
+    So each step is logged once, and the log is that of the way that led to the final weights.
+    """
+    if not path.is_file():
+        return 0
+    kept, cut = [], 0
+    for line in path.read_text().splitlines():
+        try:
+            record = json.loads(line)
+        except ValueError:
+            continue  # the process was killed while it wrote this line
+        if manifest and _is_before(record, manifest):
+            kept.append(line)
+        else:
+            cut += 1
+    partial = path.with_name(f".{path.name}.partial")
+    partial.write_text("".join(f"{line}\n" for line in kept))
+    os.replace(partial, path)
+    return cut
+
+
+def _is_before(record: dict[str, Any], manifest: CheckpointManifest) -> bool:
+    """Whether a line was logged before the checkpoint was saved.
+
+    Lines of the same step may have been logged by an attempt that went on from it: an evaluation
+    that it doesn't know, and losses of steps that it holds as not logged yet.
+    """
+    step = manifest.progress.step
+    if record["step"] != step:
+        return bool(record["step"] < step)
+    if any(key.startswith("train/") for key in record):
+        return not any(state and state[0] for state in manifest.interval)
+    return bool(manifest.metrics)
+
+
+def write_json(path: Path, value: dict[str, Any]) -> None:
+    """Write JSON as a whole, or nothing at all.
+
+    Raises:
+        OSError: it can't be written.
+    """
+    Folder(path.parent).put(path.name, dump_json(value).encode())
+
+
+def dump_json(value: dict[str, Any]) -> str:
+    """The value as JSON; NaN, which JSON doesn't know, becomes null."""
+    return json.dumps(_without_nan(value), indent=1) + "\n"
+
+
+def _without_nan(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _without_nan(entry) for key, entry in value.items()}
+    return None if isinstance(value, float) and math.isnan(value) else value

@@ -1,0 +1,253 @@
+"""What training and evaluation start from: an open training set and a sharded model."""
+
+import logging
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property, partial
+from itertools import zip_longest
+
+import torch
+
+from infnet_dist.batch import RankingBatch
+from infnet_dist.checkpoint import DataOrder
+from infnet_dist.config.run import Config
+from infnet_dist.data.checks.footers import check_columns, check_feed, check_split
+from infnet_dist.data.manifest import Manifest, read_manifest
+from infnet_dist.data.order import ORDER_VERSION
+from infnet_dist.data.part_files import part_opener
+from infnet_dist.data.reader import Reader
+from infnet_dist.data.schema_changes import adapt
+from infnet_dist.data.statistics import sample_usage
+from infnet_dist.data.unknown_ids import UnknownIds, default_rates, unlearned_ids
+from infnet_dist.distributed.context import WorkerContext
+from infnet_dist.errors import ConfigError, DataError, unknown_name
+from infnet_dist.model.settings_check import check_settings
+from infnet_dist.schema import Schema, Table, Task
+from infnet_dist.sharding.build import ShardedModel, build_sharded_model
+
+log = logging.getLogger("infnet_dist")
+
+
+def open_training_set(config: Config, trained: Schema | None = None) -> tuple[Manifest, Schema]:
+    """The manifest and the selected features and tasks; cheap, so the driver calls it too.
+
+    Args:
+        config: the run.
+        trained: the schema of a model that is to read the set: it is taken as it is, but for the
+            names of columns, instead of what `config` selects.
+
+    Raises:
+        DataError: missing or malformed set, or unknown names of features or tasks.
+        ConfigError: unknown names of tables or tasks elsewhere in the config.
+    """
+    manifest = read_manifest(config.data.path)
+    if config.data.reader != "petastorm" and manifest.is_elsewhere:
+        raise DataError(
+            f"{config.data.path}: its manifest names files outside of its folder, expected "
+            "relative names; a Petastorm data set needs data.reader=petastorm"
+        )
+    whole = manifest.schema_
+    _check_names("tables.overrides", "table", config.tables.overrides, whole.tables)
+    _check_names("training.task_weights", "task", config.training.task_weights, whole.tasks)
+    best = [config.checkpoint.keep_best.split("/")[2]] if config.checkpoint.keep_best else []
+    _check_names("checkpoint.keep_best", "task", best, whole.tasks)
+    schema = (
+        whole.select(config.data.features, config.data.tasks)
+        if trained is None
+        else adapt(trained, whole).schema
+    )
+    open_part = part_opener(config.data.reader, schema)
+    try:
+        check_columns(config.data.path, manifest, schema, open_part)
+    except DataError as error:
+        if manifest.source.get("source") != "petastorm" or config.data.reader == "petastorm":
+            raise
+        raise DataError(f"{error}; a Petastorm data set needs data.reader=petastorm") from None
+    return manifest, schema
+
+
+def check_can_train(config: Config) -> None:
+    """Check what stands in a run's way before any worker starts.
+
+    Raises:
+        DataError: the train split doesn't fill one step, or there is no valid split.
+        ConfigError: settings that contradict one another.
+    """
+    manifest = read_manifest(config.data.path)
+    check_settings(config, manifest.schema_.select(config.data.features, config.data.tasks))
+    manifest.split("valid")
+    check_feed(
+        manifest.split("train").rows,
+        split="train",
+        num_workers=config.scaling.num_workers,
+        batch_size=config.data.batch_size,
+    )
+
+
+def unknown_id_rates(
+    config: Config,
+    manifest: Manifest,
+    schema: Schema,
+    begun: Mapping[str, float] | None = None,
+) -> dict[str, float]:
+    """By table, the share of the ids that training drops to 0.
+
+    Args:
+        config: the run.
+        manifest: of the training set.
+        schema: the selected features.
+        begun: of the run's checkpoint; they hold where `config` leaves the rate open, whatever the
+            training set has become since.
+    """
+    given = config.tables.unknown_id_rate
+    if given is None and begun is not None:
+        rates = begun
+    else:
+        hashed = manifest.ingested.hashed if manifest.ingested else {}
+        in_place = manifest.source.get("source") == "petastorm"  # ids as they are: 0 may be one
+        needed = default_rates(manifest, schema) if given is None else {}
+        rates = {
+            table.name: needed.get(table.name, 0.0) if given is None else given
+            for table in schema.tables
+            if not (table.raw or table.name in hashed or in_place)
+        }
+    found = {table.name: rates.get(table.name, 0.0) for table in schema.tables}
+    for name, override in config.tables.overrides.items():
+        if name in found and override.unknown_id_rate is not None:
+            found[name] = override.unknown_id_rate
+    return found
+
+
+def _check_names(
+    key: str, kind: str, used: Iterable[str], known: Sequence[Table] | Sequence[Task]
+) -> None:
+    names = [entry.name for entry in known]
+    for name in used:
+        if name not in names:
+            raise ConfigError(f"{key}: {unknown_name(kind, name, names)}")
+
+
+@dataclass
+class Session:
+    """An open training set and a sharded model on this worker.
+
+    Attributes:
+        manifest: rank 0's, with the fingerprints of the parts of all splits that were opened.
+        begun_rates: shares of ids that the run dropped until its checkpoint, by table.
+    """
+
+    config: Config
+    context: WorkerContext
+    manifest: Manifest
+    schema: Schema
+    sharded: ShardedModel
+    begun_rates: Mapping[str, float] | None = None
+
+    @classmethod
+    def open(
+        cls,
+        config: Config,
+        context: WorkerContext,
+        *,
+        splits: Sequence[str],
+        trained: Schema | None = None,
+    ) -> "Session":
+        """Check the data of `splits` on all ranks, then build the model.
+
+        All ranks have rank 0's manifest: the set may change between the moments when they read it.
+        `trained`: as in `open_training_set`.
+        """
+        opened = context.together(lambda: open_training_set(config, trained))
+        manifest, schema = context.broadcast(opened)
+        open_part = part_opener(config.data.reader, schema)
+        rank, world_size = context.rank, context.world_size
+        for split in splits:
+            check = partial(check_split, config.data.path, manifest, schema, open_part=open_part)
+            here = partial(check, split=split, rank=rank, world_size=world_size)
+            found = context.gather(context.together(here))
+            in_order = [one for row in zip_longest(*found) for one in row if one is not None]
+            manifest = manifest.with_fingerprints(split, in_order)
+        data = (config.data.path, manifest, schema)
+        plans_here = context.is_first and config.sharding.plan == "auto"
+        sample = partial(sample_usage, *data, open_part)
+        usage = context.together(lambda: sample() if plans_here else None)
+        sharded = build_sharded_model(config, schema, context, usage)
+        return cls(config, context, manifest, schema, sharded)
+
+    @cached_property
+    def order(self) -> DataOrder:
+        """What fixes the order in which rows are read."""
+        return DataOrder(
+            content_hash=self.manifest.content_hash,
+            identity=self.manifest.identity(self.schema),
+            seed=self.config.run.seed,
+            shuffle_rows=self.config.data.shuffle_rows,
+            version=ORDER_VERSION,
+        )
+
+    @property
+    def unknown_id_rates(self) -> dict[str, float]:
+        """By table, the share of the ids that training drops to 0."""
+        return unknown_id_rates(self.config, self.manifest, self.schema, self.begun_rates)
+
+    def keep_rates(self, begun: Mapping[str, float] | None) -> None:
+        """Go on with the rates of a checkpoint, and say on rank 0 where the config changes them.
+
+        Args:
+            begun: the checkpoint's; None if it was made before checkpoints kept them.
+        """
+        self.begun_rates = begun
+        before, now = begun or {}, self.unknown_id_rates
+        changed = [name for name in before if now[name] != before[name]]
+        if changed and self.context.is_first:
+            log.warning(
+                "until this checkpoint training dropped %s of the ids of table %r to 0, from now "
+                "on %s (tables.unknown_id_rate); changed for %s of %s tables",
+                *(before[changed[0]], changed[0], now[changed[0]], len(changed), len(now)),
+            )
+
+    def warn_of_unlearned_ids(self, split: str) -> None:
+        """Say on rank 0 which unknown ids of `split` meet a row that training never saw."""
+        rates = self.unknown_id_rates
+        found = unlearned_ids(self.manifest, self.schema, rates, split)
+        for key, (table, share) in found.items() if self.context.is_first else ():
+            log.warning(
+                "%.0f %% of the ids of %r are unknown (0) in %s and none in train, so row 0 of "
+                "table %r isn't trained: tables.unknown_id_rate is %s for it",
+                *(100 * share, key, split, table, rates[table]),
+            )
+
+    def reader(self, split: str, *, shuffle: bool) -> Reader:
+        """This rank's reader of a split; shuffled, as training reads, it drops ids to 0."""
+        data = self.config.data
+        rates = self.unknown_id_rates if shuffle else {}
+        return Reader(
+            folder=data.path,
+            manifest=self.manifest,
+            schema=self.schema,
+            split=split,
+            batch_size=data.batch_size,
+            rank=self.context.rank,
+            world_size=self.context.world_size,
+            seed=self.config.run.seed,
+            shuffle_rows=data.shuffle_rows if shuffle else None,
+            prefetch_batches=data.prefetch_batches,
+            unknown_ids=UnknownIds(rates, self.config.run.seed),
+            open_part=part_opener(data.reader, self.schema),
+            max_bad_row_groups=data.max_bad_row_groups,
+        )
+
+
+def stream(
+    batches: Iterator[RankingBatch], device: torch.device
+) -> Iterator[tuple[RankingBatch, float]]:
+    """Batches on the device, each with the seconds that the step waited for it."""
+    while True:
+        start = time.perf_counter()
+        batch = next(batches, None)
+        if batch is None:
+            return
+        if device.type == "cuda":
+            batch = batch.pin_memory().to(device, non_blocking=True)
+        yield batch, time.perf_counter() - start
