@@ -9,7 +9,10 @@ of this machine. New files of such logs are added to the set; a killed job goes 
 """
 
 import time
+from collections.abc import Callable
 from functools import partial
+from pathlib import Path
+from typing import Any
 
 from tqdm import tqdm
 
@@ -18,6 +21,7 @@ from infnet_dist.config.logs import LogsIngest
 from infnet_dist.config.run import Config
 from infnet_dist.data.manifest import Manifest, read_manifest
 from infnet_dist.errors import ConfigError
+from infnet_dist.io.contrib import load_contrib
 from infnet_dist.io.paths import make_writable
 from infnet_dist.tracking.tracker import send_report
 from ray_jobs._cli import add_launcher, log, make_parser, new_run_id, read_config, run_main
@@ -59,13 +63,12 @@ def _tell(manifest: Manifest) -> None:
 
 def _describe(config: Config, made: Manifest | None) -> None:
     """Write what stands beside the manifest: the report and, where asked, Petastorm's metadata."""
-    from infnet_dist.contrib.petastorm.metadata import write_petastorm_metadata
     from infnet_dist.ingest.report import REPORT, write_report
 
     folder = config.data.path
     manifest = made or read_manifest(folder)
     if config.data.petastorm_metadata:
-        write_petastorm_metadata(folder, manifest)
+        load_contrib("petastorm.metadata").write_petastorm_metadata(folder, manifest)
     page = folder / REPORT
     if made is None and page.exists() and manifest.content_hash in page.read_text():
         return
@@ -94,8 +97,6 @@ def _make(config: Config, launcher: str) -> Manifest | None:
         with executor(launcher) as execute:
             return ingest_logs(ingest, folder, execute, progress)
 
-    from infnet_dist.contrib.kuairand import source as kuairand
-    from infnet_dist.contrib.petastorm import source as petastorm_sets
     from infnet_dist.ingest import synthetic, tabular
     from infnet_dist.ingest.lock import alone
     from infnet_dist.ingest.writer import training_set_is_current
@@ -104,14 +105,19 @@ def _make(config: Config, launcher: str) -> Manifest | None:
         return None
     rows = partial(progress, "ingest", "rows")
     if isinstance(ingest, PetastormIngest):
-        return petastorm_sets.make_training_set(ingest, folder, rows)
+        return _source("petastorm")(ingest, folder, rows)
     make_writable(folder.parent, "INFNET_ROOT or data.path")
     with alone(folder):
         if isinstance(ingest, KuaiRandIngest):
-            return kuairand.make_training_set(ingest, folder, rows)
+            return _source("kuairand")(ingest, folder, rows)
         if isinstance(ingest, TabularIngest):
             return tabular.make_training_set(ingest, folder, rows)
         return synthetic.make_training_set(ingest, folder, rows)
+
+
+def _source(name: str) -> Callable[[Any, Path, Callable[[int, int], None]], Manifest]:
+    make: Callable[..., Manifest] = load_contrib(f"{name}.source").make_training_set
+    return make
 
 
 class _Progress:

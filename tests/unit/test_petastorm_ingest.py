@@ -14,12 +14,13 @@ import yaml
 from infnet_dist.config.run import Config, parse_config
 from infnet_dist.contrib.petastorm.bridge import load_petastorm
 from infnet_dist.contrib.petastorm.metadata import write_petastorm_metadata
+from infnet_dist.contrib.petastorm.part import PetastormPart
 from infnet_dist.contrib.petastorm.part_file import PetastormFile
 from infnet_dist.contrib.petastorm.source import make_training_set
 from infnet_dist.data.checks.footers import check_split
 from infnet_dist.data.hashing import hashed_rows
 from infnet_dist.data.manifest import MANIFEST, read_manifest
-from infnet_dist.data.part_files import PetastormPart, part_opener
+from infnet_dist.data.part_files import part_opener
 from infnet_dist.data.reader import Reader
 from infnet_dist.errors import ConfigError, DataError
 from infnet_dist.ingest.logs.run import ingest_logs

@@ -14,11 +14,11 @@ import pyarrow.parquet as pq
 from fsspec.implementations.arrow import ArrowFSWrapper
 
 from infnet_dist.config.logs import LogsIngest
-from infnet_dist.contrib.petastorm.part_file import PetastormFile, read_fields
 from infnet_dist.data.manifest import LogFile
 from infnet_dist.errors import DataError
 from infnet_dist.ingest.column_names import check_columns
 from infnet_dist.ingest.logs.csv_text import BLOCK_BYTES, read_texts
+from infnet_dist.io.contrib import load_contrib
 from infnet_dist.io.filesystem import open_filesystem
 
 _ROWS_PER_CHUNK = 131_072
@@ -91,14 +91,13 @@ def read_chunks(
     _check_unchanged(filesystem, fragment.file)
 
 
-def _open(
-    config: LogsIngest, filesystem: pa.fs.FileSystem, fragment: Fragment
-) -> pq.ParquetFile | PetastormFile:
+def _open(config: LogsIngest, filesystem: pa.fs.FileSystem, fragment: Fragment) -> pq.ParquetFile:
     if config.format != "petastorm" or fragment.state:
         return open_parquet(filesystem, fragment.file)
-    fields = read_fields(open_filesystem(config.path)[1], ArrowFSWrapper(filesystem))
+    petastorm = load_contrib("petastorm.part_file")
+    fields = petastorm.read_fields(open_filesystem(config.path)[1], ArrowFSWrapper(filesystem))
     source = filesystem.open_input_file(fragment.file.path)
-    return PetastormFile(fragment.file.path, fields, source)
+    return petastorm.PetastormFile(fragment.file.path, fields, source)
 
 
 def open_parquet(filesystem: pa.fs.FileSystem, file: LogFile) -> pq.ParquetFile:

@@ -1,0 +1,9 @@
+"""The way to `contrib`: its modules are loaded by name, when a run asks for one."""
+
+from importlib import import_module
+from types import ModuleType
+
+
+def load_contrib(name: str) -> ModuleType:
+    """The module `name` of `infnet_dist.contrib`, e.g. `petastorm.part`."""
+    return import_module(f"infnet_dist.contrib.{name}")
