@@ -9,6 +9,7 @@ EXTRA ?= $(shell cat .venv/extra 2>/dev/null || echo cpu)
 CONFIG ?= configs/smoke.yaml
 BIN := .venv/bin
 STAMP := .venv/installed-$(EXTRA)
+UNIT_TESTS := tests/unit tests/contrib
 TESTS := tests/multiprocess tests/integration tests/faults  # of several processes each
 
 MINUTES ?= 10
@@ -36,11 +37,11 @@ smoke: $(STAMP)  ## Make a small training set, train 2 workers, evaluate, show t
 	OMP_NUM_THREADS=1 $(BIN)/python -m ray_jobs.smoke --config $(CONFIG)
 
 test: lint types  ## What CI runs: lint, types, then the tests
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/unit -n 2 --dist loadfile -m "not exhaustive"
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(UNIT_TESTS) -n 2 --dist loadfile -m "not exhaustive"
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(TESTS) -m "not matrix and not exhaustive"
 
 test-all: lint types  ## Every test, those of `make faults` and the slow ones included
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/unit -n 2 --dist loadfile
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(UNIT_TESTS) -n 2 --dist loadfile
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(TESTS)
 
 faults: $(STAMP)  ## All injected faults, those on Ray included (docs/faults.md)

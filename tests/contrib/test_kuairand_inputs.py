@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 
 from infnet_dist.errors import ConfigError, DataError
-from tests.unit.test_kuairand import (
+from tests.contrib.test_kuairand import (
     DAY_MS,
     LABELS,
     VALID_FROM_MS,

@@ -29,7 +29,7 @@ from infnet_dist.ingest.writer import training_set_is_current
 from infnet_dist.schema import CategoricalFeature, Schema, Table, Task
 from infnet_dist.training.setup import open_training_set
 from ray_jobs import ingest as ingest_job
-from tests.unit.petastorm_sets import array, scalar, write_set
+from tests.contrib.petastorm_sets import array, scalar, write_set
 from tests.unit.raw_logs import TYPES, canonical, make_rows, read_split, write_logs
 from tests.unit.raw_logs import settings as log_settings
 from tests.unit.test_reader import make_set, make_table

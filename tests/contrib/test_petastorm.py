@@ -25,7 +25,7 @@ from infnet_dist.data.checks.footers import check_columns, check_split
 from infnet_dist.data.manifest import Manifest
 from infnet_dist.data.part_files import part_opener
 from infnet_dist.errors import DataError
-from tests.unit.petastorm_sets import array, pyspark, scalar, write_metadata, write_set
+from tests.contrib.petastorm_sets import array, pyspark, scalar, write_metadata, write_set
 from tests.unit.test_reader import SCHEMA, make_reader, make_set, make_table, rows_of
 
 ROWS = 97
