@@ -51,7 +51,7 @@ _MODULES = {
     "files": ("DamagedError", "NotFiniteError"),
     "loading": ("differences_from", "load", "load_newest"),
     "saving": ("Facts", "Saved", "Saver", "check_writable"),
-    "trained_on": ("check_readable", "read_schema"),
+    "trained_schema": ("check_readable", "read_schema"),
 }
 _PLACES = {name: module for module, names in _MODULES.items() for name in names}
 
