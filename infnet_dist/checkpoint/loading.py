@@ -5,7 +5,6 @@ import time
 from collections.abc import Callable
 from typing import TypeVar
 
-import tenacity
 from tqdm import tqdm
 
 from infnet_dist.checkpoint.files import DamagedError
@@ -22,6 +21,7 @@ from infnet_dist.checkpoint.trained_schema import check_same, read_schema
 from infnet_dist.distributed.context import WorkerContext
 from infnet_dist.errors import CheckpointError
 from infnet_dist.io.filesystem import Folder
+from infnet_dist.io.retries import retrying
 from infnet_dist.planning.plan import Plan, shape
 from infnet_dist.schema import Schema
 from infnet_dist.sharding.build import ShardedModel
@@ -143,13 +143,7 @@ def _fill(reader: TensorReader, shards: list[LocalShard]) -> tuple[str, int]:
 
 def _patiently(read: Callable[[], T]) -> T:
     """Read again for a while if the storage fails: that isn't the checkpoint's damage."""
-    retrying = tenacity.Retrying(
-        retry=tenacity.retry_if_exception_type(UnreadableError),
-        stop=tenacity.stop_after_delay(_RETRY_S),
-        wait=tenacity.wait_exponential(multiplier=0.5, max=10),
-        reraise=True,
-    )
-    return retrying(read)
+    return retrying(_RETRY_S, lambda error: isinstance(error, UnreadableError))(read)
 
 
 def _first(faults: list[str]) -> str:

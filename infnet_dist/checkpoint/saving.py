@@ -42,6 +42,8 @@ from infnet_dist.config.run import Config, dump_config
 from infnet_dist.distributed.context import WorkerContext
 from infnet_dist.errors import CheckpointError, UserError
 from infnet_dist.io.filesystem import Folder
+from infnet_dist.io.json_files import null_nonfinite
+from infnet_dist.io.retries import one_line, retrying
 from infnet_dist.planning.plan import dump_plan
 from infnet_dist.sharding.build import ShardedModel
 
@@ -170,7 +172,7 @@ class Saver:
         assert self._pending is None, "wait for the checkpoint before"
         folder = self.folder_of(facts.progress.step)
         changes = {
-            "metrics": _metrics_of(facts),
+            "metrics": null_nonfinite(facts.metrics),
             "interval": facts.interval,
             "totals": facts.totals,
         }
@@ -253,7 +255,7 @@ class Saver:
             progress=facts.progress,
             order=facts.order,
             world_size=self._context.world_size,
-            metrics=_metrics_of(facts),
+            metrics=null_nonfinite(facts.metrics),
             unknown_id_rates=facts.unknown_id_rates,
             interval=facts.interval,
             totals=facts.totals,
@@ -314,32 +316,26 @@ def check_writable(folder: Folder, config: Config, *, resumed: bool) -> None:
     try:
         folder.delete(_PROBE)
     except Exception as error:
-        log.warning("can't delete %s (%s)", folder / _PROBE, _reason(error))
+        log.warning("can't delete %s (%s)", folder / _PROBE, one_line(error))
 
 
 def _retrying(
     seconds: float,
     lasting: tuple[type[Exception], ...],
     moved: Callable[[], None] = lambda: None,
-    longest: float = 10.0,
+    longest_wait_s: float = 10.0,
 ) -> tenacity.Retrying:
-    """Tries again after any error but the `lasting` ones, `longest` seconds apart, and warns."""
+    """Retries after any error but the `lasting` ones, with a warning."""
 
-    def tell(state: tenacity.RetryCallState) -> None:
-        assert state.outcome is not None and state.next_action is not None
+    def warn(error: BaseException, wait_s: float) -> None:
         moved()
-        log.warning(
-            "checkpoint: can't write (%s); trying again in %.1f s",
-            _reason(state.outcome.exception()),
-            state.next_action.sleep,
-        )
+        log.warning("checkpoint: can't write (%s); retrying in %.1f s", one_line(error), wait_s)
 
-    return tenacity.Retrying(
-        retry=tenacity.retry_if_exception(lambda error: not isinstance(error, lasting)),
-        stop=tenacity.stop_after_delay(seconds),
-        wait=tenacity.wait_exponential(multiplier=0.5, max=longest),
-        before_sleep=tell,
-        reraise=True,
+    return retrying(
+        seconds,
+        lambda error: not isinstance(error, lasting),
+        longest_wait_s=longest_wait_s,
+        before_retry=warn,
     )
 
 
@@ -351,17 +347,12 @@ def _told_of(folder: Folder, action: Callable[[], T]) -> T:
         raise
     except Exception as error:
         raise CheckpointError(
-            f"can't save to {folder}: {_reason(error)}; earlier checkpoints are untouched"
+            f"can't save to {folder}: {one_line(error)}; earlier checkpoints are untouched"
         ) from error
 
 
 def _key(shard: LocalShard) -> ShardKey:
     return shard.name, shard.offsets
-
-
-def _metrics_of(facts: CheckpointMetadata) -> dict[str, float | None]:
-    """The metrics as JSON knows them: None for NaN."""
-    return {name: value if value == value else None for name, value in facts.metrics.items()}
 
 
 def _make_room(shards: Sequence[LocalShard]) -> dict[ShardKey, torch.Tensor]:
@@ -388,8 +379,3 @@ def merge_chunks(found: Iterable[tuple[str, SavedTensor]]) -> dict[str, SavedTen
         )
         for name, parts in by_name.items()
     }
-
-
-def _reason(error: BaseException | None) -> str:
-    """The error in a line."""
-    return " ".join(str(error).split()) or repr(error)

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
 from infnet_dist.config.run import TrackingConfig
+from infnet_dist.io.json_files import nan_for_null, null_nonfinite
 from infnet_dist.tracking.wandb_run import WandbRun
 
 METRICS = "metrics.jsonl"
@@ -56,8 +57,7 @@ class JsonlTracker:
 
     def log(self, metrics: Metrics, *, step: int, examples: int) -> None:
         """Write a line."""
-        values = {k: v if math.isfinite(v) else None for k, v in metrics.items()}
-        line = json.dumps({"step": step, "examples": examples, **values}) + "\n"
+        line = json.dumps(null_nonfinite({"step": step, "examples": examples, **metrics})) + "\n"
         kept = bool(self._unwritten)
         self._unwritten += line.encode()
         try:
@@ -160,7 +160,7 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
         with suppress(ValueError):
             record = json.loads(line)
             if isinstance(record, dict) and {"step", "examples"} <= record.keys():
-                found.append({k: math.nan if v is None else v for k, v in record.items()})
+                found.append(nan_for_null(record))
     return found
 
 

@@ -32,6 +32,7 @@ from infnet_dist.distributed.context import WorkerContext
 from infnet_dist.distributed.control import ControlFlags
 from infnet_dist.distributed.watchdog import Watchdog
 from infnet_dist.errors import CheckpointError, UserError
+from infnet_dist.io.json_files import nan_for_null
 from infnet_dist.model.ranking import StepOutput
 from infnet_dist.sharding.build import ShardedModel, stable_seed
 from infnet_dist.sharding.optimizers import learning_rate_factor, set_learning_rate
@@ -204,11 +205,7 @@ class _Training:
         self._interval = TrainMeter(len(setup.schema.tasks), self._context.device)
         self._interval.restore(manifest.interval if manifest else (), self._context)
         self._saved_step = manifest.progress.step if manifest else None
-        self._metrics = (
-            {k: math.nan if v is None else v for k, v in manifest.metrics.items()}
-            if manifest
-            else {}
-        )
+        self._metrics = nan_for_null(manifest.metrics) if manifest else {}
         self._evaluated_step = self._saved_step if self._metrics else None
         self._saved_at = time.monotonic()
         self._stall_s = 0.0
