@@ -40,15 +40,17 @@ def launch(
     config: Config,
     launcher: str,
     *,
+    num_workers: int | None = None,
     while_waiting: Callable[[], None] = lambda: None,
 ) -> Any:
-    """Run `worker(context, **arguments)` on `config.scaling.num_workers` workers.
+    """Run `worker(context, **arguments)` on workers of the kind that `config.scaling` describes.
 
     Args:
         worker: a module-level function.
         arguments: picklable keyword arguments.
-        config: the run; its `scaling` says how many workers of which kind.
+        config: the run.
         launcher: "ray" or "local".
+        num_workers: None for `scaling.num_workers`.
         while_waiting: called about every second meanwhile (on Ray).
 
     Raises:
@@ -57,19 +59,24 @@ def launch(
         RuntimeError: any other failure of a worker; the message holds its root error.
     """
     scaling = config.scaling
+    num_workers = num_workers or scaling.num_workers
     if launcher == "local":
         return run_local(
             worker,
             arguments,
-            num_workers=scaling.num_workers,
+            num_workers=num_workers,
             use_gpu=scaling.use_gpu,
             timeout_s=scaling.timeout_s,
         )[0]
-    return _launch_ray(worker, arguments, config, while_waiting)
+    return _launch_ray(worker, arguments, config, num_workers, while_waiting)
 
 
 def _launch_ray(
-    worker: Worker, arguments: dict[str, Any], config: Config, while_waiting: Callable[[], None]
+    worker: Worker,
+    arguments: dict[str, Any],
+    config: Config,
+    num_workers: int,
+    while_waiting: Callable[[], None],
 ) -> Any:
     connect()
     import ray
@@ -83,7 +90,7 @@ def _launch_ray(
     elastic = scaling.min_workers is not None
     if elastic:
         os.environ["RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"] = str(_ELASTIC_START_TIMEOUT_S)
-    lacking = _lacking(ray.cluster_resources(), scaling)
+    lacking = _lacking(ray.cluster_resources(), scaling, num_workers)
     if lacking:  # no error yet: the cluster may grow
         log.warning("%s; waiting for them", lacking)
     # Ray's own notes go on storage that all nodes share; our checkpoints don't pass through them.
@@ -100,7 +107,7 @@ def _launch_ray(
                 backend=backend_for(scaling.use_gpu), timeout_s=int(scaling.timeout_s)
             ),
             scaling_config=RayScalingConfig(
-                num_workers=scaling.num_workers,
+                num_workers=num_workers,
                 use_gpu=scaling.use_gpu,
                 resources_per_worker=dict(scaling.resources_per_worker),
             ),
@@ -246,12 +253,12 @@ def _per_worker(scaling: ScalingConfig) -> dict[str, float]:
     return dict(scaling.resources_per_worker) | ({"GPU": 1.0} if scaling.use_gpu else {})
 
 
-def _lacking(have: Mapping[str, float], scaling: ScalingConfig) -> str | None:
-    """What the cluster, even when idle, has too little of for all workers; None if nothing."""
+def _lacking(have: Mapping[str, float], scaling: ScalingConfig, num_workers: int) -> str | None:
+    """What the cluster, even when idle, has too little of for the workers; None if nothing."""
     for name, each in _per_worker(scaling).items():
-        if scaling.num_workers * each > have.get(name, 0.0):
+        if num_workers * each > have.get(name, 0.0):
             return (
-                f"{scaling.num_workers} workers x {each:g} {name} don't fit this Ray cluster, "
+                f"{num_workers} workers x {each:g} {name} don't fit this Ray cluster, "
                 f"which has {have.get(name, 0.0):g} {name}; lower scaling.num_workers or "
                 f"scaling.resources_per_worker, or add nodes"
             )

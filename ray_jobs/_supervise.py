@@ -20,7 +20,7 @@ from infnet_dist.config.run import Config
 from infnet_dist.errors import CheckpointError, UserError
 from infnet_dist.io.filesystem import Folder
 from infnet_dist.io.retries import one_line, retrying
-from infnet_dist.training.run_folder import checkpoint_folder, opened_at
+from infnet_dist.training.run_folder import checkpoint_folder, newest_attempt
 from infnet_dist.training.run_lock import held_by_driver
 from infnet_dist.training.trainer import train
 from ray_jobs._cli import StoppedError
@@ -57,11 +57,11 @@ def _train_held(config: Config, run_folder: Path, launcher: str) -> dict[str, An
     with stop.by_signals():
         while True:
             before = _newest(config, run_folder)
-            own = _with_workers_that_fit(config, launcher)
-            grow = _Growth(config, own, launcher, stop, run_folder)
+            num_workers = _workers_now(config, launcher)
+            grow = _Growth(config, num_workers, launcher, stop, run_folder)
             stop.clear()
             try:
-                summary = _attempt(own, run_folder, launcher, grow, stop.file)
+                summary = _attempt(config, run_folder, launcher, grow, stop.file)
             except WorkerLostError as error:
                 after = _newest(config, run_folder, because=f"{error}; ")
                 failures = failures + 1 if after == before else 1
@@ -130,6 +130,7 @@ def _attempt(
             },
             config,
             launcher,
+            num_workers=grow.num_workers,
             while_waiting=grow.look,
         )
         return summary
@@ -214,15 +215,15 @@ class _Growth:
     """Looks for room for more workers while a run goes on with fewer than it wants."""
 
     def __init__(
-        self, config: Config, own: Config, launcher: str, stop: _Stop, run_folder: Path
+        self, config: Config, num_workers: int, launcher: str, stop: _Stop, run_folder: Path
     ) -> None:
         self.wanted = False
+        self.num_workers = num_workers
         self._scaling = config.scaling
-        self._num_workers = own.scaling.num_workers
         self._stop = stop
-        self._looks = launcher == "ray" and self._num_workers < config.scaling.num_workers
+        self._looks = launcher == "ray" and self.num_workers < config.scaling.num_workers
         self._run_folder = run_folder
-        self._opened = opened_at(run_folder)
+        self._last_attempt = newest_attempt(run_folder)
         self._next_look = 0.0
 
     def look(self) -> None:
@@ -230,25 +231,25 @@ class _Growth:
         if not self._looks or self.wanted or time.monotonic() < self._next_look:
             return
         self._next_look = time.monotonic() + _LOOK_S
-        if opened_at(self._run_folder) == self._opened:
+        if newest_attempt(self._run_folder) == self._last_attempt:
             return  # the workers of this attempt haven't taken their own room yet
         more = workers_that_fit(self._scaling)
-        fit = min(self._num_workers + more, self._scaling.num_workers)
-        if fit > self._num_workers:
-            log.info("room for %s workers: the %s save and go on as more", fit, self._num_workers)
+        fit = min(self.num_workers + more, self._scaling.num_workers)
+        if fit > self.num_workers:
+            log.info("room for %s workers: the %s save and go on as more", fit, self.num_workers)
             self.wanted = True
             self._stop.ask()
 
 
-def _with_workers_that_fit(config: Config, launcher: str) -> Config:
-    """The run with fewer workers, if `scaling.min_workers` allows and no more fit for a while.
+def _workers_now(config: Config, launcher: str) -> int:
+    """Workers of the next attempt: fewer, if `scaling.min_workers` allows and no more fit for long.
 
     Raises:
         UserError: not even so few fit, for a longer while.
     """
     scaling = config.scaling
     if launcher != "ray" or scaling.min_workers is None:
-        return config
+        return scaling.num_workers
     began = time.monotonic()
     while (fit := workers_that_fit(scaling)) < scaling.num_workers:
         enough = fit >= scaling.min_workers
@@ -261,8 +262,6 @@ def _with_workers_that_fit(config: Config, launcher: str) -> Config:
             f"{scaling.min_workers}; add nodes, or lower it or scaling.resources_per_worker"
         )
     num_workers = min(fit, scaling.num_workers)
-    if num_workers == scaling.num_workers:
-        return config
-    log.warning("going on with %s of %s workers", num_workers, scaling.num_workers)
-    fewer = scaling.model_copy(update={"num_workers": num_workers})
-    return config.model_copy(update={"scaling": fewer})
+    if num_workers < scaling.num_workers:
+        log.warning("going on with %s of %s workers", num_workers, scaling.num_workers)
+    return num_workers

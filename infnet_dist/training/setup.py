@@ -2,7 +2,7 @@
 
 import logging
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
 from itertools import zip_longest
@@ -67,15 +67,15 @@ def open_training_set(config: Config, trained: Schema | None = None) -> tuple[Ma
     return manifest, schema
 
 
-def check_can_train(config: Config) -> None:
-    """Check what stands in a run's way before any worker starts.
+def open_for_training(config: Config) -> tuple[Manifest, Schema]:
+    """As `open_training_set`, with checks of all that a run needs and that no worker has to see.
 
     Raises:
         DataError: the train split doesn't fill one step, or there is no valid split.
         ConfigError: settings that contradict one another.
     """
-    manifest = read_manifest(config.data.path)
-    check_settings(config, manifest.schema_.select(config.data.features, config.data.tasks))
+    manifest, schema = open_training_set(config)
+    check_settings(config, schema)
     manifest.split("valid")
     check_feed(
         manifest.split("train").rows,
@@ -83,6 +83,7 @@ def check_can_train(config: Config) -> None:
         num_workers=config.scaling.num_workers,
         batch_size=config.data.batch_size,
     )
+    return manifest, schema
 
 
 def unknown_id_rates(
@@ -151,15 +152,13 @@ class TrainingSetup:
         context: WorkerContext,
         *,
         splits: Sequence[str],
-        trained: Schema | None = None,
+        open_set: Callable[[Config], tuple[Manifest, Schema]] = open_training_set,
     ) -> "TrainingSetup":
-        """Check the data of `splits` on all ranks, then build the model.
+        """Open the set on rank 0, check the data of `splits` on all ranks, build the model.
 
-        All ranks have rank 0's manifest: the set may change between the moments when they read it.
-        `trained`: as in `open_training_set`.
+        All ranks use rank 0's manifest, since the set may change at any time.
         """
-        opened = context.together(lambda: open_training_set(config, trained))
-        manifest, schema = context.broadcast(opened)
+        manifest, schema = context.on_first(lambda: open_set(config))
         open_part = part_opener(config.data.reader, schema)
         rank, world_size = context.rank, context.world_size
         for split in splits:
@@ -169,10 +168,8 @@ class TrainingSetup:
             in_order = [one for row in zip_longest(*found) for one in row if one is not None]
             manifest = manifest.with_fingerprints(split, in_order)
         data = (config.data.path, manifest, schema)
-        plans_here = context.is_first and config.sharding.plan == "auto"
         sample = partial(sample_usage, *data, open_part)
-        usage = context.together(lambda: sample() if plans_here else None)
-        sharded = build_sharded_model(config, schema, context, usage)
+        sharded = build_sharded_model(config, schema, context, sample)
         return cls(config, context, manifest, schema, sharded)
 
     @cached_property

@@ -10,7 +10,6 @@ import math
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +27,7 @@ from infnet_dist.checkpoint import (
 )
 from infnet_dist.config.run import Config
 from infnet_dist.data.checks.footers import count_without
+from infnet_dist.distributed import heartbeat
 from infnet_dist.distributed.context import WorkerContext
 from infnet_dist.distributed.control import ControlFlags
 from infnet_dist.distributed.watchdog import Watchdog
@@ -51,7 +51,7 @@ from infnet_dist.training.run_folder import (
 )
 from infnet_dist.training.run_lock import held_by_workers
 from infnet_dist.training.run_log import RunLog
-from infnet_dist.training.setup import TrainingSetup, check_can_train, stream
+from infnet_dist.training.setup import TrainingSetup, open_for_training, stream
 
 log = logging.getLogger("infnet_dist")
 
@@ -118,12 +118,12 @@ def train(
     Raises:
         UserError: bad data, plan or checkpoint, or a loss that isn't finite; on all ranks.
     """
-    stop = GracefulShutdown(stop_file if context.is_first else None)
-    with stop.on_sigterm(), ExitStack() as stack:
-        context.together(lambda: check_can_train(config))
-        setup = TrainingSetup.open(config, context, splits=["train", "valid"])
+    shutdown = GracefulShutdown(stop_file if context.is_first else None)
+    with shutdown.on_sigterm(), ExitStack() as stack:
+        splits = ("train", "valid")
+        setup = TrainingSetup.open(config, context, splits=splits, open_set=open_for_training)
         lock = held_by_workers(run_folder, config.scaling)
-        context.together(lambda: stack.enter_context(lock) if context.is_first else None)
+        context.on_first(lambda: stack.enter_context(lock))
         folder = checkpoint_folder(config, run_folder)
         manifest, damaged = checkpoint.load_newest(folder, setup.sharded, context)
         if manifest:
@@ -131,17 +131,12 @@ def train(
             growth = check_resumable(manifest, setup.order, setup.manifest)
             if growth and context.is_first:
                 log.warning("%s", growth)
-        context.together(
-            lambda: (
-                checkpoint.check_writable(folder, config, resumed=manifest is not None)
-                if context.is_first
-                else None
-            )
-        )
+        resumed = manifest is not None
+        context.on_first(lambda: checkpoint.check_writable(folder, config, resumed=resumed))
         tracker = context.together(lambda: _open(setup, run_folder, manifest))
         watchdog = Watchdog(context, config.scaling.hang_timeout_s, last_words)
-        saver = Saver(folder, setup.sharded, config, context, watchdog.moved, damaged)
-        training = _Training(setup, manifest, tracker, saver, stop, watchdog)
+        saver = Saver(folder, setup.sharded, config, context, damaged)
+        training = _Training(setup, manifest, tracker, saver, shutdown)
         try:
             with watchdog:
                 training.run()
@@ -150,9 +145,7 @@ def train(
             place = tracker.finish()
         summary = training.summary(run_folder, place)
         trained = summary["steps"] != (manifest.progress.step if manifest else 0)
-        close = partial(close_run_folder, run_folder, summary, trained=trained)
-        summary = context.together(lambda: close() if context.is_first else summary)
-        return context.broadcast(summary)
+        return context.on_first(lambda: close_run_folder(run_folder, summary, trained=trained))
 
 
 def _open(setup: TrainingSetup, run_folder: Path, manifest: CheckpointManifest | None) -> Tracker:
@@ -187,15 +180,13 @@ class _Training:
         manifest: CheckpointManifest | None,
         tracker: Tracker,
         saver: Saver,
-        stop: GracefulShutdown,
-        watchdog: Watchdog,
+        shutdown: GracefulShutdown,
     ) -> None:
         self._setup = setup
         self._manifest = manifest
-        self._watchdog = watchdog
         self._context = setup.context
         self._saver = saver
-        self._shutdown = stop
+        self._shutdown = shutdown
         self._progress = TrainingProgress(
             setup.reader("train", shuffle=True),
             setup.config.training,
@@ -255,8 +246,7 @@ class _Training:
 
     def _check_data(self) -> None:
         """Refuse a training set that was replaced since it was opened; say once that it grew."""
-        setup, context = self._setup, self._context
-        growth = context.together(lambda: check_unchanged(setup) if context.is_first else "")
+        growth = self._context.on_first(lambda: check_unchanged(self._setup))
         if growth and growth != self._growth:
             self._log.warn("%s", growth)
         self._growth = growth
@@ -265,7 +255,7 @@ class _Training:
         self._check_data()
         config = self._setup.config
         for batch, wait_s in stream(self._progress.batches(), self._context.device):
-            self._watchdog.moves("training", self._progress.step + 1)
+            heartbeat.beat("training", self._progress.step + 1)
             self._step(batch, wait_s)
             if self._is_due(config.training.log_every_steps):
                 self._log_interval()
@@ -277,7 +267,7 @@ class _Training:
                 self._save()
             if self._stopped or self._progress.at_end:
                 return
-            self._watchdog.moves("reading")
+            heartbeat.beat("reading")
 
     def _is_due(self, every: int | None) -> bool:
         """Whether to do now what is done every so many steps, after an epoch and at the end."""
@@ -335,7 +325,7 @@ class _Training:
             return
         self._log_interval()
         start = time.perf_counter()
-        found = evaluate(self._setup, "valid", self._stop_requested, self._watchdog.moved)
+        found = evaluate(self._setup, "valid", self._stop_requested)
         if found is None:
             self._stopped = True
             return
@@ -351,21 +341,21 @@ class _Training:
         self._evaluate()
         if self._stopped:
             return
-        self._watchdog.moves("saving")
+        heartbeat.beat("saving")
         try:
             self._saver.amend(self._manifest, self._facts())
         except CheckpointError as error:
             self._log.warn("%s; training goes on, it only lacks its metrics", error)
 
     def _stop_requested(self) -> bool:
-        self._watchdog.moves("evaluation")
+        heartbeat.beat("evaluation")
         self._flags = ControlFlags(stop=self._shutdown.requested).all_reduced(self._context)
         return self._flags.stop
 
     def _save(self) -> None:
         """Start to save; the checkpoint before must be complete first."""
         start = time.perf_counter()
-        self._watchdog.moves("saving")
+        heartbeat.beat("saving")
         self._finish_save()
         self._progress.sync()
         self._saver.save(self._facts())

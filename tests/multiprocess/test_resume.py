@@ -219,14 +219,14 @@ def test_stopped_by_a_signal_while_it_starts(tiny_set: Path, tmp_path: Path, who
 def stop_at_start(context: WorkerContext, *, config: Config, run_folder: Path) -> dict:
     import infnet_dist.training.trainer as trainer
 
-    original = trainer.check_can_train
+    original = trainer.checkpoint_folder
 
-    def signalled(config: Config) -> None:
+    def signalled(*args: Any) -> Folder:
         if context.rank == 1:
             os.kill(os.getpid(), signal.SIGTERM)
-        original(config)
+        return original(*args)
 
-    trainer.check_can_train = signalled
+    trainer.checkpoint_folder = signalled
     return train(context, config, run_folder=run_folder)
 
 

@@ -191,13 +191,13 @@ def test_which_attempt_writes_the_summary(tmp_path: Path) -> None:
 
 def test_lacking_resources_are_named() -> None:
     scaling = ScalingConfig(num_workers=3, resources_per_worker={"CPU": 2})
-    assert _lacking({"CPU": 6.0}, scaling) is None
-    text = _lacking({"CPU": 4.0}, scaling)
+    assert _lacking({"CPU": 6.0}, scaling, 3) is None
+    text = _lacking({"CPU": 4.0}, scaling, 3)
     assert text is not None
     assert (
         "3 workers x 2 CPU don't fit this Ray cluster, which has 4 CPU; lower scaling.num" in text
     )
-    gpus = _lacking({"CPU": 8.0}, ScalingConfig(num_workers=1, use_gpu=True))
+    gpus = _lacking({"CPU": 8.0}, ScalingConfig(num_workers=1, use_gpu=True), 1)
     assert gpus is not None
     assert "1 workers x 1 GPU" in gpus
 
