@@ -56,18 +56,18 @@ class TimeColumn(Section):
 class IdTable(Section):
     """Encoding of column values as rows of an embedding table."""
 
-    encoding: Literal["dense", "hash", "raw"] = Field(
-        "dense",
-        description="dense: rows from a vocabulary; hash: rows by hash; raw: hashed by the reader",
+    encoding: Literal["vocabulary", "hash", "raw"] = Field(
+        "vocabulary",
+        description="vocabulary: a row per value; hash: rows by hash; raw: hashed by the reader",
     )
     num_embeddings: int | None = Field(
         None,
         ge=2,
         le=MAX_TABLE_ROWS,
-        description="number of rows; null (dense only): number of distinct values, plus 1",
+        description="number of rows; null (vocabulary only): number of distinct values, plus 1",
     )
     min_count: int = Field(
-        1, ge=1, description="dense: values with fewer occurrences before valid get id 0"
+        1, ge=1, description="vocabulary: values with fewer occurrences before valid get id 0"
     )
     num_hashes: int = Field(
         1, ge=1, le=4, description="hash: number of hash functions; each adds a feature"
@@ -75,12 +75,12 @@ class IdTable(Section):
 
     @model_validator(mode="after")
     def _check(self) -> "IdTable":
-        if self.encoding != "dense" and self.num_embeddings is None:
+        if self.encoding != "vocabulary" and self.num_embeddings is None:
             raise ValueError(
                 f"encoding {self.encoding} requires num_embeddings, the number of rows"
             )
-        if self.encoding != "dense" and self.min_count > 1:
-            raise ValueError(f"min_count requires encoding dense, got {self.encoding}")
+        if self.encoding != "vocabulary" and self.min_count > 1:
+            raise ValueError(f"min_count requires encoding vocabulary, got {self.encoding}")
         if self.encoding != "hash" and self.num_hashes > 1:
             raise ValueError(f"num_hashes requires encoding hash, got {self.encoding}")
         return self
@@ -101,7 +101,7 @@ class ListColumn(Section):
     )
 
 
-class NumberColumn(Section):
+class DenseColumn(Section):
     """A dense feature; buckets, mean and deviation are fitted on the rows before valid only."""
 
     buckets: Literal["quantile", "log"] | None = Field(
@@ -112,7 +112,7 @@ class NumberColumn(Section):
     num_buckets: int = Field(32, ge=2, le=MAX_BUCKETS, description="maximum number of buckets")
 
     @model_validator(mode="after")
-    def _check(self) -> "NumberColumn":
+    def _check(self) -> "DenseColumn":
         if self.buckets is None and self.num_buckets != 32:
             raise ValueError("num_buckets has no effect if buckets is null; remove it")
         return self
@@ -223,7 +223,7 @@ class LogsIngest(Section):
     lists: dict[str, ListColumn] = Field(
         default_factory=dict, description="lists of ids, by column"
     )
-    numbers: dict[str, NumberColumn] = Field(
+    dense: dict[str, DenseColumn] = Field(
         default_factory=dict, description="dense features, by column"
     )
     behaviours: dict[str, Behaviour] = Field(default_factory=dict, description="histories, by name")
@@ -316,7 +316,7 @@ class LogsIngest(Section):
     def _check_columns(self) -> None:
         if self.unique and self.user not in self.unique:
             raise ValueError(f"unique: the user column {self.user!r} is missing; add it")
-        inputs = [*self.ids, *self.lists, *self.numbers]
+        inputs = [*self.ids, *self.lists, *self.dense]
         labels = [*self.tasks.values(), *([self.watch_time] if self.watch_time else [])]
         for column in labels:
             if column in inputs:
@@ -353,7 +353,7 @@ class LogsIngest(Section):
             missing -= set(join.columns)
 
     def _feature_names(self) -> list[str]:
-        return [*self.ids, *self.lists, *self.numbers, *self.behaviours, *self.counters]
+        return [*self.ids, *self.lists, *self.dense, *self.behaviours, *self.counters]
 
     def _hashed_names(self) -> list[str]:
         """Names of all features; columns with several hashes have several."""
@@ -389,7 +389,7 @@ class LogsIngest(Section):
     @property
     def columns(self) -> tuple[str, ...]:
         """All columns that are read, joined ones included."""
-        named = [self.user, self.time.column, *self.ids, *self.lists, *self.numbers, *self.flags]
+        named = [self.user, self.time.column, *self.ids, *self.lists, *self.dense, *self.flags]
         watch_time = [self.watch_time] if self.watch_time is not None else []
         return tuple(dict.fromkeys([*named, *watch_time, *self.unique]))
 

@@ -13,6 +13,7 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
+from infnet_dist.config.renamed import RENAMED_KEYS
 from infnet_dist.errors import unknown_name
 
 # By prefix of pydantic's error types: int_parsing, int_type, int_from_float, ...
@@ -114,6 +115,8 @@ def _message(problem: Any, key: str, place: _Place) -> str:
     kind, members = problem["type"], sections(place.annotation)
     described = place.field.description if place.field else None
     unit = f" ({described})" if described else ""
+    if kind == "extra_forbidden" and key in RENAMED_KEYS:
+        return f"unknown key {key!r}; it is now {RENAMED_KEYS[key]!r}"
     if kind == "extra_forbidden":
         return f"unknown key {key!r}; {_nearest(place)}"
     if kind == "missing" and len(members) == 1:

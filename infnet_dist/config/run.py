@@ -21,6 +21,7 @@ from infnet_dist.config.logs import LogsIngest
 from infnet_dist.config.messages import explain
 from infnet_dist.config.model import InfnetConfig, ModelConfig, Section
 from infnet_dist.config.overrides import apply_overrides
+from infnet_dist.config.renamed import with_current_names
 from infnet_dist.errors import ConfigError
 from infnet_dist.io.parsing import (
     MalformedError,
@@ -274,9 +275,10 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
 def config_of_text(text: str, source: str) -> Config:
     """The config in the config.yaml of a run or checkpoint; errors as in `load_config`.
 
-    Versions that saved no `tables.unknown_id_rate` dropped no ids.
+    Keys of earlier versions are converted; those that saved no `tables.unknown_id_rate` dropped no
+    ids.
     """
-    raw = _sections(parse_saved_yaml, text, source)
+    raw = with_current_names(_sections(parse_saved_yaml, text, source))
     if isinstance(tables := raw.setdefault("tables", {}), dict):
         tables.setdefault("unknown_id_rate", 0.0)
     return parse_config(raw, source=source)

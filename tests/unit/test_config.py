@@ -8,6 +8,7 @@ from infnet_dist.config.ingest import SyntheticIngest
 from infnet_dist.config.model import InfnetConfig, InfnetPaperConfig
 from infnet_dist.config.run import (
     Config,
+    config_of_text,
     dump_config,
     load_config,
     parse_config,
@@ -176,6 +177,25 @@ def test_set_overrides_the_file_and_reads_yaml(tmp_path: Path):
 def test_wrong_set_is_reported(tmp_path: Path, override: str, expected: str):
     with pytest.raises(ConfigError, match=expected):
         load_config(written(tmp_path, "data: {path: x}"), [override])
+
+
+def test_renamed_keys_are_named_and_converted_in_saved_configs():
+    logs = {
+        "source": "logs",
+        "path": "/logs",
+        "ids": {"user_id": "user"},
+        "tasks": {"click": "is_click"},
+        "valid_from": "2026-01-04",
+    }
+    before = {"numbers": {"age": {"buckets": "log"}}, "tables": {"user": {"encoding": "dense"}}}
+    now = {"dense": {"age": {"buckets": "log"}}, "tables": {"user": {"encoding": "vocabulary"}}}
+    message = complaint(ingest=logs | before)
+    assert "'ingest.numbers'" in message and "'dense'" in message
+    assert "ingest.tables.user.encoding" in message and "'vocabulary'" in message
+    tables = {"unknown_id_rate": 0.0}
+    saved = yaml.safe_dump({**LEAST, "tables": tables, "ingest": logs | before})
+    wanted = parse_config({**LEAST, "tables": tables, "ingest": logs | now})
+    assert config_of_text(saved, "saved") == wanted
 
 
 def test_round_trip(tmp_path: Path):

@@ -569,8 +569,8 @@ WRONG = [
     ({"valid_from": "soon"}, ("valid_from", "'soon'")),
     ({"train_from": "2026-02-01"}, ("train_from", "valid_from", "test_from")),
     ({"tables": {"tag": {"encoding": "hash"}}}, ("tables.tag", "hash", "num_embeddings")),
-    ({"numbers": {"item_id": {}}}, ("'item_id'",)),
-    ({"numbers": {"play_ms": {}}}, ("'play_ms'", "label")),
+    ({"dense": {"item_id": {}}}, ("'item_id'",)),
+    ({"dense": {"play_ms": {}}}, ("'play_ms'", "label")),
     ({"ids": IDS | {"is_click": "leak"}}, ("'is_click'", "label")),
     ({"lists": LISTS}, ("'is_click'", "label")),
     ({"checks": {"user_id": {"nulls": "keep"}}}, ("checks.user_id",)),
@@ -593,7 +593,7 @@ def test_wrong_settings(change, expected, tmp_path):
 def test_roles_that_do_not_agree(tmp_path):
     logs = write_logs(tmp_path / "logs", make_rows(1))
     with pytest.raises(ConfigError, match=r"'time_ms'.*time"):
-        ingest(settings(logs, numbers={"time_ms": {}}), tmp_path / "set")
+        ingest(settings(logs, dense={"time_ms": {}}), tmp_path / "set")
     texts = {"ids": {"user_id": "user", "item_id": "item", "author": "item"}}
     with pytest.raises(ConfigError, match=r"'item'.*'author'"):
         ingest(settings(logs, **texts), tmp_path / "set")
