@@ -28,10 +28,10 @@ from infnet_dist.checkpoint.manifest import (
     MANIFEST,
     CheckpointManifest,
     DataOrder,
-    RunTotals,
     SavedFile,
     SavedProgress,
     SavedTensor,
+    Throughput,
     dump_manifest,
     name_of,
 )
@@ -74,8 +74,7 @@ class CheckpointMetadata:
     order: DataOrder
     metrics: dict[str, float]
     unknown_id_rates: dict[str, float] | None = None
-    interval: tuple[tuple[float, ...], ...] = ()
-    totals: RunTotals = field(default_factory=RunTotals)
+    totals: Throughput = field(default_factory=Throughput)
 
 
 @dataclass(frozen=True)
@@ -158,7 +157,7 @@ class Saver:
         return None if pending is None else pending.result()
 
     def amend(self, manifest: CheckpointManifest, facts: CheckpointMetadata) -> None:
-        """Replace metrics, interval and totals of the checkpoint of this very step, no more.
+        """Replace metrics and totals of the checkpoint of this very step, no more.
 
         Args:
             manifest: that the checkpoint has.
@@ -171,7 +170,7 @@ class Saver:
         folder = self.folder_of(facts.progress.step)
         changes = {
             "metrics": null_nonfinite(facts.metrics),
-            "interval": facts.interval,
+            "interval": (),  # was logged before the evaluation
             "totals": facts.totals,
         }
         changed = manifest.model_copy(update=changes)
@@ -252,7 +251,6 @@ class Saver:
             world_size=self._context.world_size,
             metrics=null_nonfinite(facts.metrics),
             unknown_id_rates=facts.unknown_id_rates,
-            interval=facts.interval,
             totals=facts.totals,
             block_bytes=BLOCK_BYTES,
             files={

@@ -12,7 +12,12 @@ import torch
 from infnet_dist.batch import RankingBatch
 from infnet_dist.checkpoint import DataOrder
 from infnet_dist.config.run import Config
-from infnet_dist.data.checks.footers import check_columns, check_feed, check_split
+from infnet_dist.data.checks.footers import (
+    check_columns,
+    check_feed,
+    check_split,
+    count_without,
+)
 from infnet_dist.data.manifest import Manifest, read_manifest
 from infnet_dist.data.order import ORDER_VERSION
 from infnet_dist.data.part_files import part_opener
@@ -188,7 +193,7 @@ class TrainingSetup:
         """By table, the share of the ids that training drops to 0."""
         return unknown_id_rates(self.config, self.manifest, self.schema, self.begun_rates)
 
-    def keep_rates(self, begun: Mapping[str, float] | None) -> None:
+    def resume_unknown_id_rates(self, begun: Mapping[str, float] | None) -> None:
         """Go on with the rates of a checkpoint, and say on rank 0 where the config changes them.
 
         Args:
@@ -203,6 +208,22 @@ class TrainingSetup:
                 "on %s (tables.unknown_id_rate); changed for %s of %s tables",
                 *(before[changed[0]], changed[0], now[changed[0]], len(changed), len(now)),
             )
+
+    def warn_of_contradicting_labels(self) -> None:
+        """Warn of rows that are positive for a task and negative for the one it is conditional on.
+
+        P(task) = P(given) P(task | given) can't fit them.
+        """
+        for task, given in self.config.model.given.items():
+            without, positives = count_without(
+                self.config.data.path, self.manifest, self.schema, task=task, under=given
+            )
+            if without:
+                log.warning(
+                    "model.given: %s of %s positive rows of %r are negative for %r, which "
+                    "model.given rules out; remove the pair if these aren't noise",
+                    *(f"{without:,}", f"{positives:,}", task, given),
+                )
 
     def warn_of_unlearned_ids(self, split: str) -> None:
         """Say on rank 0 which unknown ids of `split` meet a row that training never saw."""

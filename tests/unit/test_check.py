@@ -141,7 +141,9 @@ def test_missing_empty_or_malformed_folder(tmp_path: Path, folder: Path) -> None
 
 
 def test_too_few_rows(folder: Path, tmp_path: Path) -> None:
-    config = make_config(folder, tmp_path, data={"path": str(folder), "batch_size": 21})
+    config = make_config(
+        folder, tmp_path, data={"path": str(folder), "batch_size": 21}, tables={"overrides": {}}
+    )
     with pytest.raises(DataError, match="unknown split 'valid'"):
         open_for_training(config)
     check_feed(64, split="train", num_workers=2, batch_size=32)
