@@ -75,6 +75,6 @@ def learning_rates(config: Config, step: int, total_steps: int) -> LearningRates
 
 
 def set_learning_rate(optimizer: KeyedOptimizer, learning_rate: float) -> None:
-    """Set the rate of all groups; a fused optimizer applies it in its next `zero_grad` or `step`."""
+    """Set it in all groups; a fused optimizer applies it in its next `zero_grad` or `step`."""
     for group in optimizer.param_groups:
         group["lr"] = learning_rate
