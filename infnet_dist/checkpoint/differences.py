@@ -8,8 +8,9 @@ from typing import Any
 import torch
 
 from infnet_dist.checkpoint.inspection import Advance, as_matrix, parts_of, read_plain
-from infnet_dist.checkpoint.manifest import CheckpointManifest, SavedTensor
+from infnet_dist.checkpoint.manifest import CheckpointManifest
 from infnet_dist.checkpoint.reading import TensorReader
+from infnet_dist.checkpoint.saved_tensors import SavedTensor
 from infnet_dist.config.changes import flat
 from infnet_dist.errors import CheckpointError
 from infnet_dist.io.filesystem import Folder

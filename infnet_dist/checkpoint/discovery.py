@@ -5,13 +5,12 @@ from dataclasses import dataclass
 from typing import Literal
 
 from infnet_dist.checkpoint.manifest import (
-    MANIFEST,
     CheckpointManifest,
     RenamedError,
     UnreadableError,
     read_manifest,
-    step_of,
 )
+from infnet_dist.checkpoint.step_folders import MANIFEST, step_of
 from infnet_dist.errors import CheckpointError, UserError
 from infnet_dist.io.filesystem import Folder
 from infnet_dist.io.parsing import MAX_YAML_CHARACTERS, parse_yaml

@@ -12,12 +12,7 @@ from typing import IO, NamedTuple
 
 import torch
 
-from infnet_dist.checkpoint.manifest import (
-    DATA_TYPES,
-    SavedChunk,
-    SavedTensor,
-    rows_per_block,
-)
+from infnet_dist.checkpoint.saved_tensors import DATA_TYPES, SavedChunk, SavedTensor, rows_per_block
 from infnet_dist.checkpoint.shards import LocalShard
 from infnet_dist.distributed import heartbeat
 from infnet_dist.errors import CheckpointError

@@ -10,8 +10,9 @@ from typing import NamedTuple
 import torch
 
 from infnet_dist.checkpoint.files import DamagedError
-from infnet_dist.checkpoint.manifest import CheckpointManifest, SavedTensor
+from infnet_dist.checkpoint.manifest import CheckpointManifest
 from infnet_dist.checkpoint.reading import RANGE_BYTES, TensorReader
+from infnet_dist.checkpoint.saved_tensors import SavedTensor
 from infnet_dist.errors import CheckpointError, unknown_name
 from infnet_dist.io.filesystem import Folder
 

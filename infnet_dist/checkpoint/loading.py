@@ -9,14 +9,10 @@ from tqdm import tqdm
 
 from infnet_dist.checkpoint.files import DamagedError
 from infnet_dist.checkpoint.inspection import row_state, tables_of
-from infnet_dist.checkpoint.manifest import (
-    CheckpointManifest,
-    UnreadableError,
-    complete_checkpoints,
-    read_manifest,
-)
+from infnet_dist.checkpoint.manifest import CheckpointManifest, UnreadableError, read_manifest
 from infnet_dist.checkpoint.reading import TensorReader
 from infnet_dist.checkpoint.shards import LocalShard, ModelState
+from infnet_dist.checkpoint.step_folders import complete_checkpoints
 from infnet_dist.checkpoint.trained_schema import check_same, read_schema
 from infnet_dist.distributed.context import WorkerContext
 from infnet_dist.errors import CheckpointError

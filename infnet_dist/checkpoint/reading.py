@@ -14,7 +14,8 @@ from typing import IO
 import torch
 
 from infnet_dist.checkpoint.files import DamagedError, Entry, as_rows, header_of
-from infnet_dist.checkpoint.manifest import CheckpointManifest, SavedChunk, rows_per_block
+from infnet_dist.checkpoint.manifest import CheckpointManifest
+from infnet_dist.checkpoint.saved_tensors import SavedChunk, rows_per_block
 from infnet_dist.checkpoint.shards import LocalShard
 from infnet_dist.io.filesystem import Folder
 

@@ -6,14 +6,12 @@ from dataclasses import dataclass
 
 from infnet_dist.checkpoint.discovery import FoundCheckpoint
 from infnet_dist.checkpoint.manifest import (
-    MANIFEST,
     CheckpointManifest,
     RenamedError,
     UnreadableError,
-    complete_checkpoints,
     read_manifest,
-    step_of,
 )
+from infnet_dist.checkpoint.step_folders import MANIFEST, complete_checkpoints, step_of
 from infnet_dist.config.run import CheckpointConfig
 from infnet_dist.errors import CheckpointError, unknown_name
 from infnet_dist.evaluation.metrics import higher_is_better

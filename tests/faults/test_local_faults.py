@@ -246,7 +246,7 @@ def test_no_room_while_saving(tmp_path: Path, data: Path, undisturbed: Job) -> N
 def test_no_room_at_all(tmp_path: Path, data: Path) -> None:
     job = Job(tmp_path, data, checkpoint={"retry_s": 0.5})
     ended = job.run(Fault("save", "full", rank=1, step=0, seconds=600))
-    says = r"No space left on device; earlier checkpoints are untouched; training goes on"
+    says = r"No space left on device; earlier checkpoints are untouched; training continues"
     job.check(ended, code=1, says=says)
     assert "error: can't save to" in ended.last_line
 

@@ -16,14 +16,11 @@ from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader
 
 from infnet_dist.checkpoint import files
 from infnet_dist.checkpoint.files import DamagedError, NotFiniteError, write_file
-from infnet_dist.checkpoint.manifest import (
-    DATA_TYPES,
-    CheckpointManifest,
-    complete_checkpoints,
-    read_manifest,
-)
+from infnet_dist.checkpoint.manifest import CheckpointManifest, read_manifest
 from infnet_dist.checkpoint.reading import TensorReader
+from infnet_dist.checkpoint.saved_tensors import DATA_TYPES
 from infnet_dist.checkpoint.shards import LocalShard
+from infnet_dist.checkpoint.step_folders import complete_checkpoints
 from infnet_dist.io.filesystem import Folder
 from tests.checkpoints import Cut, Part, by_columns, by_rows, whole, write_checkpoint
 

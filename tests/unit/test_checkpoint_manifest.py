@@ -18,10 +18,10 @@ from infnet_dist.checkpoint.manifest import (
     CheckpointManifest,
     DataOrder,
     SavedProgress,
-    SavedTensor,
     dump_manifest,
     read_manifest,
 )
+from infnet_dist.checkpoint.saved_tensors import SavedTensor
 from infnet_dist.errors import CheckpointError
 from infnet_dist.io.filesystem import Folder
 from tests.checkpoints import whole, write_checkpoint

@@ -11,7 +11,7 @@ import torch
 
 from infnet_dist.checkpoint import loading
 from infnet_dist.checkpoint.manifest import UnreadableError
-from infnet_dist.checkpoint.saving import check_writable
+from infnet_dist.checkpoint.writable import check_writable
 from infnet_dist.config.run import Config
 from infnet_dist.distributed.context import WorkerContext, local_process_group
 from infnet_dist.errors import CheckpointError
@@ -72,8 +72,8 @@ def test_a_wrong_place_is_told_at_once(tmp_path: Path, number: int) -> None:
 def test_a_resumed_run_is_only_warned(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     with failing("put", 1):
         check_writable(Folder(tmp_path), config_of(tmp_path), resumed=True)
-    assert "the storage is away" in caplog.text and "training goes on" in caplog.text
-    assert "trying again" not in caplog.text
+    assert "the storage is away" in caplog.text and "training continues" in caplog.text
+    assert "retrying" not in caplog.text
 
 
 def test_a_probe_that_can_t_be_deleted(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
