@@ -50,7 +50,7 @@ def test_more_than_two_workers(tmp_path: Path, data: Path, workers: int) -> None
     whole.check(whole.run())
     ended = job.run(Fault("backward", rank=1, step=5), Fault("step", "sigterm", rank=2, step=13))
     job.check(ended, code=143, says=r"stopped by SIGTERM after step 13")
-    job.check(job.run(), says="going on after step 13")
+    job.check(job.run(), says="resuming after step 13")
     job.assert_same(whole)
 
 
@@ -127,7 +127,7 @@ def test_stopped_by_a_signal(
     job.check(
         running.wait(), code=128 + kind, says=rf"stopped by {kind.name} after step \d+, saved"
     )
-    job.check(job.run(), says="going on after step")
+    job.check(job.run(), says="resuming after step")
     job.assert_same(undisturbed)
 
 
@@ -140,7 +140,7 @@ def test_all_processes_of_a_job_are_told_to_stop(
     running.wait_for(r"saved .*step-00000010")
     running.send_to_all(signal.SIGTERM)
     job.check(running.wait(), code=143, says=r"stopped by SIGTERM after step \d+, saved")
-    job.check(job.run(), says="going on after step")
+    job.check(job.run(), says="resuming after step")
     job.assert_same(undisturbed)
 
 
@@ -155,7 +155,7 @@ def test_a_second_signal_stops_at_once(tmp_path: Path, data: Path, undisturbed: 
     running.send(signal.SIGTERM)
     ended = running.wait(timeout_s=20)
     job.check(ended, code=143, says="stopped by SIGTERM at once, without saving; --run-id run goes")
-    job.check(job.run(), says="going on after step 10")
+    job.check(job.run(), says="resuming after step 10")
     job.assert_same(undisturbed)
 
 
@@ -220,7 +220,7 @@ def test_the_main_process_is_killed(tmp_path: Path, data: Path, undisturbed: Job
     running.send(signal.SIGKILL)
     assert running.wait().code == -9
     job.check_checkpoints()
-    job.check(job.run(), says="going on after step")
+    job.check(job.run(), says="resuming after step")
     job.assert_same(undisturbed)
 
 
@@ -231,14 +231,14 @@ def test_preempted_by_sigterm_to_a_worker(tmp_path: Path, data: Path, undisturbe
     job.check(
         ended, code=143, says="stopped by SIGTERM after step 13, saved .*step-00000013; --run"
     )
-    job.check(job.run(), says="going on after step 13")
+    job.check(job.run(), says="resuming after step 13")
     job.assert_same(undisturbed)
 
 
 def test_no_room_while_saving(tmp_path: Path, data: Path, undisturbed: Job) -> None:
     job = Job(tmp_path, data, checkpoint={"retry_s": 20})
     ended = job.run(Fault("save", "full", rank=1, step=0, seconds=3))
-    job.check(ended, says=r"can't write \(\[Errno 28\] No space left on device\); trying again in")
+    job.check(ended, says=r"can't write \(\[Errno 28\] No space left on device\); retrying in")
     job.assert_same(undisturbed)
 
 
@@ -270,7 +270,7 @@ def test_the_disk_of_a_run_is_full_for_a_while(
         with suppress(OSError), filler.open("wb", buffering=0) as file:
             while True:
                 file.write(bytes(4096))
-        running.wait_for(r"can't write .*No space left on device.*; trying again in")
+        running.wait_for(r"can't write .*No space left on device.*; retrying in")
         filler.unlink()
         job.check(running.wait())
         job.assert_same(undisturbed)
@@ -343,6 +343,6 @@ def test_the_store_is_away_for_a_while(
     server.stop()
     time.sleep(8)
     server = serve_s3(port)
-    job.check(running.wait(), says="can't write .*; trying again in")
+    job.check(running.wait(), says="can't write .*; retrying in")
     job.assert_same(undisturbed)
     server.stop()

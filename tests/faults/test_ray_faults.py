@@ -73,7 +73,7 @@ def test_the_driver_is_killed_and_started_again(
     running.send(signal.SIGKILL)
     assert running.wait().code == -9
     ended = start_on_ray(job, ray.environ, ray.address).wait()
-    job.check(ended, says="going on after step")
+    job.check(ended, says="resuming after step")
     job.assert_same(undisturbed)
 
 
@@ -96,7 +96,7 @@ def test_a_job_that_is_stopped(tmp_path: Path, data: Path, undisturbed: Job, ray
     steps = [int(p.parent.name[5:]) for p in job.run_folder.glob("checkpoints/*/manifest.json")]
     assert max(steps) % 10, "it saved where it was stopped"
     # Ray may have killed the driver before it took the stop file away: that stops no later run.
-    job.check(start_on_ray(job, ray.environ, ray.address).wait(), says="going on after step")
+    job.check(start_on_ray(job, ray.environ, ray.address).wait(), says="resuming after step")
     job.assert_same(undisturbed)
 
 
@@ -119,12 +119,12 @@ def test_a_node_is_lost_and_comes_back(tmp_path: Path, data: Path) -> None:
         running.wait_for(r"saved .*step-00000010")
         cluster.kill_a_node()
         running.wait_for(r"going on with 1 of 2 workers")
-        running.wait_for(r"(?s)going on with 1 of 2.*going on after step")
+        running.wait_for(r"(?s)going on with 1 of 2.*resuming after step")
         cluster.add_a_node()
         running.wait_for(r"room for 2 workers: the 1 save and go on as more")
         ended = running.wait()
     job.check(ended)
-    assert len(re.findall("going on after step", ended.text)) == 2
+    assert len(re.findall("resuming after step", ended.text)) == 2
 
 
 def test_a_node_is_drained(tmp_path: Path, data: Path) -> None:
@@ -138,7 +138,7 @@ def test_a_node_is_drained(tmp_path: Path, data: Path) -> None:
         ended = running.wait()
     job.check(ended, says=r"step-\d+ \(1 of 3")
     assert len(re.findall("starting again", ended.text)) == 1
-    assert len(re.findall("going on after step", ended.text)) == 1
+    assert len(re.findall("resuming after step", ended.text)) == 1
 
 
 def test_another_job_takes_room_and_leaves_it(tmp_path: Path, data: Path) -> None:
@@ -152,7 +152,7 @@ def test_another_job_takes_room_and_leaves_it(tmp_path: Path, data: Path) -> Non
         cluster.leave_the_cpu()
         running.wait_for(r"room for 2 workers: the 1 save and go on as more")
         ended = running.wait()
-    job.check(ended, says="going on after step")
+    job.check(ended, says="resuming after step")
     assert "starting again" not in ended.text, "no failure"
 
 
@@ -173,7 +173,7 @@ def test_a_node_is_cut_off_the_network(tmp_path: Path, data: Path, rank: int) ->
         running.wait_for(r"saved .*step-00000010")
         network.cut(job.worker_of(rank))
         running.wait_for(r"going on with 1 of 2 workers")
-        job.check(running.wait(), says="going on after step [123]0")
+        job.check(running.wait(), says="resuming after step [123]0")
 
 
 def test_a_worker_that_takes_too_much_memory(tmp_path: Path, data: Path, undisturbed: Job) -> None:
@@ -232,7 +232,7 @@ def test_a_second_signal_stops_at_once(
     running.send(signal.SIGTERM)
     ended = running.wait(timeout_s=30)
     job.check(ended, code=143, says="stopped by SIGTERM at once, without saving; --run-id run goes")
-    job.check(start_on_ray(job, ray.environ, ray.address).wait(), says="going on after step")
+    job.check(start_on_ray(job, ray.environ, ray.address).wait(), says="resuming after step")
     job.assert_same(undisturbed)
 
 

@@ -297,7 +297,7 @@ def die_evaluated(context: WorkerContext, *, config: Config, run_folder: Path, s
 
 
 def test_metrics_that_can_t_be_added_to_a_checkpoint(tiny_set: Path, tmp_path: Path) -> None:
-    """The store takes no writes: what it has is left alone, and training goes on."""
+    """The store takes no writes: the manifest stays unchanged, and training continues."""
     changes = {"training": {"max_steps": 8}, "checkpoint": {"retry_s": 0}}
     config, run = config_of(tiny_set, tmp_path, **changes), tmp_path / "run"
     run_ranks(stop_one_rank_at_step, 2, config=config, run_folder=run, step=7)
@@ -324,7 +324,7 @@ def stop_in_evaluation(context: WorkerContext, *, config: Config, run_folder: Pa
     import infnet_dist.training.preemption as stop
     import infnet_dist.training.trainer as trainer
 
-    stop._LOOK_S = 0
+    stop._POLL_S = 0
     stop_file = run_folder / "stop"
     original = trainer.evaluate
 
@@ -501,8 +501,8 @@ def test_a_batch_whose_loss_is_not_finite(tmp_path: Path, whole: Path) -> None:
     spoil(data, 3e38)  # finite, so that the check of the data lets it pass
     config = config_of(data, tmp_path)
     message = (
-        r"in step \d+ the loss is (nan|inf) on rank \d: .*; its rows are \[\(\d+, \d+\)\] of "
-        r"epoch 0's order; nothing was updated by it .* training.max_skipped_steps \(now 0\)"
+        r"in step \d+ .*(nan|inf) on rank \d: .*\[\(\d+, \d+\)\] .*"
+        r"training.max_skipped_steps \(now 0\)"
     )
     with pytest.raises(UserError, match=message):
         run_ranks(train, 2, config=config, run_folder=tmp_path / "run")
