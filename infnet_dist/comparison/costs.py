@@ -77,5 +77,5 @@ def _inputs(
         ],
         masks=[torch.ones(batch_size, length, dtype=torch.bool) for length in lengths],
     )
-    numbers = torch.randn(batch_size, len(schema.numeric))
-    return embeddings, numbers, torch.zeros(batch_size, sum(lengths), dtype=torch.int64)
+    dense_BN = torch.randn(batch_size, len(schema.standardised))
+    return embeddings, dense_BN, torch.zeros(batch_size, sum(lengths), dtype=torch.int64)

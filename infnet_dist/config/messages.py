@@ -36,6 +36,8 @@ _EXPECTED = {
     "string_pattern_mismatch": "text that matches {pattern}",
     "invalid_key": "text as a key",
 }
+# Keys by the name that they had in earlier versions; saved configs are read with both names.
+RENAMED = {"model.given": "model.conditional_on"}
 _MOST_SHOWN = 200  # characters of a value
 _MOST_LINES = 20
 
@@ -115,6 +117,8 @@ def _message(problem: Any, key: str, place: _Place) -> str:
     described = place.field.description if place.field else None
     unit = f" ({described})" if described else ""
     if kind == "extra_forbidden":
+        if key in RENAMED:
+            return f"unknown key {key!r}; it is named {RENAMED[key]!r} now"
         return f"unknown key {key!r}; {_nearest(place)}"
     if kind == "missing" and len(members) == 1:
         keys = ", ".join(*(model.model_fields for model in members.values()))

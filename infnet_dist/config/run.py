@@ -18,7 +18,7 @@ from infnet_dist.config.ingest import (
     TabularIngest,
 )
 from infnet_dist.config.logs import LogsIngest
-from infnet_dist.config.messages import explain
+from infnet_dist.config.messages import RENAMED, explain
 from infnet_dist.config.model import InfnetConfig, ModelConfig, Section
 from infnet_dist.config.overrides import apply_overrides
 from infnet_dist.errors import ConfigError
@@ -244,12 +244,23 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
 def config_of_text(text: str, source: str) -> Config:
     """The run that a config.yaml of a run or checkpoint describes; errors as in `load_config`.
 
-    Versions that saved no `tables.unknown_id_rate` dropped no ids.
+    Configs of earlier versions are converted: keys get their present names, and where
+    `tables.unknown_id_rate` is missing, no ids were dropped.
     """
     raw = _sections(parse_saved_yaml, text, source)
+    for old, new in RENAMED.items():
+        _rename_key(raw, old.split("."), new.split(".")[-1])
     if isinstance(tables := raw.setdefault("tables", {}), dict):
         tables.setdefault("unknown_id_rate", 0.0)
     return parse_config(raw, source=source)
+
+
+def _rename_key(section: Any, path: Sequence[str], name: str) -> None:
+    """Rename the key at `path` below `section`, if it is there."""
+    for part in path[:-1]:
+        section = section.get(part) if isinstance(section, dict) else None
+    if isinstance(section, dict) and path[-1] in section:
+        section.setdefault(name, section.pop(path[-1]))
 
 
 def read_sections(path: str | Path) -> dict[str, Any]:

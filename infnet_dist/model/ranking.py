@@ -19,7 +19,7 @@ from infnet_dist.config.model import (
     StackConfig,
 )
 from infnet_dist.config.run import Config
-from infnet_dist.data.columns import NUM_TIME_GAP_BUCKETS
+from infnet_dist.data.decode import NUM_TIME_GAP_BUCKETS
 from infnet_dist.errors import ConfigError, unknown_name
 from infnet_dist.model.losses import MultiTaskLoss
 from infnet_dist.model.settings_check import task_weights
@@ -51,14 +51,14 @@ class FirstOrder(nn.Module):
     """
 
     def __init__(self, num_inputs: int, num_tasks: int) -> None:
-        """`num_inputs` floats in all fields and numbers together."""
+        """`num_inputs` floats in all fields and dense features together."""
         super().__init__()
         self.linear = nn.Linear(num_inputs, num_tasks)
         nn.init.zeros_(self.linear.weight)
         nn.init.zeros_(self.linear.bias)
 
     def forward(self, fields: Sequence[torch.Tensor], dense_BN: torch.Tensor) -> torch.Tensor:
-        """Fields [B, E] and numbers [B, N] -> logits [B, K]."""
+        """Fields [B, E] and dense features [B, N] -> logits [B, K]."""
         logits_BK: torch.Tensor = self.linear(torch.cat([*fields, dense_BN], dim=1))
         return logits_BK
 
@@ -93,7 +93,7 @@ class DenseArch(nn.Module):
 
 
 class RankingModel(nn.Module):
-    """The servable model: ids and numbers -> logits [B, K]."""
+    """The servable model: ids and dense features -> logits [B, K]."""
 
     def __init__(self, sparse: SparseArch, dense: DenseArch) -> None:
         """Join the sharded and the replicated part."""
@@ -170,7 +170,7 @@ def _build_dense(config: Config, schema: Schema) -> DenseArch:
         embedding_dim=embedding_dim,
         sequence_lengths=lengths,
         target_fields=[schema.target_fields(sequence) for sequence in sequences],
-        num_numbers=len(schema.numeric),
+        num_dense=len(schema.standardised),
         num_tasks=num_tasks if options.name in TASK_AWARE else 0,
         token_dim=options.token_dim,
         num_time_gap_buckets=NUM_TIME_GAP_BUCKETS,
@@ -180,27 +180,31 @@ def _build_dense(config: Config, schema: Schema) -> DenseArch:
     tower = build_tower(
         options, num_fields=tokens.num_fields, sequence_lengths=lengths, num_tasks=num_tasks
     )
-    num_inputs = embedding_dim * len(schema.fields) + len(schema.numeric)
+    num_inputs = embedding_dim * len(schema.fields) + len(schema.standardised)
     first_order = FirstOrder(num_inputs, num_tasks) if options.first_order else None
-    return DenseArch(tokens, tower, first_order, _entire_space(options.given, schema))
+    return DenseArch(tokens, tower, first_order, _entire_space(options.conditional_on, schema))
 
 
-def _entire_space(given: Mapping[str, str], schema: Schema) -> EntireSpace | None:
-    """The tasks under others, checked; None where there are none."""
+def _entire_space(parents: Mapping[str, str], schema: Schema) -> EntireSpace | None:
+    """Checks `model.conditional_on`, and chains the tasks by it; None where it is empty."""
     kinds = {task.name: task.kind for task in schema.tasks}
-    for name in (name for pair in given.items() for name in pair):
+    for name in (name for pair in parents.items() for name in pair):
         if name not in kinds:
-            raise ConfigError(f"model.given: {unknown_name('task', name, kinds)}")
+            raise ConfigError(f"model.conditional_on: {unknown_name('task', name, kinds)}")
         if kinds[name] != "binary":
-            raise ConfigError(f"model.given: {name!r} is a {kinds[name]}; name binary tasks alone")
-    if not given:
+            raise ConfigError(
+                f"model.conditional_on: {name!r} is a {kinds[name]} task; name binary tasks only"
+            )
+    if not parents:
         return None
     names = list(kinds)
     try:
-        return EntireSpace([names.index(given[n]) if n in given else None for n in names])
+        return EntireSpace([names.index(parents[n]) if n in parents else None for n in names])
     except ValueError:
-        pairs = ", ".join(f"{child}: {parent}" for child, parent in given.items())
-        raise ConfigError(f"model.given: tasks stand under one another ({pairs})") from None
+        pairs = ", ".join(f"{child}: {parent}" for child, parent in parents.items())
+        raise ConfigError(
+            f"model.conditional_on has a cycle: {pairs}; take one of them out"
+        ) from None
 
 
 def build_tower(
@@ -218,7 +222,7 @@ def build_tower(
         num_fields=num_fields,
         sequence_lengths=sequence_lengths,
         num_tasks=num_tasks,
-        **options.model_dump(exclude={"name", "dropout", "first_order", "given"}),
+        **options.model_dump(exclude={"name", "dropout", "first_order", "conditional_on"}),
     )
 
 

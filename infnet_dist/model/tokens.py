@@ -1,7 +1,7 @@
 """Embeddings -> categorical, sequence and task tokens, all of width D (infnet.md section 1).
 
 Letters: B batch, M field tokens, L history tokens of all behaviours, K tasks, D token width,
-N plain numbers, E embedding width.
+N standardised dense features, E embedding width.
 """
 
 from collections.abc import Sequence
@@ -50,7 +50,7 @@ class FieldProjections(nn.Module):
 
 
 class TokenArch(nn.Module):
-    """Projects embeddings and numbers to tokens, and normalises them (LayerNorm, our choice).
+    """Projects embeddings and dense features to tokens and normalises them (LayerNorm, our choice).
 
     Args:
         num_fields: number of fields.
@@ -58,7 +58,7 @@ class TokenArch(nn.Module):
         sequence_lengths: L_f of each behaviour.
         target_fields: for each behaviour and item attribute the number of the candidate's field of
             the same kind; None where there is none: zeros stand in for it.
-        num_numbers: N; their projection is one more field token when N > 0.
+        num_dense: N; their projection is one more field token when N > 0.
         num_tasks: K; 0 makes no task tokens.
         token_dim: D.
         num_time_gap_buckets: rows of the time-gap embedding.
@@ -74,7 +74,7 @@ class TokenArch(nn.Module):
         embedding_dim: int,
         sequence_lengths: Sequence[int],
         target_fields: Sequence[Sequence[int | None]],
-        num_numbers: int,
+        num_dense: int,
         num_tasks: int,
         token_dim: int,
         num_time_gap_buckets: int,
@@ -84,7 +84,7 @@ class TokenArch(nn.Module):
         """Make one projection per field and behaviour."""
         super().__init__()
         self.fields = FieldProjections(num_fields, embedding_dim, token_dim)
-        self.numbers = nn.Linear(num_numbers, token_dim) if num_numbers else None
+        self.numbers = nn.Linear(num_dense, token_dim) if num_dense else None
         self.items = nn.ModuleList(
             nn.Linear(embedding_dim * len(attributes), token_dim) for attributes in target_fields
         )
@@ -96,7 +96,7 @@ class TokenArch(nn.Module):
         self.dropout = nn.Dropout(dropout)
         self.target_fields = target_fields
         self.token_dim = token_dim
-        self.num_fields = num_fields + (num_numbers > 0)
+        self.num_fields = num_fields + (num_dense > 0)
         self.position_LD = self.time_gap = None
         if positions and sequence_lengths:
             length = sum(sequence_lengths)
@@ -118,7 +118,7 @@ class TokenArch(nn.Module):
             fields: one [B, E] per field.
             sequences: one [B, L_f, attributes x E] per behaviour.
             masks: one bool [B, L_f] per behaviour.
-            dense_BN: standardised numbers.
+            dense_BN: standardised dense features.
             time_gap_BL: buckets, of any integer type, 0 where padded.
         """
         projected_BMD = self.fields(fields)
@@ -147,8 +147,8 @@ class TokenArch(nn.Module):
     def _targets(self, fields: Sequence[torch.Tensor]) -> torch.Tensor:
         """The candidate's attributes, mapped as each behaviour's items are: [B, F, D]."""
         targets = []
-        for project, numbers in zip(self.items, self.target_fields, strict=True):
+        for project, places in zip(self.items, self.target_fields, strict=True):
             nothing_BE = torch.zeros_like(fields[0])
-            parts = [nothing_BE if n is None else fields[n] for n in numbers]
+            parts = [nothing_BE if n is None else fields[n] for n in places]
             targets.append(project(torch.cat(parts, dim=1)))
         return torch.stack(targets, dim=1)

@@ -41,7 +41,7 @@ def blame(session: Session, batch: RankingBatch, loss: torch.Tensor, output: Ste
 def _faults(
     batch: RankingBatch, schema: Schema, embeddings: SparseEmbeddings, logits_BK: torch.Tensor
 ) -> Iterator[str]:
-    for place, feature in enumerate(schema.numeric):
+    for place, feature in enumerate(schema.standardised):
         yield from _first(batch.dense_BN[:, place], f"feature {feature.name!r} is")
     for place, task in enumerate(schema.tasks):
         known = batch.labels_BK[:, place].nan_to_num(posinf=torch.inf, neginf=-torch.inf)

@@ -13,8 +13,8 @@ from infnet_dist.batch import RankingBatch
 from infnet_dist.checkpoint import DataOrder
 from infnet_dist.config.run import Config
 from infnet_dist.data.checks.footers import check_columns, check_feed, check_split
+from infnet_dist.data.epoch_order import ORDER_VERSION
 from infnet_dist.data.manifest import Manifest, read_manifest
-from infnet_dist.data.order import ORDER_VERSION
 from infnet_dist.data.part_files import part_opener
 from infnet_dist.data.reader import Reader
 from infnet_dist.data.schema_changes import adapt

@@ -27,7 +27,7 @@ from infnet_dist.checkpoint import (
     Saver,
 )
 from infnet_dist.config.run import Config
-from infnet_dist.data.checks.footers import count_without
+from infnet_dist.data.checks.footers import count_orphan_positives
 from infnet_dist.distributed.context import WorkerContext
 from infnet_dist.distributed.control import Votes
 from infnet_dist.distributed.watchdog import Watchdog
@@ -165,14 +165,14 @@ def _open(session: Session, run_folder: Path, manifest: CheckpointManifest | Non
 
 def _warn_of_tasks_without(session: Session) -> None:
     """P(task) = P(under) P(task | under) can't fit rows that have the one without the other."""
-    for task, under in session.config.model.given.items():
-        without, positives = count_without(
+    for task, under in session.config.model.conditional_on.items():
+        without, positives = count_orphan_positives(
             session.config.data.path, session.manifest, session.schema, task=task, under=under
         )
         if without:
             log.warning(
-                "model.given: %s of %s positive rows of %r are negative for %r, which model.given "
-                "rules out; take the pair out if these are no noise",
+                "model.conditional_on: %s of %s positive rows of %r are negative for %r, which "
+                "model.conditional_on rules out; take the pair out if these are no noise",
                 *(f"{without:,}", f"{positives:,}", task, under),
             )
 

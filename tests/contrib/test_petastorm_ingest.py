@@ -247,7 +247,10 @@ def lists(name: str, row: int, items: Any) -> dict[str, list[Any]]:
         (lists("row", 3, None), "row group 0, column 'row': 1 nulls"),
         (lists("user", 3, None), "row group 0, column 'user': 1 nulls"),
         (lists("label", 26, 2), "00001-1f.*'label': got 2, .*'click'"),
-        (lists("price", 26, float("inf")), "column 'price': got inf, numbers must be finite"),
+        (
+            lists("price", 26, float("inf")),
+            "column 'price': got inf, a dense feature must be finite",
+        ),
     ],
 )
 def test_rows_that_do_not_fit_are_named(

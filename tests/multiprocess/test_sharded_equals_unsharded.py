@@ -127,7 +127,7 @@ MODELS: list[dict[str, Any]] = [
         "name": "stack",
         "sequence": {"name": "dien"},
         "interaction": {"name": "deep"},
-        "given": {"like": "click"},
+        "conditional_on": {"like": "click"},
     },
     {
         "name": "stack",

@@ -10,7 +10,12 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 
-from infnet_dist.data.checks.footers import check_columns, check_feed, check_split, count_without
+from infnet_dist.data.checks.footers import (
+    check_columns,
+    check_feed,
+    check_split,
+    count_orphan_positives,
+)
 from infnet_dist.data.manifest import read_manifest
 from infnet_dist.data.part_files import ChangedError
 from infnet_dist.errors import ConfigError, DataError
@@ -67,7 +72,12 @@ def test_a_good_set_passes(folder: Path) -> None:
         ("label", 11, 2, r"row group 1, column 'label': got 2, .*'click'"),
         ("label", 11, None, r"row group 1, column 'label': 1 nulls"),
         ("user", 30, None, r"row group 3, column 'user': 1 nulls"),
-        ("age", 12, float("nan"), r"row group 1, column 'age': got nan, numbers must be finite"),
+        (
+            "age",
+            12,
+            float("nan"),
+            r"row group 1, column 'age': got nan, a dense feature must be finite",
+        ),
         ("price", 12, float("inf"), r"row group 1, column 'price': got inf"),
         ("age", 39, None, r"row group 3, column 'age': 1 nulls"),
     ],
@@ -189,7 +199,7 @@ def test_positives_without_their_parent_are_counted(tmp_path: Path) -> None:
     manifest = read_manifest(folder)
     rows = pq.ParquetDataset(folder / "train").read(columns=["click", "like"]).to_pylist()
     expected = sum(row["like"] > row["click"] for row in rows), sum(row["like"] for row in rows)
-    found = count_without(folder, manifest, manifest.schema_, task="like", under="click")
+    found = count_orphan_positives(folder, manifest, manifest.schema_, task="like", under="click")
     assert found == expected and found[0] > 0
 
 
@@ -205,5 +215,5 @@ def test_an_unknown_parent_is_none(folder: Path) -> None:
         update={"tasks": (task, Task(name="parent", column="parent", nullable=True))}
     )
     known = [i for i in range(len(table)) if i % 3 and i % 2]
-    found = count_without(folder, manifest, schema, task="click", under="parent")
+    found = count_orphan_positives(folder, manifest, schema, task="click", under="parent")
     assert found == (sum(i % 3 == 1 for i in known), len(known))

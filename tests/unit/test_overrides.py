@@ -141,6 +141,15 @@ def test_a_config_that_earlier_versions_saved_loads_the_same(name: str) -> None:
     assert config_of_text(old, "old") == config_of_text(new, "new") == config
 
 
+def test_saved_configs_with_keys_of_earlier_versions_load_and_run_files_get_the_new_name() -> None:
+    raw = {"data": {"path": "/x"}, "model": {"conditional_on": {"like": "click"}}}
+    config = parse_config(raw)
+    old = dump_config(config).replace("conditional_on:", "given:")
+    assert config_of_text(old, "saved") == config
+    with pytest.raises(ConfigError, match=r"'model\.given'.*'model\.conditional_on'"):
+        parse_config({"data": {"path": "/x"}, "model": {"given": {"like": "click"}}})
+
+
 def test_loaders_take_paths_as_text(tmp_path: Path) -> None:
     plan = str(REPOSITORY / "sharding_plans" / "industrial-128xh100.json")
     assert load_plan(plan) == load_plan(Path(plan))

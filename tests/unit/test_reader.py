@@ -12,11 +12,11 @@ import torch
 
 from infnet_dist.batch import RankingBatch
 from infnet_dist.data.checks.footers import check_split
-from infnet_dist.data.columns import Columns, decode, time_gap_bucket
+from infnet_dist.data.decode import Columns, decode, time_gap_bucket
 from infnet_dist.data.manifest import Manifest
 from infnet_dist.data.prefetch import prefetch
 from infnet_dist.data.reader import Reader
-from infnet_dist.data.rows import Joiner
+from infnet_dist.data.row_views import RowShuffler
 from infnet_dist.errors import DataError
 from infnet_dist.ingest.writer import TrainingSetWriter
 from infnet_dist.schema import (
@@ -234,14 +234,14 @@ def test_batches_keep_their_items_while_others_are_read(tmp_path: Path) -> None:
 def test_joined_rows_are_picked_before_their_memory_is_used_again(tmp_path: Path) -> None:
     where = "here"
     first, second = (decode(make_table(40).slice(i, 12), SCHEMA, where) for i in (3, 17))
-    join = Joiner()
+    join = RowShuffler()
     order = np.random.default_rng(0).permutation(24)
     picked = join(iter([first, second]), order)[3:9].own()
     join([second, first], order[::-1])
     raw = make_table(40).to_pylist()
     rows = [raw[17 + i - 12] if i >= 12 else raw[3 + i] for i in order[3:9]]
-    assert picked.plain["ids"][0].tolist() == [row["row"] for row in rows]
-    assert picked.plain["group"][0].tolist() == [row["user"] for row in rows]
+    assert picked.scalars["ids"][0].tolist() == [row["row"] for row in rows]
+    assert picked.scalars["group"][0].tolist() == [row["user"] for row in rows]
     expected = [row["click_row"][:3] for row in rows]
     assert picked.lengths("click.row").tolist() == [len(items) for items in expected]
     items = picked.items(["click.row"])

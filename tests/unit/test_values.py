@@ -7,7 +7,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from infnet_dist.data.columns import decode
+from infnet_dist.data.decode import decode
 from infnet_dist.data.manifest import Manifest
 from infnet_dist.data.reader import Reader
 from infnet_dist.errors import DataError
@@ -79,7 +79,7 @@ def test_what_the_schema_allows_passes() -> None:
     raw = SCHEMA.tables[0].model_copy(update={"raw": True})
     schema = SCHEMA.model_copy(update={"tables": (raw, *SCHEMA.tables[1:])})
     table = changed(make_table(40), "row", put(3, -(2**63)))
-    assert decode(table, schema, "here").plain["ids"][0].max() < 1_000_000
+    assert decode(table, schema, "here").scalars["ids"][0].max() < 1_000_000
 
 
 @pytest.mark.parametrize(("column", "row", "value", "told"), BAD)
