@@ -146,7 +146,7 @@ def test_saved_configs_with_keys_of_earlier_versions_load_and_run_files_get_the_
     config = parse_config(raw)
     old = dump_config(config).replace("conditional_on:", "given:")
     assert config_of_text(old, "saved") == config
-    with pytest.raises(ConfigError, match=r"'model\.given'.*'model\.conditional_on'"):
+    with pytest.raises(ConfigError, match=r"'model\.given'.*'conditional_on'"):
         parse_config({"data": {"path": "/x"}, "model": {"given": {"like": "click"}}})
 
 
