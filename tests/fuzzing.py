@@ -44,7 +44,8 @@ from infnet_dist.data.manifest import arrow_type, read_manifest
 from infnet_dist.errors import CheckpointError, UserError
 from infnet_dist.io.filesystem import Folder
 from infnet_dist.io.parsing import MalformedError, parse_json
-from infnet_dist.planning.plan import differences, dump_plan, load_plan
+from infnet_dist.planning.checks import differences
+from infnet_dist.planning.plan_file import dump_plan, load_plan
 from infnet_dist.planning.planner import make_plan
 from tests.checkpoints import by_rows, whole, write_checkpoint
 from tests.unit.test_planning import cpu, make_tables, run_tables

@@ -9,7 +9,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from infnet_dist.config.run import Config
-from infnet_dist.model.ranking import DenseArch, build_train_model
+from infnet_dist.model.build import build_train_model
+from infnet_dist.model.ranking import DenseArch
 from infnet_dist.model.sparse import SparseEmbeddings
 from infnet_dist.schema import Schema
 

@@ -5,8 +5,8 @@ from collections.abc import Iterator
 import torch
 
 from infnet_dist.batch import RankingBatch
-from infnet_dist.model.ranking import StepOutput, TrainModel
 from infnet_dist.model.sparse import SparseEmbeddings
+from infnet_dist.model.train_model import StepOutput, TrainModel
 from infnet_dist.schema import Schema
 from infnet_dist.training.setup import TrainingSetup
 

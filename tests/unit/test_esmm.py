@@ -9,7 +9,7 @@ import torch
 from infnet_dist.config.model import InfnetConfig
 from infnet_dist.config.run import Config, DataConfig
 from infnet_dist.errors import ConfigError
-from infnet_dist.model.ranking import build_train_model
+from infnet_dist.model.build import build_train_model
 from infnet_dist.model.towers.esmm import EntireSpace
 from infnet_dist.schema import Task
 from tests.unit.test_reader import SCHEMA

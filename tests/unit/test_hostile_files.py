@@ -19,7 +19,7 @@ from infnet_dist.data.part_files import ChangedError
 from infnet_dist.data.reader import Reader
 from infnet_dist.errors import DataError, PlanError
 from infnet_dist.ingest.logs.fragments import fragments, list_files
-from infnet_dist.planning.plan import load_plan, save_plan
+from infnet_dist.planning.plan_file import load_plan, save_plan
 from infnet_dist.planning.planner import make_plan
 from infnet_dist.training.setup import open_training_set
 from tests.hostile_parquet import forget_fingerprints, lie

@@ -11,7 +11,7 @@ from infnet_dist.config.run import Config, config_of_text, dump_config, load_con
 from infnet_dist.data.manifest import read_manifest
 from infnet_dist.errors import ConfigError, PlanError
 from infnet_dist.io.paths import ROOT_VARIABLE
-from infnet_dist.planning.plan import load_plan
+from infnet_dist.planning.plan_file import load_plan
 from infnet_dist.planning.tables import load_table_set
 from tests.conftest import REPOSITORY
 from tests.runs import make_tiny_set

@@ -14,15 +14,19 @@ from infnet_dist.config.run import Config, DataConfig, TableConfig, TablesConfig
 from infnet_dist.data.statistics import Usage
 from infnet_dist.errors import PlanError
 from infnet_dist.model.sparse import SparseArch
-from infnet_dist.planning.compare import diff_plans
-from infnet_dist.planning.convert import to_cpu
-from infnet_dist.planning.costs import row_bytes
-from infnet_dist.planning.plan import Plan, load_plan, save_plan
+from infnet_dist.planning.checks import check_plan
+from infnet_dist.planning.costs.sizes import row_bytes
+from infnet_dist.planning.diff import diff_plans
+from infnet_dist.planning.plan import Plan
+from infnet_dist.planning.plan_file import load_plan, save_plan
 from infnet_dist.planning.planner import extend_plan, make_plan
-from infnet_dist.planning.review import describe, facts, write_html, write_png
-from infnet_dist.planning.sharding import check_plan, tables_of_run, to_sharding_plan
+from infnet_dist.planning.review.facts import facts
+from infnet_dist.planning.review.render import describe, write_html, write_png
+from infnet_dist.planning.run_tables import tables_of_run
 from infnet_dist.planning.tables import PlanFeature, PlanTable, TableSet, load_table_set
+from infnet_dist.planning.to_cpu import to_cpu
 from infnet_dist.planning.topology import FOLDER, Topology, load_topology, this_topology
+from infnet_dist.planning.torchrec_plan import to_sharding_plan
 from tests.unit.test_reader import SCHEMA
 
 
