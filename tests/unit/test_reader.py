@@ -208,7 +208,7 @@ def test_unknown_labels_are_nan_where_a_task_allows_them(tmp_path: Path) -> None
     known = [label for label in labels if label is not None]
     assert manifest.split("train").base_rates["click"] == sum(known) / len(known)
     check_split(tmp_path / "s", manifest, schema, split="train", rank=0, world_size=1)
-    with pytest.raises(DataError, match=r"row group 0, column 'label': 2 nulls.*'click'"):
+    with pytest.raises(DataError, match=r"row group 0, column 'label'.* 2 null.*'click'"):
         check_split(tmp_path / "s", manifest, SCHEMA, split="train", rank=0, world_size=1)
     reader = make_reader(tmp_path / "s", manifest, schema=schema, shuffle_rows=None)
     found = torch.cat([batch.labels_BK[: batch.num_rows, 0] for batch in reader.batches()])
@@ -301,7 +301,7 @@ def test_lists_of_different_lengths(tmp_path: Path, monkeypatch) -> None:
         manifest = writer.publish(SCHEMA)
     with pytest.raises(
         DataError,
-        match="row group 0: columns 'click_row' and 'click_author' have lists of different",
+        match="row group 0.*'click_row'.*'click_author'",
     ):
         list(make_reader(tmp_path / "s", manifest).batches())
 
@@ -333,7 +333,7 @@ def test_null_items(tmp_path: Path) -> None:
     table = table.set_column(place, "click_gap", pa.array(lists, pa.list_(pa.int64())))
     pq.write_table(table, tmp_path / "s" / "train" / "part-00000.parquet", row_group_size=5)
     manifest = without_fingerprints(manifest)
-    with pytest.raises(DataError, match="row group 2, column 'click_gap': 1 nulls"):
+    with pytest.raises(DataError, match="row group 2, column 'click_gap'.* 1 null"):
         list(make_reader(tmp_path / "s", manifest).batches())
 
 
