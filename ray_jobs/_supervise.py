@@ -10,12 +10,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import tenacity
-
 from infnet_dist.checkpoint import newest
 from infnet_dist.config.run import Config
 from infnet_dist.errors import CheckpointError
 from infnet_dist.io.filesystem import Folder
+from infnet_dist.io.retries import one_line, retrying
 from infnet_dist.training.run_folder import checkpoint_folder
 from infnet_dist.training.run_lock import held_by_driver
 from infnet_dist.training.trainer import train
@@ -117,15 +116,12 @@ def _newest_checkpoint(config: Config, run_folder: Path, because: str = "") -> F
         CheckpointError: the storage remains unavailable, or its place is wrong.
     """
     place = checkpoint_folder(config, run_folder)
-    retrying = tenacity.Retrying(
-        retry=tenacity.retry_if_exception(_may_pass),
-        stop=tenacity.stop_after_delay(config.checkpoint.retry_s),
-        wait=tenacity.wait_exponential(multiplier=0.5, max=10),
-        before_sleep=tenacity.before_sleep_log(log, logging.WARNING),
-        reraise=True,
-    )
+
+    def warn(error: BaseException, wait_s: float) -> None:
+        log.warning("%s can't be listed (%s); retrying in %.1f s", place, one_line(error), wait_s)
+
     try:
-        return retrying(lambda: newest(place))
+        return retrying(config.checkpoint.retry_s, _may_pass, before_retry=warn)(newest, place)
     except OSError as error:
         raise CheckpointError(
             f"{because}the checkpoints in {place} can't be listed ({error}); once they can, the "
