@@ -14,16 +14,16 @@ from multiprocessing.connection import arbitrary_address
 from pathlib import Path
 
 import pytest
-from ray.exceptions import RayActorError
+from ray.exceptions import AuthenticationError, RayActorError
 
 from infnet_dist.config.run import ScalingConfig
-from infnet_dist.errors import CheckpointError, ConfigError, DataError
+from infnet_dist.errors import CheckpointError, ConfigError, DataError, UserError
 from infnet_dist.ingest.lock import alone
 from infnet_dist.io.filesystem import Folder
 from infnet_dist.io.paths import make_writable
 from infnet_dist.training.run_folder import close_run_folder
 from ray_jobs._cli import newest_checkpoint, run_id
-from ray_jobs._cluster import submission_id
+from ray_jobs._cluster import connect, submission_id
 from ray_jobs._local import _use_a_short_temp_folder
 from ray_jobs._ray_failures import nodes_drained, workers_failed
 from ray_jobs._resources import missing_resources
@@ -76,6 +76,22 @@ def test_the_submission_id_of_a_ray_job(monkeypatch: pytest.MonkeyPatch) -> None
     for config, found in ((job, "raysubmit_x"), ({}, None), ({"metadata": None}, None)):
         monkeypatch.setenv("RAY_JOB_CONFIG_JSON_ENV_VAR", json.dumps(config))
         assert submission_id() == found
+
+
+@pytest.mark.parametrize(
+    "error", [AuthenticationError("wrong"), ConnectionError("wrong\nsecond line")]
+)
+def test_a_cluster_that_refuses_is_named(monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
+    def refuse(**settings: object) -> None:
+        raise error
+
+    monkeypatch.setattr("ray.init", refuse)
+    monkeypatch.setenv("RAY_ADDRESS", "10.0.0.1:6379")
+    with pytest.raises(UserError) as refused:
+        connect()
+    for named in ("10.0.0.1:6379", "wrong", "RAY_AUTH_MODE=token", "RAY_AUTH_TOKEN_PATH"):
+        assert named in str(refused.value)
+    assert "second line" not in str(refused.value)
 
 
 def test_a_checkpoint_place_that_is_wrong_is_reported_at_once(
