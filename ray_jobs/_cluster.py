@@ -71,8 +71,8 @@ def _join(address: str) -> None:
     except (AuthenticationError, ConnectionError) as error:
         reason = str(error).splitlines()[0].partition(" Note: ")[0]
         raise UserError(
-            f"can't connect to the Ray cluster at RAY_ADDRESS={address} ({reason}); if it asks for a token, set RAY_AUTH_MODE=token, and "
-            "RAY_AUTH_TOKEN_PATH to the file that holds the cluster's"
+            f"can't connect to the Ray cluster at RAY_ADDRESS={address} ({reason}); if it asks for "
+            "a token, set RAY_AUTH_MODE=token, and RAY_AUTH_TOKEN_PATH to the file with its token"
         ) from error
 
 

@@ -18,7 +18,7 @@ from infnet_dist.model.ranking import build_train_model
 from infnet_dist.model.settings_check import without_effect
 from infnet_dist.planning.plan import load_plan
 from infnet_dist.planning.sharding import check_plan, tables_of_run
-from infnet_dist.training.setup import check_can_train, open_training_set
+from infnet_dist.training.setup import open_for_training
 from ray_jobs._cli import (
     add_launcher,
     log,
@@ -40,8 +40,7 @@ def main() -> None:
     )
     arguments = parser.parse_args()
     config = read_config(arguments)
-    manifest, schema = open_training_set(config)
-    check_can_train(config)
+    manifest, schema = open_for_training(config)
     for line in without_effect(config, manifest, schema):
         log.warning("no effect: %s", line)
     build_train_model(config, schema, table_device=torch.device("meta"))  # finds wrong settings

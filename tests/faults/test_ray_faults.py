@@ -61,7 +61,7 @@ def test_a_worker_that_hangs(tmp_path: Path, data: Path, undisturbed: Job, ray: 
     job = Job(tmp_path, data)
     fault = Fault("step", "sleep", rank=0, step=25)
     ended = start_on_ray(job, ray.environ, ray.address, fault).wait()
-    job.check(ended, says=r"rank 0 hangs in step 25 .*nothing moved for 6 s; starting again")
+    job.check(ended, says=r"rank 0 hangs in step 25 .*no progress for 6 s; starting again")
     job.assert_same(undisturbed)
 
 
