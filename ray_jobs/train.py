@@ -29,7 +29,7 @@ from ray_jobs._cli import (
     run_id,
     run_main,
 )
-from ray_jobs._supervise import train_to_the_end
+from ray_jobs._supervise import train_with_restarts
 
 
 def main() -> None:
@@ -55,7 +55,7 @@ def main() -> None:
         )
     run_folder = config.run.folder / config.run.name / (arguments.run_id or new_run_id())
     config = _as_begun(config, run_folder)
-    summary = train_to_the_end(config, run_folder, arguments.launcher)
+    summary = train_with_restarts(config, run_folder, arguments.launcher)
     log.info(
         "trained %s examples in %s steps, %.0f samples/s; checkpoint %s",
         f"{summary['examples']:,}",
