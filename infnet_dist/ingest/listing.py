@@ -120,7 +120,7 @@ def list_place(
     return Listing(files, dict(sorted(choice.left_out.items())), choice.unreadable)
 
 
-def tell_left_out(left_out: dict[str, str]) -> None:
+def log_left_out(left_out: dict[str, str]) -> None:
     """One line about hidden files, and a warning about others that aren't read."""
     hidden = [path for path, why in left_out.items() if why == _HIDDEN]
     others = [f"{path} ({why})" for path, why in left_out.items() if why != _HIDDEN]

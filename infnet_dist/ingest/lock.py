@@ -10,7 +10,7 @@ from infnet_dist.errors import DataError
 
 
 @contextlib.contextmanager
-def alone(folder: Path) -> Iterator[None]:
+def exclusive(folder: Path) -> Iterator[None]:
     """Hold the training set's lock, which goes with this process.
 
     Raises:
