@@ -112,7 +112,7 @@ class DataOrder(Frozen):
     identity: Digest = ""
     seed: int
     shuffle_rows: int
-    version: int = 1  # of the algorithm in data/order.py; absent in checkpoints before 2
+    version: int = 1  # of the algorithm in data/epoch_order.py; absent in checkpoints before 2
 
 
 class CheckpointManifest(Frozen):

@@ -35,7 +35,7 @@ from infnet_dist.config.run import Config, dump_config
 from infnet_dist.distributed.context import WorkerContext
 from infnet_dist.io.filesystem import Folder
 from infnet_dist.io.json_files import null_nonfinite
-from infnet_dist.planning.plan import dump_plan
+from infnet_dist.planning.plan_file import dump_plan
 from infnet_dist.sharding.build import ShardedModel
 
 T = TypeVar("T")

@@ -141,10 +141,10 @@ def test_plan_for_another_world(tiny_set: Path, tmp_path: Path) -> None:
     run_ranks(train, 2, config=config, run_folder=tmp_path / "run")
     plan = tmp_path / "run" / "plan.json"
     planned = make_config(tiny_set, tmp_path, sharding={"plan": str(plan)})
-    with pytest.raises(PlanError, match="world_size .*2.*3"):
+    with pytest.raises(PlanError, match=r"world_size .*2.*3"):
         run_ranks(train, 3, config=planned, run_folder=tmp_path / "other")
     wider = Config.model_validate(planned.model_dump() | {"tables": {"embedding_dim": 16}})
-    with pytest.raises(PlanError, match="'author' .*13 x 8 fp32.*13 x 16 fp32"):
+    with pytest.raises(PlanError, match=r"'author' .*13 x 8 fp32.*13 x 16 fp32"):
         run_ranks(train, 2, config=wider, run_folder=tmp_path / "other")
     assert not (tmp_path / "other").exists()
 

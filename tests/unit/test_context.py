@@ -47,7 +47,7 @@ def test_ports_that_are_taken_are_left_alone(monkeypatch: pytest.MonkeyPatch) ->
         (free,) = free_ports(1)
         monkeypatch.setattr("random.SystemRandom.sample", lambda *_: [busy, free])
         assert free_ports(1) == [free]
-        with pytest.raises(RuntimeError, match="20000 .*32000"):
+        with pytest.raises(RuntimeError, match=r"20000 .*32000"):
             free_ports(2)
 
 
