@@ -156,7 +156,7 @@ def test_a_renamed_checkpoint_is_not_the_newest_and_is_not_deleted(
         (15, "complete", True),
         (99, "renamed", False),
     ]
-    assert "step 5," in found[2]["fault"] and "step-00000005" in found[2]["fault"]
+    assert "step 5" in found[2]["fault"] and "step-00000005" in found[2]["fault"]
     assert read_json(run("verify", tmp_path, "--json"), code=1)[2]["state"] == "renamed"
     code, _, err = run("inspect", tmp_path / "step-00000099")
     assert code == 1 and "step-00000099" in err and "step-00000005" in err
