@@ -98,7 +98,7 @@ def test_missing_column_and_wrong_type(folder: Path) -> None:
         check(folder)
     wrong = table.set_column(0, "row", pc.cast(table.column("row"), pa.string()))
     pq.write_table(wrong, folder / PART, row_group_size=10)
-    with pytest.raises(DataError, match="'row'.*string.*int64"):
+    with pytest.raises(DataError, match=r"'row'.*string.*int64"):
         manifest = read_manifest(folder)
         check_columns(folder, manifest, manifest.schema_)
 

@@ -130,7 +130,7 @@ def test_whatif_marks_the_smallest_that_fits(
     main([*command, "--world-size", "8"])
     text = capsys.readouterr().out
     assert "h100x8 x 8: " in text
-    with pytest.raises(PlanError, match="--world-size.*'x'"):
+    with pytest.raises(PlanError, match=r"--world-size.*'x'"):
         main([*command, "--world-size", "x"])
 
 

@@ -301,7 +301,7 @@ def test_lists_of_different_lengths(tmp_path: Path, monkeypatch) -> None:
         manifest = writer.publish(SCHEMA)
     with pytest.raises(
         DataError,
-        match="row group 0.*'click_row'.*'click_author'",
+        match=r"row group 0.*'click_row'.*'click_author'",
     ):
         list(make_reader(tmp_path / "s", manifest).batches())
 
@@ -333,7 +333,7 @@ def test_null_items(tmp_path: Path) -> None:
     table = table.set_column(place, "click_gap", pa.array(lists, pa.list_(pa.int64())))
     pq.write_table(table, tmp_path / "s" / "train" / "part-00000.parquet", row_group_size=5)
     manifest = without_fingerprints(manifest)
-    with pytest.raises(DataError, match="row group 2, column 'click_gap'.* 1 null"):
+    with pytest.raises(DataError, match=r"row group 2, column 'click_gap'.* 1 null"):
         list(make_reader(tmp_path / "s", manifest).batches())
 
 

@@ -53,22 +53,22 @@ BAD = [
     ("row", 23, 1_000_000, "1000000"),
     ("row", 3, -1, "-1"),
     ("row", 3, 2**63 - 1, str(2**63 - 1)),
-    ("row", 3, None, " 1 null"),
-    ("user", 3, None, " 1 null"),
+    ("row", 3, None, "1 null"),
+    ("user", 3, None, "1 null"),
     ("click_author", 35, [1, 2, 50, 3, 4], "50"),
     ("click_author", 35, [1, 2, -(2**63), 3, 4], str(-(2**63))),
-    ("click_row", 35, [1, 2, None, 3, 4], " 1 null"),
+    ("click_row", 35, [1, 2, None, 3, 4], "1 null"),
     ("click_gap", 35, [1, 2, -7, 3, 4], "-7"),
     ("label", 11, 7, "7"),
     ("label", 11, -1, "-1"),
-    ("label", 11, None, " 1 null"),
+    ("label", 11, None, "1 null"),
     ("like", 11, 2, "2"),
     ("watch", 11, -5, "-5"),
-    ("watch", 11, None, " 1 null"),
+    ("watch", 11, None, "1 null"),
     ("truth", 11, 1.5, "1.5"),
     ("truth", 11, float("-inf"), "-inf"),
     ("age", 12, float("nan"), "nan"),
-    ("age", 12, None, " 1 null"),
+    ("age", 12, None, "1 null"),
     ("price", 12, float("inf"), "inf"),
     ("price", 12, float("nan"), "nan"),
 ]
@@ -116,7 +116,7 @@ def test_columns_are_there_once() -> None:
     table = make_rich_table(40)
     with pytest.raises(DataError, match="'label'"):
         decode(table.drop_columns(["label"]), RICH, "here")
-    with pytest.raises(DataError, match="'label'.* 2 "):
+    with pytest.raises(DataError, match=r"'label'.* 2 "):
         decode(table.append_column("label", table["label"]), RICH, "here")
 
 
