@@ -20,7 +20,7 @@ from infnet_dist.data.manifest import read_manifest
 from infnet_dist.data.part_files import ChangedError
 from infnet_dist.errors import ConfigError, DataError
 from infnet_dist.schema import Task
-from infnet_dist.training.setup import check_can_train, open_training_set
+from infnet_dist.training.setup import open_for_training, open_training_set
 from tests.hostile_parquet import forget_fingerprints
 from tests.runs import make_config, make_tiny_set
 from tests.unit.test_reader import make_set
@@ -147,9 +147,11 @@ def test_missing_empty_or_malformed_folder(tmp_path: Path, folder: Path) -> None
 
 
 def test_too_few_rows(folder: Path, tmp_path: Path) -> None:
-    config = make_config(folder, tmp_path, data={"path": str(folder), "batch_size": 21})
+    config = make_config(
+        folder, tmp_path, data={"path": str(folder), "batch_size": 21}, tables={"overrides": {}}
+    )
     with pytest.raises(DataError, match="split 'valid'"):
-        check_can_train(config)
+        open_for_training(config)
     check_feed(64, split="train", num_workers=2, batch_size=32)
     with pytest.raises(DataError, match=r"63 rows.* 2 workers x 32 rows"):
         check_feed(63, split="train", num_workers=2, batch_size=32)

@@ -15,7 +15,7 @@ from infnet_dist.data.manifest import Ingested, Manifest, read_manifest, write_m
 from infnet_dist.data.part_files import ChangedError, opened
 from infnet_dist.data.reader import Reader
 from infnet_dist.errors import CheckpointError, DataError
-from infnet_dist.ingest.parts import PartWriter
+from infnet_dist.ingest.writing.parts import PartWriter
 from infnet_dist.training.data_changes import (
     check_content,
     check_resumable,

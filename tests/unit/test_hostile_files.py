@@ -18,7 +18,7 @@ from infnet_dist.data.manifest import Manifest, read_manifest
 from infnet_dist.data.part_files import ChangedError
 from infnet_dist.data.reader import Reader
 from infnet_dist.errors import DataError, PlanError
-from infnet_dist.ingest.logs.fragments import fragments, list_files
+from infnet_dist.ingest.logs.reading.files import fragments, list_files
 from infnet_dist.planning.plan_file import load_plan, save_plan
 from infnet_dist.planning.planner import make_plan
 from infnet_dist.training.setup import open_training_set

@@ -18,7 +18,7 @@ from infnet_dist.data.prefetch import prefetch
 from infnet_dist.data.reader import Reader
 from infnet_dist.data.row_views import RowShuffler
 from infnet_dist.errors import DataError
-from infnet_dist.ingest.writer import TrainingSetWriter
+from infnet_dist.ingest.writing.writer import TrainingSetWriter
 from infnet_dist.schema import (
     CategoricalFeature,
     DenseFeature,
@@ -290,7 +290,9 @@ def test_a_part_that_went_away_is_named(tmp_path: Path) -> None:
 
 
 def test_lists_of_different_lengths(tmp_path: Path, monkeypatch) -> None:
-    monkeypatch.setattr("infnet_dist.ingest.writer.take_statistics", lambda *_: None)  # reads too
+    monkeypatch.setattr(
+        "infnet_dist.ingest.writing.writer.take_statistics", lambda *_: None
+    )  # reads too
     table = make_table(20)
     other = table.column("click_author").take(pa.array([*range(1, 20), 0]))
     table = table.set_column(table.column_names.index("click_author"), "click_author", other)

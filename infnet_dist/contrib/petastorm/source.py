@@ -29,8 +29,8 @@ from infnet_dist.errors import ConfigError, DataError
 from infnet_dist.ingest.convert.arrays import family
 from infnet_dist.ingest.convert.kinds import convert
 from infnet_dist.ingest.encode import quantile_boundaries
-from infnet_dist.ingest.parts import content_hash
-from infnet_dist.ingest.split_files import split_files
+from infnet_dist.ingest.tabular.split_files import split_files
+from infnet_dist.ingest.writing.parts import content_hash
 from infnet_dist.schema import (
     CategoricalFeature,
     DenseFeature,
