@@ -16,7 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from infnet_dist.errors import CheckpointError
 from infnet_dist.io.filesystem import Folder
-from infnet_dist.io.parsing import first_fault, parse_json
+from infnet_dist.io.parsing import first_error, parse_json
 
 MANIFEST = "manifest.json"
 # Of a million chunks. Whoever makes a manifest can make its checksum as well, and what is parsed
@@ -326,7 +326,7 @@ def _parse(folder: Folder, text: bytes) -> CheckpointManifest:
     except ValueError as error:
         if isinstance(error, CheckpointError):
             raise
-        first = first_fault(error) if isinstance(error, ValidationError) else str(error)
+        first = first_error(error) if isinstance(error, ValidationError) else str(error)
         raise CheckpointError(f"checkpoint {folder} has a damaged {MANIFEST}: {first}") from None
 
 

@@ -16,7 +16,7 @@ import torchrec
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from infnet_dist.errors import PlanError
-from infnet_dist.io.parsing import MalformedError, Name, checked, first_fault, parse_json
+from infnet_dist.io.parsing import MalformedError, Name, checked, first_error, parse_json
 from infnet_dist.planning.costs import block_rows, home_tier, row_bytes
 from infnet_dist.planning.options import ShardingOption
 from infnet_dist.planning.tables import KernelName, PlanTable, ShardingTypeName, TableSet
@@ -295,7 +295,7 @@ def load_plan(path: str | Path) -> Plan:
     except (OSError, MalformedError) as error:
         raise PlanError(f"plan {path} is not JSON ({error})") from None
     except ValidationError as error:
-        fault = first_fault(error).replace(": Value error, ", ": ")
+        fault = first_error(error).replace(": Value error, ", ": ")
         raise PlanError(f"plan {path}: {fault}") from None
     wrong = wrong_places(plan)
     if wrong:

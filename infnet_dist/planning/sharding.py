@@ -19,7 +19,7 @@ from torchrec.modules.embedding_modules import EmbeddingBagCollection, Embedding
 from infnet_dist.config.run import Config
 from infnet_dist.data.statistics import Usage
 from infnet_dist.errors import PlanError
-from infnet_dist.io.parsing import first_fault
+from infnet_dist.io.parsing import first_error
 from infnet_dist.planning.plan import Plan, differences, first_few, shards_of
 from infnet_dist.planning.popularity import fit_zipf
 from infnet_dist.planning.tables import PlanFeature, PlanTable, TableSet
@@ -78,7 +78,7 @@ def tables_of_run(config: Config, schema: Schema, usage: Usage | None = None) ->
             tables=tables,
         )
     except ValidationError as error:
-        raise PlanError(f"these tables can't be planned: {first_fault(error)}") from None
+        raise PlanError(f"these tables can't be planned: {first_error(error)}") from None
 
 
 def _tables(
