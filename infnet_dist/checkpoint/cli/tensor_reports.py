@@ -20,7 +20,7 @@ from infnet_dist.checkpoint.manifest import CheckpointManifest
 from infnet_dist.checkpoint.reading import TensorReader
 from infnet_dist.errors import CheckpointError
 from infnet_dist.io.filesystem import Folder, size_text
-from infnet_dist.io.parsing import Name, first_fault, parse_json, printable
+from infnet_dist.io.parsing import Name, first_error, parse_json, printable
 from infnet_dist.io.urls import without_secrets
 
 _MOST_TENSORS = 30
@@ -108,7 +108,7 @@ def _plan(folder: Folder, manifest: CheckpointManifest) -> dict[str, Any] | None
     try:
         plan = _Plan.model_validate(parse_json(content))
     except ValueError as error:
-        fault = first_fault(error) if isinstance(error, ValidationError) else str(error)
+        fault = first_error(error) if isinstance(error, ValidationError) else str(error)
         raise CheckpointError(f"plan.json in {folder} isn't a plan: {fault}") from None
     topology = plan.made_for.topology
     return {
