@@ -14,10 +14,11 @@ import torch
 
 from infnet_dist.config.changes import changes
 from infnet_dist.config.run import Config, config_of_text
-from infnet_dist.model.ranking import build_train_model
+from infnet_dist.model.build import build_train_model
 from infnet_dist.model.settings_check import without_effect
-from infnet_dist.planning.plan import load_plan
-from infnet_dist.planning.sharding import check_plan, tables_of_run
+from infnet_dist.planning.checks import check_plan
+from infnet_dist.planning.plan_file import load_plan
+from infnet_dist.planning.run_tables import tables_of_run
 from infnet_dist.training.setup import open_for_training
 from ray_jobs._cli import (
     add_launcher,

@@ -126,7 +126,9 @@ class DataOrder(_Frozen):
     identity: Digest = ""
     seed: int
     shuffle_rows: int
-    version: int = 1  # of the way in which data/order.py orders rows; checkpoints before 2 lack it
+    version: int = (
+        1  # of the way in which data/epoch_order.py orders rows; checkpoints before 2 lack it
+    )
 
 
 class SavedFile(_Frozen):

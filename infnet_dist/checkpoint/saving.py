@@ -45,7 +45,7 @@ from infnet_dist.errors import CheckpointError, UserError
 from infnet_dist.io.filesystem import Folder
 from infnet_dist.io.json_files import null_nonfinite
 from infnet_dist.io.retries import one_line, retrying
-from infnet_dist.planning.plan import dump_plan
+from infnet_dist.planning.plan_file import dump_plan
 from infnet_dist.sharding.build import ShardedModel
 
 T = TypeVar("T")

@@ -23,19 +23,15 @@ from infnet_dist.config.run import Config
 from infnet_dist.data.hashing import stable_seed
 from infnet_dist.data.statistics import Usage
 from infnet_dist.distributed.context import WorkerContext
-from infnet_dist.model.ranking import build_train_model
-from infnet_dist.planning.budget import check_budget
-from infnet_dist.planning.host import host_memory_bytes
-from infnet_dist.planning.plan import Plan, load_plan
+from infnet_dist.model.build import build_train_model
+from infnet_dist.planning.checks import check_budget, check_plan
+from infnet_dist.planning.host_memory import host_memory_bytes
+from infnet_dist.planning.plan import Plan
+from infnet_dist.planning.plan_file import load_plan
 from infnet_dist.planning.planner import make_plan
-from infnet_dist.planning.sharding import (
-    CollectionSharder,
-    check_plan,
-    find_collection,
-    tables_of_run,
-    to_sharding_plan,
-)
+from infnet_dist.planning.run_tables import tables_of_run
 from infnet_dist.planning.topology import Topology, this_topology
+from infnet_dist.planning.torchrec_plan import CollectionSharder, find_collection, to_sharding_plan
 from infnet_dist.schema import Schema
 from infnet_dist.sharding.optimizers import apply_sparse_optimizer, make_dense_optimizer
 

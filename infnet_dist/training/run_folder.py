@@ -19,7 +19,8 @@ from infnet_dist.checkpoint import CheckpointManifest
 from infnet_dist.config.run import Config, dump_config
 from infnet_dist.io.filesystem import Folder
 from infnet_dist.io.json_files import write_json
-from infnet_dist.planning.plan import Plan, save_plan
+from infnet_dist.planning.plan import Plan
+from infnet_dist.planning.plan_file import save_plan
 from infnet_dist.tracking.tracker import METRICS, Tracker, make_tracker, plot_curves
 from infnet_dist.training.provenance import versions
 

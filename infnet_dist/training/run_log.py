@@ -8,7 +8,8 @@ from tqdm import tqdm
 
 from infnet_dist.checkpoint import SavedCheckpoint, SavedProgress, Throughput
 from infnet_dist.io.filesystem import size_text
-from infnet_dist.planning.review import describe, facts
+from infnet_dist.planning.review.facts import facts
+from infnet_dist.planning.review.render import describe
 from infnet_dist.sharding.build import table_bytes
 from infnet_dist.tracking.tracker import Tracker
 from infnet_dist.training.meters import TrainMeter

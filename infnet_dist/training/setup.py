@@ -16,10 +16,10 @@ from infnet_dist.data.checks.footers import (
     check_columns,
     check_feed,
     check_split,
-    count_without,
+    count_orphan_positives,
 )
+from infnet_dist.data.epoch_order import ORDER_VERSION
 from infnet_dist.data.manifest import Manifest, read_manifest
-from infnet_dist.data.order import ORDER_VERSION
 from infnet_dist.data.part_files import part_opener
 from infnet_dist.data.reader import Reader
 from infnet_dist.data.schema_changes import adapt
@@ -214,14 +214,14 @@ class TrainingSetup:
 
         P(task) = P(given) P(task | given) can't fit them.
         """
-        for task, given in self.config.model.given.items():
-            without, positives = count_without(
+        for task, given in self.config.model.conditional_on.items():
+            without, positives = count_orphan_positives(
                 self.config.data.path, self.manifest, self.schema, task=task, under=given
             )
             if without:
                 log.warning(
-                    "model.given: %s of %s positive rows of %r are negative for %r, which "
-                    "model.given rules out; remove the pair if these aren't noise",
+                    "model.conditional_on: %s of %s positive rows of %r are negative for %r, which "
+                    "model.conditional_on rules out; remove the pair if these aren't noise",
                     *(f"{without:,}", f"{positives:,}", task, given),
                 )
 

@@ -6,7 +6,7 @@ import torch
 
 from infnet_dist.batch import RankingBatch
 from infnet_dist.data.hashing import stable_seed
-from infnet_dist.model.ranking import StepOutput
+from infnet_dist.model.train_model import StepOutput
 from infnet_dist.sharding.build import ShardedModel
 from infnet_dist.sharding.optimizers import LearningRates, set_learning_rate
 

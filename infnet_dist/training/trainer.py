@@ -30,7 +30,7 @@ from infnet_dist.distributed.control import ControlFlags
 from infnet_dist.distributed.watchdog import Watchdog
 from infnet_dist.errors import CheckpointError, UserError
 from infnet_dist.io.json_files import nan_for_null
-from infnet_dist.model.ranking import StepOutput
+from infnet_dist.model.train_model import StepOutput
 from infnet_dist.sharding.optimizers import learning_rates
 from infnet_dist.tracking.tracker import NullTracker, Tracker
 from infnet_dist.training.data_changes import check_resumable, check_unchanged

@@ -24,8 +24,8 @@ from infnet_dist.checkpoint.manifest import dump_manifest
 from infnet_dist.checkpoint.reading import TensorReader
 from infnet_dist.checkpoint.shards import LocalShard
 from infnet_dist.config.run import Config
+from infnet_dist.data.epoch_order import epoch_order
 from infnet_dist.data.manifest import Ingested, read_manifest, write_manifest
-from infnet_dist.data.order import epoch_order
 from infnet_dist.distributed.context import WorkerContext
 from infnet_dist.errors import CheckpointError, DataError, UserError
 from infnet_dist.io.filesystem import Folder
@@ -180,7 +180,11 @@ def test_killed_and_stopped_with_any_number_of_workers(
         overrides = {"user": by_column, "item": by_column}
         changes["tables"] = {"embedding_dim": 16 if ranks == 4 else 12, "overrides": overrides}
     elif case:
-        changes["model"] = {"dropout": 0.2, "given": {"like": "click"}, "first_order": True}
+        changes["model"] = {
+            "dropout": 0.2,
+            "conditional_on": {"like": "click"},
+            "first_order": True,
+        }
     config, run = config_of(tiny_set, tmp_path, **changes), tmp_path / "run"
     run_ranks(train, ranks, config=config, run_folder=tmp_path / "whole")
     run_ranks(stop_one_rank_at_step, ranks, config=config, run_folder=run, step=4)
@@ -487,7 +491,7 @@ def spoil(folder: Path, value: float) -> None:
     """Make one number of the train split's second part infinite, or the like."""
     path = folder / "train" / "part-00001.parquet"
     table = pq.read_table(path)
-    name = read_manifest(folder).schema_.numeric[0].column
+    name = read_manifest(folder).schema_.standardised[0].column
     column = table[name].to_numpy().copy()
     column[123] = value
     place = table.schema.get_field_index(name)

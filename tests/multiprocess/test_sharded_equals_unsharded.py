@@ -9,10 +9,11 @@ import torch
 
 from infnet_dist.config.run import Config
 from infnet_dist.distributed.context import WorkerContext
-from infnet_dist.model.ranking import TrainModel, build_train_model
-from infnet_dist.planning.plan import load_plan, save_plan
+from infnet_dist.model.build import build_train_model
+from infnet_dist.model.train_model import TrainModel
+from infnet_dist.planning.plan_file import load_plan, save_plan
 from infnet_dist.planning.planner import make_plan
-from infnet_dist.planning.sharding import tables_of_run
+from infnet_dist.planning.run_tables import tables_of_run
 from infnet_dist.sharding.build import table_bytes, topology_of
 from infnet_dist.sharding.optimizers import learning_rates
 from infnet_dist.training.setup import TrainingSetup
@@ -129,7 +130,7 @@ MODELS: list[dict[str, Any]] = [
         "name": "stack",
         "sequence": {"name": "dien"},
         "interaction": {"name": "deep"},
-        "given": {"like": "click"},
+        "conditional_on": {"like": "click"},
     },
     {
         "name": "stack",

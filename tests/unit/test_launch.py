@@ -18,7 +18,7 @@ from ray.exceptions import AuthenticationError, RayActorError
 
 from infnet_dist.config.run import ScalingConfig
 from infnet_dist.errors import CheckpointError, ConfigError, DataError, UserError
-from infnet_dist.ingest.lock import alone
+from infnet_dist.ingest.lock import exclusive
 from infnet_dist.io.filesystem import Folder
 from infnet_dist.io.paths import make_writable
 from infnet_dist.training.run_folder import close_run_folder
@@ -158,7 +158,7 @@ def test_a_second_ingest_of_a_set_leaves_the_firsts_files(tmp_path: Path) -> Non
     partial = tmp_path / ".set.partial"
     partial.mkdir()
     config = make_config(tmp_path / "set", tmp_path, ingest={"source": "synthetic"})
-    with alone(tmp_path / "set"), pytest.raises(DataError, match=str(tmp_path / "set")):
+    with exclusive(tmp_path / "set"), pytest.raises(DataError, match=str(tmp_path / "set")):
         _make(config, "local")
     assert partial.is_dir()
 
