@@ -22,7 +22,7 @@ class FirstOrder(nn.Module):
 
     The first-order term of Wide & Deep (arXiv 1606.07792) and DeepFM (arXiv 1703.04247, eq. 2),
     with the rows that the tower reads in place of a table of its own. In the tower a field's own
-    effect has to pass a gate that all tokens of its group share (infnet.md section 4, weakness 1).
+    effect has to pass a gate that all tokens of its group share (docs/infnet.md, section 4).
     """
 
     def __init__(self, num_inputs: int, num_tasks: int) -> None:

@@ -1,4 +1,4 @@
-"""Embeddings -> categorical, sequence and task tokens, all of width D (infnet.md section 1).
+"""Embeddings -> categorical, sequence and task tokens, all of width D (docs/infnet.md, section 1).
 
 Letters: B batch, M field tokens, L history tokens of all behaviours, K tasks, D token width,
 N standardised dense features, E embedding width.
