@@ -34,7 +34,7 @@ class RankStatus(NamedTuple):
 
     Attributes:
         reports: published so far; constant while the whole process is stopped.
-        beats: of its heartbeat, so its progress counter.
+        beats: of its heartbeat: the progress counter.
         step: the training step that it is in.
         activity: of its main thread.
         collectives: that it has begun.

@@ -1,4 +1,4 @@
-"""What a run says while it goes: lines on the console, and metrics to the tracker."""
+"""The log of a run: lines on the console, and metrics for the tracker."""
 
 import logging
 from collections.abc import Mapping
@@ -19,12 +19,12 @@ log = logging.getLogger("infnet_dist")
 
 
 class RunLog:
-    """The log of a run; all ranks make the same calls, rank 0 speaks.
+    """The log of a run; all ranks make the same calls, rank 0 writes.
 
     Args:
         setup: the run.
-        tracker: where metrics go.
-        total_steps: that the run will make.
+        tracker: receives the metrics.
+        total_steps: of the whole run.
         throughput: of earlier attempts.
 
     Attributes:
@@ -35,13 +35,13 @@ class RunLog:
         self, setup: TrainingSetup, tracker: Tracker, total_steps: int, throughput: Throughput
     ) -> None:
         self.throughput = throughput
-        self._is_new = True  # nothing was logged in this attempt
+        self._is_new = True  # no interval was logged in this attempt
         self._setup = setup
         self._tracker = tracker
         self._total_steps = total_steps
 
     def start(self) -> None:
-        """What the run is."""
+        """Log the plan and the number of dense parameters."""
         sharded = self._setup.sharded
         dense = sum(p.numel() for p in sharded.dense_optimizer.params.values())
         self.say("plan:\n%s", describe(sharded.plan))
@@ -80,7 +80,7 @@ class RunLog:
     def evaluation(
         self, metrics: Mapping[str, float], progress: SavedProgress, seconds: float
     ) -> None:
-        """The scores on the valid split."""
+        """Log the metrics on the valid split."""
         self._tracker.log(dict(metrics), step=progress.step, examples=progress.examples)
         scores = "  ".join(
             f"{task.name} "
@@ -93,7 +93,7 @@ class RunLog:
         self.say("valid at step %s (%.1f s)  %s", f"{progress.step:,}", seconds, scores)
 
     def saved(self, saved: SavedCheckpoint, stall_s: float) -> None:
-        """A checkpoint is complete."""
+        """Log that a checkpoint is complete."""
         self.say(
             "saved %s (%s in %.1f s, of which training waited %.1f)",
             saved.folder,
@@ -103,19 +103,19 @@ class RunLog:
         )
 
     def say(self, line: str, *values: object) -> None:
-        """A line on the console."""
+        """Log a line on rank 0."""
         if self._setup.context.is_first:
             log.info(line, *values)
 
     def warn(self, line: str, *values: object) -> None:
-        """A warning on the console."""
+        """Log a warning on rank 0."""
         if self._setup.context.is_first:
             log.warning(line, *values)
 
     def _say_table_bytes(self) -> None:
-        """Bytes of rows and optimizer state on each rank beside the plan's, and what else it has.
+        """Log the bytes of rows and optimizer state on each rank, measured and planned.
 
-        Buffers and the copy for saves come and go, so that they aren't measured.
+        Buffers and the copies for saves are temporary, so only their planned bytes are logged.
         """
         sharded = self._setup.sharded
         held = self._setup.context.gather(table_bytes(sharded.model, sharded.sparse_optimizer))
@@ -128,7 +128,7 @@ class RunLog:
         self.say("rows and optimizer state by rank (and as planned): %s", ranks)
         background = self._setup.config.checkpoint.background
         self.say(
-            "planned beside them, all ranks: %s of buffers, %s of copies for background saves",
+            "also planned, all ranks: %s of buffers, %s of copies for background saves",
             size_text(facts(sharded.plan)["buffer_bytes"]),
             size_text(sum(sharded.plan.ranks.stored_bytes) if background else 0),
         )

@@ -1,4 +1,4 @@
-"""How the sub-commands print: tables, JSON, a bar of progress."""
+"""Output of the sub-commands: tables, JSON, a progress bar."""
 
 import datetime
 import sys
@@ -13,7 +13,7 @@ from infnet_dist.io.json_files import dump_json
 
 
 def bar_of(total: int, name: str) -> Any:
-    """Bytes with their rate and the time left, on a terminal's stderr."""
+    """A progress bar of bytes with rate and time left, on a terminal's stderr."""
     return tqdm(total=total, desc=name, unit="B", unit_scale=True, unit_divisor=1024, disable=None)
 
 
@@ -29,12 +29,12 @@ def add_right(table: Table, *columns: str) -> None:
 
 
 def console() -> Console:
-    """As wide as the terminal; wide enough for tables where there is none."""
+    """A console of the terminal's width; wide enough for tables without a terminal."""
     return Console() if sys.stdout.isatty() else Console(width=140)
 
 
 def time_of(nanoseconds: int) -> datetime.datetime:
-    """A moment in UTC."""
+    """A time in UTC."""
     return datetime.datetime.fromtimestamp(nanoseconds // 10**9, datetime.UTC)
 
 
