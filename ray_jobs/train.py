@@ -22,7 +22,7 @@ from infnet_dist.planning.sharding import check_plan, tables_of_run
 from infnet_dist.training.setup import check_can_train, open_training_set
 from ray_jobs._cli import log, new_run_id, read_config, run_main
 from ray_jobs._options import parse
-from ray_jobs._supervise import train_to_the_end
+from ray_jobs._supervise import train_with_restarts
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -44,7 +44,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         )
     run_folder = config.run.folder / config.run.name / (arguments.run_id or new_run_id())
     config = _as_begun(config, run_folder)
-    summary = train_to_the_end(config, run_folder, arguments.launcher)
+    summary = train_with_restarts(config, run_folder, arguments.launcher)
     log.info(
         "trained %s examples in %s steps, %.0f samples/s; checkpoint %s",
         f"{summary['examples']:,}",
