@@ -15,9 +15,12 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from typing import NamedTuple, TextIO
+from typing import TYPE_CHECKING, NamedTuple, TextIO
 
 from tqdm import tqdm
+
+if TYPE_CHECKING:
+    from rich.console import Console
 
 COLUMNS_VARIABLE = "INFNET_COLUMNS"  # width of the terminal on which another process shows ours
 _ERASE = "\r\x1b[K"
@@ -212,6 +215,13 @@ def end_progress() -> None:
     _bar.close()
     with bar_hidden():
         pass
+
+
+def wide_console(width: int = 140) -> "Console":
+    """For tables: as wide as the terminal; `width` columns where there is none."""
+    from rich.console import Console  # which workers don't need
+
+    return Console() if sys.stdout.isatty() else Console(width=width)
 
 
 def _wrap(line: str, width: int, indent: int) -> str:
