@@ -44,8 +44,9 @@ def keep_to_loopback() -> None:
     when it is imported, which may have happened already.
     """
     os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"
-    _find("ray._private.ray_constants", "ENABLE_RAY_CLUSTER")
-    importlib.import_module("ray._private.ray_constants").ENABLE_RAY_CLUSTER = False
+    constants = "ray._private.ray_constants"
+    _find(constants, "ENABLE_RAY_CLUSTER")
+    vars(importlib.import_module(constants))["ENABLE_RAY_CLUSTER"] = False
 
 
 def filter_worker_lines(
