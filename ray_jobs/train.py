@@ -51,7 +51,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     log.info(
         Line(
             f"{trained}, {speed}; checkpoint {path}",
-            short=(trained, speed, f"checkpoint {path.rpartition('/')[2]}"),
+            short=(trained, speed, path.rpartition("/")[2]),
         )
     )
 

@@ -186,9 +186,9 @@ def summary_lines(plan: Plan) -> tuple[Line, Line]:
             *(f"{count} {name}" for name, count in types.most_common()),
         ),
         Line(
-            f"plan: busiest rank {known['bottleneck_ms']:.4g} ms",
-            f"lower bound {known['lower_bound_ms']:.4g} ms",
-            f"fullest {tier} {size_text(used['max_bytes'])} of {size_text(used['capacity_bytes'])}",
+            f"plan: busiest rank {known['bottleneck_ms']:.3g} ms",
+            f"lower bound {known['lower_bound_ms']:.3g} ms",
+            f"{tier} {size_text(used['max_bytes'])} of {size_text(used['capacity_bytes'])}",
         ),
     )
 
