@@ -4,7 +4,6 @@ import contextlib
 import dataclasses
 import importlib
 import inspect
-import logging
 import os
 import re
 from importlib.metadata import version
@@ -12,7 +11,7 @@ from pathlib import Path
 
 import pytest
 import ray
-from ray.exceptions import AuthenticationError, RayActorError
+from ray.exceptions import RayActorError
 from ray.train import PreemptionError, PreemptionInfo, WorkerGroupError
 from ray.train.torch import TorchTrainer
 
@@ -129,16 +128,3 @@ def test_only_one_module_names_private_parts() -> None:
         if name.startswith("ray.") and re.search(r"\._(private|internal|raylet)\b|\.v2\.", name)
     }
     assert not found
-
-
-def test_a_cluster_that_asks_for_a_token_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(**settings: object) -> None:
-        assert settings == {"logging_level": logging.WARNING}
-        raise AuthenticationError("InvalidAuthToken: missing\nmore")
-
-    monkeypatch.setattr("ray.init", refuse)
-    monkeypatch.setenv("RAY_ADDRESS", "10.0.0.1:6379")
-    with pytest.raises(UserError) as refused:
-        _cluster.connect()
-    for named in ("10.0.0.1:6379", "RAY_AUTH_MODE=token", "RAY_AUTH_TOKEN_PATH"):
-        assert named in str(refused.value)
