@@ -63,11 +63,10 @@ from infnet_dist.ingest.logs.stages.fit import fit_hashed_tables, fit_schema, fi
 from infnet_dist.ingest.logs.stages.partition import Partitioned, partition
 from infnet_dist.ingest.logs.stages.runner import Execute, Progress, StageRunner, as_data_error
 from infnet_dist.ingest.logs.stages.shuffle import write_parts
-from infnet_dist.ingest.logs.stages.shuffle_files import renamed
 from infnet_dist.ingest.logs.task_sizes import num_tasks
 from infnet_dist.ingest.logs.work_plan import check_side_tables, side_tables, work_plan
 from infnet_dist.ingest.writing.target import resolve_target
-from infnet_dist.io.filesystem import open_filesystem
+from infnet_dist.io.filesystem import open_filesystem, published
 from infnet_dist.io.urls import without_secrets
 from infnet_dist.schema import DenseFeature
 
@@ -141,7 +140,7 @@ def _prepare(work: Path, folder: Path, plan: str, earlier: Manifest | None) -> N
     if earlier is not None:
         remove_unnamed(folder, earlier)
     work.mkdir(parents=True)
-    with renamed(file) as path:
+    with published(file) as path:
         path.write_text(plan)
 
 

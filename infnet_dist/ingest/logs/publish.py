@@ -15,6 +15,7 @@ from infnet_dist.ingest.writing.parts import (
     join_splits,
     make_split,
 )
+from infnet_dist.ingest.writing.target import publish_folder
 from infnet_dist.schema import Schema
 
 _STAGED = "staged"  # folder of the new manifest, below the work folder; written after all else
@@ -79,9 +80,7 @@ def publish(work: Path, folder: Path) -> Manifest:
     manifest, staged = read_manifest(work / _STAGED), work / "set"
     assert manifest.ingested is not None
     if manifest.ingested.generation == 1:
-        if folder.exists():
-            folder.rmdir()
-        staged.rename(folder)
+        publish_folder(staged, folder)
     else:
         _move_in(staged, folder)
         write_manifest(folder, _with_statistics(manifest, folder))

@@ -1,4 +1,4 @@
-"""The files of tabular sets: what their columns hold, decided by all of them, and their rows."""
+"""Columns of tabular sets: their kinds, decided by all files, and their rows."""
 
 import contextlib
 from collections import Counter
@@ -16,19 +16,19 @@ from infnet_dist.ingest.convert.arrays import UnfitColumnError, family, mask, sh
 from infnet_dist.ingest.convert.kinds import EXPECTED, Kind, convert
 
 ROWS_PER_CHUNK = 65_536
-_FAMILIES = {  # of Arrow types, and what columns of them hold
+_FAMILIES = {  # contents of a column by family of its Arrow type
     "text": "text",
     "bool": "flags",
     "integer": "integers",
     "float": "numbers",
     "decimal": "numbers",
 }
-_NOTHING = "nulls"  # all that a file has of a column; the other files say what it holds
+_NOTHING = "nulls"  # a column with only nulls in a file; other files decide
 
 
 @dataclass(frozen=True)
 class Source:
-    """A Parquet file, or a folder of them, each with types of its own."""
+    """A Parquet file or a folder of Parquet files, whose types may differ."""
 
     path: Path
     fragments: tuple[ds.ParquetFileFragment, ...]
@@ -36,10 +36,10 @@ class Source:
 
     @classmethod
     def open(cls, path: Path, files: Sequence[Path]) -> "Source":
-        """The files of a split, which are at a path.
+        """Open the files of a split; `path` is for messages.
 
         Raises:
-            DataError: they can't be read, or have no rows.
+            DataError: a file can't be read, or all have no rows.
         """
         try:
             dataset = ds.dataset([str(file) for file in files], format="parquet")
@@ -56,14 +56,14 @@ class Source:
 
     @property
     def names(self) -> list[str]:
-        """Columns of the first file, in order; the others must have them all."""
+        """Columns of the first file, in order; the other files must have them too."""
         return list(self.fragments[0].physical_schema.names)
 
     def types(self, name: str) -> dict[str, pa.DataType]:
-        """What each file has of a column.
+        """The type of a column in each file.
 
         Raises:
-            DataError: a file lacks it.
+            DataError: a file lacks the column.
         """
         found = {}
         for fragment in self.fragments:
@@ -76,7 +76,7 @@ class Source:
         return found
 
     def batches(self, columns: list[str]) -> Iterator[tuple[str, int, pa.RecordBatch]]:
-        """The rows in order, with their file and the number of the first one in it."""
+        """The rows in order, with their file and the number of the first row in it."""
         for fragment in self.fragments:
             row = 0
             with self.errors_named():
@@ -87,7 +87,7 @@ class Source:
 
     @contextlib.contextmanager
     def errors_named(self) -> Iterator[None]:
-        """Arrow's errors within, as one line that names the file."""
+        """Convert errors of Arrow to one line that names the file."""
         try:
             yield
         except (pa.ArrowException, OSError) as error:
@@ -102,10 +102,10 @@ def _reason(error: BaseException) -> str:
 
 
 def kind_of_column(name: str, sources: dict[str, Source]) -> str:
-    """What a column holds in every file; integers and numbers together are numbers.
+    """The contents of a column in all files; integers mixed with numbers are numbers.
 
     Raises:
-        DataError: nothing but nulls, of a type that can't be a feature, or unlike things.
+        DataError: the column has only nulls, an unsuitable type, or different contents.
     """
     first: dict[str, str] = {}  # by what files hold, one of them
     for split, source in sources.items():
@@ -119,25 +119,27 @@ def kind_of_column(name: str, sources: dict[str, Source]) -> str:
             first.setdefault(what, f"{split} ({path})")
     if not first.keys() - {_NOTHING}:
         raise DataError(
-            f"column {name!r} holds nothing but nulls in all files of {', '.join(sources)}; name "
-            "it in ingest.exclude"
+            f"column {name!r} contains only nulls in all files of {', '.join(sources)}; name it in "
+            "ingest.exclude"
         )
     first.pop(_NOTHING, None)
     if first.keys() == {"integers", "numbers"}:
         return "numbers"
     if len(first) > 1:
         holds = ", ".join(f"{kind} in {where}" for kind, where in first.items())
-        raise DataError(f"column {name!r} holds {holds}; make them alike, or exclude it")
+        raise DataError(
+            f"column {name!r} contains {holds}; unify the types, or name it in ingest.exclude"
+        )
     return next(iter(first))
 
 
 @dataclass(frozen=True)
 class Columns:
-    """How each column is converted, and what numbers were no numbers of float32.
+    """Conversions of the columns, and counts of values that float32 can't represent.
 
     Attributes:
-        kinds: by column, its `Kind`.
-        not_finite: by column of numbers, how many values were infinite or too large: missing now.
+        kinds: `Kind` by column.
+        not_finite: by dense column, number of infinite or too large values, which become null.
     """
 
     kinds: dict[str, Kind]
@@ -145,7 +147,7 @@ class Columns:
 
     @classmethod
     def of(cls, config: TabularIngest, found: Mapping[str, str]) -> "Columns":
-        """Conversions by what columns hold: "labels", or as `kind_of_column` says."""
+        """Conversions by contents: "labels", or the result of `kind_of_column`."""
         kinds: dict[str, Kind] = {}
         for name, what in found.items():
             if what == "labels":
@@ -159,10 +161,10 @@ class Columns:
         return cls(kinds, Counter())
 
     def convert(self, name: str, values: pa.Array, path: str, first_row: int) -> pa.Array:
-        """A column's values, exactly; of numbers, NaN and what float32 doesn't hold become null.
+        """Convert values exactly; NaN and numbers that float32 can't represent become null.
 
         Raises:
-            DataError: a value doesn't fit; names file, column and row.
+            DataError: a value is invalid; names file, column and row.
         """
         kind = self.kinds[name]
         try:

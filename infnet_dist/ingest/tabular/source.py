@@ -1,7 +1,8 @@
 """Tables with one row per example, already split -> a training set without histories.
 
-Text, flags and the listed columns become ids; other numbers are bucketised. Vocabularies and
-boundaries come from train alone, one column in memory at a time; rows are written chunk by chunk.
+Text, flags and the listed columns become ids; other columns become bucketised dense features.
+Vocabularies and boundaries are fitted on train, one column in memory at a time; rows are written in
+chunks.
 """
 
 import logging
@@ -18,30 +19,30 @@ import pyarrow.compute as pc
 from infnet_dist.config.ingest import TabularIngest
 from infnet_dist.data.manifest import Manifest
 from infnet_dist.errors import DataError, unknown_name
+from infnet_dist.ingest.column_names import is_free
 from infnet_dist.ingest.encode import Vocabulary, float_column, quantile_boundaries
-from infnet_dist.ingest.names import is_free
 from infnet_dist.ingest.tabular.columns import Columns, Source, kind_of_column
 from infnet_dist.ingest.tabular.split_files import check_alike, split_files
 from infnet_dist.ingest.writing.writer import TrainingSetWriter
 from infnet_dist.schema import CategoricalFeature, DenseFeature, Schema, Table, Task
 
-_ROW, _TIME = "row", "time_ms"  # columns that stand in where the table has no group and no time
-_DRIFT = 0.5  # share of a split's rows with values that train doesn't know, worth a warning
+_ROW, _TIME = "row", "time_ms"  # placeholder columns for a missing group and the missing time
+_DRIFT = 0.5  # minimum share of rows with values that don't occur in train, for a warning
 log = logging.getLogger(__name__)
 
 
 def make_training_set(
     config: TabularIngest, folder: Path, progress: Callable[[int, int], None] | None = None
 ) -> Manifest:
-    """Turn the files of `config.splits` into a training set at `folder`.
+    """Make a training set at `folder` from the files of `config.splits`.
 
     Args:
-        config: which files, columns and labels.
-        folder: the training set to make; must not hold anything yet.
-        progress: called with (rows written, rows in all) after each chunk.
+        config: files, columns and labels.
+        folder: the training set to make; missing or empty.
+        progress: called with (rows written, rows in total) after each chunk.
 
     Raises:
-        DataError: a file is missing, unreadable or empty, lacks a column, or a value doesn't fit.
+        DataError: a file is missing, unreadable or empty, lacks a column, or a value is invalid.
     """
     files, left_out = split_files(config.path, config.splits)
     check_alike(files, config.exclude)
@@ -74,7 +75,7 @@ def make_training_set(
 
 
 def _check_columns(config: TabularIngest, sources: dict[str, Source]) -> dict[str, str]:
-    """The kind of every column that is read, by name."""
+    """Contents of all columns that are read, by name."""
     names = sources["train"].names
     labels = list(config.tasks.values())
     group = [config.group_column] if config.group_column else []
@@ -92,21 +93,21 @@ def _check_columns(config: TabularIngest, sources: dict[str, Source]) -> dict[st
     for name in group:
         if kinds[name] != "integers":
             raise DataError(
-                f"ingest.group_column: {name!r} holds {kinds[name]}, expected integers; set it to "
-                "null if rows have no group"
+                f"ingest.group_column: {name!r} contains {kinds[name]}, expected integers; set it "
+                "to null if rows have no group"
             )
     taken = {_TIME, *(_label(task) for task in config.tasks), *(group or [_ROW])}
     for name in kinds.keys() - set(labels) - set(group):
         if name in taken or not is_free(name):
             raise DataError(
-                f"column {name!r} can't be a feature: the name is taken or has a dot; rename it, "
-                "or name it in ingest.exclude"
+                f"column {name!r} can't be a feature: the name is reserved or has a dot; rename "
+                "it, or name it in ingest.exclude"
             )
     return kinds
 
 
 class _Encoder(Protocol):
-    """One column that became a feature; learned from train."""
+    """Encodes one column as a feature; fitted on train."""
 
     @property
     def name(self) -> str: ...
@@ -117,7 +118,7 @@ class _Encoder(Protocol):
 
 @dataclass(frozen=True)
 class _Categories:
-    """Values -> int64 ids, 0 where null or never seen in train."""
+    """Values -> int64 ids, 0 for null and values that don't occur in train."""
 
     name: str
     vocabulary: Vocabulary
@@ -132,7 +133,7 @@ class _Categories:
 
 @dataclass(frozen=True)
 class _Dense:
-    """Numbers -> float32, null where missing; the reader bucketises them."""
+    """Numbers -> float32, null if missing; the reader bucketises them."""
 
     name: str
     boundaries: tuple[float, ...]
@@ -150,7 +151,7 @@ def _as_floats(values: pa.Array) -> npt.NDArray[np.float64]:
 
 
 def _fit(config: TabularIngest, train: Source, columns: Columns) -> list[_Encoder]:
-    """One encoder per feature column, in the file's order."""
+    """One encoder per feature column, in the order of the file."""
     beside = {*config.tasks.values(), config.group_column}
     encoders: list[_Encoder] = []
     for name, kind in columns.kinds.items():
@@ -167,7 +168,7 @@ def _fit(config: TabularIngest, train: Source, columns: Columns) -> list[_Encode
         else:
             encoders.append(_Categories(name, Vocabulary.fit(values)))
     if not encoders:
-        raise DataError("no column is left for a feature; take some out of ingest.exclude")
+        raise DataError("no column is left for features; remove some from ingest.exclude")
     return encoders
 
 
@@ -178,7 +179,7 @@ def _encoded(
     columns: Columns,
     first_row: int,
 ) -> Iterator[pa.Table]:
-    """The training set's columns, chunk by chunk; `first_row` counts the rows of earlier splits."""
+    """Columns of the training set in chunks; `first_row` counts the rows of earlier splits."""
     columns.not_finite.clear()
     for path, row, batch in source.batches(list(columns.kinds)):
         chunk = {
@@ -192,7 +193,7 @@ def _encoded(
         yield pa.table(encoded)
     for name, number in (+columns.not_finite).items():
         log.warning(
-            "%s: column %r: %s values are infinite or beyond float32, taken as missing",
+            "%s: column %r: %s values are infinite or out of range of float32, treated as missing",
             source.path,
             name,
             f"{number:,}",
@@ -215,19 +216,19 @@ def _group(
 
 
 def _count_unknown(values: pa.ChunkedArray) -> int:
-    """Rows that nothing is known about: id 0, or null."""
+    """Number of unknown values: id 0, or null."""
     if pa.types.is_integer(values.type):
         return int(np.count_nonzero(values.to_numpy() == 0))
     return int(values.null_count)
 
 
 def _warn_of_unknown(split: str, shares: dict[str, float], least: float) -> None:
-    """Name the features that say nothing in so large a share of the rows."""
+    """Warn of features that are unknown in a large share of the rows."""
     drifted = [f"{name} ({share:.0%})" for name, share in shares.items() if share >= least]
     if drifted:
         log.warning(
-            "%s: null or unseen in train: %s of the rows; name them in ingest.exclude unless that "
-            "is meant",
+            "%s: null, or missing in train: %s of the rows; name them in ingest.exclude unless "
+            "this is intended",
             split,
             ", ".join(drifted),
         )

@@ -1,4 +1,4 @@
-"""The Parquet files of splits that lie apart: a file or a folder for each."""
+"""The Parquet files of each split: a file or a folder per split."""
 
 import logging
 import os
@@ -22,14 +22,14 @@ _NEXT = "change ingest.path or ingest.splits"
 def split_files(
     root: Path, splits: Mapping[SplitName, str]
 ) -> tuple[dict[SplitName, list[Path]], dict[str, str]]:
-    """The files of each split, each once; and the reason by path of files that aren't read.
+    """The files of each split, each once; and reasons by path of files that aren't read.
 
     Args:
-        root: folder of the splits. Parquet files in it that no split names count as not read.
-        splits: file, folder or pattern of each, below `root`.
+        root: folder of the splits; its Parquet files that belong to no split aren't read.
+        splits: file, folder or pattern by split, relative to `root`.
 
     Raises:
-        DataError: a place isn't there, can't be listed, or has no file that can be read.
+        DataError: a path doesn't exist, can't be listed, or has no readable file.
     """
     files, left_out = {}, dict[str, str]()
     for split, name in splits.items():
@@ -62,12 +62,12 @@ def _files(place: Path) -> tuple[list[Path], dict[str, str]]:
 
 
 def check_alike(files: Mapping[SplitName, Sequence[Path]], exclude: Collection[str]) -> None:
-    """Check that all files have the columns of train's first one, each once.
+    """Check that all files have the columns of the first file of train, each once.
 
-    Columns that it lacks are named in a warning: they aren't read. Those of `exclude` are free.
+    Other columns aren't read, with a warning. Columns in `exclude` aren't checked.
 
     Raises:
-        DataError: a file can't be read, lacks one of the columns, or has one twice.
+        DataError: a file can't be read, lacks a column, or has one twice.
     """
     wanted = [name for name in _names(files["train"][0]) if name not in exclude]
     for split, paths in files.items():

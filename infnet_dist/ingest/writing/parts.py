@@ -1,4 +1,4 @@
-"""Parquet parts of a training set: how they are written, and what the manifest says of them."""
+"""Parquet parts of a training set: writing them and summarising them for the manifest."""
 
 import hashlib
 import io
@@ -19,7 +19,7 @@ ROWS_HASH = "infnet_dist.rows_sha256"  # in the footer
 
 
 class PartSummary(BaseModel):
-    """One part: its time range (epoch ms, both ends included), sums and numbers of known labels."""
+    """One part: time range (epoch ms, inclusive), sums and numbers of known labels."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -30,25 +30,26 @@ class PartSummary(BaseModel):
 
 
 class PartWriter:
-    """Writes a part: zstd, int64 delta-packed, the rest (labels, numbers) by dictionary.
+    """Writes a part: zstd, int64 delta-packed, other columns by dictionary.
 
-    Cast tables to the writer's schema: int64 that aren't `nullable` have no nulls in it, neither
-    in columns nor in lists, so that readers needn't look for them: 0.8 of the time.
+    Tables must be cast to the schema of the writer: its int64 columns and lists that aren't
+    `nullable` have no nulls, so readers needn't check for them, which takes 0.8 of the time.
 
-    Delta-packed ids decode in 0.4 to 1.2 of the time of Parquet's default, dictionaries, which give
-    way to plain numbers where ids are many, and take 0.7 to 1.4 of its bytes: benchmarks/encodings.
-    Byte-stream-split integers are smaller still, but older readers don't know them.
+    Delta-packed ids decode in 0.4 to 1.2 of the time of Parquet's default (dictionaries, or plain
+    values if there are many) and take 0.7 to 1.4 of its bytes: benchmarks/encodings.py. Byte-stream
+    split is smaller still, but older readers don't support it for integers.
 
-    Pages have checksums, and the footer has the hash of all bytes before it, so that a part's
-    fingerprint (`data/fingerprint.py`) is that of its rows, not of their statistics alone.
+    Pages have checksums, and the footer contains the hash of all bytes before it, so the
+    fingerprint of a part (`data/checks/fingerprint.py`) depends on its rows, not only on their
+    statistics.
 
     Args:
-        path: of the part.
+        path: path of the part.
         columns: names and types.
-        nullable: int64 columns that may hold nulls.
+        nullable: int64 columns that may contain nulls.
 
     Attributes:
-        schema: of the tables to write.
+        schema: schema of the tables to write.
     """
 
     def __init__(self, path: Path, columns: pa.Schema, *, nullable: Collection[str] = ()) -> None:
@@ -77,7 +78,7 @@ class PartWriter:
         self.close()
 
     def write_table(self, table: pa.Table, row_group_size: int) -> None:
-        """Append rows, in row groups of this size."""
+        """Append rows in row groups of this size."""
         self._writer.write_table(table, row_group_size=row_group_size)
 
     def close(self) -> None:
@@ -88,14 +89,14 @@ class PartWriter:
 
 
 class _HashedFile(io.FileIO):
-    """A file, and the hash of what was written to it."""
+    """A file that hashes the bytes written to it."""
 
     def __init__(self, path: Path) -> None:
         super().__init__(path, "wb")
         self.hash = hashlib.sha256()
 
     def write(self, content: Any) -> int:
-        """All of it, which FileIO doesn't promise."""
+        """Write all bytes; FileIO may write only some of them."""
         self.hash.update(content)
         left = memoryview(content).cast("B")
         size = len(left)
@@ -105,14 +106,14 @@ class _HashedFile(io.FileIO):
 
 
 def _full(field: pa.Field) -> pa.Field:
-    """The same column, of int64 that are never null; a list of them may be, and is empty then."""
+    """The column with non-nullable int64 values; lists of them may be null, which means empty."""
     if pa.types.is_list(field.type) and field.type.value_type == pa.int64():
         return field.with_type(pa.list_(pa.field("element", pa.int64(), nullable=False)))
     return field.with_nullable(False) if field.type == pa.int64() else field
 
 
 def _leaf(field: pa.Field) -> str:
-    """Parquet's path of a column's values."""
+    """Path of the values of a column in Parquet."""
     return f"{field.name}.list.element" if pa.types.is_list(field.type) else field.name
 
 
@@ -121,7 +122,7 @@ def _leaf_type(field: pa.Field) -> pa.DataType:
 
 
 def summarise(folder: Path, name: str, schema: Schema) -> PartSummary:
-    """Check a part's columns and read back what the manifest tells of it."""
+    """Check the columns of a part and read back its summary for the manifest."""
     with pa.OSFile(str(folder / name)) as source, pq.ParquetFile(source) as file:
         _check_columns(schema, file.schema_arrow, name)
         here = fingerprint(source)
@@ -139,7 +140,7 @@ def summarise(folder: Path, name: str, schema: Schema) -> PartSummary:
 
 
 def make_split(parts: Sequence[PartSummary]) -> Split:
-    """The split of these parts, one or more."""
+    """The split that consists of these parts, one or more."""
     return join_splits(
         [
             Split(
@@ -157,7 +158,7 @@ def make_split(parts: Sequence[PartSummary]) -> Split:
 
 
 def join_splits(splits: Sequence[Split]) -> Split:
-    """One split of the parts of all, one or more."""
+    """One split with the parts of all these splits, one or more."""
     labels = {task: sum(split.labels[task] for split in splits) for task in splits[0].labels}
     sums = {task: sum(s.base_rates[task] * s.labels[task] for s in splits) for task in labels}
     return Split(

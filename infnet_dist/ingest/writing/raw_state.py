@@ -1,4 +1,4 @@
-"""Whether raw files are still those that a training set was made from, by name, size and time."""
+"""Raw files of a training set by name, size and time, to detect later changes."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -9,10 +9,10 @@ from infnet_dist.errors import DataError
 
 
 def raw_state(source: dict[str, Any], folder: Path) -> tuple[LogFile, ...]:
-    """The files below `source["path"]` as they are now, hidden ones left out; none without a path.
+    """The current files below `source["path"]`, without hidden ones; empty without a path.
 
     Args:
-        source: the ingest section that a training set is made by.
+        source: the `ingest` section.
         folder: the training set, which may be below that path.
     """
     if "path" not in source:
@@ -35,7 +35,7 @@ def check_same(folder: Path, before: Sequence[LogFile], source: dict[str, Any]) 
     """Check that the raw files are those that the set in `folder` was made from.
 
     Raises:
-        DataError: one changed, is gone or is new; names the first.
+        DataError: a file changed, is missing or is new; names the first one.
     """
     then = {file.path: file for file in before}
     now = {file.path: file for file in raw_state(source, folder)}

@@ -1,4 +1,4 @@
-"""Where a training set is to be: what must be true of that place before any work is done."""
+"""The folder of a new training set: checks before the work, publication after it."""
 
 from pathlib import Path
 
@@ -6,18 +6,25 @@ from infnet_dist.errors import DataError
 
 
 def resolve_target(folder: Path) -> Path:
-    """The folder itself where its path is a link: a link can't be replaced by a rename.
+    """Resolve links in the path: a link can't be replaced by a rename.
 
     Raises:
-        DataError: it is a mount point, which nothing can be renamed to, or a link without an end.
+        DataError: the folder is a mount point, which can't be replaced either, or a loop of links.
     """
     try:
         folder = folder.resolve()
     except RuntimeError:
-        raise DataError(f"data.path: {folder} is a link around in a circle; remove it") from None
+        raise DataError(f"data.path: {folder} is a loop of links; remove it") from None
     if folder.is_mount():
         raise DataError(
-            f"data.path: {folder} is a mount point, and a training set appears by a rename; choose "
-            f"a folder in it, e.g. {folder / 'set'}"
+            f"data.path: {folder} is a mount point, which a rename can't replace; choose a folder "
+            f"in it, e.g. {folder / 'set'}"
         )
     return folder
+
+
+def publish_folder(staged: Path, folder: Path) -> None:
+    """Publish a complete training set by one rename; `folder` is missing or empty."""
+    if folder.exists():
+        folder.rmdir()
+    staged.rename(folder)

@@ -18,7 +18,7 @@ from infnet_dist.data.statistics import take_statistics
 from infnet_dist.errors import DataError
 from infnet_dist.ingest.writing.parts import PartWriter, content_hash, make_split, summarise
 from infnet_dist.ingest.writing.raw_state import raw_state
-from infnet_dist.ingest.writing.target import resolve_target
+from infnet_dist.ingest.writing.target import publish_folder, resolve_target
 from infnet_dist.schema import Schema
 
 _NONE: Mapping[str, str] = MappingProxyType({})
@@ -107,9 +107,7 @@ class TrainingSetWriter:
         statistics = take_statistics(self._partial, manifest)
         manifest = manifest.model_copy(update={"statistics": statistics})
         write_manifest(self._partial, manifest)
-        if self._folder.exists():
-            self._folder.rmdir()
-        self._partial.rename(self._folder)
+        publish_folder(self._partial, self._folder)
         return manifest
 
 

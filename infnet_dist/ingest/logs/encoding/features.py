@@ -11,6 +11,7 @@ import pyarrow as pa
 
 from infnet_dist.config.logs import Behaviour, DenseColumn, LogsIngest
 from infnet_dist.errors import ConfigError, DataError
+from infnet_dist.ingest.column_names import is_free
 from infnet_dist.ingest.encode import quantile_boundaries
 from infnet_dist.ingest.logs.encoding.vocabulary import (
     Encoder,
@@ -18,7 +19,6 @@ from infnet_dist.ingest.logs.encoding.vocabulary import (
     RawEncoder,
     VocabularyEncoder,
 )
-from infnet_dist.ingest.names import is_free
 from infnet_dist.schema import (
     CategoricalFeature,
     DenseFeature,

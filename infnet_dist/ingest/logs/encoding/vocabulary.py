@@ -21,7 +21,8 @@ from infnet_dist.errors import DataError
 from infnet_dist.ingest.convert.arrays import mask
 from infnet_dist.ingest.convert.ids import to_join_keys
 from infnet_dist.ingest.logs.encoding.hashing import keys
-from infnet_dist.ingest.logs.stages.shuffle_files import read_bucket, renamed
+from infnet_dist.ingest.logs.stages.shuffle_files import read_bucket
+from infnet_dist.io.filesystem import published
 
 IntArray = npt.NDArray[np.int64]
 _COMPACT = 4  # maximum entries of a lookup array per value: 4 bytes each, a value has 16
@@ -67,7 +68,7 @@ class MergeCounts:
         if self.text and self.inferred:
             _check_texts(merged["value"].combine_chunks(), self.inferred)
         merged = self._with_new_ids(merged)
-        with renamed(self.out) as path:
+        with published(self.out) as path:
             pq.write_table(merged, path, compression="zstd")
         known = merged.filter(pc.greater(merged["id"], 0))
         _compile(known, self.compiled)
@@ -135,7 +136,7 @@ def _compile(known: pa.Table, path: Path) -> None:
     order = np.argsort(found)
     assert np.all(np.diff(found[order]) != 0), "two texts of a vocabulary have the same 64-bit hash"
     table = pa.table({"key": found[order], "id": known["id"].to_numpy()[order]})
-    with renamed(path) as temporary, pa.OSFile(str(temporary), "wb") as sink:
+    with published(path) as temporary, pa.OSFile(str(temporary), "wb") as sink:
         with pa.ipc.new_file(sink, table.schema) as writer:
             writer.write_table(table)
 

@@ -27,7 +27,8 @@ from infnet_dist.ingest.logs.encoding.hashing import buckets_of
 from infnet_dist.ingest.logs.encoding.vocabulary import Encoder
 from infnet_dist.ingest.logs.splits import SPLITS, Calendar
 from infnet_dist.ingest.logs.stages.deduplicate import Deduplicated
-from infnet_dist.ingest.logs.stages.shuffle_files import BucketWriter, read_bucket, renamed
+from infnet_dist.ingest.logs.stages.shuffle_files import BucketWriter, read_bucket
+from infnet_dist.io.filesystem import published
 from infnet_dist.schema import Schema
 
 IntArray = npt.NDArray[np.int64]
@@ -155,7 +156,7 @@ class AssemblePartition:
         for name in self.config.behaviours:
             kept |= made.newest_events(name, self.boundary_ms)
         assert self.state is not None
-        with renamed(self.state) as path:
+        with published(self.state) as path:
             table = rows.filter(pa.array(kept)).select(self.config.columns)
             pq.write_table(table, path, compression="zstd")
 

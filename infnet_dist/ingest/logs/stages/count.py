@@ -14,7 +14,8 @@ from infnet_dist.ingest.counters import EventCounts
 from infnet_dist.ingest.logs.context import IngestContext
 from infnet_dist.ingest.logs.encoding.hashing import counting_bucket
 from infnet_dist.ingest.logs.stages.deduplicate import Deduplicated, counter_groups, group_name
-from infnet_dist.ingest.logs.stages.shuffle_files import BucketWriter, read_bucket, renamed
+from infnet_dist.ingest.logs.stages.shuffle_files import BucketWriter, read_bucket
+from infnet_dist.io.filesystem import published
 
 IntArray = npt.NDArray[np.int64]
 FloatArray = npt.NDArray[np.float64]
@@ -119,7 +120,7 @@ class _Sums:
     def write(self, path: Path, counters: tuple[str, ...]) -> None:
         columns: dict[str, npt.NDArray] = {"_key": self.keys}
         columns |= {name: self.sums[:, i] for i, name in enumerate(counters)}
-        with renamed(path) as temporary:
+        with published(path) as temporary:
             pq.write_table(pa.table(columns), temporary, compression="zstd")
 
     def of(self, keys: IntArray) -> FloatArray:

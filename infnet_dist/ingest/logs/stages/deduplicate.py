@@ -23,8 +23,9 @@ from infnet_dist.ingest.logs.encoding.sketch import HashArray, occurrences, smal
 from infnet_dist.ingest.logs.splits import LEFT_OUT, Calendar
 from infnet_dist.ingest.logs.stages.partition import Partitioned
 from infnet_dist.ingest.logs.stages.runner import Outcome
-from infnet_dist.ingest.logs.stages.shuffle_files import BucketWriter, read_bucket, renamed
+from infnet_dist.ingest.logs.stages.shuffle_files import BucketWriter, read_bucket
 from infnet_dist.ingest.logs.task_sizes import num_tasks, power_of_two
+from infnet_dist.io.filesystem import published
 
 IntArray = npt.NDArray[np.int64]
 BoolArray = npt.NDArray[np.bool_]
@@ -153,7 +154,7 @@ class DeduplicatePartition:
             why = pa.array([DUPLICATE] * len(bad), pa.string())
             bad = bad.drop_columns(["_state", "_user", "_fragment"])
             bad = bad.append_column("_reason", why).append_column("_file", files)
-            with renamed(self.quarantine) as path:
+            with published(self.quarantine) as path:
                 pq.write_table(bad, path)
             first = bad.slice(0, 1).to_pylist()[0]
             example = f"row {first['_row']} of {first['_file']}: " + ", ".join(
@@ -183,7 +184,7 @@ class DeduplicatePartition:
         places = (np.int64(self.partition) << 32) + np.arange(len(rows))
         threshold = np.uint64(min(self.sample_share * 2.0**64, 2**64 - 1025))
         chosen = learned & (mix(places, _SAMPLE_SEED) <= threshold)
-        with renamed(self._file("sample")) as path:
+        with published(self._file("sample")) as path:
             pq.write_table(rows.select(list(self.config.dense)).filter(pa.array(chosen)), path)
 
     def _write_events(self, rows: pa.Table, by: Sequence[str], calendar: Calendar) -> None:

@@ -27,8 +27,9 @@ from infnet_dist.ingest.logs.reading.id_types import check_spellings
 from infnet_dist.ingest.logs.reading.joins import join_all
 from infnet_dist.ingest.logs.reading.rules import Rules
 from infnet_dist.ingest.logs.stages.runner import Outcome
-from infnet_dist.ingest.logs.stages.shuffle_files import BucketWriter, renamed
+from infnet_dist.ingest.logs.stages.shuffle_files import BucketWriter
 from infnet_dist.ingest.logs.task_sizes import num_tasks
+from infnet_dist.io.filesystem import published
 
 _USER_SEED = 7  # differs from the seed of hashed ids
 # The origin of a row, and whether it is state of an earlier ingest.
@@ -244,6 +245,6 @@ class _Quarantine:
         if not len(bad):
             return
         if self._writer is None:
-            path = self._stack.enter_context(renamed(self._path))
+            path = self._stack.enter_context(published(self._path))
             self._writer = self._stack.enter_context(pq.ParquetWriter(path, bad.schema))
         self._writer.write_table(bad)

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from infnet_dist.errors import DataError
-from infnet_dist.ingest.logs.stages.shuffle_files import renamed
+from infnet_dist.io.filesystem import published
 
 _POLL_S = 0.5
 _FULL_OR_FORBIDDEN = {errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS}
@@ -48,7 +48,7 @@ class Recorded:
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             outcome = self.task.run()
-            with renamed(self.path) as path:
+            with published(self.path) as path:
                 path.write_text(json.dumps(outcome))
         except OSError as error:
             raise as_data_error(error, self.path.parent) from None

@@ -14,8 +14,9 @@ import pyarrow as pa
 
 from infnet_dist.data.manifest import arrow_type
 from infnet_dist.ingest.logs.context import IngestContext
-from infnet_dist.ingest.logs.stages.shuffle_files import read_bucket, renamed
+from infnet_dist.ingest.logs.stages.shuffle_files import read_bucket
 from infnet_dist.ingest.writing.parts import PartSummary, PartWriter, summarise
+from infnet_dist.io.filesystem import published
 from infnet_dist.schema import Schema
 
 
@@ -95,7 +96,7 @@ class WritePart:
         types = pa.schema({n: arrow_type(self.schema, n) for n in rows.column_names})
         labels = [task.column for task in self.schema.tasks]
         with (
-            renamed(self.folder / self.file) as path,
+            published(self.folder / self.file) as path,
             PartWriter(path, types, nullable=labels) as writer,
         ):
             for start in range(0, len(order), self.row_group_rows):

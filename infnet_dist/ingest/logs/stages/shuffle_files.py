@@ -5,7 +5,7 @@ file into memory and takes only the batches of its bucket, so it reads only its 
 """
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
 
@@ -13,18 +13,9 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from infnet_dist.io.filesystem import published
+
 IntArray = npt.NDArray[np.int64]
-
-
-@contextlib.contextmanager
-def renamed(path: Path) -> Iterator[Path]:
-    """A temporary path beside `path`, renamed to it if the context ends without an error."""
-    temporary = path.with_name(f".{path.name}.tmp")
-    try:
-        yield temporary
-        temporary.rename(path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 class BucketWriter:
@@ -43,7 +34,7 @@ class BucketWriter:
         self._stack = contextlib.ExitStack()
 
     def __enter__(self) -> "BucketWriter":
-        path = self._stack.enter_context(renamed(self._path))
+        path = self._stack.enter_context(published(self._path))
         sink = self._stack.enter_context(pa.OSFile(str(path), "wb"))
         self._writer = self._stack.enter_context(pa.ipc.new_file(sink, self._schema))
         return self
