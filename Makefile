@@ -14,7 +14,7 @@ TESTS := tests/multiprocess tests/integration tests/faults  # of several process
 
 MINUTES ?= 10
 
-.PHONY: help install smoke test test-all faults soak fuzz lint format types bench doctor clean
+.PHONY: help install smoke test test-all faults soak fuzz lint format types bench doctor reference clean
 
 help:  ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -79,6 +79,9 @@ bench: $(STAMP) .peers/installed  ## Run every script of benchmarks/ (.peers hol
 # Without OMP_NUM_THREADS=1: the doctor judges the surroundings as the user has them.
 doctor: $(STAMP)  ## Can this machine train? What is wrong, and the command that mends it
 	$(BIN)/python -m infnet_dist.tools.doctor
+
+reference: $(STAMP)  ## Write docs/configuration.md from the models of the run file
+	$(BIN)/python -m infnet_dist.config.reference > docs/configuration.md
 
 clean:  ## Delete .venv, caches and the smoke run's data
 	rm -rf .venv .peers .infnet build *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis

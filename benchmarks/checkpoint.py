@@ -31,7 +31,7 @@ import psutil
 
 from infnet_dist import checkpoint
 from infnet_dist.batch import RankingBatch
-from infnet_dist.checkpoint import Facts, Progress, Saver
+from infnet_dist.checkpoint import CheckpointMetadata, SavedProgress, Saver
 from infnet_dist.config.ingest import SyntheticIngest
 from infnet_dist.config.run import Config, parse_config
 from infnet_dist.distributed.context import WorkerContext
@@ -39,7 +39,7 @@ from infnet_dist.ingest.synthetic import make_training_set
 from infnet_dist.io.filesystem import Folder
 from infnet_dist.sharding.build import ShardedModel, build_sharded_model
 from infnet_dist.training.provenance import versions
-from infnet_dist.training.setup import Session, open_training_set
+from infnet_dist.training.setup import TrainingSetup, open_training_set
 from infnet_dist.training.trainer import train_step
 from ray_jobs._local import run_local
 
@@ -91,26 +91,26 @@ def measure(
     context: WorkerContext, *, config: Config, gib: float, repeats: int, folder: Path
 ) -> dict[str, Any]:
     """Seconds of everything, on one rank."""
-    session, batches = open_session(context, config, gib)
-    steps = Steps(session, batches)
+    setup, batches = open_setup(context, config, gib)
+    steps = Steps(setup, batches)
     steps.make(5)
-    state = sum(p.nbytes for p in checkpoint.saving.State(session.sharded).pieces())
+    state = sum(p.nbytes for p in checkpoint.saving.ModelState(setup.sharded).shards())
     results: dict[str, Any] = {"bytes": state, "step_s": steps.make(20)}
     results["rss_gib"] = rss_gib()
     results |= {"disk": [], "foreground": [], "background": [], "load_s": []}
     for repeat in range(repeats + 1):  # the first warms up: fresh pages of the page cache cost much
-        saver = Saver(Folder(folder / "foreground"), session.sharded, foreground(config), context)
+        saver = Saver(Folder(folder / "foreground"), setup.sharded, foreground(config), context)
         disk_s = disk(folder / f"plain-{context.rank}", state, context)
-        foreground_s = save(saver, session, steps)
+        foreground_s = save(saver, setup, steps)
         saver.close()
-        load_s = load(folder / "foreground", session.sharded, context)
+        load_s = load(folder / "foreground", setup.sharded, context)
         if repeat:
             results["disk"].append(disk_s)
             results["foreground"].append(foreground_s)
             results["load_s"].append(load_s)
     results["foreground_rss_gib"] = rss_gib()
-    saver = Saver(Folder(folder / "background"), session.sharded, config, context)
-    results["background"] = [save(saver, session, steps) for _ in range(repeats + 1)]
+    saver = Saver(Folder(folder / "background"), setup.sharded, config, context)
+    results["background"] = [save(saver, setup, steps) for _ in range(repeats + 1)]
     results["background_rss_gib"] = rss_gib()
     saver.close()
     return results
@@ -122,10 +122,10 @@ def foreground(config: Config) -> Config:
     return config.model_copy(update={"checkpoint": waiting})
 
 
-def open_session(
+def open_setup(
     context: WorkerContext, config: Config, gib: float
-) -> tuple[Session, list[RankingBatch]]:
-    """A session whose user table has `gib` GiB of rows, and some batches of its data."""
+) -> tuple[TrainingSetup, list[RankingBatch]]:
+    """A setup whose user table has `gib` GiB of rows, and some batches of its data."""
     manifest, schema = open_training_set(config)
     rows = int(gib * 2**30 / (4 * WIDTH))
     tables = tuple(
@@ -134,17 +134,17 @@ def open_session(
     )
     schema = schema.model_copy(update={"tables": tables})
     sharded = build_sharded_model(config, schema, context)
-    session = Session(config, context, manifest, schema, sharded)
-    reader = session.reader("train", shuffle=True)
+    setup = TrainingSetup(config, context, manifest, schema, sharded)
+    reader = setup.reader("train", shuffle=True)
     batches = [batch for batch, _ in zip(reader.batches(), range(10), strict=False)]
-    return session, batches
+    return setup, batches
 
 
 class Steps:
     """Steps of training over the same batches again and again."""
 
-    def __init__(self, session: Session, batches: list[RankingBatch]) -> None:
-        self._session, self._batches = session, batches
+    def __init__(self, setup: TrainingSetup, batches: list[RankingBatch]) -> None:
+        self._setup, self._batches = setup, batches
         self.done = 0
 
     def make(self, count: int) -> float:
@@ -154,17 +154,19 @@ class Steps:
             start = time.perf_counter()
             batch = self._batches[self.done % len(self._batches)]
             train_step(
-                self._session.sharded, batch, self._session.config, step=0, total_steps=1_000_000
+                self._setup.sharded, batch, self._setup.config, step=0, total_steps=1_000_000
             )
             self.done += 1
             taken.append(time.perf_counter() - start)
         return statistics.median(taken)
 
 
-def save(saver: Saver, session: Session, steps: Steps) -> dict[str, float]:
+def save(saver: Saver, setup: TrainingSetup, steps: Steps) -> dict[str, float]:
     """Seconds that training waits, until the checkpoint is complete, and of a step meanwhile."""
-    session.context.barrier()
-    facts = Facts(progress=Progress(step=steps.done), order=session.order, metrics={})
+    setup.context.barrier()
+    facts = CheckpointMetadata(
+        progress=SavedProgress(step=steps.done), order=setup.order, metrics={}
+    )
     start = time.perf_counter()
     saver.save(facts)
     stall = time.perf_counter() - start
@@ -172,7 +174,7 @@ def save(saver: Saver, session: Session, steps: Steps) -> dict[str, float]:
     busy = True
     while busy:  # the same number of steps on all ranks
         during.append(steps.make(1))
-        busy = any(session.context.gather(saver.busy))
+        busy = any(setup.context.gather(saver.busy))
     saver.wait()
     return {
         "stall_s": stall,

@@ -30,9 +30,9 @@ from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
 from infnet_dist.config.run import SparseOptimizerConfig
 from infnet_dist.distributed.context import WorkerContext
-from infnet_dist.planning.options import Way
+from infnet_dist.planning.options import ShardingOption
 from infnet_dist.planning.plan import Plan
-from infnet_dist.planning.planner import make_plan, plan_as_told
+from infnet_dist.planning.planner import estimate_plan, make_plan
 from infnet_dist.planning.sharding import CollectionSharder, to_sharding_plan
 from infnet_dist.planning.tables import PlanFeature, PlanTable, TableSet
 from infnet_dist.planning.topology import this_topology
@@ -118,19 +118,22 @@ def make_plans(ranks: int) -> dict[str, Plan]:
     table_set = TableSet(batch_size=BATCH, tables=tables)
     topology = this_topology("cpu", ranks, ranks)
 
-    def told(ways: Mapping[str, tuple[Way, tuple[int, ...]]]) -> Plan:
-        return plan_as_told(table_set, topology, ways)
+    def fixed(options: Mapping[str, tuple[ShardingOption, tuple[int, ...]]]) -> Plan:
+        return estimate_plan(table_set, topology, options)
 
-    whole, rows = Way("table_wise", "fused", WIDTH), Way("row_wise", "fused", WIDTH)
-    columns = Way("column_wise", "fused", WIDTH // 2)
+    whole, rows = (
+        ShardingOption("table_wise", "fused", WIDTH),
+        ShardingOption("row_wise", "fused", WIDTH),
+    )
+    columns = ShardingOption("column_wise", "fused", WIDTH // 2)
     return {
         "ours": make_plan(table_set, topology),
-        "table_wise, in turn": told({f"t{i}": (whole, (i % ranks,)) for i in range(TABLES)}),
-        "table_wise, 3 of 4 on 0": told(
+        "table_wise, in turn": fixed({f"t{i}": (whole, (i % ranks,)) for i in range(TABLES)}),
+        "table_wise, 3 of 4 on 0": fixed(
             {f"t{i}": (whole, (0 if i % 4 else 1,)) for i in range(TABLES)}
         ),
-        "row_wise": told({f"t{i}": (rows, ()) for i in range(TABLES)}),
-        "column_wise": told({f"t{i}": (columns, (0, 1)) for i in range(TABLES)}),
+        "row_wise": fixed({f"t{i}": (rows, ()) for i in range(TABLES)}),
+        "column_wise": fixed({f"t{i}": (columns, (0, 1)) for i in range(TABLES)}),
     }
 
 

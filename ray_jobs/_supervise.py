@@ -15,12 +15,11 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-import tenacity
-
 from infnet_dist.checkpoint import newest
 from infnet_dist.config.run import Config
 from infnet_dist.errors import CheckpointError, UserError
 from infnet_dist.io.filesystem import Folder
+from infnet_dist.io.retries import one_line, retrying
 from infnet_dist.training.run_folder import checkpoint_folder, opened_at
 from infnet_dist.training.run_lock import held_by_driver
 from infnet_dist.training.trainer import train
@@ -94,18 +93,16 @@ def _newest(config: Config, run_folder: Path, because: str = "") -> Folder | Non
     Raises:
         CheckpointError: it stays away, or its place is wrong.
     """
-    retrying = tenacity.Retrying(
-        retry=tenacity.retry_if_exception(_may_pass),
-        stop=tenacity.stop_after_delay(config.checkpoint.retry_s),
-        wait=tenacity.wait_exponential(multiplier=0.5, max=10),
-        before_sleep=tenacity.before_sleep_log(log, logging.WARNING),
-        reraise=True,
-    )
+    folder = checkpoint_folder(config, run_folder)
+
+    def warn(error: BaseException, wait_s: float) -> None:
+        log.warning("%s can't be listed (%s); retrying in %.1f s", folder, one_line(error), wait_s)
+
     try:
-        return retrying(lambda: newest(checkpoint_folder(config, run_folder)))
+        return retrying(config.checkpoint.retry_s, _may_pass, before_retry=warn)(newest, folder)
     except OSError as error:
         raise CheckpointError(
-            f"{because}the checkpoints in {checkpoint_folder(config, run_folder)} can't be listed "
+            f"{because}the checkpoints in {folder} can't be listed "
             f"({error}); when they can, the same --run-id goes on"
         ) from None
 

@@ -30,10 +30,10 @@ from infnet_dist.data.manifest import read_manifest
 from infnet_dist.data.schema_changes import adapt, summary_of
 from infnet_dist.errors import CheckpointError, ConfigError
 from infnet_dist.io.filesystem import Folder
+from infnet_dist.io.json_files import dump_json, write_json
 from infnet_dist.io.paths import resolve_place
 from infnet_dist.training.data_changes import warning_of_other_data
 from infnet_dist.training.evaluation import evaluate_checkpoint
-from infnet_dist.training.run_folder import dump_json, write_json
 from infnet_dist.training.setup import open_training_set
 from ray_jobs._cli import (
     add_launcher,

@@ -12,14 +12,14 @@ from infnet_dist.checkpoint.manifest import (
     MANIFEST,
     CheckpointManifest,
     DataOrder,
-    Progress,
     SavedFile,
+    SavedProgress,
     SavedTensor,
     dump_manifest,
     name_of,
 )
 from infnet_dist.checkpoint.saving import merge_chunks
-from infnet_dist.checkpoint.shards import Piece
+from infnet_dist.checkpoint.shards import LocalShard
 from infnet_dist.io.filesystem import Folder
 
 TABLE = "model.model.sparse.embeddings.embeddings.{0}.weight"
@@ -68,14 +68,14 @@ def by_columns(tensor: torch.Tensor, ranks: int) -> Cut:
     )
 
 
-def pieces_of(name: str, cut: Cut, rank: int) -> list[Piece]:
-    pieces = []
+def shards_of(name: str, cut: Cut, rank: int) -> list[LocalShard]:
+    shards = []
     for part in cut.parts:
         if part.rank == rank:
             place = tuple(slice(o, o + n) for o, n in zip(part.offsets, part.shape, strict=True))
             shape, tensor = tuple(cut.tensor.shape), cut.tensor[place]
-            pieces.append(Piece(name, shape, part.offsets, tensor, replicated=False))
-    return pieces
+            shards.append(LocalShard(name, shape, part.offsets, tensor, replicated=False))
+    return shards
 
 
 def write_checkpoint(
@@ -93,8 +93,8 @@ def write_checkpoint(
     sizes: dict[str, int] = {}
     found: list[tuple[str, SavedTensor]] = []
     for rank in range(world_size):
-        pieces = [piece for name, cut in tensors.items() for piece in pieces_of(name, cut, rank)]
-        for number, together in enumerate(pack(pieces)):
+        shards = [shard for name, cut in tensors.items() for shard in shards_of(name, cut, rank)]
+        for number, together in enumerate(pack(shards)):
             name = f"rank-{rank:05d}-{number:02d}-0123abcd.safetensors"
             sizes[name], written = write_file(folder, name, together)
             found += written
@@ -103,7 +103,7 @@ def write_checkpoint(
         folder.put(name, text.encode())
         plain[name] = SavedFile(size=len(text.encode()), crc32=zlib.crc32(text.encode()))
     manifest = CheckpointManifest(
-        progress=Progress(step=step, examples=32 * step),
+        progress=SavedProgress(step=step, examples=32 * step),
         order=DataOrder(content_hash="ab" * 32, seed=0, shuffle_rows=1_000, version=2),
         world_size=world_size,
         metrics=dict(metrics or {}),

@@ -33,7 +33,7 @@ from hypothesis import HealthCheck, Phase, given, seed, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from infnet_dist.checkpoint.manifest import Progress
+from infnet_dist.checkpoint.manifest import SavedProgress
 from infnet_dist.checkpoint.manifest import read_manifest as read_checkpoint
 from infnet_dist.config.run import config_of_text, dump_config, load_config
 from infnet_dist.contrib.petastorm.bridge import load_petastorm
@@ -136,8 +136,8 @@ def _read_checkpoint(content: bytes) -> None:
 def _read_position(content: bytes) -> None:
     raw = parse_json(content)
     total = raw.pop("total", 0) if isinstance(raw, dict) else 0
-    progress = Progress.model_validate(raw)
-    assert Progress.model_validate_json(progress.model_dump_json()) == progress
+    progress = SavedProgress.model_validate(raw)
+    assert SavedProgress.model_validate_json(progress.model_dump_json()) == progress
     _deal(total if isinstance(total, int) and 0 <= total < 2**63 else 1000, progress.consumed)
 
 

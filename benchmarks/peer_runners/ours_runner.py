@@ -23,7 +23,7 @@ from common import (
 from infnet_dist.config.run import parse_config
 from infnet_dist.distributed.context import WorkerContext, local_process_group
 from infnet_dist.io.ports import free_ports
-from infnet_dist.training.setup import Session, stream
+from infnet_dist.training.setup import TrainingSetup, stream
 from infnet_dist.training.trainer import train_step
 
 
@@ -70,30 +70,30 @@ class Ours:
                 "scaling": {"num_workers": 1},
             }
         )
-        self.session = Session.open(self.config, context, splits=["train", "valid"])
+        self.setup = TrainingSetup.open(self.config, context, splits=["train", "valid"])
         self.rows = arguments.rows
 
     def num_parameters(self) -> int:
         """Parameters outside the tables."""
-        return sum(p.numel() for p in self.session.sharded.dense_optimizer.params.values())
+        return sum(p.numel() for p in self.setup.sharded.dense_optimizer.params.values())
 
     def fit(self) -> int:
         """The loop of infnet_dist.training.trainer, without logs and checkpoints."""
-        reader = self.session.reader("train", shuffle=True)
+        reader = self.setup.reader("train", shuffle=True)
         steps = reader.num_steps()
         if self.rows is not None:
             steps = min(steps, self.rows // self.config.data.batch_size)
-        batches = itertools.islice(stream(reader.batches(), self.session.context.device), steps)
+        batches = itertools.islice(stream(reader.batches(), self.setup.context.device), steps)
         rows = 0
         for step, (batch, _) in enumerate(batches):
-            train_step(self.session.sharded, batch, self.config, step=step, total_steps=steps)
+            train_step(self.setup.sharded, batch, self.config, step=step, total_steps=steps)
             rows += batch.num_rows
         return rows
 
     def predict(self) -> npt.NDArray[np.float64]:
         """Probabilities of the valid split, [N, K]."""
-        model = self.session.sharded.model.eval()
-        batches = self.session.reader("valid", shuffle=False).batches()
+        model = self.setup.sharded.model.eval()
+        batches = self.setup.reader("valid", shuffle=False).batches()
         with torch.no_grad():
             logits = [model(batch)[1].logits_BK[: batch.num_rows] for batch in batches]
         return torch.cat(logits).sigmoid().double().numpy()

@@ -15,26 +15,31 @@ if TYPE_CHECKING:
         MAX_LEFT_OUT,
         CheckpointManifest,
         DataOrder,
-        Progress,
         RunTotals,
+        SavedProgress,
         complete_checkpoints,
         newest,
         read_manifest,
     )
-    from infnet_dist.checkpoint.saving import Facts, Saved, Saver, check_writable
+    from infnet_dist.checkpoint.saving import (
+        CheckpointMetadata,
+        SavedCheckpoint,
+        Saver,
+        check_writable,
+    )
     from infnet_dist.checkpoint.trained_schema import check_readable, read_schema
 
 __all__ = [
     "MANIFEST",
     "MAX_LEFT_OUT",
     "CheckpointManifest",
+    "CheckpointMetadata",
     "DamagedError",
     "DataOrder",
-    "Facts",
     "NotFiniteError",
-    "Progress",
     "RunTotals",
-    "Saved",
+    "SavedCheckpoint",
+    "SavedProgress",
     "Saver",
     "check_readable",
     "check_writable",
@@ -50,8 +55,8 @@ __all__ = [
 _MODULES = {
     "files": ("DamagedError", "NotFiniteError"),
     "loading": ("differences_from", "load", "load_newest"),
-    "saving": ("Facts", "Saved", "Saver", "check_writable"),
-    "trained_on": ("check_readable", "read_schema"),
+    "saving": ("CheckpointMetadata", "SavedCheckpoint", "Saver", "check_writable"),
+    "trained_schema": ("check_readable", "read_schema"),
 }
 _PLACES = {name: module for module, names in _MODULES.items() for name in names}
 

@@ -20,7 +20,7 @@ State = Literal["complete", "incomplete", "damaged", "renamed", "unreadable"]
 
 
 @dataclass(frozen=True)
-class Found:
+class FoundCheckpoint:
     """A checkpoint's folder.
 
     Attributes:
@@ -43,7 +43,7 @@ class Found:
     manifest: CheckpointManifest | None = None
 
 
-def survey(folder: Folder) -> list[Found]:
+def discover(folder: Folder) -> list[FoundCheckpoint]:
     """All checkpoints in a folder, oldest first.
 
     Raises:
@@ -51,10 +51,10 @@ def survey(folder: Folder) -> list[Found]:
     """
     names = [name for name, size in _entries(folder).items() if size is None]
     steps = sorted((step, name) for name in names if (step := step_of(name)) is not None)
-    return [look_at(folder / name) for _, name in steps]
+    return [examine(folder / name) for _, name in steps]
 
 
-def look_at(folder: Folder) -> Found:
+def examine(folder: Folder) -> FoundCheckpoint:
     """The state of one checkpoint."""
     step = step_of(folder.name) or 0
     try:
@@ -63,7 +63,7 @@ def look_at(folder: Folder) -> Found:
         newest = [MANIFEST] if MANIFEST in sizes else sizes
         written_ns = max((folder.modified_ns(name) for name in newest), default=0)
     except OSError as error:
-        return Found(folder, step, "unreadable", 0, 0, f"{folder} can't be read: {error}")
+        return FoundCheckpoint(folder, step, "unreadable", 0, 0, f"{folder} can't be read: {error}")
     num_bytes = sum(sizes.values())
     try:
         manifest = read_manifest(folder)
@@ -71,8 +71,8 @@ def look_at(folder: Folder) -> Found:
         state: State = "damaged" if MANIFEST in entries else "incomplete"
         if isinstance(error, UnreadableError | RenamedError):
             state = "unreadable" if isinstance(error, UnreadableError) else "renamed"
-        return Found(folder, step, state, num_bytes, written_ns, str(error))
-    return Found(folder, step, "complete", num_bytes, written_ns, manifest=manifest)
+        return FoundCheckpoint(folder, step, state, num_bytes, written_ns, str(error))
+    return FoundCheckpoint(folder, step, "complete", num_bytes, written_ns, manifest=manifest)
 
 
 def is_checkpoint(folder: Folder) -> bool:

@@ -18,7 +18,7 @@ from infnet_dist.checkpoint.manifest import (
     SavedTensor,
     rows_per_block,
 )
-from infnet_dist.checkpoint.shards import Piece
+from infnet_dist.checkpoint.shards import LocalShard
 from infnet_dist.errors import CheckpointError
 from infnet_dist.io.filesystem import Folder, write_all
 
@@ -35,47 +35,47 @@ class DamagedError(CheckpointError):
     """A checkpoint's files don't hold what its manifest says."""
 
 
-def pack(pieces: Iterable[Piece]) -> list[list[Piece]]:
+def pack(shards: Iterable[LocalShard]) -> list[list[LocalShard]]:
     """Pieces by file: a file holds each name once, and not much more than `_FILE_BYTES`."""
-    files: list[list[Piece]] = []
+    files: list[list[LocalShard]] = []
     sizes: list[int] = []
     first: dict[str, int] = {}  # by name, the first file that may hold it
-    for piece in pieces:
-        at = first.get(piece.name, 0)
-        while at < len(files) and sizes[at] + piece.nbytes > _FILE_BYTES:
+    for shard in shards:
+        at = first.get(shard.name, 0)
+        while at < len(files) and sizes[at] + shard.nbytes > _FILE_BYTES:
             at += 1
         if at == len(files):
             files.append([])
             sizes.append(0)
-        files[at].append(piece)
-        sizes[at] += piece.nbytes
-        first[piece.name] = at + 1
+        files[at].append(shard)
+        sizes[at] += shard.nbytes
+        first[shard.name] = at + 1
     return files
 
 
 def write_file(
     folder: Folder,
     name: str,
-    pieces: Sequence[Piece],
+    shards: Sequence[LocalShard],
     moved: Callable[[], None] = lambda: None,
 ) -> tuple[int, list[tuple[str, SavedTensor]]]:
-    """Write pieces, whose names differ, into a safetensors file.
+    """Write shards, whose names differ, into a safetensors file.
 
     Args:
         folder: the checkpoint.
         name: of the file.
-        pieces: what to write.
+        shards: what to write.
         moved: called after each block, to show that it goes on.
 
     Returns:
-        The file's bytes; and by piece its name and itself as a tensor of one chunk.
+        The file's bytes; and by shard its name and itself as a tensor of one chunk.
 
     Raises:
-        NotFiniteError: a piece holds NaN or infinity.
+        NotFiniteError: a shard holds NaN or infinity.
         OSError: the file can't be written.
     """
     header = header_of(
-        [Entry(p.name, _NAMES[p.tensor.dtype], tuple(p.tensor.shape), p.offsets) for p in pieces]
+        [Entry(p.name, _NAMES[p.tensor.dtype], tuple(p.tensor.shape), p.offsets) for p in shards]
     )
     found: list[tuple[str, SavedTensor]] = []
     end = len(header)
@@ -83,39 +83,39 @@ def write_file(
     def write(file: IO[bytes]) -> None:
         nonlocal end
         write_all(file, header)
-        for piece in pieces:
-            checksums = tuple(_write_blocks(file, piece, moved))
+        for shard in shards:
+            checksums = tuple(_write_blocks(file, shard, moved))
             chunk = SavedChunk(
                 file=name,
                 begin=end,
-                offsets=piece.offsets,
-                shape=tuple(piece.tensor.shape),
+                offsets=shard.offsets,
+                shape=tuple(shard.tensor.shape),
                 crc32=checksums,
             )
-            found.append((piece.name, _tensor(piece, chunk)))
-            end += piece.nbytes
+            found.append((shard.name, _tensor(shard, chunk)))
+            end += shard.nbytes
 
     folder.create(name, write)
     return end, found
 
 
-def _tensor(piece: Piece, chunk: SavedChunk) -> SavedTensor:
+def _tensor(shard: LocalShard, chunk: SavedChunk) -> SavedTensor:
     """Unchecked: the other chunks are still missing."""
     return SavedTensor.model_construct(
-        data_type=_NAMES[piece.tensor.dtype],  # type: ignore[arg-type]
-        shape=piece.shape,
+        data_type=_NAMES[shard.tensor.dtype],  # type: ignore[arg-type]
+        shape=shard.shape,
         chunks=(chunk,),
     )
 
 
-def _write_blocks(file: IO[bytes], piece: Piece, moved: Callable[[], None]) -> Iterator[int]:
-    shape = tuple(piece.tensor.shape)
-    step = rows_per_block(shape, piece.tensor.itemsize, BLOCK_BYTES)
-    rows = (shape[0] if shape else 1) if piece.nbytes else 0
+def _write_blocks(file: IO[bytes], shard: LocalShard, moved: Callable[[], None]) -> Iterator[int]:
+    shape = tuple(shard.tensor.shape)
+    step = rows_per_block(shape, shard.tensor.itemsize, BLOCK_BYTES)
+    rows = (shape[0] if shape else 1) if shard.nbytes else 0
     for start in range(0, rows, step):
-        block = as_rows(piece.tensor)[start : start + step]
+        block = as_rows(shard.tensor)[start : start + step]
         if block.is_floating_point() and not _is_finite(block):
-            raise NotFiniteError(_where_not_finite(piece, block, start))
+            raise NotFiniteError(_where_not_finite(shard, block, start))
         content = memoryview(block.contiguous().cpu().view(torch.uint8).numpy())  # type: ignore[arg-type]
         yield zlib.crc32(content)
         write_all(file, content)
@@ -128,13 +128,13 @@ def _is_finite(block: torch.Tensor) -> bool:
     return math.isfinite(low) and math.isfinite(high)
 
 
-def _where_not_finite(piece: Piece, block: torch.Tensor, start: int) -> str:
+def _where_not_finite(shard: LocalShard, block: torch.Tensor, start: int) -> str:
     place = (~block.isfinite()).nonzero()[0].tolist()
     value = block[tuple(place)].item()
     place[0] += start
-    absolute = [offset + p for offset, p in zip(piece.offsets, place, strict=False)]
+    absolute = [offset + p for offset, p in zip(shard.offsets, place, strict=False)]
     return (
-        f"{piece.name} holds {value} at {absolute}; the model is spoilt, so it isn't saved: go on "
+        f"{shard.name} holds {value} at {absolute}; the model is spoilt, so it isn't saved: go on "
         f"from the newest checkpoint with a lower learning rate, or look for the batch that did it"
     )
 

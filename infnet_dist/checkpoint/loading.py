@@ -5,7 +5,6 @@ import time
 from collections.abc import Callable
 from typing import TypeVar
 
-import tenacity
 from tqdm import tqdm
 
 from infnet_dist.checkpoint.files import DamagedError
@@ -17,11 +16,12 @@ from infnet_dist.checkpoint.manifest import (
     read_manifest,
 )
 from infnet_dist.checkpoint.reading import TensorReader
-from infnet_dist.checkpoint.shards import Piece, State
+from infnet_dist.checkpoint.shards import LocalShard, ModelState
 from infnet_dist.checkpoint.trained_schema import check_same, read_schema
 from infnet_dist.distributed.context import WorkerContext
 from infnet_dist.errors import CheckpointError
 from infnet_dist.io.filesystem import Folder
+from infnet_dist.io.retries import retrying
 from infnet_dist.planning.plan import Plan, shape
 from infnet_dist.schema import Schema
 from infnet_dist.sharding.build import ShardedModel
@@ -103,14 +103,14 @@ def _try(
     assert found is not None
     manifest, trained = found
     context.together(lambda: check_same(folder, manifest, trained, sharded.schema))
-    state = State(sharded, with_optimizer=with_optimizer)
-    pieces = state.pieces()
-    _check_fits(folder, manifest, pieces, context, with_optimizer=with_optimizer)
+    state = ModelState(sharded, with_optimizer=with_optimizer)
+    shards = state.shards()
+    _check_fits(folder, manifest, shards, context, with_optimizer=with_optimizer)
     reader = TensorReader(folder, manifest)
-    fault, num_bytes = context.together(lambda: _patiently(lambda: _fill(reader, pieces)))
+    fault, num_bytes = context.together(lambda: _patiently(lambda: _fill(reader, shards)))
     if first := _first(context.gather(fault)):
         return first, None
-    context.together(state.take_over)
+    context.together(state.load_state_dict)
     seconds = time.perf_counter() - start
     if context.is_first:
         size = tqdm.format_sizeof(num_bytes, "B", 1024)
@@ -131,10 +131,10 @@ def _documents_of(folder: Folder) -> tuple[str, tuple[CheckpointManifest, Schema
         raise UnreadableError(f"can't read a checkpoint: {error}") from error
 
 
-def _fill(reader: TensorReader, pieces: list[Piece]) -> tuple[str, int]:
+def _fill(reader: TensorReader, shards: list[LocalShard]) -> tuple[str, int]:
     """What is wrong with a checkpoint's files, and the bytes that were read."""
     try:
-        return "", reader.fill(pieces)
+        return "", reader.fill(shards)
     except DamagedError as error:
         return str(error), 0
     except OSError as error:
@@ -143,13 +143,7 @@ def _fill(reader: TensorReader, pieces: list[Piece]) -> tuple[str, int]:
 
 def _patiently(read: Callable[[], T]) -> T:
     """Read again for a while if the storage fails: that isn't the checkpoint's damage."""
-    retrying = tenacity.Retrying(
-        retry=tenacity.retry_if_exception_type(UnreadableError),
-        stop=tenacity.stop_after_delay(_RETRY_S),
-        wait=tenacity.wait_exponential(multiplier=0.5, max=10),
-        reraise=True,
-    )
-    return retrying(read)
+    return retrying(_RETRY_S, lambda error: isinstance(error, UnreadableError))(read)
 
 
 def _first(faults: list[str]) -> str:
@@ -159,14 +153,14 @@ def _first(faults: list[str]) -> str:
 def _check_fits(
     folder: Folder,
     manifest: CheckpointManifest,
-    pieces: list[Piece],
+    shards: list[LocalShard],
     context: WorkerContext,
     *,
     with_optimizer: bool,
 ) -> None:
     """Raise on all ranks unless all tensors of the checkpoint are the model's, shapes and types."""
-    wrong = [_difference(manifest, piece) for piece in pieces if piece.name in manifest.tensors]
-    known = {name for names in context.gather({p.name for p in pieces}) for name in names}
+    wrong = [_difference(manifest, shard) for shard in shards if shard.name in manifest.tensors]
+    known = {name for names in context.gather({p.name for p in shards}) for name in names}
     wanted = "" if with_optimizer else "model."
     saved = {name for name in manifest.tensors if name.startswith(wanted)}
     if saved != known:
@@ -183,12 +177,12 @@ def _check_fits(
         )
 
 
-def _difference(manifest: CheckpointManifest, piece: Piece) -> str:
-    saved = manifest.tensors[piece.name]
-    if saved.shape != piece.shape:
-        return f"{piece.name} is {list(saved.shape)} there, {list(piece.shape)} here"
-    if saved.dtype != piece.tensor.dtype:
-        return f"{piece.name} is {saved.dtype} there, {piece.tensor.dtype} here"
+def _difference(manifest: CheckpointManifest, shard: LocalShard) -> str:
+    saved = manifest.tensors[shard.name]
+    if saved.shape != shard.shape:
+        return f"{shard.name} is {list(saved.shape)} there, {list(shard.shape)} here"
+    if saved.dtype != shard.tensor.dtype:
+        return f"{shard.name} is {saved.dtype} there, {shard.tensor.dtype} here"
     return ""
 
 

@@ -62,7 +62,7 @@ class _Frozen(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
-class Progress(_Frozen):
+class SavedProgress(_Frozen):
     """How far a run has come.
 
     Attributes:
@@ -82,7 +82,7 @@ class Progress(_Frozen):
     left_out: tuple[LeftOut, ...] = Field((), max_length=2**16)
 
     @model_validator(mode="after")
-    def _check_intervals(self) -> "Progress":
+    def _check_intervals(self) -> "SavedProgress":
         last = -1
         for start, stop in self.consumed:
             if not last < start < stop:
@@ -92,7 +92,7 @@ class Progress(_Frozen):
 
 
 class RunTotals(_Frozen):
-    """Sums over all attempts of a run, up to its last log line (see `pace.Pace`)."""
+    """Sums over all attempts of a run, up to its last log line (see `pace.Throughput`)."""
 
     rows: Count = 0
     seconds: float = Field(0.0, ge=0, allow_inf_nan=False)
@@ -100,7 +100,7 @@ class RunTotals(_Frozen):
 
 
 class DataOrder(_Frozen):
-    """What fixes the order of rows that `Progress.consumed` speaks of.
+    """What fixes the order of rows that `SavedProgress.consumed` speaks of.
 
     Attributes:
         content_hash: the training set's.
@@ -202,7 +202,7 @@ class CheckpointManifest(_Frozen):
         metrics: of the evaluation at this very step, if there was one; None for NaN.
         unknown_id_rates: shares of the ids that training drops to 0, by table; None in checkpoints
             of versions that didn't keep them.
-        interval: sums since the last log line, by rank (see `pace.LogInterval.state`).
+        interval: sums since the last log line, by rank (see `pace.TrainMeter.state`).
         totals: sums up to the last log line; 0 in checkpoints of earlier versions.
         block_bytes: rows are taken together in blocks of about so many bytes for checksums.
         files: those that hold no tensors, by name.
@@ -211,7 +211,7 @@ class CheckpointManifest(_Frozen):
     """
 
     format_version: Literal[2] = 2
-    progress: Progress
+    progress: SavedProgress
     order: DataOrder
     world_size: int = Field(ge=1, lt=2**31)
     metrics: dict[Name, float | None]

@@ -15,7 +15,7 @@ import torch
 
 from infnet_dist.checkpoint.files import DamagedError, Entry, as_rows, header_of
 from infnet_dist.checkpoint.manifest import CheckpointManifest, SavedChunk, rows_per_block
-from infnet_dist.checkpoint.shards import Piece
+from infnet_dist.checkpoint.shards import LocalShard
 from infnet_dist.io.filesystem import Folder
 
 RANGE_BYTES = 64 * 2**20
@@ -31,7 +31,7 @@ class _Read:
     number: int
     start: int
     stop: int
-    targets: list[Piece]
+    targets: list[LocalShard]
 
 
 class TensorReader:
@@ -47,16 +47,16 @@ class TensorReader:
         self._manifest = manifest
         self._kept = threading.local()  # memory is used again: fresh pages cost more
 
-    def fill(self, pieces: Sequence[Piece]) -> int:
-        """Fill the pieces from the saved tensors of their names; returns bytes read.
+    def fill(self, shards: Sequence[LocalShard]) -> int:
+        """Fill the shards from the saved tensors of their names; returns bytes read.
 
         Raises:
             DamagedError: a block's checksum is wrong, or a file ends early.
             OSError: a file can't be read.
         """
-        by_name: dict[str, list[Piece]] = {}
-        for piece in pieces:
-            by_name.setdefault(piece.name, []).append(piece)
+        by_name: dict[str, list[LocalShard]] = {}
+        for shard in shards:
+            by_name.setdefault(shard.name, []).append(shard)
         by_file: dict[str, list[_Read]] = {}
         for name, wanted in by_name.items():
             for read in self._reads(name, wanted):
@@ -92,7 +92,7 @@ class TensorReader:
         shape = (stop - start, *saved.shape[1:]) if saved.shape else ()
         offsets = (start, *(0 for _ in saved.shape[1:])) if saved.shape else ()
         wanted = torch.empty(shape, dtype=saved.dtype)
-        self.fill([Piece(name, saved.shape, offsets, wanted, replicated=False)])
+        self.fill([LocalShard(name, saved.shape, offsets, wanted, replicated=False)])
         return as_rows(wanted)
 
     def ranges(
@@ -170,30 +170,30 @@ class TensorReader:
             chunks.sort(key=lambda named: named[1].begin)
         return found
 
-    def _reads(self, name: str, pieces: Sequence[Piece] | None) -> Iterator[_Read]:
-        """The blocks of a tensor that these pieces of it need; all of them for None."""
+    def _reads(self, name: str, shards: Sequence[LocalShard] | None) -> Iterator[_Read]:
+        """The blocks of a tensor that these shards of it need; all of them for None."""
         for chunk in self._manifest.tensors[name].chunks:
-            yield from self._reads_of(name, chunk, pieces)
+            yield from self._reads_of(name, chunk, shards)
 
     def _reads_of(
-        self, name: str, chunk: SavedChunk, pieces: Sequence[Piece] | None
+        self, name: str, chunk: SavedChunk, shards: Sequence[LocalShard] | None
     ) -> Iterator[_Read]:
         """As `_reads`, of one chunk."""
         if not math.prod(chunk.shape):
             return
         rows = chunk.shape[0] if chunk.shape else 1
         low, high, near = 0, rows, []
-        if pieces is not None:
-            near = [piece for piece in pieces if _overlap(chunk, 0, rows, piece)]
-            wanted = [_overlap(chunk, 0, rows, piece) for piece in near]
+        if shards is not None:
+            near = [shard for shard in shards if _overlap(chunk, 0, rows, shard)]
+            wanted = [_overlap(chunk, 0, rows, shard) for shard in near]
             low = min((sides[0][0] for sides in wanted if sides), default=0) - _first_row(chunk)
             high = max((sides[0][1] for sides in wanted if sides), default=0) - _first_row(chunk)
         item = self._manifest.tensors[name].dtype.itemsize
         step = rows_per_block(chunk.shape, item, self._manifest.block_bytes)
         for number in range(low // step, -(-high // step)):
             start, stop = number * step, min((number + 1) * step, rows)
-            targets = [piece for piece in near if _overlap(chunk, start, stop, piece)]
-            if targets or pieces is None:
+            targets = [shard for shard in near if _overlap(chunk, start, stop, shard)]
+            if targets or shards is None:
                 yield _Read(name, chunk, number, start, stop, targets)
 
     def _num_bytes(self, read: _Read) -> int:
@@ -239,13 +239,13 @@ def _first_row(chunk: SavedChunk) -> int:
 
 
 def _overlap(
-    chunk: SavedChunk, start: int, stop: int, piece: Piece
+    chunk: SavedChunk, start: int, stop: int, shard: LocalShard
 ) -> list[tuple[int, int]] | None:
-    """The rectangle that these rows of a chunk share with a piece: [low, high) by dimension."""
+    """The rectangle that these rows of a chunk share with a shard: [low, high) by dimension."""
     theirs = _sides(chunk.offsets, chunk.shape)
     first = theirs[0][0]
     theirs[0] = (first + start, first + stop)
-    mine = _sides(piece.offsets, tuple(piece.tensor.shape))
+    mine = _sides(shard.offsets, tuple(shard.tensor.shape))
     shared = [(max(a, c), min(b, d)) for (a, b), (c, d) in zip(theirs, mine, strict=True)]
     return shared if all(low < high for low, high in shared) else None
 
@@ -255,7 +255,7 @@ def _sides(offsets: tuple[int, ...], shape: tuple[int, ...]) -> list[tuple[int, 
     return [(o, o + length) for o, length in zip(offsets, shape, strict=True)] or [(0, 1)]
 
 
-def _copy(block: torch.Tensor, read: _Read, target: Piece) -> None:
+def _copy(block: torch.Tensor, read: _Read, target: LocalShard) -> None:
     shared = _overlap(read.chunk, read.start, read.stop, target)
     assert shared is not None
     starts = [start for start, _ in _sides(read.chunk.offsets, read.chunk.shape)]

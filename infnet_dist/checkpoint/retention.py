@@ -4,7 +4,7 @@ import logging
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
-from infnet_dist.checkpoint.discovery import Found
+from infnet_dist.checkpoint.discovery import FoundCheckpoint
 from infnet_dist.checkpoint.manifest import (
     MANIFEST,
     CheckpointManifest,
@@ -24,17 +24,21 @@ log = logging.getLogger("infnet_dist")
 
 
 @dataclass(frozen=True)
-class Fate:
+class RetentionDecision:
     """Whether a checkpoint is to be kept, and why."""
 
-    found: Found
+    found: FoundCheckpoint
     kept: bool
     reason: str
 
 
-def fates(
-    found: Sequence[Found], config: CheckpointConfig, *, now_ns: int, delete_damaged: bool = False
-) -> list[Fate]:
+def decide_retention(
+    found: Sequence[FoundCheckpoint],
+    config: CheckpointConfig,
+    *,
+    now_ns: int,
+    delete_damaged: bool = False,
+) -> list[RetentionDecision]:
     """What becomes of each checkpoint, in their order, if `config` rules and no run is training.
 
     The damaged don't count among those kept; what can't be read stays, and so do folders that were
@@ -56,7 +60,7 @@ def fates(
     decided = []
     for one in found:
         if one.folder.is_link:
-            decided.append(Fate(one, True, "a link"))
+            decided.append(RetentionDecision(one, True, "a link"))
         elif one.state == "complete":
             if one.folder in newest:
                 reason = "newest" if config.keep_last == 1 else f"of the newest {config.keep_last}"
@@ -64,14 +68,14 @@ def fates(
                 reason = f"multiple of {every:,} steps"
             else:
                 reason = f"best {config.keep_best}" if one.folder in kept else "not needed"
-            decided.append(Fate(one, one.folder in kept, reason))
+            decided.append(RetentionDecision(one, one.folder in kept, reason))
         elif one.state == "incomplete":
             old = now_ns - one.written_ns > _QUIET_NS
             reason = "incomplete" if old else "incomplete; may be being written"
-            decided.append(Fate(one, not old, reason))
+            decided.append(RetentionDecision(one, not old, reason))
         else:
             goes = one.state == "damaged" and delete_damaged
-            decided.append(Fate(one, not goes, one.state))
+            decided.append(RetentionDecision(one, not goes, one.state))
     return decided
 
 

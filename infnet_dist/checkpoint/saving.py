@@ -28,25 +28,27 @@ from infnet_dist.checkpoint.manifest import (
     MANIFEST,
     CheckpointManifest,
     DataOrder,
-    Progress,
     RunTotals,
     SavedFile,
+    SavedProgress,
     SavedTensor,
     dump_manifest,
     name_of,
 )
 from infnet_dist.checkpoint.retention import prune
-from infnet_dist.checkpoint.shards import Piece, State
+from infnet_dist.checkpoint.shards import LocalShard, ModelState
 from infnet_dist.checkpoint.trained_schema import SCHEMA
 from infnet_dist.config.run import Config, dump_config
 from infnet_dist.distributed.context import WorkerContext
 from infnet_dist.errors import CheckpointError, UserError
 from infnet_dist.io.filesystem import Folder
+from infnet_dist.io.json_files import null_nonfinite
+from infnet_dist.io.retries import one_line, retrying
 from infnet_dist.planning.plan import dump_plan
 from infnet_dist.sharding.build import ShardedModel
 
 T = TypeVar("T")
-PieceKey = tuple[str, tuple[int, ...]]
+ShardKey = tuple[str, tuple[int, ...]]
 _PROBE = "probe"
 # Of a place that is wrong, which waiting doesn't mend.
 _LASTING = (
@@ -61,13 +63,13 @@ log = logging.getLogger("infnet_dist")
 
 
 @dataclass(frozen=True)
-class Facts:
+class CheckpointMetadata:
     """What a checkpoint says beside its tensors; the same on all ranks.
 
     Attributes: as in `CheckpointManifest`.
     """
 
-    progress: Progress
+    progress: SavedProgress
     order: DataOrder
     metrics: dict[str, float]
     unknown_id_rates: dict[str, float] | None = None
@@ -76,7 +78,7 @@ class Facts:
 
 
 @dataclass(frozen=True)
-class Saved:
+class SavedCheckpoint:
     """A checkpoint that is complete.
 
     Attributes:
@@ -116,13 +118,13 @@ class Saver:
         self._folder = folder
         self._sharded = sharded
         self._config = config
-        self._context = context.aside()
+        self._context = context.with_own_group()
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
-        self._pending: Future[Saved] | None = None
-        self._copies: Future[dict[PieceKey, torch.Tensor]] | None = None
+        self._pending: Future[SavedCheckpoint] | None = None
+        self._copies: Future[dict[ShardKey, torch.Tensor]] | None = None
         if config.checkpoint.background:
             # Fresh pages cost more than the copy: they are touched while training starts.
-            self._copies = self._thread.submit(_make_room, self._pieces())
+            self._copies = self._thread.submit(_make_room, self._shards())
 
     @property
     def busy(self) -> bool:
@@ -133,21 +135,21 @@ class Saver:
         """Where the checkpoint of a step stands, if there is one."""
         return self._folder / name_of(step)
 
-    def save(self, facts: Facts) -> None:
+    def save(self, facts: CheckpointMetadata) -> None:
         """Copy the state and start to write it; returns when the model may change again.
 
         Call `wait` for the one before first.
         """
         assert self._pending is None, "wait for the checkpoint before"
         start = time.perf_counter()
-        pieces = self._pieces()
+        shards = self._shards()
         if self._copies:
-            pieces = self._copy(pieces, self._copies.result())
-        self._pending = self._thread.submit(self._write, pieces, facts, start)
+            shards = self._copy(shards, self._copies.result())
+        self._pending = self._thread.submit(self._write, shards, facts, start)
         if not self._copies:
             self._pending.exception()  # wait; `wait` tells
 
-    def wait(self) -> Saved | None:
+    def wait(self) -> SavedCheckpoint | None:
         """The checkpoint that was being written, once it is complete; None if there is none.
 
         Raises:
@@ -157,7 +159,7 @@ class Saver:
         pending, self._pending = self._pending, None
         return None if pending is None else pending.result()
 
-    def amend(self, manifest: CheckpointManifest, facts: Facts) -> None:
+    def amend(self, manifest: CheckpointManifest, facts: CheckpointMetadata) -> None:
         """Replace metrics, interval and totals of the checkpoint of this very step, no more.
 
         Args:
@@ -170,7 +172,7 @@ class Saver:
         assert self._pending is None, "wait for the checkpoint before"
         folder = self.folder_of(facts.progress.step)
         changes = {
-            "metrics": _metrics_of(facts),
+            "metrics": null_nonfinite(facts.metrics),
             "interval": facts.interval,
             "totals": facts.totals,
         }
@@ -194,20 +196,24 @@ class Saver:
         """Let the last checkpoint be finished, whatever comes of it, and end the thread."""
         self._thread.shutdown(wait=True)
 
-    def _pieces(self) -> list[Piece]:
-        return State(self._sharded).pieces_to_save(self._context.rank, self._context.world_size)
+    def _shards(self) -> list[LocalShard]:
+        return ModelState(self._sharded).shards_to_save(
+            self._context.rank, self._context.world_size
+        )
 
     def _copy(
-        self, pieces: Sequence[Piece], copies: Mapping[PieceKey, torch.Tensor]
-    ) -> list[Piece]:
-        """The pieces as they are now, in memory of their own."""
-        for piece in pieces:
-            copies[_key(piece)].copy_(piece.tensor, non_blocking=True)
+        self, shards: Sequence[LocalShard], copies: Mapping[ShardKey, torch.Tensor]
+    ) -> list[LocalShard]:
+        """The shards as they are now, in memory of their own."""
+        for shard in shards:
+            copies[_key(shard)].copy_(shard.tensor, non_blocking=True)
         if self._context.device.type == "cuda":
             torch.cuda.synchronize(self._context.device)
-        return [replace(piece, tensor=copies[_key(piece)]) for piece in pieces]
+        return [replace(shard, tensor=copies[_key(shard)]) for shard in shards]
 
-    def _write(self, pieces: Sequence[Piece], facts: Facts, start: float) -> Saved:
+    def _write(
+        self, shards: Sequence[LocalShard], facts: CheckpointMetadata, start: float
+    ) -> SavedCheckpoint:
         """Runs in the thread, on all ranks together."""
         folder = self.folder_of(facts.progress.step)
         context = self._context
@@ -215,23 +221,23 @@ class Saver:
         # Only what this project's storage does wrong is told as a CheckpointError: a broken
         # collective means that a worker is gone, which isn't the checkpoint's fault.
         own = context.together(
-            lambda: _told_of(folder, lambda: self._write_tensors(folder, pieces, attempt))
+            lambda: _told_of(folder, lambda: self._write_tensors(folder, shards, attempt))
         )
         found = context.gather_to_first(own)
         num_bytes = context.together(
             lambda: _told_of(folder, lambda: self._finish(folder, facts, found)) if found else 0
         )
-        return Saved(
+        return SavedCheckpoint(
             folder, facts.progress.step, time.perf_counter() - start, context.broadcast(num_bytes)
         )
 
     def _write_tensors(
-        self, folder: Folder, pieces: Sequence[Piece], attempt: str
+        self, folder: Folder, shards: Sequence[LocalShard], attempt: str
     ) -> tuple[dict[str, int], list[tuple[str, SavedTensor]]]:
         """Write this rank's files: bytes by name, and what tensors they hold."""
         sizes: dict[str, int] = {}
         tensors: list[tuple[str, SavedTensor]] = []
-        for number, together in enumerate(pack(pieces)):
+        for number, together in enumerate(pack(shards)):
             name = f"rank-{self._context.rank:05d}-{number:02d}-{attempt}.safetensors"
             sizes[name], found = self._retry(write_file, folder, name, together, self._moved)
             tensors += found
@@ -240,7 +246,7 @@ class Saver:
     def _finish(
         self,
         folder: Folder,
-        facts: Facts,
+        facts: CheckpointMetadata,
         found: Sequence[tuple[dict[str, int], list[tuple[str, SavedTensor]]]],
     ) -> int:
         """Write the manifest, which makes the checkpoint exist; then drop what it replaces."""
@@ -249,7 +255,7 @@ class Saver:
             progress=facts.progress,
             order=facts.order,
             world_size=self._context.world_size,
-            metrics=_metrics_of(facts),
+            metrics=null_nonfinite(facts.metrics),
             unknown_id_rates=facts.unknown_id_rates,
             interval=facts.interval,
             totals=facts.totals,
@@ -310,32 +316,26 @@ def check_writable(folder: Folder, config: Config, *, resumed: bool) -> None:
     try:
         folder.delete(_PROBE)
     except Exception as error:
-        log.warning("can't delete %s (%s)", folder / _PROBE, _reason(error))
+        log.warning("can't delete %s (%s)", folder / _PROBE, one_line(error))
 
 
 def _retrying(
     seconds: float,
     lasting: tuple[type[Exception], ...],
     moved: Callable[[], None] = lambda: None,
-    longest: float = 10.0,
+    longest_wait_s: float = 10.0,
 ) -> tenacity.Retrying:
-    """Tries again after any error but the `lasting` ones, `longest` seconds apart, and warns."""
+    """Retries after any error but the `lasting` ones, with a warning."""
 
-    def tell(state: tenacity.RetryCallState) -> None:
-        assert state.outcome is not None and state.next_action is not None
+    def warn(error: BaseException, wait_s: float) -> None:
         moved()
-        log.warning(
-            "checkpoint: can't write (%s); trying again in %.1f s",
-            _reason(state.outcome.exception()),
-            state.next_action.sleep,
-        )
+        log.warning("checkpoint: can't write (%s); retrying in %.1f s", one_line(error), wait_s)
 
-    return tenacity.Retrying(
-        retry=tenacity.retry_if_exception(lambda error: not isinstance(error, lasting)),
-        stop=tenacity.stop_after_delay(seconds),
-        wait=tenacity.wait_exponential(multiplier=0.5, max=longest),
-        before_sleep=tell,
-        reraise=True,
+    return retrying(
+        seconds,
+        lambda error: not isinstance(error, lasting),
+        longest_wait_s=longest_wait_s,
+        before_retry=warn,
     )
 
 
@@ -347,27 +347,22 @@ def _told_of(folder: Folder, action: Callable[[], T]) -> T:
         raise
     except Exception as error:
         raise CheckpointError(
-            f"can't save to {folder}: {_reason(error)}; earlier checkpoints are untouched"
+            f"can't save to {folder}: {one_line(error)}; earlier checkpoints are untouched"
         ) from error
 
 
-def _key(piece: Piece) -> PieceKey:
-    return piece.name, piece.offsets
+def _key(shard: LocalShard) -> ShardKey:
+    return shard.name, shard.offsets
 
 
-def _metrics_of(facts: Facts) -> dict[str, float | None]:
-    """The metrics as JSON knows them: None for NaN."""
-    return {name: value if value == value else None for name, value in facts.metrics.items()}
-
-
-def _make_room(pieces: Sequence[Piece]) -> dict[PieceKey, torch.Tensor]:
-    """Memory for a copy of each piece, pinned for those on a GPU."""
+def _make_room(shards: Sequence[LocalShard]) -> dict[ShardKey, torch.Tensor]:
+    """Memory for a copy of each shard, pinned for those on a GPU."""
     room = {}
-    for piece in pieces:
+    for shard in shards:
         here = torch.empty(
-            piece.tensor.shape, dtype=piece.tensor.dtype, pin_memory=piece.tensor.is_cuda
+            shard.tensor.shape, dtype=shard.tensor.dtype, pin_memory=shard.tensor.is_cuda
         )
-        room[_key(piece)] = here.zero_()
+        room[_key(shard)] = here.zero_()
     return room
 
 
@@ -384,8 +379,3 @@ def merge_chunks(found: Iterable[tuple[str, SavedTensor]]) -> dict[str, SavedTen
         )
         for name, parts in by_name.items()
     }
-
-
-def _reason(error: BaseException | None) -> str:
-    """The error in a line."""
-    return " ".join(str(error).split()) or repr(error)

@@ -1,4 +1,4 @@
-"""The state of a sharded model as named pieces: what each rank holds of which tensor.
+"""The state of a sharded model as named shards: what each rank holds of which tensor.
 
 Names are `model.<parameter>` and `optimizer.<parameter>.<state>`. Learning rates and the like
 aren't state: they follow from the config and the step.
@@ -17,7 +17,7 @@ if TYPE_CHECKING:  # brings TorchRec, which the command doesn't need
 
 
 @dataclass(frozen=True)
-class Piece:
+class LocalShard:
     """A rectangle of a tensor that this rank holds.
 
     Attributes:
@@ -40,7 +40,7 @@ class Piece:
         return math.prod(self.tensor.shape) * self.tensor.itemsize
 
 
-class State:
+class ModelState:
     """All state of a model on this rank, as it is now.
 
     Args:
@@ -53,23 +53,23 @@ class State:
         self._model: dict[str, Any] = sharded.model.state_dict()  # writes caches back to the tables
         self._optimizer = sharded.optimizer.state_dict() if with_optimizer else None
 
-    def pieces(self) -> list[Piece]:
-        """This rank's pieces, in an order that all ranks share for those that are replicated."""
-        return list(self._pieces())
+    def shards(self) -> list[LocalShard]:
+        """This rank's shards, in an order that all ranks share for those that are replicated."""
+        return list(self._shards())
 
-    def pieces_to_save(self, rank: int, world_size: int) -> list[Piece]:
-        """The pieces that this rank saves: its own, and its share of the replicated ones."""
-        pieces = self.pieces()
-        own = [piece for piece in pieces if not piece.replicated]
-        return own + [piece for piece in pieces if piece.replicated][rank::world_size]
+    def shards_to_save(self, rank: int, world_size: int) -> list[LocalShard]:
+        """The shards that this rank saves: its own, and its share of the replicated ones."""
+        shards = self.shards()
+        own = [shard for shard in shards if not shard.replicated]
+        return own + [shard for shard in shards if shard.replicated][rank::world_size]
 
-    def take_over(self) -> None:
-        """Hand the pieces, once filled from a checkpoint, to model and optimizers."""
+    def load_state_dict(self) -> None:
+        """Hand the shards, once filled from a checkpoint, to model and optimizers."""
         self._sharded.model.load_state_dict(self._model)  # drops caches of the tables
         if self._optimizer is not None:
             self._sharded.optimizer.load_state_dict(self._optimizer)
 
-    def _pieces(self) -> Iterator[Piece]:
+    def _shards(self) -> Iterator[LocalShard]:
         for key, value in self._model.items():
             yield from _of(f"model.{key}", value)
         for parameter, states in (self._optimizer or {"state": {}})["state"].items():
@@ -77,12 +77,12 @@ class State:
                 yield from _of(f"optimizer.{parameter}.{key}", value)
 
 
-def _of(name: str, value: torch.Tensor | ShardedTensor) -> Iterator[Piece]:
+def _of(name: str, value: torch.Tensor | ShardedTensor) -> Iterator[LocalShard]:
     if not isinstance(value, ShardedTensor):
         shape = tuple(value.shape)
-        yield Piece(name, shape, (0,) * len(shape), value.detach(), replicated=True)
+        yield LocalShard(name, shape, (0,) * len(shape), value.detach(), replicated=True)
         return
     shape = tuple(value.size())
     for shard in value.local_shards():
         offsets = tuple(shard.metadata.shard_offsets)
-        yield Piece(name, shape, offsets, shard.tensor.detach(), replicated=False)
+        yield LocalShard(name, shape, offsets, shard.tensor.detach(), replicated=False)

@@ -38,7 +38,7 @@ def check_same(
 ) -> None:
     """Check that a run's features, tables and tasks are those of a checkpoint, and their order.
 
-    Whether the content of the training set is the same is another question (`Progress`, `order`).
+    Whether the content of the training set is the same is another question (`data_changes`).
 
     Raises:
         CheckpointError: names those that differ, and what can be done.

@@ -1,1 +1,1 @@
-"""The sections of a run file, their defaults, limits and messages."""
+"""Sections of a run file: keys, defaults, limits and messages."""

@@ -1,4 +1,4 @@
-"""How two configs differ, by dotted key."""
+"""Differences between two configs, by dotted key."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -7,9 +7,9 @@ from infnet_dist.config.run import Config
 
 
 def changes(before: Config, after: Config) -> dict[str, tuple[Any, Any]]:
-    """The keys whose values differ, in the order of the sections, with both values.
+    """Keys whose values differ, with both values, in the order of the sections.
 
-    A key that only one of them has, e.g. an option of another model, has None on the other side.
+    A key that only one config has, e.g. an option of another model, is None in the other.
     """
     one, other = (dict(flat("", c.model_dump(mode="json"))) for c in (before, after))
     return {
@@ -20,7 +20,7 @@ def changes(before: Config, after: Config) -> dict[str, tuple[Any, Any]]:
 
 
 def flat(place: str, value: Any) -> Iterator[tuple[str, Any]]:
-    """The values of nested mappings by dotted key; an empty mapping is a value."""
+    """Values of nested mappings by dotted key; an empty mapping is a value."""
     if isinstance(value, dict) and value:
         for key, inner in value.items():
             yield from flat(f"{place}.{key}" if place else str(key), inner)

@@ -1,4 +1,4 @@
-"""The `ingest` section of logs: columns and their roles, checks, tables, histories, splits."""
+"""The `ingest` section for logs: columns and their roles, checks, tables, histories, splits."""
 
 import re
 from collections import Counter
@@ -13,152 +13,183 @@ from infnet_dist.errors import unknown_name
 
 
 def day_text(day: object) -> object:
-    """A day or time as text; times in one spelling, e.g. 2026-05-04T06:00:00."""
+    """Convert a day or time to text; times to one spelling, e.g. 2026-05-04T06:00:00."""
     if isinstance(day, date):
         return day.isoformat()
     if isinstance(day, str) and len(day) > len("2026-05-04"):
         try:
             return datetime.fromisoformat(day).isoformat()
         except ValueError:
-            return day  # refused with the section
+            return day  # the validator of the section rejects it
     return day
 
 
 Day = Annotated[str, BeforeValidator(day_text)]
 MAX_TABLE_ROWS = 10**14
-MAX_GROUP_ROWS = 100_000_000  # memory for a row group is taken before its rows are there
-MAX_LENGTH = 10_000  # items of a history or list of one row
+MAX_GROUP_ROWS = 100_000_000  # memory for a row group is allocated before its rows exist
+MAX_LENGTH = 10_000  # items of a history or list in one row
 MAX_BUCKETS = 100_000
 _MAX_HOURS = 1_000_000.0
-_PLAIN_NAME = re.compile(r"[A-Za-z][A-Za-z0-9_]*")  # of a feature; in keys and in modules
+_PLAIN_NAME = re.compile(r"[A-Za-z][A-Za-z0-9_]*")  # of features: used as keys and module names
 
 
 class TimeColumn(Section):
-    """When an impression happened."""
+    """Time of an impression."""
 
     column: str = Field("time_ms", min_length=1, description="column of the time")
     unit: Literal["s", "ms", "us", "ns"] = Field(
-        "ms", description="unit of integers, since 1970 in UTC; timestamps know theirs"
+        "ms",
+        description="unit of integers since 1970 in UTC; timestamp columns have their own unit",
     )
     monotone: bool = Field(
-        False, description="quarantine rows that are earlier than one before them in their file"
+        False, description="quarantine rows that are earlier than a previous row of the same file"
     )
     max_ahead_h: float | None = Field(
         24.0,
         ge=0,
         le=_MAX_HOURS,
-        description="quarantine rows so much later than their file; null: don't",
+        description="hours after the last change of the file from which a row is quarantined; "
+        "null: no limit",
     )
 
 
 class IdTable(Section):
-    """How the values of columns become rows of an embedding table."""
+    """Encoding of column values as rows of an embedding table."""
 
-    encoding: Literal["dense", "hash", "raw"] = Field(
-        "dense",
-        description="dense: a vocabulary; hash: rows by hash; raw: for the reader to hash",
+    encoding: Literal["vocabulary", "hash", "raw"] = Field(
+        "vocabulary",
+        description="vocabulary: a row per value; hash: rows by hash; raw: hashed by the reader",
     )
     num_embeddings: int | None = Field(
         None,
         ge=2,
         le=MAX_TABLE_ROWS,
-        description="rows; null (dense alone): as many as there are values, and one",
+        description="number of rows; null (vocabulary only): number of distinct values, plus 1",
     )
-    min_count: int = Field(1, ge=1, description="dense: rarer values, before valid, get id 0")
+    min_count: int = Field(
+        1, ge=1, description="vocabulary: values with fewer occurrences before valid get id 0"
+    )
     num_hashes: int = Field(
-        1, ge=1, le=4, description="hash: rows that a value is looked up in, each a feature"
+        1, ge=1, le=4, description="hash: number of hash functions; each adds a feature"
     )
 
     @model_validator(mode="after")
     def _check(self) -> "IdTable":
-        if self.encoding != "dense" and self.num_embeddings is None:
-            raise ValueError(f"encoding {self.encoding} needs num_embeddings, the table's rows")
-        if self.encoding != "dense" and self.min_count > 1:
-            raise ValueError(f"min_count is of encoding dense, this table's is {self.encoding}")
+        if self.encoding != "vocabulary" and self.num_embeddings is None:
+            raise ValueError(
+                f"encoding {self.encoding} requires num_embeddings, the number of rows"
+            )
+        if self.encoding != "vocabulary" and self.min_count > 1:
+            raise ValueError(f"min_count requires encoding vocabulary, got {self.encoding}")
         if self.encoding != "hash" and self.num_hashes > 1:
-            raise ValueError(f"num_hashes is of encoding hash, this table's is {self.encoding}")
+            raise ValueError(f"num_hashes requires encoding hash, got {self.encoding}")
         return self
 
 
 class ListColumn(Section):
-    """A column of lists of values, e.g. a video's tags."""
+    """A column of lists of values, e.g. the tags of a video."""
 
-    table: str = Field(description="the table that its values are rows of")
-    separator: str = Field("|", min_length=1, description="between the items where lists are text")
-    max_length: int = Field(20, ge=1, le=MAX_LENGTH, description="items kept: the first ones")
+    table: str = Field(description="table of the values")
+    separator: str = Field(
+        "|", min_length=1, description="separator between the items of lists that are text"
+    )
+    max_length: int = Field(
+        20,
+        ge=1,
+        le=MAX_LENGTH,
+        description="maximum number of items per row; the first ones are kept",
+    )
 
 
-class NumberColumn(Section):
-    """A number; buckets, mean and deviation come from the rows before valid alone."""
+class DenseColumn(Section):
+    """A dense feature; buckets, mean and deviation are fitted on the rows before valid only."""
 
     buckets: Literal["quantile", "log"] | None = Field(
         "quantile",
-        description="equally many rows each, or equally wide on a log scale; null: standardised",
+        description="quantile: equal numbers of rows; log: equal widths on a log scale; null: "
+        "standardised, no buckets",
     )
-    num_buckets: int = Field(32, ge=2, le=MAX_BUCKETS, description="most buckets")
+    num_buckets: int = Field(32, ge=2, le=MAX_BUCKETS, description="maximum number of buckets")
 
     @model_validator(mode="after")
-    def _check(self) -> "NumberColumn":
+    def _check(self) -> "DenseColumn":
         if self.buckets is None and self.num_buckets != 32:
-            raise ValueError("num_buckets has no effect where buckets is null; leave it out")
+            raise ValueError("num_buckets has no effect if buckets is null; remove it")
         return self
 
 
 class Behaviour(Section):
-    """One kind of event; a row's history holds its user's last ones before the row."""
+    """One kind of event; the history of a row contains the last such events of its user."""
 
-    where: str | None = Field(None, description="column of 0 and 1: the events; null: every row")
-    ids: tuple[str, ...] = Field(min_length=1, description="id columns that describe an item")
-    actions: tuple[str, ...] = Field(
-        (), max_length=12, description="columns of 0 and 1; together one more id of an item"
+    where: str | None = Field(
+        None, description="column that is 1 for events, otherwise 0; null: every row is an event"
     )
-    length: int = Field(50, ge=1, le=MAX_LENGTH, description="items kept: the newest ones")
-    time_gaps: bool = Field(True, description="keep the seconds between an item and the row")
+    ids: tuple[str, ...] = Field(min_length=1, description="id columns of an item")
+    actions: tuple[str, ...] = Field(
+        (),
+        max_length=12,
+        description="columns of 0 and 1 that are combined into one more id of an item",
+    )
+    length: int = Field(
+        50,
+        ge=1,
+        le=MAX_LENGTH,
+        description="maximum number of items per row; the newest ones are kept",
+    )
+    time_gaps: bool = Field(True, description="add the seconds between the item and the row")
 
 
 class CsvFormat(Section):
-    """How CSV files are written."""
+    """Format of CSV files."""
 
     delimiter: str | None = Field(
         None,
         min_length=1,
         max_length=1,
-        description="between fields; null: tab in .tsv, else comma",
+        description="separator between fields; null: tab in .tsv, otherwise comma",
     )
     nulls: tuple[str, ...] = Field(
-        ("", "NaN", "nan", "NULL", "null", "None"), description="fields that are null"
+        ("", "NaN", "nan", "NULL", "null", "None"), description="texts that mean null"
     )
 
 
 class Join(Section):
-    """A Parquet or CSV file with one row per key, small enough for the memory of each task."""
+    """A Parquet or CSV side table with one row per key; each task loads all of it."""
 
-    path: str = Field(min_length=1, description="file or URL of the side table")
-    key: str = Field(description="column of the keys, in the logs and in the side table")
-    columns: tuple[str, ...] = Field(min_length=1, description="its columns that rows get")
+    path: str = Field(min_length=1, description="path or URL of the side table")
+    key: str = Field(description="key column, of the same name in the logs and in the side table")
+    columns: tuple[str, ...] = Field(
+        min_length=1, description="columns of the side table that are added to the rows"
+    )
     csv: CsvFormat = CsvFormat()
 
 
 class CounterFeature(Section):
-    """Events so far, as of each row's time, with the same values in some columns."""
+    """Number of earlier events with the same values in some columns, as of the time of each row."""
 
-    by: tuple[str, ...] = Field(min_length=1, description="id columns that must be the same")
-    where: str | None = Field(None, description="column of 0 and 1: the events; null: every row")
+    by: tuple[str, ...] = Field(min_length=1, description="id columns whose values must be equal")
+    where: str | None = Field(
+        None, description="column that is 1 for events, otherwise 0; null: every row is an event"
+    )
 
 
 class Check(Section):
-    """What the values of a column must be; rows that break it are quarantined."""
+    """Conditions on the values of a column; rows that violate them are quarantined."""
 
     type: Literal["int", "text"] | None = Field(
-        None, description="of ids; null: text if a file says so, or if its CSV values do, else int"
+        None,
+        description="type of an id column; null: text if any file has text or its CSV values "
+        "aren't integers, otherwise int",
     )
-    min: int | float | None = Field(None, description="smallest number")
-    max: int | float | None = Field(None, description="largest number")
+    min: int | float | None = Field(None, description="minimum value")
+    max: int | float | None = Field(None, description="maximum value")
     allowed: tuple[int | float | str, ...] | None = Field(
-        None, min_length=1, description="the only values"
+        None, min_length=1, description="allowed values; null: all"
     )
     nulls: Literal["keep", "quarantine"] | None = Field(
-        None, description="null: keep them in ids and numbers, quarantine them elsewhere"
+        None,
+        description="keep or quarantine rows whose value is null; null: keep for ids and dense "
+        "features, quarantine for other columns",
     )
 
     @model_validator(mode="after")
@@ -167,85 +198,111 @@ class Check(Section):
         for key, values in bounds.items():
             for value in values:
                 if isinstance(value, int) and not -(2**63) <= value < 2**64:
-                    raise ValueError(f"{key}: {value} doesn't fit 64 bits, so no id can be it")
+                    raise ValueError(f"{key}: got {value}, expected a number of 64 bits")
         if self.min is not None and self.max is not None and self.min > self.max:
-            raise ValueError(f"min {self.min} is above max {self.max}: no value would be left")
+            raise ValueError(f"min {self.min} is greater than max {self.max}; no value is allowed")
         return self
 
 
 class LogsIngest(Section):
-    """Logs with a row per impression, in many files: cleaned, encoded, sorted, joined, shuffled."""
+    """Logs in many files, one row per impression: cleaned, joined, sorted, encoded, shuffled."""
 
     source: Literal["logs"]
     path: str = Field(
-        min_length=1, description="folder, file, pattern with * or URL (s3://...) of the logs"
+        min_length=1, description="folder, file, pattern with *, or URL (s3://...) of the logs"
     )
-    joins: dict[str, Join] = Field(default_factory=dict, description="side tables, by name")
-    format: Literal["parquet", "csv", "petastorm"] = Field("parquet", description="of the files")
+    joins: dict[str, Join] = Field(default_factory=dict, description="side tables by name")
+    format: Literal["parquet", "csv", "petastorm"] = Field(
+        "parquet", description="format of the files"
+    )
     csv: CsvFormat = CsvFormat()
-    user: str = Field("user_id", description="column of the user; histories and gAUC go by it")
+    user: str = Field("user_id", description="user column, for histories and gAUC")
     time: TimeColumn = TimeColumn()
-    tables: dict[str, IdTable] = Field(default_factory=dict, description="tables that need more")
-    ids: dict[str, str] = Field(min_length=1, description="by column, the table of its values")
-    lists: dict[str, ListColumn] = Field(default_factory=dict, description="by column")
-    numbers: dict[str, NumberColumn] = Field(default_factory=dict, description="by column")
-    behaviours: dict[str, Behaviour] = Field(default_factory=dict, description="by name")
-    counters: dict[str, CounterFeature] = Field(default_factory=dict, description="by name")
+    tables: dict[str, IdTable] = Field(default_factory=dict, description="encodings by table name")
+    ids: dict[str, str] = Field(min_length=1, description="by id column, the table of its values")
+    lists: dict[str, ListColumn] = Field(
+        default_factory=dict, description="lists of ids, by column"
+    )
+    dense: dict[str, DenseColumn] = Field(
+        default_factory=dict, description="dense features, by column"
+    )
+    behaviours: dict[str, Behaviour] = Field(default_factory=dict, description="histories, by name")
+    counters: dict[str, CounterFeature] = Field(
+        default_factory=dict, description="event counters, by name"
+    )
     tasks: dict[str, str] = Field(
-        default_factory=dict, description="by task, its column of 0 and 1"
+        default_factory=dict, description="by task, the column of its labels (0 or 1)"
     )
-    watch_time: str | None = Field(None, description="column of ms watched, as a task; null: none")
-    checks: dict[str, Check] = Field(default_factory=dict, description="by column")
+    watch_time: str | None = Field(
+        None, description="column of watched milliseconds, which adds a task; null: none"
+    )
+    checks: dict[str, Check] = Field(
+        default_factory=dict, description="conditions on values, by column"
+    )
     unique: tuple[str, ...] = Field(
-        (), description="columns that tell the rows of one ingest apart, the user's among them"
+        (),
+        description="columns that identify a row within one ingest, the user column included; "
+        "duplicates are quarantined",
     )
-    max_bad_share: float = Field(0.01, ge=0, le=1, description="share of bad rows that stops it")
-    skip_bad_files: bool = Field(False, description="leave out unreadable files, and count them")
+    max_bad_share: float = Field(
+        0.01, ge=0, le=1, description="maximum share of bad rows; above it the ingest fails"
+    )
+    skip_bad_files: bool = Field(False, description="skip and report unreadable files")
     train_from: Day | None = Field(
-        None, description="first day of train; rows before it serve histories; null: all"
+        None,
+        description="first day (or time) of train; earlier rows are used in histories only; null: "
+        "no limit",
     )
-    valid_from: Day = Field(description="first day of valid, e.g. 2026-05-04, or a time of it")
-    test_from: Day | None = Field(None, description="first day of test; null: none")
+    valid_from: Day = Field(description="first day (or time) of valid, e.g. 2026-05-04")
+    test_from: Day | None = Field(
+        None, description="first day (or time) of test; null: no test split"
+    )
     gap_h: float = Field(
-        0.0, ge=0, le=_MAX_HOURS, description="hours left out before valid and before test"
+        0.0, ge=0, le=_MAX_HOURS, description="hours before valid and before test that are left out"
     )
     refresh: Literal["daily", "live"] = Field(
-        "live", description="histories and counters know events up to midnight, or up to the row"
+        "live",
+        description="histories and counters contain events before the last midnight (daily), or "
+        "before the row itself (live)",
     )
-    utc_offset_h: float = Field(0.0, ge=-14, le=14, description="hours that local time is ahead")
-    seed: int = Field(0, ge=0, lt=2**32, description="seed of the shuffle")
+    utc_offset_h: float = Field(
+        0.0, ge=-14, le=14, description="offset of local time from UTC, in hours"
+    )
+    seed: int = Field(0, ge=0, lt=2**32, description="random seed of the shuffle")
     row_group_rows: int = Field(
-        16_384, ge=1, le=MAX_GROUP_ROWS, description="rows per Parquet row group"
+        16_384, ge=1, le=MAX_GROUP_ROWS, description="number of rows per Parquet row group"
     )
-    memory_mib: int = Field(512, ge=16, le=2**24, description="MiB that a task may hold, about")
-    extendable: bool = Field(True, description="keep what adding later logs needs")
+    memory_mib: int = Field(
+        512, ge=16, le=2**24, description="approximate memory of a task, in MiB"
+    )
+    extendable: bool = Field(True, description="keep the state that is needed to add later logs")
 
     @model_validator(mode="after")
     def _check(self) -> "LogsIngest":
         if not self.tasks and self.watch_time is None:
-            raise ValueError("tasks: none; name at least one, or watch_time")
+            raise ValueError("tasks: got none, expected at least one, or watch_time")
         self._check_names()
         self._check_columns()
         starts = self.split_starts_ms
         if sorted(starts.values()) != list(starts.values()):
-            raise ValueError("train_from, valid_from and test_from must follow one another")
+            raise ValueError("train_from, valid_from and test_from must be in ascending order")
         if self.refresh == "daily" and not (self.behaviours or self.counters):
-            raise ValueError("refresh: daily has no effect without behaviours and counters")
+            raise ValueError("refresh: daily has no effect without behaviours or counters")
         return self
 
     def _check_names(self) -> None:
         for name, count in Counter(self._feature_names()).items():
             if count > 1:
-                raise ValueError(f"{name!r} is the name of {count} features; rename one")
+                raise ValueError(f"{count} features have the name {name!r}; rename one")
         for name, count in Counter(self._hashed_names()).items():
             if count > 1:
                 raise ValueError(
-                    f"{name!r} is the name of {count} features, as num_hashes of a table adds _1, "
-                    "_2, ... to its columns; rename one"
+                    f"{count} features have the name {name!r}, because num_hashes of a table adds "
+                    "_1, _2, ... to its columns; rename one"
                 )
         for name in [*self._feature_names(), *self.tasks, *self.table_names]:
             if not _PLAIN_NAME.fullmatch(name):
-                raise ValueError(f"{name!r} can't be a name: use letters, digits and _")
+                raise ValueError(f"got the name {name!r}, expected letters, digits and _")
         for place, column in self._ids_named():
             if column not in self.ids:
                 raise ValueError(f"{place}: {unknown_name('id column', column, self.ids)}")
@@ -258,20 +315,24 @@ class LogsIngest(Section):
 
     def _check_columns(self) -> None:
         if self.unique and self.user not in self.unique:
-            raise ValueError(f"unique: {self.user!r}, the user, must be among the columns")
-        inputs = [*self.ids, *self.lists, *self.numbers]
+            raise ValueError(f"unique: the user column {self.user!r} is missing; add it")
+        inputs = [*self.ids, *self.lists, *self.dense]
         labels = [*self.tasks.values(), *([self.watch_time] if self.watch_time else [])]
         for column in labels:
             if column in inputs:
-                raise ValueError(f"column {column!r} is a label, it can't be a feature")
+                raise ValueError(f"column {column!r} is both a label and a feature; keep one role")
         for column in self.lists:
             if column in (*self.flags, *self.unique, self.user):
-                raise ValueError(f"lists: column {column!r} has another role that can't be a list")
+                raise ValueError(
+                    f"lists: column {column!r} also has a role that allows no lists; keep one role"
+                )
         for column in self.columns:
             if column.startswith("_"):
-                raise ValueError(f"column {column!r}: names that begin with _ are ours; rename it")
+                raise ValueError(
+                    f"column {column!r}: names that begin with _ are reserved; rename it"
+                )
         if self.user in self.checks and self.checks[self.user].nulls == "keep":
-            raise ValueError(f"checks.{self.user}: a row without a user can't be kept")
+            raise ValueError(f"checks.{self.user}.nulls: rows without a user can't be kept")
         self._check_joins()
 
     def _check_joins(self) -> None:
@@ -279,21 +340,23 @@ class LogsIngest(Section):
         for name, join in self.joins.items():
             for column in join.columns:
                 if column not in used:
-                    raise ValueError(f"joins.{name}: column {column!r} is joined, but never used")
+                    raise ValueError(f"joins.{name}: column {column!r} is never used; remove it")
         for column, count in Counter(self.joined).items():
             if count > 1 or column in (self.user, self.time.column):
-                raise ValueError(f"joins: column {column!r} comes from two places; leave one out")
+                raise ValueError(f"joins: column {column!r} has two sources; remove one")
         missing = set(self.joined)
         for name, join in self.joins.items():
             if join.key in missing:
-                raise ValueError(f"joins.{name}: key {join.key!r} is joined later; move it up")
+                raise ValueError(
+                    f"joins.{name}: key {join.key!r} comes from a later join; move that join up"
+                )
             missing -= set(join.columns)
 
     def _feature_names(self) -> list[str]:
-        return [*self.ids, *self.lists, *self.numbers, *self.behaviours, *self.counters]
+        return [*self.ids, *self.lists, *self.dense, *self.behaviours, *self.counters]
 
     def _hashed_names(self) -> list[str]:
-        """Names of all features, with those of columns that are hashed more than once."""
+        """Names of all features; columns with several hashes have several."""
         tables = self.ids | {name: column.table for name, column in self.lists.items()}
         found = []
         for name in self._feature_names():
@@ -309,13 +372,13 @@ class LogsIngest(Section):
 
     @property
     def table_names(self) -> tuple[str, ...]:
-        """Tables that columns name, in order."""
+        """Tables of all id columns, in order of appearance."""
         named = [*self.ids.values(), *(column.table for column in self.lists.values())]
         return tuple(dict.fromkeys(named))
 
     @property
     def flags(self) -> tuple[str, ...]:
-        """Columns of 0 and 1: labels, what tells events, actions."""
+        """Columns of 0 and 1: labels, event columns, actions."""
         flags = [*self.tasks.values()]
         for behaviour in self.behaviours.values():
             flags += [behaviour.where] if behaviour.where else []
@@ -325,33 +388,33 @@ class LogsIngest(Section):
 
     @property
     def columns(self) -> tuple[str, ...]:
-        """Every column of the logs that is read."""
-        named = [self.user, self.time.column, *self.ids, *self.lists, *self.numbers, *self.flags]
+        """All columns that are read, joined ones included."""
+        named = [self.user, self.time.column, *self.ids, *self.lists, *self.dense, *self.flags]
         watch_time = [self.watch_time] if self.watch_time is not None else []
         return tuple(dict.fromkeys([*named, *watch_time, *self.unique]))
 
     @property
     def joined(self) -> tuple[str, ...]:
-        """Columns that side tables add."""
+        """Columns that come from side tables."""
         return tuple(column for join in self.joins.values() for column in join.columns)
 
     @property
     def in_files(self) -> tuple[str, ...]:
-        """Columns that the files of the logs must have."""
+        """Columns that the log files must have."""
         keys = [join.key for join in self.joins.values() if join.key not in self.joined]
         named = [column for column in self.columns if column not in self.joined]
         return tuple(dict.fromkeys([*named, *keys]))
 
     def table(self, name: str) -> IdTable:
-        """How the values of a table are encoded."""
+        """The encoding of a table."""
         return self.tables.get(name, IdTable())
 
     @property
     def split_starts_ms(self) -> dict[str, int]:
-        """First millisecond of each split that has one, epoch ms in UTC, in order.
+        """First epoch millisecond of each split that has a start, in order.
 
         Raises:
-            ValueError: not a day or time.
+            ValueError: a value isn't a day or time.
         """
         days = {"train": self.train_from, "valid": self.valid_from, "test": self.test_from}
         return {k: self._start_ms(f"{k}_from", day) for k, day in days.items() if day is not None}

@@ -1,7 +1,7 @@
-"""Pydantic's findings in a run file, told in the run file's own words.
+"""Messages for the validation errors of a run file.
 
-Each message names the key, what was given, what is expected with its unit, and the nearest valid
-key where one is unknown.
+Each message names the key, the value, the expected type or range with its unit, and for an unknown
+key the nearest valid one.
 """
 
 import difflib
@@ -13,9 +13,10 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
+from infnet_dist.config.renamed import RENAMED_KEYS
 from infnet_dist.errors import unknown_name
 
-# By the start of pydantic's error types: int_parsing, int_type, int_from_float, ...
+# By prefix of pydantic's error types: int_parsing, int_type, int_from_float, ...
 _EXPECTED = {
     "int_": "an integer",
     "float_": "a number",
@@ -41,11 +42,11 @@ _MOST_LINES = 20
 
 
 def explain(problems: Sequence[Any], root: type[BaseModel]) -> list[str]:
-    """One line for each wrong key of a run file.
+    """One line for each invalid key of a run file.
 
     Args:
         problems: `ValidationError.errors()`.
-        root: the model that was validated.
+        root: the validated model.
     """
     found: dict[str, str] = {}
     for problem in problems:
@@ -55,7 +56,7 @@ def explain(problems: Sequence[Any], root: type[BaseModel]) -> list[str]:
         key = _short(".".join(place.parts))
         message = _message(problem, key, place)
         if key in found and problem["type"] == "literal_error":
-            # A value of several kinds, e.g. a path or 'auto': pydantic tells each kind apart.
+            # A union such as a path or 'auto': pydantic reports each member separately.
             found[key] = f"{found[key]}, or {problem['ctx']['expected']}"
         else:
             found.setdefault(key, message)
@@ -65,7 +66,7 @@ def explain(problems: Sequence[Any], root: type[BaseModel]) -> list[str]:
 
 
 class _Place:
-    """Where a problem lies: follows pydantic's location through sections, unions and tables."""
+    """The key of a problem: follows pydantic's location through sections, unions and mappings."""
 
     def __init__(self, root: type[BaseModel]) -> None:
         self.annotation: Any = root
@@ -74,7 +75,7 @@ class _Place:
         self.field: FieldInfo | None = None
 
     def enter(self, part: str | int) -> None:
-        """Go one step down; labels that pydantic gives to union members are no part of the key."""
+        """Descend one step; pydantic's tags of union members aren't part of the key."""
         members = sections(self.annotation)
         if len(members) > 1 and part in members:
             self.annotation = members[str(part)]
@@ -93,7 +94,7 @@ class _Place:
 
 
 def sections(annotation: Any) -> dict[str, type[BaseModel]]:
-    """The section models inside an annotation, by the one value that tells a kind from others."""
+    """The section models inside an annotation, by the tag that identifies each of them."""
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         literals = [
             get_args(field.annotation)
@@ -114,6 +115,8 @@ def _message(problem: Any, key: str, place: _Place) -> str:
     kind, members = problem["type"], sections(place.annotation)
     described = place.field.description if place.field else None
     unit = f" ({described})" if described else ""
+    if kind == "extra_forbidden" and key in RENAMED_KEYS:
+        return f"unknown key {key!r}; it is now {RENAMED_KEYS[key]!r}"
     if kind == "extra_forbidden":
         return f"unknown key {key!r}; {_nearest(place)}"
     if kind == "missing" and len(members) == 1:
@@ -126,10 +129,10 @@ def _message(problem: Any, key: str, place: _Place) -> str:
     if kind == "union_tag_not_found":
         tag = str(problem["ctx"]["discriminator"]).strip("'")
         return f"missing key '{key}.{tag}'; expected one of: {', '.join(members)}"
-    if kind == "value_error":  # of a validator of our own
+    if kind == "value_error":  # raised by our validators
         return ": ".join(part for part in (key, str(problem["ctx"]["error"])) if part)
     if kind == "string_type" and place.field and _takes_path(place.field.annotation):
-        kind = "path_type"  # in JSON a path is text
+        kind = "path_type"  # paths are text in JSON
     text = next((text for start, text in _EXPECTED.items() if kind.startswith(start)), None)
     expected = text.format_map(problem.get("ctx", {})) if text else f"other: {problem['msg']}"
     return f"{key}{unit}: got {_short(repr(problem['input']))}, expected {expected}"

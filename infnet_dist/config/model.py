@@ -1,4 +1,4 @@
-"""The `model` section of a run file: one class per tower, and one per part of a stack."""
+"""The `model` section of a run file: one class per tower and per part of a stack."""
 
 from typing import Annotated, Any, Literal
 
@@ -12,18 +12,18 @@ class Section(BaseModel):
 
 
 class ModelSection(Section):
-    """What every tower has."""
+    """Settings that all towers share."""
 
-    token_dim: int = Field(32, ge=1, description="token width D")
-    dropout: float = Field(0.0, ge=0, lt=1, description="dropout of token embeddings")
-    first_order: bool = Field(False, description="add a linear term of the fields to the logits")
+    token_dim: int = Field(32, ge=1, description="width D of a token")
+    dropout: float = Field(0.0, ge=0, lt=1, description="dropout probability of token embeddings")
+    first_order: bool = Field(False, description="add a linear term of the features to the logits")
     given: dict[str, str] = Field(
         default_factory=dict,
-        description="by task, the task that it happens under: P(a) = P(b) P(a | b)",
+        description="by task a, the task b that it is conditional on: P(a) = P(b) P(a | b)",
     )
 
 
-# ---- towers of their own
+# ---- complete towers
 
 
 InfnetPart = Literal[
@@ -39,66 +39,66 @@ InfnetPart = Literal[
 
 
 class InfnetConfig(ModelSection):
-    """INFNet v2, "Aggregate and Broadcast", with three additions."""
+    """INFNet v2 ("Aggregate and Broadcast") with three additions."""
 
     name: Literal["infnet"] = "infnet"
-    num_blocks: int = Field(2, ge=2, description="blocks; at least 2")
-    num_hubs: int = Field(16, ge=1, description="categorical hubs n_c")
-    num_shared_tasks: int = Field(2, ge=0, description="shared task tokens n_s")
-    num_heads: int = Field(2, ge=1, description="attention heads; must divide token_dim")
-    ablate: tuple[InfnetPart, ...] = Field((), description="parts left out, for comparisons")
+    num_blocks: int = Field(2, ge=2, description="number of blocks, at least 2")
+    num_hubs: int = Field(16, ge=1, description="number of categorical hubs n_c")
+    num_shared_tasks: int = Field(2, ge=0, description="number of shared task tokens n_s")
+    num_heads: int = Field(2, ge=1, description="number of attention heads; must divide token_dim")
+    ablate: tuple[InfnetPart, ...] = Field((), description="parts that are left out, for ablations")
 
 
 class InfnetPaperConfig(ModelSection):
-    """INFNet v1, "A Task-aware Information Flow Network"."""
+    """INFNet v1 ("A Task-aware Information Flow Network")."""
 
     name: Literal["infnet_paper"]
-    num_blocks: int = Field(2, ge=2, description="blocks; at least 2")
-    num_proxies: int = Field(4, ge=1, description="categorical proxies m")
-    num_shared_tasks: int = Field(2, ge=1, description="shared task tokens N_s")
-    num_heads: int = Field(2, ge=1, description="attention heads; must divide token_dim")
+    num_blocks: int = Field(2, ge=2, description="number of blocks, at least 2")
+    num_proxies: int = Field(4, ge=1, description="number of categorical proxies m")
+    num_shared_tasks: int = Field(2, ge=1, description="number of shared task tokens N_s")
+    num_heads: int = Field(2, ge=1, description="number of attention heads; must divide token_dim")
 
 
 class OneTransConfig(ModelSection):
-    """OneTrans: one transformer over history and field tokens."""
+    """OneTrans: one transformer over history and feature tokens."""
 
     name: Literal["onetrans"]
-    num_blocks: int = Field(2, ge=1, description="blocks")
-    num_heads: int = Field(2, ge=1, description="attention heads; must divide token_dim")
+    num_blocks: int = Field(2, ge=1, description="number of blocks")
+    num_heads: int = Field(2, ge=1, description="number of attention heads; must divide token_dim")
 
 
 class TransformerConfig(ModelSection):
     """Full attention between all tokens: an ablation of INFNet's hubs."""
 
     name: Literal["transformer"]
-    num_blocks: int = Field(2, ge=1, description="layers")
-    num_heads: int = Field(2, ge=1, description="attention heads; must divide token_dim")
+    num_blocks: int = Field(2, ge=1, description="number of layers")
+    num_heads: int = Field(2, ge=1, description="number of attention heads; must divide token_dim")
 
 
 # ---- parts of a stack
 
 
 class NoneConfig(Section):
-    """The history isn't read: for comparisons."""
+    """No history; for comparisons."""
 
     name: Literal["none"]
 
 
 class MeanConfig(Section):
-    """Mean of each behaviour's items."""
+    """Mean of the items of each behaviour."""
 
     name: Literal["mean"]
 
 
 class DinConfig(Section):
-    """Deep Interest Network: items weighed by their likeness to the candidate."""
+    """Deep Interest Network: items weighted by their similarity to the candidate."""
 
     name: Literal["din"] = "din"
     hidden_dim: int = Field(32, ge=1, description="hidden width of the activation unit")
 
 
 class DienConfig(Section):
-    """Deep Interest Evolution Network: interests over time."""
+    """Deep Interest Evolution Network: interests that evolve over time."""
 
     name: Literal["dien"]
 
@@ -107,12 +107,12 @@ class HstuConfig(Section):
     """HSTU: pointwise attention over history and candidate."""
 
     name: Literal["hstu"]
-    num_layers: int = Field(2, ge=1, description="layers")
-    num_heads: int = Field(2, ge=1, description="attention heads; must divide token_dim")
+    num_layers: int = Field(2, ge=1, description="number of layers")
+    num_heads: int = Field(2, ge=1, description="number of attention heads; must divide token_dim")
 
 
 class LinearConfig(Section):
-    """Logistic regression: tokens don't interact."""
+    """Logistic regression: no interaction of tokens."""
 
     name: Literal["linear"]
 
@@ -125,12 +125,12 @@ class FmConfig(Section):
 
 class _WithHidden(Section):
     hidden_dims: tuple[PositiveInt, ...] = Field(
-        (128, 64), min_length=1, description="widths of the deep part's hidden layers"
+        (128, 64), min_length=1, description="widths of the hidden layers of the deep part"
     )
 
 
 class DeepConfig(_WithHidden):
-    """An MLP."""
+    """MLP."""
 
     name: Literal["deep"]
 
@@ -145,14 +145,14 @@ class DcnConfig(_WithHidden):
     """Deep & Cross Network."""
 
     name: Literal["dcn"]
-    num_layers: int = Field(3, ge=1, description="cross layers")
+    num_layers: int = Field(3, ge=1, description="number of cross layers")
 
 
 class DcnV2Config(_WithHidden):
-    """DCN V2, of low rank."""
+    """DCN V2 with low-rank cross layers."""
 
     name: Literal["dcnv2"] = "dcnv2"
-    num_layers: int = Field(3, ge=1, description="cross layers")
+    num_layers: int = Field(3, ge=1, description="number of cross layers")
     rank: int = Field(64, ge=1, description="rank of the cross matrices")
 
 
@@ -160,23 +160,31 @@ class WukongConfig(Section):
     """Wukong: stacked factorization machines."""
 
     name: Literal["wukong"]
-    num_layers: int = Field(2, ge=1, description="layers")
-    num_fm: int = Field(8, ge=1, description="tokens of the factorization machine block")
-    num_compressed: int = Field(8, ge=1, description="tokens of the linear compression")
+    num_layers: int = Field(2, ge=1, description="number of layers")
+    num_fm: int = Field(8, ge=1, description="number of tokens of the factorization machine block")
+    num_compressed: int = Field(
+        8, ge=1, description="number of tokens of the linear compression block"
+    )
     rank: int = Field(8, ge=1, description="rank of the factorization machine")
     hidden_dims: tuple[PositiveInt, ...] = Field(
-        (128,), min_length=1, description="hidden widths of the factorization machine block"
+        (128,),
+        min_length=1,
+        description="widths of the hidden layers of the factorization machine block",
     )
 
 
 class RankMixerConfig(Section):
-    """RankMixer: tokens exchange parts, then work by themselves."""
+    """RankMixer: token mixing, then an FFN per token."""
 
     name: Literal["rankmixer"]
-    num_mixed: int = Field(8, ge=1, description="tokens and heads; must divide mixed_dim")
+    num_mixed: int = Field(
+        8, ge=1, description="number of tokens, and of heads; must divide mixed_dim"
+    )
     mixed_dim: int = Field(64, ge=1, description="width of a token")
-    num_blocks: int = Field(2, ge=1, description="blocks")
-    expansion: int = Field(2, ge=1, description="hidden width of the per-token FFN over mixed_dim")
+    num_blocks: int = Field(2, ge=1, description="number of blocks")
+    expansion: int = Field(
+        2, ge=1, description="hidden width of the per-token FFN, as a multiple of mixed_dim"
+    )
 
 
 class LinearHeadConfig(Section):
@@ -186,21 +194,21 @@ class LinearHeadConfig(Section):
 
 
 class SharedBottomConfig(Section):
-    """A tower for each task on what all share."""
+    """A tower per task on a shared representation."""
 
     name: Literal["shared_bottom"] = "shared_bottom"
-    tower_dim: int = Field(32, ge=1, description="hidden width of a task's tower")
+    tower_dim: int = Field(32, ge=1, description="hidden width of the tower of a task")
 
 
 class MmoeConfig(Section):
     """Multi-gate mixture of experts."""
 
     name: Literal["mmoe"]
-    num_experts: int = Field(4, ge=1, description="experts")
+    num_experts: int = Field(4, ge=1, description="number of experts")
     expert_dim: int = Field(64, ge=1, description="width of an expert")
-    tower_dim: int = Field(32, ge=1, description="hidden width of a task's tower")
+    tower_dim: int = Field(32, ge=1, description="hidden width of the tower of a task")
     expert_dropout: float = Field(
-        0.1, ge=0, lt=1, description="probability of leaving an expert out in training"
+        0.1, ge=0, lt=1, description="probability that an expert is dropped in training"
     )
 
 
@@ -208,11 +216,11 @@ class PleConfig(Section):
     """Progressive layered extraction."""
 
     name: Literal["ple"]
-    num_levels: int = Field(2, ge=1, description="extraction networks, one on the other")
-    num_own: int = Field(2, ge=1, description="experts of each task and level")
-    num_shared: int = Field(2, ge=1, description="shared experts of each level")
+    num_levels: int = Field(2, ge=1, description="number of stacked extraction networks")
+    num_own: int = Field(2, ge=1, description="number of experts per task and level")
+    num_shared: int = Field(2, ge=1, description="number of shared experts per level")
     expert_dim: int = Field(64, ge=1, description="width of an expert")
-    tower_dim: int = Field(32, ge=1, description="hidden width of a task's tower")
+    tower_dim: int = Field(32, ge=1, description="hidden width of the tower of a task")
 
 
 SequenceConfig = Annotated[

@@ -1,4 +1,4 @@
-"""`--set key.path=value`: changes to a run file, applied before it is checked."""
+"""`--set key.path=value`: changes to a run file, applied before validation."""
 
 import logging
 from collections.abc import Sequence
@@ -13,10 +13,10 @@ log = logging.getLogger("infnet_dist")
 
 
 def apply_overrides(raw: dict[str, Any], overrides: Sequence[str]) -> None:
-    """Change the sections of a run file in place.
+    """Apply overrides to the sections of a run file, in place.
 
     Raises:
-        ConfigError: not key.path=value, an empty value, or two that set the same key.
+        ConfigError: an override isn't key.path=value, its value is empty, or two set the same key.
     """
     keys: list[str] = []
     for override in overrides:
@@ -24,7 +24,7 @@ def apply_overrides(raw: dict[str, Any], overrides: Sequence[str]) -> None:
         for other in keys:
             if covers(other, key) or covers(key, other):
                 both = "twice" if key == other else f"beside --set {_shown(other)}"
-                raise ConfigError(f"--set {_shown(key)}: given {both}; keep one of them")
+                raise ConfigError(f"--set {_shown(key)}: given {both}; keep one")
         keys.append(key)
         _apply(raw, key, override)
 
@@ -33,7 +33,7 @@ def key_of(override: str) -> str:
     """The key of `key.path=value`.
 
     Raises:
-        ConfigError: it is something else.
+        ConfigError: the text has another form.
     """
     key, equals, _ = override.partition("=")
     if not equals or not key:
@@ -42,7 +42,7 @@ def key_of(override: str) -> str:
 
 
 def covers(key: str, other: str) -> bool:
-    """Whether `other` is the key or inside of its section."""
+    """Whether `other` is the key itself or inside its section."""
     return f"{other}.".startswith(f"{key}.")
 
 
@@ -79,10 +79,11 @@ def _value(key: str, text: str) -> Any:
         )
     if isinstance(value, str) and "#" in text and "#" not in value:
         raise ConfigError(
-            f"--set {_shown(key)}=...: YAML takes what follows # for a comment; quote the value"
+            f"--set {_shown(key)}=...: YAML reads # and the text after it as a comment; quote the "
+            "value"
         )
     return value
 
 
 def _shown(key: str) -> str:
-    return key.partition("://")[0][:_MOST_SHOWN]  # what follows may hold a secret
+    return key.partition("://")[0][:_MOST_SHOWN]  # the rest may contain a secret

@@ -1,8 +1,8 @@
-"""Every knob of a run, as frozen and strict models: one YAML file is one run.
+"""All settings of a run as frozen, strict models: one YAML file describes one run.
 
-Read with `load_config("configs/smoke.yaml", ["training.epochs=2"])`. A YAML file holds only what
-differs from the defaults below. Unknown keys and ill-typed values raise `ConfigError` in one line
-that names the nearest valid key, or the expected type and unit.
+`load_config("configs/smoke.yaml", ["training.epochs=2"])` reads it. A YAML file holds only the
+values that differ from the defaults below. Unknown keys and values of the wrong type raise a
+one-line `ConfigError` that names the nearest valid key, or the expected type and unit.
 """
 
 from collections.abc import Callable, Sequence
@@ -21,6 +21,7 @@ from infnet_dist.config.logs import LogsIngest
 from infnet_dist.config.messages import explain
 from infnet_dist.config.model import InfnetConfig, ModelConfig, Section
 from infnet_dist.config.overrides import apply_overrides
+from infnet_dist.config.renamed import with_current_names
 from infnet_dist.errors import ConfigError
 from infnet_dist.io.parsing import (
     MalformedError,
@@ -37,176 +38,205 @@ ShardingTypeName = Literal["table_wise", "row_wise", "column_wise"]
 
 
 class RunConfig(Section):
-    """What the run is called and where its folder stands."""
+    """Name, folder and seed of the run."""
 
-    name: str = Field("run", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", description="run name")
-    folder: Path = Field(Path("runs"), description="folder that holds <name>/<run id>/")
-    seed: int = Field(0, ge=0, description="seed of tables, tower, shuffling")
+    name: str = Field("run", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", description="name of the run")
+    folder: Path = Field(
+        Path("runs"), description="parent folder of the run folders <name>/<run id>/"
+    )
+    seed: int = Field(0, ge=0, description="random seed of tables, tower and shuffling")
 
 
 class DataConfig(Section):
-    """Which training set is read, and how."""
+    """The training set and how it is read."""
 
-    path: Path = Field(description="training set folder (holds manifest.json)")
+    path: Path = Field(description="folder of the training set (contains manifest.json)")
     features: tuple[str, ...] | None = Field(
-        None, description="names of the features to use; null: all of the training set"
+        None,
+        description="names of the features to train on; null: all features of the training set",
     )
-    tasks: tuple[str, ...] | None = Field(None, description="tasks to train; null: all")
+    tasks: tuple[str, ...] | None = Field(
+        None, description="names of the tasks to train; null: all"
+    )
     batch_size: int = Field(512, ge=1, lt=2**31, description="rows per worker and step")
-    shuffle_rows: int = Field(65_536, ge=1, description="rows shuffled together in memory")
-    prefetch_batches: int = Field(4, ge=1, description="batches read ahead of the step")
+    shuffle_rows: int = Field(
+        65_536, ge=1, description="rows shuffled together in memory, per worker"
+    )
+    prefetch_batches: int = Field(4, ge=1, description="batches read ahead of the training step")
     max_bad_row_groups: int = Field(
         0,
         ge=0,
-        description="unreadable row groups per worker that may be left out; wrong values may not",
+        description="maximum number of unreadable row groups skipped per worker; invalid values "
+        "are never skipped",
     )
     reader: Literal["arrow", "petastorm"] = Field(
-        "arrow", description="what decodes row groups; petastorm for data sets of Petastorm"
+        "arrow", description="decoder of row groups; petastorm for Petastorm data sets"
     )
     petastorm_metadata: bool = Field(
-        False, description="ingest adds what petastorm's make_reader needs to open the set"
+        False, description="ingest also writes the metadata that petastorm's make_reader needs"
     )
 
 
 class TableConfig(Section):
-    """Exceptions for one embedding table; its number of rows is a fact of the training set."""
+    """Overrides for one embedding table; the training set determines its number of rows."""
 
     sharding_types: tuple[ShardingTypeName, ...] | None = Field(
         None,
         min_length=1,
-        description="sharding types the planner may choose from; null: table_wise, row_wise",
+        description="sharding types the planner may choose from; null: table_wise and row_wise",
     )
     unknown_id_rate: float | None = Field(
-        None, ge=0, lt=1, description="as tables.unknown_id_rate; null: that"
+        None, ge=0, lt=1, description="overrides tables.unknown_id_rate; null: no override"
     )
 
 
 class TablesConfig(Section):
-    """All embedding tables. TorchRec's EmbeddingCollection wants one width for all of them."""
+    """All embedding tables; TorchRec's EmbeddingCollection requires one width for all of them."""
 
     embedding_dim: int = Field(
-        16, ge=4, le=2**20, multiple_of=4, description="floats per row, all tables"
+        16, ge=4, le=2**20, multiple_of=4, description="embedding dimension of all tables"
     )
-    data_type: Literal["fp32", "fp16"] = Field("fp32", description="type of the rows")
+    data_type: Literal["fp32", "fp16"] = Field(
+        "fp32", description="data type of the embedding rows"
+    )
     unknown_id_rate: float | None = Field(
         None,
         ge=0,
         lt=1,
-        description="share of the ids that training drops to 0, so that the row of unknown ids is "
-        "learned; null: up to 0.05 where valid or test need it, not in the user's table; never in "
-        "hashed tables, nor in Petastorm data, where 0 may be an id",
+        description="share of ids that training replaces by 0, so that the row of unknown ids is "
+        "trained; null: up to 0.05 where valid or test have unknown ids, 0 in the user table, in "
+        "hashed tables and for Petastorm data, where 0 may be a real id",
     )
-    overrides: dict[str, TableConfig] = Field(default_factory=dict, description="by table name")
+    overrides: dict[str, TableConfig] = Field(
+        default_factory=dict, description="overrides by table name"
+    )
 
 
 class SparseOptimizerConfig(Section):
-    """Row-wise Adagrad, fused into the backward pass of the tables."""
+    """Row-wise Adagrad, fused into the backward pass of the embedding tables."""
 
     learning_rate: float = Field(0.05, gt=0, description="learning rate")
-    eps: float = Field(1e-8, gt=0, description="added to the root of the accumulator")
+    eps: float = Field(1e-8, gt=0, description="added to the square root of the accumulator")
 
 
 class DenseOptimizerConfig(Section):
-    """AdamW for everything that isn't a table."""
+    """AdamW for all dense parameters."""
 
     learning_rate: float = Field(1e-3, gt=0, description="learning rate")
     weight_decay: float = Field(0.0, ge=0, description="decoupled weight decay")
 
 
 class ScheduleConfig(Section):
-    """Factor on both learning rates: linear warm-up, constant, linear decay to 0."""
+    """Factor on both learning rates: linear warm-up, then constant, then linear decay to 0."""
 
-    warmup_steps: int = Field(0, ge=0, description="steps of linear warm-up")
-    decay_share: float = Field(0.0, ge=0, le=1, description="last share of all steps: decay")
+    warmup_steps: int = Field(0, ge=0, description="number of linear warm-up steps")
+    decay_share: float = Field(
+        0.0, ge=0, le=1, description="share of all steps, at the end, with linear decay to 0"
+    )
 
 
 class TrainingConfig(Section):
-    """How long to train and how often to look."""
+    """Length of training, logging and evaluation intervals."""
 
-    epochs: int = Field(1, ge=1, description="passes over the train split")
-    max_steps: int | None = Field(None, ge=1, description="stop after so many steps; null: don't")
-    log_every_steps: int = Field(50, ge=1, description="steps between two log lines")
+    epochs: int = Field(1, ge=1, description="number of passes over the train split")
+    max_steps: int | None = Field(None, ge=1, description="maximum number of steps; null: no limit")
+    log_every_steps: int = Field(50, ge=1, description="number of steps between two log lines")
     eval_every_steps: int | None = Field(
-        None, ge=1, description="steps between evaluations; null: at the end of each epoch"
+        None,
+        ge=1,
+        description="number of steps between evaluations; null: once per epoch, at its end",
     )
     task_weights: dict[str, NonNegativeFloat] = Field(
-        default_factory=dict, description="loss weight by task; 1 where not named"
+        default_factory=dict, description="loss weight by task; 1 for tasks that aren't listed"
     )
     max_skipped_steps: int = Field(
-        0, ge=0, description="batches with a NaN or infinite loss that may be left out; then stop"
+        0,
+        ge=0,
+        description="maximum number of batches with a NaN or infinite loss that are skipped",
     )
 
 
 class ShardingConfig(Section):
-    """Where the rows of the tables live."""
+    """Placement of the embedding tables on the workers."""
 
-    plan: Path | Literal["auto"] = Field("auto", description="plan file, or auto: made here")
+    plan: Path | Literal["auto"] = Field(
+        "auto", description="path of a plan file; auto: planned at start"
+    )
 
 
 class CheckpointConfig(Section):
-    """When to save, where to, and which checkpoints to keep."""
+    """When and where checkpoints are written, and which ones are kept."""
 
     folder: str | None = Field(
         None,
-        description="path or URL (s3://...) that gets <name>/<run id>/step-...; null: the run "
-        "folder's checkpoints/",
+        description="parent folder (path or URL such as s3://...) of <name>/<run id>/step-...; "
+        "null: checkpoints/ in the run folder",
     )
     every_steps: int | None = Field(
-        None, ge=1, description="steps between checkpoints; null: at the end of each epoch"
+        None,
+        ge=1,
+        description="number of steps between checkpoints; null: once per epoch, at its end",
     )
     every_minutes: float | None = Field(
-        None, gt=0, description="minutes between checkpoints; null: steps and epochs alone"
+        None, gt=0, description="minutes between checkpoints; null: by steps and epochs only"
     )
     background: bool = Field(
-        True, description="write while training goes on; takes memory for a copy of the state"
+        True, description="write while training continues; needs memory for a copy of the state"
     )
     retry_s: float = Field(
-        120.0, ge=0, description="seconds for which a failed write is tried again"
+        120.0, ge=0, description="seconds during which a failed write is retried"
     )
-    keep_last: int = Field(2, ge=1, description="newest checkpoints kept")
+    keep_last: int = Field(2, ge=1, description="number of newest checkpoints that are kept")
     keep_every_steps: int | None = Field(
-        None, ge=1, description="checkpoints at multiples of so many steps are kept as well"
+        None,
+        ge=1,
+        description="also keep checkpoints at multiples of this number of steps; null: none",
     )
     keep_best: str | None = Field(
         None,
         pattern=r"^valid/(auc|gauc|r2|log_loss|normalized_entropy|mae_s)/[^/]+$",
-        description="metric, e.g. valid/auc/click, whose best checkpoint is kept as well",
+        description="metric whose best checkpoint is also kept, e.g. valid/auc/click; null: none",
     )
 
 
 class ScalingConfig(Section):
-    """Workers, as in `ray.train.ScalingConfig`."""
+    """Workers and their resources, named as in `ray.train.ScalingConfig`."""
 
-    num_workers: int = Field(2, ge=1, le=100_000, description="worker processes")
+    num_workers: int = Field(2, ge=1, le=100_000, description="number of worker processes")
     min_workers: int | None = Field(
         None,
         ge=1,
-        description="go on with so few while nodes are missing, and grow back; null: num_workers",
+        description="minimum number of workers to continue with while nodes are missing; null: "
+        "num_workers",
     )
     max_failures: int = Field(
-        3, ge=0, description="restarts in a row, without a new checkpoint between, then stop"
+        3, ge=0, description="maximum number of consecutive restarts without a new checkpoint"
     )
-    use_gpu: bool = Field(False, description="one GPU per worker")
+    use_gpu: bool = Field(False, description="use one GPU per worker")
     resources_per_worker: dict[str, NonNegativeFloat] = Field(
-        default_factory=lambda: {"CPU": 1.0}, description="Ray resources per worker"
+        default_factory=lambda: {"CPU": 1.0}, description="Ray resources by name, per worker"
     )
-    timeout_s: float = Field(600.0, gt=0, description="seconds a collective may take")
+    timeout_s: float = Field(
+        600.0, gt=0, description="timeout of a collective operation, in seconds"
+    )
     hang_timeout_s: float = Field(
-        300.0, gt=0, description="seconds without progress on any rank, then the workers are ended"
+        300.0,
+        gt=0,
+        description="seconds without progress on any rank until the workers are stopped",
     )
 
 
 class TrackingConfig(Section):
-    """Where metrics go beside the console and metrics.jsonl."""
+    """Where metrics are sent, in addition to the console and metrics.jsonl."""
 
     wandb: Literal["auto", "online", "offline", "disabled"] = Field(
-        "auto", description="auto: online with an API key, otherwise offline"
+        "auto", description="mode of W&B; auto: online if there is an API key, otherwise offline"
     )
-    project: str = Field("infnet_dist", description="W&B project")
+    project: str = Field("infnet_dist", description="name of the W&B project")
 
 
 class Config(Section):
-    """One run."""
+    """All sections of a run file."""
 
     run: RunConfig = RunConfig()
     ingest: IngestConfig | None = None
@@ -231,10 +261,11 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
         overrides: e.g. `["scaling.num_workers=1", "data.features=[user_id, item_id]"]`.
 
     Returns:
-        The run; its paths are absolute, relative ones being resolved against $INFNET_ROOT.
+        The config; its paths are absolute, relative ones are resolved against $INFNET_ROOT.
 
     Raises:
-        ConfigError: the file is missing or no mapping, a key is unknown, a value is ill-typed.
+        ConfigError: the file is missing or isn't a mapping, a key is unknown, or a value has the
+            wrong type.
     """
     raw = read_sections(path)
     apply_overrides(raw, overrides)
@@ -242,29 +273,30 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
 
 
 def config_of_text(text: str, source: str) -> Config:
-    """The run that a config.yaml of a run or checkpoint describes; errors as in `load_config`.
+    """The config in the config.yaml of a run or checkpoint; errors as in `load_config`.
 
-    Versions that saved no `tables.unknown_id_rate` dropped no ids.
+    Keys of earlier versions are converted; those that saved no `tables.unknown_id_rate` dropped no
+    ids.
     """
-    raw = _sections(parse_saved_yaml, text, source)
+    raw = with_current_names(_sections(parse_saved_yaml, text, source))
     if isinstance(tables := raw.setdefault("tables", {}), dict):
         tables.setdefault("unknown_id_rate", 0.0)
     return parse_config(raw, source=source)
 
 
 def read_sections(path: str | Path) -> dict[str, Any]:
-    """The sections of a YAML file, unchecked; none where it is empty.
+    """The sections of a YAML file before validation; none if it is empty.
 
     Raises:
-        ConfigError: missing, no YAML, or no mapping.
+        ConfigError: the file is missing, or isn't a YAML mapping.
     """
     path = Path(path)
     if not path.is_file():
-        raise ConfigError(f"no config file {path}; the ready ones are in configs/")
+        raise ConfigError(f"no run file {path}; check the path (examples are in configs/)")
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path} can't be read as text ({type(error).__name__})") from None
+        raise ConfigError(f"{path} can't be read as UTF-8 text ({type(error).__name__})") from None
     return _sections(parse_yaml, text, str(path))
 
 
@@ -277,18 +309,18 @@ def _sections(parse: Callable[[str], Any], text: str, source: str) -> dict[str, 
         return {}
     if not isinstance(raw, dict):
         raise ConfigError(
-            f"{source} holds a {type(raw).__name__}, expected sections such as 'data:'"
+            f"{source} contains a {type(raw).__name__}, expected sections such as 'data:'"
         )
     return raw
 
 
 def parse_config(raw: dict[str, Any], source: str = "config") -> Config:
-    """Turn nested dictionaries into a checked `Config` with absolute paths, as `load_config`."""
+    """Validate nested dictionaries as a `Config`; paths and errors as in `load_config`."""
     try:
         check_plain(raw)
     except MalformedError as error:
         raise ConfigError(f"{source}: {error}") from None
-    _refuse_secrets(raw, source)
+    _reject_secrets(raw, source)
     try:
         config = checked(Config, raw)
     except ValidationError as error:
@@ -297,7 +329,7 @@ def parse_config(raw: dict[str, Any], source: str = "config") -> Config:
 
 
 def dump_config(config: Config) -> str:
-    """The resolved config as YAML; `load_config` of it gives the same config."""
+    """The resolved config as YAML, from which `load_config` makes the same config."""
     return dump_yaml(config.model_dump(mode="json"))
 
 
@@ -319,28 +351,28 @@ def _with_absolute_paths(config: Config) -> Config:
     if config.checkpoint.folder is not None:
         folder = {"folder": resolve_place(config.checkpoint.folder)}
         update["checkpoint"] = config.checkpoint.model_copy(update=folder)
-    if config.sharding.plan != "auto":  # reviewed with the code, so it is found beside it
+    if config.sharding.plan != "auto":  # plans are kept with the code, not with the data
         plan = config.sharding.plan.absolute()
         update["sharding"] = config.sharding.model_copy(update={"plan": plan})
     return config.model_copy(update=update)
 
 
-def _refuse_secrets(value: Any, source: str, key: str = "") -> None:
-    """Refuse URLs with secrets, before any other message could repeat one.
+def _reject_secrets(value: Any, source: str, key: str = "") -> None:
+    """Reject URLs that contain secrets, before any other message could repeat one.
 
-    Run files are saved with runs and checkpoints, and shown by W&B.
+    Run files are saved with runs and checkpoints, and sent to W&B.
     """
     if isinstance(value, dict):
         for name, inner in value.items():
-            _refuse_secrets(name, source, key)
-            _refuse_secrets(inner, source, f"{key}.{name}" if key else str(name))
+            _reject_secrets(name, source, key)
+            _reject_secrets(inner, source, f"{key}.{name}" if key else str(name))
     elif isinstance(value, list):
         for inner in value:
-            _refuse_secrets(inner, source, key)
+            _reject_secrets(inner, source, key)
     elif isinstance(value, str) and (found := secrets_in(value)):
         raise ConfigError(
-            f"{source}: {key}: the URL {without_secrets(value)} holds {' and '.join(found)}, and "
-            "run files are saved with each run; leave it out and set the store's own environment "
-            "variables (for S3 AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY), or use the machine's "
-            "role"
+            f"{source}: {key}: the URL {without_secrets(value)} contains {' and '.join(found)}, "
+            "and run files are saved with each run; remove it and set the environment variables of "
+            "the store (for S3 AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY), or use the role of "
+            "the machine"
         )

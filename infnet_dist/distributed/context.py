@@ -48,7 +48,7 @@ class WorkerContext:
             device=device,
         )
 
-    def aside(self) -> "WorkerContext":
+    def with_own_group(self) -> "WorkerContext":
         """The same worker with a gloo group of its own, for use in another thread; all ranks call.
 
         Its collectives may wait for as long as they like: the others' work takes what it takes.

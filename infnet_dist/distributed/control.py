@@ -11,23 +11,23 @@ import torch.distributed as dist
 from infnet_dist.distributed.context import WorkerContext
 
 
-class Votes(NamedTuple):
+class ControlFlags(NamedTuple):
     """True where any rank says so.
 
     Attributes:
-        bad_loss: the loss of the step's batch isn't finite.
+        nonfinite_loss: the loss of the step's batch isn't finite.
         save: a checkpoint is due by the clock.
         stop: save and end the run in good order.
     """
 
-    bad_loss: bool = False
+    nonfinite_loss: bool = False
     save: bool = False
     stop: bool = False
 
-    def counted(self, context: WorkerContext) -> "Votes":
+    def all_reduced(self, context: WorkerContext) -> "ControlFlags":
         """Those of all ranks; every rank calls it."""
         if context.world_size == 1:
             return self
         votes = torch.tensor(self, dtype=torch.int32)  # on the CPU: by gloo, also beside NCCL
         dist.all_reduce(votes, dist.ReduceOp.MAX, group=context.group)
-        return Votes(*(bool(vote) for vote in votes.tolist()))
+        return ControlFlags(*(bool(vote) for vote in votes.tolist()))

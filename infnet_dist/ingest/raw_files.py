@@ -19,7 +19,7 @@ Columns = dict[str, pa.DataType]
 _MAX_TIME_MS = 1 << 43  # HistoryBuilder packs times into so many bits
 _KINDS: dict[pa.DataType, Kind] = {
     pa.int64(): "int",
-    pa.float64(): "number",
+    pa.float64(): "float",
     pa.string(): "text",
     pa.list_(pa.int64()): "ints",
 }

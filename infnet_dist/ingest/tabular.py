@@ -131,7 +131,7 @@ class _Categories:
 
 
 @dataclass(frozen=True)
-class _Numbers:
+class _Dense:
     """Numbers -> float32, null where missing; the reader bucketises them."""
 
     name: str
@@ -161,9 +161,9 @@ def _fit(config: TabularIngest, train: Source, columns: Columns) -> list[_Encode
             for path, row, batch in train.batches([name])
         ]
         values = pa.chunked_array(chunks).combine_chunks()
-        if kind == "number":
+        if kind == "float":
             boundaries = quantile_boundaries(_as_floats(values), config.num_buckets)
-            encoders.append(_Numbers(name, boundaries))
+            encoders.append(_Dense(name, boundaries))
         else:
             encoders.append(_Categories(name, Vocabulary.fit(values)))
     if not encoders:
@@ -248,7 +248,7 @@ def _schema(config: TabularIngest, features: list[_Encoder]) -> Schema:
         dense=tuple(
             DenseFeature(name=f.name, column=f.name, boundaries=f.boundaries)
             for f in features
-            if isinstance(f, _Numbers)
+            if isinstance(f, _Dense)
         ),
         tasks=tuple(Task(name=name, column=_label(name)) for name in config.tasks),
         group_column=config.group_column or _ROW,

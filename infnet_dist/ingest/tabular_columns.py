@@ -155,7 +155,7 @@ class Columns:
             elif what == "flags" or name in (*config.categorical, config.group_column):
                 kinds[name] = "int"
             else:
-                kinds[name] = "number"
+                kinds[name] = "float"
         return cls(kinds, Counter())
 
     def convert(self, name: str, values: pa.Array, path: str, first_row: int) -> pa.Array:
@@ -173,7 +173,7 @@ class Columns:
             ) from None
         if kind == "flag":
             unfit = unfit | mask(pc.is_null(converted))
-        if kind == "number":
+        if kind == "float":
             self.not_finite[name] += int(unfit.sum())
         elif unfit.any():
             row = int(unfit.argmax())

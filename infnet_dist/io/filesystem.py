@@ -157,18 +157,16 @@ class Folder:
         Where a file can't be renamed at no cost, as in object stores, a failure may delete it.
         """
         filesystem, root = self._filesystem()
-        is_local = isinstance(filesystem, pa.fs.LocalFileSystem)
-        partial = f".{name}.partial" if is_local else name
+        if isinstance(filesystem, pa.fs.LocalFileSystem):
+            with published(Path(root) / name) as partial:
+                self.create(partial.name, write)
+            return
         try:
-            self.create(partial, write)
-            if is_local:
-                os.replace(f"{root}/{partial}", f"{root}/{name}")
+            self.create(name, write)
         except BaseException:
             with suppress(OSError):
-                self.delete(partial)
+                self.delete(name)
             raise
-        if is_local:
-            _sync_folder(root)
 
     def check_target(self, name: str) -> None:
         """Find out before the work is done that a file of this name can't be made or replaced.
@@ -220,6 +218,23 @@ class Folder:
         if self._opened is None:
             self._opened = open_filesystem(self.url)
         return self._opened
+
+
+@contextmanager
+def published(path: Path) -> Iterator[Path]:
+    """A path beside `path` to write a file to; renamed to `path` at the end, deleted on failure.
+
+    So `path` is complete or absent, also after a loss of power.
+    """
+    partial = path.with_name(f".{path.name}.partial")
+    try:
+        yield partial
+        os.replace(partial, path)
+    except BaseException:
+        with suppress(OSError):
+            partial.unlink()
+        raise
+    _sync_folder(str(path.parent))
 
 
 def _delete_tree(path: str) -> None:

@@ -4,9 +4,9 @@ import math
 from collections.abc import Iterator
 
 from infnet_dist.errors import PlanError
-from infnet_dist.planning.options import Way
+from infnet_dist.planning.options import ShardingOption
 from infnet_dist.planning.plan import BY_ALL, BY_NODE, Plan, TablePlan, first_few
-from infnet_dist.planning.planner import plan_as_told
+from infnet_dist.planning.planner import estimate_plan
 from infnet_dist.planning.tables import PlanTable, TableSet
 from infnet_dist.planning.topology import Topology
 
@@ -40,7 +40,7 @@ def to_cpu(
     old_set = plan.made_for.tables
     if table_set is not None:
         _check_same_tables(old_set, table_set)
-    lines, tables, told = [], [], {}
+    lines, tables, chosen = [], [], {}
     optimizer = old_set.optimizer
     if optimizer == "adam":
         optimizer = "rowwise_adagrad"
@@ -48,10 +48,10 @@ def to_cpu(
     for table in old_set.tables:
         entry = plan.tables[table.name]
         small = _small(table, row_scale, table_set)
-        way, places = _on_cpu(small, entry, topology.world_size)
-        lines += _substitutions(table, small, entry.way, way)
+        option, places = _on_cpu(small, entry, topology.world_size)
+        lines += _substitutions(table, small, entry.sharding_option, option)
         tables.append(small)
-        told[table.name] = (way, places)
+        chosen[table.name] = (option, places)
     old, new = plan.made_for.topology.world_size, topology.world_size
     if old != new:
         lines.append(
@@ -67,7 +67,7 @@ def to_cpu(
         background_save=(table_set or old_set).background_save,
         tables=tuple(tables),
     )
-    return plan_as_told(new_set, topology, told), lines
+    return estimate_plan(new_set, topology, chosen), lines
 
 
 def _small(table: PlanTable, row_scale: float, table_set: TableSet | None) -> PlanTable:
@@ -84,15 +84,17 @@ def _small(table: PlanTable, row_scale: float, table_set: TableSet | None) -> Pl
     )
 
 
-def _substitutions(table: PlanTable, small: PlanTable, old: Way, new: Way) -> Iterator[str]:
+def _substitutions(
+    table: PlanTable, small: PlanTable, old: ShardingOption, new: ShardingOption
+) -> Iterator[str]:
     for what in ("data_type", "pooling", "lengths"):
         one, two = getattr(table, what), getattr(small, what)
         if one != two:
             yield f"{table.name}: {what} {one} -> {two}"
     if small.num_embeddings != table.num_embeddings:
         yield f"{table.name}: {table.num_embeddings} -> {small.num_embeddings} rows"
-    if new.kernel != old.kernel:
-        yield f"{table.name}: kernel {old.kernel} -> {new.kernel}"
+    if new.compute_kernel != old.compute_kernel:
+        yield f"{table.name}: kernel {old.compute_kernel} -> {new.compute_kernel}"
     if (new.sharding_type, new.columns) != (old.sharding_type, old.columns):
         yield (
             f"{table.name}: {old.sharding_type} of {old.columns} columns -> "
@@ -113,12 +115,14 @@ def _check_same_tables(planned: TableSet, wanted: TableSet) -> None:
         raise PlanError(f"the plan is for other tables: {first_few(found)}")
 
 
-def _on_cpu(table: PlanTable, entry: TablePlan, num_ranks: int) -> tuple[Way, tuple[int, ...]]:
+def _on_cpu(
+    table: PlanTable, entry: TablePlan, num_ranks: int
+) -> tuple[ShardingOption, tuple[int, ...]]:
     width = table.embedding_dim
     if entry.sharding_type == "data_parallel" and table.pooling != "none":
-        return Way("data_parallel", "dense", width), ()
+        return ShardingOption("data_parallel", "dense", width), ()
     if entry.sharding_type in (*BY_ALL, *BY_NODE):
-        return Way("row_wise", "fused", width), ()
+        return ShardingOption("row_wise", "fused", width), ()
     # As many column shards as ranks allow.
     parts = max(
         n
@@ -132,4 +136,4 @@ def _on_cpu(table: PlanTable, entry: TablePlan, num_ranks: int) -> tuple[Way, tu
             rank = (rank + 1) % num_ranks
         places.append(rank)
     sharding_type = "column_wise" if parts > 1 else "table_wise"
-    return Way(sharding_type, "fused", width // parts), tuple(places)
+    return ShardingOption(sharding_type, "fused", width // parts), tuple(places)

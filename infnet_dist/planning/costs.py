@@ -1,7 +1,7 @@
-"""What every way of sharding a table costs, by TorchRec's own estimators.
+"""Costs of every sharding option of every table, by TorchRec's own estimators.
 
 TorchRec's enumerator makes one object a shard and estimates each: minutes for many tables on many
-ranks. Here a way of sharding is estimated once for each *kind* of shard (a whole block of rows, the
+ranks. Here a sharding option is estimated once for each *kind* of shard (a whole block of rows, the
 rest, nothing), and its time once for each shape class of tables: TorchRec's times don't depend on
 the number of rows (except data-parallel's), its bytes do. The times are equal to TorchRec's.
 
@@ -24,16 +24,17 @@ from torchrec.distributed.planner.shard_estimators import (
     EmbeddingPerfEstimator,
     EmbeddingStorageEstimator,
 )
-from torchrec.distributed.planner.types import ParameterConstraints, Perf, Shard, ShardingOption
+from torchrec.distributed.planner.types import ParameterConstraints, Perf, Shard
+from torchrec.distributed.planner.types import ShardingOption as TorchRecOption
 from torchrec.distributed.planner.utils import build_sharder_data_map, sharder_name
 from torchrec.distributed.types import CacheParams
 from torchrec.modules.embedding_modules import EmbeddingBagCollection, EmbeddingCollection
 from torchrec.optim import SGD, Adagrad, Adam, RowWiseAdagrad
 
 from infnet_dist.errors import PlanError
-from infnet_dist.planning.options import OFFLOADED, Way, ways_of
+from infnet_dist.planning.options import OFFLOADED, ShardingOption, enumerate_options
 from infnet_dist.planning.popularity import zipf_statistics
-from infnet_dist.planning.search.placement import EVERY, NODE, RANK, Cluster, Options
+from infnet_dist.planning.search.placement import EVERY, NODE, RANK, Cluster, OptionArrays
 from infnet_dist.planning.tables import OptimizerName, PlanTable, TableSet
 from infnet_dist.planning.topology import TIERS, Topology
 
@@ -54,27 +55,27 @@ _PLACES = {
 
 @dataclass(frozen=True)
 class Costs:
-    """All ways of all tables.
+    """Costs of all sharding options of all tables.
 
     Attributes:
-        ways: one per option.
-        options: the arrays that the search reads.
+        sharding_options: one per entry of `arrays`.
+        arrays: what the search reads.
         lookup_ms: float64 [O], of a unit on each of its ranks: forward, backward and prefetch.
         comms_ms: float64 [O], likewise: of the rows and their gradients. TorchRec's total, and so
-            ours, leaves the ids' own all-to-all out. lookup + comms = options.time.
+            ours, leaves the ids' own all-to-all out. lookup + comms = arrays.time.
         stored: float64 [O, 3, 1], bytes of rows and optimizer state on a rank with a whole block,
-            the rest, nothing; part of options.memory.
+            the rest, nothing; part of arrays.memory.
     """
 
-    ways: list[Way]
-    options: Options
+    sharding_options: list[ShardingOption]
+    arrays: OptionArrays
     lookup_ms: np.ndarray
     comms_ms: np.ndarray
     stored: np.ndarray
 
 
 class Estimator:
-    """TorchRec's two estimators over the ways of all tables; each way is estimated once."""
+    """TorchRec's two estimators over the options of all tables; each is estimated once."""
 
     def __init__(self, table_set: TableSet, topology: Topology) -> None:
         self.table_set = table_set
@@ -90,82 +91,82 @@ class Estimator:
             {sharder_name(sharder.module_type): sharder for sharder in sharders}
         )
         self._tensors = [_meta_rows(table, table_set.optimizer) for table in table_set.tables]
-        self._memory: dict[tuple[int, Way], np.ndarray] = {}
+        self._memory: dict[tuple[int, ShardingOption], np.ndarray] = {}
         self._perf: dict[tuple[object, ...], Perf] = {}
 
-    def costs(self, *, offload: bool, also: Mapping[str, Way] | None = None) -> Costs:
-        """Estimate every way of every table.
+    def costs(self, *, offload: bool, also: Mapping[str, ShardingOption] | None = None) -> Costs:
+        """Estimate every sharding option of every table.
 
         Args:
             offload: the kernels that keep rows outside of HBM as well.
-            also: one more way for each of the tables that it names.
+            also: one more option for each table that it names.
 
         Raises:
-            PlanError: constraints leave a table no way.
+            PlanError: constraints leave a table no option.
         """
         pairs = [
-            (number, table, way)
+            (number, table, option)
             for number, table in enumerate(self.table_set.tables)
-            for way in self._ways_of(table, offload, (also or {}).get(table.name))
+            for option in self._options_of(table, offload, (also or {}).get(table.name))
         ]
         self._estimate_memory(pairs)
         self._estimate_perf(pairs)
-        perfs = [self._perf[_perf_class(table, way)] for _, table, way in pairs]
+        perfs = [self._perf[_perf_class(table, option)] for _, table, option in pairs]
         lookup = np.array([p.fwd_compute + p.bwd_compute + p.prefetch_compute for p in perfs])
         total = np.array([p.total for p in perfs])
-        ways = [way for _, _, way in pairs]
+        options = [option for _, _, option in pairs]
 
         def integers(values: Iterable[int]) -> npt.NDArray[np.int64]:
             return np.fromiter(values, np.int64, len(pairs))
 
-        stored = np.array([self._stored(table, way) for _, table, way in pairs])
-        memory = np.array([self._memory[number, way] for number, _, way in pairs])
+        stored = np.array([self._stored(table, option) for _, table, option in pairs])
+        memory = np.array([self._memory[number, option] for number, _, option in pairs])
         if self.table_set.background_save:
             memory[:, :, _DDR] += stored
-        options = Options(
+        arrays = OptionArrays(
             table=integers(number for number, _, _ in pairs),
-            place=integers(_PLACES[way.sharding_type] for way in ways),
-            units=integers(table.embedding_dim // way.columns for _, table, way in pairs),
+            place=integers(_PLACES[option.sharding_type] for option in options),
+            units=integers(table.embedding_dim // option.columns for _, table, option in pairs),
             time=total,
-            full=integers(_full_blocks(table, way, self.topology) for _, table, way in pairs),
+            full=integers(_full_blocks(table, option, self.topology) for _, table, option in pairs),
             memory=memory,
             weight=np.array([table.priority for _, table, _ in pairs]),
             copies=integers(
-                self.topology.world_size if way.sharding_type == "data_parallel" else 1
-                for way in ways
+                self.topology.world_size if option.sharding_type == "data_parallel" else 1
+                for option in options
             ),
         )
-        return Costs(ways, options, lookup, total - lookup, stored[:, :, None])
+        return Costs(options, arrays, lookup, total - lookup, stored[:, :, None])
 
-    def _estimate_memory(self, pairs: Sequence[tuple[int, PlanTable, Way]]) -> None:
+    def _estimate_memory(self, pairs: Sequence[tuple[int, PlanTable, ShardingOption]]) -> None:
         new = {
-            (number, way): self._option(
-                number, way, kinds=3 if way.sharding_type in _BY_ROWS else 1
+            (number, option): self._torchrec_option(
+                number, option, kinds=3 if option.sharding_type in _BY_ROWS else 1
             )
-            for number, _, way in pairs
-            if (number, way) not in self._memory
+            for number, _, option in pairs
+            if (number, option) not in self._memory
         }
         self._run(EmbeddingStorageEstimator, new.values())
-        for (number, way), option in new.items():
-            left_out = self._left_out(self.table_set.tables[number], way)
-            self._memory[number, way] = np.array(_memory(option)) + left_out
+        for (number, option), estimated in new.items():
+            left_out = self._left_out(self.table_set.tables[number], option)
+            self._memory[number, option] = np.array(_memory(estimated)) + left_out
 
-    def _estimate_perf(self, pairs: Sequence[tuple[int, PlanTable, Way]]) -> None:
-        new: dict[tuple[object, ...], ShardingOption] = {}
-        for number, table, way in pairs:
-            key = _perf_class(table, way)
+    def _estimate_perf(self, pairs: Sequence[tuple[int, PlanTable, ShardingOption]]) -> None:
+        new: dict[tuple[object, ...], TorchRecOption] = {}
+        for number, table, option in pairs:
+            key = _perf_class(table, option)
             if key not in self._perf and key not in new:
-                new[key] = self._option(number, way, 1)
+                new[key] = self._torchrec_option(number, option, 1)
         self._run(EmbeddingPerfEstimator, new.values())
-        for key, option in new.items():
-            perf = option.shards[0].perf
+        for key, estimated in new.items():
+            perf = estimated.shards[0].perf
             assert perf is not None
             self._perf[key] = perf
 
     def _run(
         self,
         estimator: type[EmbeddingStorageEstimator | EmbeddingPerfEstimator],
-        options: Iterable[ShardingOption],
+        options: Iterable[TorchRecOption],
     ) -> None:
         constraints = {
             table.name: ParameterConstraints(pooling_factors=list(table.lengths))
@@ -175,11 +176,13 @@ class Estimator:
             list(options), self._sharders
         )
 
-    def _ways_of(self, table: PlanTable, offload: bool, also: Way | None) -> list[Way]:
-        ways = list(ways_of(table, self.topology, offload=offload))
-        if also is not None and also not in ways:
-            ways.append(also)
-        if not ways:
+    def _options_of(
+        self, table: PlanTable, offload: bool, also: ShardingOption | None
+    ) -> list[ShardingOption]:
+        options = list(enumerate_options(table, self.topology, offload=offload))
+        if also is not None and also not in options:
+            options.append(also)
+        if not options:
             types = ", ".join(table.sharding_types or ("any",))
             kernels = ", ".join(table.compute_kernels or ("any",))
             raise PlanError(
@@ -187,58 +190,59 @@ class Estimator:
                 f"compute_kernels {kernels} aren't supported for pooling {table.pooling} on "
                 f"{self.topology.device} with {self.topology.world_size} workers; allow more"
             )
-        return ways
+        return options
 
-    def _option(self, number: int, way: Way, kinds: int) -> ShardingOption:
+    def _torchrec_option(self, number: int, option: ShardingOption, kinds: int) -> TorchRecOption:
         """TorchRec's option with one shard of each kind: a whole block, the rest, nothing."""
         table = self.table_set.tables[number]
         pooled = table.pooling != "none"
-        block = block_rows(table, way.sharding_type, self.topology)
+        block = block_rows(table, option.sharding_type, self.topology)
         rest = table.num_embeddings % block
-        return ShardingOption(
+        return TorchRecOption(
             name=table.name,
             tensor=self._tensors[number],
             module=("", self._modules[pooled]),
             input_lengths=list(table.lengths),
             batch_size=self.table_set.batch_size,
-            sharding_type=way.sharding_type,
-            partition_by=get_partition_by_type(way.sharding_type),
-            compute_kernel=way.kernel,
+            sharding_type=option.sharding_type,
+            partition_by=get_partition_by_type(option.sharding_type),
+            compute_kernel=option.compute_kernel,
             shards=[
-                Shard(size=[rows, way.columns], offset=[0, 0]) for rows in (block, rest, 0)[:kinds]
+                Shard(size=[rows, option.columns], offset=[0, 0])
+                for rows in (block, rest, 0)[:kinds]
             ],
-            cache_params=self._cache_params(table, way),
+            cache_params=self._cache_params(table, option),
             is_pooled=pooled,
         )
 
-    def _stored(self, table: PlanTable, way: Way) -> np.ndarray:
+    def _stored(self, table: PlanTable, option: ShardingOption) -> np.ndarray:
         """Rows and optimizer state of a whole block, the rest, nothing; float64 [3], bytes."""
-        rows = _rows_of_kinds(table, way, self.topology)
-        return rows * row_bytes(table, self.table_set.optimizer, way.columns)
+        rows = _rows_of_kinds(table, option, self.topology)
+        return rows * row_bytes(table, self.table_set.optimizer, option.columns)
 
-    def _left_out(self, table: PlanTable, way: Way) -> np.ndarray:
+    def _left_out(self, table: PlanTable, option: ShardingOption) -> np.ndarray:
         """Bytes that TorchRec's estimator leaves out, by kind and tier; float64 [3, 3]."""
         left_out = np.zeros((3, len(TIERS)))
-        rows = _rows_of_kinds(table, way, self.topology)
-        weights = rows * way.columns * _DTYPES[table.data_type].itemsize
+        rows = _rows_of_kinds(table, option, self.topology)
+        weights = rows * option.columns * _DTYPES[table.data_type].itemsize
         factors = {"sgd": 0, "rowwise_adagrad": 1 / table.embedding_dim, "adagrad": 1, "adam": 2}
         counted = weights * factors[self.table_set.optimizer]
-        state = np.ceil(np.maximum(self._stored(table, way) - weights - counted, 0.0))
-        left_out[:, home_tier(way.kernel, self.topology.device)] += state
-        if way.cache_share is not None:
-            left_out[:, _HBM] += np.ceil(way.cache_share * state)
-        if way.sharding_type == "data_parallel":
+        state = np.ceil(np.maximum(self._stored(table, option) - weights - counted, 0.0))
+        left_out[:, home_tier(option.compute_kernel, self.topology.device)] += state
+        if option.cache_share is not None:
+            left_out[:, _HBM] += np.ceil(option.cache_share * state)
+        if option.sharding_type == "data_parallel":
             left_out[:, _HBM if self.topology.device == "cuda" else _DDR] += 2 * weights
         return left_out
 
-    def _cache_params(self, table: PlanTable, way: Way) -> CacheParams | None:
-        if way.cache_share is None:
+    def _cache_params(self, table: PlanTable, option: ShardingOption) -> CacheParams | None:
+        if option.cache_share is None:
             return None
         stats = None
         if table.zipf is not None:
             batch = self.table_set.batch_size * self.topology.world_size
             stats = zipf_statistics(table.zipf, table.num_embeddings, batch * sum(table.lengths))
-        return CacheParams(load_factor=way.cache_share, stats=stats)
+        return CacheParams(load_factor=option.cache_share, stats=stats)
 
 
 def empty_cluster(topology: Topology) -> Cluster:
@@ -276,10 +280,10 @@ def home_tier(kernel: str, device: str) -> int:
     return _DDR if device == "cpu" or kernel in OFFLOADED else _HBM
 
 
-def _rows_of_kinds(table: PlanTable, way: Way, topology: Topology) -> np.ndarray:
+def _rows_of_kinds(table: PlanTable, option: ShardingOption, topology: Topology) -> np.ndarray:
     """Rows of a whole block, the rest, nothing; float64 [3]."""
-    block = block_rows(table, way.sharding_type, topology)
-    rest = table.num_embeddings % block if way.sharding_type in _BY_ROWS else 0
+    block = block_rows(table, option.sharding_type, topology)
+    rest = table.num_embeddings % block if option.sharding_type in _BY_ROWS else 0
     return np.array([block, rest, 0], np.float64)
 
 
@@ -290,18 +294,20 @@ def row_bytes(table: PlanTable, optimizer: OptimizerName, columns: int | None = 
     return width * _DTYPES[table.data_type].itemsize + 4 * state
 
 
-def _full_blocks(table: PlanTable, way: Way, topology: Topology) -> int:
-    if way.sharding_type == "data_parallel":
+def _full_blocks(table: PlanTable, option: ShardingOption, topology: Topology) -> int:
+    if option.sharding_type == "data_parallel":
         return topology.world_size
-    return table.num_embeddings // block_rows(table, way.sharding_type, topology)
+    return table.num_embeddings // block_rows(table, option.sharding_type, topology)
 
 
-def _perf_class(table: PlanTable, way: Way) -> tuple[object, ...]:
+def _perf_class(table: PlanTable, option: ShardingOption) -> tuple[object, ...]:
     """What TorchRec's time of a shard depends on."""
-    by_rows = way.sharding_type == "data_parallel" or (way.cache_share and table.zipf is not None)
+    by_rows = option.sharding_type == "data_parallel" or (
+        option.cache_share and table.zipf is not None
+    )
     rows = table.num_embeddings if by_rows else None
     return (
-        way,
+        option,
         rows,
         table.zipf,
         table.data_type,
@@ -310,6 +316,6 @@ def _perf_class(table: PlanTable, way: Way) -> tuple[object, ...]:
     )
 
 
-def _memory(option: ShardingOption) -> list[list[float]]:
+def _memory(option: TorchRecOption) -> list[list[float]]:
     kinds = [[float(getattr(shard.storage, tier)) for tier in TIERS] for shard in option.shards]
     return kinds + [[0.0] * len(TIERS)] * (3 - len(kinds))

@@ -1,4 +1,4 @@
-"""The ways of sharding a table that are considered, and what isn't and why."""
+"""Sharding options that the planner considers for a table, and those it excludes and why."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -11,24 +11,24 @@ OFFLOADED = ("fused_uvm", "fused_uvm_caching")
 
 
 @dataclass(frozen=True)
-class Way:
-    """One way of sharding a table.
+class ShardingOption:
+    """Type, kernel, width of column shards and cache share of a table; its places come later.
 
     Attributes:
-        sharding_type: TorchRec's name.
-        kernel: TorchRec's name.
+        sharding_type: TorchRec's sharding type.
+        compute_kernel: TorchRec's compute kernel.
         columns: floats of a shard; the table's width unless it is split by columns.
         cache_share: share of the rows cached in HBM, for fused_uvm_caching.
     """
 
     sharding_type: str
-    kernel: str
+    compute_kernel: str
     columns: int
     cache_share: float | None = None
 
 
-def excluded(tables: Sequence[PlanTable], topology: Topology) -> list[str]:
-    """What isn't considered for these tables, and why."""
+def excluded_options(tables: Sequence[PlanTable], topology: Topology) -> list[str]:
+    """One line for each option that isn't considered for these tables, with the reason."""
     lines = []
     unpooled = [table for table in tables if table.pooling == "none"]
     if unpooled:
@@ -51,8 +51,10 @@ def excluded(tables: Sequence[PlanTable], topology: Topology) -> list[str]:
     return lines
 
 
-def ways_of(table: PlanTable, topology: Topology, *, offload: bool) -> Iterator[Way]:
-    """The ways to consider; `offload` adds the kernels that keep rows outside of HBM."""
+def enumerate_options(
+    table: PlanTable, topology: Topology, *, offload: bool
+) -> Iterator[ShardingOption]:
+    """The options to consider; `offload` adds the kernels that keep rows outside of HBM."""
     for sharding_type in _sharding_types(table, topology):
         for columns in _column_widths(table, sharding_type, topology):
             for kernel in _kernels(table, sharding_type, topology, offload):
@@ -60,7 +62,7 @@ def ways_of(table: PlanTable, topology: Topology, *, offload: bool) -> Iterator[
                 if kernel == "fused_uvm_caching":
                     shares = (table.cache_share,) if table.cache_share else CACHE_SHARES
                 for share in shares:
-                    yield Way(sharding_type, kernel, columns, share)
+                    yield ShardingOption(sharding_type, kernel, columns, share)
 
 
 def _sharding_types(table: PlanTable, topology: Topology) -> list[str]:

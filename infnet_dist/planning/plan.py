@@ -18,7 +18,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from infnet_dist.errors import PlanError
 from infnet_dist.io.parsing import MalformedError, Name, checked, first_fault, parse_json
 from infnet_dist.planning.costs import block_rows, home_tier, row_bytes
-from infnet_dist.planning.options import Way
+from infnet_dist.planning.options import ShardingOption
 from infnet_dist.planning.tables import KernelName, PlanTable, ShardingTypeName, TableSet
 from infnet_dist.planning.topology import TIERS, Topology
 
@@ -82,9 +82,11 @@ class TablePlan(_Entry):
     memory_bytes: dict[Literal["hbm", "ddr", "ssd"], Count]
 
     @property
-    def way(self) -> Way:
+    def sharding_option(self) -> ShardingOption:
         """The sharding without its place."""
-        return Way(self.sharding_type, self.compute_kernel, self.columns, self.cache_share)
+        return ShardingOption(
+            self.sharding_type, self.compute_kernel, self.columns, self.cache_share
+        )
 
     @property
     def time_ms(self) -> float:
@@ -92,7 +94,7 @@ class TablePlan(_Entry):
         return self.lookup_ms + self.comms_ms
 
 
-class RankLoads(_Entry):
+class RankEstimates(_Entry):
     """Estimates for every rank, in the order of ranks.
 
     The bytes of a tier hold rows, optimizer state, a cache of them, and buffers (inputs, outputs);
@@ -154,7 +156,7 @@ class Plan(_Entry):
     lower_bound_ms: Milliseconds
     excluded: tuple[str, ...] = ()
     tables: dict[str, TablePlan]
-    ranks: RankLoads
+    ranks: RankEstimates
 
     @property
     def bottleneck_ms(self) -> float:
@@ -310,7 +312,7 @@ def wrong_places(plan: Plan) -> list[str]:
     """Tables whose shards don't tile them on ranks that exist; one line each."""
     topology, lines = plan.made_for.topology, []
     planned = {table.name for table in plan.made_for.tables.tables}
-    for field in RankLoads.model_fields:
+    for field in RankEstimates.model_fields:
         count = len(getattr(plan.ranks, field))
         if count != topology.world_size:
             lines.append(f"ranks.{field} has {count} entries for {topology.world_size} ranks")

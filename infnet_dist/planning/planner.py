@@ -9,10 +9,10 @@ from infnet_dist.errors import PlanError
 from infnet_dist.io.filesystem import size_text
 from infnet_dist.planning.compare import diff_plans
 from infnet_dist.planning.costs import Costs, Estimator, empty_cluster, row_bytes
-from infnet_dist.planning.options import Way, excluded
-from infnet_dist.planning.plan import MadeFor, Plan, RankLoads, TablePlan, first_few, shape
+from infnet_dist.planning.options import ShardingOption, excluded_options
+from infnet_dist.planning.plan import MadeFor, Plan, RankEstimates, TablePlan, first_few, shape
 from infnet_dist.planning.search.lower_bound import lower_bound
-from infnet_dist.planning.search.migration import Standing, rearrange
+from infnet_dist.planning.search.migration import CurrentPlacement, migrate
 from infnet_dist.planning.search.placement import EVERY, Placement
 from infnet_dist.planning.search.search import search
 from infnet_dist.planning.shortage import check_room, explain_shortage, save_hint
@@ -34,7 +34,7 @@ def make_plan(table_set: TableSet, topology: Topology, *, advise: bool = True) -
         advise: where nothing fits, look for changes that help and name them; takes longer.
 
     Raises:
-        PlanError: constraints leave a table no way, or nothing fits; says what is short, and names
+        PlanError: constraints leave a table no option, or no plan fits; names what is short and
             changes that help, each verified by planning.
     """
     check_room(topology)
@@ -60,16 +60,16 @@ def extend_plan(plan: Plan, table_set: TableSet, *, max_move_bytes: float = 0.0)
     tables = {table.name: table for table in table_set.tables}
     kept = {t.name: t for t in plan.made_for.tables.tables if t.name in tables}
     _check_kept(plan, table_set, list(kept))
-    also = {name: plan.tables[name].way for name in kept}
+    also = {name: plan.tables[name].sharding_option for name in kept}
     found: list[Plan] = []
     estimator = Estimator(table_set, topology)
     for offload in (False, True) if topology.device == "cuda" else (False,):
         costs = estimator.costs(offload=offload, also=also)
-        standing = _standing(plan, costs, table_set)
+        current = _current_placement(plan, costs, table_set)
         if not max_move_bytes:
-            _check_still_fit(costs, standing, table_set, topology)
-        placement, bound = rearrange(
-            costs.options, empty_cluster(topology), standing, float(max_move_bytes)
+            _check_still_fit(costs, current, table_set, topology)
+        placement, bound = migrate(
+            costs.arrays, empty_cluster(topology), current, float(max_move_bytes)
         )
         if placement is not None:
             found.append(_to_plan(table_set, topology, costs, placement, bound))
@@ -107,21 +107,23 @@ def _check_kept(plan: Plan, table_set: TableSet, kept: list[str]) -> None:
         )
 
 
-def plan_as_told(
-    table_set: TableSet, topology: Topology, told: Mapping[str, tuple[Way, tuple[int, ...]]]
+def estimate_plan(
+    table_set: TableSet,
+    topology: Topology,
+    chosen: Mapping[str, tuple[ShardingOption, tuple[int, ...]]],
 ) -> Plan:
-    """The plan with these ways and places, with its estimates; nothing is searched."""
-    also = {name: way for name, (way, _) in told.items()}
+    """The plan with these options and places, with its estimates; nothing is searched."""
+    also = {name: option for name, (option, _) in chosen.items()}
     costs = Estimator(table_set, topology).costs(offload=False, also=also)
     numbers = [
         next(
             int(i)
-            for i in np.flatnonzero(costs.options.table == number)
-            if costs.ways[i] == told[table.name][0]
+            for i in np.flatnonzero(costs.arrays.table == number)
+            if costs.sharding_options[i] == chosen[table.name][0]
         )
         for number, table in enumerate(table_set.tables)
     ]
-    units = [told[table.name][1] for table in table_set.tables]
+    units = [chosen[table.name][1] for table in table_set.tables]
     memory = _loads(costs, list(zip(numbers, units, strict=True)), topology).memory
     over = memory / np.maximum(topology.capacity, 1.0)
     if over.max() > 1:
@@ -134,7 +136,7 @@ def plan_as_told(
         )
     empty = np.zeros(0)
     placement = Placement(np.array(numbers, np.int64), units, empty, empty)
-    bound, _ = lower_bound(costs.options, empty_cluster(topology))
+    bound, _ = lower_bound(costs.arrays, empty_cluster(topology))
     return _to_plan(table_set, topology, costs, placement, bound)
 
 
@@ -144,7 +146,7 @@ def _try_plan(table_set: TableSet, topology: Topology) -> Plan | None:
     estimator = Estimator(table_set, topology)
     for offload in (False, True) if topology.device == "cuda" else (False,):
         costs = estimator.costs(offload=offload)
-        placement, bound = search(costs.options, cluster)
+        placement, bound = search(costs.arrays, cluster)
         if placement is None:
             continue
         plan = _to_plan(table_set, topology, costs, placement, bound)
@@ -152,31 +154,33 @@ def _try_plan(table_set: TableSet, topology: Topology) -> Plan | None:
             plan = best.model_copy(update={"lower_bound_ms": plan.lower_bound_ms})
         best = plan
         full = placement.memory[:, 0].sum() > _SHORT * cluster.capacity[:, 0].sum()
-        if not full and costs.options.fits_alone(cluster).all():
-            break  # no kernel is faster than those in HBM, and HBM has room for each way
+        if not full and costs.arrays.fits_alone(cluster).all():
+            break  # no kernel is faster than those in HBM, and HBM has room for each option
     return best
 
 
 # ---- beside what stands already
 
 
-def _standing(plan: Plan, costs: Costs, table_set: TableSet) -> Standing:
+def _current_placement(plan: Plan, costs: Costs, table_set: TableSet) -> CurrentPlacement:
     """The tables that `plan` has, where it has them."""
     places = {}
     for number, table in enumerate(table_set.tables):
         entry = plan.tables.get(table.name)
         if entry is not None:
-            mine = np.flatnonzero(costs.options.table == number)
-            option = next(int(i) for i in mine if costs.ways[i] == entry.way)
+            mine = np.flatnonzero(costs.arrays.table == number)
+            option = next(
+                int(i) for i in mine if costs.sharding_options[i] == entry.sharding_option
+            )
             places[number] = (option, entry.places)
     sizes = [t.num_embeddings * row_bytes(t, table_set.optimizer) for t in table_set.tables]
-    return Standing(places, np.array(sizes, np.float64))
+    return CurrentPlacement(places, np.array(sizes, np.float64))
 
 
 def _check_still_fit(
-    costs: Costs, standing: Standing, table_set: TableSet, topology: Topology
+    costs: Costs, current: CurrentPlacement, table_set: TableSet, topology: Topology
 ) -> None:
-    memory = _loads(costs, list(standing.places.values()), topology).memory
+    memory = _loads(costs, list(current.places.values()), topology).memory
     if (memory > topology.capacity).any():
         raise PlanError(
             "the tables that stay don't fit any more with this batch size and these lengths"
@@ -191,21 +195,21 @@ def _to_plan(
     table_set: TableSet, topology: Topology, costs: Costs, placement: Placement, bound: float
 ) -> Plan:
     cluster = empty_cluster(topology)
-    copies = costs.options.total(cluster, costs.stored) if table_set.background_save else 0.0
-    totals = costs.options.total_memory(cluster) - _in_ddr(copies)
+    copies = costs.arrays.total(cluster, costs.stored) if table_set.background_save else 0.0
+    totals = costs.arrays.total_memory(cluster) - _in_ddr(copies)
     tables = {}
     for number, table in enumerate(table_set.tables):
-        option = int(placement.option[number])
-        way = costs.ways[option]
+        index = int(placement.option[number])
+        option = costs.sharding_options[index]
         tables[table.name] = TablePlan(
-            sharding_type=way.sharding_type,
-            compute_kernel=way.kernel,
-            columns=way.columns,
-            cache_share=way.cache_share,
+            sharding_type=option.sharding_type,
+            compute_kernel=option.compute_kernel,
+            columns=option.columns,
+            cache_share=option.cache_share,
             places=placement.units[number],
-            lookup_ms=round(float(costs.lookup_ms[option]), _ROUND_MS),
-            comms_ms=round(float(costs.comms_ms[option]), _ROUND_MS),
-            memory_bytes=dict(zip(TIERS, (int(b) for b in totals[option]), strict=True)),
+            lookup_ms=round(float(costs.lookup_ms[index]), _ROUND_MS),
+            comms_ms=round(float(costs.comms_ms[index]), _ROUND_MS),
+            memory_bytes=dict(zip(TIERS, (int(b) for b in totals[index]), strict=True)),
         )
     placed = list(zip(map(int, placement.option), placement.units, strict=True))
     loads = _loads(costs, placed, topology)
@@ -214,9 +218,9 @@ def _to_plan(
     return Plan(
         made_for=MadeFor(topology=topology, tables=table_set),
         lower_bound_ms=round(bound, _ROUND_MS),
-        excluded=tuple(excluded(table_set.tables, topology)),
+        excluded=tuple(excluded_options(table_set.tables, topology)),
         tables=dict(sorted(tables.items())),
-        ranks=RankLoads(
+        ranks=RankEstimates(
             lookup_ms=tuple(round(float(x), _ROUND_MS) for x in loads.lookup),
             comms_ms=tuple(round(float(x), _ROUND_MS) for x in loads.comms),
             **{f"{tier}_bytes": tuple(map(int, memory[:, i])) for i, tier in enumerate(TIERS)},
@@ -256,10 +260,10 @@ def _loads(costs: Costs, placed: list[tuple[int, tuple[int, ...]]], topology: To
     )
     sizes = (1, topology.workers_per_node, count)
     for option, units in placed:
-        place = int(costs.options.place[option])
+        place = int(costs.arrays.place[option])
         size = sizes[place]
-        memory = costs.options.block_memory(option, size)
-        stored = costs.options.along_ranks(option, costs.stored[option], size)
+        memory = costs.arrays.block_memory(option, size)
+        stored = costs.arrays.along_ranks(option, costs.stored[option], size)
         for unit in (0,) if place == EVERY else units:
             ranks = slice(unit * size, (unit + 1) * size)
             loads.lookup[ranks] += costs.lookup_ms[option]

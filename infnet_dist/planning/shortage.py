@@ -48,11 +48,11 @@ def explain_shortage(table_set: TableSet, topology: Topology, try_plan: TryPlan 
     """
     costs = Estimator(table_set, topology).costs(offload=True)
     cluster = empty_cluster(topology)
-    totals = costs.options.total_memory(cluster)
+    totals = costs.arrays.total_memory(cluster)
     tiers = [i for i in range(len(TIERS)) if totals[:, i].any()]
-    least = np.minimum.reduceat(totals, costs.options.first).sum(axis=0)
+    least = np.minimum.reduceat(totals, costs.arrays.first).sum(axis=0)
     # Together: what can't be in HBM must be in RAM.
-    need = np.minimum.reduceat(totals.sum(axis=1), costs.options.first)
+    need = np.minimum.reduceat(totals.sum(axis=1), costs.arrays.first)
     free = topology.capacity * topology.world_size
     short = [
         f"{TIERS[i]} is short of {size_text(least[i] - free[i])}"
@@ -62,9 +62,9 @@ def explain_shortage(table_set: TableSet, topology: Topology, try_plan: TryPlan 
     together = " and ".join(TIERS[i] for i in tiers)
     if not short and need.sum() > free[tiers].sum():
         short = [f"{together} together: short of {size_text(need.sum() - free[tiers].sum())}"]
-    alone = np.logical_or.reduceat(costs.options.fits_alone(cluster), costs.options.first)
+    alone = np.logical_or.reduceat(costs.arrays.fits_alone(cluster), costs.arrays.first)
     short += [
-        f"no shard of table {table_set.tables[i].name!r} fits a worker in any way"
+        f"no shard of table {table_set.tables[i].name!r} fits a worker under any option"
         for i in np.flatnonzero(~alone)
     ]
     if not short:

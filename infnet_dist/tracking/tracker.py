@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
 from infnet_dist.config.run import TrackingConfig
+from infnet_dist.io.json_files import nan_for_null, null_nonfinite
 from infnet_dist.tracking.wandb_run import WandbRun
 
 METRICS = "metrics.jsonl"
@@ -56,8 +57,7 @@ class JsonlTracker:
 
     def log(self, metrics: Metrics, *, step: int, examples: int) -> None:
         """Write a line."""
-        values = {k: v if math.isfinite(v) else None for k, v in metrics.items()}
-        line = json.dumps({"step": step, "examples": examples, **values}) + "\n"
+        line = json.dumps(null_nonfinite({"step": step, "examples": examples, **metrics})) + "\n"
         kept = bool(self._unwritten)
         self._unwritten += line.encode()
         try:
@@ -89,7 +89,7 @@ class JsonlTracker:
         self._unwritten = b""
 
 
-class Guarded:
+class FailSafeTracker:
     """A tracker that may fail: it is warned about once, then left alone."""
 
     def __init__(self, name: str, make: Callable[[], Tracker]) -> None:
@@ -115,7 +115,7 @@ class Guarded:
             return None
 
 
-class Trackers:
+class CompositeTracker:
     """Several trackers as one; `finish` returns the last place given."""
 
     def __init__(self, *trackers: Tracker) -> None:
@@ -140,14 +140,14 @@ def make_tracker(
     W&B is given what metrics.jsonl holds of earlier attempts, so that it has each step once too.
     """
     before = read_metrics(folder / METRICS)
-    jsonl = Guarded("metrics.jsonl", lambda: JsonlTracker(folder / METRICS))
+    jsonl = FailSafeTracker("metrics.jsonl", lambda: JsonlTracker(folder / METRICS))
     if config.wandb == "disabled":
-        return Trackers(jsonl, NullTracker())
+        return CompositeTracker(jsonl, NullTracker())
 
     def make_wandb() -> Tracker:
         return WandbRun(config, folder=folder, run_id=run_id, settings=settings, before=before)
 
-    return Trackers(jsonl, Guarded("W&B", make_wandb))
+    return CompositeTracker(jsonl, FailSafeTracker("W&B", make_wandb))
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
@@ -160,7 +160,7 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
         with suppress(ValueError):
             record = json.loads(line)
             if isinstance(record, dict) and {"step", "examples"} <= record.keys():
-                found.append({k: math.nan if v is None else v for k, v in record.items()})
+                found.append(nan_for_null(record))
     return found
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from infnet_dist.checkpoint import CheckpointManifest, DataOrder
 from infnet_dist.data.manifest import Manifest, read_manifest
 from infnet_dist.errors import CheckpointError, DataError
-from infnet_dist.training.setup import Session
+from infnet_dist.training.setup import TrainingSetup
 
 
 def check_resumable(saved: CheckpointManifest, now: DataOrder, manifest: Manifest) -> str:
@@ -49,7 +49,7 @@ def check_resumable(saved: CheckpointManifest, now: DataOrder, manifest: Manifes
     return ""
 
 
-def check_unchanged(session: Session) -> str:
+def check_unchanged(setup: TrainingSetup) -> str:
     """Check that the training set is still the one that this attempt opened.
 
     Returns:
@@ -58,14 +58,14 @@ def check_unchanged(session: Session) -> str:
     Raises:
         DataError: it is another set, or none.
     """
-    folder, mine = session.config.data.path, session.manifest.content_hash
+    folder, mine = setup.config.data.path, setup.manifest.content_hash
     found = read_manifest(folder)
     if found.content_hash == mine:
         return ""
     if _grew_from(mine, found):
         return (
             f"{_growth(found)}; this attempt continues with the "
-            f"{session.manifest.split('train').rows:,} that it began with"
+            f"{setup.manifest.split('train').rows:,} that it began with"
         )
     raise DataError(
         f"{folder} was replaced while the run read it: content {_short(mine)} when it began, "

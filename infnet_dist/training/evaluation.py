@@ -12,11 +12,11 @@ from infnet_dist.distributed.context import WorkerContext
 from infnet_dist.evaluation.metrics import MetricState
 from infnet_dist.io.filesystem import Folder
 from infnet_dist.schema import Schema
-from infnet_dist.training.setup import Session, stream
+from infnet_dist.training.setup import TrainingSetup, stream
 
 
 def evaluate(
-    session: Session,
+    setup: TrainingSetup,
     split: str,
     interrupted: Callable[[], bool] = lambda: False,
     moved: Callable[[], None] = lambda: None,
@@ -24,7 +24,7 @@ def evaluate(
     """Metrics of the model on a split (`model`), and of the planted truth if known (`optimum`).
 
     Args:
-        session: the model and the data.
+        setup: the model and the data.
         split: the split.
         interrupted: asked after each batch, by all ranks alike; True ends it.
         moved: called now and then afterwards, while metrics are computed on rank 0.
@@ -32,14 +32,14 @@ def evaluate(
     Returns:
         None if it was interrupted.
     """
-    model = session.sharded.model
-    tasks = session.schema.tasks
+    model = setup.sharded.model
+    tasks = setup.schema.tasks
     watch_time_s = {t.name: t.mean_ms / 1000 for t in tasks if t.kind == "watch_time"}
     state = MetricState([task.name for task in tasks], watch_time_s)
     model.eval()
     with torch.no_grad():
-        batches = session.reader(split, shuffle=False).batches()
-        for batch, _ in stream(batches, session.context.device):
+        batches = setup.reader(split, shuffle=False).batches()
+        for batch, _ in stream(batches, setup.context.device):
             _, output = model(batch)
             state.update(
                 output.logits_BK,
@@ -52,7 +52,7 @@ def evaluate(
                 model.train()
                 return None
     model.train()
-    return state.compute(session.context, split, moved)
+    return state.compute(setup.context, split, moved)
 
 
 def evaluate_checkpoint(
@@ -68,16 +68,16 @@ def evaluate_checkpoint(
     nothing_saved = config.checkpoint.model_copy(update={"background": False})
     config = config.model_copy(update={"checkpoint": nothing_saved})  # memory that isn't needed
     trained = context.together(lambda: _schema_of(Folder(path)))
-    session = Session.open(config, context, splits=[split], trained=trained)
-    manifest = checkpoint.load(Folder(path), session.sharded, context, with_optimizer=False)
-    session.begun_rates = manifest.unknown_id_rates
-    session.warn_of_unlearned_ids(split)
-    result = evaluate(session, split)
+    setup = TrainingSetup.open(config, context, splits=[split], trained=trained)
+    manifest = checkpoint.load(Folder(path), setup.sharded, context, with_optimizer=False)
+    setup.begun_rates = manifest.unknown_id_rates
+    setup.warn_of_unlearned_ids(split)
+    result = evaluate(setup, split)
     assert result is not None
     return {
         "split": split,
-        "rows": session.manifest.split(split).rows,
-        "training_set": session.manifest.content_hash,
+        "rows": setup.manifest.split(split).rows,
+        "training_set": setup.manifest.content_hash,
         "checkpoint": str(path),
         "step": manifest.progress.step,
         "metrics": result["model"],

@@ -12,7 +12,7 @@ from infnet_dist.distributed.context import WorkerContext
 
 
 @dataclass
-class Totals:
+class IntervalStats:
     """An interval over all ranks: mean losses per row, rows, and this rank's seconds.
 
     A task's mean is over the rows whose label is known, NaN without any.
@@ -27,7 +27,7 @@ class Totals:
 
 
 @dataclass
-class Pace:
+class Throughput:
     """Sums of the run's intervals, over all attempts, for rates.
 
     `seconds` are those of this process; of steps that were lost with an attempt none count.
@@ -37,22 +37,22 @@ class Pace:
     seconds: float = 0.0
     steps: int = 0
 
-    def add(self, totals: Totals) -> None:
+    def add(self, totals: IntervalStats) -> None:
         """Add an interval."""
         self.rows += totals.rows
         self.seconds += totals.seconds
         self.steps += totals.steps
 
 
-class LogInterval:
+class TrainMeter:
     """Sums between two log lines, kept on the device: no wait for it within the interval."""
 
     def __init__(self, num_tasks: int, device: torch.device) -> None:
         self._sums = torch.zeros(1 + num_tasks, dtype=torch.float64, device=device)
         self._known_K = torch.zeros(num_tasks, dtype=torch.float64, device=device)
-        self.restart()
+        self.reset()
 
-    def restart(self) -> None:
+    def reset(self) -> None:
         """Forget the sums and start the clock."""
         self._sums.zero_()
         self._known_K.zero_()
@@ -60,7 +60,7 @@ class LogInterval:
         self._wait_s = 0.0
         self._start = time.perf_counter()
 
-    def leave_out(self, seconds: float) -> None:
+    def exclude(self, seconds: float) -> None:
         """Leave out time in which no step was made."""
         self._start += seconds
 
@@ -84,7 +84,7 @@ class LogInterval:
         if len(states[0]) > end:
             waits, seconds = zip(*(state[end:] for state in states), strict=True)
             self._wait_s = sum(waits) / len(states)
-            self.leave_out(-sum(seconds) / len(states))
+            self.exclude(-sum(seconds) / len(states))
             states = [state[:end] for state in states]
         if len(states) == context.world_size:
             own = list(states[context.rank])
@@ -106,13 +106,13 @@ class LogInterval:
         self._wait_s += wait_s
         self.steps += 1
 
-    def reduce(self, context: WorkerContext) -> Totals:
+    def reduce(self, context: WorkerContext) -> IntervalStats:
         """Sum over ranks; per-row means."""
         local = torch.tensor([self.rows, self._wait_s], dtype=torch.float64)
         here = torch.cat([self._sums, self._known_K, local.to(self._sums.device)])
         loss, *tasks, rows, wait_s = context.sum(here).tolist()
         sums, known = tasks[: len(self._known_K)], tasks[len(self._known_K) :]
-        return Totals(
+        return IntervalStats(
             loss=loss / rows,
             task_losses=[s / n if n else math.nan for s, n in zip(sums, known, strict=True)],
             rows=round(rows),

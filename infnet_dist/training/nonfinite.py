@@ -8,29 +8,31 @@ from infnet_dist.batch import RankingBatch
 from infnet_dist.model.ranking import StepOutput, TrainModel
 from infnet_dist.model.sparse import SparseEmbeddings
 from infnet_dist.schema import Schema
-from infnet_dist.training.setup import Session
+from infnet_dist.training.setup import TrainingSetup
 
 
-def blame(session: Session, batch: RankingBatch, loss: torch.Tensor, output: StepOutput) -> str:
+def diagnose_nonfinite(
+    setup: TrainingSetup, batch: RankingBatch, loss: torch.Tensor, output: StepOutput
+) -> str:
     """Where the loss isn't finite, and why: rank, input and rows, in words.
 
     Every rank calls it: the batch is looked up once more, which all must do together.
 
     Args:
-        session: the model, and the names of features and tasks.
+        setup: the model, and the names of features and tasks.
         batch: this rank's batch, on the model's device.
         loss: of this rank; on some rank it isn't finite.
         output: what the model said of the batch.
     """
-    module = session.sharded.model.module
+    module = setup.sharded.model.module
     assert isinstance(module, TrainModel)
     with torch.no_grad():
         embeddings = module.model.sparse(batch.sparse_features)
     here = None
     if not loss.isfinite():
-        faults = _faults(batch, session.schema, embeddings, output.logits_BK)
+        faults = _faults(batch, setup.schema, embeddings, output.logits_BK)
         here = loss.item(), next(faults, "no input shows why"), batch.rows
-    by_rank = session.context.gather(here)
+    by_rank = setup.context.gather(here)
     rank, (value, fault, rows) = next((r, found) for r, found in enumerate(by_rank) if found)
     return (
         f"the loss is {value} on rank {rank}: {fault}; its rows are {list(rows.intervals)} of "

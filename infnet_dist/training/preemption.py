@@ -10,7 +10,7 @@ from pathlib import Path
 _LOOK_S = 0.5
 
 
-class StopRequest:
+class GracefulShutdown:
     """Whether somebody wants the run to stop: by a signal to this process, or by a file.
 
     The launcher, which may run on another machine, makes the file.
@@ -26,7 +26,7 @@ class StopRequest:
         self._next_look = 0.0
 
     @property
-    def made(self) -> bool:
+    def requested(self) -> bool:
         """True once it was made; looks at the file twice a second."""
         now = time.monotonic()
         if self._file is not None and not self._found and now >= self._next_look:
@@ -35,7 +35,7 @@ class StopRequest:
         return self._found or self._by_signal.is_set()
 
     @contextmanager
-    def by_sigterm(self) -> Iterator["StopRequest"]:
+    def on_sigterm(self) -> Iterator["GracefulShutdown"]:
         """Take SIGTERM as a request meanwhile, if this is the process's main thread."""
         if threading.current_thread() is not threading.main_thread():
             yield self

@@ -4,14 +4,14 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from infnet_dist.batch import RankingBatch
-from infnet_dist.checkpoint import MAX_LEFT_OUT, Progress
+from infnet_dist.checkpoint import MAX_LEFT_OUT, SavedProgress
 from infnet_dist.config.run import TrainingConfig
 from infnet_dist.data.order import Interval, merge
 from infnet_dist.data.reader import Reader
 from infnet_dist.distributed.context import WorkerContext
 
 
-class Position:
+class TrainingProgress:
     """The position of a training run, on one rank; all ranks make the same calls.
 
     Args:
@@ -21,14 +21,14 @@ class Position:
         start: where the run goes on.
 
     Attributes:
-        progress: what a checkpoint keeps; its rows are those of the last `mark`.
+        saved: what a checkpoint keeps; its rows are those of the last `mark`.
         total_steps: that the run will have made at its end.
     """
 
     def __init__(
-        self, reader: Reader, training: TrainingConfig, context: WorkerContext, start: Progress
+        self, reader: Reader, training: TrainingConfig, context: WorkerContext, start: SavedProgress
     ) -> None:
-        self.progress = start
+        self.saved = start
         self._reader, self._training, self._context = reader, training, context
         for before in start.left_out[context.rank :: context.world_size]:
             reader.left_out.update({(file, group): rows for file, group, rows in before})
@@ -41,7 +41,7 @@ class Position:
     @property
     def step(self) -> int:
         """Steps that were made."""
-        return self.progress.step
+        return self.saved.step
 
     @property
     def between_epochs(self) -> bool:
@@ -53,24 +53,24 @@ class Position:
         """Whether there is nothing left to train on."""
         most = self._training.max_steps
         enough = most is not None and self.step >= most
-        return enough or self.progress.epoch >= self._training.epochs
+        return enough or self.saved.epoch >= self._training.epochs
 
     def batches(self) -> Iterator[RankingBatch]:
         """What is left of the epoch, for this rank."""
         self._steps_left = self._reader.num_steps(self._before)
-        return self._reader.batches(self.progress.epoch, self._before)
+        return self._reader.batches(self.saved.epoch, self._before)
 
     def advance(self, batch: RankingBatch, *, skipped: bool) -> None:
         """A step was made with this batch, or was to be, and the batch `skipped`."""
         self._read += batch.rows.intervals
         self._steps_left -= 1
-        self._update(step=self.step + 1, skipped=self.progress.skipped + skipped)
+        self._update(step=self.step + 1, skipped=self.saved.skipped + skipped)
         if self.between_epochs:
             self._examples_before += self._reader.rows
-            self._update(epoch=self.progress.epoch + 1)
+            self._update(epoch=self.saved.epoch + 1)
             self._before, self._read = (), []
 
-    def mark(self) -> None:
+    def sync(self) -> None:
         """Note what all ranks together have read of the epoch, and what none could read."""
         self._read = merge(self._read)
         left_out = [(*place, rows) for place, rows in self._reader.left_out.copy().items()]
@@ -89,10 +89,10 @@ class Position:
         return {f"{file}, row group {group}": rows for (file, group), rows in by_place.items()}
 
     def _update(self, **changes: Any) -> None:
-        self.progress = self.progress.model_copy(update=changes)
+        self.saved = self.saved.model_copy(update=changes)
 
     def _count_steps(self) -> int:
-        later_epochs = self._training.epochs - self.progress.epoch - 1
+        later_epochs = self._training.epochs - self.saved.epoch - 1
         total = self.step
         if later_epochs >= 0:
             total += self._reader.num_steps(self._before)

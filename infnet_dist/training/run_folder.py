@@ -10,8 +10,6 @@ checkpoints/                            unless checkpoint.folder says another pl
 
 import json
 import logging
-import math
-import os
 from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
@@ -20,6 +18,7 @@ from typing import Any
 from infnet_dist.checkpoint import CheckpointManifest
 from infnet_dist.config.run import Config, dump_config
 from infnet_dist.io.filesystem import Folder
+from infnet_dist.io.json_files import write_json
 from infnet_dist.planning.plan import Plan, save_plan
 from infnet_dist.tracking.tracker import METRICS, Tracker, make_tracker, plot_curves
 from infnet_dist.training.provenance import versions
@@ -143,9 +142,7 @@ def cut_log(path: Path, manifest: CheckpointManifest | None) -> int:
             kept.append(line)
         else:
             cut += 1
-    partial = path.with_name(f".{path.name}.partial")
-    partial.write_text("".join(f"{line}\n" for line in kept))
-    os.replace(partial, path)
+    Folder(path.parent).put(path.name, "".join(f"{line}\n" for line in kept).encode())
     return cut
 
 
@@ -161,23 +158,3 @@ def _is_before(record: dict[str, Any], manifest: CheckpointManifest) -> bool:
     if any(key.startswith("train/") for key in record):
         return not any(state and state[0] for state in manifest.interval)
     return bool(manifest.metrics)
-
-
-def write_json(path: Path, value: dict[str, Any]) -> None:
-    """Write JSON as a whole, or nothing at all.
-
-    Raises:
-        OSError: it can't be written.
-    """
-    Folder(path.parent).put(path.name, dump_json(value).encode())
-
-
-def dump_json(value: dict[str, Any]) -> str:
-    """The value as JSON; NaN, which JSON doesn't know, becomes null."""
-    return json.dumps(_without_nan(value), indent=1) + "\n"
-
-
-def _without_nan(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _without_nan(entry) for key, entry in value.items()}
-    return None if isinstance(value, float) and math.isnan(value) else value

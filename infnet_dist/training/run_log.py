@@ -6,13 +6,13 @@ from collections.abc import Mapping
 import psutil
 from tqdm import tqdm
 
-from infnet_dist.checkpoint import Progress, RunTotals, Saved
+from infnet_dist.checkpoint import RunTotals, SavedCheckpoint, SavedProgress
 from infnet_dist.io.filesystem import size_text
 from infnet_dist.planning.review import describe, facts
 from infnet_dist.sharding.build import table_bytes
 from infnet_dist.tracking.tracker import Tracker
-from infnet_dist.training.meters import LogInterval, Pace
-from infnet_dist.training.setup import Session
+from infnet_dist.training.meters import Throughput, TrainMeter
+from infnet_dist.training.setup import TrainingSetup
 
 log = logging.getLogger("infnet_dist")
 
@@ -21,7 +21,7 @@ class RunLog:
     """The log of a run; all ranks make the same calls, rank 0 speaks.
 
     Args:
-        session: the run.
+        setup: the run.
         tracker: where metrics go.
         total_steps: that the run will make.
         totals: of earlier attempts.
@@ -31,33 +31,33 @@ class RunLog:
     """
 
     def __init__(
-        self, session: Session, tracker: Tracker, *, total_steps: int, totals: RunTotals
+        self, setup: TrainingSetup, tracker: Tracker, *, total_steps: int, totals: RunTotals
     ) -> None:
-        self.pace = Pace(totals.rows, totals.seconds, totals.steps)
+        self.pace = Throughput(totals.rows, totals.seconds, totals.steps)
         self._is_new = True  # nothing was logged in this attempt
-        self._session = session
+        self._setup = setup
         self._tracker = tracker
         self._total_steps = total_steps
 
     def start(self) -> None:
         """What the run is."""
-        sharded = self._session.sharded
+        sharded = self._setup.sharded
         dense = sum(p.numel() for p in sharded.dense_optimizer.params.values())
         self.say("plan:\n%s", describe(sharded.plan))
         self.say("dense parameters: %s", f"{dense:,}")
 
-    def interval(self, interval: LogInterval, progress: Progress) -> None:
+    def interval(self, interval: TrainMeter, progress: SavedProgress) -> None:
         """Losses and pace since the last line; restarts the interval."""
         if interval.steps == 0:
             return
-        totals = interval.reduce(self._session.context)
-        interval.restart()
+        totals = interval.reduce(self._setup.context)
+        interval.reset()
         if self._is_new:
             self._say_table_bytes()
             self._is_new = False
         self.pace.add(totals)
         metrics = {"train/loss/total": totals.loss}
-        for task, value in zip(self._session.schema.tasks, totals.task_losses, strict=True):
+        for task, value in zip(self._setup.schema.tasks, totals.task_losses, strict=True):
             kind = "log_loss" if task.kind == "binary" else "watch_loss"
             metrics[f"train/{kind}/{task.name}"] = value
         metrics["perf/samples_per_s"] = totals.rows / totals.seconds
@@ -76,7 +76,9 @@ class RunLog:
             tqdm.format_interval(left),
         )
 
-    def evaluation(self, metrics: Mapping[str, float], progress: Progress, seconds: float) -> None:
+    def evaluation(
+        self, metrics: Mapping[str, float], progress: SavedProgress, seconds: float
+    ) -> None:
         """The scores on the valid split."""
         self._tracker.log(dict(metrics), step=progress.step, examples=progress.examples)
         scores = "  ".join(
@@ -85,11 +87,11 @@ class RunLog:
                 f"{metric} {metrics[f'valid/{metric}/{task.name}']:.4f}"
                 for metric in (("auc", "gauc") if task.kind == "binary" else ("mae_s", "r2"))
             )
-            for task in self._session.schema.tasks
+            for task in self._setup.schema.tasks
         )
         self.say("valid at step %s (%.1f s)  %s", f"{progress.step:,}", seconds, scores)
 
-    def saved(self, saved: Saved, stall_s: float) -> None:
+    def saved(self, saved: SavedCheckpoint, stall_s: float) -> None:
         """A checkpoint is complete."""
         self.say(
             "saved %s (%s in %.1f s, of which training waited %.1f)",
@@ -101,12 +103,12 @@ class RunLog:
 
     def say(self, line: str, *values: object) -> None:
         """A line on the console."""
-        if self._session.context.is_first:
+        if self._setup.context.is_first:
             log.info(line, *values)
 
     def warn(self, line: str, *values: object) -> None:
         """A warning on the console."""
-        if self._session.context.is_first:
+        if self._setup.context.is_first:
             log.warning(line, *values)
 
     def _say_table_bytes(self) -> None:
@@ -114,8 +116,8 @@ class RunLog:
 
         Buffers and the copy for saves come and go, so that they aren't measured.
         """
-        sharded = self._session.sharded
-        held = self._session.context.gather(table_bytes(sharded.model, sharded.sparse_optimizer))
+        sharded = self._setup.sharded
+        held = self._setup.context.gather(table_bytes(sharded.model, sharded.sparse_optimizer))
         ranks = ", ".join(
             f"{rank}: {size_text(got)} ({size_text(planned)})"
             for rank, (got, planned) in enumerate(
@@ -123,7 +125,7 @@ class RunLog:
             )
         )
         self.say("rows and optimizer state by rank (and as planned): %s", ranks)
-        background = self._session.config.checkpoint.background
+        background = self._setup.config.checkpoint.background
         self.say(
             "planned beside them, all ranks: %s of buffers, %s of copies for background saves",
             size_text(facts(sharded.plan)["buffer_bytes"]),

@@ -129,7 +129,7 @@ def _check_names(
 
 
 @dataclass
-class Session:
+class TrainingSetup:
     """An open training set and a sharded model on this worker.
 
     Attributes:
@@ -152,7 +152,7 @@ class Session:
         *,
         splits: Sequence[str],
         trained: Schema | None = None,
-    ) -> "Session":
+    ) -> "TrainingSetup":
         """Check the data of `splits` on all ranks, then build the model.
 
         All ranks have rank 0's manifest: the set may change between the moments when they read it.

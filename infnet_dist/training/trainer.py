@@ -20,28 +20,29 @@ from infnet_dist import checkpoint
 from infnet_dist.batch import RankingBatch
 from infnet_dist.checkpoint import (
     CheckpointManifest,
-    Facts,
+    CheckpointMetadata,
     NotFiniteError,
-    Progress,
     RunTotals,
+    SavedProgress,
     Saver,
 )
 from infnet_dist.config.run import Config
 from infnet_dist.data.checks.footers import count_without
 from infnet_dist.distributed.context import WorkerContext
-from infnet_dist.distributed.control import Votes
+from infnet_dist.distributed.control import ControlFlags
 from infnet_dist.distributed.watchdog import Watchdog
 from infnet_dist.errors import CheckpointError, UserError
+from infnet_dist.io.json_files import nan_for_null
 from infnet_dist.model.ranking import StepOutput
 from infnet_dist.sharding.build import ShardedModel, stable_seed
 from infnet_dist.sharding.optimizers import learning_rate_factor, set_learning_rate
 from infnet_dist.tracking.tracker import NullTracker, Tracker
 from infnet_dist.training.data_changes import check_resumable, check_unchanged
 from infnet_dist.training.evaluation import evaluate
-from infnet_dist.training.meters import LogInterval
-from infnet_dist.training.nonfinite import blame
-from infnet_dist.training.preemption import StopRequest
-from infnet_dist.training.progress import Position
+from infnet_dist.training.meters import TrainMeter
+from infnet_dist.training.nonfinite import diagnose_nonfinite
+from infnet_dist.training.preemption import GracefulShutdown
+from infnet_dist.training.progress import TrainingProgress
 from infnet_dist.training.run_folder import (
     checkpoint_folder,
     close_run_folder,
@@ -50,7 +51,7 @@ from infnet_dist.training.run_folder import (
 )
 from infnet_dist.training.run_lock import held_by_workers
 from infnet_dist.training.run_log import RunLog
-from infnet_dist.training.setup import Session, check_can_train, stream
+from infnet_dist.training.setup import TrainingSetup, check_can_train, stream
 
 log = logging.getLogger("infnet_dist")
 
@@ -117,17 +118,17 @@ def train(
     Raises:
         UserError: bad data, plan or checkpoint, or a loss that isn't finite; on all ranks.
     """
-    stop = StopRequest(stop_file if context.is_first else None)
-    with stop.by_sigterm(), ExitStack() as stack:
+    stop = GracefulShutdown(stop_file if context.is_first else None)
+    with stop.on_sigterm(), ExitStack() as stack:
         context.together(lambda: check_can_train(config))
-        session = Session.open(config, context, splits=["train", "valid"])
+        setup = TrainingSetup.open(config, context, splits=["train", "valid"])
         lock = held_by_workers(run_folder, config.scaling)
         context.together(lambda: stack.enter_context(lock) if context.is_first else None)
         folder = checkpoint_folder(config, run_folder)
-        manifest, damaged = checkpoint.load_newest(folder, session.sharded, context)
+        manifest, damaged = checkpoint.load_newest(folder, setup.sharded, context)
         if manifest:
-            session.keep_rates(manifest.unknown_id_rates)
-            growth = check_resumable(manifest, session.order, session.manifest)
+            setup.keep_rates(manifest.unknown_id_rates)
+            growth = check_resumable(manifest, setup.order, setup.manifest)
             if growth and context.is_first:
                 log.warning("%s", growth)
         context.together(
@@ -137,10 +138,10 @@ def train(
                 else None
             )
         )
-        tracker = context.together(lambda: _open(session, run_folder, manifest))
+        tracker = context.together(lambda: _open(setup, run_folder, manifest))
         watchdog = Watchdog(context, config.scaling.hang_timeout_s, last_words)
-        saver = Saver(folder, session.sharded, config, context, watchdog.moved, damaged)
-        training = _Training(session, manifest, tracker, saver, stop, watchdog)
+        saver = Saver(folder, setup.sharded, config, context, watchdog.moved, damaged)
+        training = _Training(setup, manifest, tracker, saver, stop, watchdog)
         try:
             with watchdog:
                 training.run()
@@ -154,20 +155,20 @@ def train(
         return context.broadcast(summary)
 
 
-def _open(session: Session, run_folder: Path, manifest: CheckpointManifest | None) -> Tracker:
-    if not session.context.is_first:
+def _open(setup: TrainingSetup, run_folder: Path, manifest: CheckpointManifest | None) -> Tracker:
+    if not setup.context.is_first:
         return NullTracker()
     log.info("run folder %s", run_folder)
-    _warn_of_tasks_without(session)
-    session.warn_of_unlearned_ids("valid")
-    return open_run_folder(session.config, session.sharded.plan, run_folder, manifest)
+    _warn_of_tasks_without(setup)
+    setup.warn_of_unlearned_ids("valid")
+    return open_run_folder(setup.config, setup.sharded.plan, run_folder, manifest)
 
 
-def _warn_of_tasks_without(session: Session) -> None:
+def _warn_of_tasks_without(setup: TrainingSetup) -> None:
     """P(task) = P(under) P(task | under) can't fit rows that have the one without the other."""
-    for task, under in session.config.model.given.items():
+    for task, under in setup.config.model.given.items():
         without, positives = count_without(
-            session.config.data.path, session.manifest, session.schema, task=task, under=under
+            setup.config.data.path, setup.manifest, setup.schema, task=task, under=under
         )
         if without:
             log.warning(
@@ -182,60 +183,56 @@ class _Training:
 
     def __init__(
         self,
-        session: Session,
+        setup: TrainingSetup,
         manifest: CheckpointManifest | None,
         tracker: Tracker,
         saver: Saver,
-        stop: StopRequest,
+        stop: GracefulShutdown,
         watchdog: Watchdog,
     ) -> None:
-        self._session = session
+        self._setup = setup
         self._manifest = manifest
         self._watchdog = watchdog
-        self._context = session.context
+        self._context = setup.context
         self._saver = saver
-        self._stop = stop
-        self._position = Position(
-            session.reader("train", shuffle=True),
-            session.config.training,
-            session.context,
-            manifest.progress if manifest else Progress(),
+        self._shutdown = stop
+        self._progress = TrainingProgress(
+            setup.reader("train", shuffle=True),
+            setup.config.training,
+            setup.context,
+            manifest.progress if manifest else SavedProgress(),
         )
-        self._interval = LogInterval(len(session.schema.tasks), self._context.device)
+        self._interval = TrainMeter(len(setup.schema.tasks), self._context.device)
         self._interval.restore(manifest.interval if manifest else (), self._context)
         self._saved_step = manifest.progress.step if manifest else None
-        self._metrics = (
-            {k: math.nan if v is None else v for k, v in manifest.metrics.items()}
-            if manifest
-            else {}
-        )
+        self._metrics = nan_for_null(manifest.metrics) if manifest else {}
         self._evaluated_step = self._saved_step if self._metrics else None
         self._saved_at = time.monotonic()
         self._stall_s = 0.0
         self._stopped = False
         self._growth = ""
         self._same_world = manifest is not None and manifest.world_size == self._context.world_size
-        self._votes = Votes()
+        self._flags = ControlFlags()
         totals = manifest.totals if manifest else RunTotals()
-        self._log = RunLog(session, tracker, total_steps=self._position.total_steps, totals=totals)
+        self._log = RunLog(setup, tracker, total_steps=self._progress.total_steps, totals=totals)
 
     def run(self) -> None:
         """All epochs, evaluation and checkpoints included."""
         if not self._same_world:
             self._log.start()
-        if self._position.step:
-            self._log.say("going on after step %s", f"{self._position.step:,}")
-            if self._is_due(self._session.config.training.eval_every_steps):
+        if self._progress.step:
+            self._log.say("going on after step %s", f"{self._progress.step:,}")
+            if self._is_due(self._setup.config.training.eval_every_steps):
                 self._make_up_evaluation()
-        while not (self._stopped or self._position.at_end):
+        while not (self._stopped or self._progress.at_end):
             self._run_epoch()
-        if self._saved_step != self._position.step:
+        if self._saved_step != self._progress.step:
             self._save()
         self._finish_save(must=True)
 
     def summary(self, run_folder: Path, place: str | None) -> dict[str, Any]:
         """What smoke prints and scripts read: of the whole run, not of its last attempt alone."""
-        pace, progress = self._log.pace, self._position.progress
+        pace, progress = self._log.pace, self._progress.saved
         attempts = read_attempts(run_folder) if self._context.is_first else []
         return {
             "run_folder": str(run_folder),
@@ -244,7 +241,7 @@ class _Training:
             "stopped": self._stopped,
             "steps": progress.step,
             "skipped_steps": progress.skipped,
-            "unreadable_rows": self._position.unreadable_rows(),
+            "unreadable_rows": self._progress.unreadable_rows(),
             "examples": progress.examples,
             "samples_per_s": pace.rows / max(pace.seconds, 1e-9),
             "train_seconds": pace.seconds,
@@ -258,68 +255,69 @@ class _Training:
 
     def _check_data(self) -> None:
         """Refuse a training set that was replaced since it was opened; say once that it grew."""
-        session, context = self._session, self._context
-        growth = context.together(lambda: check_unchanged(session) if context.is_first else "")
+        setup, context = self._setup, self._context
+        growth = context.together(lambda: check_unchanged(setup) if context.is_first else "")
         if growth and growth != self._growth:
             self._log.warn("%s", growth)
         self._growth = growth
 
     def _run_epoch(self) -> None:
         self._check_data()
-        config = self._session.config
-        for batch, wait_s in stream(self._position.batches(), self._context.device):
-            self._watchdog.moves("training", self._position.step + 1)
+        config = self._setup.config
+        for batch, wait_s in stream(self._progress.batches(), self._context.device):
+            self._watchdog.moves("training", self._progress.step + 1)
             self._step(batch, wait_s)
             if self._is_due(config.training.log_every_steps):
                 self._log_interval()
-            self._stopped = self._votes.stop
+            self._stopped = self._flags.stop
             if self._is_due(config.training.eval_every_steps) and not self._stopped:
                 self._evaluate()
-            save = self._votes.save or self._is_due(config.checkpoint.every_steps)
+            save = self._flags.save or self._is_due(config.checkpoint.every_steps)
             if save and not self._stopped:
                 self._save()
-            if self._stopped or self._position.at_end:
+            if self._stopped or self._progress.at_end:
                 return
             self._watchdog.moves("reading")
 
     def _is_due(self, every: int | None) -> bool:
         """Whether to do now what is done every so many steps, after an epoch and at the end."""
-        position = self._position
+        position = self._progress
         in_turn = every is not None and position.step % every == 0
         return in_turn or position.between_epochs or position.at_end
 
     def _step(self, batch: RankingBatch, wait_s: float) -> None:
         loss, output = train_step(
-            self._session.sharded,
+            self._setup.sharded,
             batch,
-            self._session.config,
-            step=self._position.step,
-            total_steps=self._position.total_steps,
+            self._setup.config,
+            step=self._progress.step,
+            total_steps=self._progress.total_steps,
             rank=self._context.rank,
-            may_update=self._vote,
+            may_update=self._exchange_flags,
         )
-        if self._votes.bad_loss:
+        if self._flags.nonfinite_loss:
             self._skip(batch, loss, output)
         else:
             self._interval.add(loss, output.task_loss_K, batch, wait_s)
-        self._position.advance(batch, skipped=self._votes.bad_loss)
+        self._progress.advance(batch, skipped=self._flags.nonfinite_loss)
 
-    def _vote(self, loss: torch.Tensor) -> bool:
+    def _exchange_flags(self, loss: torch.Tensor) -> bool:
         """Ask all ranks what to do; whether the step may change the model."""
-        minutes = self._session.config.checkpoint.every_minutes
+        minutes = self._setup.config.checkpoint.every_minutes
         since_s = time.monotonic() - self._saved_at
-        self._votes = Votes(
-            bad_loss=not math.isfinite(loss.item()),
+        self._flags = ControlFlags(
+            nonfinite_loss=not math.isfinite(loss.item()),
             save=self._context.is_first and minutes is not None and since_s >= 60 * minutes,
-            stop=self._stop.made,
-        ).counted(self._context)
-        return not self._votes.bad_loss
+            stop=self._shutdown.requested,
+        ).all_reduced(self._context)
+        return not self._flags.nonfinite_loss
 
     def _skip(self, batch: RankingBatch, loss: torch.Tensor, output: StepOutput) -> None:
         """Leave out a batch whose loss isn't finite on some rank, or stop with its reason."""
-        where = f"in step {self._position.step + 1} {blame(self._session, batch, loss, output)}"
-        skipped = self._position.progress.skipped
-        allowed = self._session.config.training.max_skipped_steps
+        diagnosis = diagnose_nonfinite(self._setup, batch, loss, output)
+        where = f"in step {self._progress.step + 1} {diagnosis}"
+        skipped = self._progress.saved.skipped
+        allowed = self._setup.config.training.max_skipped_steps
         if skipped >= allowed:
             raise UserError(
                 f"{where}; nothing was updated by it and checkpoints are untouched: lower "
@@ -329,26 +327,26 @@ class _Training:
         self._log.warn("%s; left out (%s of %s)", where, skipped + 1, allowed)
 
     def _log_interval(self) -> None:
-        self._position.mark()  # rows of a step that was left out count as examples too
-        self._log.interval(self._interval, self._position.progress)
+        self._progress.sync()  # rows of a step that was left out count as examples too
+        self._log.interval(self._interval, self._progress.saved)
 
     def _evaluate(self) -> None:
-        if self._evaluated_step == self._position.step:
+        if self._evaluated_step == self._progress.step:
             return
         self._log_interval()
         start = time.perf_counter()
-        found = evaluate(self._session, "valid", self._stop_was_voted, self._watchdog.moved)
+        found = evaluate(self._setup, "valid", self._stop_requested, self._watchdog.moved)
         if found is None:
             self._stopped = True
             return
-        self._metrics, self._evaluated_step = found["model"], self._position.step
-        self._log.evaluation(self._metrics, self._position.progress, time.perf_counter() - start)
-        self._interval.restart()
+        self._metrics, self._evaluated_step = found["model"], self._progress.step
+        self._log.evaluation(self._metrics, self._progress.saved, time.perf_counter() - start)
+        self._interval.reset()
 
     def _make_up_evaluation(self) -> None:
         """If the run was stopped between the step and its evaluation; the checkpoint learns it."""
         assert self._manifest is not None
-        if self._evaluated_step == self._position.step:
+        if self._evaluated_step == self._progress.step:
             return
         self._evaluate()
         if self._stopped:
@@ -359,29 +357,29 @@ class _Training:
         except CheckpointError as error:
             self._log.warn("%s; training goes on, it only lacks its metrics", error)
 
-    def _stop_was_voted(self) -> bool:
+    def _stop_requested(self) -> bool:
         self._watchdog.moves("evaluation")
-        self._votes = Votes(stop=self._stop.made).counted(self._context)
-        return self._votes.stop
+        self._flags = ControlFlags(stop=self._shutdown.requested).all_reduced(self._context)
+        return self._flags.stop
 
     def _save(self) -> None:
         """Start to save; the checkpoint before must be complete first."""
         start = time.perf_counter()
         self._watchdog.moves("saving")
         self._finish_save()
-        self._position.mark()
+        self._progress.sync()
         self._saver.save(self._facts())
-        self._saved_step, self._saved_at = self._position.step, time.monotonic()
+        self._saved_step, self._saved_at = self._progress.step, time.monotonic()
         self._stall_s = time.perf_counter() - start
-        self._interval.leave_out(self._stall_s)
+        self._interval.exclude(self._stall_s)
 
-    def _facts(self) -> Facts:
-        evaluated = self._evaluated_step == self._position.step
+    def _facts(self) -> CheckpointMetadata:
+        evaluated = self._evaluated_step == self._progress.step
         pace = self._log.pace
-        return Facts(
-            progress=self._position.progress,
-            order=self._session.order,
-            unknown_id_rates=self._session.unknown_id_rates,
+        return CheckpointMetadata(
+            progress=self._progress.saved,
+            order=self._setup.order,
+            unknown_id_rates=self._setup.unknown_id_rates,
             metrics=self._metrics if evaluated else {},
             interval=tuple(self._context.gather(self._interval.state())),
             totals=RunTotals(rows=pace.rows, seconds=pace.seconds, steps=pace.steps),

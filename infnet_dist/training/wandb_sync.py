@@ -18,9 +18,10 @@ from filelock import FileLock, Timeout
 
 from infnet_dist.config.run import Config, config_of_text
 from infnet_dist.errors import DataError, UserError
+from infnet_dist.io.json_files import write_json
 from infnet_dist.tracking.tracker import METRICS, read_metrics
 from infnet_dist.tracking.wandb_run import WandbRun
-from infnet_dist.training.run_folder import wandb_id, write_json
+from infnet_dist.training.run_folder import wandb_id
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -18,7 +18,7 @@ from infnet_dist.planning.planner import make_plan
 from infnet_dist.planning.sharding import tables_of_run
 from infnet_dist.planning.topology import this_topology
 from infnet_dist.training.evaluation import evaluate_checkpoint
-from infnet_dist.training.setup import Session, open_training_set
+from infnet_dist.training.setup import TrainingSetup, open_training_set
 from infnet_dist.training.trainer import train
 from tests.ranks import run_ranks
 from tests.runs import make_config, make_tiny_set
@@ -49,8 +49,8 @@ def trained(tiny_set: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[C
 
 def loaded_state(context: WorkerContext, *, config: Config, path: Path) -> dict:
     """All state after loading `path`, gathered on rank 0."""
-    session = Session.open(config, context, splits=[])
-    manifest = checkpoint.load(Folder(path), session.sharded, context)
+    setup = TrainingSetup.open(config, context, splits=[])
+    manifest = checkpoint.load(Folder(path), setup.sharded, context)
     whole: dict[str, torch.Tensor] = {}
 
     def collect(prefix: str, values: dict) -> None:
@@ -63,8 +63,8 @@ def loaded_state(context: WorkerContext, *, config: Config, path: Path) -> dict:
                 whole[f"{prefix}/{name}"] = value.detach().clone()
 
     sharded: dict = {}
-    collect("model", session.sharded.model.state_dict())
-    collect("optimizer", session.sharded.optimizer.state_dict()["state"])
+    collect("model", setup.sharded.model.state_dict())
+    collect("optimizer", setup.sharded.optimizer.state_dict()["state"])
     # A rank that owns no shard of a table may not know its optimizer state: take the union.
     for pieces in context.gather({n: local_pieces(s) for n, s in sharded.items()}):
         for name, (size, shards) in pieces.items():
@@ -114,10 +114,10 @@ def test_loaded_weights_are_the_trained_ones(trained: tuple[Config, Path, dict])
 
 
 def fresh_tables(context: WorkerContext, *, config: Config) -> dict[str, torch.Tensor]:
-    session = Session.open(config, context, splits=[])
+    setup = TrainingSetup.open(config, context, splits=[])
     return {
         name: value.detach().clone()
-        for name, value in session.sharded.model.state_dict().items()
+        for name, value in setup.sharded.model.state_dict().items()
         if name.startswith("model.dense.tokens")
     }
 

@@ -21,7 +21,7 @@ import torch
 
 from infnet_dist import checkpoint
 from infnet_dist.checkpoint.reading import TensorReader
-from infnet_dist.checkpoint.shards import Piece
+from infnet_dist.checkpoint.shards import LocalShard
 from infnet_dist.config.run import Config
 from infnet_dist.data.manifest import Ingested, read_manifest, write_manifest
 from infnet_dist.data.order import epoch_order
@@ -86,7 +86,7 @@ def tensors(run: Path, name: str | None = None) -> dict[str, torch.Tensor]:
     for key, saved in manifest.tensors.items():
         whole[key] = torch.zeros(saved.shape, dtype=saved.dtype)
         start = (0,) * len(saved.shape)
-        reader.fill([Piece(key, saved.shape, start, whole[key], replicated=False)])
+        reader.fill([LocalShard(key, saved.shape, start, whole[key], replicated=False)])
     return whole
 
 

@@ -14,7 +14,7 @@ from infnet_dist.planning.plan import load_plan, save_plan
 from infnet_dist.planning.planner import make_plan
 from infnet_dist.planning.sharding import tables_of_run
 from infnet_dist.sharding.build import table_bytes, topology_of
-from infnet_dist.training.setup import Session
+from infnet_dist.training.setup import TrainingSetup
 from infnet_dist.training.trainer import train_step
 from tests.ranks import run_ranks
 from tests.runs import make_config, make_tiny_set
@@ -27,47 +27,47 @@ def tiny_set(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_tiny_set(tmp_path_factory.mktemp("data") / "tiny", num_rows=6_000)
 
 
-def full_tables(session: Session) -> dict[str, torch.Tensor]:
+def full_tables(setup: TrainingSetup) -> dict[str, torch.Tensor]:
     """Every table gathered on rank 0 (empty elsewhere)."""
     tables = {}
-    for name, sharded in session.sharded.model.state_dict().items():
+    for name, sharded in setup.sharded.model.state_dict().items():
         if "embeddings" in name:
-            whole = torch.empty(sharded.size()) if session.context.is_first else None
+            whole = torch.empty(sharded.size()) if setup.context.is_first else None
             sharded.gather(dst=0, out=whole)
             tables[name] = whole
-    return tables if session.context.is_first else {}
+    return tables if setup.context.is_first else {}
 
 
 def train_sharded(context: WorkerContext, *, config: Config) -> dict:
-    session = Session.open(config, context, splits=["train"])
-    before = full_tables(session)
-    losses, sharding = [], {n: t.sharding_type for n, t in session.sharded.plan.tables.items()}
-    for batch in islice(session.reader("train", shuffle=True).batches(), STEPS):
+    setup = TrainingSetup.open(config, context, splits=["train"])
+    before = full_tables(setup)
+    losses, sharding = [], {n: t.sharding_type for n, t in setup.sharded.plan.tables.items()}
+    for batch in islice(setup.reader("train", shuffle=True).batches(), STEPS):
         step = len(losses)
-        loss, _ = train_step(session.sharded, batch, config, step=step, total_steps=STEPS)
+        loss, _ = train_step(setup.sharded, batch, config, step=step, total_steps=STEPS)
         losses.append(context.sum(loss).item() / context.world_size)
     dense = {
         name: value.detach().clone()
-        for name, value in session.sharded.model.state_dict().items()
+        for name, value in setup.sharded.model.state_dict().items()
         if "embeddings" not in name
     }
     return {
         "losses": losses,
         "before": before,
-        "after": full_tables(session),
+        "after": full_tables(setup),
         "dense": dense,
         "sharding": sharding,
         "table_bytes": context.gather(
-            table_bytes(session.sharded.model, session.sharded.sparse_optimizer)
+            table_bytes(setup.sharded.model, setup.sharded.sparse_optimizer)
         ),
-        "planned_bytes": session.sharded.plan.ranks.stored_bytes,
+        "planned_bytes": setup.sharded.plan.ranks.stored_bytes,
     }
 
 
 def train_unsharded(context: WorkerContext, *, config: Config, before: dict, ranks: int) -> dict:
     """One process, whole tables, row-wise Adagrad by its formula, all ranks' batches."""
-    session = Session.open(config, context, splits=[])
-    model: TrainModel = build_train_model(config, session.schema)
+    setup = TrainingSetup.open(config, context, splits=[])
+    model: TrainModel = build_train_model(config, setup.schema)
     model.load_state_dict(before, strict=False)
     tables = {n: p for n, p in model.named_parameters() if "embeddings" in n}
     dense = [p for n, p in model.named_parameters() if "embeddings" not in n]
@@ -76,7 +76,7 @@ def train_unsharded(context: WorkerContext, *, config: Config, before: dict, ran
     state = {name: torch.zeros(len(p)) for name, p in tables.items()}
     readers = []
     for rank in range(ranks):
-        reader = session.reader("train", shuffle=True)
+        reader = setup.reader("train", shuffle=True)
         object.__setattr__(reader, "rank", rank)
         object.__setattr__(reader, "world_size", ranks)
         readers.append(reader.batches())
@@ -158,8 +158,8 @@ def test_learning_rate_schedule_and_weight_decay(tiny_set: Path, tmp_path: Path)
 
 
 def write_plan(context: WorkerContext, *, config: Config, types: dict, path: Path) -> None:
-    session = Session.open(config, context, splits=[])
-    table_set = tables_of_run(config, session.schema)
+    setup = TrainingSetup.open(config, context, splits=[])
+    table_set = tables_of_run(config, setup.schema)
     for name, allowed in types.items():
         table_set = table_set.replace(name, sharding_types=allowed)
     plan = make_plan(table_set, topology_of(context))

@@ -16,7 +16,7 @@ from infnet_dist.distributed.context import WorkerContext
 from infnet_dist.errors import DataError, PlanError, UserError
 from infnet_dist.evaluation.metrics import MetricState
 from infnet_dist.io.filesystem import Folder
-from infnet_dist.training.setup import Session
+from infnet_dist.training.setup import TrainingSetup
 from infnet_dist.training.trainer import train
 from tests.ranks import run_ranks
 from tests.runs import make_config, make_tiny_set
@@ -98,7 +98,7 @@ def tiny_set(tmp_path: Path) -> Path:
 
 def open_and_catch(context: WorkerContext, *, config: Config) -> str:
     try:
-        Session.open(config, context, splits=["train", "valid"])
+        TrainingSetup.open(config, context, splits=["train", "valid"])
     except UserError as error:
         return str(error)
     return "no error"

@@ -75,7 +75,7 @@ def settings(path: Path, **changes: Any) -> LogsIngest:
         "tables": {"tag": {"encoding": "hash", "num_embeddings": 50, "num_hashes": 2}},
         "ids": {"user_id": "user", "item_id": "item", "author": "author"},
         "lists": {"tags": {"table": "tag", "max_length": 3}},
-        "numbers": {
+        "dense": {
             "duration_s": {"buckets": "quantile", "num_buckets": 8},
             "age": {"buckets": None},
         },

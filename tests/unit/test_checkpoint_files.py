@@ -23,7 +23,7 @@ from infnet_dist.checkpoint.manifest import (
     read_manifest,
 )
 from infnet_dist.checkpoint.reading import TensorReader
-from infnet_dist.checkpoint.shards import Piece
+from infnet_dist.checkpoint.shards import LocalShard
 from infnet_dist.io.filesystem import Folder
 from tests.checkpoints import Cut, Part, by_columns, by_rows, whole, write_checkpoint
 
@@ -102,7 +102,7 @@ def test_what_is_written_is_read(
     reader = TensorReader(folder, manifest)
 
     again = torch.zeros_like(tensor)
-    reader.fill([Piece("model.x", shape, (0,) * len(shape), again, replicated=False)])
+    reader.fill([LocalShard("model.x", shape, (0,) * len(shape), again, replicated=False)])
     assert equal(again, tensor)
     for name, expected in (("model.x", tensor), ("model.y", other)):
         ranges = list(reader.ranges(name, most_bytes=dice.randint(1, 100)))
@@ -115,7 +115,7 @@ def test_what_is_written_is_read(
     if len(shape) >= 1:  # any part, under any other cut
         for part in cut_at_random(tensor, dice).parts:
             target = torch.zeros(part.shape, dtype=dtype)
-            reader.fill([Piece("model.x", shape, part.offsets, target, replicated=False)])
+            reader.fill([LocalShard("model.x", shape, part.offsets, target, replicated=False)])
             place = tuple(slice(o, o + n) for o, n in zip(part.offsets, part.shape, strict=True))
             assert equal(target, tensor[place])
     for file in manifest.tensor_files:
@@ -205,7 +205,7 @@ def test_a_table_is_read_about_once(tmp_path: Path) -> None:
     num_bytes = 0
     for start, stop in reader.ranges("model.x", most_bytes=1_000):
         part = torch.empty((stop - start, 4))
-        num_bytes += reader.fill([Piece("model.x", (10_000, 4), (start, 0), part, False)])
+        num_bytes += reader.fill([LocalShard("model.x", (10_000, 4), (start, 0), part, False)])
         assert part.nbytes <= 1_000 and equal(part, tensor[start:stop])
     assert num_bytes == tensor.nbytes
 
@@ -215,20 +215,20 @@ def test_a_table_is_read_about_once(tmp_path: Path) -> None:
 def test_what_is_not_finite_is_refused(tmp_path: Path, dtype: torch.dtype, value: float) -> None:
     tensor = torch.zeros((6, 4), dtype=dtype)
     tensor[4, 1] = value
-    piece = Piece("model.x", (20, 8), (10, 4), tensor, replicated=False)
+    shard = LocalShard("model.x", (20, 8), (10, 4), tensor, replicated=False)
     with small_blocks(16), pytest.raises(NotFiniteError, match=r"model.x holds .* at \[14, 5\]"):
-        write_file(Folder(tmp_path), "x.safetensors", [piece])
+        write_file(Folder(tmp_path), "x.safetensors", [shard])
     with pytest.raises(NotFiniteError, match=r"model.s holds"):
-        scalar = Piece("model.s", (), (), torch.tensor(value, dtype=dtype), replicated=True)
+        scalar = LocalShard("model.s", (), (), torch.tensor(value, dtype=dtype), replicated=True)
         write_file(Folder(tmp_path), "x.safetensors", [scalar])
 
 
 def test_a_file_holds_each_name_once() -> None:
-    def piece(name: str, rows: int) -> Piece:
-        return Piece(name, (99, 4), (0, 0), torch.empty((rows, 4)), replicated=False)
+    def shard(name: str, rows: int) -> LocalShard:
+        return LocalShard(name, (99, 4), (0, 0), torch.empty((rows, 4)), replicated=False)
 
     with mock.patch.object(files, "_FILE_BYTES", 100):
-        packed = files.pack([piece("x", 2), piece("y", 4), piece("x", 2), piece("z", 50)])
+        packed = files.pack([shard("x", 2), shard("y", 4), shard("x", 2), shard("z", 50)])
     assert [[(p.name, p.nbytes) for p in file] for file in packed] == [
         [("x", 32), ("y", 64)],
         [("x", 32)],

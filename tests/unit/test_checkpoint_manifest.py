@@ -17,7 +17,7 @@ from pydantic import ValidationError
 from infnet_dist.checkpoint.manifest import (
     CheckpointManifest,
     DataOrder,
-    Progress,
+    SavedProgress,
     SavedTensor,
     dump_manifest,
     read_manifest,
@@ -127,7 +127,7 @@ def test_a_manifest_too_large_to_be_read_is_not_written(tmp_path: Path) -> None:
 
 def test_each_flipped_byte_of_a_manifest_is_found(tmp_path: Path) -> None:
     manifest = CheckpointManifest(
-        progress=Progress(step=3, examples=96, consumed=((0, 96),)),
+        progress=SavedProgress(step=3, examples=96, consumed=((0, 96),)),
         order=DataOrder(content_hash="abc", seed=1, shuffle_rows=1_000, version=2),
         world_size=2,
         metrics={"valid/auc/click": 0.75, "valid/auc/like": None},
@@ -159,6 +159,6 @@ def test_each_flipped_byte_of_a_manifest_is_found(tmp_path: Path) -> None:
     ids=["row groups", "ranks", "control characters", "long name", "negative"],
 )
 def test_row_groups_left_out_are_bounded(left_out: list) -> None:
-    Progress.model_validate({"left_out": [[["train/part-00000.parquet", 0, 5]] * 10_000, []]})
+    SavedProgress.model_validate({"left_out": [[["train/part-00000.parquet", 0, 5]] * 10_000, []]})
     with pytest.raises(ValidationError):
-        Progress.model_validate({"left_out": left_out})
+        SavedProgress.model_validate({"left_out": left_out})

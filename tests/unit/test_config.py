@@ -8,6 +8,7 @@ from infnet_dist.config.ingest import SyntheticIngest
 from infnet_dist.config.model import InfnetConfig, InfnetPaperConfig
 from infnet_dist.config.run import (
     Config,
+    config_of_text,
     dump_config,
     load_config,
     parse_config,
@@ -82,45 +83,31 @@ def test_unknown_key_far_from_all_lists_the_valid_ones():
 
 
 @pytest.mark.parametrize(
-    ("sections", "expected"),
+    ("sections", "key", "got", "expected"),
     [
-        (
-            {"training": {"epochs": "two"}},
-            "training.epochs (passes over the train split): got 'two', expected an integer",
-        ),
-        (
-            {"training": {"epochs": 0}},
-            "training.epochs (passes over the train split): got 0, expected at least 1",
-        ),
-        (
-            {"scaling": {"timeout_s": "long"}},
-            "scaling.timeout_s (seconds a collective may take): got 'long', expected a number",
-        ),
-        (
-            {"data": {"path": "x", "tasks": "click"}},
-            "data.tasks (tasks to train; null: all): got 'click', expected a list",
-        ),
-        (
-            {"tables": {"data_type": "bf16"}},
-            "tables.data_type (type of the rows): got 'bf16', expected 'fp32' or 'fp16'",
-        ),
-        (
-            {"tables": {"embedding_dim": 6}},
-            "tables.embedding_dim (floats per row, all tables): got 6, expected a multiple of 4",
-        ),
-        (
-            {"sharding": {"plan": 3}},
-            "sharding.plan (plan file, or auto: made here): got 3, expected a path, or 'auto'",
-        ),
-        ({"training": None}, "training: got None, expected a section of keys"),
-        ({"model": "infnet"}, "model: got 'infnet', expected a section of keys"),
+        ({"training": {"epochs": "two"}}, "training.epochs", "'two'", "integer"),
+        ({"training": {"epochs": 0}}, "training.epochs", "0", "1"),
+        ({"scaling": {"timeout_s": "long"}}, "scaling.timeout_s", "'long'", "number"),
+        ({"data": {"path": "x", "tasks": "click"}}, "data.tasks", "'click'", "list"),
+        ({"tables": {"data_type": "bf16"}}, "tables.data_type", "'bf16'", "'fp32' or 'fp16'"),
+        ({"tables": {"embedding_dim": 6}}, "tables.embedding_dim", "6", "multiple of 4"),
+        ({"sharding": {"plan": 3}}, "sharding.plan", "3", "path, or 'auto'"),
+        ({"training": None}, "training", "None", "section"),
+        ({"model": "infnet"}, "model", "'infnet'", "section"),
     ],
 )
-def test_ill_typed_value_names_type_and_unit(sections: dict, expected: str):
-    assert complaint(**sections) == expected
+def test_ill_typed_value_names_type_and_unit(sections: dict, key: str, got: str, expected: str):
+    message = complaint(**sections)
+    assert message.startswith(key)
+    _, _, rest = message.partition(f"got {got}")
+    assert expected in rest
+    section, _, name = key.partition(".")
+    if name:  # the description, which says the unit
+        described = Config.model_fields[section].annotation.model_fields[name].description
+        assert described in message
 
 
-def test_key_that_is_no_text_is_told():
+def test_key_that_is_not_text_is_reported():
     with pytest.raises(ConfigError, match=r"key 1\b.* text"):
         parse_config({**LEAST, 1: 2})  # type: ignore[dict-item]
 
@@ -136,13 +123,13 @@ def test_missing_keys_are_named():
     with pytest.raises(ConfigError, match=r"missing section 'data' \(keys: path, features,"):
         parse_config({})
     message = complaint(ingest={"source": "kuairand"})
-    assert message == "missing key 'ingest.path' (folder of the raw files)"
+    assert "missing key 'ingest.path'" in message
     message = complaint(ingest={"path": "x"})
     expected = "missing key 'ingest.source'; expected one of: synthetic, kuairand, tabular, "
     assert message.startswith(expected)
 
 
-def test_all_problems_are_told_at_once():
+def test_all_problems_are_reported_at_once():
     message = complaint(training={"epochs": 0}, modle={})
     assert "training.epochs" in message
     assert "did you mean 'model'" in message
@@ -182,14 +169,33 @@ def test_set_overrides_the_file_and_reads_yaml(tmp_path: Path):
     [
         ("training.epochs", "expected key.path=value"),
         ("=3", "expected key.path=value"),
-        ("data.path.x=3", "'path' is a value, not a section"),
-        ("training.epochs=[1", "the value is not YAML; quote it"),
+        ("data.path.x=3", "'path'"),
+        ("training.epochs=[1", "training.epochs.*YAML"),
         ("training.epoch=1", "did you mean 'epochs'"),
     ],
 )
-def test_wrong_set_is_told(tmp_path: Path, override: str, expected: str):
-    with pytest.raises(ConfigError, match=expected.replace(".", r"\.")):
+def test_wrong_set_is_reported(tmp_path: Path, override: str, expected: str):
+    with pytest.raises(ConfigError, match=expected):
         load_config(written(tmp_path, "data: {path: x}"), [override])
+
+
+def test_renamed_keys_are_named_and_converted_in_saved_configs():
+    logs = {
+        "source": "logs",
+        "path": "/logs",
+        "ids": {"user_id": "user"},
+        "tasks": {"click": "is_click"},
+        "valid_from": "2026-01-04",
+    }
+    before = {"numbers": {"age": {"buckets": "log"}}, "tables": {"user": {"encoding": "dense"}}}
+    now = {"dense": {"age": {"buckets": "log"}}, "tables": {"user": {"encoding": "vocabulary"}}}
+    message = complaint(ingest=logs | before)
+    assert "'ingest.numbers'" in message and "'dense'" in message
+    assert "ingest.tables.user.encoding" in message and "'vocabulary'" in message
+    tables = {"unknown_id_rate": 0.0}
+    saved = yaml.safe_dump({**LEAST, "tables": tables, "ingest": logs | before})
+    wanted = parse_config({**LEAST, "tables": tables, "ingest": logs | now})
+    assert config_of_text(saved, "saved") == wanted
 
 
 def test_round_trip(tmp_path: Path):
@@ -206,7 +212,7 @@ def test_round_trip(tmp_path: Path):
     )
     text = dump_config(config)
     assert load_config(written(tmp_path, text)) == config
-    # Complete: every section and key of the model stands in the dump.
+    # Complete: the dump contains every section.
     assert set(yaml.safe_load(text)) == set(Config.model_fields)
 
 
@@ -216,12 +222,12 @@ def test_config_is_frozen():
         config.training.epochs = 2  # type: ignore[misc]
 
 
-def test_unreadable_files_are_told(tmp_path: Path):
-    with pytest.raises(UserError, match=r"no config file .*nowhere\.yaml; the ready ones"):
+def test_unreadable_files_are_reported(tmp_path: Path):
+    with pytest.raises(UserError, match=r"nowhere\.yaml"):
         load_config(tmp_path / "nowhere.yaml")
-    with pytest.raises(ConfigError, match="is not YAML"):
+    with pytest.raises(ConfigError, match=r"\.yaml.*YAML"):
         load_config(written(tmp_path, "data: {path: [}"))
-    with pytest.raises(ConfigError, match="holds a list, expected sections"):
+    with pytest.raises(ConfigError, match=r"list.*data:"):
         load_config(written(tmp_path, "- a\n- b\n"))
     with pytest.raises(ConfigError, match="missing section 'data'"):
         load_config(written(tmp_path, ""))

@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from infnet_dist.checkpoint import CheckpointManifest, DataOrder, Progress
+from infnet_dist.checkpoint import CheckpointManifest, DataOrder, SavedProgress
 from infnet_dist.data.checks.footers import check_split, count_without
 from infnet_dist.data.manifest import Ingested, Manifest, read_manifest, write_manifest
 from infnet_dist.data.part_files import ChangedError, opened
@@ -134,7 +134,7 @@ def test_sets_without_fingerprints_are_read_and_get_them(folder: Path) -> None:
 
 def saved(order: DataOrder, **progress: Any) -> CheckpointManifest:
     return CheckpointManifest(
-        progress=Progress(**{"step": 7} | progress),
+        progress=SavedProgress(**{"step": 7} | progress),
         order=order,
         world_size=1,
         metrics={},
@@ -165,19 +165,19 @@ def test_the_same_set_is_resumed_without_a_word(folder: Path, progress: dict) ->
 def test_a_set_that_changes_while_it_is_read(folder: Path, tmp_path: Path) -> None:
     manifest = read_manifest(folder)
     config = SimpleNamespace(data=SimpleNamespace(path=folder))
-    session: Any = SimpleNamespace(manifest=manifest, config=config)
-    assert check_unchanged(session) == ""
+    setup: Any = SimpleNamespace(manifest=manifest, config=config)
+    assert check_unchanged(setup) == ""
     make_set(tmp_path / "other", 60, rows_per_part=20, row_group_rows=10)
     other = read_manifest(tmp_path / "other")
     write_manifest(folder, grown(other, manifest.content_hash))
-    assert "60 rows of train" in check_unchanged(session)
-    assert "40 that it began with" in check_unchanged(session)
+    assert "60 rows of train" in check_unchanged(setup)
+    assert "40 that it began with" in check_unchanged(setup)
     write_manifest(folder, other)
     with pytest.raises(DataError, match=other.content_hash[:12]):
-        check_unchanged(session)
+        check_unchanged(setup)
     (folder / "manifest.json").unlink()
     with pytest.raises(DataError, match=r"manifest\.json"):
-        check_unchanged(session)
+        check_unchanged(setup)
 
 
 @pytest.mark.parametrize("progress", [WITHIN, BETWEEN])

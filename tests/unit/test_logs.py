@@ -1,5 +1,6 @@
 """Logs -> training set, against plain loops over all earlier rows."""
 
+import json
 from collections import Counter
 from itertools import pairwise
 from pathlib import Path
@@ -170,6 +171,30 @@ def test_killed_while_files_are_moved_in(moves, same_plan, tmp_path, monkeypatch
     assert contents(tmp_path / "killed") == contents(tmp_path / "whole")
 
 
+def test_a_set_of_an_earlier_version_can_be_extended(tmp_path):
+    """Its manifest has keys and values under the names that they had then."""
+    rows = sorted(make_rows(1), key=lambda row: row["time_ms"])
+    tables = {"tag": {"encoding": "hash", "num_embeddings": 50}, "item": {"min_count": 2}}
+    for name, edit in (("old", True), ("new", False)):
+        logs, folder = tmp_path / name / "logs", tmp_path / name / "set"
+        write_logs(logs / "0", rows[:220])
+        ingest(settings(logs, valid_from="2026-01-02", tables=tables), folder)
+        if edit:
+            manifest = json.loads((folder / "manifest.json").read_text())
+            source = manifest["source"]
+            source["numbers"] = source.pop("dense")
+            assert source["tables"]["item"]["encoding"] == "vocabulary"
+            source["tables"]["item"]["encoding"] = "dense"
+            (folder / "manifest.json").write_text(json.dumps(manifest))
+        write_logs(logs / "1", rows[220:])
+        ingest(settings(logs, valid_from="2026-01-04", tables=tables), folder)
+    old, new = (
+        {path.relative_to(folder): path.read_bytes() for path in folder.rglob("*.parquet")}
+        for folder in (tmp_path / "old" / "set", tmp_path / "new" / "set")
+    )
+    assert old == new
+
+
 def test_no_id_ever_moves(tmp_path):
     rows = sorted(make_rows(5, items=60), key=lambda row: row["time_ms"])
     logs, folder = tmp_path / "logs", tmp_path / "set"
@@ -296,7 +321,7 @@ def test_hashes_and_raw_ids(tmp_path):
         "item": {"encoding": "hash", "num_embeddings": 5, "num_hashes": 2},
         "author": {"encoding": "raw", "num_embeddings": 100},
         "user": {"encoding": "raw", "num_embeddings": 50},
-        "tag": {"encoding": "dense", "min_count": 30},
+        "tag": {"encoding": "vocabulary", "min_count": 30},
     }
     logs = write_logs(tmp_path / "logs", rows)
     manifest = ingest(settings(logs, tables=tables), tmp_path / "set")

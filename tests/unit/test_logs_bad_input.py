@@ -131,10 +131,8 @@ def test_too_many_bad_rows_stop_it(tmp_path):
     with pytest.raises(DataError) as caught:
         ingest(config, tmp_path / "set")
     message = str(caught.value)
-    assert message.startswith(
-        "11 of 400 rows are bad, more than ingest.max_bad_share allows (0.02)"
-    )
-    assert "10 x is_click: not 0 or 1 (row 7 of " in message
+    assert all(part in message for part in ("11 of 400", "ingest.max_bad_share", "0.02"))
+    assert "10 x is_click: not 0 or 1" in message and "row 7 of " in message
     assert "is_click=2" in message
     assert "1 x play_ms: below 0" in message
     assert "\n" not in message
@@ -247,10 +245,10 @@ def test_texts_that_are_no_utf8(tmp_path):
 @pytest.mark.parametrize(
     ("column", "check", "expected"),
     [
-        ("item_id", {"allowed": [1, 2.5]}, "got 2.5, expected integers"),
-        ("item_id", {"allowed": ["a"]}, "got 'a', expected integers"),
-        ("author", {"min": 1}, "texts have no min and max"),
-        ("is_click", {"type": "text"}, "is of ids alone, 'is_click' is flag"),
+        ("item_id", {"allowed": [1, 2.5]}, r"item_id\.allowed.*2\.5.*integers"),
+        ("item_id", {"allowed": ["a"]}, r"item_id\.allowed.*'a'.*integers"),
+        ("author", {"min": 1}, r"ingest\.checks\.author"),
+        ("is_click", {"type": "text"}, r"ingest\.checks\.is_click\.type"),
     ],
 )
 def test_checks_that_do_not_suit_their_column(column, check, expected, tmp_path):
@@ -287,7 +285,7 @@ def test_two_jobs_at_once(tmp_path):
     logs = write_logs(tmp_path / "logs", make_rows(1))
 
     def meanwhile(tasks):
-        with pytest.raises(DataError, match="another ingest is at work on"):
+        with pytest.raises(DataError, match=rf"{tmp_path}/set"):
             ingest(settings(logs), tmp_path / "set")
         yield from one_by_one(tasks)
 
@@ -306,11 +304,11 @@ def test_days_that_would_mix_splits_are_refused(tmp_path):
     def extend(**days):
         return ingest(settings(tmp_path / "logs", gap_h=6, **days), tmp_path / "set")
 
-    with pytest.raises(DataError, match=r"valid_from: rows up to .* and ingest.gap_h \(6 h\)"):
+    with pytest.raises(DataError, match=r"ingest\.valid_from.*2026-01-.*ingest\.gap_h"):
         extend(valid_from="2026-01-04T02:00", test_from="2026-01-06")
-    with pytest.raises(DataError, match=r"rows of test would lie before later rows of valid"):
+    with pytest.raises(DataError, match=r"ingest\.test_from.*valid_from"):
         extend(valid_from="2026-01-02", test_from="2026-01-06")
-    with pytest.raises(DataError, match=r"split test would have no rows"):
+    with pytest.raises(DataError, match=r"split test .*ingest\."):
         extend(valid_from="2026-01-05", test_from="2026-03-06")
     manifest = extend(valid_from="2026-01-05", test_from="2026-01-06")
     ends = {name: split.time_range_ms for name, split in manifest.splits.items()}
@@ -324,17 +322,17 @@ def test_a_missing_or_renamed_column_is_named(tmp_path):
         ["clik" if name == "is_click" else name for name in TYPES.names]
     )
     pq.write_table(table, logs / "log-1.parquet")
-    with pytest.raises(DataError, match=r"log-1.parquet: unknown column 'is_click'; did you mean"):
+    with pytest.raises(DataError, match=r"log-1\.parquet.*'is_click'.*'clik'"):
         ingest(settings(logs), tmp_path / "set")
 
 
 @pytest.mark.parametrize(
     ("name", "kind", "expected"),
     [
-        ("tags", pa.int64(), "'tags' is int64, expected a list of integers"),
-        ("item_id", pa.list_(pa.int64()), "expected an integer"),
-        ("duration_s", pa.list_(pa.float64()), "expected a finite number"),
-        ("time_ms", pa.list_(pa.int64()), "expected a time"),
+        ("tags", pa.int64(), "'tags'.*int64.*list of integers"),
+        ("item_id", pa.list_(pa.int64()), "'item_id'.*integer"),
+        ("duration_s", pa.list_(pa.float64()), "'duration_s'.*number"),
+        ("time_ms", pa.list_(pa.int64()), "'time_ms'.*time"),
     ],
 )
 def test_a_column_of_another_kind_is_named(name, kind, expected, tmp_path):
@@ -364,7 +362,7 @@ def test_an_unreadable_file_is_named_or_left_out(break_it, tmp_path):
     rows = make_rows(1, rows=300)
     logs = write_logs(tmp_path / "logs", rows)
     break_it(logs / "log-1.parquet")
-    with pytest.raises(DataError, match=r"log-1.parquet can't be read .*skip_bad_files"):
+    with pytest.raises(DataError, match=r"log-1\.parquet.*ingest\.skip_bad_files"):
         ingest(settings(logs), tmp_path / "set")
     config = settings(logs, skip_bad_files=True)
     manifest = ingest(config, tmp_path / "set")
@@ -432,7 +430,7 @@ def test_a_source_that_changes_meanwhile_is_noticed(tmp_path):
         os.utime(logs / "log-2.parquet", ns=(1, 1))
         yield from one_by_one(tasks)
 
-    with pytest.raises(DataError, match=r"log-2.parquet changed while it was read"):
+    with pytest.raises(DataError, match=r"log-2\.parquet.*changed"):
         ingest(settings(logs), tmp_path / "set", changing)
     assert not (tmp_path / "set").exists()
 
@@ -443,7 +441,7 @@ def test_a_file_that_changed_after_its_ingest_is_refused(tmp_path):
     ingest(settings(logs), tmp_path / "set")
     before = (tmp_path / "set" / "manifest.json").read_bytes()
     write_logs(logs, rows[:-1])
-    with pytest.raises(DataError, match=r"log-\d.parquet changed since it was ingested"):
+    with pytest.raises(DataError, match=r"log-\d\.parquet.*changed"):
         ingest(settings(logs), tmp_path / "set")
     assert (tmp_path / "set" / "manifest.json").read_bytes() == before
 
@@ -463,7 +461,7 @@ def test_late_rows_are_quarantined_when_logs_are_added(tmp_path):
 def test_other_settings_are_refused(tmp_path):
     logs = write_logs(tmp_path / "logs", make_rows(1))
     ingest(settings(logs), tmp_path / "set")
-    with pytest.raises(DataError, match=r"other settings \(ingest.gap_h: 0.0 there, 2.0 here\)"):
+    with pytest.raises(DataError, match=r"ingest\.gap_h: .*0\.0.*2\.0"):
         ingest(settings(logs, gap_h=2), tmp_path / "set")
 
 
@@ -472,15 +470,13 @@ def test_valid_days_that_cut_what_is_there_are_refused(tmp_path):
     write_logs(tmp_path / "logs" / "0", rows[:300])
     ingest(settings(tmp_path / "logs", valid_from="2026-01-02"), tmp_path / "set")
     write_logs(tmp_path / "logs" / "1", rows[300:])
-    with pytest.raises(DataError, match=r"valid_from: rows up to 2026-01-\d\d [:0-9]+ UTC are"):
+    with pytest.raises(DataError, match=r"ingest\.valid_from.*2026-01-\d\d [:0-9]+ UTC"):
         ingest(settings(tmp_path / "logs", valid_from="2026-01-03"), tmp_path / "set")
 
 
 def test_a_split_without_rows_is_named(tmp_path):
     logs = write_logs(tmp_path / "logs", make_rows(1))
-    with pytest.raises(
-        DataError, match=r"valid would have no rows: the new logs cover 2026-01-01 "
-    ):
+    with pytest.raises(DataError, match=r"split valid .*2026-01-01 "):
         ingest(settings(logs, valid_from="2027-01-04"), tmp_path / "set")
 
 
@@ -497,7 +493,7 @@ def test_an_output_that_is_read_only(tmp_path):
     logs = write_logs(tmp_path / "logs", make_rows(1))
     mount(tmp_path / "disk", "ro")
     try:
-        with pytest.raises(DataError, match=r"can't write .*Read-only file system.*mend the perm"):
+        with pytest.raises(DataError, match=r"disk.*Read-only file system"):
             ingest(settings(logs), tmp_path / "disk" / "set")
     finally:
         subprocess.run(["umount", "--lazy", str(tmp_path / "disk")], check=True)
@@ -529,7 +525,7 @@ def test_new_files_that_add_nothing(what, tmp_path):
 def test_an_output_that_is_a_file(tmp_path):
     logs = write_logs(tmp_path / "logs", make_rows(1))
     (tmp_path / "out").write_text("")
-    with pytest.raises(DataError, match=r"can't write .*/out \(File exists\)"):
+    with pytest.raises(DataError, match=r"/out .*File exists"):
         ingest(settings(logs), tmp_path / "out" / "set")
 
 
@@ -538,7 +534,7 @@ def test_a_full_disk_loses_nothing(tmp_path):
     disk = tmp_path / "disk"
     mount(disk, "size=1m")
     try:
-        with pytest.raises(DataError, match=r"can't write .*No space left .*run the same command"):
+        with pytest.raises(DataError, match=r"disk.*No space left"):
             ingest(settings(logs, counters={}), disk / "set")
         assert not (disk / "set").exists()
         subprocess.run(["mount", "-o", "remount,size=400m", str(disk)], check=True)
@@ -549,10 +545,10 @@ def test_a_full_disk_loses_nothing(tmp_path):
 
 
 def test_nothing_to_read(tmp_path):
-    with pytest.raises(DataError, match=r"ingest.path: nothing at .*/none; check the path"):
+    with pytest.raises(DataError, match=r"ingest\.path.*/none"):
         ingest(settings(tmp_path / "none"), tmp_path / "set")
     (tmp_path / "empty").mkdir()
-    with pytest.raises(DataError, match=r"no .parquet, .parq, .pq file in .*/empty"):
+    with pytest.raises(DataError, match=r"ingest\.path.*\.parquet.*/empty"):
         ingest(settings(tmp_path / "empty"), tmp_path / "set")
     with pytest.raises(UserError, match="nosuch"):
         ingest(settings("nosuch://x/y"), tmp_path / "set")
@@ -565,22 +561,22 @@ JOINS = {
     "b": {"path": "x", "key": "item_id", "columns": ["boss"]},
 }
 WRONG = [
-    ({"ids": {"user_id": "user", "item_id": "item"}}, "unknown id column 'author'"),
-    ({"tables": {"itm": {}}}, "tables: unknown table 'itm'; did you mean 'item'?"),
-    ({"checks": {"itemid": {}}}, "checks: unknown column 'itemid'; did you mean 'item_id'?"),
-    ({"unique": ["item_id"]}, "unique: 'user_id', the user, must be among the columns"),
-    ({"tasks": {}, "watch_time": None}, "tasks: none; name at least one, or watch_time"),
-    ({"valid_from": "soon"}, "valid_from: got 'soon', expected a day such as 2026-05-04"),
-    ({"train_from": "2026-02-01"}, "must follow one another"),
-    ({"tables": {"tag": {"encoding": "hash"}}}, "encoding hash needs num_embeddings"),
-    ({"numbers": {"item_id": {}}}, "'item_id' is the name of 2 features"),
-    ({"numbers": {"play_ms": {}}}, "column 'play_ms' is a label, it can't be a feature"),
-    ({"ids": IDS | {"is_click": "leak"}}, "column 'is_click' is a label, it can't be a feature"),
-    ({"lists": LISTS}, "column 'is_click' is a label"),
-    ({"checks": {"user_id": {"nulls": "keep"}}}, "a row without a user can't be kept"),
-    ({"tasks": {"a.b": "is_click"}}, "'a.b' can't be a name: use letters, digits and _"),
-    ({"counters": {"_key": {"by": ["item_id"]}}}, "'_key' can't be a name"),
-    ({"joins": JOINS}, "joins.a: key 'boss' is joined later; move it up"),
+    ({"ids": {"user_id": "user", "item_id": "item"}}, ("'author'",)),
+    ({"tables": {"itm": {}}}, ("tables", "'itm'", "'item'")),
+    ({"checks": {"itemid": {}}}, ("checks", "'itemid'", "'item_id'")),
+    ({"unique": ["item_id"]}, ("unique", "'user_id'")),
+    ({"tasks": {}, "watch_time": None}, ("tasks", "watch_time")),
+    ({"valid_from": "soon"}, ("valid_from", "'soon'")),
+    ({"train_from": "2026-02-01"}, ("train_from", "valid_from", "test_from")),
+    ({"tables": {"tag": {"encoding": "hash"}}}, ("tables.tag", "hash", "num_embeddings")),
+    ({"dense": {"item_id": {}}}, ("'item_id'",)),
+    ({"dense": {"play_ms": {}}}, ("'play_ms'", "label")),
+    ({"ids": IDS | {"is_click": "leak"}}, ("'is_click'", "label")),
+    ({"lists": LISTS}, ("'is_click'", "label")),
+    ({"checks": {"user_id": {"nulls": "keep"}}}, ("checks.user_id",)),
+    ({"tasks": {"a.b": "is_click"}}, ("'a.b'",)),
+    ({"counters": {"_key": {"by": ["item_id"]}}}, ("'_key'",)),
+    ({"joins": JOINS}, ("joins.a", "'boss'")),
 ]
 
 
@@ -589,18 +585,18 @@ def test_wrong_settings(change, expected, tmp_path):
     given = settings(tmp_path).model_dump(mode="json") | change
     with pytest.raises(ConfigError) as caught:
         parse_config({"ingest": given, "data": {"path": "x"}})
-    assert expected in str(caught.value)
+    assert all(part in str(caught.value) for part in ("ingest", *expected))
     with pytest.raises(ValidationError):
         settings(tmp_path, **change)
 
 
 def test_roles_that_do_not_agree(tmp_path):
     logs = write_logs(tmp_path / "logs", make_rows(1))
-    with pytest.raises(ConfigError, match="column 'time_ms' is time and number; name one"):
-        ingest(settings(logs, numbers={"time_ms": {}}), tmp_path / "set")
+    with pytest.raises(ConfigError, match=r"'time_ms'.*time"):
+        ingest(settings(logs, dense={"time_ms": {}}), tmp_path / "set")
     texts = {"ids": {"user_id": "user", "item_id": "item", "author": "item"}}
-    with pytest.raises(ConfigError, match="table 'item' has texts of column 'author' and integers"):
+    with pytest.raises(ConfigError, match=r"'item'.*'author'"):
         ingest(settings(logs, **texts), tmp_path / "set")
     behaviours = {"item_id": {"ids": ["item_id"]}}
-    with pytest.raises((ConfigError, ValidationError), match="'item_id' is the name of 2"):
+    with pytest.raises((ConfigError, ValidationError), match="'item_id'"):
         ingest(settings(logs, behaviours=behaviours), tmp_path / "set")

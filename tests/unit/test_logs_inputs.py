@@ -337,8 +337,8 @@ def test_joins_without_a_match_are_warned_about(known, tmp_path, caplog):
         ({"checks": {"item_id": {"min": -(2**63) - 1}}}, "min"),
         ({"checks": {"item_id": {"min": 3, "max": 2}}}, "max"),
         ({"lists": {"tags": {"table": "tag", "max_length": 10**9}}}, "max_length"),
-        ({"numbers": {"age": {"num_buckets": 10**9}}}, "num_buckets"),
-        ({"numbers": {"age": {"buckets": None, "num_buckets": 7}}}, "num_buckets"),
+        ({"dense": {"age": {"num_buckets": 10**9}}}, "num_buckets"),
+        ({"dense": {"age": {"buckets": None, "num_buckets": 7}}}, "num_buckets"),
         ({"gap_h": 1e300}, "gap_h"),
         ({"time": {"max_ahead_h": 1e300}}, "max_ahead_h"),
         ({"row_group_rows": 10**12}, "row_group_rows"),
@@ -351,7 +351,7 @@ def test_joins_without_a_match_are_warned_about(known, tmp_path, caplog):
         ),
         (
             {"tables": {"item": {"encoding": "hash", "num_embeddings": 9, "num_hashes": 2}}}
-            | {"numbers": {"item_id_2": {}}},
+            | {"dense": {"item_id_2": {}}},
             "item_id_2",
         ),
     ],

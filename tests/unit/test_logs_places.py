@@ -78,7 +78,7 @@ def test_logs_in_s3(s3, tmp_path):
 def test_a_bucket_that_is_not_there(s3, tmp_path):
     endpoint, _ = s3
     url = f"s3://nosuch/days?endpoint_override={endpoint}&scheme=http"
-    with pytest.raises(DataError, match=r"ingest.path: nothing at s3://nosuch/days"):
+    with pytest.raises(DataError, match=r"ingest\.path.*s3://nosuch/days"):
         ingest(settings(url), tmp_path / "set")
 
 
@@ -135,15 +135,15 @@ def test_side_tables_are_joined(suffix, tmp_path):
 def test_wrong_side_tables_are_named(tmp_path):
     logs = write_logs(tmp_path / "logs", make_rows(1))
     side = tmp_path / "items.parquet"
-    with pytest.raises(DataError, match=r"items.parquet can't be read .*check ingest.joins"):
+    with pytest.raises(DataError, match=r"items\.parquet.*ingest\.joins"):
         ingest(joined(logs, side), tmp_path / "set")
     pq.write_table(pa.table({"item_id": [1, 1], "author": ["a", "b"]}), side)
-    with pytest.raises(DataError, match=r"'item_id' must be there once for each key"):
+    with pytest.raises(DataError, match=r"'item_id'.*twice"):
         ingest(joined(logs, side), tmp_path / "set")
-    with pytest.raises(DataError, match=r"unknown column 'authr'; did you mean 'author'"):
+    with pytest.raises(DataError, match=r"'authr'.*'author'"):
         join = {"path": str(side), "key": "item_id", "columns": ["author", "authr"]}
         ids = {"user_id": "user", "item_id": "item", "author": "author", "authr": "author"}
         ingest(settings(logs, ids=ids, joins={"items": join}), tmp_path / "set")
     pq.write_table(pa.table({"item_id": [1.5], "author": ["a"]}), side)
-    with pytest.raises(DataError, match=r"items\.parquet: column 'item_id' is 1\.5 in row 0"):
+    with pytest.raises(DataError, match=r"items\.parquet.*'item_id'.*1\.5.*row 0"):
         ingest(joined(logs, side), tmp_path / "set")

@@ -371,7 +371,7 @@ def test_numbers_beyond_float32_are_bad_rows(buckets, bad, tmp_path):
     prices = np.arange(1.0, 41.0)
     prices[[7, 30]] = bad
     logs = write(tmp_path / "logs", rows(price=prices))
-    config = settings(logs, numbers={"price": {"buckets": buckets}})
+    config = settings(logs, dense={"price": {"buckets": buckets}})
     manifest = ingest(config, tmp_path / "set")
     assert list(manifest.ingested.quarantined.values()) == [2]
     assert all(np.isfinite(row["price"]) for row in read_all(tmp_path / "set"))
@@ -545,7 +545,7 @@ def test_allowed_ids_of_all_64_bits(value, tmp_path):
 def test_allowed_values_that_no_column_holds(column, value, tmp_path):
     logs = write(tmp_path / "logs", rows(price=np.arange(40.0)))
     with pytest.raises((ConfigError, ValidationError), match=rf"checks\.{column}(\.|\n.*)allowed"):
-        config = settings(logs, numbers={"price": {}}, checks={column: {"allowed": [value]}})
+        config = settings(logs, dense={"price": {}}, checks={column: {"allowed": [value]}})
         ingest(config, tmp_path / "set")
 
 

@@ -7,7 +7,8 @@ from torch.distributed.optim import _apply_optimizer_in_backward as apply_optimi
 from torchrec.distributed.embedding import EmbeddingCollectionSharder
 from torchrec.distributed.embeddingbag import EmbeddingBagCollectionSharder
 from torchrec.distributed.planner.enumerators import EmbeddingEnumerator
-from torchrec.distributed.planner.types import ParameterConstraints, ShardingOption
+from torchrec.distributed.planner.types import ParameterConstraints
+from torchrec.distributed.planner.types import ShardingOption as TorchRecOption
 from torchrec.distributed.types import CacheParams
 from torchrec.modules.embedding_configs import (
     DataType,
@@ -18,7 +19,7 @@ from torchrec.modules.embedding_configs import (
 from torchrec.modules.embedding_modules import EmbeddingBagCollection, EmbeddingCollection
 
 from infnet_dist.planning.costs import OPTIMIZERS, Costs, Estimator
-from infnet_dist.planning.options import Way, excluded, ways_of
+from infnet_dist.planning.options import ShardingOption, enumerate_options, excluded_options
 from infnet_dist.planning.popularity import ZipfStatistics, fit_zipf
 from infnet_dist.planning.tables import PlanFeature, PlanTable, TableSet
 from infnet_dist.planning.topology import Topology
@@ -67,21 +68,21 @@ def make_tables(pooling: str = "sum") -> tuple[PlanTable, ...]:
 
 
 def cache_params(
-    table: PlanTable, table_set: TableSet, topology: Topology, way: Way
+    table: PlanTable, table_set: TableSet, topology: Topology, option: ShardingOption
 ) -> CacheParams | None:
-    if way.cache_share is None:
+    if option.cache_share is None:
         return None
     lookups = table_set.batch_size * topology.world_size * sum(table.lengths)
     stats = table.zipf and ZipfStatistics(
         exponent=table.zipf, num_embeddings=table.num_embeddings, lookups=lookups
     )
-    return CacheParams(load_factor=way.cache_share, stats=stats)
+    return CacheParams(load_factor=option.cache_share, stats=stats)
 
 
 def torchrec_options(
-    table_set: TableSet, topology: Topology, name: str, way: Way
-) -> ShardingOption:
-    """The one option that TorchRec's enumerator makes under constraints that leave only `way`."""
+    table_set: TableSet, topology: Topology, name: str, option: ShardingOption
+) -> TorchRecOption:
+    """The one option that TorchRec's enumerator makes under constraints for `option` alone."""
     table = table_set.table(name)
     keys = [feature.name for feature in table.features]
     shape = dict(
@@ -100,11 +101,11 @@ def torchrec_options(
         module = EmbeddingBagCollection(tables=bags, device=device)
     apply_optimizer_in_backward(OPTIMIZERS[table_set.optimizer], module.parameters(), {"lr": 0.1})
     constraints = ParameterConstraints(
-        sharding_types=[way.sharding_type],
-        compute_kernels=[way.kernel],
-        min_partition=way.columns,
+        sharding_types=[option.sharding_type],
+        compute_kernels=[option.compute_kernel],
+        min_partition=option.columns,
         pooling_factors=list(table.lengths),
-        cache_params=cache_params(table, table_set, topology, way),
+        cache_params=cache_params(table, table_set, topology, option),
     )
     enumerator = EmbeddingEnumerator(
         topology=topology.to_torchrec(),
@@ -120,12 +121,14 @@ def units_as_shards(costs: Costs, option: int, ranks: int) -> list[list[float]]:
     """Bytes of every shard of an option, unit by unit."""
     return [
         memory.tolist()
-        for _ in range(int(costs.options.units[option]))
-        for memory in costs.options.block_memory(option, ranks)
+        for _ in range(int(costs.arrays.units[option]))
+        for memory in costs.arrays.block_memory(option, ranks)
     ]
 
 
-def left_out(table: PlanTable, way: Way, optimizer: str, rows: int, columns: int) -> list[float]:
+def left_out(
+    table: PlanTable, option: ShardingOption, optimizer: str, rows: int, columns: int
+) -> list[float]:
     """HBM, DDR and SSD bytes of a shard that TorchRec's estimator doesn't count, on a GPU.
 
     fbgemm keeps optimizer state in float32, also beside fp16 rows, and one row-wise state for each
@@ -135,11 +138,11 @@ def left_out(table: PlanTable, way: Way, optimizer: str, rows: int, columns: int
     state = {"sgd": 0, "rowwise_adagrad": 4 * rows, "adam": 8 * rows * columns}[optimizer]
     counted = {"sgd": 0, "rowwise_adagrad": weights / table.embedding_dim, "adam": 2 * weights}
     missing = state - counted[optimizer]
-    if way.kernel == "dense":
+    if option.compute_kernel == "dense":
         return [missing + 2 * weights, 0, 0]
-    if way.kernel == "fused_uvm_caching":
-        return [way.cache_share * missing, missing, 0]
-    return [missing, 0, 0] if way.kernel == "fused" else [0, missing, 0]
+    if option.compute_kernel == "fused_uvm_caching":
+        return [option.cache_share * missing, missing, 0]
+    return [missing, 0, 0] if option.compute_kernel == "fused" else [0, missing, 0]
 
 
 @pytest.mark.parametrize("device", ["cpu", "cuda"])
@@ -149,21 +152,21 @@ def test_a_background_save_takes_rows_and_state_again_in_host_memory(device: str
     waiting = table_set.model_copy(update={"background_save": False})
     with_copy = Estimator(table_set, topology).costs(offload=device == "cuda")
     without = Estimator(waiting, topology).costs(offload=device == "cuda")
-    assert with_copy.ways == without.ways
-    for i, way in enumerate(with_copy.ways):
-        table = table_set.tables[with_copy.options.table[i]]
-        ranks = 4 if way.sharding_type == "row_wise" else 1
+    assert with_copy.sharding_options == without.sharding_options
+    for i, option in enumerate(with_copy.sharding_options):
+        table = table_set.tables[with_copy.arrays.table[i]]
+        ranks = 4 if option.sharding_type == "row_wise" else 1
         more = np.array(units_as_shards(with_copy, i, ranks)) - units_as_shards(without, i, ranks)
-        shards = table.embedding_dim // way.columns
+        shards = table.embedding_dim // option.columns
         width = table.embedding_dim * {"fp32": 4, "fp16": 2}[table.data_type]
-        assert more[:, 1].sum() == table.num_embeddings * (width + 4 * shards), (table, way)
+        assert more[:, 1].sum() == table.num_embeddings * (width + 4 * shards), (table, option)
         assert not more[:, [0, 2]].any()
 
 
 @pytest.mark.parametrize("num_nodes", [1, 3])
 @pytest.mark.parametrize("optimizer", ["rowwise_adagrad", "adam", "sgd"])
 @pytest.mark.parametrize("pooling", ["sum", "none"])
-def test_every_way_costs_what_torchrec_says_and_leaves_out(
+def test_every_option_costs_what_torchrec_says_and_leaves_out(
     num_nodes: int, optimizer: str, pooling: str
 ) -> None:
     topology = make_topology(num_nodes)
@@ -171,27 +174,31 @@ def test_every_way_costs_what_torchrec_says_and_leaves_out(
         batch_size=96, optimizer=optimizer, background_save=False, tables=make_tables(pooling)
     )
     costs = Estimator(table_set, topology).costs(offload=True)
-    assert {way.sharding_type for way in costs.ways} == {
+    assert {option.sharding_type for option in costs.sharding_options} == {
         "sum": set(TYPES) - ({"grid_shard"} if num_nodes == 1 else set()),
         "none": {"table_wise", "column_wise", "row_wise"},
     }[pooling]
-    assert {way.kernel for way in costs.ways} >= {"fused", "fused_uvm", "fused_uvm_caching"}
+    assert {option.compute_kernel for option in costs.sharding_options} >= {
+        "fused",
+        "fused_uvm",
+        "fused_uvm_caching",
+    }
     ranks_per_unit = {0: 1, 1: topology.workers_per_node, 2: topology.world_size}
-    for i, way in enumerate(costs.ways):
-        table = table_set.tables[costs.options.table[i]]
-        option = torchrec_options(table_set, topology, table.name, way)
-        ranks = ranks_per_unit[int(costs.options.place[i])]
+    for i, option in enumerate(costs.sharding_options):
+        table = table_set.tables[costs.arrays.table[i]]
+        torchrec = torchrec_options(table_set, topology, table.name, option)
+        ranks = ranks_per_unit[int(costs.arrays.place[i])]
         expected = [
             np.array([shard.storage.hbm, shard.storage.ddr, shard.storage.ssd])
-            + left_out(table, way, optimizer, *shard.size)
-            for shard in option.shards
+            + left_out(table, option, optimizer, *shard.size)
+            for shard in torchrec.shards
         ]
         np.testing.assert_allclose(units_as_shards(costs, i, ranks), expected, rtol=0, atol=3)
-        times = np.array([shard.perf.total for shard in option.shards])
-        assert times == pytest.approx(costs.options.time[i], rel=1e-12), (table, way)
-        comms = [shard.perf.fwd_comms + shard.perf.bwd_comms for shard in option.shards]
+        times = np.array([shard.perf.total for shard in torchrec.shards])
+        assert times == pytest.approx(costs.arrays.time[i], rel=1e-12), (table, option)
+        comms = [shard.perf.fwd_comms + shard.perf.bwd_comms for shard in torchrec.shards]
         assert comms == pytest.approx([costs.comms_ms[i]] * len(comms), abs=1e-12)
-        assert costs.lookup_ms[i] + costs.comms_ms[i] == pytest.approx(costs.options.time[i])
+        assert costs.lookup_ms[i] + costs.comms_ms[i] == pytest.approx(costs.arrays.time[i])
 
 
 @pytest.mark.parametrize("exponent", [0.0, 0.8, 1.3])
@@ -220,7 +227,7 @@ def test_a_skewed_table_is_cheaper_to_cache() -> None:
         tables = (table.model_copy(update={"zipf": zipf}),)
         table_set = TableSet(batch_size=4096, tables=tables)
         costs = Estimator(table_set, topology).costs(offload=True)
-        times.append(costs.options.time.min())
+        times.append(costs.arrays.time.min())
     assert times[0] > times[1] > times[2]
 
 
@@ -240,13 +247,21 @@ def test_the_exponent_is_found_from_a_sample(exponent: float, rows: int) -> None
 def test_one_rank_takes_table_wise_alone(workers: int, expected: set[str]) -> None:
     topology = make_topology(1, device="cpu").model_copy(update={"workers_per_node": workers})
     table = make_tables("none")[2].model_copy(update={"sharding_types": ("table_wise", "row_wise")})
-    assert {way.sharding_type for way in ways_of(table, topology, offload=False)} == expected
+    assert {
+        option.sharding_type for option in enumerate_options(table, topology, offload=False)
+    } == expected
     row_wise = table.model_copy(update={"sharding_types": ("row_wise",)})
-    assert {w.sharding_type for w in ways_of(row_wise, topology, offload=False)} == {"row_wise"}
-    assert any("can't spread" in line for line in excluded([table], topology)) == (workers == 1)
+    assert {w.sharding_type for w in enumerate_options(row_wise, topology, offload=False)} == {
+        "row_wise"
+    }
+    assert any("can't spread" in line for line in excluded_options([table], topology)) == (
+        workers == 1
+    )
 
 
 def test_one_rank_keeps_the_dense_kernel_of_pooled_tables() -> None:
     topology = make_topology(1).model_copy(update={"workers_per_node": 1})
     table = make_tables("sum")[0].model_copy(update={"compute_kernels": ("dense",)})
-    assert [w.sharding_type for w in ways_of(table, topology, offload=False)] == ["data_parallel"]
+    assert [w.sharding_type for w in enumerate_options(table, topology, offload=False)] == [
+        "data_parallel"
+    ]

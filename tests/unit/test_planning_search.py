@@ -5,16 +5,25 @@ from itertools import combinations, product
 import numpy as np
 import pytest
 
-from infnet_dist.planning.search.improve import MoveBudget, improve
+from infnet_dist.planning.search.local_search import MoveBudget, improve
 from infnet_dist.planning.search.lower_bound import lower_bound
-from infnet_dist.planning.search.migration import Standing, rearrange
-from infnet_dist.planning.search.placement import EVERY, NODE, RANK, Cluster, Options, Placement
+from infnet_dist.planning.search.migration import CurrentPlacement, migrate
+from infnet_dist.planning.search.placement import (
+    EVERY,
+    NODE,
+    RANK,
+    Cluster,
+    OptionArrays,
+    Placement,
+)
 from infnet_dist.planning.search.search import search
 
 RANKS, RANKS_PER_NODE = 4, 2
 
 
-def make_problem(seed: int, *, tables: int = 4, tight: float = 10.0) -> tuple[Options, Cluster]:
+def make_problem(
+    seed: int, *, tables: int = 4, tight: float = 10.0
+) -> tuple[OptionArrays, Cluster]:
     """Random options; `tight` is the memory of all ranks over the least that is needed."""
     rng = np.random.default_rng(seed)
     rows = []
@@ -28,7 +37,7 @@ def make_problem(seed: int, *, tables: int = 4, tight: float = 10.0) -> tuple[Op
     table, place, units, time, full, size = (np.array(x) for x in zip(*rows, strict=True))
     memory = np.zeros((len(rows), 3, 2))
     memory[:, 0, 0], memory[:, 1, 0] = size, size / 2
-    options = Options(
+    options = OptionArrays(
         table=table.astype(np.int64),
         place=place.astype(np.int64),
         units=units.astype(np.int64),
@@ -44,7 +53,7 @@ def make_problem(seed: int, *, tables: int = 4, tight: float = 10.0) -> tuple[Op
     return options, Cluster(RANKS_PER_NODE, capacity, nothing, np.zeros((RANKS, 2)))
 
 
-def ranks_of(options: Options, option: int, units: tuple[int, ...]) -> list[list[int]]:
+def ranks_of(options: OptionArrays, option: int, units: tuple[int, ...]) -> list[list[int]]:
     if options.place[option] == EVERY:
         return [list(range(RANKS))]
     size = 1 if options.place[option] == RANK else RANKS_PER_NODE
@@ -52,7 +61,7 @@ def ranks_of(options: Options, option: int, units: tuple[int, ...]) -> list[list
 
 
 def loads(
-    options: Options, cluster: Cluster, placed: list[tuple[int, tuple[int, ...]]]
+    options: OptionArrays, cluster: Cluster, placed: list[tuple[int, tuple[int, ...]]]
 ) -> tuple[np.ndarray, np.ndarray]:
     """Time and bytes by rank, written out."""
     time, memory = cluster.base_time.copy(), cluster.base_memory.copy()
@@ -65,21 +74,23 @@ def loads(
     return time, memory
 
 
-def every_way(options: Options, table: int) -> list[tuple[int, tuple[int, ...]]]:
-    ways: list[tuple[int, tuple[int, ...]]] = []
+def every_placement(options: OptionArrays, table: int) -> list[tuple[int, tuple[int, ...]]]:
+    placements: list[tuple[int, tuple[int, ...]]] = []
     for option in np.flatnonzero(options.table == table):
         if options.place[option] == EVERY:
-            ways.append((int(option), ()))
+            placements.append((int(option), ()))
         else:
             places = RANKS if options.place[option] == RANK else RANKS // RANKS_PER_NODE
-            ways += [(int(option), c) for c in combinations(range(places), options.units[option])]
-    return ways
+            placements += [
+                (int(option), c) for c in combinations(range(places), options.units[option])
+            ]
+    return placements
 
 
-def brute_force(options: Options, cluster: Cluster) -> float:
+def brute_force(options: OptionArrays, cluster: Cluster) -> float:
     """The least bottleneck of all plans; inf where none fits."""
     best = np.inf
-    tables = [every_way(options, t) for t in range(int(options.table.max()) + 1)]
+    tables = [every_placement(options, t) for t in range(int(options.table.max()) + 1)]
     for plan in product(*tables):
         time, memory = loads(options, cluster, list(plan))
         if (memory <= cluster.capacity).all():
@@ -171,7 +182,7 @@ def test_the_move_budget_is_kept() -> None:
 
 
 def moved_bytes(
-    options: Options, sizes: np.ndarray, before: list, after: list, *, in_order: bool
+    options: OptionArrays, sizes: np.ndarray, before: list, after: list, *, in_order: bool
 ) -> float:
     """Written out: a changed option is copied as a whole, else the units that go elsewhere.
 
@@ -194,10 +205,10 @@ def test_moves_within_a_budget_come_close_to_the_best(tight: float) -> None:
     ratios = []
     for seed in range(6):
         options, cluster = make_problem(seed, tables=3, tight=tight)
-        ways = [every_way(options, table) for table in range(3)]
+        placements = [every_placement(options, table) for table in range(3)]
         fitting = [
             (list(placed), time.max())
-            for placed in product(*ways)
+            for placed in product(*placements)
             for time, memory in [loads(options, cluster, list(placed))]
             if (memory <= cluster.capacity).all()
         ]
@@ -210,8 +221,8 @@ def test_moves_within_a_budget_come_close_to_the_best(tight: float) -> None:
                 for placed, time in fitting
                 if moved_bytes(options, sizes, before, placed, in_order=False) <= budget
             )
-            standing = Standing(dict(enumerate(before)), sizes)
-            found, bound = rearrange(options, cluster, standing, budget)
+            current = CurrentPlacement(dict(enumerate(before)), sizes)
+            found, bound = migrate(options, cluster, current, budget)
             assert found is not None
             after = list(zip(map(int, found.option), found.units, strict=True))
             assert moved_bytes(options, sizes, before, after, in_order=True) <= budget

@@ -52,7 +52,7 @@ def test_each_type_becomes_what_torchrec_makes_of_it(
     ).plan.values()
     ours: ParameterSharding = module["t2"]
 
-    option = torchrec_options(table_set, topology, "t2", entry.way)
+    option = torchrec_options(table_set, topology, "t2", entry.sharding_option)
     for shard, place in zip(option.shards, plan.shards("t2"), strict=True):
         shard.rank = place.rank
         assert shard.size == [place.rows, place.columns]

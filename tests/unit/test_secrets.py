@@ -90,11 +90,8 @@ def test_a_run_file_with_a_secret_is_refused(tmp_path: Path, override: str):
 def test_the_message_says_what_to_do_instead(tmp_path: Path):
     with pytest.raises(ConfigError) as caught:
         parse_config({"data": {"path": "x"}, "checkpoint": {"folder": URL}}, source="run.yaml")
-    assert str(caught.value) == (
-        "run.yaml: checkpoint.folder: the URL s3://bucket/x holds a password, and run files are "
-        "saved with each run; leave it out and set the store's own environment variables (for S3 "
-        "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY), or use the machine's role"
-    )
+    parts = ("run.yaml", "checkpoint.folder", "s3://bucket/x", "password", "AWS_ACCESS_KEY_ID")
+    assert all(part in str(caught.value) for part in parts)
     plain = {"folder": "s3://bucket/x?region=eu-west-1"}
     config = parse_config({"data": {"path": "x"}, "checkpoint": plain})
     assert config.checkpoint.folder == plain["folder"]

@@ -16,7 +16,7 @@ from infnet_dist.ingest.logs.run import ingest_logs
 from infnet_dist.ingest.logs.shuffle_files import BucketWriter, read_bucket
 from infnet_dist.ingest.logs.sketch import colliding_share, estimate_distinct, smallest_hashes
 from infnet_dist.ingest.logs.stages import one_by_one
-from infnet_dist.ingest.logs.vocabulary import DenseEncoder, MergeCounts
+from infnet_dist.ingest.logs.vocabulary import MergeCounts, VocabularyEncoder
 from infnet_dist.ingest.report import write_report
 from tests.unit.raw_logs import make_rows, read_split, settings, write_logs
 
@@ -145,7 +145,7 @@ def test_encoders_against_a_dictionary(kind, tmp_path):
     ids = {v: i + 1 for i, (_, v) in enumerate(often)}
     asked = [*values, *(["new", None] if kind == "text" else [7**30 % 2**62, -9, None])]
     kind_of = pa.large_string() if kind == "text" else pa.int64()
-    found = DenseEncoder(tmp_path / "v.arrow")(pa.array(asked, kind_of))
+    found = VocabularyEncoder(tmp_path / "v.arrow")(pa.array(asked, kind_of))
     assert found.tolist() == [ids.get(v, 0) for v in asked]
 
 

@@ -122,22 +122,22 @@ def test_a_column_that_valid_lost_is_warned_about(tmp_path, tables, caplog):
     tables["valid"]["age"] = np.nan
     with caplog.at_level(logging.WARNING):
         make_training_set(ingest(write(tmp_path / "raw", tables)), tmp_path / "set")
-    assert "valid: null or unseen in train: age (100%) of the rows;" in caplog.text
+    assert "valid: null or unseen in train: age (100%)" in caplog.text
 
 
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"exclude": ["jobs"]}, "unknown column 'jobs'; did you mean 'job'?"),
-        ({"tasks": {"income": "ric"}}, "unknown column 'ric'; did you mean 'rich'?"),
-        ({"group_column": "job"}, "'job' holds text, expected integers"),
-        ({"tasks": {"income": "job"}}, r"train\.parquet: column job is .* expected 0 or 1"),
-        ({"splits": {"train": "train.parquet", "valid": "none.parquet"}}, "none.parquet can't be"),
-        ({"tasks": {"age": "age"}}, r"train\.parquet: column age is .* expected 0 or 1"),
+        ({"exclude": ["jobs"]}, "'jobs'.*'job'"),
+        ({"tasks": {"income": "ric"}}, "'ric'.*'rich'"),
+        ({"group_column": "job"}, r"ingest\.group_column.*'job'.*text.*integers"),
+        ({"tasks": {"income": "job"}}, r"train\.parquet.*job.*0 or 1"),
+        ({"splits": {"train": "train.parquet", "valid": "none.parquet"}}, r"none\.parquet"),
+        ({"tasks": {"age": "age"}}, r"train\.parquet.*age.*0 or 1"),
         (
             {"categorical": (), "exclude": ["number", "job", "member", "code", "age", "single"]}
             | {"tasks": {"income": "rich"}},
-            "no column is left",
+            r"ingest\.exclude",
         ),
     ],
 )
@@ -198,50 +198,50 @@ def test_missing_codes_are_unknown(tmp_path, tables):
 @pytest.mark.parametrize("name", ["type", "a.b", "time_ms", "label_income"])
 def test_names_that_no_table_can_have_are_told(tmp_path, tables, name):
     raw = write(tmp_path / "raw", change(tables, **{name: "x"}))
-    with pytest.raises(DataError, match="can't be a feature"):
+    with pytest.raises(DataError, match=r"ingest\.exclude"):
         make_training_set(ingest(raw), tmp_path / "set")
 
 
 def test_other_kinds_in_another_split_are_told(tmp_path, tables):
     tables["valid"]["age"] = "old"
     with pytest.raises(
-        DataError, match=r"'age' holds numbers in train .*, text in valid .*/valid\.parquet"
+        DataError, match=r"'age'.*numbers in train .*text in valid .*/valid\.parquet"
     ):
         make_training_set(ingest(write(tmp_path / "raw", tables)), tmp_path / "set")
 
 
 def test_an_empty_split_is_told(tmp_path, tables):
     tables["valid"] = tables["valid"][:0]
-    with pytest.raises(DataError, match=r"valid\.parquet has no rows"):
+    with pytest.raises(DataError, match=r"valid\.parquet.*ingest\.path"):
         make_training_set(ingest(write(tmp_path / "raw", tables)), tmp_path / "set")
 
 
 def test_a_bad_label_is_found_in_its_row(tmp_path, tables, monkeypatch):
     monkeypatch.setattr("infnet_dist.ingest.tabular_columns.ROWS_PER_CHUNK", 100)
     tables["valid"].loc[321, "rich"] = 7
-    with pytest.raises(DataError, match=r"valid\.parquet: column rich is 7 in row 321"):
+    with pytest.raises(DataError, match=r"valid\.parquet.*rich.*7 in row 321"):
         make_training_set(ingest(write(tmp_path / "raw", tables)), tmp_path / "set")
 
 
 def test_a_list_column_is_named(tmp_path, tables):
     for table in tables.values():
         table["tags"] = [[1, 2]] * len(table)
-    with pytest.raises(DataError, match="column 'tags' is list"):
+    with pytest.raises(DataError, match=r"'tags'.*list"):
         make_training_set(ingest(write(tmp_path / "raw", tables)), tmp_path / "set")
 
 
 def test_a_broken_file_is_named(tmp_path, tables):
     raw = write(tmp_path / "raw", tables)
     (raw / "valid.parquet").write_bytes(b"PAR1 but no more")
-    with pytest.raises(DataError, match=r"valid\.parquet can't be read"):
+    with pytest.raises(DataError, match=r"valid\.parquet"):
         make_training_set(ingest(raw), tmp_path / "set")
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ("ingest.exclude=[rich]", "column 'rich' is named 2 times"),
-        ("ingest.splits={train: a.parquet}", "valid missing"),
+        ("ingest.exclude=[rich]", "'rich'"),
+        ("ingest.splits={train: a.parquet}", r"ingest.*splits.*valid"),
         ("ingest.splits={train: a, valid: b, tets: c}", "test"),
     ],
 )

@@ -1,4 +1,4 @@
-"""Trackers: what is written, and that W&B can fail without stopping a run."""
+"""CompositeTracker: what is written, and that W&B can fail without stopping a run."""
 
 import json
 import logging

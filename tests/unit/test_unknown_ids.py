@@ -20,7 +20,7 @@ from infnet_dist.data.manifest import (
 from infnet_dist.data.reader import Reader
 from infnet_dist.data.unknown_ids import UnknownIds, default_rates, unlearned_ids
 from infnet_dist.distributed.context import WorkerContext
-from infnet_dist.training.setup import Session, unknown_id_rates
+from infnet_dist.training.setup import TrainingSetup, unknown_id_rates
 from tests.runs import make_config, make_tiny_set
 
 
@@ -123,20 +123,20 @@ def test_items_of_a_list_are_dropped_one_by_one(tiny_set: Path) -> None:
 
 
 def test_evaluation_drops_none_and_training_as_asked(tiny_set: Path, tmp_path: Path) -> None:
-    session = session_of(tiny_set, tmp_path, unknown_id_rate=0.1)
-    batches = list(session.reader("valid", shuffle=False).batches())
+    setup = session_of(tiny_set, tmp_path, unknown_id_rate=0.1)
+    batches = list(setup.reader("valid", shuffle=False).batches())
     ids = torch.cat([b.sparse_features["item"].values() for b in batches])
     assert ids.count_nonzero() == len(ids) == 150
-    batches = list(session.reader("train", shuffle=True).batches())
+    batches = list(setup.reader("train", shuffle=True).batches())
     ids = torch.cat([b.sparse_features["item"].values() for b in batches])
     assert 0.05 * len(ids) < (ids == 0).sum() < 0.15 * len(ids)
 
 
-def session_of(data: Path, folder: Path, **tables: object) -> Session:
+def session_of(data: Path, folder: Path, **tables: object) -> TrainingSetup:
     config = make_config(data, folder, tables=tables)
     manifest = read_manifest(data)
     context = WorkerContext(0, 1, 1, torch.device("cpu"))
-    return Session(config, context, manifest, manifest.schema_, sharded=None)  # type: ignore
+    return TrainingSetup(config, context, manifest, manifest.schema_, sharded=None)  # type: ignore
 
 
 def test_which_tables(tiny_set: Path, tmp_path: Path) -> None:
@@ -213,10 +213,10 @@ def test_unknown_ids_that_were_never_trained_are_named(
     assert unlearned_ids(manifest, schema, {"item": 0.01}, "valid") == {}
     assert unlearned_ids(read_manifest(tiny_set), schema, {}, "valid") == {}
     for rate, lines in ((0.01, 0), (0.0, 1)):
-        session = session_of(tiny_set, tmp_path, unknown_id_rate=rate)
-        session.manifest = manifest
+        setup = session_of(tiny_set, tmp_path, unknown_id_rate=rate)
+        setup.manifest = manifest
         with caplog.at_level(logging.WARNING, logger="infnet_dist"):
-            session.warn_of_unlearned_ids("valid")
+            setup.warn_of_unlearned_ids("valid")
         assert len(caplog.records) == lines
     assert "76 %" in caplog.text and "'item'" in caplog.text and "unknown_id_rate" in caplog.text
 
@@ -245,10 +245,10 @@ def test_a_resumed_run_keeps_its_rates_though_the_set_changed(
 def test_a_change_of_the_rate_is_said_when_a_run_is_resumed(
     tiny_set: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    session = session_of(tiny_set, tmp_path, unknown_id_rate=0.02)
+    setup = session_of(tiny_set, tmp_path, unknown_id_rate=0.02)
     with caplog.at_level(logging.WARNING, logger="infnet_dist"):
-        for rates in (None, session.unknown_id_rates):
-            session.keep_rates(rates)
+        for rates in (None, setup.unknown_id_rates):
+            setup.keep_rates(rates)
         assert not caplog.records
-        session.keep_rates(dict.fromkeys(session.unknown_id_rates, 0.0))
+        setup.keep_rates(dict.fromkeys(setup.unknown_id_rates, 0.0))
     assert "0.0 " in caplog.text and "0.02" in caplog.text

@@ -81,9 +81,9 @@ def test_nothing_is_left_of_a_failed_or_unpublished_set(tmp_path: Path) -> None:
 def test_an_existing_set_stays_untouched(tmp_path: Path) -> None:
     make_set(tmp_path / "s", 12, rows_per_part=5, row_group_rows=5)
     before = {p: p.read_bytes() for p in (tmp_path / "s").rglob("*") if p.is_file()}
-    with pytest.raises(DataError, match="exists already; choose another data"):
+    with pytest.raises(DataError, match=rf"{tmp_path}/s.*data\.path"):
         make_set(tmp_path / "s", 20, rows_per_part=5, row_group_rows=5)
-    with pytest.raises(DataError, match=r"settings \(ingest.source: nothing there, other here\)"):
+    with pytest.raises(DataError, match=rf"{tmp_path}/s.*ingest\.source.*other"):
         training_set_is_current(tmp_path / "s", {"source": "other"})
     assert training_set_is_current(tmp_path / "s", {})
     assert before == {p: p.read_bytes() for p in (tmp_path / "s").rglob("*") if p.is_file()}
@@ -94,9 +94,9 @@ def test_foreign_and_empty_folders(tmp_path: Path) -> None:
     (tmp_path / "mine").mkdir()
     assert not training_set_is_current(tmp_path / "mine", {})
     (tmp_path / "mine" / "notes.txt").write_text("dear diary")
-    with pytest.raises(DataError, match="made from other settings"):
+    with pytest.raises(DataError, match=rf"{tmp_path}/mine.*data\.path"):
         training_set_is_current(tmp_path / "mine", {})
-    with pytest.raises(DataError, match="no rows for the training set"):
+    with pytest.raises(DataError, match=rf"{tmp_path}/none"):
         make_set(tmp_path / "none", 0, rows_per_part=5, row_group_rows=5)
     assert not (tmp_path / "none").exists()
 

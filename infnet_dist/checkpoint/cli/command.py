@@ -35,7 +35,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = parser().parse_args(argv)
     try:
         # Only now, since it brings torch, which --help doesn't need.
-        module = importlib.import_module(f"infnet_dist.checkpoint.{_PLACES[arguments.command]}")
+        module = importlib.import_module(f"infnet_dist.checkpoint.cli.{_PLACES[arguments.command]}")
         code: int = getattr(module, f"{arguments.command}_command")(arguments)
         sys.stdout.flush()
         return code

@@ -21,14 +21,14 @@ from infnet_dist.checkpoint.cli.printing import (
     time_of,
 )
 from infnet_dist.checkpoint.discovery import (
-    Found,
+    FoundCheckpoint,
     State,
     checkpoints_folder,
+    discover,
+    examine,
     is_checkpoint,
-    look_at,
-    survey,
 )
-from infnet_dist.checkpoint.retention import Fate, delete, fates
+from infnet_dist.checkpoint.retention import RetentionDecision, decide_retention, delete
 from infnet_dist.config.run import CheckpointConfig
 from infnet_dist.errors import CheckpointError
 from infnet_dist.io.filesystem import Folder, size_text
@@ -41,7 +41,7 @@ _MOST_FAULTS = 20
 def list_command(arguments: argparse.Namespace) -> int:
     """The checkpoints in a folder."""
     folder = checkpoints_folder(arguments.folder)
-    found = survey(folder)
+    found = discover(folder)
     newest = next((one.folder for one in reversed(found) if one.manifest), None)
     metrics = arguments.metrics or _some_metrics(found)
     if arguments.json:
@@ -63,12 +63,12 @@ def list_command(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _some_metrics(found: Sequence[Found]) -> list[str]:
+def _some_metrics(found: Sequence[FoundCheckpoint]) -> list[str]:
     names = {name: None for one in found if one.manifest for name in one.manifest.metrics}
     return ([name for name in names if "/auc/" in name] or list(names))[:3]
 
 
-def _cells(one: Found, metrics: Sequence[str]) -> list[str]:
+def _cells(one: FoundCheckpoint, metrics: Sequence[str]) -> list[str]:
     saved = "" if not one.written_ns else f"{time_of(one.written_ns):%Y-%m-%d %H:%M:%S}"
     if one.manifest is None:
         return ["", "", saved, size_text(one.num_bytes)]
@@ -84,7 +84,7 @@ def _cells(one: Found, metrics: Sequence[str]) -> list[str]:
     ]
 
 
-def _listed(one: Found, newest: Folder | None) -> dict[str, Any]:
+def _listed(one: FoundCheckpoint, newest: Folder | None) -> dict[str, Any]:
     facts: dict[str, Any] = {
         "folder": str(one.folder),
         "step": one.step,
@@ -106,12 +106,12 @@ def _listed(one: Found, newest: Folder | None) -> dict[str, Any]:
 
 def verify_command(arguments: argparse.Namespace) -> int:
     """Read all and compare with the checksums."""
-    wanted: list[Found] = []
+    wanted: list[FoundCheckpoint] = []
     for place in arguments.places:
         if is_checkpoint(Folder(place)):
-            wanted.append(look_at(Folder(place)))
+            wanted.append(examine(Folder(place)))
         else:
-            here = survey(checkpoints_folder(place))
+            here = discover(checkpoints_folder(place))
             wanted += [one for one in here if one.state != "incomplete"]
     if not wanted:
         raise CheckpointError(f"no complete checkpoint in {', '.join(arguments.places)}")
@@ -142,7 +142,7 @@ class _Verdict(NamedTuple):
     faults: list[str]
 
 
-def _verdict(one: Found, advance: inspection.Advance) -> _Verdict:
+def _verdict(one: FoundCheckpoint, advance: inspection.Advance) -> _Verdict:
     if one.manifest is None:
         word: str = one.state if one.state in ("unreadable", "renamed") else "damaged"
         return _Verdict(one.folder, word, [one.fault])
@@ -202,10 +202,12 @@ def prune_command(arguments: argparse.Namespace) -> int:
     if arguments.json and not (arguments.yes or arguments.dry_run):
         raise CheckpointError("--json can't ask: add --yes or --dry-run")
     folder = checkpoints_folder(arguments.folder)
-    found = survey(folder)
+    found = discover(folder)
     if arguments.verify:
         found = _verified(found)
-    decided = fates(found, config, now_ns=time.time_ns(), delete_damaged=arguments.damaged)
+    decided = decide_retention(
+        found, config, now_ns=time.time_ns(), delete_damaged=arguments.damaged
+    )
     going = [fate.found for fate in decided if not fate.kept]
     if not arguments.json:
         console().print(_render_fates(folder, decided))
@@ -229,9 +231,9 @@ def prune_command(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _verified(found: Sequence[Found]) -> list[Found]:
+def _verified(found: Sequence[FoundCheckpoint]) -> list[FoundCheckpoint]:
     """The same, where those whose content is wrong aren't complete."""
-    read: list[Found] = []
+    read: list[FoundCheckpoint] = []
     with _bar_of_all(found) as bar:
         for one in found:
             faults = inspection.verify(one.folder, one.manifest, bar.update) if one.manifest else []
@@ -242,18 +244,18 @@ def _verified(found: Sequence[Found]) -> list[Found]:
     return read
 
 
-def _bar_of_all(found: Sequence[Found]) -> Any:
+def _bar_of_all(found: Sequence[FoundCheckpoint]) -> Any:
     return bar_of(sum(one.manifest.num_bytes for one in found if one.manifest), "verify")
 
 
-def _agreed(going: Sequence[Found]) -> bool:
+def _agreed(going: Sequence[FoundCheckpoint]) -> bool:
     if not sys.stdin.isatty():
         raise CheckpointError("no terminal to ask on: nothing is deleted; --yes deletes unasked")
     size = size_text(sum(one.num_bytes for one in going))
     return input(f"delete {len(going):,} folders ({size})? [y/N] ").strip().lower() in {"y", "yes"}
 
 
-def _render_fates(folder: Folder, decided: Sequence[Fate]) -> Table:
+def _render_fates(folder: Folder, decided: Sequence[RetentionDecision]) -> Table:
     table = table_of(f"Checkpoints in {folder}", "step", "", "why")
     add_right(table, "size")
     for fate in decided:
@@ -268,6 +270,6 @@ def _render_fates(folder: Folder, decided: Sequence[Fate]) -> Table:
     return table
 
 
-def _fate(fate: Fate) -> dict[str, Any]:
+def _fate(fate: RetentionDecision) -> dict[str, Any]:
     found = fate.found
     return {"folder": str(found.folder), "bytes": found.num_bytes, "reason": fate.reason}

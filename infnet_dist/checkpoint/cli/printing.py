@@ -1,8 +1,6 @@
 """How the sub-commands print: tables, JSON, a bar of progress."""
 
 import datetime
-import json
-import math
 import sys
 from typing import Any
 
@@ -10,6 +8,8 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 from tqdm import tqdm
+
+from infnet_dist.io.json_files import dump_json
 
 
 def bar_of(total: int, name: str) -> Any:
@@ -39,13 +39,5 @@ def time_of(nanoseconds: int) -> datetime.datetime:
 
 
 def print_json(value: Any) -> None:
-    """Print JSON; NaN and infinity, which it doesn't know, become null."""
-    print(json.dumps(_without_nan(value), indent=1, default=str))
-
-
-def _without_nan(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _without_nan(inner) for key, inner in value.items()}
-    if isinstance(value, list | tuple):
-        return [_without_nan(inner) for inner in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
+    """Print a value as JSON."""
+    print(dump_json(value), end="")

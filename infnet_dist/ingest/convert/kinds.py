@@ -5,7 +5,7 @@
 | int         | int64      | integers, floats, decimals, bool, text     | exact 64-bit integers |
 | text        | text       | text, integers, floats, decimals           | UTF-8; exact integers |
 | ints, texts | list of it | lists of any layout, text with a separator | as above, no null     |
-| number      | float64    | integers, floats, decimals, bool, text     | finite in float32     |
+| float       | float64    | integers, floats, decimals, bool, text     | finite in float32     |
 | flag        | int8       | the same                                   | 0, 1, truth words     |
 | watch_time  | int64 ms   | integers, floats, decimals, text           | below 2**53, rounded  |
 | time        | int64 ms   | timestamps, dates, integers, float64,      | any; `clean` tests    |
@@ -31,10 +31,10 @@ from infnet_dist.ingest.convert.arrays import (
     without_null_words,
 )
 from infnet_dist.ingest.convert.ids import to_integers, to_texts
-from infnet_dist.ingest.convert.numbers import to_flags, to_milliseconds, to_numbers
+from infnet_dist.ingest.convert.numbers import to_finite_floats, to_flags, to_milliseconds
 from infnet_dist.ingest.convert.times import to_times
 
-Kind = Literal["time", "int", "text", "ints", "texts", "number", "flag", "watch_time"]
+Kind = Literal["time", "int", "text", "ints", "texts", "float", "flag", "watch_time"]
 
 TYPES: dict[str, pa.DataType] = {
     "time": pa.int64(),
@@ -42,7 +42,7 @@ TYPES: dict[str, pa.DataType] = {
     "text": pa.large_string(),
     "ints": pa.list_(pa.int64()),
     "texts": pa.list_(pa.large_string()),
-    "number": pa.float64(),
+    "float": pa.float64(),
     "flag": pa.int8(),
     "watch_time": pa.int64(),
 }
@@ -52,7 +52,7 @@ EXPECTED: dict[str, str] = {
     "text": "text",
     "ints": "a list of integers",
     "texts": "a list of texts",
-    "number": "a finite number of float32",
+    "float": "a finite number of float32",
     "flag": "0 or 1",
     "watch_time": "milliseconds",
 }
@@ -62,14 +62,14 @@ _ACCEPTED: dict[str, frozenset[str]] = {
     "text": _NUMERIC | {"text"},
     "ints": frozenset({"list", "text"}),
     "texts": frozenset({"list", "text"}),
-    "number": _NUMERIC | {"bool", "text"},
+    "float": _NUMERIC | {"bool", "text"},
     "flag": _NUMERIC | {"bool", "text"},
     "watch_time": _NUMERIC | {"text"},
     "time": _NUMERIC | {"timestamp", "date", "text"},
 }
 _CONVERT = {
     "text": to_texts,
-    "number": to_numbers,
+    "float": to_finite_floats,
     "flag": to_flags,
     "watch_time": to_milliseconds,
 }

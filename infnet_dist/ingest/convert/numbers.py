@@ -29,7 +29,7 @@ def to_floats(values: pa.Array) -> tuple[FloatArray, Mask]:
     return floats.to_numpy(zero_copy_only=False), unfit
 
 
-def to_numbers(values: pa.Array) -> tuple[pa.Array, Mask]:
+def to_finite_floats(values: pa.Array) -> tuple[pa.Array, Mask]:
     """float64, null where NaN, not a number, infinite or beyond float32; and which the last are."""
     floats, unfit = to_floats(values)
     with np.errstate(over="ignore"):

@@ -113,7 +113,7 @@ class Cleaner:
         yield f"not {EXPECTED[kind]}{self._hint(name, kind, found)}", unfit
         check = self.rules.checks.get(name, Check())
         null = mask(pc.is_null(values)) & ~unfit
-        default = "keep" if kind in (*_IDS, "number") else "quarantine"
+        default = "keep" if kind in (*_IDS, "float") else "quarantine"
         if (check.nulls or default) == "quarantine":
             yield "null", null
         if kind == "time":

@@ -116,7 +116,7 @@ class Settle:
         with BucketWriter(self._path("counts"), COUNTS, len(self.config.table_names)) as writer:
             for number, table in enumerate(self.config.table_names):
                 columns = [rows[name] for name in columns_of_table(self.config, table)]
-                if self.config.table(table).encoding == "dense":
+                if self.config.table(table).encoding == "vocabulary":
                     counted = _counted(columns, learned, later)
                 else:
                     counted = _sketched(columns, learned, later)
@@ -127,7 +127,7 @@ class Settle:
         threshold = np.uint64(min(self.sample_share * 2.0**64, 2**64 - 1025))
         chosen = learned & (mix(places, _SAMPLE_SEED) <= threshold)
         with renamed(self._path("sample")) as path:
-            pq.write_table(rows.select(list(self.config.numbers)).filter(pa.array(chosen)), path)
+            pq.write_table(rows.select(list(self.config.dense)).filter(pa.array(chosen)), path)
 
     def _hand_to_counting(self, rows: pa.Table, by: Sequence[str], calendar: Calendar) -> None:
         """Who asks and what happened, by key, to the counting tasks."""

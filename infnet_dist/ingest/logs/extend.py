@@ -8,6 +8,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from infnet_dist.config.logs import LogsIngest, day_text
+from infnet_dist.config.renamed import with_current_names
 from infnet_dist.data.manifest import MANIFEST, Ingested, LogFile, Manifest, read_manifest
 from infnet_dist.errors import DataError
 from infnet_dist.ingest.writer import check_unbroken, other_settings
@@ -32,7 +33,10 @@ def earlier_set(config: LogsIngest, folder: Path) -> Manifest | None:
     if not (folder / MANIFEST).is_file():
         raise other_settings(folder, None, wanted)
     earlier = read_manifest(folder)
-    made_from = _fixed(_with_new_keys(earlier.source))
+    try:
+        made_from = _fixed(_settings(earlier).model_dump(mode="json"))
+    except ValidationError:  # made from another source
+        made_from = earlier.source
     if made_from != wanted:
         raise other_settings(folder, made_from, wanted)
     check_unbroken(folder, earlier)
@@ -51,12 +55,9 @@ def _fixed(source: dict[str, Any]) -> dict[str, Any]:
     return fixed | {"checks": checks, "train_from": first_day}
 
 
-def _with_new_keys(source: dict[str, Any]) -> dict[str, Any]:
-    """The settings of a set, with the defaults of keys that are newer than the set."""
-    try:
-        return LogsIngest.model_validate(source).model_dump(mode="json")
-    except ValidationError:  # of another kind of ingest
-        return source
+def _settings(earlier: Manifest) -> LogsIngest:
+    """The settings of a training set, with current names and the defaults of newer keys."""
+    return LogsIngest.model_validate(with_current_names({"ingest": earlier.source})["ingest"])
 
 
 def known_files(earlier: Manifest | None) -> tuple[LogFile, ...]:
@@ -116,7 +117,7 @@ def moment(time_ms: int) -> str:
 
 
 def _starts(earlier: Manifest) -> dict[str, int]:
-    return LogsIngest.model_validate(earlier.source).split_starts_ms
+    return _settings(earlier).split_starts_ms
 
 
 def _ingested(earlier: Manifest) -> Ingested:

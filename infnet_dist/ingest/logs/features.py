@@ -9,10 +9,10 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from infnet_dist.config.logs import Behaviour, LogsIngest, NumberColumn
+from infnet_dist.config.logs import Behaviour, DenseColumn, LogsIngest
 from infnet_dist.errors import ConfigError, DataError
 from infnet_dist.ingest.encode import quantile_boundaries
-from infnet_dist.ingest.logs.vocabulary import DenseEncoder, Encoder, HashEncoder, RawEncoder
+from infnet_dist.ingest.logs.vocabulary import Encoder, HashEncoder, RawEncoder, VocabularyEncoder
 from infnet_dist.ingest.names import is_free
 from infnet_dist.schema import (
     CategoricalFeature,
@@ -68,8 +68,8 @@ def make_encoders(config: LogsIngest, compiled: Mapping[str, Path]) -> dict[str,
     encoders: dict[str, Encoder] = {}
     for name in config.table_names:
         table = config.table(name)
-        if table.encoding == "dense":
-            encoders[name] = DenseEncoder(compiled[name])
+        if table.encoding == "vocabulary":
+            encoders[name] = VocabularyEncoder(compiled[name])
         elif table.encoding == "hash":
             assert table.num_embeddings is not None
             encoders[name] = HashEncoder(table.num_embeddings)
@@ -78,27 +78,27 @@ def make_encoders(config: LogsIngest, compiled: Mapping[str, Path]) -> dict[str,
     return encoders
 
 
-def fit_numbers(config: LogsIngest, sample: pa.Table) -> tuple[DenseFeature, ...]:
+def fit_dense(config: LogsIngest, sample: pa.Table) -> tuple[DenseFeature, ...]:
     """Boundaries, or mean and deviation, from a sample of the rows before valid."""
     found = []
-    for name, number in config.numbers.items():
+    for name, column in config.dense.items():
         values = sample[name].drop_null().to_numpy()
-        if number.buckets is None:
+        if column.buckets is None:
             mean, std = (float(values.mean()), float(values.std())) if len(values) else (0.0, 1.0)
             found.append(DenseFeature(name=name, column=name, mean=mean, std=std or 1.0))
         else:
-            boundaries = _boundaries(values, number)
+            boundaries = _boundaries(values, column)
             found.append(DenseFeature(name=name, column=name, boundaries=boundaries))
     return tuple(found)
 
 
-def _boundaries(values: FloatArray, number: NumberColumn) -> tuple[float, ...]:
-    if number.buckets == "quantile":
-        return quantile_boundaries(values, number.num_buckets)
+def _boundaries(values: FloatArray, column: DenseColumn) -> tuple[float, ...]:
+    if column.buckets == "quantile":
+        return quantile_boundaries(values, column.num_buckets)
     positive = values[values > 0]
     if not len(positive):
         return ()
-    ends = np.geomspace(positive.min(), positive.max(), number.num_buckets)
+    ends = np.geomspace(positive.min(), positive.max(), column.num_buckets)
     return tuple(float(b) for b in np.unique(ends[:-1].astype(np.float32)))
 
 
@@ -106,7 +106,7 @@ def make_schema(
     config: LogsIngest,
     *,
     num_ids: Mapping[str, int],
-    numbers: tuple[DenseFeature, ...],
+    dense: tuple[DenseFeature, ...],
     mean_watch_ms: float,
 ) -> Schema:
     """The training set's schema.
@@ -114,7 +114,7 @@ def make_schema(
     Args:
         config: columns and their roles.
         num_ids: by table with a vocabulary, ids in use.
-        numbers: the fitted ones.
+        dense: the fitted dense features, without counters.
         mean_watch_ms: of the rows before valid; unused without watch time.
 
     Raises:
@@ -128,12 +128,12 @@ def make_schema(
     sequences = [_behaviour(config, name, b) for name, b in config.behaviours.items()]
     sequences += [_list(config, name) for name in config.lists]
     schema = Schema(
-        tables=tuple(_tables(config, num_ids)) + tuple(_bucket_tables([*numbers, *counters])),
+        tables=tuple(_tables(config, num_ids)) + tuple(_bucket_tables([*dense, *counters])),
         categorical=tuple(
             CategoricalFeature(name=f.name, table=f.table, column=f.name) for f in ids
         ),
         sequences=tuple(sequences),
-        dense=(*numbers, *counters),
+        dense=(*dense, *counters),
         tasks=tuple(_tasks(config, mean_watch_ms)),
         group_column=GROUP,
         time_column=TIME,

@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 from infnet_dist.data.manifest import HashedTable
 from infnet_dist.ingest.logs.context import Workplace
 from infnet_dist.ingest.logs.deduplicate import columns_of_table
-from infnet_dist.ingest.logs.features import fit_numbers, make_schema
+from infnet_dist.ingest.logs.features import fit_dense, make_schema
 from infnet_dist.ingest.logs.read import Settled
 from infnet_dist.ingest.logs.rules import Rules
 from infnet_dist.ingest.logs.shuffle_files import read_bucket
@@ -30,7 +30,7 @@ def fit_vocabularies(
     """By table with a vocabulary: ids in use, and the compiled file."""
     config, tasks = place.config, {}
     for number, name in enumerate(config.table_names):
-        if config.table(name).encoding != "dense":
+        if config.table(name).encoding != "vocabulary":
             continue
         columns = columns_of_table(config, name)
         kinds = {rules.kinds[column] for column in columns}
@@ -58,7 +58,7 @@ def fit_hashed(place: Workplace, settled: Settled) -> dict[str, HashedTable]:
     counts, names = settled.files("counts"), config.table_names
     for number, name in enumerate(names):
         table = config.table(name)
-        if table.encoding == "dense":
+        if table.encoding == "vocabulary":
             continue
         assert table.num_embeddings is not None
         met = read_bucket(counts, number, len(names))
@@ -85,9 +85,9 @@ def fit_schema(place: Workplace, settled: Settled, num_ids: Mapping[str, int]) -
     mean_ms = sum(outcome.get("watch_time_ms", 0) for outcome in outcomes) / max(watched, 1)
     if place.earlier is None:
         sample = pa.concat_tables([pq.read_table(path) for path in settled.files("sample")])
-        numbers = fit_numbers(config, sample)
+        dense = fit_dense(config, sample)
     else:
         fitted = place.earlier.schema_
-        numbers = tuple(f for f in fitted.dense if f.name in config.numbers)
+        dense = tuple(f for f in fitted.dense if f.name in config.dense)
         mean_ms = next((t.mean_ms for t in fitted.tasks if t.kind == "watch_time"), mean_ms)
-    return make_schema(config, num_ids=num_ids, numbers=numbers, mean_watch_ms=mean_ms)
+    return make_schema(config, num_ids=num_ids, dense=dense, mean_watch_ms=mean_ms)

@@ -133,7 +133,7 @@ def _had_only_nulls(place: Workplace, column: str) -> bool:
 
 def id_columns(config: LogsIngest) -> tuple[str, ...]:
     """Columns of ids: of the user, of tables, and what else tells rows apart."""
-    others = {*config.numbers, *config.flags, config.time.column, config.watch_time}
+    others = {*config.dense, *config.flags, config.time.column, config.watch_time}
     named = dict.fromkeys([config.user, *config.ids, *config.lists, *config.unique])
     ids = {config.user, *config.ids, *config.lists}
     return tuple(name for name in named if name in ids or name not in others)

@@ -141,8 +141,8 @@ def _warn_of(unreadable: Mapping[str, str]) -> None:
 def _check_names(config: LogsIngest) -> None:
     """Find now what would be found at the end otherwise."""
     sizes = dict.fromkeys(config.table_names, 1)
-    numbers = tuple(DenseFeature(name=n, column=n) for n in config.numbers)
-    make_schema(config, num_ids=sizes, numbers=numbers, mean_watch_ms=1.0)
+    dense = tuple(DenseFeature(name=n, column=n) for n in config.dense)
+    make_schema(config, num_ids=sizes, dense=dense, mean_watch_ms=1.0)
 
 
 def _rows_by_split(place: Workplace, cleaned: Cleaned, settled: Settled) -> dict[str, int]:

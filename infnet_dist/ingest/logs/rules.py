@@ -57,7 +57,7 @@ def make_rules(config: LogsIngest, types: Mapping[str, IdType], after_ms: int | 
     """
     kinds: dict[str, Kind] = {config.time.column: "time"}
     for names, kind in (
-        (config.numbers, "number"),
+        (config.dense, "float"),
         ([config.watch_time] if config.watch_time else [], "watch_time"),
         (config.flags, "flag"),
     ):
@@ -138,6 +138,6 @@ def allowed_values(check: Check, kind: Kind) -> pa.Array:
     assert check.allowed is not None
     if kind in ("text", "texts"):
         return pa.array(list(check.allowed), pa.large_string())
-    if kind == "number":
+    if kind == "float":
         return pa.array([float(value) for value in check.allowed])
     return to_integers(pa.array([str(int(value)) for value in check.allowed]))[0]

@@ -44,7 +44,7 @@ class Sizes:
 def _made_bytes(config: LogsIngest) -> int:
     """Bytes of a row of the training set, histories full."""
     ids = [f for column, table in config.ids.items() for f in id_features(config, column, table)]
-    plain = len(ids) + len(config.numbers) + len(config.counters) + len(config.tasks) + 3
+    plain = len(ids) + len(config.dense) + len(config.counters) + len(config.tasks) + 3
     items = sum(column.max_length for column in config.lists.values())
     for behaviour in config.behaviours.values():
         attributes = len(item_features(config, behaviour)) + bool(behaviour.actions)

@@ -139,7 +139,7 @@ def _compile(known: pa.Table, path: Path) -> None:
             writer.write_table(table)
 
 
-class DenseEncoder:
+class VocabularyEncoder:
     """Ids of a vocabulary, from a `compiled` file."""
 
     def __init__(self, path: Path) -> None:

@@ -4,12 +4,12 @@ from collections.abc import Callable
 
 import numpy as np
 
-from infnet_dist.planning.search.placement import Cluster, FloatArray, Options
+from infnet_dist.planning.search.placement import Cluster, FloatArray, OptionArrays
 
 _PRICE_STEPS = 40
 
 
-def lower_bound(options: Options, cluster: Cluster) -> tuple[float, FloatArray]:
+def lower_bound(options: OptionArrays, cluster: Cluster) -> tuple[float, FloatArray]:
     """Time (ms) that no plan can beat, inf where none fits, and the price of memory [M] in ms/byte.
 
     Suppose a plan's busiest rank takes B ms. It uses only options whose units take at most B; the
@@ -36,7 +36,7 @@ def lower_bound(options: Options, cluster: Cluster) -> tuple[float, FloatArray]:
 
 
 def _relaxed_work(
-    options: Options, cluster: Cluster, longest: float, prices: FloatArray
+    options: OptionArrays, cluster: Cluster, longest: float, prices: FloatArray
 ) -> tuple[float, FloatArray]:
     """Most over prices of the Lagrangian bound of the summed time; inf where nothing can fit."""
     work = options.work(cluster)

@@ -10,9 +10,15 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from infnet_dist.planning.search.improve import ENOUGH, MoveBudget, improve
+from infnet_dist.planning.search.local_search import ENOUGH, MoveBudget, improve
 from infnet_dist.planning.search.lower_bound import lower_bound
-from infnet_dist.planning.search.placement import Board, Cluster, FloatArray, Options, Placement
+from infnet_dist.planning.search.placement import (
+    Cluster,
+    FloatArray,
+    OptionArrays,
+    Placement,
+    RankLoads,
+)
 from infnet_dist.planning.search.search import search
 
 Place = tuple[int, tuple[int, ...]]  # option and units
@@ -22,7 +28,7 @@ _SHARES = (1.0, 0.3, 0.1)  # of the budget that a round spends
 
 
 @dataclass(frozen=True)
-class Standing:
+class CurrentPlacement:
     """Tables that stand somewhere.
 
     Attributes:
@@ -33,7 +39,7 @@ class Standing:
     places: Mapping[int, Place]
     table_bytes: FloatArray
 
-    def moved_bytes(self, options: Options, placement: Placement) -> float:
+    def moved_bytes(self, options: OptionArrays, placement: Placement) -> float:
         """Bytes of standing tables that `placement` has elsewhere; units are told apart."""
         total = 0.0
         for table, (option, units) in self.places.items():
@@ -56,30 +62,30 @@ class Standing:
                 )
 
 
-def place_beside(
-    options: Options, cluster: Cluster, places: Mapping[int, Place]
+def place_new_tables(
+    options: OptionArrays, cluster: Cluster, places: Mapping[int, Place]
 ) -> tuple[Placement | None, float]:
     """Search options and units for the tables that `places` lacks; the others stand as it says.
 
     Returns:
         The placement of all tables, None where the others don't fit; and a lower bound of any, ms.
     """
-    board = Board(options, cluster)
+    loads = RankLoads(options, cluster)
     for option, units in places.values():
-        board.put_all(option, units)
+        loads.add_units(option, units)
     count = len(options.first)
     choice = np.zeros(count, np.int64)
     all_units: list[tuple[int, ...]] = [()] * count
     for table, (option, units) in places.items():
         choice[table], all_units[table] = option, units
-    if (board.memory > cluster.capacity).any():
+    if (loads.memory > cluster.capacity).any():
         return None, np.inf
     new = np.setdiff1d(np.arange(count), np.array(list(places), np.int64))
     if not len(new):
-        placement = Placement(choice, all_units, board.time, board.memory)
+        placement = Placement(choice, all_units, loads.time, loads.memory)
         return placement, placement.bottleneck
     mine = np.flatnonzero(np.isin(options.table, new))
-    taken = Cluster(cluster.ranks_per_node, cluster.capacity, board.time, board.memory)
+    taken = Cluster(cluster.ranks_per_node, cluster.capacity, loads.time, loads.memory)
     found, bound = search(options.subset(mine), taken)
     if found is None:
         return None, bound
@@ -89,28 +95,28 @@ def place_beside(
     return Placement(choice, all_units, found.time, found.memory), bound
 
 
-def rearrange(
-    options: Options, cluster: Cluster, standing: Standing, budget: float
+def migrate(
+    options: OptionArrays, cluster: Cluster, current: CurrentPlacement, budget: float
 ) -> tuple[Placement | None, float]:
     """The best placement found that moves at most `budget` bytes of what stands; None: none fits.
 
     Args:
-        options: of all tables, new and standing.
+        options: of all tables, new and current.
         cluster: empty.
-        standing: the tables that stand, and where.
+        current: the tables that stand, and where.
         budget: bytes; 0: nothing moves.
 
     Returns:
         The placement, and a lower bound of any within the budget, ms.
     """
-    best, bound = place_beside(options, cluster, standing.places)
+    best, bound = place_new_tables(options, cluster, current.places)
     if budget <= 0:
         return best, bound
     bound, _ = lower_bound(options, cluster)
     for _ in range(_ROUNDS):
         before = best
-        for free in _sets_to_free(options, cluster, standing, budget, best):
-            found = _with_free(options, cluster, standing, budget, bound, free)
+        for free in _sets_to_free(options, cluster, current, budget, best):
+            found = _with_free(options, cluster, current, budget, bound, free)
             if found is not None and (best is None or found.bottleneck < best.bottleneck):
                 best = found
             if best is not None and best.bottleneck <= bound * ENOUGH:
@@ -121,74 +127,78 @@ def rearrange(
 
 
 def _with_free(
-    options: Options,
+    options: OptionArrays,
     cluster: Cluster,
-    standing: Standing,
+    current: CurrentPlacement,
     budget: float,
     bound: float,
     free: frozenset[int],
 ) -> Placement | None:
     """Place the free tables anew, and spend what is left on single moves."""
-    kept = {table: place for table, place in standing.places.items() if table not in free}
-    placement, _ = place_beside(options, cluster, kept)
+    kept = {table: place for table, place in current.places.items() if table not in free}
+    placement, _ = place_new_tables(options, cluster, kept)
     if placement is None:
         return None
-    standing.keep_in_place(placement)
-    left = budget - standing.moved_bytes(options, placement)
+    current.keep_in_place(placement)
+    left = budget - current.moved_bytes(options, placement)
     if left < 0:
         return None
     priced = np.zeros(len(options.first))
-    priced[list(kept)] = standing.table_bytes[list(kept)]
+    priced[list(kept)] = current.table_bytes[list(kept)]
     improve(options, cluster, placement, bound, MoveBudget(priced, left))
-    standing.keep_in_place(placement)
-    return placement if standing.moved_bytes(options, placement) <= budget else None
+    current.keep_in_place(placement)
+    return placement if current.moved_bytes(options, placement) <= budget else None
 
 
 def _sets_to_free(
-    options: Options, cluster: Cluster, standing: Standing, budget: float, best: Placement | None
+    options: OptionArrays,
+    cluster: Cluster,
+    current: CurrentPlacement,
+    budget: float,
+    best: Placement | None,
 ) -> Iterator[frozenset[int]]:
     """Sets of tables that the budget pays for, each once."""
     seen: set[frozenset[int]] = set()
-    moved = set() if best is None else _moved(standing, best)
-    for gain in _gains(options, cluster, standing, best):
-        order = sorted(standing.places, key=lambda table: -gain[table])
+    moved = set() if best is None else _moved(current, best)
+    for gain in _gains(options, cluster, current, best):
+        order = sorted(current.places, key=lambda table: -gain[table])
         for share in _SHARES:
             free, left = set(moved), share * budget
-            left -= float(sum(standing.table_bytes[table] for table in moved))
+            left -= float(sum(current.table_bytes[table] for table in moved))
             for table in order:
-                if table not in free and gain[table] > 0 and standing.table_bytes[table] <= left:
+                if table not in free and gain[table] > 0 and current.table_bytes[table] <= left:
                     free.add(table)
-                    left -= standing.table_bytes[table]
+                    left -= current.table_bytes[table]
             if frozenset(free) not in seen:
                 seen.add(frozenset(free))
                 yield frozenset(free)
 
 
-def _moved(standing: Standing, placement: Placement) -> set[int]:
+def _moved(current: CurrentPlacement, placement: Placement) -> set[int]:
     return {
         table
-        for table, (option, units) in standing.places.items()
+        for table, (option, units) in current.places.items()
         if (int(placement.option[table]), placement.units[table]) != (option, units)
     }
 
 
 def _gains(
-    options: Options, cluster: Cluster, standing: Standing, best: Placement | None
+    options: OptionArrays, cluster: Cluster, current: CurrentPlacement, best: Placement | None
 ) -> Iterator[FloatArray]:
     """What a byte set free may bring, float64 [T]: for busy ranks, in summed time, in memory."""
     work, memory = options.work(cluster), options.total_memory(cluster)[:, 0]
     least_work = np.minimum.reduceat(work, options.first)
     least_memory = np.minimum.reduceat(memory, options.first)
-    board = Board(options, cluster)
-    for option, units in standing.places.values():
-        board.put_all(option, units)
-    time = board.time if best is None else best.time
+    loads = RankLoads(options, cluster)
+    for option, units in current.places.values():
+        loads.add_units(option, units)
+    time = loads.time if best is None else best.time
     over = np.maximum(time - time.mean(), 0.0)
     busy, saved, freed = (np.zeros(len(options.first)) for _ in range(3))
-    for table, (option, units) in standing.places.items():
-        here = sum(over[ranks].sum() for ranks in board.all_ranks(option, units))
+    for table, (option, units) in current.places.items():
+        here = sum(over[ranks].sum() for ranks in loads.all_ranks(option, units))
         busy[table] = here * options.time[option]
         saved[table] = work[option] - least_work[table]
         freed[table] = memory[option] - least_memory[table]
     for gain in (busy, saved, freed):
-        yield gain / np.maximum(standing.table_bytes, 1.0)
+        yield gain / np.maximum(current.table_bytes, 1.0)

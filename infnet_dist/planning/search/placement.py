@@ -1,4 +1,4 @@
-"""What the search plays with: options, a cluster, a placement, and the board that adds them up.
+"""What the search plays with: options, a cluster, a placement, and the loads that adds them up.
 
 Pure arrays: no table names, no TorchRec.
 
@@ -19,7 +19,7 @@ RANK, NODE, EVERY = 0, 1, 2
 
 
 @dataclass(frozen=True)
-class Options:
+class OptionArrays:
     """All options of all tables, sorted by table.
 
     An option places `units`, each on its own rank (RANK), on all ranks of its own node (NODE), or
@@ -52,11 +52,11 @@ class Options:
         """The first option of each table, int64 [T]."""
         return np.flatnonzero(np.diff(self.table, prepend=-1))
 
-    def subset(self, options: IntArray) -> "Options":
+    def subset(self, options: IntArray) -> "OptionArrays":
         """These options alone, with their tables numbered anew."""
         arrays = {field.name: getattr(self, field.name)[options] for field in fields(self)}
         arrays["table"] = np.unique(arrays["table"], return_inverse=True)[1].astype(np.int64)
-        return Options(**arrays)
+        return OptionArrays(**arrays)
 
     def ranks_per_unit(self, cluster: "Cluster") -> IntArray:
         """int64 [O]."""
@@ -67,7 +67,7 @@ class Options:
         return np.asarray(self.time * self.units * self.ranks_per_unit(cluster))
 
     def fits_alone(self, cluster: "Cluster") -> BoolArray:
-        """Options whose blocks fit a rank that holds nothing else, bool [O]."""
+        """OptionArrays whose blocks fit a rank that holds nothing else, bool [O]."""
         most = cluster.capacity.max(axis=0)
         return np.asarray((self.memory <= most).all(axis=(1, 2)))
 
@@ -148,10 +148,10 @@ class Placement:
         return float(cluster.shares(self.memory).max(initial=0.0))
 
 
-class Board:
+class RankLoads:
     """Times and bytes of the ranks while units are placed and moved."""
 
-    def __init__(self, options: Options, cluster: Cluster) -> None:
+    def __init__(self, options: OptionArrays, cluster: Cluster) -> None:
         self.options = options
         self.cluster = cluster
         self.time = cluster.base_time.copy()
@@ -167,22 +167,22 @@ class Board:
             return slice(unit * size, (unit + 1) * size)
         return slice(0, self.cluster.num_ranks)
 
-    def put(self, option: int, unit: int, sign: int = 1) -> None:
+    def add_unit(self, option: int, unit: int, sign: int = 1) -> None:
         """Add a unit; take it away with sign -1."""
-        self._put(option, self.ranks(option, unit), sign)
+        self._add(option, self.ranks(option, unit), sign)
 
-    def _put(self, option: int, ranks: slice, sign: int) -> None:
+    def _add(self, option: int, ranks: slice, sign: int) -> None:
         self.time[ranks] += sign * self.options.time[option]
         size = ranks.stop - ranks.start
         self.memory[ranks] += sign * self.options.block_memory(option, size)
 
-    def where(self, option: int, *, longest: float) -> tuple[int, ...] | None:
+    def least_busy(self, option: int, *, longest: float) -> tuple[int, ...] | None:
         """Places for all units of an option: the least busy ones that have room; None: no room."""
         place = self.options.place[option]
         if place == EVERY:
             need = self.options.block_memory(option, self.cluster.num_ranks)
             return () if (self.memory + need <= self.cluster.capacity).all() else None
-        share, busy = self._after(option)
+        share, busy = self._loads_after(option)
         # Full ranks are avoided while time allows it, so that large tables still find room.
         within = np.maximum(busy / longest, np.minimum(share, 1.0) ** 4)
         cost = np.where(busy <= longest, within, 1.0 + busy / longest)
@@ -194,10 +194,10 @@ class Board:
         if self.options.place[option] == EVERY:
             busy = self.time.max() + self.options.time[option]
             return () if busy <= longest else None
-        share, busy = self._after(option)
+        share, busy = self._loads_after(option)
         return self._cheapest(option, np.where((busy <= longest) & (share <= 1.0), share, np.inf))
 
-    def _after(self, option: int) -> tuple[FloatArray, FloatArray]:
+    def _loads_after(self, option: int) -> tuple[FloatArray, FloatArray]:
         """Fullest share and busiest time of each rank or node if it got a unit."""
         size = 1 if self.options.place[option] == RANK else self.cluster.ranks_per_node
         need = self.options.block_memory(option, size)
@@ -221,7 +221,7 @@ class Board:
         everywhere = self.options.place[option] == EVERY
         return [self.ranks(option, unit) for unit in ((0,) if everywhere else units)]
 
-    def put_all(self, option: int, units: tuple[int, ...], sign: int = 1) -> None:
+    def add_units(self, option: int, units: tuple[int, ...], sign: int = 1) -> None:
         """Add all units of an option; take them away with sign -1."""
         for ranks in self.all_ranks(option, units):
-            self._put(option, ranks, sign)
+            self._add(option, ranks, sign)

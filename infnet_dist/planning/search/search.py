@@ -1,24 +1,24 @@
-"""Choose one option a table and place its shards: the least time of the busiest rank, in memory.
+"""Chooses one sharding option per table and places its shards: the least time of the busiest rank.
 
-A lower bound comes first (bound.py); then options are chosen for a target time and prices of
-memory, placed greedily, largest first, and the best few placements are improved by local search
-(improve.py). Where time is equal, memory decides (level.py). Everything is deterministic.
+`lower_bound` comes first; then options are chosen for a target time and for prices of memory, and
+placed greedily, the largest first; `local_search` improves the best few placements. Between
+placements of equal time memory decides (`memory_balance`). Everything is deterministic.
 """
 
 from collections.abc import Iterator
 
 import numpy as np
 
-from infnet_dist.planning.search.improve import ENOUGH, MoveBudget, improve
-from infnet_dist.planning.search.level import level_memory
+from infnet_dist.planning.search.local_search import ENOUGH, MoveBudget, improve
 from infnet_dist.planning.search.lower_bound import lower_bound
+from infnet_dist.planning.search.memory_balance import balance_memory
 from infnet_dist.planning.search.placement import (
-    Board,
     Cluster,
     FloatArray,
     IntArray,
-    Options,
+    OptionArrays,
     Placement,
+    RankLoads,
 )
 
 _TARGETS = 14  # times tried as the largest of a shard, from the bound up
@@ -30,7 +30,7 @@ _PRICES = (
 _STARTS = 6  # placements that are improved
 
 
-def search(options: Options, cluster: Cluster) -> tuple[Placement | None, float]:
+def search(options: OptionArrays, cluster: Cluster) -> tuple[Placement | None, float]:
     """The best placement found, None where none fits, and a proven lower bound of any, in ms."""
     bound, prices = lower_bound(options, cluster)
     if not np.isfinite(bound):
@@ -55,7 +55,7 @@ def search(options: Options, cluster: Cluster) -> tuple[Placement | None, float]
     if not starts:
         return None, bound
     best = min(starts, key=lambda start: (start.bottleneck, start.fullest(cluster)))
-    level_memory(options, cluster, best)
+    balance_memory(options, cluster, best)
     return best, bound
 
 
@@ -63,7 +63,7 @@ def search(options: Options, cluster: Cluster) -> tuple[Placement | None, float]
 
 
 def _choices(
-    options: Options, cluster: Cluster, longest: float, prices: FloatArray
+    options: OptionArrays, cluster: Cluster, longest: float, prices: FloatArray
 ) -> Iterator[IntArray]:
     """One option a table with units of at most `longest` ms; each proposal needs less memory."""
     work = options.work(cluster) * options.weight
@@ -85,7 +85,7 @@ def _choices(
             yield choice
 
 
-def _cheapest(options: Options, cost: FloatArray) -> IntArray | None:
+def _cheapest(options: OptionArrays, cost: FloatArray) -> IntArray | None:
     """The option of least cost of each table, the first of equals; None if one has none."""
     order = np.lexsort((np.arange(len(cost)), cost, options.table))
     choice = order[options.first]
@@ -95,7 +95,9 @@ def _cheapest(options: Options, cost: FloatArray) -> IntArray | None:
 # ---- placing
 
 
-def _place(options: Options, cluster: Cluster, choice: IntArray, longest: float) -> list[Placement]:
+def _place(
+    options: OptionArrays, cluster: Cluster, choice: IntArray, longest: float
+) -> list[Placement]:
     """Largest first: what fills all ranks, then nodes, then single ranks.
 
     Two orders: by the larger share of time and memory, and by memory alone; those that fit.
@@ -104,15 +106,15 @@ def _place(options: Options, cluster: Cluster, choice: IntArray, longest: float)
     size = np.maximum(options.time[choice] / longest, need)
     placements = []
     for by in (size, need):
-        board = Board(options, cluster)
+        loads = RankLoads(options, cluster)
         units: list[tuple[int, ...]] = [()] * len(choice)
         for table in np.lexsort((np.arange(len(choice)), -by, -options.place[choice])):
             option = int(choice[table])
-            found = board.where(option, longest=longest)
+            found = loads.least_busy(option, longest=longest)
             if found is None:
                 break
             units[table] = found
-            board.put_all(option, found)
+            loads.add_units(option, found)
         else:
-            placements.append(Placement(choice.copy(), units, board.time, board.memory))
+            placements.append(Placement(choice.copy(), units, loads.time, loads.memory))
     return placements

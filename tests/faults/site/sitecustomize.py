@@ -102,7 +102,7 @@ def patch_trainer(module):
 
 
 def patch_saving(module):
-    def enter(self, pieces, facts, start):
+    def enter(self, shards, facts, start):
         _now.update(rank=self._context.rank, saving=facts.progress.step)
 
     module.Saver._write = around(module.Saver._write, "begin", enter, "saving")

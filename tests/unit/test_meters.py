@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from infnet_dist.model.losses import MultiTaskLoss
-from infnet_dist.training.meters import LogInterval
+from infnet_dist.training.meters import TrainMeter
 from tests.unit.test_reader import make_reader, make_set
 
 
@@ -22,7 +22,7 @@ class OneRank:
 def test_a_task_s_mean_is_over_the_rows_whose_label_is_known(tmp_path) -> None:
     manifest = make_set(tmp_path / "s", 19, rows_per_part=50, row_group_rows=9)
     reader = make_reader(tmp_path / "s", manifest)
-    interval = LogInterval(2, torch.device("cpu"))
+    interval = TrainMeter(2, torch.device("cpu"))
     loss = MultiTaskLoss([1.0, 1.0])
     torch.manual_seed(0)
     sums, known = torch.zeros(2), torch.zeros(2)
@@ -47,7 +47,7 @@ def test_a_task_s_mean_is_over_the_rows_whose_label_is_known(tmp_path) -> None:
 def test_a_task_without_a_known_label_has_no_mean(tmp_path) -> None:
     manifest = make_set(tmp_path / "s", 8, rows_per_part=50, row_group_rows=9)
     reader = make_reader(tmp_path / "s", manifest)
-    interval = LogInterval(1, torch.device("cpu"))
+    interval = TrainMeter(1, torch.device("cpu"))
     (batch,) = reader.batches()
     batch.labels_BK = torch.full_like(batch.labels_BK, torch.nan)
     total, per_task = MultiTaskLoss([1.0])(torch.zeros(8, 1), batch.labels_BK, batch.weights_B)
@@ -59,17 +59,17 @@ def test_a_task_without_a_known_label_has_no_mean(tmp_path) -> None:
 
 def test_seconds_go_on_with_the_rows_that_they_were_spent_on() -> None:
     """Otherwise 100 steps' rows were divided by the seconds of those after a restart."""
-    before = LogInterval(1, torch.device("cpu"))
+    before = TrainMeter(1, torch.device("cpu"))
     before.steps, before.rows = 90, 900
-    before.leave_out(-30.0)
+    before.exclude(-30.0)
     state = before.state()
-    after = LogInterval(1, torch.device("cpu"))
+    after = TrainMeter(1, torch.device("cpu"))
     after.restore([state], OneRank())
     totals = after.reduce(OneRank())
     assert (totals.steps, totals.rows) == (90, 900)
     assert totals.seconds == pytest.approx(30.0, abs=1.0)
     for states in ([state, state], [state[:5]]):  # of two ranks; of an earlier version
-        other = LogInterval(1, torch.device("cpu"))
+        other = TrainMeter(1, torch.device("cpu"))
         other.restore(states, OneRank())
         found = other.reduce(OneRank())
         assert found.rows == 900 * len(states)

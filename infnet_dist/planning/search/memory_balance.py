@@ -6,7 +6,13 @@ equal, so that a large table isn't left on two ranks of many while the others ar
 
 import numpy as np
 
-from infnet_dist.planning.search.placement import Board, Cluster, IntArray, Options, Placement
+from infnet_dist.planning.search.placement import (
+    Cluster,
+    IntArray,
+    OptionArrays,
+    Placement,
+    RankLoads,
+)
 
 _STEPS = 500
 _TRIED = 16  # tables of the fullest rank
@@ -17,69 +23,69 @@ _GAIN = 1 - 1e-3  # of the fullest share, for a step to count
 _SAME_TIER = 1.05  # bytes outside of the first tier may grow by this: of a copy for saves
 
 
-def level_memory(options: Options, cluster: Cluster, placement: Placement) -> None:
+def balance_memory(options: OptionArrays, cluster: Cluster, placement: Placement) -> None:
     """Relieve the fullest rank, again and again, where the busiest rank gets no busier.
 
     A table of the fullest rank gets other ranks, or another option that keeps no more of it in
     slower memory. Changes `placement`.
     """
-    board = Board(options, cluster)
-    board.time, board.memory = placement.time, placement.memory
+    loads = RankLoads(options, cluster)
+    loads.time, loads.memory = placement.time, placement.memory
     stops = np.append(options.first[1:], len(options.table))
-    fastest = float(board.time.max())
+    fastest = float(loads.time.max())
     for _ in range(_STEPS):
-        shares = cluster.shares(board.memory).max(axis=1)
+        shares = cluster.shares(loads.memory).max(axis=1)
         rank, fullest = int(shares.argmax()), float(shares.max())
         longest = fastest * (_NEARLY_EQUAL if fullest > _HALF_FULL else _EQUAL)
-        if not _relieve(board, placement, rank, longest, stops):
+        if not _relieve(loads, placement, rank, longest, stops):
             return
 
 
 def _relieve(
-    board: Board, placement: Placement, rank: int, longest: float, stops: IntArray
+    loads: RankLoads, placement: Placement, rank: int, longest: float, stops: IntArray
 ) -> bool:
     """Move one table of the rank, the largest that helps; False: none does."""
-    options, cluster = board.options, board.cluster
-    fullest = float(cluster.shares(board.memory)[rank].max())
-    for table in _largest_here(board, placement, rank):
+    options, cluster = loads.options, loads.cluster
+    fullest = float(cluster.shares(loads.memory)[rank].max())
+    for table in _largest_here(loads, placement, rank):
         old, old_units = int(placement.option[table]), placement.units[table]
-        board.put_all(old, old_units, -1)
+        loads.add_units(old, old_units, -1)
         best: tuple[float, float, int, tuple[int, ...]] | None = None
         for option in _like(options, cluster, old, stops[table]):
-            units = board.emptiest(option, longest=longest)
+            units = loads.emptiest(option, longest=longest)
             if units is None:
                 continue
-            board.put_all(option, units)
+            loads.add_units(option, units)
             after = max(
-                float((board.memory[ranks] / np.maximum(cluster.capacity[ranks], 1.0)).max())
-                for ranks in board.all_ranks(option, units)
+                float((loads.memory[ranks] / np.maximum(cluster.capacity[ranks], 1.0)).max())
+                for ranks in loads.all_ranks(option, units)
             )
-            board.put_all(option, units, -1)
+            loads.add_units(option, units, -1)
             work = float(options.time[option] * options.units[option])
             if after < fullest * _GAIN and (best is None or (after, work) < best[:2]):
                 best = (after, work, option, units)
         _, _, option, units = best or (0.0, 0.0, old, old_units)
-        board.put_all(option, units)
+        loads.add_units(option, units)
         placement.option[table], placement.units[table] = option, units
         if best is not None:
             return True
     return False
 
 
-def _largest_here(board: Board, placement: Placement, rank: int) -> list[int]:
+def _largest_here(loads: RankLoads, placement: Placement, rank: int) -> list[int]:
     """Tables with a shard on the rank, by their share of its memory, the largest first."""
-    options, found = board.options, []
-    room = np.maximum(board.cluster.capacity[rank], 1.0)
+    options, found = loads.options, []
+    room = np.maximum(loads.cluster.capacity[rank], 1.0)
     for table, units in enumerate(placement.units):
         option = int(placement.option[table])
-        if any(ranks.start <= rank < ranks.stop for ranks in board.all_ranks(option, units)):
+        if any(ranks.start <= rank < ranks.stop for ranks in loads.all_ranks(option, units)):
             share = float((options.memory[option, 0] / room).max())
             found.append((-share, table))
     return [table for _, table in sorted(found)[:_TRIED]]
 
 
-def _like(options: Options, cluster: Cluster, old: int, stop: int) -> list[int]:
-    """Options of the table that hold as much of it in the first tier that ranks have."""
+def _like(options: OptionArrays, cluster: Cluster, old: int, stop: int) -> list[int]:
+    """OptionArrays of the table that hold as much of it in the first tier that ranks have."""
     table = options.table[old]
     mine = np.arange(int(np.searchsorted(options.table, table)), int(stop))
     first = int(np.flatnonzero(cluster.capacity.max(axis=0))[0])

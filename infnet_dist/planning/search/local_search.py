@@ -7,12 +7,12 @@ import numpy as np
 from infnet_dist.planning.search.placement import (
     EVERY,
     RANK,
-    Board,
     Cluster,
     FloatArray,
     IntArray,
-    Options,
+    OptionArrays,
     Placement,
+    RankLoads,
 )
 
 _IMPROVEMENTS = 4_000
@@ -37,34 +37,34 @@ class MoveBudget:
 
 
 def improve(
-    options: Options, cluster: Cluster, placement: Placement, bound: float, budget: MoveBudget
+    options: OptionArrays, cluster: Cluster, placement: Placement, bound: float, budget: MoveBudget
 ) -> None:
     """Relieve the busiest rank again and again: move a unit, swap two, or change a table's option.
 
     Changes `placement` and `budget`. Stops close to `bound`, or where nothing helps any more.
     """
-    board = Board(options, cluster)
-    board.time, board.memory = placement.time, placement.memory
+    loads = RankLoads(options, cluster)
+    loads.time, loads.memory = placement.time, placement.memory
     stops = np.append(options.first[1:], len(options.table))
-    _save_work(board, placement, budget, stops)
+    _save_work(loads, placement, budget, stops)
     for _ in range(_IMPROVEMENTS):
-        busiest = int(board.time.argmax())
-        if board.time[busiest] <= bound * ENOUGH:
+        busiest = int(loads.time.argmax())
+        if loads.time[busiest] <= bound * ENOUGH:
             return
         if not (
-            _move_or_swap(board, placement, budget, busiest)
-            or _change_option(board, placement, budget, busiest, stops)
+            _move_or_swap(loads, placement, budget, busiest)
+            or _change_option(loads, placement, budget, busiest, stops)
         ):
             return
 
 
-def _save_work(board: Board, placement: Placement, budget: MoveBudget, stops: IntArray) -> None:
+def _save_work(loads: RankLoads, placement: Placement, budget: MoveBudget, stops: IntArray) -> None:
     """Give tables options of less work, in shorter units, where there is room.
 
     Memory prices make the greedy choice keep more out of fast memory than its placement needs.
     """
-    options = board.options
-    work = options.work(board.cluster) * options.weight
+    options = loads.options
+    work = options.work(loads.cluster) * options.weight
     saved = work[placement.option] - np.minimum.reduceat(work, options.first)
     for table in np.argsort(-saved, kind="stable"):
         if saved[table] <= 0:
@@ -73,27 +73,27 @@ def _save_work(board: Board, placement: Placement, budget: MoveBudget, stops: In
             continue  # what stands already moves only to relieve the busiest rank
         old, old_units = int(placement.option[table]), placement.units[table]
         mine = np.arange(options.first[table], stops[table])
-        top = float(board.time.max())
-        board.put_all(old, old_units, -1)
+        top = float(loads.time.max())
+        loads.add_units(old, old_units, -1)
         new, new_units = old, old_units
         for option in map(int, mine[np.argsort(work[mine], kind="stable")]):
             if work[option] >= work[old]:
                 break
-            units = board.where(option, longest=top)
+            units = loads.least_busy(option, longest=top)
             if units is None or options.time[option] > options.time[old]:
                 continue
-            board.put_all(option, units)
-            fits = board.time.max() <= top
-            board.put_all(option, units, -1)
+            loads.add_units(option, units)
+            fits = loads.time.max() <= top
+            loads.add_units(option, units, -1)
             if fits:
                 new, new_units = option, units
                 break
-        board.put_all(new, new_units)
+        loads.add_units(new, new_units)
         placement.option[table], placement.units[table] = new, new_units
 
 
 def _units_of(
-    options: Options, placement: Placement
+    options: OptionArrays, placement: Placement
 ) -> tuple[IntArray, IntArray, IntArray, FloatArray]:
     """Single-rank units: table, number within the table, rank, time."""
     tables, numbers, ranks = [], [], []
@@ -107,22 +107,22 @@ def _units_of(
     return table_array, np.array(numbers, np.int64), np.array(ranks, np.int64), times
 
 
-def _move_or_swap(board: Board, placement: Placement, budget: MoveBudget, busiest: int) -> bool:
-    options, capacity = board.options, board.cluster.capacity
+def _move_or_swap(loads: RankLoads, placement: Placement, budget: MoveBudget, busiest: int) -> bool:
+    options, capacity = loads.options, loads.cluster.capacity
     table, number, rank, time = _units_of(options, placement)
     moved = (budget.table_bytes / options.units[placement.option])[table]
     mine = np.flatnonzero((rank == busiest) & (moved <= budget.left))
-    top = board.time[busiest]
+    top = loads.time[busiest]
     for i in mine[np.argsort(-time[mine], kind="stable")]:
         option = int(placement.option[table[i]])
         need = options.memory[option, 0]
-        after = board.time + time[i]
-        after[(board.memory + need > capacity).any(axis=1)] = np.inf
+        after = loads.time + time[i]
+        after[(loads.memory + need > capacity).any(axis=1)] = np.inf
         after[list(placement.units[table[i]])] = np.inf
         target = int(after.argmin())
         if after[target] < top * (1 - 1e-9):
-            board.put(option, busiest, -1)
-            board.put(option, target)
+            loads.add_unit(option, busiest, -1)
+            loads.add_unit(option, target)
             _set_unit(placement, int(table[i]), int(number[i]), target)
             budget.left -= moved[i]
             return True
@@ -133,7 +133,7 @@ def _move_or_swap(board: Board, placement: Placement, budget: MoveBudget, busies
     if len(others) == 0:
         return False
     gain = time[mine][:, None] - time[others][None]
-    worst = np.maximum(top - gain, board.time[rank[others]][None] + gain)
+    worst = np.maximum(top - gain, loads.time[rank[others]][None] + gain)
     worst[gain <= 0] = np.inf
     for flat in np.argsort(worst, axis=None, kind="stable")[:64]:
         a, b = np.unravel_index(int(flat), worst.shape)
@@ -141,7 +141,7 @@ def _move_or_swap(board: Board, placement: Placement, budget: MoveBudget, busies
             return False
         i, j = int(mine[a]), int(others[b])
         if budget.allows(moved[i], moved[j]) and _try_swap(
-            board, placement, (table[i], number[i]), (table[j], number[j])
+            loads, placement, (table[i], number[i]), (table[j], number[j])
         ):
             budget.left -= moved[i] + moved[j]
             return True
@@ -149,22 +149,22 @@ def _move_or_swap(board: Board, placement: Placement, budget: MoveBudget, busies
 
 
 def _try_swap(
-    board: Board, placement: Placement, one: tuple[int, int], two: tuple[int, int]
+    loads: RankLoads, placement: Placement, one: tuple[int, int], two: tuple[int, int]
 ) -> bool:
     (table_a, number_a), (table_b, number_b) = one, two
     option_a, option_b = int(placement.option[table_a]), int(placement.option[table_b])
     rank_a, rank_b = placement.units[table_a][number_a], placement.units[table_b][number_b]
     if rank_b in placement.units[table_a] or rank_a in placement.units[table_b]:
         return False
-    need = board.options.memory[option_a, 0] - board.options.memory[option_b, 0]
-    capacity = board.cluster.capacity
-    fits_b = (board.memory[rank_b] + need <= capacity[rank_b]).all()
-    fits_a = (board.memory[rank_a] - need <= capacity[rank_a]).all()
+    need = loads.options.memory[option_a, 0] - loads.options.memory[option_b, 0]
+    capacity = loads.cluster.capacity
+    fits_b = (loads.memory[rank_b] + need <= capacity[rank_b]).all()
+    fits_a = (loads.memory[rank_a] - need <= capacity[rank_a]).all()
     if not (fits_a and fits_b):
         return False
     for option, old, new in ((option_a, rank_a, rank_b), (option_b, rank_b, rank_a)):
-        board.put(option, old, -1)
-        board.put(option, new)
+        loads.add_unit(option, old, -1)
+        loads.add_unit(option, new)
     _set_unit(placement, int(table_a), int(number_a), rank_b)
     _set_unit(placement, int(table_b), int(number_b), rank_a)
     return True
@@ -177,11 +177,11 @@ def _set_unit(placement: Placement, table: int, number: int, place: int) -> None
 
 
 def _change_option(
-    board: Board, placement: Placement, budget: MoveBudget, busiest: int, stops: IntArray
+    loads: RankLoads, placement: Placement, budget: MoveBudget, busiest: int, stops: IntArray
 ) -> bool:
     """Give one table of the busiest rank another option, where that lowers the busiest time."""
-    options = board.options
-    node = busiest // board.cluster.ranks_per_node
+    options = loads.options
+    node = busiest // loads.cluster.ranks_per_node
     time = (options.time * options.weight)[placement.option]
     place = options.place[placement.option]
     here = np.array(
@@ -191,27 +191,27 @@ def _change_option(
         ]
     )
     candidates = np.flatnonzero(here & (budget.table_bytes <= budget.left))
-    top = board.time[busiest]
+    top = loads.time[busiest]
     for table in candidates[np.argsort(-time[candidates], kind="stable")][:32]:
         old, old_units = int(placement.option[table]), placement.units[table]
-        board.put_all(old, old_units, -1)
+        loads.add_units(old, old_units, -1)
         best: tuple[float, int, tuple[int, ...]] | None = None
         for option in range(int(options.first[table]), int(stops[table])):
             if option == old or options.time[option] >= top:
                 continue
             if not budget.allows(budget.table_bytes[table] * options.copies[option]):
                 continue
-            units = board.where(option, longest=top)
+            units = loads.least_busy(option, longest=top)
             if units is None:
                 continue
-            board.put_all(option, units)
+            loads.add_units(option, units)
             # Other ranks may be as busy; it is enough that this one gets less busy.
-            after = max(float(board.time[ranks].max()) for ranks in board.all_ranks(option, units))
-            board.put_all(option, units, -1)
+            after = max(float(loads.time[ranks].max()) for ranks in loads.all_ranks(option, units))
+            loads.add_units(option, units, -1)
             if after < top * (1 - 1e-9) and (best is None or after < best[0]):
                 best = (after, option, units)
         _, option, units = best or (0.0, old, old_units)
-        board.put_all(option, units)
+        loads.add_units(option, units)
         placement.option[table], placement.units[table] = option, units
         if best is not None:
             budget.left -= budget.table_bytes[table] * options.copies[option]

@@ -1,4 +1,4 @@
-"""Progress counts the rows that steps consumed, also when the training set grew between epochs."""
+"""Training progress counts the rows that steps consumed, also when the set grew between epochs."""
 
 from types import SimpleNamespace
 from typing import Any
@@ -6,10 +6,10 @@ from typing import Any
 import pytest
 
 from infnet_dist.batch import BatchRows
-from infnet_dist.checkpoint import Progress
+from infnet_dist.checkpoint import SavedProgress
 from infnet_dist.config.run import TrainingConfig
 from infnet_dist.data.order import num_steps, remaining
-from infnet_dist.training.progress import Position
+from infnet_dist.training.progress import TrainingProgress
 
 BATCH = 8
 
@@ -31,21 +31,21 @@ class FakeReader:
                 yield SimpleNamespace(rows=rows)
 
 
-def position(rows: int, epochs: int, start: Progress) -> Position:
+def progress(rows: int, epochs: int, start: SavedProgress) -> TrainingProgress:
     context: Any = SimpleNamespace(rank=0, world_size=1, gather=lambda value: [value])
     reader: Any = FakeReader(rows)
-    return Position(reader, TrainingConfig(epochs=epochs), context, start)
+    return TrainingProgress(reader, TrainingConfig(epochs=epochs), context, start)
 
 
-def train(place: Position, *, most_steps: int = 10**6) -> list[int]:
-    """Make steps; the examples that each of them adds, by the position's own count."""
+def train(progress: TrainingProgress, *, most_steps: int = 10**6) -> list[int]:
+    """Make steps; the examples that each of them adds, by the progress's own count."""
     added = []
-    while not place.at_end and len(added) < most_steps:
-        for batch in place.batches():
-            before = place.progress.examples
-            place.advance(batch, skipped=False)
-            place.mark()
-            added.append(place.progress.examples - before)
+    while not progress.at_end and len(added) < most_steps:
+        for batch in progress.batches():
+            before = progress.saved.examples
+            progress.advance(batch, skipped=False)
+            progress.sync()
+            added.append(progress.saved.examples - before)
             if len(added) == most_steps:
                 break
     return added
@@ -54,22 +54,22 @@ def train(place: Position, *, most_steps: int = 10**6) -> list[int]:
 @pytest.mark.parametrize("stop", [0, 1, 4, 5, 7, 10])
 def test_examples_are_those_of_the_steps(stop: int) -> None:
     """5 steps an epoch of 37 rows; stopped after any of them, and resumed."""
-    first = position(37, 3, Progress())
+    first = progress(37, 3, SavedProgress())
     added = train(first, most_steps=stop) if stop else []
-    second = position(37, 3, first.progress)
+    second = progress(37, 3, first.saved)
     added += train(second)
     assert added == [8, 8, 8, 8, 5] * 3
-    assert second.progress.examples == 3 * 37
+    assert second.saved.examples == 3 * 37
 
 
 @pytest.mark.parametrize("stop", [5, 10])
 def test_a_set_that_grew_between_epochs(stop: int) -> None:
-    first = position(37, 3, Progress())
+    first = progress(37, 3, SavedProgress())
     train(first, most_steps=stop)
     epochs = stop // 5
-    assert first.progress.examples == epochs * 37
-    second = position(101, 3, first.progress)
+    assert first.saved.examples == epochs * 37
+    second = progress(101, 3, first.saved)
     assert train(second, most_steps=2) == [8, 8]
-    third = position(101, 3, second.progress)
+    third = progress(101, 3, second.saved)
     train(third)
-    assert third.progress.examples == epochs * 37 + (3 - epochs) * 101
+    assert third.saved.examples == epochs * 37 + (3 - epochs) * 101
