@@ -1,6 +1,6 @@
 """Make the training set of a run file: from raw logs, data sets that exist, or a synthetic world.
 
-    python -m ray_jobs.ingest --config configs/smoke.yaml
+    infnet ingest --config configs/smoke.yaml
     ray job submit --working-dir . -- python -m ray_jobs.ingest --config configs/logs.yaml
 
 Running it again with the same settings changes nothing; with others, it refuses to overwrite. Logs
@@ -9,7 +9,7 @@ of this machine. New files of such logs are added to the set; a killed job goes 
 """
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -24,18 +24,17 @@ from infnet_dist.errors import ConfigError
 from infnet_dist.io.contrib import load_contrib
 from infnet_dist.io.paths import make_writable
 from infnet_dist.tracking.tracker import send_report
-from ray_jobs._cli import add_launcher, log, make_parser, new_run_id, read_config, run_main
+from ray_jobs._cli import log, new_run_id, read_config, run_main
+from ray_jobs._options import parse
 from ray_jobs._tasks import executor
 
 # Tasks' processes import this module as well, so what brings torch is imported where it is used.
 _PROGRESS_S = 5.0
 
 
-def main() -> None:
+def main(argv: Sequence[str] | None = None) -> None:
     """Ingest unless the training set is there already."""
-    parser = make_parser("ray_jobs.ingest", "Make the training set of a run file.")
-    add_launcher(parser)
-    arguments = parser.parse_args()
+    arguments = parse("ingest", argv)
     config = read_config(arguments)
     if config.ingest is None:
         raise ConfigError("the run file has no 'ingest:' section; see configs/smoke.yaml")

@@ -1,6 +1,6 @@
 """Plan the sharding of embedding tables, also of tables that don't exist yet; no GPU, no Ray.
 
-    P="python -m ray_jobs.plan"
+    P="infnet plan"
     $P make --tables TABLES.yaml --topology h100x8 --world-size 128 --output PLAN
     $P make --config CONFIG --output PLAN
     $P show PLAN --html PAGE.html
@@ -15,11 +15,9 @@ Train under a plan with --set sharding.plan=PLAN.
 
 import argparse
 import json
-import re
 import sys
 import time
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 from rich.console import Console
@@ -43,115 +41,18 @@ from infnet_dist.planning.sharding import tables_of_run
 from infnet_dist.planning.tables import TableSet, load_table_set
 from infnet_dist.planning.topology import Topology, load_topology, this_topology
 from infnet_dist.training.setup import open_training_set
-from ray_jobs._cli import log, positive, read_config, run_main
+from ray_jobs._cli import log, read_config, run_main
+from ray_jobs._options import parse
 from ray_jobs._whatif import print_rows, try_topologies
-
-_UNITS = {"": 1, "B": 1, "KB": 1e3, "MB": 1e6, "GB": 1e9, "TB": 1e12}
-_MOST_MOVED = 1e18
-_UNITS |= {"KIB": 2**10, "MIB": 2**20, "GIB": 2**30, "TIB": 2**40}
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Run one subcommand."""
-    parser = _parser()
-    arguments = parser.parse_args(argv)
+    arguments = parse("plan", argv)
     for option in ("output", "html", "png"):
         if (path := getattr(arguments, option, None)) is not None:
             make_writable(path.parent, f"--{option}")
-    arguments.run(arguments)
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m ray_jobs.plan",
-        description="Plan the sharding of embedding tables, without a GPU and without Ray.",
-    )
-    commands = parser.add_subparsers(required=True, metavar="COMMAND")
-
-    make = _command(commands, "make", _make, "tables + topology -> plan file")
-    _add_tables(make)
-    _add_topology(make)
-    make.add_argument("--output", type=Path, required=True, help="plan file to write")
-
-    show = _command(commands, "show", _show, "a plan as a table, an HTML page, a picture")
-    show.add_argument("plan", type=Path)
-    show.add_argument("--html", type=Path, help="write one self-contained page")
-    show.add_argument("--png", type=Path, help="write the picture: time and bytes per rank")
-    show.add_argument("--tables", type=positive, default=40, metavar="N", help="tables listed (40)")
-
-    check = _command(commands, "check", _check, "what keeps a plan from being loaded")
-    check.add_argument("plan", type=Path)
-    check.add_argument("--config", type=Path, help="run file")
-    _add_overrides(check)
-    check.add_argument("--topology", help="topology: name or file")
-    check.add_argument("--checkpoint", help="checkpoint folder or URL")
-
-    diff = _command(commands, "diff", _diff, "what moves from one plan to another")
-    diff.add_argument("before", type=Path)
-    diff.add_argument("after", type=Path)
-
-    extend = _command(commands, "extend", _extend, "plan new tables beside those that stay")
-    extend.add_argument("plan", type=Path)
-    _add_tables(extend)
-    extend.add_argument(
-        "--max-move",
-        type=_bytes,
-        default=0.0,
-        metavar="SIZE",
-        help="bytes of existing tables that may move, e.g. 50GB (default: 0)",
-    )
-    extend.add_argument("--output", type=Path, required=True, help="plan file to write")
-
-    whatif = _command(commands, "whatif", _whatif, "one row for each topology and world size")
-    _add_tables(whatif)
-    whatif.add_argument("--topology", required=True, help="names or files, with commas")
-    whatif.add_argument("--world-size", required=True, help="numbers of workers, with commas")
-
-    cpu = _command(commands, "to-cpu", _to_cpu, "a plan for GPUs -> a plan for a few CPU ranks")
-    cpu.add_argument("plan", type=Path)
-    cpu.add_argument("--ranks", type=positive, required=True, help="CPU ranks, on one machine")
-    rows = cpu.add_mutually_exclusive_group()
-    rows.add_argument("--row-scale", type=float, default=1.0, help="multiplies all rows (1)")
-    rows.add_argument("--config", type=Path, help="run file: the rows of its training set")
-    _add_overrides(cpu)
-    cpu.add_argument("--output", type=Path, required=True, help="plan file to write")
-    return parser
-
-
-def _command(commands: Any, name: str, run: Any, text: str) -> argparse.ArgumentParser:
-    command: argparse.ArgumentParser = commands.add_parser(name, help=text, description=text)
-    command.set_defaults(run=run)
-    command.add_argument("--json", action="store_true", help="print JSON, for programs")
-    return command
-
-
-def _add_tables(parser: argparse.ArgumentParser) -> None:
-    source = parser.add_mutually_exclusive_group(required=True)
-    source.add_argument("--tables", help="tables file, or its name in sharding_plans/tables")
-    source.add_argument("--config", type=Path, help="run file: the tables of its training set")
-    _add_overrides(parser)
-
-
-def _add_overrides(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--set",
-        dest="overrides",
-        metavar="KEY.PATH=VALUE",
-        action="append",
-        default=[],
-        help="override a key of the run file; repeatable",
-    )
-
-
-def _add_topology(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--topology",
-        help="name in sharding_plans/topologies, or a file (default: cpu, or h100x8 where the run "
-        "file says scaling.use_gpu)",
-    )
-    parser.add_argument(
-        "--world-size", type=positive, help="workers (default: the run file's, or one node)"
-    )
+    _COMMANDS[arguments.command](arguments)
 
 
 # ---- the commands
@@ -325,16 +226,6 @@ def _report(
         log.info("%s", message)
 
 
-def _bytes(text: str) -> float:
-    match = re.fullmatch(r"([0-9]+(?:\.[0-9]*)?)\s*([A-Za-z]*)", text.strip())
-    if match is None or match[2].upper() not in _UNITS:
-        raise argparse.ArgumentTypeError(f"{text!r} is no size such as 50GB")
-    size = float(match[1]) * _UNITS[match[2].upper()]
-    if not size < _MOST_MOVED:
-        raise argparse.ArgumentTypeError(f"{text!r}: expected a size below {_MOST_MOVED:.0e} bytes")
-    return size
-
-
 def _whole_number(text: str) -> int:
     digits = text.strip()
     if not (digits.isascii() and digits.isdigit() and len(digits) < 20) or int(digits) < 1:
@@ -347,6 +238,16 @@ def _console() -> Console:
     """As wide as the terminal; wide enough for tables where there is none."""
     return Console() if sys.stdout.isatty() else Console(width=120)
 
+
+_COMMANDS = {
+    "make": _make,
+    "show": _show,
+    "check": _check,
+    "diff": _diff,
+    "extend": _extend,
+    "whatif": _whatif,
+    "to-cpu": _to_cpu,
+}
 
 if __name__ == "__main__":
     run_main(main)

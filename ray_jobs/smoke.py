@@ -1,18 +1,16 @@
 """The whole way on this machine: ingest, train with 2 workers, evaluate, show the result.
 
-    python -m ray_jobs.smoke [--config configs/smoke.yaml] [--root .infnet] [--set key.path=value]
+    infnet smoke [--config configs/smoke.yaml] [--root .infnet] [--set key.path=value]
 
 This is what `make smoke` runs. It starts a Ray of its own, submits each step with Ray's real
 command line, as on a cluster, stops at the first failure with that step's exit code, and ends Ray.
 """
 
-import argparse
 import json
 import os
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -23,22 +21,17 @@ from rich.text import Text
 from infnet_dist.config.run import Config, load_config
 from infnet_dist.errors import UserError
 from infnet_dist.io.paths import ROOT_VARIABLE, make_writable
+from ray_jobs._cli import new_run_id, run_main
 from ray_jobs._local_ray import LocalRay
+from ray_jobs._options import REPOSITORY, parse
 
-REPOSITORY = Path(__file__).resolve().parents[1]
 # Ray's data tasks hang silently where the workers hold all CPUs.
 SPARE_CPUS = 2
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the three steps and print their summary; returns the exit code."""
-    parser = argparse.ArgumentParser(description="ingest, train and evaluate on this machine")
-    parser.add_argument("--config", type=Path, default=REPOSITORY / "configs" / "smoke.yaml")
-    parser.add_argument("--root", type=Path, default=Path(".infnet"), help="for data and runs")
-    parser.add_argument(
-        "--set", action="append", default=[], metavar="KEY.PATH=VALUE", dest="overrides"
-    )
-    args = parser.parse_args(argv)
+    args = parse("smoke", argv)
     root = args.root.resolve()
     os.environ[ROOT_VARIABLE] = str(root)
     try:
@@ -47,9 +40,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     except UserError as error:
         print(error, file=sys.stderr)
         return 2
-    run_id = datetime.now(UTC).strftime("%Y%m%d-%H%M%S")
+    run_id = new_run_id()
     started = time.monotonic()
-    code = run_steps(steps_of(args.config, args.overrides, run_id), root, cpus_of(config))
+    try:
+        code = run_steps(steps_of(args.config, args.overrides, run_id), root, cpus_of(config))
+    except KeyboardInterrupt:
+        print("stopped; Ray is ended", file=sys.stderr)
+        return 1
     if code == 0:
         folder = config.run.folder / config.run.name / run_id
         summary, evaluation = read_results(folder)
@@ -147,7 +144,4 @@ def _by_task(item: tuple[str, float]) -> str:
 
 
 if __name__ == "__main__":
-    try:
-        sys.exit(main())
-    except KeyboardInterrupt:
-        sys.exit("stopped; Ray is ended")
+    run_main(main)

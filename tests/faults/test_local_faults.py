@@ -292,7 +292,7 @@ def test_the_wandb_server_is_away(tmp_path: Path, data: Path, undisturbed: Job, 
         server.close()
         job.check(
             job.run(**environ),
-            says=r"W&B.*infnet_dist\.wandb_sync",
+            says=r"W&B.*infnet sync",
         )
     else:
         naps = [Fault("step", "nap", rank=0, step=step, seconds=0.3) for step in range(12, 30)]
@@ -300,7 +300,7 @@ def test_the_wandb_server_is_away(tmp_path: Path, data: Path, undisturbed: Job, 
         running.wait_for(r"saved .*step-00000010")
         assert "mutation UpsertBucket" in server.text, "W&B was told of the run"
         server.close()
-        job.check(running.wait(), says=r"W&B.*infnet_dist\.wandb_sync")
+        job.check(running.wait(), says=r"W&B.*infnet sync")
     job.assert_same(undisturbed)
     kind = "offline-run-*" if when == "from the start" else "run-*"
     (folder,) = (job.run_folder / "wandb").glob(kind)
