@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 
 from infnet_dist.config.run import Config, load_config
 from infnet_dist.errors import CheckpointError, UserError
+from infnet_dist.io.console import end_progress, set_up_logging
 from infnet_dist.io.filesystem import Folder
 from ray_jobs._cluster import disconnect
 
@@ -64,6 +65,8 @@ def run_main(
         argv: the arguments; None: those of this process.
     """
     set_up_logging()
+    # The import of torchrec makes torch warn about a name that neither of us uses.
+    logging.getLogger("torch.fx._symbolic_trace").setLevel(logging.ERROR)
     if code := exit_code(main, argv):
         sys.stdout.flush()
         logging.shutdown()
@@ -83,6 +86,7 @@ def exit_code(
     except KeyboardInterrupt:
         return _ended("error: interrupted", 130)
     except Exception as error:
+        end_progress()
         traceback.print_exc()
         return _ended(f"error: {type(error).__name__}: {error}")
 
@@ -90,15 +94,6 @@ def exit_code(
 def _ended(message: str, code: int = 1) -> int:
     sys.stdout.flush()
     disconnect()
+    end_progress()
     print(message, file=sys.stderr, flush=True)
     return code
-
-
-def set_up_logging() -> None:
-    """Log to stderr."""
-    logging.basicConfig(
-        level=logging.WARNING, format="%(asctime)s %(message)s", datefmt="%H:%M:%S", force=True
-    )
-    log.setLevel(logging.INFO)
-    # torchrec's import makes torch warn of a name that neither of us uses.
-    logging.getLogger("torch.fx._symbolic_trace").setLevel(logging.ERROR)

@@ -16,7 +16,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from rich.console import Console
 from rich.markdown import Markdown
 
 from infnet_dist.comparison.costs import measure_costs
@@ -40,6 +39,7 @@ from infnet_dist.comparison.results import (
 )
 from infnet_dist.config.run import Config
 from infnet_dist.errors import UserError
+from infnet_dist.io.console import wide_console
 from infnet_dist.model.ranking import build_train_model
 from infnet_dist.tracking.tracker import send_report
 from infnet_dist.training.provenance import versions
@@ -97,7 +97,7 @@ def _compare(protocol: Protocol, base: Config, arguments: argparse.Namespace) ->
         "machine": f"{platform.machine()}, {os.cpu_count()} cores",
     }
     write_report(results, folder, tasks=tasks, about=about)
-    Console(width=200).print(Markdown((folder / "table.md").read_text()))
+    wide_console(200).print(Markdown((folder / "table.md").read_text()))
     place = send_report(
         base.tracking,
         folder=folder,

@@ -17,7 +17,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
 from rich.table import Table
 
 from infnet_dist import checkpoint
@@ -29,6 +28,7 @@ from infnet_dist.config.run import Config, config_of_text
 from infnet_dist.data.manifest import read_manifest
 from infnet_dist.data.schema_changes import adapt, summary_of
 from infnet_dist.errors import CheckpointError, ConfigError
+from infnet_dist.io.console import wide_console
 from infnet_dist.io.filesystem import Folder
 from infnet_dist.io.json_files import dump_json, write_json
 from infnet_dist.io.paths import resolve_place
@@ -188,7 +188,7 @@ def _print(result: dict[str, Any]) -> None:
         table.add_row(task, *cells)
     if result["optimum"]:
         table.caption = "behind the slash: the planted optimum"
-    Console(width=140).print(table)
+    wide_console().print(table)
 
 
 if __name__ == "__main__":

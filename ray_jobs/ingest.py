@@ -21,6 +21,7 @@ from infnet_dist.config.logs import LogsIngest
 from infnet_dist.config.run import Config
 from infnet_dist.data.manifest import Manifest, read_manifest
 from infnet_dist.errors import ConfigError
+from infnet_dist.io.console import Line, show_progress
 from infnet_dist.io.contrib import load_contrib
 from infnet_dist.io.paths import make_writable
 from infnet_dist.tracking.tracker import send_report
@@ -52,8 +53,8 @@ def main(argv: Sequence[str] | None = None) -> None:
 def _tell(manifest: Manifest) -> None:
     """Log what was made."""
     for name, split in manifest.splits.items():
-        rates = "  ".join(f"{task} {rate:.4f}" for task, rate in split.base_rates.items())
-        log.info("%s: %s rows; label means %s", name, f"{split.rows:,}", rates)
+        rates = [f"{task} {rate:.4f}" for task, rate in split.base_rates.items()]
+        log.info(Line(f"{name}: {split.rows:,} rows; label means", *rates))
     ingested = manifest.ingested
     if ingested is not None and ingested.quarantined:
         reasons = "; ".join(f"{n:,} x {why}" for why, n in ingested.quarantined.items())
@@ -120,7 +121,7 @@ def _source(name: str) -> Callable[[Any, Path, Callable[[int, int], None]], Mani
 
 
 class _Progress:
-    """Logs what is done of a stage, rate and time left, every few seconds."""
+    """Shows the progress of a stage; without a terminal, as a line every few seconds."""
 
     def __init__(self) -> None:
         self._stage = "ingest"
@@ -128,6 +129,8 @@ class _Progress:
         self._last = self._start
 
     def __call__(self, stage: str, unit: str, done: int, total: int) -> None:
+        if show_progress(stage, unit, done, total):
+            return
         now = time.monotonic()
         if stage != self._stage:
             self._stage, self._first, self._start, self._last = stage, done, now, now

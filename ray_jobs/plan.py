@@ -15,12 +15,10 @@ Train under a plan with --set sharding.plan=PLAN.
 
 import argparse
 import json
-import sys
 import time
 from collections.abc import Sequence
 from typing import Any
 
-from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
@@ -29,6 +27,7 @@ from infnet_dist.config.run import Config, load_config
 from infnet_dist.data.part_files import part_opener
 from infnet_dist.data.statistics import sample_usage
 from infnet_dist.errors import PlanError
+from infnet_dist.io.console import wide_console
 from infnet_dist.io.filesystem import Folder, size_text
 from infnet_dist.io.paths import make_writable
 from infnet_dist.planning.budget import overfull
@@ -129,7 +128,7 @@ def _diff(arguments: argparse.Namespace) -> None:
         sizes = (moved.intra_node, moved.inter_node) if moved else (0.0, 0.0)
         held = (found.bytes_after[name].stored, found.bytes_after[name].buffers_per_rank)
         table.add_row(escape(name), escape(text), *map(size_text, (*held, *sizes)))
-    console = _console()
+    console = wide_console(120)
     console.print(table)
     for kind, names in (("added", found.added), ("removed", found.removed)):
         if names:
@@ -157,7 +156,7 @@ def _whatif(arguments: argparse.Namespace) -> None:
     if arguments.json:
         print(json.dumps(rows, indent=1))
     else:
-        print_rows(rows, _console())
+        print_rows(rows, wide_console(120))
 
 
 def _to_cpu(arguments: argparse.Namespace) -> None:
@@ -215,7 +214,7 @@ def _report(
     if arguments.json:
         print(json.dumps(known, indent=1))
     else:
-        _console().print(render(plan, most_tables=most_tables))
+        wide_console(120).print(render(plan, most_tables=most_tables))
     if known["outside_hbm_bytes"]:
         log.warning(
             "%s of the rows and optimizer state (%.0f %%) are outside of HBM, which is far slower; "
@@ -232,11 +231,6 @@ def _whole_number(text: str) -> int:
         shown = text if len(text) < 40 else f"{text[:40]}..."
         raise PlanError(f"--world-size: {shown!r} is no number of workers; e.g. 8,16,32")
     return int(digits)
-
-
-def _console() -> Console:
-    """As wide as the terminal; wide enough for tables where there is none."""
-    return Console() if sys.stdout.isatty() else Console(width=120)
 
 
 _COMMANDS = {

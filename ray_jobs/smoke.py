@@ -20,6 +20,7 @@ from rich.text import Text
 
 from infnet_dist.config.run import Config, load_config
 from infnet_dist.errors import UserError
+from infnet_dist.io.console import COLUMNS_VARIABLE, terminal_columns
 from infnet_dist.io.paths import ROOT_VARIABLE, make_writable
 from ray_jobs._cli import new_run_id, run_main
 from ray_jobs._local_ray import LocalRay
@@ -86,11 +87,17 @@ def run_steps(steps: Mapping[str, list[str]], root: Path, num_cpus: int) -> int:
         for number, (name, command) in enumerate(steps.items(), start=1):
             elapsed = time.monotonic() - began
             console.rule(f"{number}/{len(steps)} {name}, after {elapsed:.0f} s", align="left")
-            code = ray.submit(command, working_dir=REPOSITORY).returncode
+            code = ray.submit(command, working_dir=REPOSITORY, env=shown_here()).returncode
             if code:
                 console.rule(f"{name} failed with exit code {code}", align="left", style="red")
                 return code
     return 0
+
+
+def shown_here() -> dict[str, str] | None:
+    """Environment variables that fit a job's output to this process's terminal, if it has one."""
+    columns = terminal_columns() if sys.stdout.isatty() else None
+    return {COLUMNS_VARIABLE: str(columns)} if columns else None
 
 
 def read_results(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:

@@ -15,6 +15,7 @@ import torch
 
 from infnet_dist.config.changes import changes
 from infnet_dist.config.run import Config, config_of_text
+from infnet_dist.io.console import Line
 from infnet_dist.model.ranking import build_train_model
 from infnet_dist.model.settings_check import without_effect
 from infnet_dist.planning.plan import load_plan
@@ -45,12 +46,13 @@ def main(argv: Sequence[str] | None = None) -> None:
     run_folder = config.run.folder / config.run.name / (arguments.run_id or new_run_id())
     config = _as_begun(config, run_folder)
     summary = train_with_restarts(config, run_folder, arguments.launcher)
+    trained = f"trained {summary['examples']:,} examples in {summary['steps']:,} steps"
+    speed, path = f"{summary['samples_per_s']:.0f} samples/s", summary["checkpoint"]
     log.info(
-        "trained %s examples in %s steps, %.0f samples/s; checkpoint %s",
-        f"{summary['examples']:,}",
-        f"{summary['steps']:,}",
-        summary["samples_per_s"],
-        summary["checkpoint"],
+        Line(
+            f"{trained}, {speed}; checkpoint {path}",
+            short=(trained, speed, f"checkpoint {path.rpartition('/')[2]}"),
+        )
     )
 
 

@@ -144,7 +144,7 @@ def train(
         training = _Training(setup, manifest, tracker, saver, stop, watchdog)
         try:
             with watchdog:
-                training.run()
+                training.run(run_folder)
         finally:
             saver.close()
             place = tracker.finish()
@@ -216,10 +216,10 @@ class _Training:
         totals = manifest.totals if manifest else RunTotals()
         self._log = RunLog(setup, tracker, total_steps=self._progress.total_steps, totals=totals)
 
-    def run(self) -> None:
+    def run(self, run_folder: Path) -> None:
         """All epochs, evaluation and checkpoints included."""
         if not self._same_world:
-            self._log.start()
+            self._log.start(run_folder)
         if self._progress.step:
             self._log.say("going on after step %s", f"{self._progress.step:,}")
             if self._is_due(self._setup.config.training.eval_every_steps):
@@ -300,6 +300,7 @@ class _Training:
         else:
             self._interval.add(loss, output.task_loss_K, batch, wait_s)
         self._progress.advance(batch, skipped=self._flags.nonfinite_loss)
+        self._log.step(self._progress.step)
 
     def _exchange_flags(self, loss: torch.Tensor) -> bool:
         """Ask all ranks what to do; whether the step may change the model."""
