@@ -1,10 +1,10 @@
-"""Seconds from the death of a worker to the first new step, split into what they are spent on.
+"""Seconds from the death of a worker to the first new step, by phase.
 
     .venv/bin/python benchmarks/recovery.py [--launcher local|ray] [--repeats 3]
 
-A tiny run of two workers loses one by SIGKILL in mid-epoch and goes on from its checkpoint:
+A tiny run of two workers loses one by SIGKILL in mid-epoch and resumes from its checkpoint:
 
-    detect   until the launcher says that the worker is gone
+    detect   until the launcher reports that the worker is lost
     restart  until the new workers have built the model and begin to load
     load     the checkpoint
     step     until a worker begins the first new step
