@@ -5,8 +5,8 @@
 Both get the same tables, topology (h100x8), reserve and cost model. Each plans in a separate
 process; CPU seconds of one core are counted from the tables to the plan, with enumeration, without
 imports. A planner that needs more than --limit CPU seconds is stopped and reported as such. Tables
-are seeded: rows from 1,000 to at most 5 billion by a power law, scaled so that rows and optimizer state
-take --share of all HBM; 8 to 256 floats; 1 or 2 features of 1 to 100 ids. At shares near 1 not
+are seeded: rows from 1,000 to at most 5 billion by a power law, scaled so that rows and optimizer
+state take --share of all HBM; 8 to 256 floats; 1 or 2 features of 1 to 100 ids. At shares near 1 not
 everything fits HBM, since TorchRec counts inputs and outputs too, and rows must spill.
 """
 
@@ -34,7 +34,7 @@ from torchrec.modules.embedding_modules import EmbeddingBagCollection
 from torchrec.optim import RowWiseAdagrad
 
 from infnet_dist.errors import PlanError
-from infnet_dist.planning.costs import row_bytes
+from infnet_dist.planning.costs.sizes import row_bytes
 from infnet_dist.planning.planner import make_plan
 from infnet_dist.planning.tables import PlanFeature, PlanTable, TableSet
 from infnet_dist.planning.topology import Topology, load_topology

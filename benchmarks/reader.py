@@ -48,7 +48,7 @@ from infnet_dist.contrib.petastorm.bridge import load_petastorm
 from infnet_dist.contrib.petastorm.metadata import write_petastorm_metadata
 from infnet_dist.data.manifest import read_manifest
 from infnet_dist.data.reader import Reader
-from infnet_dist.ingest.writer import TrainingSetWriter
+from infnet_dist.ingest.writing.writer import TrainingSetWriter
 from infnet_dist.schema import (
     CategoricalFeature,
     Schema,

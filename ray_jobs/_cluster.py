@@ -26,7 +26,7 @@ def connect() -> None:
     """Connect to Ray, unless this process is connected already.
 
     Raises:
-        UserError: the cluster asks for another token than this process has.
+        UserError: the cluster doesn't answer, or asks for another token.
     """
     if "ray" in sys.modules and sys.modules["ray"].is_initialized():
         return
@@ -72,11 +72,11 @@ def _join(address: str) -> None:
 
     try:
         ray.init(logging_level=logging.WARNING)
-    except AuthenticationError as error:
-        reason = str(error).splitlines()[0]
+    except (AuthenticationError, ConnectionError) as error:
+        reason = str(error).splitlines()[0].partition(" Note: ")[0]
         raise UserError(
-            f"the Ray cluster at RAY_ADDRESS={address} asks for a token ({reason}); set "
-            "RAY_AUTH_MODE=token, and RAY_AUTH_TOKEN_PATH to the file that holds the cluster's"
+            f"can't connect to the Ray cluster at RAY_ADDRESS={address} ({reason}); if it asks for "
+            "a token, set RAY_AUTH_MODE=token, and RAY_AUTH_TOKEN_PATH to the file with its token"
         ) from error
 
 

@@ -4,9 +4,9 @@ import logging
 import time
 from pathlib import Path
 
-from infnet_dist.config.run import Config
+from infnet_dist.config.run import ScalingConfig
 from infnet_dist.errors import UserError
-from infnet_dist.training.run_folder import opened_at
+from infnet_dist.training.run_folder import newest_attempt
 from ray_jobs._graceful_stop import GracefulStop
 from ray_jobs._resources import workers_that_fit
 
@@ -16,15 +16,14 @@ _LOOK_S = 5.0  # between two looks for free resources
 log = logging.getLogger("infnet_dist")
 
 
-def with_workers_that_fit(config: Config) -> Config:
-    """The run with fewer workers, if `scaling.min_workers` allows that and no more fit for a while.
+def workers_of_next_attempt(scaling: ScalingConfig) -> int:
+    """All workers, or fewer if `scaling.min_workers` allows that and no more fit for a while.
 
     Raises:
         UserError: fewer than `scaling.min_workers` fit, for a longer while.
     """
-    scaling = config.scaling
     if scaling.min_workers is None:
-        return config
+        return scaling.num_workers
     began = time.monotonic()
     while (fit := workers_that_fit(scaling)) < scaling.num_workers:
         enough = fit >= scaling.min_workers
@@ -37,20 +36,18 @@ def with_workers_that_fit(config: Config) -> Config:
             f"{scaling.min_workers}; add nodes, or lower it or scaling.resources_per_worker"
         )
     num_workers = min(fit, scaling.num_workers)
-    if num_workers == scaling.num_workers:
-        return config
-    log.warning("continuing with %s of %s workers", num_workers, scaling.num_workers)
-    fewer = scaling.model_copy(update={"num_workers": num_workers})
-    return config.model_copy(update={"scaling": fewer})
+    if num_workers < scaling.num_workers:
+        log.warning("continuing with %s of %s workers", num_workers, scaling.num_workers)
+    return num_workers
 
 
 class Growth:
     """Looks for free resources while an attempt trains with fewer workers than the run wants.
 
     Args:
-        wanted: the run.
-        actual: the same with the workers of this attempt.
-        run_folder: its folder.
+        scaling: of the run, with the number of workers that it wants.
+        num_workers: of this attempt.
+        run_folder: the run's.
         stop: stops the attempt once more workers fit.
 
     Attributes:
@@ -58,14 +55,14 @@ class Growth:
     """
 
     def __init__(
-        self, wanted: Config, actual: Config, run_folder: Path, stop: GracefulStop
+        self, scaling: ScalingConfig, num_workers: int, run_folder: Path, stop: GracefulStop
     ) -> None:
         self.found = False
-        self._scaling = wanted.scaling
-        self._num_workers = actual.scaling.num_workers
+        self._scaling = scaling
+        self._num_workers = num_workers
         self._stop = stop
         self._run_folder = run_folder
-        self._opened = opened_at(run_folder)
+        self._last_attempt = newest_attempt(run_folder)
         self._next_look = 0.0
 
     def look(self) -> None:
@@ -74,7 +71,7 @@ class Growth:
         if not fewer or self.found or time.monotonic() < self._next_look:
             return
         self._next_look = time.monotonic() + _LOOK_S
-        if opened_at(self._run_folder) == self._opened:
+        if newest_attempt(self._run_folder) == self._last_attempt:
             return  # the workers of this attempt haven't taken their own resources yet
         more = workers_that_fit(self._scaling)
         fit = min(self._num_workers + more, self._scaling.num_workers)

@@ -18,15 +18,17 @@ def launch(
     config: Config,
     launcher: str,
     *,
+    num_workers: int | None = None,
     while_waiting: Callable[[], None] = lambda: None,
 ) -> Any:
-    """Run `worker(context, **arguments)` on `config.scaling.num_workers` workers.
+    """Run `worker(context, **arguments)` on workers of the kind that `config.scaling` describes.
 
     Args:
         worker: a module-level function.
         arguments: picklable keyword arguments.
-        config: the run; its `scaling` gives the number and kind of workers.
+        config: the run.
         launcher: "ray" or "local".
+        num_workers: None for `scaling.num_workers`.
         while_waiting: called about every second meanwhile (on Ray).
 
     Raises:
@@ -34,13 +36,14 @@ def launch(
         WorkerLostError: a worker, or its node, was lost.
         RuntimeError: any other failure of a worker; the message holds its root error.
     """
-    if launcher == "ray":
-        return run_on_ray(worker, arguments, config, while_waiting)
     scaling = config.scaling
+    num_workers = num_workers or scaling.num_workers
+    if launcher == "ray":
+        return run_on_ray(worker, arguments, config, num_workers, while_waiting)
     return run_local(
         worker,
         arguments,
-        num_workers=scaling.num_workers,
+        num_workers=num_workers,
         use_gpu=scaling.use_gpu,
         timeout_s=scaling.timeout_s,
     )[0]

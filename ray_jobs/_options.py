@@ -13,7 +13,7 @@ from infnet_dist.tools.doctor import add_doctor_options
 REPOSITORY = Path(__file__).resolve().parents[1]
 _UNITS = {"": 1, "B": 1, "KB": 1e3, "MB": 1e6, "GB": 1e9, "TB": 1e12}
 _UNITS |= {"KIB": 2**10, "MIB": 2**20, "GIB": 2**30, "TIB": 2**40}
-_MOST_MOVED = 1e18
+_MAX_BYTES = 1e18
 
 
 class Verb(NamedTuple):
@@ -65,14 +65,14 @@ def run_id(text: str) -> str:
     return text
 
 
-def num_bytes(text: str) -> float:
-    """Type of options that are a size, such as 50GB."""
+def byte_size(text: str) -> float:
+    """Bytes of a size such as 50GB or 1.5 TiB."""
     match = re.fullmatch(r"([0-9]+(?:\.[0-9]*)?)\s*([A-Za-z]*)", text.strip())
     if match is None or match[2].upper() not in _UNITS:
         raise argparse.ArgumentTypeError(f"{text!r}: expected a size such as 50GB")
     size = float(match[1]) * _UNITS[match[2].upper()]
-    if not size < _MOST_MOVED:
-        raise argparse.ArgumentTypeError(f"{text!r}: expected a size below {_MOST_MOVED:.0e} bytes")
+    if not size < _MAX_BYTES:
+        raise argparse.ArgumentTypeError(f"{text!r}: expected a size below {_MAX_BYTES:.0e} bytes")
     return size
 
 
@@ -165,51 +165,55 @@ def _smoke(parser: argparse.ArgumentParser) -> None:
 def _plan(parser: argparse.ArgumentParser) -> None:
     commands = parser.add_subparsers(required=True, metavar="COMMAND", dest="command")
 
-    make = _plan_command(commands, "make", "tables + topology -> plan file")
+    make = _plan_command(commands, "make", "plan tables on a topology")
     _add_tables(make)
     _add_topology(make)
     make.add_argument("--output", type=Path, required=True, help="plan file to write")
 
-    show = _plan_command(commands, "show", "a plan as a table, an HTML page, a picture")
+    show = _plan_command(commands, "show", "show a plan: table, HTML page, PNG")
     show.add_argument("plan", type=Path, help="plan file")
     show.add_argument("--html", type=Path, help="write one self-contained page")
-    show.add_argument("--png", type=Path, help="write the picture: time and bytes per rank")
-    show.add_argument("--tables", type=positive, default=40, metavar="N", help="tables listed (40)")
+    show.add_argument("--png", type=Path, help="write a picture of the time and bytes per rank")
+    show.add_argument(
+        "--tables", type=positive, default=40, metavar="N", help="number of tables listed (40)"
+    )
 
-    check = _plan_command(commands, "check", "what keeps a plan from being loaded")
+    check = _plan_command(commands, "check", "check a plan against a run, topology, checkpoint")
     check.add_argument("plan", type=Path, help="plan file")
     check.add_argument("--config", type=Path, help="run file")
     _add_overrides(check)
     check.add_argument("--topology", help="topology: name or file")
     check.add_argument("--checkpoint", help="checkpoint folder or URL")
 
-    diff = _plan_command(commands, "diff", "what moves from one plan to another")
+    diff = _plan_command(commands, "diff", "list what moves from one plan to another")
     diff.add_argument("before", type=Path, help="plan file")
     diff.add_argument("after", type=Path, help="plan file")
 
-    extend = _plan_command(commands, "extend", "plan new tables beside those that stay")
+    extend = _plan_command(commands, "extend", "plan new tables beside those of a plan")
     extend.add_argument("plan", type=Path, help="plan file")
     _add_tables(extend)
     extend.add_argument(
         "--max-move",
-        type=num_bytes,
+        type=byte_size,
         default=0.0,
         metavar="SIZE",
         help="bytes of existing tables that may move, e.g. 50GB (default: 0)",
     )
     extend.add_argument("--output", type=Path, required=True, help="plan file to write")
 
-    whatif = _plan_command(commands, "whatif", "one row for each topology and world size")
+    whatif = _plan_command(commands, "whatif", "compare topologies and world sizes")
     _add_tables(whatif)
-    whatif.add_argument("--topology", required=True, help="names or files, with commas")
-    whatif.add_argument("--world-size", required=True, help="numbers of workers, with commas")
+    whatif.add_argument("--topology", required=True, help="names or files, separated by commas")
+    whatif.add_argument(
+        "--world-size", required=True, help="numbers of workers, separated by commas"
+    )
 
-    cpu = _plan_command(commands, "to-cpu", "a plan for GPUs -> a plan for a few CPU ranks")
+    cpu = _plan_command(commands, "to-cpu", "convert a plan to a few CPU ranks")
     cpu.add_argument("plan", type=Path, help="plan file")
     cpu.add_argument("--ranks", type=positive, required=True, help="CPU ranks, on one machine")
     rows = cpu.add_mutually_exclusive_group()
-    rows.add_argument("--row-scale", type=float, default=1.0, help="multiplies all rows (1)")
-    rows.add_argument("--config", type=Path, help="run file: the rows of its training set")
+    rows.add_argument("--row-scale", type=float, default=1.0, help="factor on all rows (1)")
+    rows.add_argument("--config", type=Path, help="run file: take the rows of its training set")
     _add_overrides(cpu)
     cpu.add_argument("--output", type=Path, required=True, help="plan file to write")
 

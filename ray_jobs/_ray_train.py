@@ -30,6 +30,7 @@ def run_on_ray(
     worker: Callable[..., Any],
     arguments: dict[str, Any],
     config: Config,
+    num_workers: int,
     while_waiting: Callable[[], None],
 ) -> Any:
     """See `launch`."""
@@ -41,13 +42,13 @@ def run_on_ray(
     elastic = config.scaling.min_workers is not None
     if elastic:
         os.environ["RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"] = str(_ELASTIC_START_TIMEOUT_S)
-    missing = missing_resources(ray.cluster_resources(), config.scaling)
+    missing = missing_resources(ray.cluster_resources(), config.scaling, num_workers)
     if missing:  # no error yet: the cluster may grow
         log.warning("%s; waiting for them", missing)
     # Ray's own files need storage that all nodes share; our checkpoints aren't among them.
     config.run.folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".ray-", dir=config.run.folder) as storage:
-        trainer = _trainer(worker, arguments, config, storage)
+        trainer = _trainer(worker, arguments, config, num_workers, storage)
         try:
             return _in_thread(trainer.fit, while_waiting).return_value
         except WorkerGroupError as error:
@@ -78,7 +79,11 @@ def failure_config(*, elastic: bool) -> Any:
 
 
 def _trainer(
-    worker: Callable[..., Any], arguments: dict[str, Any], config: Config, storage: str
+    worker: Callable[..., Any],
+    arguments: dict[str, Any],
+    config: Config,
+    num_workers: int,
+    storage: str,
 ) -> Any:
     from ray.train import RunConfig, ScalingConfig
     from ray.train.torch import TorchConfig, TorchTrainer
@@ -98,7 +103,7 @@ def _trainer(
             backend=backend_for(scaling.use_gpu), timeout_s=int(scaling.timeout_s)
         ),
         scaling_config=ScalingConfig(
-            num_workers=scaling.num_workers,
+            num_workers=num_workers,
             use_gpu=scaling.use_gpu,
             resources_per_worker=dict(scaling.resources_per_worker),
         ),

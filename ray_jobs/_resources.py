@@ -17,12 +17,14 @@ def workers_that_fit(scaling: ScalingConfig) -> int:
     )
 
 
-def missing_resources(have: Mapping[str, float], scaling: ScalingConfig) -> str | None:
-    """The resource that the cluster, even when idle, has too little of for all workers."""
+def missing_resources(
+    have: Mapping[str, float], scaling: ScalingConfig, num_workers: int
+) -> str | None:
+    """The resource that the cluster, even when idle, has too little of for the workers."""
     for name, each in _per_worker(scaling).items():
-        if scaling.num_workers * each > have.get(name, 0.0):
+        if num_workers * each > have.get(name, 0.0):
             return (
-                f"{scaling.num_workers} workers x {each:g} {name} don't fit this Ray cluster, "
+                f"{num_workers} workers x {each:g} {name} don't fit this Ray cluster, "
                 f"which has {have.get(name, 0.0):g} {name}; lower scaling.num_workers or "
                 f"scaling.resources_per_worker, or add nodes"
             )

@@ -19,7 +19,7 @@ from infnet_dist.training.run_folder import checkpoint_folder
 from infnet_dist.training.run_lock import held_by_driver
 from infnet_dist.training.trainer import train
 from ray_jobs._cluster import connect, submission_id
-from ray_jobs._elastic import Growth, with_workers_that_fit
+from ray_jobs._elastic import Growth, workers_of_next_attempt
 from ray_jobs._graceful_stop import GracefulStop
 from ray_jobs._launch import launch
 from ray_jobs._worker_errors import WorkerLostError
@@ -47,25 +47,26 @@ def train_with_restarts(config: Config, run_folder: Path, launcher: str) -> dict
 def _train_until_done(
     config: Config, run_folder: Path, launcher: str, stop: GracefulStop
 ) -> dict[str, Any]:
-    failures = 0
+    scaling, failures = config.scaling, 0
     while True:
         before = _newest_checkpoint(config, run_folder)
-        actual = with_workers_that_fit(config) if launcher == "ray" else config
-        growth = Growth(config, actual, run_folder, stop)
+        num_workers = scaling.num_workers
+        if launcher == "ray":
+            num_workers = workers_of_next_attempt(scaling)
+        growth = Growth(scaling, num_workers, run_folder, stop)
         stop.reset()
         try:
-            summary = _attempt(actual, run_folder, launcher, stop.file, growth.look)
+            summary = _attempt(config, run_folder, launcher, num_workers, stop.file, growth.look)
         except WorkerLostError as error:
             after = _newest_checkpoint(config, run_folder, because=f"{error}; ")
             failures = failures + 1 if after == before else 1
             if stop.signal is not None:
                 raise stop.after_loss(error, after) from None
-            if failures > config.scaling.max_failures:
+            if failures > scaling.max_failures:
                 raise RuntimeError(_too_many(error, failures, config, after)) from None
             log.warning(
                 "%s; restarting from %s (%s of %s restarts without a new checkpoint)",
-                *(error, after.name if after else "the beginning", failures),
-                config.scaling.max_failures,
+                *(error, after.name if after else "the beginning", failures, scaling.max_failures),
             )
             continue
         if not summary["stopped"]:
@@ -79,6 +80,7 @@ def _attempt(
     config: Config,
     run_folder: Path,
     launcher: str,
+    num_workers: int,
     stop_file: Path,
     while_waiting: Callable[[], None],
 ) -> dict[str, Any]:
@@ -93,7 +95,12 @@ def _attempt(
     }
     try:
         summary: dict[str, Any] = launch(
-            train, arguments, config, launcher, while_waiting=while_waiting
+            train,
+            arguments,
+            config,
+            launcher,
+            num_workers=num_workers,
+            while_waiting=while_waiting,
         )
         return summary
     except WorkerLostError as error:

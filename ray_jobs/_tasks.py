@@ -7,7 +7,7 @@ from itertools import islice
 from typing import Any
 
 from infnet_dist.errors import DataError, UserError
-from infnet_dist.ingest.logs.stages import Execute, Outcome, Recorded, processes
+from infnet_dist.ingest.logs.stages.runner import Execute, Outcome, Recorded, processes
 from ray_jobs._cluster import connect
 
 _RETRIES = 3  # of a task whose worker or node was lost; after an error of its own there is none

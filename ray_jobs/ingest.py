@@ -9,18 +9,14 @@ of this machine. New files of such logs are added to the set; a killed job goes 
 """
 
 import time
-from collections.abc import Callable, Sequence
-from functools import partial
-from pathlib import Path
-from typing import Any
+from collections.abc import Sequence
 
 from tqdm import tqdm
 
-from infnet_dist.config.ingest import KuaiRandIngest, PetastormIngest, TabularIngest
-from infnet_dist.config.logs import LogsIngest
 from infnet_dist.config.run import Config
 from infnet_dist.data.manifest import Manifest, read_manifest
 from infnet_dist.errors import ConfigError
+from infnet_dist.ingest.sources import update_training_set
 from infnet_dist.io.console import Line, show_progress
 from infnet_dist.io.contrib import load_contrib
 from infnet_dist.io.paths import make_writable
@@ -41,7 +37,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         raise ConfigError("the run file has no 'ingest:' section; see configs/smoke.yaml")
     start = time.monotonic()
     folder = config.data.path
-    manifest = _make(config, arguments.launcher)
+    with executor(arguments.launcher) as execute:
+        manifest = update_training_set(config.ingest, folder, execute, _Progress())
     if manifest is None:
         log.info("%s is up to date", folder)
     else:
@@ -85,39 +82,6 @@ def _describe(config: Config, made: Manifest | None) -> None:
         pages=[report],
     )
     log.info("report: %s%s", report, f"; W&B: {place}" if place else "")
-
-
-def _make(config: Config, launcher: str) -> Manifest | None:
-    """The manifest of what was made; None if there was nothing to do."""
-    ingest, folder, progress = config.ingest, config.data.path, _Progress()
-    assert ingest is not None
-    if isinstance(ingest, LogsIngest):
-        from infnet_dist.ingest.logs.run import ingest_logs
-
-        with executor(launcher) as execute:
-            return ingest_logs(ingest, folder, execute, progress)
-
-    from infnet_dist.ingest import synthetic, tabular
-    from infnet_dist.ingest.lock import alone
-    from infnet_dist.ingest.writer import training_set_is_current
-
-    if training_set_is_current(folder, ingest.model_dump(mode="json")):
-        return None
-    rows = partial(progress, "ingest", "rows")
-    if isinstance(ingest, PetastormIngest):
-        return _source("petastorm")(ingest, folder, rows)
-    make_writable(folder.parent, "INFNET_ROOT or data.path")
-    with alone(folder):
-        if isinstance(ingest, KuaiRandIngest):
-            return _source("kuairand")(ingest, folder, rows)
-        if isinstance(ingest, TabularIngest):
-            return tabular.make_training_set(ingest, folder, rows)
-        return synthetic.make_training_set(ingest, folder, rows)
-
-
-def _source(name: str) -> Callable[[Any, Path, Callable[[int, int], None]], Manifest]:
-    make: Callable[..., Manifest] = load_contrib(f"{name}.source").make_training_set
-    return make
 
 
 class _Progress:

@@ -16,11 +16,12 @@ import torch
 from infnet_dist.config.changes import changes
 from infnet_dist.config.run import Config, config_of_text
 from infnet_dist.io.console import Line
-from infnet_dist.model.ranking import build_train_model
+from infnet_dist.model.build import build_train_model
 from infnet_dist.model.settings_check import without_effect
-from infnet_dist.planning.plan import load_plan
-from infnet_dist.planning.sharding import check_plan, tables_of_run
-from infnet_dist.training.setup import check_can_train, open_training_set
+from infnet_dist.planning.checks import check_plan
+from infnet_dist.planning.plan_file import load_plan
+from infnet_dist.planning.run_tables import tables_of_run
+from infnet_dist.training.setup import open_for_training
 from ray_jobs._cli import log, new_run_id, read_config, run_main
 from ray_jobs._options import parse
 from ray_jobs._supervise import train_with_restarts
@@ -30,8 +31,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Check what can be checked without workers, then train."""
     arguments = parse("train", argv)
     config = read_config(arguments)
-    manifest, schema = open_training_set(config)
-    check_can_train(config)
+    manifest, schema = open_for_training(config)
     for line in without_effect(config, manifest, schema):
         log.warning("no effect: %s", line)
     build_train_model(config, schema, table_device=torch.device("meta"))  # finds wrong settings
@@ -51,7 +51,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     log.info(
         Line(
             f"{trained}, {speed}; checkpoint {path}",
-            short=(trained, speed, f"checkpoint {path.rpartition('/')[2]}"),
+            short=(trained, speed, path.rpartition("/")[2]),
         )
     )
 

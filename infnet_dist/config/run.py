@@ -11,12 +11,7 @@ from typing import Any, Literal
 
 from pydantic import Field, NonNegativeFloat, ValidationError
 
-from infnet_dist.config.ingest import (
-    IngestConfig,
-    KuaiRandIngest,
-    PetastormIngest,
-    TabularIngest,
-)
+from infnet_dist.config.ingest import IngestConfig
 from infnet_dist.config.logs import LogsIngest
 from infnet_dist.config.messages import explain
 from infnet_dist.config.model import InfnetConfig, ModelConfig, Section
@@ -338,9 +333,9 @@ def _with_absolute_paths(config: Config) -> Config:
         "run": config.run.model_copy(update={"folder": resolve_path(config.run.folder)}),
         "data": config.data.model_copy(update={"path": resolve_path(config.data.path)}),
     }
-    if isinstance(config.ingest, KuaiRandIngest | TabularIngest | PetastormIngest):
-        path = resolve_path(config.ingest.path)
-        update["ingest"] = config.ingest.model_copy(update={"path": path})
+    if isinstance(path := getattr(config.ingest, "path", None), Path):
+        assert config.ingest is not None
+        update["ingest"] = config.ingest.model_copy(update={"path": resolve_path(path)})
     if isinstance(config.ingest, LogsIngest):
         joins = {
             name: join.model_copy(update={"path": resolve_place(join.path)})

@@ -1,1 +1,1 @@
-"""Raw logs -> a training set: encode ids, build histories, split by time, write, describe."""
+"""Raw logs -> a training set: ids, histories, counters, splits by time, Parquet parts, a report."""

@@ -1,4 +1,4 @@
-"""The columns of a file: each that is wanted must be there, once. Names are compared exactly."""
+"""Names of columns and features: columns must exist once in a file; some names are reserved."""
 
 from collections.abc import Iterable, Sequence
 
@@ -11,10 +11,10 @@ def check_columns(
     """Raise DataError unless a file has each wanted column, and none of them twice.
 
     Args:
-        found: names in the file's header or schema.
-        wanted: names of those that are read.
-        path: the file, as messages should name it.
-        advice: what can be done about a missing one, where it isn't "rename or repair".
+        found: names in the header or schema of the file.
+        wanted: names of the columns that are read.
+        path: name of the file in messages.
+        advice: the next move for a missing column; default: rename or repair it.
     """
     for name in wanted:
         if name not in found:
@@ -22,6 +22,12 @@ def check_columns(
             raise DataError(f"{path}: {unknown_name('column', name, found)}; {advice}")
         if (times := found.count(name)) > 1:
             raise DataError(
-                f"{path} has {times} columns {name!r}, so which one is meant is unknown; rename or "
-                "remove the others"
+                f"{path} has {times} columns {name!r}, expected one; rename or remove the others"
             )
+
+
+def is_free(name: str) -> bool:
+    """Whether a name can be a key of modules: no dot, and none of torch's own attributes."""
+    from torch import nn  # takes seconds; tasks that only ingest don't need it
+
+    return bool(name) and "." not in name and not hasattr(nn.ModuleDict(), name)

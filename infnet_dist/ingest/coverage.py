@@ -1,4 +1,4 @@
-"""Warns of what has no value: ids that train never saw, and joins that find no row."""
+"""Warnings about missing values: ids that don't occur in train, and joins without a match."""
 
 import logging
 from collections.abc import Mapping
@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from infnet_dist.data.manifest import Manifest
 from infnet_dist.ingest.listing import some
 
-_SHARE = 0.1  # from which a share is worth a warning; of unknown ids, more than in train
+_SHARE = 0.1  # minimum share for a warning; for unknown ids, above the share in train
 
 log = logging.getLogger(__name__)
 
@@ -14,15 +14,15 @@ log = logging.getLogger(__name__)
 def warn_of_unknown(manifest: Manifest) -> None:
     """Warn of features whose ids are unknown in valid or test far more often than in train.
 
-    Id 0 is null, or a value that train never saw or seldom. Where train has few of them, dropped
-    ids alone train its row. Shares are those of the manifest's samples. A value of a hashed table
-    that train never saw is never 0: it meets rows that others have trained.
+    Id 0 stands for null, and for values that are rare or missing in train. If train has few of
+    them, only dropped ids train its row. The shares are those of the samples in the manifest. In
+    hashed tables, values that are missing in train share trained rows with others.
     """
     hashed = manifest.ingested.hashed if manifest.ingested is not None else {}
     unseen = [f"{n} ({t.unseen:.0%})" for n, t in hashed.items() if t.unseen >= _SHARE]
     if unseen:
         log.warning(
-            "valid and test: values of hashed tables that train never saw: %s", some(unseen)
+            "valid and test: values of hashed tables that don't occur in train: %s", some(unseen)
         )
     if manifest.statistics is None:
         return
@@ -38,7 +38,7 @@ def warn_of_unknown(manifest: Manifest) -> None:
                 found.append(f"{key} of table {tables[key]} ({shares})")
         if found:
             log.warning(
-                "%s: ids that are null or that train never saw: %s; all of them share row 0, which "
+                "%s: ids that are null or don't occur in train: %s; all of them share row 0, which "
                 "is trained by dropping ids (tables.unknown_id_rate)",
                 split,
                 some(found),
@@ -46,17 +46,17 @@ def warn_of_unknown(manifest: Manifest) -> None:
 
 
 def warn_of_joins(unmatched: Mapping[str, int], rows: int) -> None:
-    """Warn of side tables that have no row for many keys of the logs.
+    """Warn of side tables that lack many keys of the logs.
 
     Args:
-        unmatched: by join, rows of the logs whose key is null or isn't in the side table.
-        rows: rows of the logs.
+        unmatched: by join, number of rows whose key is null or missing in the side table.
+        rows: number of rows of the logs.
     """
     for name, number in unmatched.items():
         if number >= _SHARE * max(rows, 1):
             log.warning(
                 "joins.%s: no match for %s of %s rows (%.0f %%), so their joined columns are null; "
-                "are its keys those of the logs?",
+                "check that its keys are those of the logs",
                 name,
                 f"{number:,}",
                 f"{rows:,}",

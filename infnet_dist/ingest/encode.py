@@ -1,7 +1,7 @@
-"""Values -> ids and numbers -> buckets, both learned from the training window alone.
+"""Vocabularies of values and bucket boundaries of dense features, fitted on the training window.
 
-Row 0 of every table means unknown, missing or never seen in the training window, so that a value
-that first shows up in valid meets the row that such values will meet in production.
+Row 0 of every table stands for null and for values that don't occur in the training window: a new
+value in valid is looked up in the row that new values get in production.
 """
 
 from dataclasses import dataclass
@@ -17,7 +17,7 @@ FloatArray = npt.NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Vocabulary:
-    """Dense ids of the values seen in the training window: 1 + their sorted position.
+    """Ids of the values in the training window: 1 + their position in sorted order.
 
     Attributes:
         values: the distinct values, ascending, without null.
@@ -27,26 +27,26 @@ class Vocabulary:
 
     @classmethod
     def fit(cls, values: pa.Array) -> "Vocabulary":
-        """The vocabulary of all values that occur, nulls aside."""
+        """The vocabulary of all values except null."""
         distinct = pc.drop_null(pc.unique(values))
         return cls(distinct.take(pc.array_sort_indices(distinct)))
 
     @property
     def num_embeddings(self) -> int:
-        """Rows that a table for these ids needs, row 0 included."""
+        """Number of rows of a table for these ids, including row 0."""
         return len(self.values) + 1
 
     def encode(self, values: pa.Array) -> IntArray:
-        """Ids of `values`, 0 where null or not in the vocabulary; int64 [n]."""
+        """Ids of `values`, 0 for null and unknown values; int64 [n]."""
         found = pc.fill_null(pc.index_in(values, value_set=self.values, skip_nulls=True), -1)
         return found.to_numpy(zero_copy_only=False).astype(np.int64) + 1
 
 
 def quantile_boundaries(values: FloatArray, num_buckets: int) -> tuple[float, ...]:
-    """At most `num_buckets` - 1 ascending boundaries that split the values evenly; NaN is left out.
+    """At most `num_buckets` - 1 ascending boundaries that split the values evenly; ignores NaN.
 
-    Each boundary lies halfway between two neighbouring values, so that no training value sits on
-    one and it doesn't matter which side of a boundary is closed.
+    Each boundary is halfway between two neighbouring values, so no training value is equal to one
+    and it doesn't matter which side of a boundary is closed.
     """
     present = np.sort(values[~np.isnan(values)])
     if len(present) == 0:
@@ -61,5 +61,5 @@ def quantile_boundaries(values: FloatArray, num_buckets: int) -> tuple[float, ..
 
 
 def float_column(values: FloatArray) -> pa.Array:
-    """A float32 column with null where `values` is NaN."""
+    """A float32 column with null for NaN."""
     return pa.array(values.astype(np.float32), pa.float32(), mask=np.isnan(values))

@@ -1,4 +1,4 @@
-"""Behaviour histories from events strictly before each row's time, streamed, without row loops."""
+"""Histories of events strictly before the time of each row, streamed, without loops over rows."""
 
 from dataclasses import dataclass
 
@@ -27,7 +27,7 @@ class Histories:
     gap_s: IntArray
 
     def column(self, attribute: int) -> pa.ListArray:
-        """Attribute number `attribute` as a list<int64> column."""
+        """An attribute as a list<int64> column."""
         return self._lists(self.attributes[:, attribute])
 
     def gap_column(self) -> pa.ListArray:
@@ -41,11 +41,11 @@ class Histories:
 
 @dataclass(frozen=True)
 class Picked:
-    """Which events make the histories of n rows, newest first.
+    """The events in the histories of n rows, newest first.
 
     Attributes:
         offsets: int64 [n + 1]; row i owns items offsets[i] to offsets[i + 1].
-        events: int64 [items], numbers of events.
+        events: int64 [items], indices of events.
         gap_s: int64 [items], as in `Histories`.
     """
 
@@ -62,41 +62,41 @@ def newest_before(
     times_ms: IntArray,
     length: int,
 ) -> Picked:
-    """The last `length` events of each row's user before the row's cutoff.
+    """The last `length` events of the user of each row, before the cutoff of the row.
 
     Args:
         event_keys: int64 [E], `packed` users and times of the events, ascending.
         event_times_ms: int64 [E], epoch milliseconds.
-        first: int64 [n], number of the first event of each row's user.
+        first: int64 [n], index of the first event of the user of each row.
         until_keys: int64 [n], `packed` user and cutoff of each row; events are strictly before.
-        times_ms: int64 [n], the rows' times, for the gaps.
-        length: most items of a row.
+        times_ms: int64 [n], times of the rows, for the gaps.
+        length: maximum number of items per row.
     """
     stop = np.searchsorted(event_keys, until_keys, side="left")
     start = np.maximum(first, stop - length)
     lengths = stop - start
     offsets = np.concatenate([[0], np.cumsum(lengths)])
-    # From stop - 1 down: item number i of all is number i - offset of its row.
+    # From stop - 1 down: item i of all rows is item i - offset of its row.
     events = np.repeat(stop - 1 + offsets[:-1], lengths) - np.arange(offsets[-1])
     gap_ms = np.repeat(times_ms, lengths) - event_times_ms[events]
     return Picked(offsets, events, np.maximum(gap_ms // 1000, 1))
 
 
 class HistoryBuilder:
-    """The last `length` events of each user for one behaviour, fed in time order.
+    """The last `length` events of each user for one behaviour, added in time order.
 
-    Events wait until every later row may know them; then the newest `length` a user are kept.
-    Memory is bounded by num_users x length x (1 + num_attributes) int64, and what waits.
+    Events are pending until all later rows may see them; then the newest `length` per user are
+    kept. Memory is bounded by num_users x length x (1 + num_attributes) int64, plus pending events.
     """
 
     def __init__(self, *, num_users: int, length: int, num_attributes: int) -> None:
-        """An empty history for users 0 to num_users - 1."""
+        """Empty histories of users 0 to num_users - 1."""
         self.length = length
         self._counts = np.zeros(num_users, np.int64)
         self._times = np.zeros((num_users, length), np.int64)
         self._attributes = np.zeros((num_users, length, num_attributes), np.int64)
         nothing = np.zeros(0, np.int64)
-        self._waiting = _Events(nothing, nothing, np.zeros((0, num_attributes), np.int64))
+        self._pending = _Events(nothing, nothing, np.zeros((0, num_attributes), np.int64))
         self._last_time = -1
 
     def read_then_add(
@@ -107,17 +107,17 @@ class HistoryBuilder:
         happened: npt.NDArray,
         known_until_ms: IntArray | None = None,
     ) -> Histories:
-        """Histories of a chunk of rows; the rows with `happened` are events for later ones.
+        """Histories of a chunk of rows; rows with `happened` become events for later rows.
 
         Args:
             users: int64 [n], in [0, num_users).
             times_ms: int64 [n], epoch milliseconds, ascending over all chunks.
-            attributes: int64 [n, A] of each row's item.
+            attributes: int64 [n, A], attributes of the item of each row.
             happened: bool [n], whether the row is an event of this behaviour.
             known_until_ms: int64 [n], ascending and at most `times_ms`; None: `times_ms`.
 
         Returns:
-            For each row the user's last `length` events with time < the row's `known_until_ms`.
+            For each row the last `length` events of its user before its `known_until_ms`.
         """
         if len(users) == 0:
             return Histories(np.zeros(1, np.int64), attributes[:0], users[:0])
@@ -125,13 +125,13 @@ class HistoryBuilder:
             known_until_ms = times_ms
         assert np.all(np.diff(times_ms) >= 0), "rows must be in time order"
         assert times_ms[0] >= self._last_time, "chunks must be in time order"
-        assert np.all(known_until_ms <= times_ms), "a row can't know the future"
+        assert np.all(known_until_ms <= times_ms), "a row can't see the future"
         self._last_time = int(times_ms[-1])
 
         new = _Events(users, times_ms, attributes).where(np.flatnonzero(happened))
-        self._waiting = self._waiting.followed_by(new)
+        self._pending = self._pending.followed_by(new)
         present, local = np.unique(users, return_inverse=True)
-        first, events = self._by_user(present, self._waiting)
+        first, events = self._by_user(present, self._pending)
         picked = newest_before(
             events.keys,
             events.times_ms,
@@ -143,14 +143,14 @@ class HistoryBuilder:
         self._keep_known(int(known_until_ms[-1]))
         return Histories(picked.offsets, events.attributes[picked.events], picked.gap_s)
 
-    def _by_user(self, present: IntArray, waiting: "_Events") -> tuple[IntArray, "_Events"]:
-        """Events of the users in `present`: user number i owns events first[i] to first[i + 1].
+    def _by_user(self, present: IntArray, pending: "_Events") -> tuple[IntArray, "_Events"]:
+        """Events of the users in `present`: user i has events first[i] to first[i + 1].
 
-        In the events returned, users are numbers into `present`; sorted by (user, time).
+        In the returned events, users are indices into `present`; sorted by (user, time).
         """
         kept = np.arange(self.length) < self._counts[present][:, None]
-        number = np.minimum(np.searchsorted(present, waiting.users), len(present) - 1)
-        theirs = waiting.where(present[number] == waiting.users)
+        number = np.minimum(np.searchsorted(present, pending.users), len(present) - 1)
+        theirs = pending.where(present[number] == pending.users)
         number = np.searchsorted(present, theirs.users)
         events = _Events(
             np.nonzero(kept)[0], self._times[present][kept], self._attributes[present][kept]
@@ -159,13 +159,13 @@ class HistoryBuilder:
         return np.searchsorted(events.users, np.arange(len(present) + 1)), events
 
     def _keep_known(self, known_until_ms: int) -> None:
-        """Keep the newest `length` events a user of those that all later rows may know."""
-        known = self._waiting.times_ms < known_until_ms
-        present = np.unique(self._waiting.users[known])
+        """Keep the newest `length` events per user of those that all later rows may see."""
+        known = self._pending.times_ms < known_until_ms
+        present = np.unique(self._pending.users[known])
         if len(present) == 0:
             return
-        first, events = self._by_user(present, self._waiting.where(known))
-        self._waiting = self._waiting.where(~known)
+        first, events = self._by_user(present, self._pending.where(known))
+        self._pending = self._pending.where(~known)
         counts = np.minimum(np.diff(first), self.length)
         slots = np.arange(self.length) < counts[:, None]
         source = ((first[1:] - counts)[:, None] + np.arange(self.length))[slots]
@@ -179,7 +179,7 @@ class HistoryBuilder:
 
 @dataclass(frozen=True)
 class _Events:
-    """Who, when (epoch milliseconds) and what: int64 [E], [E] and [E, A]."""
+    """Users, times (epoch milliseconds) and attributes: int64 [E], [E] and [E, A]."""
 
     users: IntArray
     times_ms: IntArray
@@ -203,20 +203,20 @@ class _Events:
 class Packing:
     """(number, time) as one integer of the same order, for times of a known range.
 
-    It takes 140 million numbers over two years, 2.9 million over a century; `packed` a million.
+    Supports 140 million numbers over two years, 2.9 million over a century; `packed` a million.
     """
 
     def __init__(self, times_ms: IntArray) -> None:
-        """Room for these times; earlier ones count as the first of them."""
+        """Set the range of times; earlier times are clipped to it."""
         self._first = int(times_ms.min()) if len(times_ms) else 0
         self._span = int(times_ms.max()) - self._first + 2 if len(times_ms) else 1
 
     def __call__(self, numbers: IntArray, times_ms: IntArray) -> IntArray:
-        """Int64 [n] of numbers from 0 on and times up to the last of the range."""
+        """Packed numbers (from 0 on) and times (up to the end of the range), int64 [n]."""
         if len(numbers) and int(numbers.max()) >= 2**63 // self._span:
             raise DataError(
                 f"{int(numbers.max()) + 1:,} users in one task are too many for their range of "
-                "times; unpack compressed files, so that their size tells their rows"
+                "times; decompress the files, so that their sizes give the numbers of rows"
             )
         since_first = np.clip(times_ms - self._first, 0, self._span - 1)
         return numbers.astype(np.int64) * self._span + since_first

@@ -1,8 +1,8 @@
-"""Which files a place holds: each once, by what it is; and those that aren't read, with the reason.
+"""Lists the files at a path: each file once; and files that aren't read, with the reason.
 
-Links are followed. A local file or folder is known by its device and inode, so one that is reached
-by several names (links, hard links, loops of links) is read once; elsewhere a path is a file. Files
-with the same bytes are copies of one: it is read once as well.
+Links are followed. Local files and folders are identified by device and inode, so those with
+several names (links, hard links, loops of links) are read once; on other storage a path identifies
+a file. Of several files with the same bytes only one is read.
 """
 
 import hashlib
@@ -26,22 +26,22 @@ PARQUET = (".parquet", ".parq", ".pq")
 PACKED = (".gz", ".zst", ".bz2", ".lz4")
 CSV = tuple(f".{text}{packed}" for text in ("csv", "tsv") for packed in ("", *PACKED))
 _HIDDEN = "its name begins with . or _"
-_END_BYTES = 1 << 16  # of a file's beginning and end, compared before all of it is
+_END_BYTES = 1 << 16  # of the beginning and end of a file, compared before all of it
 _BLOCK_BYTES = 1 << 20
 _AT_ONCE = 16
-_NAMED = 10  # files in a line of the log
+_NAMED = 10  # files per log line
 
 log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class Listing:
-    """The files of a place.
+    """The files at a path.
 
     Attributes:
-        files: to be read, by path.
-        left_out: reason by path of files (and hidden folders) that aren't.
-        unreadable: reason by path of files that should be read, but can't be.
+        files: files to read, sorted by path.
+        left_out: reasons by path of files (and hidden folders) that aren't read.
+        unreadable: reasons by path of files that can't be read.
     """
 
     files: list[LogFile]
@@ -49,7 +49,7 @@ class Listing:
     unreadable: dict[str, str]
 
     def without(self, folder: Path, why: str) -> "Listing":
-        """The same, but local files below a folder are left out."""
+        """The listing without local files below a folder."""
         inside = {f.path for f in self.files if Path(f.path).resolve().is_relative_to(folder)}
         files = [file for file in self.files if file.path not in inside]
         return Listing(files, self.left_out | dict.fromkeys(inside, why), self.unreadable)
@@ -60,11 +60,11 @@ class _Entry:
     """A file, or a folder that isn't entered.
 
     Attributes:
-        path: its name.
-        key: equal for two names of one file.
-        is_linked: whether a link is in its path.
-        problem: why it can't be read.
-        skipped: why it is left out, whatever its ending.
+        path: path of the file.
+        key: identity of the file, equal for all its names.
+        is_linked: whether the path contains a link.
+        problem: reason if it can't be read.
+        skipped: reason if it is left out regardless of its ending.
     """
 
     path: str
@@ -89,13 +89,13 @@ def list_place(
     """The files at a path: a file, all below a folder, or those that match a pattern with `*`.
 
     Args:
-        filesystem: where.
-        root: absolute path; `*` is any text, also with `/` in it.
-        suffixes: endings of the files to be read, whatever their case; not asked of a single file.
-        known: files read before: where a file has several names, it keeps the one that it had.
+        filesystem: filesystem of the path.
+        root: absolute path; `*` matches any text, including `/`.
+        suffixes: endings of the files to read, in any case; ignored for a single file.
+        known: files that were read before; a file with several names keeps its known one.
 
     Raises:
-        FileNotFoundError: there is no such place.
+        FileNotFoundError: the path doesn't exist.
         OSError: a folder can't be listed.
     """
     folder = root if "*" not in root else root[: root.index("*")].rpartition("/")[0]
@@ -120,25 +120,25 @@ def list_place(
     return Listing(files, dict(sorted(choice.left_out.items())), choice.unreadable)
 
 
-def tell_left_out(left_out: dict[str, str]) -> None:
-    """One line about hidden files, and a warning about others that aren't read."""
+def log_left_out(left_out: dict[str, str]) -> None:
+    """Log hidden files, and warn of other files that aren't read."""
     hidden = [path for path, why in left_out.items() if why == _HIDDEN]
     others = [f"{path} ({why})" for path, why in left_out.items() if why != _HIDDEN]
     if hidden:
-        log.info("not read, as names begin with . or _: %s", some(hidden))
+        log.info("not read, because the name begins with . or _: %s", some(hidden))
     if others:
         log.warning("not read: %s", some(others))
 
 
 def some(names: Sequence[str]) -> str:
-    """The names, or the first ones and how many more there are."""
+    """The names, or the first ones and the number of the others."""
     more = len(names) - _NAMED
     return ", ".join(names[:_NAMED]) + (f" and {more:,} more" if more > 0 else "")
 
 
 @dataclass
 class _Choice:
-    """Sorts entries into those to read and those to leave out."""
+    """Separates entries to read from those to leave out."""
 
     suffixes: Sequence[str]
     chosen: list[_Entry] = field(default_factory=list)
@@ -161,7 +161,7 @@ def _is_hidden(name: str) -> bool:
 
 
 def _walk(root: str) -> Iterator[_Entry]:
-    """Everything below a local folder, no folder twice; real ones before those behind links."""
+    """All entries below a local folder, each folder once; links are followed last."""
     seen = {_identity(str(parent)): str(parent) for parent in Path(root).resolve().parents}
     real, links = deque([root]), deque[str]()
     while real or links:
@@ -185,7 +185,7 @@ def _walk(root: str) -> Iterator[_Entry]:
 def _local_entry(path: str, *, is_linked: bool = False) -> _Entry:
     try:
         found = os.stat(path)
-    except OSError as error:  # a link to nothing, or around in a circle
+    except OSError as error:  # a broken link or a loop
         return _Entry(path, problem=f"its link leads nowhere: {error.strerror}")
     if not stat.S_ISREG(found.st_mode):
         return _Entry(path, problem="it isn't a regular file")
@@ -199,7 +199,7 @@ def _local_entry(path: str, *, is_linked: bool = False) -> _Entry:
 
 
 def _identity(path: str) -> object:
-    """What a path leads to: device and inode; the path where there is nothing."""
+    """Device and inode of a path; the path itself if it doesn't exist."""
     try:
         found = os.stat(path)
     except OSError:
@@ -208,7 +208,7 @@ def _identity(path: str) -> object:
 
 
 def _select(filesystem: pa.fs.FileSystem, folder: str) -> Iterator[_Entry]:
-    """All files below a folder of any other file system; of a hidden folder its name alone."""
+    """All files below a folder of a remote filesystem; hidden folders as one entry."""
     hidden = set[str]()
     for info in filesystem.get_file_info(pa.fs.FileSelector(folder, recursive=True)):
         if info.type == pa.fs.FileType.Directory:
@@ -234,9 +234,9 @@ def _each_once(
     identity: Callable[[str], object],
     left_out: dict[str, str],
 ) -> list[_Entry]:
-    """One entry per file: by its known name, else the first that isn't a link."""
+    """One entry per file: its known name, otherwise the first one that isn't a link."""
     names = {identity(file.path): file.path for file in known}
-    _tell_read_twice(known, [identity(file.path) for file in known])
+    _warn_of_files_read_twice(known, [identity(file.path) for file in known])
     groups = defaultdict[object, list[_Entry]](list)
     for entry in entries:
         groups[entry.key].append(entry)
@@ -251,16 +251,16 @@ def _each_once(
     return chosen
 
 
-def _tell_read_twice(known: Sequence[LogFile], keys: Sequence[object]) -> None:
-    """Warn about files that an ingest of an earlier version has read by several names."""
+def _warn_of_files_read_twice(known: Sequence[LogFile], keys: Sequence[object]) -> None:
+    """Warn of files that earlier versions have read under several names."""
     first: dict[object, str] = {}
     pairs = [
         (file.path, first.setdefault(key, file.path)) for file, key in zip(known, keys, strict=True)
     ]
     if twice := [f"{path} (the same file as {other})" for path, other in pairs if path != other]:
         log.warning(
-            "the training set holds the rows of %s file(s) more than once, since an earlier "
-            "version read them by several names: %s; ingest again into another data.path",
+            "the training set contains the rows of %s file(s) more than once, because an earlier "
+            "version read them under several names: %s; ingest again into another data.path",
             f"{len(twice):,}",
             some(twice),
         )
@@ -272,7 +272,7 @@ def _without_copies(
     known: Sequence[LogFile],
     left_out: dict[str, str],
 ) -> list[_Entry]:
-    """One entry per content: files of equal size are compared, by their ends first."""
+    """One entry per content: compares files of equal size, first by their ends."""
     names = {file.path for file in known}
     ranked = sorted(entries, key=lambda e: (e.path not in names, e.is_linked, e.path))
     ranked = [entry for entry in ranked if entry.size]
@@ -295,7 +295,7 @@ def _without_copies(
 def _alike(
     entries: Sequence[_Entry], marks: Sequence[object], known: set[str]
 ) -> list[list[_Entry]]:
-    """Entries of equal marks, in groups of two or more, unless all of a group are known."""
+    """Groups of two or more entries with equal marks, unless all of a group are known."""
     groups = defaultdict[object, list[_Entry]](list)
     for entry, mark in zip(entries, marks, strict=True):
         groups[mark].append(entry)
@@ -311,7 +311,7 @@ def _digest_or_path(
     digest: Callable[[pa.fs.FileSystem, _Entry], bytes],
     entry: _Entry,
 ) -> bytes:
-    """The digest; the path, which is nobody else's, of a file that can't be read."""
+    """The digest; for unreadable files the path, which is unique."""
     try:
         return digest(filesystem, entry)
     except OSError:
@@ -319,7 +319,7 @@ def _digest_or_path(
 
 
 def _digest_of_ends(filesystem: pa.fs.FileSystem, entry: _Entry) -> bytes:
-    """Of the size, the first bytes and the last ones."""
+    """Digest of the size, the first bytes and the last ones."""
     found = hashlib.blake2b(entry.size.to_bytes(8))
     with filesystem.open_input_file(entry.path) as file:
         found.update(file.read(_END_BYTES))
@@ -329,7 +329,7 @@ def _digest_of_ends(filesystem: pa.fs.FileSystem, entry: _Entry) -> bytes:
 
 
 def _digest(filesystem: pa.fs.FileSystem, entry: _Entry) -> bytes:
-    """Of all bytes."""
+    """Digest of all bytes."""
     found = hashlib.blake2b()
     with filesystem.open_input_file(entry.path) as file:
         while block := file.read(_BLOCK_BYTES):

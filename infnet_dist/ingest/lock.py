@@ -1,4 +1,4 @@
-"""One ingest at a time for a training set."""
+"""A lock, so that only one ingest at a time works on a training set."""
 
 import contextlib
 from collections.abc import Iterator
@@ -10,11 +10,11 @@ from infnet_dist.errors import DataError
 
 
 @contextlib.contextmanager
-def alone(folder: Path) -> Iterator[None]:
-    """Hold the training set's lock, which goes with this process.
+def exclusive(folder: Path) -> Iterator[None]:
+    """Hold the lock of a training set; it is released if the process dies.
 
     Raises:
-        DataError: another ingest holds it.
+        DataError: another ingest holds the lock.
     """
     path = folder.with_name(f".{folder.name}.lock")
     try:
@@ -25,5 +25,6 @@ def alone(folder: Path) -> Iterator[None]:
                 path.unlink(missing_ok=True)
     except filelock.Timeout:
         raise DataError(
-            f"another ingest is at work on {folder}; wait for its end, or choose another data.path"
+            f"another ingest is working on {folder}; wait until it ends, or choose another "
+            "data.path"
         ) from None

@@ -1,4 +1,4 @@
-"""The data report: one HTML page of what a training set holds, to be looked at before training."""
+"""The data report: one HTML page about a training set, for review before training."""
 
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
@@ -15,23 +15,23 @@ from infnet_dist.io.html import heading, page, paragraph, picture, table
 from infnet_dist.schema import Task
 
 REPORT = "report.html"
-_ROWS_READ = 2_000_000  # for label means over time
+_ROWS_READ = 2_000_000  # sampled for label means over time
 _HOUR_MS = 3_600_000
-_BARS = 40  # features in a picture, the longest bars
+_BARS = 40  # maximum number of features in a plot, by length of the bar
 
 
 def write_report(folder: Path, manifest: Manifest) -> Path:
-    """Write `report.html` into the training set; its path.
+    """Write `report.html` to the training set; returns its path.
 
-    Sizes and label means of the splits, label means over time, lengths, coverage and skew of the
-    features and their drift from train to valid, tables, quarantined rows.
+    Contains sizes and label means of the splits, label means over time, lengths, coverage, skew and
+    drift of the features, tables, and quarantined rows.
     """
     parts = [
         paragraph(f"Made by infnet_dist {manifest.code_version}; content {manifest.content_hash}."),
         heading("Splits"),
         _splits(manifest),
     ]
-    if manifest.source.get("source") != "petastorm":  # whose times may be of any kind, or absent
+    if manifest.source.get("source") != "petastorm":  # times may have any type, or be absent
         labels = picture(_draw_labels(folder, manifest), "label means over time")
         parts += [heading("Labels over time"), labels]
     if manifest.statistics is not None:
@@ -62,7 +62,7 @@ def _moment(time_ms: int) -> str:
 
 
 def _draw_labels(folder: Path, manifest: Manifest) -> Figure:
-    """Per hour or day: rows, and each label's mean where it is known."""
+    """Rows and means of known labels, per hour or day."""
     tasks = manifest.schema_.tasks
     found = {split: _read_labels(folder, manifest, split) for split in manifest.splits}
     times = np.concatenate([rows["time"] for rows in found.values()])
@@ -93,7 +93,7 @@ def _means(labels: npt.NDArray, place: npt.NDArray, bins: int) -> npt.NDArray:
 
 
 def _read_labels(folder: Path, manifest: Manifest, split: str) -> dict[str, npt.NDArray]:
-    """Times and labels of row groups spread evenly over the split, NaN where unknown."""
+    """Times and labels of row groups spread evenly over the split; NaN for unknown labels."""
     tasks: Sequence[Task] = manifest.schema_.tasks
     time = manifest.schema_.time_column
     groups = [
@@ -141,9 +141,9 @@ def _features(manifest: Manifest, statistics: Statistics) -> list[str]:
     return [
         heading("Features"),
         paragraph(
-            f"Of a sample of {sampled:,} rows of train. Known: ids other than 0, which stands for "
-            "missing, rare and never seen before valid. Drift: total variation between train's and "
-            "valid's shares of the 50 commonest ids, of unknown and of all others."
+            f"From a sample of {sampled:,} rows of train. Known: ids other than 0, which means "
+            "null, rare, or missing before valid. Drift: total variation distance between train "
+            "and valid of the shares of the 50 most frequent ids, of unknown ids and of all others."
         ),
         table(head, rows),
         heading("Lengths, coverage, skew, drift"),
@@ -197,6 +197,6 @@ def _ingested(ingested: Ingested) -> list[str]:
     if left_out:
         parts += [heading("Rows left out"), table(("why", "rows"), left_out)]
     if hashed:
-        head = ("table", "values, about", "share a row", "share all their rows", "unseen in train")
+        head = ("table", "values (estimate)", "share a row", "share all rows", "missing in train")
         parts += [heading("Hashed tables"), table(head, hashed)]
     return parts

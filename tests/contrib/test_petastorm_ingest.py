@@ -22,9 +22,9 @@ from infnet_dist.data.manifest import MANIFEST, read_manifest
 from infnet_dist.data.part_files import part_opener
 from infnet_dist.data.reader import Reader
 from infnet_dist.errors import ConfigError, DataError
-from infnet_dist.ingest.logs.run import ingest_logs
-from infnet_dist.ingest.logs.stages import one_by_one
-from infnet_dist.ingest.writer import training_set_is_current
+from infnet_dist.ingest.logs.pipeline import ingest_logs
+from infnet_dist.ingest.logs.stages.runner import one_by_one
+from infnet_dist.ingest.writing.existing import training_set_is_current
 from infnet_dist.schema import CategoricalFeature, Schema, Table, Task
 from infnet_dist.training.setup import open_training_set
 from ray_jobs import ingest as ingest_job

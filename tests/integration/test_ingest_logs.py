@@ -49,7 +49,7 @@ def test_jobs_on_ray_add_logs_and_train(ray: LocalRay, root: Path) -> None:
     write_logs(root / "logs" / "first", ROWS[:CUT], files=3)
     done = submit(ray, root, "ingest", *config)
     assert done.returncode == 0, done.stdout
-    assert "layout: " in done.stdout and " left" in done.stdout
+    assert "shuffle: " in done.stdout and " left" in done.stdout
     first = read_manifest(root / "data" / "logs")
     assert run_here(root, "ingest", *config)[0] == 0
     assert read_manifest(root / "data" / "logs") == first
@@ -101,7 +101,7 @@ def ingest_to(root: Path, raw: Path, made: Path) -> list[str]:
     return ["--config", str(root / "logs.yaml"), *sets]
 
 
-@pytest.mark.parametrize("wait_for", ["clean", "layout"])
+@pytest.mark.parametrize("wait_for", ["partition", "shuffle"])
 def test_a_killed_job_resumes(root: Path, whole: Path, wait_for: str, tmp_path: Path) -> None:
     """SIGKILL to the driver: its processes end too, nothing is published, a rerun completes it."""
     arguments = ingest_to(root, whole.parent, tmp_path / "killed")

@@ -14,23 +14,23 @@ from multiprocessing.connection import arbitrary_address
 from pathlib import Path
 
 import pytest
-from ray.exceptions import RayActorError
+from ray.exceptions import AuthenticationError, RayActorError
 
 from infnet_dist.config.run import ScalingConfig
-from infnet_dist.errors import CheckpointError, ConfigError, DataError
-from infnet_dist.ingest.lock import alone
+from infnet_dist.errors import CheckpointError, ConfigError, DataError, UserError
+from infnet_dist.ingest.lock import exclusive
+from infnet_dist.ingest.sources import update_training_set
 from infnet_dist.io.filesystem import Folder
 from infnet_dist.io.paths import make_writable
 from infnet_dist.training.run_folder import close_run_folder
 from ray_jobs._cli import newest_checkpoint
-from ray_jobs._cluster import submission_id
+from ray_jobs._cluster import connect, submission_id
 from ray_jobs._local import _use_a_short_temp_folder
 from ray_jobs._options import run_id
 from ray_jobs._ray_failures import nodes_drained, workers_failed
 from ray_jobs._resources import missing_resources
 from ray_jobs._supervise import _newest_checkpoint, train_with_restarts
 from ray_jobs._worker_errors import WorkerLostError, is_broken_collective, root_error
-from ray_jobs.ingest import _make
 from tests.runs import make_config
 
 
@@ -77,6 +77,20 @@ def test_the_submission_id_of_a_ray_job(monkeypatch: pytest.MonkeyPatch) -> None
     for config, found in ((job, "raysubmit_x"), ({}, None), ({"metadata": None}, None)):
         monkeypatch.setenv("RAY_JOB_CONFIG_JSON_ENV_VAR", json.dumps(config))
         assert submission_id() == found
+
+
+@pytest.mark.parametrize("error", [AuthenticationError("wrong"), ConnectionError("wrong\nnext")])
+def test_a_cluster_that_refuses_is_named(monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
+    def refuse(**settings: object) -> None:
+        raise error
+
+    monkeypatch.setattr("ray.init", refuse)
+    monkeypatch.setenv("RAY_ADDRESS", "10.0.0.1:6379")
+    with pytest.raises(UserError) as refused:
+        connect()
+    for named in ("10.0.0.1:6379", "wrong", "RAY_AUTH_MODE=token", "RAY_AUTH_TOKEN_PATH"):
+        assert named in str(refused.value)
+    assert "next" not in str(refused.value)
 
 
 def test_a_checkpoint_place_that_is_wrong_is_reported_at_once(
@@ -145,8 +159,11 @@ def test_a_second_ingest_of_a_set_leaves_the_firsts_files(tmp_path: Path) -> Non
     partial = tmp_path / ".set.partial"
     partial.mkdir()
     config = make_config(tmp_path / "set", tmp_path, ingest={"source": "synthetic"})
-    with alone(tmp_path / "set"), pytest.raises(DataError, match=str(tmp_path / "set")):
-        _make(config, "local")
+    assert config.ingest is not None
+    with exclusive(tmp_path / "set"), pytest.raises(DataError, match=str(tmp_path / "set")):
+        update_training_set(
+            config.ingest, tmp_path / "set", lambda tasks: iter(()), lambda *done: None
+        )
     assert partial.is_dir()
 
 
@@ -174,12 +191,12 @@ def test_which_attempt_writes_the_summary(tmp_path: Path) -> None:
 
 def test_lacking_resources_are_named() -> None:
     scaling = ScalingConfig(num_workers=3, resources_per_worker={"CPU": 2})
-    assert missing_resources({"CPU": 6.0}, scaling) is None
-    text = missing_resources({"CPU": 4.0}, scaling)
+    assert missing_resources({"CPU": 6.0}, scaling, 3) is None
+    text = missing_resources({"CPU": 4.0}, scaling, 3)
     assert text is not None
     for named in ("3 workers x 2 CPU", "4 CPU", "scaling.num_workers", "resources_per_worker"):
         assert named in text
-    gpus = missing_resources({"CPU": 8.0}, ScalingConfig(num_workers=1, use_gpu=True))
+    gpus = missing_resources({"CPU": 8.0}, ScalingConfig(num_workers=1, use_gpu=True), 1)
     assert gpus is not None
     assert "1 workers x 1 GPU" in gpus
 

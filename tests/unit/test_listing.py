@@ -9,7 +9,7 @@ import pyarrow.fs
 import pytest
 
 from infnet_dist.data.manifest import LogFile
-from infnet_dist.ingest.listing import CSV, PARQUET, list_place, tell_left_out
+from infnet_dist.ingest.listing import CSV, PARQUET, list_place, log_left_out
 
 LOCAL = pyarrow.fs.LocalFileSystem()
 
@@ -161,7 +161,7 @@ def test_other_file_systems_are_listed_alike(tmp_path):
 
 def test_long_lists_are_cut_short_in_the_log(caplog):
     with caplog.at_level(logging.INFO):
-        tell_left_out({f"{i}.txt": "no" for i in range(40)})
+        log_left_out({f"{i}.txt": "no" for i in range(40)})
     (record,) = caplog.records
     assert record.levelname == "WARNING"
     assert "9.txt" in record.message and "30 more" in record.message

@@ -13,9 +13,9 @@ from infnet_dist.data.checks.footers import check_split
 from infnet_dist.data.manifest import read_manifest
 from infnet_dist.data.reader import Reader
 from infnet_dist.errors import DataError
-from infnet_dist.ingest.logs.run import ingest_logs
-from infnet_dist.ingest.logs.sizes import Sizes
-from infnet_dist.ingest.logs.stages import one_by_one, processes
+from infnet_dist.ingest.logs.pipeline import ingest_logs
+from infnet_dist.ingest.logs.stages.runner import one_by_one, processes
+from infnet_dist.ingest.logs.task_sizes import TaskSizes
 from tests.unit.raw_logs import (
     DAY_MS,
     START_MS,
@@ -32,8 +32,8 @@ from tests.unit.raw_logs import (
 @pytest.fixture(autouse=True)
 def small_tasks(monkeypatch):
     """Many partitions, chunks, parts and counting tasks, however few the rows."""
-    sizes = Sizes(partition=70, chunk=16, part=50, counting=90)
-    monkeypatch.setattr("infnet_dist.ingest.logs.sizes.Sizes.of", lambda config: sizes)
+    sizes = TaskSizes(partition=70, chunk=16, part=50, count=90)
+    monkeypatch.setattr("infnet_dist.ingest.logs.task_sizes.TaskSizes.of", lambda config: sizes)
 
 
 def silent(stage, unit, done, total):
@@ -119,10 +119,12 @@ def test_many_additions(seed, tmp_path, monkeypatch):
     config = config.model_copy(update={"unique": ("user_id", "item_id", "author", "time_ms")})
     edges, kept = [0, *cuts, times[-1] + 1], []
     for version, (start, stop) in enumerate(pairwise(edges), 1):
-        sizes = Sizes(
+        sizes = TaskSizes(
             *(int(rng.integers(*ends)) for ends in ((20, 200), (9, 60), (30, 90), (5, 90)))
         )
-        monkeypatch.setattr("infnet_dist.ingest.logs.sizes.Sizes.of", lambda config, s=sizes: s)
+        monkeypatch.setattr(
+            "infnet_dist.ingest.logs.task_sizes.TaskSizes.of", lambda config, s=sizes: s
+        )
         new = [row for row in rows if start <= row["time_ms"] < stop]
         new = list({tuple(row[c] for c in config.unique): row for row in new[::-1]}.values())[::-1]
         kept += new
@@ -164,8 +166,8 @@ def test_killed_while_files_are_moved_in(moves, same_plan, tmp_path, monkeypatch
             ingest(config, tmp_path / "killed")
     if not same_plan:
         config = settings(logs, valid_from="2026-01-02", seed=3)
-        sizes = Sizes(partition=400, chunk=100, part=300, counting=900)
-        monkeypatch.setattr("infnet_dist.ingest.logs.sizes.Sizes.of", lambda config: sizes)
+        sizes = TaskSizes(partition=400, chunk=100, part=300, count=900)
+        monkeypatch.setattr("infnet_dist.ingest.logs.task_sizes.TaskSizes.of", lambda config: sizes)
     second = ingest(config, tmp_path / "killed")
     assert ingest(config, tmp_path / "whole").content_hash == second.content_hash
     assert contents(tmp_path / "killed") == contents(tmp_path / "whole")
@@ -357,8 +359,8 @@ def test_hashes_and_raw_ids(tmp_path):
 
 def test_the_shuffle_is_global(tmp_path, monkeypatch):
     """Every part holds users and times of all kinds."""
-    sizes = Sizes(partition=500, chunk=200, part=500, counting=5000)
-    monkeypatch.setattr("infnet_dist.ingest.logs.sizes.Sizes.of", lambda config: sizes)
+    sizes = TaskSizes(partition=500, chunk=200, part=500, count=5000)
+    monkeypatch.setattr("infnet_dist.ingest.logs.task_sizes.TaskSizes.of", lambda config: sizes)
     rows = make_rows(1, rows=4000, users=50)
     config = settings(write_logs(tmp_path / "logs", rows), counters={})
     manifest = ingest(config, tmp_path / "set")
@@ -374,10 +376,15 @@ def test_the_shuffle_is_global(tmp_path, monkeypatch):
     assert max(p.rows for p in parts) < 1.5 * min(p.rows for p in parts)
 
 
-def test_histories_of_ten_thousand_users(tmp_path, monkeypatch):
-    sizes = Sizes(partition=9_000, chunk=4_000, part=20_000, counting=10**6)
-    monkeypatch.setattr("infnet_dist.ingest.logs.sizes.Sizes.of", lambda config: sizes)
-    rows = make_rows(7, rows=100_000, users=10_000, items=500, tick_ms=1_800_000)
+@pytest.mark.parametrize(
+    "users", [1_000, pytest.param(10_000, marks=[pytest.mark.exhaustive, pytest.mark.timeout(600)])]
+)
+def test_histories_of_many_users(users, tmp_path, monkeypatch):
+    """In a dozen partitions, each of several chunks."""
+    partition, chunk, part = 9 * users // 10, 2 * users // 5, 2 * users
+    sizes = TaskSizes(partition=partition, chunk=chunk, part=part, count=10**6)
+    monkeypatch.setattr("infnet_dist.ingest.logs.task_sizes.TaskSizes.of", lambda config: sizes)
+    rows = make_rows(7, rows=10 * users, users=users, items=500, tick_ms=1_800_000)
     config = settings(write_logs(tmp_path / "logs", rows, files=7), counters={})
     with processes(2) as execute:
         ingest_logs(config, tmp_path / "set", execute, silent)

@@ -14,8 +14,8 @@ from pydantic import ValidationError
 
 from infnet_dist.config.run import parse_config
 from infnet_dist.errors import ConfigError, DataError, UserError
-from infnet_dist.ingest.logs.run import ingest_logs
-from infnet_dist.ingest.logs.stages import one_by_one
+from infnet_dist.ingest.logs.pipeline import ingest_logs
+from infnet_dist.ingest.logs.stages.runner import one_by_one
 from tests.unit.raw_logs import (
     DAY_MS,
     START_MS,

@@ -17,9 +17,9 @@ from pydantic import ValidationError
 from infnet_dist.data.manifest import read_manifest
 from infnet_dist.errors import DataError
 from infnet_dist.ingest.histories import Packing
-from infnet_dist.ingest.logs.fragments import fragments, list_files
-from infnet_dist.ingest.logs.run import ingest_logs
-from infnet_dist.ingest.logs.stages import one_by_one
+from infnet_dist.ingest.logs.pipeline import ingest_logs
+from infnet_dist.ingest.logs.reading.files import fragments, list_files
+from infnet_dist.ingest.logs.stages.runner import one_by_one
 from infnet_dist.ingest.report import write_report
 from tests.unit.raw_logs import (
     TYPES,

@@ -10,8 +10,8 @@ import pytest
 from moto.server import ThreadedMotoServer
 
 from infnet_dist.errors import DataError
-from infnet_dist.ingest.logs.run import ingest_logs
-from infnet_dist.ingest.logs.stages import one_by_one, processes
+from infnet_dist.ingest.logs.pipeline import ingest_logs
+from infnet_dist.ingest.logs.stages.runner import one_by_one, processes
 from tests.unit.raw_logs import (
     Truth,
     canonical,

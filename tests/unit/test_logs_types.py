@@ -14,8 +14,8 @@ from pydantic import ValidationError
 from infnet_dist.config.logs import LogsIngest
 from infnet_dist.data.manifest import read_manifest
 from infnet_dist.errors import ConfigError, DataError
-from infnet_dist.ingest.logs.run import ingest_logs
-from infnet_dist.ingest.logs.stages import one_by_one
+from infnet_dist.ingest.logs.pipeline import ingest_logs
+from infnet_dist.ingest.logs.stages.runner import one_by_one
 
 START_MS = 1_767_225_600_000  # 2026-01-01
 
@@ -124,7 +124,7 @@ def test_lists_of_nulls_decide_nothing(tmp_path):
 )
 @pytest.mark.parametrize("column", ["item", "user"])
 def test_float_ids_that_are_not_exact_are_refused(kind, limit, column, tmp_path, monkeypatch):
-    monkeypatch.setattr("infnet_dist.ingest.logs.source._ROWS_PER_CHUNK", 10)
+    monkeypatch.setattr("infnet_dist.ingest.logs.reading.fragments._ROWS_PER_CHUNK", 10)
     values = np.arange(40.0)
     exact = rows(**{column: pa.array(values, pa.float64()).cast(kind)})
     ingest(settings(write(tmp_path / "good", exact)), tmp_path / "set")
@@ -265,7 +265,7 @@ def test_int96_outside_of_nanoseconds(tmp_path):
 
 
 def test_monotone_holds_across_all_row_groups_of_a_file(tmp_path, monkeypatch):
-    monkeypatch.setattr("infnet_dist.ingest.logs.fragments._ROWS_PER_TASK", 10)
+    monkeypatch.setattr("infnet_dist.ingest.logs.reading.files._ROWS_PER_TASK", 10)
     times = START_MS + np.arange(40) * 4_000_000
     times[20] = times[3]  # the first row of the third task
     logs = tmp_path / "logs"

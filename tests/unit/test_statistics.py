@@ -10,13 +10,17 @@ from infnet_dist.config.logs import IdTable
 from infnet_dist.data.hashing import hashed_rows, mix
 from infnet_dist.data.manifest import read_manifest
 from infnet_dist.data.statistics import sample_usage
-from infnet_dist.ingest.logs.deduplicate import COUNTS
-from infnet_dist.ingest.logs.hashing import keys
-from infnet_dist.ingest.logs.run import ingest_logs
-from infnet_dist.ingest.logs.shuffle_files import BucketWriter, read_bucket
-from infnet_dist.ingest.logs.sketch import colliding_share, estimate_distinct, smallest_hashes
-from infnet_dist.ingest.logs.stages import one_by_one
-from infnet_dist.ingest.logs.vocabulary import MergeCounts, VocabularyEncoder
+from infnet_dist.ingest.logs.encoding.hashing import keys
+from infnet_dist.ingest.logs.encoding.sketch import (
+    colliding_share,
+    estimate_distinct,
+    smallest_hashes,
+)
+from infnet_dist.ingest.logs.encoding.vocabulary import MergeCounts, VocabularyEncoder
+from infnet_dist.ingest.logs.pipeline import ingest_logs
+from infnet_dist.ingest.logs.stages.deduplicate import COUNTS
+from infnet_dist.ingest.logs.stages.runner import one_by_one
+from infnet_dist.ingest.logs.stages.shuffle_files import BucketWriter, read_bucket
 from infnet_dist.ingest.report import write_report
 from tests.unit.raw_logs import make_rows, read_split, settings, write_logs
 

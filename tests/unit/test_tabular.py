@@ -15,7 +15,7 @@ from infnet_dist.data.checks.footers import check_split
 from infnet_dist.data.manifest import read_manifest
 from infnet_dist.data.reader import Reader
 from infnet_dist.errors import ConfigError, DataError
-from infnet_dist.ingest.tabular import make_training_set
+from infnet_dist.ingest.tabular.source import make_training_set
 
 
 def make_tables(seed=0, num_rows=500):
@@ -217,7 +217,7 @@ def test_an_empty_split_is_told(tmp_path, tables):
 
 
 def test_a_bad_label_is_found_in_its_row(tmp_path, tables, monkeypatch):
-    monkeypatch.setattr("infnet_dist.ingest.tabular_columns.ROWS_PER_CHUNK", 100)
+    monkeypatch.setattr("infnet_dist.ingest.tabular.columns.ROWS_PER_CHUNK", 100)
     tables["valid"].loc[321, "rich"] = 7
     with pytest.raises(DataError, match=r"valid\.parquet.*rich.*7 in row 321"):
         make_training_set(ingest(write(tmp_path / "raw", tables)), tmp_path / "set")

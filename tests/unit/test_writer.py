@@ -8,7 +8,8 @@ import pytest
 
 from infnet_dist.data.manifest import read_manifest
 from infnet_dist.errors import DataError
-from infnet_dist.ingest.writer import TrainingSetWriter, training_set_is_current
+from infnet_dist.ingest.writing.existing import training_set_is_current
+from infnet_dist.ingest.writing.writer import TrainingSetWriter
 from tests.unit.test_reader import SCHEMA, make_set, make_table
 
 

@@ -16,9 +16,9 @@ import pyarrow.compute as pc
 import pyarrow.fs
 
 from infnet_dist.contrib.kuairand.past import no_older_events, read_past
+from infnet_dist.contrib.kuairand.raw_files import Columns, check_flags, check_unique, read_columns
 from infnet_dist.errors import DataError
-from infnet_dist.ingest.listing import list_place, tell_left_out
-from infnet_dist.ingest.raw_files import Columns, check_flags, check_unique, read_columns
+from infnet_dist.ingest.listing import list_place, log_left_out
 
 LABELS = (
     "is_click",
@@ -141,7 +141,7 @@ def _left_out(
         raise DataError(f"{path} is {listing.left_out[path]}; put the right file there")
     others = [file.path for file in listing.files if file.path not in wanted]
     left_out = dict.fromkeys(others, _NOT_OURS) | listing.left_out
-    tell_left_out(left_out)
+    log_left_out(left_out)
     return left_out
 
 

@@ -13,9 +13,9 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from infnet_dist.contrib.kuairand.raw_files import Columns, check_flags, check_unique, read_columns
 from infnet_dist.contrib.kuairand.time import midnight_ms
 from infnet_dist.errors import DataError
-from infnet_dist.ingest.raw_files import Columns, check_flags, check_unique, read_columns
 
 IntArray = npt.NDArray[np.int64]
 

@@ -20,7 +20,7 @@ from infnet_dist.data.manifest import Manifest
 from infnet_dist.errors import ConfigError, DataError
 from infnet_dist.ingest.coverage import warn_of_unknown
 from infnet_dist.ingest.histories import HistoryBuilder
-from infnet_dist.ingest.writer import TrainingSetWriter
+from infnet_dist.ingest.writing.writer import TrainingSetWriter
 from infnet_dist.schema import Schema, SequenceAttribute, SequenceFeature, Table, Task
 
 IntArray = npt.NDArray[np.int64]

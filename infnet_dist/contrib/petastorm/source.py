@@ -23,14 +23,14 @@ from infnet_dist.contrib.petastorm.part import PetastormPart
 from infnet_dist.contrib.petastorm.part_file import PetastormFile, fields_beside
 from infnet_dist.data.checks.fingerprint import fingerprint
 from infnet_dist.data.checks.ranges import bounds
-from infnet_dist.data.columns import decode
+from infnet_dist.data.decode import decode
 from infnet_dist.data.manifest import Manifest, Part, Split, write_manifest
 from infnet_dist.errors import ConfigError, DataError
 from infnet_dist.ingest.convert.arrays import family
 from infnet_dist.ingest.convert.kinds import convert
 from infnet_dist.ingest.encode import quantile_boundaries
-from infnet_dist.ingest.parts import content_hash
-from infnet_dist.ingest.split_files import split_files
+from infnet_dist.ingest.tabular.split_files import split_files
+from infnet_dist.ingest.writing.parts import content_hash
 from infnet_dist.schema import (
     CategoricalFeature,
     DenseFeature,

@@ -1,18 +1,12 @@
 """Logs in many files -> a training set, in stages of independent tasks.
 
-    source    which files, which row groups: a task reads some of one file
-    clean     its rows: by convert and rules typed and checked, side tables joined;
-              bad ones to quarantine/                                                stage clean
-    exchange  hands rows over between tasks: one file a task, one bucket a reader
-    settle    the rows of some users: sorted, doubles out, values counted            stage settle
-    vocabulary  ids of values: from train alone                                      stage fit
-    counters  events so far by key: another exchange, there and back                 stage count
-    assemble  the same users' rows: ids, histories, labels, split                    stage assemble
-    layout    random shares of all users' rows: permuted, written as one part        stage layout
-    read, fit, make   run these stages: clean and settle, fit, the others
-    job       all in order; workplace: what they share
-    run       what is new, what is left after a kill, the lock; publish puts all into its place
+    pipeline   `ingest_logs`: all stages in order
+    reading/   log files: which files, which rows, their types, checks and side tables
+    encoding/  values to ids and dense features; the schema
+    stages/    the task of each stage, the runner, and the files that tasks exchange
+    extend     whether logs may be added to an existing set; publish moves what was made into it
 
-A task writes its files, then its outcome by rename; a killed job goes on with what has none. Tasks
-know of nothing but their files, so any executor may run them: processes here, Ray on a cluster.
+A task writes its files, then its outcome, by rename; a job that was killed resumes with the tasks
+that have no outcome. Tasks communicate through files only, so any executor can run them: processes
+of this machine, or Ray on a cluster.
 """

@@ -1,4 +1,4 @@
-"""What the stages of one ingest share: its settings, and where its files stand."""
+"""Context of an ingest of logs: its settings and the paths of its files."""
 
 import re
 from dataclasses import dataclass
@@ -8,90 +8,90 @@ from pathlib import Path
 from infnet_dist.config.logs import LogsIngest
 from infnet_dist.data.manifest import Ingested, Manifest
 from infnet_dist.ingest.logs.extend import pending_is_train
-from infnet_dist.ingest.logs.sizes import Sizes
 from infnet_dist.ingest.logs.splits import Calendar
-from infnet_dist.ingest.logs.stages import Stages
+from infnet_dist.ingest.logs.stages.runner import StageRunner
+from infnet_dist.ingest.logs.task_sizes import TaskSizes
 
 
 @dataclass(frozen=True)
-class Workplace:
-    """Of one ingest.
+class IngestContext:
+    """Settings and paths that all stages of one ingest share.
 
     Attributes:
-        config: what to make.
-        stages: runs the tasks.
-        work: folder for what tasks hand to one another.
+        config: the `ingest` section.
+        runner: runs the tasks of a stage.
+        work: folder of the files that tasks exchange.
         folder: the training set.
-        earlier: its manifest; None if there is no set yet.
+        earlier: manifest of the existing training set; None for a new one.
     """
 
     config: LogsIngest
-    stages: Stages
+    runner: StageRunner
     work: Path
     folder: Path
     earlier: Manifest | None
 
     @cached_property
     def calendar(self) -> Calendar:
-        """Where the splits begin."""
+        """Time ranges of the splits."""
         return Calendar.of(self.config)
 
     @cached_property
-    def sizes(self) -> Sizes:
+    def sizes(self) -> TaskSizes:
         """Rows per task."""
-        return Sizes.of(self.config)
+        return TaskSizes.of(self.config)
 
     @property
-    def before(self) -> Ingested | None:
-        """What the set has so far."""
+    def ingested(self) -> Ingested | None:
+        """What the existing training set contains."""
         return self.earlier.ingested if self.earlier is not None else None
 
     @property
     def pending_is_train(self) -> bool:
-        """Whether the rows that the set has so far are train now."""
+        """Whether all rows of the existing training set belong to train now."""
         return self.earlier is not None and pending_is_train(self.config, self.earlier)
 
     @property
-    def number(self) -> int:
-        """Of this ingest into the set; the first is 1."""
-        return self.before.generation + 1 if self.before else 1
+    def generation(self) -> int:
+        """Number of this ingest; the one that makes the set is 1."""
+        return self.ingested.generation + 1 if self.ingested else 1
 
     @property
-    def generation(self) -> str:
-        """Names what this ingest adds to the set."""
-        return f"g{self.number:04d}"
+    def generation_name(self) -> str:
+        """Name of the files that this ingest adds to the set."""
+        return f"g{self.generation:04d}"
 
     @property
     def staged(self) -> Path:
-        """What will be moved into the set."""
+        """Folder of the files that are moved into the set at the end."""
         return self.work / "set"
 
     @property
     def quarantine(self) -> Path:
-        """This ingest's bad rows."""
-        return self.staged / "quarantine" / self.generation
+        """Folder of the bad rows of this ingest."""
+        return self.staged / "quarantine" / self.generation_name
 
     @property
     def state(self) -> Path:
-        """What adding later logs will need."""
-        return self.staged / "state" / self.generation
+        """Folder of the state that later ingests need."""
+        return self.staged / "state" / self.generation_name
 
     def file(self, stage: str, name: str) -> Path:
-        """What a stage hands to later ones; its folder is made."""
+        """A file that a stage writes for later ones; its folder is created."""
         folder = self.work / stage
         folder.mkdir(exist_ok=True)
         return folder / name
 
     def state_files(self, name: str) -> tuple[Path, ...]:
-        """What the last ingest kept of a kind."""
-        if self.before is None:
+        """State files of one kind that the previous ingest kept."""
+        if self.ingested is None:
             return ()
-        folder = self.folder / "state" / f"g{self.before.generation:04d}"
+        folder = self.folder / "state" / f"g{self.ingested.generation:04d}"
         pattern = re.compile(re.escape(name) + r"(-\d+)?\.parquet")
         return tuple(sorted(path for path in folder.iterdir() if pattern.fullmatch(path.name)))
 
     def last_vocabulary(self, table: str) -> Path | None:
-        """The one that the last ingest made."""
-        if self.before is None:
+        """The vocabulary file of a table that the previous ingest made."""
+        if self.ingested is None:
             return None
-        return self.folder / "vocabulary" / table / f"g{self.before.generation:04d}.parquet"
+        return self.folder / "vocabulary" / table / f"g{self.ingested.generation:04d}.parquet"

@@ -1,4 +1,4 @@
-"""What a training set knows of its logs, and whether others may be added."""
+"""Whether logs may be added to an existing training set, and which files are new."""
 
 from collections.abc import Sequence
 from datetime import UTC, datetime
@@ -11,9 +11,9 @@ from infnet_dist.config.logs import LogsIngest, day_text
 from infnet_dist.config.renamed import with_current_names
 from infnet_dist.data.manifest import MANIFEST, Ingested, LogFile, Manifest, read_manifest
 from infnet_dist.errors import DataError
-from infnet_dist.ingest.writer import check_unbroken, other_settings
+from infnet_dist.ingest.writing.existing import check_unchanged, other_settings
 
-# What may be otherwise when logs are added; the rest is what the set is.
+# Settings that may differ when logs are added; all others must be equal.
 _FREE = (
     *("path", "format", "csv", "valid_from", "test_from", "max_bad_share", "skip_bad_files"),
     *("memory_mib", "seed", "row_group_rows"),
@@ -21,11 +21,11 @@ _FREE = (
 
 
 def earlier_set(config: LogsIngest, folder: Path) -> Manifest | None:
-    """The training set at `folder`; None if nothing stands there.
+    """Manifest of the training set at `folder`; None if there is none.
 
     Raises:
-        DataError: there is something else, a set made from other settings, or one whose parts
-            changed.
+        DataError: the folder contains something else, a set made from other settings, or a set
+            whose parts have changed.
     """
     if not folder.exists() or not any(folder.iterdir()):
         return None
@@ -39,19 +39,19 @@ def earlier_set(config: LogsIngest, folder: Path) -> Manifest | None:
         made_from = earlier.source
     if made_from != wanted:
         raise other_settings(folder, made_from, wanted)
-    check_unbroken(folder, earlier)
+    check_unchanged(folder, earlier)
     return earlier
 
 
 def _fixed(source: dict[str, Any]) -> dict[str, Any]:
-    """What can't change; types of ids may be declared later, `find_id_types` compares them."""
+    """Settings that can't change; `find_id_types` compares the types of ids, which may be added."""
     fixed = {key: value for key, value in source.items() if key not in _FREE}
     checks = {
         column: {key: value for key, value in check.items() if key != "type" and value is not None}
         for column, check in source.get("checks", {}).items()
     }
     checks = {column: check for column, check in checks.items() if check}
-    first_day = day_text(source.get("train_from"))  # in either spelling
+    first_day = day_text(source.get("train_from"))  # in the current spelling
     return fixed | {"checks": checks, "train_from": first_day}
 
 
@@ -61,31 +61,31 @@ def _settings(earlier: Manifest) -> LogsIngest:
 
 
 def known_files(earlier: Manifest | None) -> tuple[LogFile, ...]:
-    """The files that are in the training set."""
+    """Files whose rows are in the training set."""
     return _ingested(earlier).files if earlier else ()
 
 
 def new_files(files: Sequence[LogFile], earlier: Manifest | None) -> list[LogFile]:
-    """The files that aren't in the training set.
+    """Files that aren't in the training set yet.
 
     Raises:
-        DataError: one that is in it has changed.
+        DataError: a file that is in the set has changed.
     """
     known = {file.path: file for file in known_files(earlier)}
     for file in files:
         if known.get(file.path, file) != file:
             raise DataError(
                 f"{file.path} changed since it was ingested ({known[file.path].size:,} bytes then, "
-                f"{file.size:,} now); put new rows into new files, or make a new training set"
+                f"{file.size:,} now); write new rows to new files, or make a new training set"
             )
     return [file for file in files if file.path not in known]
 
 
 def check_extension(config: LogsIngest, earlier: Manifest, folder: Path) -> None:
-    """Raise DataError unless logs may be added under this config."""
+    """Raise DataError unless logs can be added under this config."""
     if not config.extendable:
         raise DataError(
-            f"{folder} can't be added to: it was made with ingest.extendable off; make a new "
+            f"{folder} can't be extended: it was made with ingest.extendable=false; make a new "
             "training set of all logs"
         )
     last_ms, gap_ms = _ingested(earlier).last_time_ms, round(config.gap_h * 3_600_000)
@@ -95,24 +95,24 @@ def check_extension(config: LogsIngest, earlier: Manifest, folder: Path) -> None
         new = now.get(split)
         if new is None or new - gap_ms <= last_ms:
             raise DataError(
-                f"ingest.{split}_from: rows up to {moment(last_ms)} are in their splits already; "
-                f"keep the day as it was, or choose one after them and ingest.gap_h "
-                f"({config.gap_h:g} h)"
+                f"ingest.{split}_from: rows up to {time_text(last_ms)} are already in their "
+                "splits; keep the earlier value, or choose one later than that by at least "
+                f"ingest.gap_h ({config.gap_h:g} h)"
             )
     if moved == ["test"] and "test" in before:
         raise DataError(
-            "ingest.test_from: rows of test would lie before later rows of valid; move valid_from "
-            "as well, or keep both"
+            "ingest.test_from: existing rows of test would precede new rows of valid; change "
+            "ingest.valid_from as well, or keep both"
         )
 
 
 def pending_is_train(config: LogsIngest, earlier: Manifest) -> bool:
-    """Whether all rows that the set has so far lie before the config's valid."""
+    """Whether all rows of the set are before `valid_from` of the config."""
     return config.split_starts_ms["valid"] > _ingested(earlier).last_time_ms
 
 
-def moment(time_ms: int) -> str:
-    """A time for a message, in whole seconds."""
+def time_text(time_ms: int) -> str:
+    """A time for messages, in whole seconds."""
     return f"{datetime.fromtimestamp(time_ms // 1000, UTC):%Y-%m-%d %H:%M:%S} UTC"
 
 
@@ -121,5 +121,5 @@ def _starts(earlier: Manifest) -> dict[str, int]:
 
 
 def _ingested(earlier: Manifest) -> Ingested:
-    assert earlier.ingested is not None, "a set of logs says which"
+    assert earlier.ingested is not None, "a manifest of logs has this section"
     return earlier.ingested

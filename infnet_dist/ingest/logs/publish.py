@@ -1,57 +1,86 @@
-"""Puts what an ingest made into its place; the manifest, written last, makes it count."""
+"""Publishes the files of an ingest: moves them into the set, then writes the manifest."""
 
 import hashlib
 import shutil
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from infnet_dist import __version__
-from infnet_dist.data.manifest import Manifest, Split, read_manifest, write_manifest
+from infnet_dist.data.manifest import Ingested, Manifest, Split, read_manifest, write_manifest
 from infnet_dist.data.statistics import take_statistics
-from infnet_dist.ingest.logs.job import Made
-from infnet_dist.ingest.parts import content_hash, join_splits, make_split
+from infnet_dist.ingest.writing.parts import (
+    PartSummary,
+    content_hash,
+    join_splits,
+    make_split,
+)
+from infnet_dist.ingest.writing.target import publish_folder
+from infnet_dist.schema import Schema
 
-_NOTED = "made"  # folder of the work with the manifest to be; it stands once all else does
+_STAGED = "staged"  # folder of the new manifest, below the work folder; written after all else
 
 
-def note_made(made: Made, work: Path) -> None:
-    """Note what is to be published: from here on nothing is computed, files are only moved."""
-    added = {split: make_split(parts) for split, parts in made.parts.items() if parts}
-    digest = content_hash(made.staged, made.schema, added)
-    if made.earlier is not None:
-        digest = hashlib.sha256((made.earlier.content_hash + digest).encode()).hexdigest()
+@dataclass(frozen=True)
+class StagedSet:
+    """Everything that one ingest adds to a training set, in a folder of its own.
+
+    Attributes:
+        folder: the folder.
+        parts: parts by split.
+        source: the `ingest` section.
+        earlier: manifest of the existing set; None for a new one.
+        pending_is_train: whether all rows of the existing set belong to train now.
+        files_left_out: reasons by path of files that weren't read.
+    """
+
+    folder: Path
+    schema: Schema
+    parts: dict[str, list[PartSummary]]
+    ingested: Ingested
+    source: dict[str, Any]
+    earlier: Manifest | None
+    pending_is_train: bool
+    files_left_out: dict[str, str]
+
+
+def write_staged_manifest(staged: StagedSet, work: Path) -> None:
+    """Write the manifest to publish: from here on nothing is computed, files are only moved."""
+    added = {split: make_split(parts) for split, parts in staged.parts.items() if parts}
+    digest = content_hash(staged.folder, staged.schema, added)
+    if staged.earlier is not None:
+        digest = hashlib.sha256((staged.earlier.content_hash + digest).encode()).hexdigest()
     manifest = Manifest(
-        schema_=made.schema,
-        splits=_all_splits(made, added),
-        source=made.source,
+        schema_=staged.schema,
+        splits=_all_splits(staged, added),
+        source=staged.source,
         code_version=__version__,
         content_hash=digest,
-        ingested=made.ingested,
-        files_left_out=made.files_left_out,
+        ingested=staged.ingested,
+        files_left_out=staged.files_left_out,
     )
-    if made.earlier is None:
-        manifest = _with_statistics(manifest, made.staged)
-        write_manifest(made.staged, manifest)
-    (work / _NOTED).mkdir(exist_ok=True)
-    write_manifest(work / _NOTED, manifest)
+    if staged.earlier is None:
+        manifest = _with_statistics(manifest, staged.folder)
+        write_manifest(staged.folder, manifest)
+    (work / _STAGED).mkdir(exist_ok=True)
+    write_manifest(work / _STAGED, manifest)
 
 
-def is_made(work: Path) -> bool:
-    """Whether all stages of this work are done."""
-    return (work / _NOTED / "manifest.json").is_file()
+def is_staged(work: Path) -> bool:
+    """Whether all stages are done."""
+    return (work / _STAGED / "manifest.json").is_file()
 
 
 def publish(work: Path, folder: Path) -> Manifest:
-    """Move all files into `folder`, write the manifest, remove the work; may be repeated.
+    """Move all files into `folder`, write the manifest, remove the work folder; repeatable.
 
-    A new set appears by one rename. Into a set that is there files are moved first, which nobody
-    reads before the manifest names them.
+    A new set is published by one rename. In an existing set the files are moved first; nobody reads
+    them before the manifest names them.
     """
-    manifest, staged = read_manifest(work / _NOTED), work / "set"
+    manifest, staged = read_manifest(work / _STAGED), work / "set"
     assert manifest.ingested is not None
     if manifest.ingested.generation == 1:
-        if folder.exists():
-            folder.rmdir()
-        staged.rename(folder)
+        publish_folder(staged, folder)
     else:
         _move_in(staged, folder)
         write_manifest(folder, _with_statistics(manifest, folder))
@@ -61,7 +90,7 @@ def publish(work: Path, folder: Path) -> Manifest:
 
 
 def remove_unnamed(folder: Path, manifest: Manifest) -> None:
-    """Remove what an ingest left behind that was killed while it moved files in."""
+    """Remove the files of an ingest that was killed while it moved files into the set."""
     assert manifest.ingested is not None
     named = {part.file for split in manifest.splits.values() for part in split.parts}
     known = {f"g{i + 1:04d}" for i in range(manifest.ingested.generation)}
@@ -80,15 +109,15 @@ def _with_statistics(manifest: Manifest, folder: Path) -> Manifest:
     return manifest.model_copy(update={"statistics": take_statistics(folder, manifest)})
 
 
-def _all_splits(made: Made, added: dict[str, Split]) -> dict[str, Split]:
-    if made.earlier is None:
+def _all_splits(staged: StagedSet, added: dict[str, Split]) -> dict[str, Split]:
+    if staged.earlier is None:
         return added
-    there: dict[str, list[Split]] = {}
-    for name, split in made.earlier.splits.items():
-        there.setdefault("train" if made.pending_is_train else name, []).append(split)
+    found: dict[str, list[Split]] = {}
+    for name, split in staged.earlier.splits.items():
+        found.setdefault("train" if staged.pending_is_train else name, []).append(split)
     for name, split in added.items():
-        there.setdefault(name, []).append(split)
-    return {name: join_splits(splits) for name, splits in there.items()}
+        found.setdefault(name, []).append(split)
+    return {name: join_splits(splits) for name, splits in found.items()}
 
 
 def _move_in(staged: Path, folder: Path) -> None:

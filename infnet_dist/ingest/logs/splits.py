@@ -1,4 +1,4 @@
-"""Which split a row belongs to, by its time alone; and up to when a row may know events."""
+"""The split of a row by its time, and the cutoff of the events that it may use."""
 
 from dataclasses import dataclass
 
@@ -9,20 +9,20 @@ from infnet_dist.config.logs import LogsIngest
 
 IntArray = npt.NDArray[np.int64]
 SPLITS = ("train", "valid", "test")
-EARLY, LEFT_OUT = 3, 4  # before train; in a gap before valid or test
+EARLY, LEFT_OUT = 3, 4  # before train; in the gap before valid or test
 _HOUR_MS = 3_600_000
 _DAY_MS = 24 * _HOUR_MS
 
 
 @dataclass(frozen=True)
 class Calendar:
-    """Splits and refreshes.
+    """Time ranges of the splits and cutoffs of events.
 
     Attributes:
-        starts_ms: first millisecond by split, epoch; train may lack (all that is earlier).
-        gap_ms: left out before valid and before test.
-        daily: events are known up to midnight, otherwise up to the row.
-        offset_ms: local time less UTC.
+        starts_ms: first epoch millisecond by split; train is absent if it has no start.
+        gap_ms: duration that is left out before valid and before test.
+        daily: whether rows see events up to the last midnight, otherwise up to the row itself.
+        offset_ms: local time minus UTC.
     """
 
     starts_ms: dict[str, int]
@@ -32,7 +32,7 @@ class Calendar:
 
     @classmethod
     def of(cls, config: LogsIngest) -> "Calendar":
-        """The config's."""
+        """The calendar of a config."""
         return cls(
             config.split_starts_ms,
             round(config.gap_h * _HOUR_MS),
@@ -41,7 +41,7 @@ class Calendar:
         )
 
     def splits(self, times_ms: IntArray) -> IntArray:
-        """Places in SPLITS, EARLY or LEFT_OUT; int64 [n]."""
+        """Indices into SPLITS, EARLY or LEFT_OUT; int64 [n]."""
         codes = np.zeros(len(times_ms), np.int64)
         if "train" in self.starts_ms:
             codes[times_ms < self.starts_ms["train"]] = EARLY
@@ -54,11 +54,11 @@ class Calendar:
         return codes
 
     def before_valid(self, times_ms: IntArray) -> npt.NDArray[np.bool_]:
-        """What may be learned from: rows of train and earlier ones, but not of the gap."""
+        """Mask of the rows that are used for fitting: train and earlier, without the gap."""
         return times_ms < self.starts_ms["valid"] - self.gap_ms
 
     def known_until(self, times_ms: IntArray) -> IntArray:
-        """Events strictly before this are known to rows of these times."""
+        """Cutoffs of rows with these times: they see only events strictly before."""
         if not self.daily:
             return times_ms
         return (times_ms + self.offset_ms) // _DAY_MS * _DAY_MS - self.offset_ms

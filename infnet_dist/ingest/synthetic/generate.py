@@ -26,7 +26,7 @@ from infnet_dist.ingest.synthetic.world import (
     TASKS,
     World,
 )
-from infnet_dist.ingest.writer import TrainingSetWriter
+from infnet_dist.ingest.writing.writer import TrainingSetWriter
 from infnet_dist.schema import (
     CategoricalFeature,
     DenseFeature,

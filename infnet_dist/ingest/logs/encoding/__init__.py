@@ -1,0 +1,1 @@
+"""Values of logs to ids and dense features: vocabularies, hashes, the schema."""

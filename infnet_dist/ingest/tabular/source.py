@@ -1,0 +1,257 @@
+"""Tables with one row per example, already split -> a training set without histories.
+
+Text, flags and the listed columns become ids; other columns become bucketised dense features.
+Vocabularies and boundaries are fitted on train, one column in memory at a time; rows are written in
+chunks.
+"""
+
+import logging
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from infnet_dist.config.ingest import TabularIngest
+from infnet_dist.data.manifest import Manifest
+from infnet_dist.errors import DataError, unknown_name
+from infnet_dist.ingest.column_names import is_free
+from infnet_dist.ingest.encode import Vocabulary, float_column, quantile_boundaries
+from infnet_dist.ingest.tabular.columns import Columns, Source, kind_of_column
+from infnet_dist.ingest.tabular.split_files import check_alike, split_files
+from infnet_dist.ingest.writing.writer import TrainingSetWriter
+from infnet_dist.schema import CategoricalFeature, DenseFeature, Schema, Table, Task
+
+_ROW, _TIME = "row", "time_ms"  # placeholder columns for a missing group and the missing time
+_DRIFT = 0.5  # minimum share of rows with values that don't occur in train, for a warning
+log = logging.getLogger(__name__)
+
+
+def make_training_set(
+    config: TabularIngest, folder: Path, progress: Callable[[int, int], None] | None = None
+) -> Manifest:
+    """Make a training set at `folder` from the files of `config.splits`.
+
+    Args:
+        config: files, columns and labels.
+        folder: the training set to make; missing or empty.
+        progress: called with (rows written, rows in total) after each chunk.
+
+    Raises:
+        DataError: a file is missing, unreadable or empty, lacks a column, or a value is invalid.
+    """
+    files, left_out = split_files(config.path, config.splits)
+    check_alike(files, config.exclude)
+    sources: dict[str, Source] = {
+        split: Source.open(config.path / config.splits[split], found)
+        for split, found in files.items()
+    }
+    columns = Columns.of(config, _check_columns(config, sources))
+    with TrainingSetWriter(
+        folder,
+        rows_per_part=config.rows_per_part,
+        row_group_rows=config.row_group_rows,
+        source=config.model_dump(mode="json"),
+    ) as writer:
+        features = _fit(config, sources["train"], columns)
+        total = sum(source.rows for source in sources.values())
+        done = 0
+        for split, source in sources.items():
+            unknown = dict.fromkeys((f.name for f in features), 0)
+            for table in _encoded(config, features, source, columns, done):
+                for name in unknown:
+                    unknown[name] += _count_unknown(table[name])
+                writer.write(split, table)
+                done += len(table)
+                if progress is not None:
+                    progress(done, total)
+            least = 1.0 if split == "train" else _DRIFT
+            _warn_of_unknown(split, {n: c / source.rows for n, c in unknown.items()}, least)
+        return writer.publish(_schema(config, features), left_out)
+
+
+def _check_columns(config: TabularIngest, sources: dict[str, Source]) -> dict[str, str]:
+    """Contents of all columns that are read, by name."""
+    names = sources["train"].names
+    labels = list(config.tasks.values())
+    group = [config.group_column] if config.group_column else []
+    for column in [*config.categorical, *config.exclude, *labels, *group]:
+        if column not in names:
+            raise DataError(f"ingest: {unknown_name('column', column, names)}")
+    kinds = {
+        name: "labels" if name in labels else kind_of_column(name, sources)
+        for name in names
+        if name not in config.exclude
+    }
+    for name in labels:
+        for source in sources.values():
+            source.types(name)
+    for name in group:
+        if kinds[name] != "integers":
+            raise DataError(
+                f"ingest.group_column: {name!r} contains {kinds[name]}, expected integers; set it "
+                "to null if rows have no group"
+            )
+    taken = {_TIME, *(_label(task) for task in config.tasks), *(group or [_ROW])}
+    for name in kinds.keys() - set(labels) - set(group):
+        if name in taken or not is_free(name):
+            raise DataError(
+                f"column {name!r} can't be a feature: the name is reserved or has a dot; rename "
+                "it, or name it in ingest.exclude"
+            )
+    return kinds
+
+
+class _Encoder(Protocol):
+    """Encodes one column as a feature; fitted on train."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def table(self) -> Table: ...
+    def encode(self, values: pa.Array) -> pa.Array: ...
+
+
+@dataclass(frozen=True)
+class _Categories:
+    """Values -> int64 ids, 0 for null and values that don't occur in train."""
+
+    name: str
+    vocabulary: Vocabulary
+
+    @property
+    def table(self) -> Table:
+        return Table(name=self.name, num_embeddings=self.vocabulary.num_embeddings)
+
+    def encode(self, values: pa.Array) -> pa.Array:
+        return pa.array(self.vocabulary.encode(values))
+
+
+@dataclass(frozen=True)
+class _Dense:
+    """Numbers -> float32, null if missing; the reader bucketises them."""
+
+    name: str
+    boundaries: tuple[float, ...]
+
+    @property
+    def table(self) -> Table:
+        return Table(name=self.name, num_embeddings=len(self.boundaries) + 2)
+
+    def encode(self, values: pa.Array) -> pa.Array:
+        return float_column(_as_floats(values))
+
+
+def _as_floats(values: pa.Array) -> npt.NDArray[np.float64]:
+    return pc.fill_null(values, np.nan).to_numpy(zero_copy_only=False)
+
+
+def _fit(config: TabularIngest, train: Source, columns: Columns) -> list[_Encoder]:
+    """One encoder per feature column, in the order of the file."""
+    beside = {*config.tasks.values(), config.group_column}
+    encoders: list[_Encoder] = []
+    for name, kind in columns.kinds.items():
+        if name in beside:
+            continue
+        chunks = [
+            columns.convert(name, batch.column(0), path, row)
+            for path, row, batch in train.batches([name])
+        ]
+        values = pa.chunked_array(chunks).combine_chunks()
+        if kind == "float":
+            boundaries = quantile_boundaries(_as_floats(values), config.num_buckets)
+            encoders.append(_Dense(name, boundaries))
+        else:
+            encoders.append(_Categories(name, Vocabulary.fit(values)))
+    if not encoders:
+        raise DataError("no column is left for features; remove some from ingest.exclude")
+    return encoders
+
+
+def _encoded(
+    config: TabularIngest,
+    features: list[_Encoder],
+    source: Source,
+    columns: Columns,
+    first_row: int,
+) -> Iterator[pa.Table]:
+    """Columns of the training set in chunks; `first_row` counts the rows of earlier splits."""
+    columns.not_finite.clear()
+    for path, row, batch in source.batches(list(columns.kinds)):
+        chunk = {
+            name: columns.convert(name, batch.column(name), path, row) for name in columns.kinds
+        }
+        encoded = {f.name: f.encode(chunk[f.name]) for f in features}
+        encoded |= {_label(task): chunk[column] for task, column in config.tasks.items()}
+        encoded |= _group(config, chunk, first_row, path)
+        encoded[_TIME] = pa.array(np.zeros(len(batch), np.int64))
+        first_row += len(batch)
+        yield pa.table(encoded)
+    for name, number in (+columns.not_finite).items():
+        log.warning(
+            "%s: column %r: %s values are infinite or out of range of float32, treated as missing",
+            source.path,
+            name,
+            f"{number:,}",
+        )
+
+
+def _group(
+    config: TabularIngest, chunk: Mapping[str, pa.Array], first_row: int, path: str
+) -> dict[str, pa.Array]:
+    name = config.group_column
+    if not name:
+        rows = len(next(iter(chunk.values())))
+        return {_ROW: pa.array(np.arange(first_row, first_row + rows))}
+    if chunk[name].null_count:
+        raise DataError(
+            f"{path}: ingest.group_column: {name!r} has nulls, expected none; fill them, or set "
+            "the key to null if rows have no group"
+        )
+    return {name: chunk[name]}
+
+
+def _count_unknown(values: pa.ChunkedArray) -> int:
+    """Number of unknown values: id 0, or null."""
+    if pa.types.is_integer(values.type):
+        return int(np.count_nonzero(values.to_numpy() == 0))
+    return int(values.null_count)
+
+
+def _warn_of_unknown(split: str, shares: dict[str, float], least: float) -> None:
+    """Warn of features that are unknown in a large share of the rows."""
+    drifted = [f"{name} ({share:.0%})" for name, share in shares.items() if share >= least]
+    if drifted:
+        log.warning(
+            "%s: null, or missing in train: %s of the rows; name them in ingest.exclude unless "
+            "this is intended",
+            split,
+            ", ".join(drifted),
+        )
+
+
+def _label(task: str) -> str:
+    return f"label_{task}"
+
+
+def _schema(config: TabularIngest, features: list[_Encoder]) -> Schema:
+    return Schema(
+        tables=tuple(f.table for f in features),
+        categorical=tuple(
+            CategoricalFeature(name=f.name, table=f.name, column=f.name)
+            for f in features
+            if isinstance(f, _Categories)
+        ),
+        dense=tuple(
+            DenseFeature(name=f.name, column=f.name, boundaries=f.boundaries)
+            for f in features
+            if isinstance(f, _Dense)
+        ),
+        tasks=tuple(Task(name=name, column=_label(name)) for name in config.tasks),
+        group_column=config.group_column or _ROW,
+        time_column=_TIME,
+    )

@@ -1,0 +1,1 @@
+"""Writes training sets: Parquet parts, then the manifest, published by one rename."""
