@@ -1,4 +1,4 @@
-"""A store that is away for a moment, or a disk that is full for one, ends no run."""
+"""Storage that fails, or a disk that is full, for a moment doesn't end a run."""
 
 import errno
 from collections.abc import Callable, Iterator
@@ -27,7 +27,7 @@ def context() -> Iterator[WorkerContext]:
 
 
 def failing(method: str, times: int, number: int = errno.ENOSPC) -> mock._patch:
-    """The first calls of a folder's method give an error."""
+    """The first calls of a folder's method raise an error."""
     real: Callable[..., object] = getattr(Folder, method)
     left = [times]
 

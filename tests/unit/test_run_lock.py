@@ -1,4 +1,4 @@
-"""A run is trained by one driver; whether another one waits depends on signs of life alone."""
+"""A run is trained by one driver; whether another one waits depends on its heartbeat alone."""
 
 import json
 import os
@@ -33,7 +33,7 @@ def fast(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def record(folder: Path, **changes: object) -> Path:
-    """As a driver of another host left it."""
+    """The record of a driver on another host."""
     path = folder / ".driver.json"
     holder = {"host": "elsewhere", "pid": 4711, "since": "2026-11-28 09:00:00", "job": "job-1"}
     path.write_text(json.dumps(holder | changes))
