@@ -72,7 +72,7 @@ def test_the_damaged_do_not_count(tmp_path: Path) -> None:
     assert steps(tmp_path) == [20, 30], "if the newest gets lost the run resumes from 20"
 
 
-def test_what_can_t_be_deleted_is_told(
+def test_what_can_t_be_deleted_is_a_warning(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, capsys: pytest.CaptureFixture[str]
 ) -> None:
     newest = run_of(tmp_path, {10: 0.6, 20: 0.9, 30: 0.7})

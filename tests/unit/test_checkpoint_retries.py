@@ -68,7 +68,7 @@ def test_whether_a_place_can_be_written_is_tried_again(
 
 
 @pytest.mark.parametrize("number", [errno.EACCES, errno.ENOTDIR, errno.ENOENT])
-def test_a_wrong_place_is_told_at_once(tmp_path: Path, number: int) -> None:
+def test_a_wrong_place_is_an_error_at_once(tmp_path: Path, number: int) -> None:
     with failing("put", 1, number), pytest.raises(CheckpointError, match=str(tmp_path)):
         check_writable(Folder(tmp_path), config_of(tmp_path), resumed=False)
 

@@ -40,7 +40,7 @@ def record(folder: Path, **changes: object) -> Path:
     return path
 
 
-def test_a_second_driver_is_refused_at_once_and_told_by_whom(tmp_path: Path) -> None:
+def test_a_second_driver_is_refused_at_once_and_sees_the_holder(tmp_path: Path) -> None:
     patient = ScalingConfig(hang_timeout_s=300.0)
     with held_by_driver(tmp_path, patient, job="raysubmit_first"):
         began = time.monotonic()
