@@ -38,9 +38,10 @@ from infnet_dist.distributed.context import WorkerContext
 from infnet_dist.ingest.synthetic import make_training_set
 from infnet_dist.io.filesystem import Folder
 from infnet_dist.sharding.build import ShardedModel, build_sharded_model
+from infnet_dist.sharding.optimizers import learning_rates
 from infnet_dist.training.provenance import versions
 from infnet_dist.training.setup import TrainingSetup, open_training_set
-from infnet_dist.training.trainer import train_step
+from infnet_dist.training.step import train_step
 from ray_jobs._local import run_local
 
 WIDTH, BLOCK_BYTES = 64, 16 * 2**20
@@ -153,9 +154,8 @@ class Steps:
         for _ in range(count):
             start = time.perf_counter()
             batch = self._batches[self.done % len(self._batches)]
-            train_step(
-                self._setup.sharded, batch, self._setup.config, step=0, total_steps=1_000_000
-            )
+            rates = learning_rates(self._setup.config, 0, 1_000_000)
+            train_step(self._setup.sharded, batch, rates, step=0, seed=self._setup.config.run.seed)
             self.done += 1
             taken.append(time.perf_counter() - start)
         return statistics.median(taken)

@@ -34,7 +34,7 @@ from torchrec.modules.embedding_modules import EmbeddingBagCollection
 from torchrec.optim import RowWiseAdagrad
 
 from infnet_dist.errors import PlanError
-from infnet_dist.planning.costs import row_bytes
+from infnet_dist.planning.costs.sizes import row_bytes
 from infnet_dist.planning.planner import make_plan
 from infnet_dist.planning.tables import PlanFeature, PlanTable, TableSet
 from infnet_dist.planning.topology import Topology, load_topology

@@ -30,12 +30,13 @@ from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
 from infnet_dist.config.run import SparseOptimizerConfig
 from infnet_dist.distributed.context import WorkerContext
-from infnet_dist.planning.options import ShardingOption
+from infnet_dist.planning.costs.options import ShardingOption
+from infnet_dist.planning.estimates import estimate_plan
 from infnet_dist.planning.plan import Plan
-from infnet_dist.planning.planner import estimate_plan, make_plan
-from infnet_dist.planning.sharding import CollectionSharder, to_sharding_plan
+from infnet_dist.planning.planner import make_plan
 from infnet_dist.planning.tables import PlanFeature, PlanTable, TableSet
 from infnet_dist.planning.topology import this_topology
+from infnet_dist.planning.torchrec_plan import CollectionSharder, to_sharding_plan
 from infnet_dist.sharding.build import table_bytes
 from infnet_dist.sharding.optimizers import apply_sparse_optimizer
 from infnet_dist.training.provenance import versions

@@ -1,6 +1,7 @@
 """RankingBatch: what one worker reads for one step.
 
-Letters: B rows, N plain numbers, K tasks, L history items over all behaviours (each padded).
+Letters: B rows, N standardised dense features, K tasks, L history items over all behaviours (each
+padded).
 """
 
 from dataclasses import dataclass, fields, replace
@@ -25,7 +26,7 @@ class RankingBatch(Pipelineable):
 
     Attributes:
         sparse_features: ids by key (`Schema.table_features` order), int64; padding rows are empty.
-        dense_BN: float32, standardised numbers.
+        dense_BN: float32, standardised dense features.
         time_gap_BL: uint8, bucket of the time since each history item; 0 where there is none.
         labels_BK: float32 in {0, 1}, or a watch time over the training window's mean; NaN where
             nobody knows.

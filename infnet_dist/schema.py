@@ -158,8 +158,8 @@ class Schema(_Part):
         return tuple(f for f in self.dense if f.boundaries is not None)
 
     @property
-    def numeric(self) -> tuple[DenseFeature, ...]:
-        """Dense features that stay numbers."""
+    def standardised(self) -> tuple[DenseFeature, ...]:
+        """Dense features that keep their value, standardised by mean and std."""
         return tuple(f for f in self.dense if f.boundaries is None)
 
     @property

@@ -1,48 +1,41 @@
 """The one place that connects to Ray: to the cluster of $RAY_ADDRESS, or to one started here.
 
-A job that was submitted to a cluster has the variable. Without it nothing that happens to run on
-this machine is used, be it another user's: a Ray is started that listens on loopback alone, asks
-for a token of its own, has no dashboard, keeps its files in a temporary folder, and ends with this
-process.
+Without that variable, which a submitted job has, no Ray that happens to run on this machine is
+used, as it may be another user's. A Ray is started that listens on loopback alone, asks for a token
+of its own, has no dashboard, keeps its files in a temporary folder, and ends with this process.
 """
 
 import atexit
 import json
 import logging
 import os
-import secrets
 import shutil
 import sys
 import tempfile
 from pathlib import Path
 
+from infnet_dist.errors import UserError
+from ray_jobs._auth import token_environ, write_token
+from ray_jobs._ray_internals import keep_to_loopback
+
 _own_folder: Path | None = None
 
 
 def connect() -> None:
-    """Connect to Ray, unless that was done before."""
+    """Connect to Ray, unless this process is connected already.
+
+    Raises:
+        UserError: the cluster doesn't answer, or asks for another token.
+    """
     if "ray" in sys.modules and sys.modules["ray"].is_initialized():
         return
-    disconnect()  # what is left of one that has ended
+    disconnect()  # removes the files of an own Ray that has ended
     os.environ.setdefault("RAY_TRAIN_ENABLE_PRINT_PATCH", "0")  # else every line appears twice
     os.environ.setdefault("RAY_DEDUP_LOGS", "0")
-    if os.environ.get("RAY_ADDRESS"):
-        import ray
-
-        ray.init(logging_level=logging.WARNING)
-        return
-    folder = _make_folder()
-    import ray
-    from ray._private import ray_constants
-
-    ray_constants.ENABLE_RAY_CLUSTER = False  # should somebody have imported ray before
-    ray.init(
-        address="local",
-        include_dashboard=False,
-        logging_level=logging.WARNING,
-        _node_ip_address="127.0.0.1",
-        _temp_dir=str(folder),
-    )
+    if address := os.environ.get("RAY_ADDRESS"):
+        _join(address)
+    else:
+        _start_own()
 
 
 def is_own() -> bool:
@@ -69,18 +62,43 @@ def disconnect() -> None:
     _own_folder = None
 
 
-def _make_folder() -> Path:
-    """The folder for a Ray of our own, and the variables that Ray reads when it is imported."""
+def _join(address: str) -> None:
+    import ray
+    from ray.exceptions import AuthenticationError
+
+    try:
+        ray.init(logging_level=logging.WARNING)
+    except (AuthenticationError, ConnectionError) as error:
+        reason = str(error).splitlines()[0].partition(" Note: ")[0]
+        raise UserError(
+            f"can't connect to the Ray cluster at RAY_ADDRESS={address} ({reason}); if it asks for "
+            "a token, set RAY_AUTH_MODE=token, and RAY_AUTH_TOKEN_PATH to the file with its token"
+        ) from error
+
+
+def _start_own() -> None:
+    folder = _make_own_folder()
+    os.environ.update(token_environ(write_token(folder)))  # else Ray keeps one in the user's home
+    # Ray sets the mode to "token" by itself, with a warning. A mode that is set before has no
+    # effect on a Ray module that is imported already.
+    del os.environ["RAY_AUTH_MODE"]
+    logging.getLogger("ray._private.authentication").setLevel(logging.ERROR)
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    keep_to_loopback()
+    import ray
+
+    ray.init(
+        address="local",
+        include_dashboard=False,
+        logging_level=logging.WARNING,
+        _node_ip_address="127.0.0.1",
+        _temp_dir=str(folder),
+    )
+
+
+def _make_own_folder() -> Path:
     global _own_folder
     # Short and under /tmp: Ray's socket paths may have 107 characters in all.
-    _own_folder = folder = Path(tempfile.mkdtemp(prefix="inf-", dir="/tmp"))
+    _own_folder = Path(tempfile.mkdtemp(prefix="inf-", dir="/tmp"))
     atexit.register(disconnect)
-    # Despite its name: without it, Ray listens on the machine's outer address (_local_ray.py).
-    os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    # Ray asks for a token by default, and would keep it in the user's home.
-    token = folder / "token"
-    token.write_text(secrets.token_hex(32))  # in a folder that other users can't enter
-    os.environ["RAY_AUTH_TOKEN_PATH"] = str(token)
-    logging.getLogger("ray._private.authentication").setLevel(logging.ERROR)  # it tells of that
-    return folder
+    return _own_folder

@@ -1,7 +1,7 @@
-"""Runs a worker function in plain processes on this machine: the debugger and the parity check.
+"""Runs a worker function in plain processes on this machine, for debugging and parity checks.
 
 Workers end with the driver, however it ends: each holds the read end of a pipe (its lifeline) whose
-write end the driver alone has, and the kernel kills the worker once that is closed.
+write end only the driver has, and the kernel kills the worker once that is closed.
 """
 
 import contextlib
@@ -11,7 +11,6 @@ import logging
 import multiprocessing
 import os
 import pickle
-import re
 import signal
 import sys
 import tempfile
@@ -19,7 +18,7 @@ import threading
 import time
 import traceback
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from multiprocessing import forkserver, resource_tracker, util
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import BaseContext
@@ -27,28 +26,23 @@ from multiprocessing.process import BaseProcess
 from typing import Any, NamedTuple
 
 import torch
-import torch.distributed as dist
 
 from infnet_dist.distributed.context import local_process_group
 from infnet_dist.errors import UserError
 from infnet_dist.io.ports import free_ports
+from ray_jobs._worker_errors import (
+    BrokenCollectiveError,
+    WorkerLostError,
+    is_broken_collective,
+    root_error,
+)
 
 _PR_SET_PDEATHSIG = 1
-# RuntimeErrors of gloo tell a place in its sources, which no path of the user's looks like.
-_BROKEN = re.compile(r"\bgloo/\S+\.(cc|h):\d+\]|NCCL|Connection closed by peer")
-_GRACE_S = 2.0  # other ranks get this long to report the same error before they are ended
-# Bytes that the path of a Unix socket may have, and those that multiprocessing adds to a folder.
+_GRACE_S = 2.0  # in which other ranks report the same error, before they are ended
+# Bytes that the path of a Unix socket may have, and that multiprocessing adds to its folder.
 _SOCKET_PATH = 107
 _SOCKET_NAME = len("/pymp-12345678/listener-12345678")
-_starting = threading.Lock()  # trials are started by threads
-
-
-class WorkerLostError(RuntimeError):
-    """A worker is gone, or was left by one that is: starting again may help."""
-
-
-class BrokenCollectiveError(WorkerLostError):
-    """A worker noticed that another one is gone."""
+_starting = threading.Lock()  # threads start trials
 
 
 def run_local(
@@ -68,14 +62,14 @@ def run_local(
         num_workers: processes.
         use_gpu: one GPU each.
         timeout_s: how long a collective may take.
-        start_method: "forkserver", whose processes share what they import and start again in no
-            time; or "fork" where the parent hasn't started threads (tests).
+        start_method: "forkserver", whose processes share their imports and so restart fast; or
+            "fork" where the parent hasn't started threads (tests).
 
     Returns:
-        What each rank returned, in rank order.
+        The result of each rank, in rank order.
 
     Raises:
-        UserError: what a worker raised as such.
+        UserError: raised by a worker.
         WorkerLostError: a worker died.
         RuntimeError: any other failure; the worker has printed its traceback.
     """
@@ -96,12 +90,12 @@ def run_local(
             each.process.join(max(0.0, deadline - time.monotonic()))
         for each in workers:
             each.process.kill()
-            each.lifeline.close()  # ends it even where the forkserver, which kill() needs, is gone
+            each.lifeline.close()  # ends it even if the forkserver, which kill() needs, was lost
             each.process.join(_GRACE_S)
 
 
 class _Worker(NamedTuple):
-    """What the driver holds of a worker: its process, its result to come, its lifeline."""
+    """A worker as the driver sees it: its process, the pipe of its result, its lifeline."""
 
     process: BaseProcess
     result: Connection
@@ -122,8 +116,8 @@ def _start(methods: BaseContext, rank: int, settings: tuple[Any, ...]) -> _Worke
     try:
         process.start()
     except (EOFError, OSError) as error:
-        gone = isinstance(error, EOFError | ConnectionError)
-        reason = "the forkserver is gone" if gone else error
+        forkserver_lost = isinstance(error, EOFError | ConnectionError)
+        reason = "the forkserver was lost" if forkserver_lost else error
         raise WorkerLostError(f"worker {rank} was lost while it started ({reason})") from error
     finally:
         sender.close()
@@ -134,8 +128,8 @@ def _start(methods: BaseContext, rank: int, settings: tuple[Any, ...]) -> _Worke
 def _start_forkserver(module: str) -> None:
     """Start the process that workers are forked from; it imports `module` once for all of them.
 
-    A SIGTERM to all processes of a job is for us and the workers to answer. The forkserver, with
-    which the workers would die at once, inherits that it is blocked.
+    This process and the workers handle a SIGTERM to all processes of a job. The forkserver must
+    ignore it, as the workers would die with it: it inherits a mask that blocks the signal.
     """
     _use_a_short_temp_folder()
     forkserver.set_forkserver_preload([module])
@@ -148,18 +142,18 @@ def _start_forkserver(module: str) -> None:
 
 
 def _use_a_short_temp_folder() -> None:
-    """Let multiprocessing put its sockets in /tmp where $TMPDIR is too long for their paths."""
+    """Let multiprocessing put its sockets in /tmp if $TMPDIR is too long for their paths."""
     if len(os.fsencode(tempfile.gettempdir())) + _SOCKET_NAME <= _SOCKET_PATH:
         return
     before, tempfile.tempdir = tempfile.tempdir, "/tmp"
     try:
-        util.get_temp_dir()  # made once, and removed at exit
+        util.get_temp_dir()  # makes the folder, which is removed at exit
     finally:
         tempfile.tempdir = before
 
 
 def _collect(workers: list[_Worker]) -> list[Any]:
-    """Results in rank order; on a failure, the root error once the others had time to report."""
+    """The results in rank order; after a failure, the root error once others had time to report."""
     results: dict[int, Any] = {}
     failures: dict[int, BaseException] = {}
     open_pipes = {rank: each.result for rank, each in enumerate(workers)}
@@ -184,25 +178,6 @@ def _collect(workers: list[_Worker]) -> list[Any]:
     return [results[rank] for rank in range(len(workers))]
 
 
-def root_error(failures: Mapping[int, BaseException]) -> BaseException:
-    """The failure that caused the others, from the error of each failed rank.
-
-    A user's error if any rank has one; otherwise one that isn't just a broken collective, which is
-    how the other ranks notice.
-    """
-    in_order = [error for _, error in sorted(failures.items())]
-    users = [error for error in in_order if isinstance(error, UserError)]
-    causes = [error for error in in_order if not is_broken_collective(error)]
-    return [*users, *causes, *in_order][0]
-
-
-def is_broken_collective(error: BaseException) -> bool:
-    """Whether a worker noticed that another one is gone."""
-    if isinstance(error, dist.DistError | BrokenCollectiveError):
-        return True
-    return isinstance(error, RuntimeError) and bool(_BROKEN.search(str(error)))
-
-
 def _end_with_parents(driver_lives: Connection) -> None:
     """Have the kernel kill this process when its parent or the driver dies, whatever it does then.
 
@@ -216,7 +191,7 @@ def _end_with_parents(driver_lives: Connection) -> None:
     fcntl.fcntl(pipe, fcntl.F_SETOWN, os.getpid())
     fcntl.fcntl(pipe, fcntl.F_SETSIG, signal.SIGKILL)
     fcntl.fcntl(pipe, fcntl.F_SETFL, fcntl.fcntl(pipe, fcntl.F_GETFL) | os.O_ASYNC)
-    if driver_lives.poll():  # the driver was gone before
+    if driver_lives.poll():  # the driver ended before
         os._exit(1)
 
 
@@ -234,7 +209,7 @@ def _work(
     _end_with_parents(driver_lives)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})  # see _start_forkserver
     set_up_worker_logging()
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all processes: the parent decides
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all processes: the driver decides
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
     try:
         with local_process_group(
@@ -242,7 +217,7 @@ def _work(
         ) as context:
             try:
                 _send(pipe, "result", worker(context, **arguments))
-            except BaseException as error:  # told before the process group is taken down
+            except BaseException as error:  # sent before the process group is destroyed
                 _send_error(pipe, rank, error)
     except BaseException as error:
         _send_error(pipe, rank, error)
@@ -258,22 +233,22 @@ def _send_error(pipe: Connection, rank: int, error: BaseException) -> None:
         traceback.print_exception(error)
         kind = BrokenCollectiveError if is_broken_collective(error) else RuntimeError
         error = kind(f"worker {rank}: {type(error).__name__}: {error}")
-    with contextlib.suppress(OSError):  # the parent may have heard enough
+    with contextlib.suppress(OSError):  # the driver may not listen any more
         _send(pipe, "error", error)
 
 
 def _send(pipe: Connection, kind: str, value: object) -> None:
-    """By plain pickle: multiprocessing's own would share tensors that die with this process."""
+    """Send by plain pickle: multiprocessing's own shares tensors, which end with this process."""
     pipe.send_bytes(pickle.dumps((kind, value)))
 
 
 def set_up_worker_logging() -> None:
-    """Our lines at INFO on stderr; torchrec's and fbgemm's many at start only if they matter."""
+    """Log our lines at INFO to stderr, and of torchrec's and fbgemm's only errors."""
     logging.basicConfig(
         level=logging.WARNING, format="%(asctime)s %(message)s", datefmt="%H:%M:%S", force=True
     )
     logging.getLogger("infnet_dist").setLevel(logging.INFO)
-    # Deprecations inside torch and torchrec, which their users can't mend.
+    # Deprecations inside torch and torchrec, which their users can't fix.
     warnings.filterwarnings("ignore", category=FutureWarning)
     for name in ("torchrec", "fbgemm_gpu", "torch.distributed", "torch.fx"):
         logging.getLogger(name).setLevel(logging.ERROR)

@@ -1,20 +1,16 @@
-"""A Ray of our own on this machine: a head with a job server, gone without trace afterwards.
+"""A Ray of our own on this machine: a head with a job server, removed without trace afterwards.
 
     with LocalRay(root=Path(".infnet"), num_cpus=4) as ray:
         done = ray.submit(["python", "-m", "ray_jobs.train", ...], working_dir=Path("."))
 
-Everything listens on loopback, on free ports, in a temporary folder of its own, so other Rays on
-the machine are neither used nor disturbed. `ray stop` would end those too. Instead a guard process
-(this file, run as a script) starts the head and waits for its standard input to close, which
-happens when the context ends and also when this process is killed. Then it ends all processes
-below it, no matter how they were orphaned, and removes the folder.
+It listens on loopback, on free ports, in a temporary folder of its own, and asks for a token, so
+other Rays on the machine are neither used nor disturbed. A guard process (`_ray_guard.py`) ends all
+of its processes when the context ends, and also when this process is killed.
 """
 
-import ctypes
 import json
 import os
 import re
-import select
 import shutil
 import subprocess
 import sys
@@ -27,13 +23,11 @@ from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 
-import psutil
-
 from infnet_dist.io.ports import free_ports
 from infnet_dist.tools.doctor import check_upload
+from ray_jobs._auth import token_environ, token_header, write_token
 
 START_TIMEOUT_S = 120.0
-END_GRACE_S = 2.0
 _PORT_OPTIONS = (
     "--port",
     "--dashboard-port",
@@ -46,8 +40,8 @@ _PORT_OPTIONS = (
     "--ray-client-server-port",
 )
 _PORT_VARIABLES = ("AUTOSCALER_METRIC_PORT", "DASHBOARD_METRIC_PORT")
-_PR_SET_CHILD_SUBREAPER = 36
-# Lines of the command line that say nothing about the job: a dozen per submission.
+_GUARD = Path(__file__).with_name("_ray_guard.py")
+# Lines that the command line prints about itself: a dozen per submission.
 _NOISE = re.compile(
     r"(packaging|working_dir)\.py:\d+ -- |cli\.py:\d+ -- (-+$|Next steps|Query |Request |ray job )"
 )
@@ -60,36 +54,46 @@ class LocalRay:
         root: folder for data and runs, given to jobs as INFNET_ROOT.
         num_cpus: CPUs that Ray may hand out; they need not exist.
         object_store_memory: bytes of shared memory.
+        token_file: holds the token that Ray asks for; by default a new one, removed with the rest.
 
     Attributes:
         address: host and port of the cluster, as in RAY_ADDRESS.
         dashboard_url: where jobs are submitted.
+        environ: of this Ray, and of commands that connect to it.
         temp_dir: folder of this Ray's sockets and logs.
+        token_file: see above.
     """
 
     def __init__(
-        self, root: Path, num_cpus: int, *, object_store_memory: int = 200 * 2**20
+        self,
+        root: Path,
+        num_cpus: int,
+        *,
+        object_store_memory: int = 200 * 2**20,
+        token_file: Path | None = None,
     ) -> None:
         self.environ = job_environ(root.resolve())
         self.num_cpus = num_cpus
         self.object_store_memory = object_store_memory
+        self._given_token_file = token_file
 
     def __enter__(self) -> "LocalRay":
         # Short and under /tmp: Ray's socket paths may have 107 characters in all.
         self.temp_dir = Path(tempfile.mkdtemp(prefix="inf-", dir="/tmp"))
-        jobs_temp_dir = self.temp_dir / "tmp"  # what jobs leave in it goes as well
+        jobs_temp_dir = self.temp_dir / "tmp"  # removed with the files that jobs leave in it
         jobs_temp_dir.mkdir()
-        self.environ["TMPDIR"] = str(jobs_temp_dir)
+        self.token_file = self._given_token_file or write_token(self.temp_dir)
+        self.environ |= {"TMPDIR": str(jobs_temp_dir), **token_environ(self.token_file)}
         names = (*_PORT_OPTIONS, *_PORT_VARIABLES)
         ports = dict(zip(names, free_ports(len(names)), strict=True))
         self.environ |= {name: str(ports.pop(name)) for name in _PORT_VARIABLES}
         self.address = f"127.0.0.1:{ports['--port']}"
         self.dashboard_url = f"http://127.0.0.1:{ports['--dashboard-port']}"
         self.guard = subprocess.Popen(
-            [sys.executable, __file__, str(self.temp_dir), *self._head_command(ports)],
+            [sys.executable, str(_GUARD), str(self.temp_dir), *self._head_command(ports)],
             env=self.environ,
             stdin=subprocess.PIPE,
-            start_new_session=True,  # so that Ctrl-C doesn't reach it
+            start_new_session=True,  # Ctrl-C doesn't reach it
         )
         try:
             self._wait_for_job_server()
@@ -109,7 +113,7 @@ class LocalRay:
     def submit(
         self, args: Sequence[str], *, working_dir: Path, env: Mapping[str, str] | None = None
     ) -> subprocess.CompletedProcess[str]:
-        """Run a job through the real command line, showing its output as it comes.
+        """Run a job through Ray's command line, and print its output as it arrives.
 
         Args:
             args: the job's command, e.g. `["python", "-m", "ray_jobs.train", ...]`.
@@ -117,7 +121,7 @@ class LocalRay:
             env: further environment variables of the job.
 
         Returns:
-            The job's exit code and text. (The command line itself says 1 for every failure.)
+            The job's exit code and text. (The command line's own code is 1 for every failure.)
         """
         command = [_ray_command(), "job", "submit", "--address", self.dashboard_url]
         command += ["--working-dir", ".", "--log-color", "false"]
@@ -147,8 +151,8 @@ class LocalRay:
         if code and "status code 413" in text:
             found = check_upload(working_dir.resolve())
             print(f"{working_dir}: {found.detail}; {found.fix}", flush=True)
-        told = re.findall(r"failed with exit code (-?\d+)", text)
-        return subprocess.CompletedProcess(args, int(told[-1]) if code and told else code, text)
+        codes = re.findall(r"failed with exit code (-?\d+)", text)
+        return subprocess.CompletedProcess(args, int(codes[-1]) if code and codes else code, text)
 
     def _head_command(self, ports: Mapping[str, int]) -> list[str]:
         command = [
@@ -166,25 +170,28 @@ class LocalRay:
         return command
 
     def _wait_for_job_server(self) -> None:
+        request = urllib.request.Request(
+            f"{self.dashboard_url}/api/jobs/", headers=token_header(self.token_file)
+        )
         deadline = time.monotonic() + START_TIMEOUT_S
         while time.monotonic() < deadline:
             if self.guard.poll() is not None:
-                raise RuntimeError("Ray's head didn't start; its last words stand above")
+                raise RuntimeError("Ray's head didn't start; the end of its log is above")
             with suppress(urllib.error.URLError, OSError):
-                with _OPENER.open(f"{self.dashboard_url}/api/jobs/", timeout=5):
+                with _OPENER.open(request, timeout=5):
                     return
             time.sleep(0.2)
-        raise RuntimeError(f"Ray's job server gave no answer within {START_TIMEOUT_S:.0f} s")
+        raise RuntimeError(f"Ray's job server didn't answer within {START_TIMEOUT_S:.0f} s")
 
     def _end(self) -> None:
-        """Let the guard clean up; should Ctrl-C come again here, it does so all the same."""
+        """Let the guard clean up, which another Ctrl-C here doesn't interrupt."""
         assert self.guard.stdin is not None
         self.guard.stdin.close()
         self.guard.wait()
 
 
 def job_environ(root: Path) -> dict[str, str]:
-    """The environment of Ray and its jobs; jobs inherit the head's, not the submitter's."""
+    """The environment of Ray and its jobs, which inherit the head's and not the submitter's."""
     environ = {key: value for key, value in os.environ.items() if not key.startswith("RAY_")}
     folder = str(Path(sys.executable).parent)
     return environ | {
@@ -193,7 +200,6 @@ def job_environ(root: Path) -> dict[str, str]:
         # `python` in a job is this very Python.
         "PATH": folder + os.pathsep + os.environ.get("PATH", os.defpath),
         "PYTHONUNBUFFERED": "1",
-        "RAY_AUTH_MODE": "disabled",  # it listens on loopback alone
         "RAY_DEDUP_LOGS": "0",
         # Despite its name: with 0, Ray keeps to 127.0.0.1 on any system. Otherwise it replaces
         # --node-ip-address=127.0.0.1 with the machine's outer address and listens on all of them.
@@ -215,46 +221,3 @@ def _ray_command() -> str:
     if found is None:
         raise RuntimeError("no `ray` command beside this Python; run `make install`")
     return found
-
-
-def _guard(temp_dir: Path, command: Sequence[str]) -> int:
-    """Run the head until it ends or standard input closes; then leave nothing behind."""
-    with suppress(OSError, AttributeError):  # Linux only: orphans below become our children
-        ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
-    log = temp_dir / "head.log"
-    with log.open("w") as out:
-        head = subprocess.Popen(
-            command, stdin=subprocess.DEVNULL, stdout=out, stderr=subprocess.STDOUT
-        )
-    while head.poll() is None and not select.select([sys.stdin], [], [], 0.5)[0]:
-        pass
-    code = head.poll()
-    if code is not None:
-        words = log.read_text(errors="replace")[-4000:]
-        print(f"ray start ended with exit code {code}:\n{words}", file=sys.stderr, flush=True)
-    _end_children()
-    shutil.rmtree(temp_dir, ignore_errors=True)
-    return 0 if code is None else 1
-
-
-def _end_children() -> None:
-    """Ask this process's descendants to end, then end those that didn't."""
-    me = psutil.Process()
-    deadline = time.monotonic() + END_GRACE_S
-    asked = set()
-    while children := me.children(recursive=True):
-        for child in children:
-            with suppress(psutil.Error):
-                if time.monotonic() > deadline:
-                    child.kill()
-                elif child not in asked:
-                    child.terminate()
-                    asked.add(child)
-        with suppress(ChildProcessError):
-            while os.waitpid(-1, os.WNOHANG)[0]:
-                pass
-        time.sleep(0.05)
-
-
-if __name__ == "__main__":
-    sys.exit(_guard(Path(sys.argv[1]), sys.argv[2:]))

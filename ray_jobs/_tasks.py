@@ -1,4 +1,4 @@
-"""Executors for `infnet_dist.ingest.logs`: tasks as processes here, or on a Ray cluster."""
+"""Executors for `infnet_dist.ingest.logs`: run tasks as local processes, or on a Ray cluster."""
 
 import contextlib
 import os
@@ -10,7 +10,7 @@ from infnet_dist.errors import DataError, UserError
 from infnet_dist.ingest.logs.stages.runner import Execute, Outcome, Recorded, processes
 from ray_jobs._cluster import connect
 
-_RETRIES = 3  # of a task whose worker or node died; its own errors aren't repeated
+_RETRIES = 3  # of a task whose worker or node was lost; after an error of its own there is none
 
 
 @contextlib.contextmanager
@@ -50,8 +50,8 @@ def _on_ray(tasks: Sequence[Recorded]) -> Iterator[tuple[int, Outcome]]:
     except RayError as error:
         raise DataError(
             f"a task of the ingest was lost {_RETRIES + 1} times ({type(error).__name__}), perhaps "
-            "for want of memory; lower ingest.memory_mib and run the same command again: it goes "
-            "on where it stopped"
+            "by lack of memory; lower ingest.memory_mib and run the same command again: it resumes "
+            "where it stopped"
         ) from error
     finally:
         for reference in running:

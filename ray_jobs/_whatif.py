@@ -9,7 +9,7 @@ from rich.table import Table
 from infnet_dist.errors import PlanError
 from infnet_dist.io.filesystem import size_text
 from infnet_dist.planning.planner import make_plan
-from infnet_dist.planning.review import facts
+from infnet_dist.planning.review.facts import facts
 from infnet_dist.planning.tables import TableSet
 from infnet_dist.planning.topology import Topology
 

@@ -40,7 +40,7 @@ from infnet_dist.comparison.results import (
 )
 from infnet_dist.config.run import Config
 from infnet_dist.errors import UserError
-from infnet_dist.model.ranking import build_train_model
+from infnet_dist.model.build import build_train_model
 from infnet_dist.tracking.tracker import send_report
 from infnet_dist.training.provenance import versions
 from infnet_dist.training.run_lock import held_by_driver

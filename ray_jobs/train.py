@@ -14,11 +14,12 @@ import torch
 
 from infnet_dist.config.changes import changes
 from infnet_dist.config.run import Config, config_of_text
-from infnet_dist.model.ranking import build_train_model
+from infnet_dist.model.build import build_train_model
 from infnet_dist.model.settings_check import without_effect
-from infnet_dist.planning.plan import load_plan
-from infnet_dist.planning.sharding import check_plan, tables_of_run
-from infnet_dist.training.setup import check_can_train, open_training_set
+from infnet_dist.planning.checks import check_plan
+from infnet_dist.planning.plan_file import load_plan
+from infnet_dist.planning.run_tables import tables_of_run
+from infnet_dist.training.setup import open_for_training
 from ray_jobs._cli import (
     add_launcher,
     log,
@@ -28,7 +29,7 @@ from ray_jobs._cli import (
     run_id,
     run_main,
 )
-from ray_jobs._supervise import train_to_the_end
+from ray_jobs._supervise import train_with_restarts
 
 
 def main() -> None:
@@ -40,8 +41,7 @@ def main() -> None:
     )
     arguments = parser.parse_args()
     config = read_config(arguments)
-    manifest, schema = open_training_set(config)
-    check_can_train(config)
+    manifest, schema = open_for_training(config)
     for line in without_effect(config, manifest, schema):
         log.warning("no effect: %s", line)
     build_train_model(config, schema, table_device=torch.device("meta"))  # finds wrong settings
@@ -55,7 +55,7 @@ def main() -> None:
         )
     run_folder = config.run.folder / config.run.name / (arguments.run_id or new_run_id())
     config = _as_begun(config, run_folder)
-    summary = train_to_the_end(config, run_folder, arguments.launcher)
+    summary = train_with_restarts(config, run_folder, arguments.launcher)
     log.info(
         "trained %s examples in %s steps, %.0f samples/s; checkpoint %s",
         f"{summary['examples']:,}",

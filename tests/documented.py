@@ -1,4 +1,4 @@
-"""The commands that the documents teach: README, docs, configs, sharding_plans, entry points."""
+"""The commands in the documents: README, docs, configs, results, docstrings of entry points."""
 
 import ast
 import re
@@ -32,11 +32,17 @@ class Block(NamedTuple):
 
 
 def documents() -> list[Path]:
-    """All that teach commands, in the order in which a newcomer reads them."""
-    folders = ("configs", "sharding_plans", "docs")
+    """All documents with commands, in the order in which a newcomer reads them."""
+    folders = ("configs", "docs", "benchmarks")
     return [
         REPOSITORY / "README.md",
-        *(path for folder in folders for path in sorted((REPOSITORY / folder).glob("*.md"))),
+        REPOSITORY / "CONTRIBUTING.md",
+        *(
+            path
+            for folder in folders
+            for path in sorted((REPOSITORY / folder).glob("*.md"))
+            if path.name != "extending.md"  # its commands need its code: test_extending.py
+        ),
         *sorted((REPOSITORY / "ray_jobs").glob("[a-z]*.py")),
     ]
 

@@ -39,12 +39,13 @@ from infnet_dist.config.run import config_of_text, dump_config, load_config
 from infnet_dist.contrib.petastorm.bridge import load_petastorm
 from infnet_dist.contrib.petastorm.unischema_pickle import load_unischema
 from infnet_dist.data.checks.ranges import allowed_ranges
+from infnet_dist.data.epoch_order import deal, epoch_order, merge, num_steps, remaining
 from infnet_dist.data.manifest import arrow_type, read_manifest
-from infnet_dist.data.order import deal, epoch_order, merge, num_steps, remaining
 from infnet_dist.errors import CheckpointError, UserError
 from infnet_dist.io.filesystem import Folder
 from infnet_dist.io.parsing import MalformedError, parse_json
-from infnet_dist.planning.plan import differences, dump_plan, load_plan
+from infnet_dist.planning.checks import differences
+from infnet_dist.planning.plan_file import dump_plan, load_plan
 from infnet_dist.planning.planner import make_plan
 from tests.checkpoints import by_rows, whole, write_checkpoint
 from tests.unit.test_planning import cpu, make_tables, run_tables

@@ -23,8 +23,9 @@ from common import (
 from infnet_dist.config.run import parse_config
 from infnet_dist.distributed.context import WorkerContext, local_process_group
 from infnet_dist.io.ports import free_ports
+from infnet_dist.sharding.optimizers import learning_rates
 from infnet_dist.training.setup import TrainingSetup, stream
-from infnet_dist.training.trainer import train_step
+from infnet_dist.training.step import train_step
 
 
 def stack(model: str, num_fields: int) -> dict[str, Any]:
@@ -86,7 +87,8 @@ class Ours:
         batches = itertools.islice(stream(reader.batches(), self.setup.context.device), steps)
         rows = 0
         for step, (batch, _) in enumerate(batches):
-            train_step(self.setup.sharded, batch, self.config, step=step, total_steps=steps)
+            rates = learning_rates(self.config, step, steps)
+            train_step(self.setup.sharded, batch, rates, step=step, seed=self.config.run.seed)
             rows += batch.num_rows
         return rows
 

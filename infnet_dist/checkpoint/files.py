@@ -7,7 +7,7 @@ The header names the tensors' offsets in torch's own way (`DCP_SHARDING_INFO`), 
 import json
 import math
 import zlib
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import IO, NamedTuple
 
 import torch
@@ -19,6 +19,7 @@ from infnet_dist.checkpoint.manifest import (
     rows_per_block,
 )
 from infnet_dist.checkpoint.shards import LocalShard
+from infnet_dist.distributed import heartbeat
 from infnet_dist.errors import CheckpointError
 from infnet_dist.io.filesystem import Folder, write_all
 
@@ -57,7 +58,6 @@ def write_file(
     folder: Folder,
     name: str,
     shards: Sequence[LocalShard],
-    moved: Callable[[], None] = lambda: None,
 ) -> tuple[int, list[tuple[str, SavedTensor]]]:
     """Write shards, whose names differ, into a safetensors file.
 
@@ -65,7 +65,6 @@ def write_file(
         folder: the checkpoint.
         name: of the file.
         shards: what to write.
-        moved: called after each block, to show that it goes on.
 
     Returns:
         The file's bytes; and by shard its name and itself as a tensor of one chunk.
@@ -84,7 +83,7 @@ def write_file(
         nonlocal end
         write_all(file, header)
         for shard in shards:
-            checksums = tuple(_write_blocks(file, shard, moved))
+            checksums = tuple(_write_blocks(file, shard))
             chunk = SavedChunk(
                 file=name,
                 begin=end,
@@ -108,7 +107,7 @@ def _tensor(shard: LocalShard, chunk: SavedChunk) -> SavedTensor:
     )
 
 
-def _write_blocks(file: IO[bytes], shard: LocalShard, moved: Callable[[], None]) -> Iterator[int]:
+def _write_blocks(file: IO[bytes], shard: LocalShard) -> Iterator[int]:
     shape = tuple(shard.tensor.shape)
     step = rows_per_block(shape, shard.tensor.itemsize, BLOCK_BYTES)
     rows = (shape[0] if shape else 1) if shard.nbytes else 0
@@ -119,7 +118,7 @@ def _write_blocks(file: IO[bytes], shard: LocalShard, moved: Callable[[], None])
         content = memoryview(block.contiguous().cpu().view(torch.uint8).numpy())  # type: ignore[arg-type]
         yield zlib.crc32(content)
         write_all(file, content)
-        moved()
+        heartbeat.beat()
 
 
 def _is_finite(block: torch.Tensor) -> bool:

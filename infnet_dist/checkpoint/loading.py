@@ -46,11 +46,7 @@ def load_newest(
         UnreadableError: the storage failed for a minute; on all ranks. Nothing is skipped for that.
         CheckpointError: it is of another model, or all are damaged; on all ranks.
     """
-    candidates = context.broadcast(
-        context.together(
-            lambda: _patiently(lambda: _candidates(folder)) if context.is_first else []
-        )
-    )
+    candidates = context.on_first(lambda: _patiently(lambda: _candidates(folder)))
     faults: dict[str, str] = {}  # by name
     for candidate in reversed(candidates):
         fault, manifest = _try(candidate, sharded, context)
@@ -97,10 +93,9 @@ def _try(
 ) -> tuple[str, CheckpointManifest | None]:
     """Load a checkpoint; what is wrong with its files, on any rank, instead of a manifest."""
     start = time.perf_counter()
-    fault, found = context.together(lambda: _patiently(lambda: _documents_of(folder)))
-    if first := _first(context.gather(fault)):
-        return first, None
-    assert found is not None
+    fault, found = context.on_first(lambda: _patiently(lambda: _documents_of(folder)))
+    if found is None:
+        return fault, None
     manifest, trained = found
     context.together(lambda: check_same(folder, manifest, trained, sharded.schema))
     state = ModelState(sharded, with_optimizer=with_optimizer)

@@ -91,12 +91,26 @@ class SavedProgress(_Frozen):
         return self
 
 
-class RunTotals(_Frozen):
-    """Sums over all attempts of a run, up to its last log line (see `pace.Throughput`)."""
+class Throughput(_Frozen):
+    """Rows and steps trained over all attempts of a run, up to its last log line, and the seconds.
+
+    Steps that were lost with an attempt don't count, nor do their seconds.
+    """
 
     rows: Count = 0
     seconds: float = Field(0.0, ge=0, allow_inf_nan=False)
     steps: Count = 0
+
+    @property
+    def samples_per_s(self) -> float:
+        """Mean rate; 0 without rows."""
+        return self.rows / max(self.seconds, 1e-9)
+
+    def plus(self, rows: int, seconds: float, steps: int) -> "Throughput":
+        """The throughput with another interval."""
+        return Throughput(
+            rows=self.rows + rows, seconds=self.seconds + seconds, steps=self.steps + steps
+        )
 
 
 class DataOrder(_Frozen):
@@ -112,7 +126,9 @@ class DataOrder(_Frozen):
     identity: Digest = ""
     seed: int
     shuffle_rows: int
-    version: int = 1  # of the way in which data/order.py orders rows; checkpoints before 2 lack it
+    version: int = (
+        1  # of the way in which data/epoch_order.py orders rows; checkpoints before 2 lack it
+    )
 
 
 class SavedFile(_Frozen):
@@ -202,8 +218,9 @@ class CheckpointManifest(_Frozen):
         metrics: of the evaluation at this very step, if there was one; None for NaN.
         unknown_id_rates: shares of the ids that training drops to 0, by table; None in checkpoints
             of versions that didn't keep them.
-        interval: sums since the last log line, by rank (see `pace.TrainMeter.state`).
-        totals: sums up to the last log line; 0 in checkpoints of earlier versions.
+        interval: the train meter by rank (see `TrainMeter.restore`) in checkpoints of versions that
+            didn't log at each save; empty since.
+        totals: throughput up to the checkpoint; 0 in checkpoints of earlier versions.
         block_bytes: rows are taken together in blocks of about so many bytes for checksums.
         files: those that hold no tensors, by name.
         tensor_files: bytes by name.
@@ -217,7 +234,7 @@ class CheckpointManifest(_Frozen):
     metrics: dict[Name, float | None]
     unknown_id_rates: dict[Name, Rate] | None = None
     interval: tuple[tuple[float, ...], ...] = ()
-    totals: RunTotals = RunTotals()
+    totals: Throughput = Throughput()
     block_bytes: int = Field(ge=1, le=_MOST_BLOCK_BYTES)
     files: dict[FileName, SavedFile]
     tensor_files: dict[FileName, Count]

@@ -28,10 +28,10 @@ from infnet_dist.checkpoint.manifest import (
     MANIFEST,
     CheckpointManifest,
     DataOrder,
-    RunTotals,
     SavedFile,
     SavedProgress,
     SavedTensor,
+    Throughput,
     dump_manifest,
     name_of,
 )
@@ -39,12 +39,13 @@ from infnet_dist.checkpoint.retention import prune
 from infnet_dist.checkpoint.shards import LocalShard, ModelState
 from infnet_dist.checkpoint.trained_schema import SCHEMA
 from infnet_dist.config.run import Config, dump_config
+from infnet_dist.distributed import heartbeat
 from infnet_dist.distributed.context import WorkerContext
 from infnet_dist.errors import CheckpointError, UserError
 from infnet_dist.io.filesystem import Folder
 from infnet_dist.io.json_files import null_nonfinite
 from infnet_dist.io.retries import one_line, retrying
-from infnet_dist.planning.plan import dump_plan
+from infnet_dist.planning.plan_file import dump_plan
 from infnet_dist.sharding.build import ShardedModel
 
 T = TypeVar("T")
@@ -73,8 +74,7 @@ class CheckpointMetadata:
     order: DataOrder
     metrics: dict[str, float]
     unknown_id_rates: dict[str, float] | None = None
-    interval: tuple[tuple[float, ...], ...] = ()
-    totals: RunTotals = field(default_factory=RunTotals)
+    totals: Throughput = field(default_factory=Throughput)
 
 
 @dataclass(frozen=True)
@@ -100,7 +100,6 @@ class Saver:
         sharded: the model.
         config: the run.
         context: this worker.
-        moved: called now and then while a checkpoint is written, to show that it goes on.
         damaged: names of checkpoints that were skipped when the run went on.
     """
 
@@ -110,10 +109,8 @@ class Saver:
         sharded: ShardedModel,
         config: Config,
         context: WorkerContext,
-        moved: Callable[[], None] = lambda: None,
         damaged: Iterable[str] = (),
     ) -> None:
-        self._moved = moved
         self._damaged = set(damaged)
         self._folder = folder
         self._sharded = sharded
@@ -160,7 +157,7 @@ class Saver:
         return None if pending is None else pending.result()
 
     def amend(self, manifest: CheckpointManifest, facts: CheckpointMetadata) -> None:
-        """Replace metrics, interval and totals of the checkpoint of this very step, no more.
+        """Replace metrics and totals of the checkpoint of this very step, no more.
 
         Args:
             manifest: that the checkpoint has.
@@ -173,16 +170,12 @@ class Saver:
         folder = self.folder_of(facts.progress.step)
         changes = {
             "metrics": null_nonfinite(facts.metrics),
-            "interval": facts.interval,
+            "interval": (),  # was logged before the evaluation
             "totals": facts.totals,
         }
         changed = manifest.model_copy(update=changes)
-        self._context.together(
-            lambda: (
-                _told_of(folder, lambda: self._replace_manifest(folder, changed))
-                if self._context.is_first
-                else None
-            )
+        self._context.on_first(
+            lambda: _as_checkpoint_error(folder, lambda: self._replace_manifest(folder, changed))
         )
 
     def _replace_manifest(self, folder: Folder, manifest: CheckpointManifest) -> None:
@@ -218,18 +211,19 @@ class Saver:
         folder = self.folder_of(facts.progress.step)
         context = self._context
         attempt = context.broadcast(secrets.token_hex(4))
-        # Only what this project's storage does wrong is told as a CheckpointError: a broken
-        # collective means that a worker is gone, which isn't the checkpoint's fault.
+        # Only failures of the storage become a CheckpointError: a broken collective means that a
+        # worker is gone, which isn't the checkpoint's fault.
         own = context.together(
-            lambda: _told_of(folder, lambda: self._write_tensors(folder, shards, attempt))
+            lambda: _as_checkpoint_error(
+                folder, lambda: self._write_tensors(folder, shards, attempt)
+            )
         )
         found = context.gather_to_first(own)
-        num_bytes = context.together(
-            lambda: _told_of(folder, lambda: self._finish(folder, facts, found)) if found else 0
+        num_bytes = context.on_first(
+            lambda: _as_checkpoint_error(folder, lambda: self._finish(folder, facts, found or []))
         )
-        return SavedCheckpoint(
-            folder, facts.progress.step, time.perf_counter() - start, context.broadcast(num_bytes)
-        )
+        step = facts.progress.step
+        return SavedCheckpoint(folder, step, time.perf_counter() - start, num_bytes)
 
     def _write_tensors(
         self, folder: Folder, shards: Sequence[LocalShard], attempt: str
@@ -239,7 +233,7 @@ class Saver:
         tensors: list[tuple[str, SavedTensor]] = []
         for number, together in enumerate(pack(shards)):
             name = f"rank-{self._context.rank:05d}-{number:02d}-{attempt}.safetensors"
-            sizes[name], found = self._retry(write_file, folder, name, together, self._moved)
+            sizes[name], found = self._retry(write_file, folder, name, together)
             tensors += found
         return sizes, tensors
 
@@ -257,7 +251,6 @@ class Saver:
             world_size=self._context.world_size,
             metrics=null_nonfinite(facts.metrics),
             unknown_id_rates=facts.unknown_id_rates,
-            interval=facts.interval,
             totals=facts.totals,
             block_bytes=BLOCK_BYTES,
             files={
@@ -291,7 +284,7 @@ class Saver:
         """Try again for a while if the storage fails."""
         scaling, seconds = self._config.scaling, self._config.checkpoint.retry_s
         longest = min(10.0, scaling.hang_timeout_s / 2)  # or it looks like hanging
-        return _retrying(seconds, (NotFiniteError,), self._moved, longest)(action, *arguments)
+        return _retrying(seconds, (NotFiniteError,), longest)(action, *arguments)
 
 
 def check_writable(folder: Folder, config: Config, *, resumed: bool) -> None:
@@ -307,7 +300,7 @@ def check_writable(folder: Folder, config: Config, *, resumed: bool) -> None:
     seconds = min(seconds, config.scaling.timeout_s / 2)  # the other ranks wait
     put = _retrying(seconds, _LASTING)
     try:
-        _told_of(folder, lambda: put(folder.put, _PROBE, b"can this be written?"))
+        _as_checkpoint_error(folder, lambda: put(folder.put, _PROBE, b"can this be written?"))
     except CheckpointError as error:
         if not resumed:
             raise
@@ -322,13 +315,12 @@ def check_writable(folder: Folder, config: Config, *, resumed: bool) -> None:
 def _retrying(
     seconds: float,
     lasting: tuple[type[Exception], ...],
-    moved: Callable[[], None] = lambda: None,
     longest_wait_s: float = 10.0,
 ) -> tenacity.Retrying:
     """Retries after any error but the `lasting` ones, with a warning."""
 
     def warn(error: BaseException, wait_s: float) -> None:
-        moved()
+        heartbeat.beat()
         log.warning("checkpoint: can't write (%s); retrying in %.1f s", one_line(error), wait_s)
 
     return retrying(
@@ -339,7 +331,7 @@ def _retrying(
     )
 
 
-def _told_of(folder: Folder, action: Callable[[], T]) -> T:
+def _as_checkpoint_error(folder: Folder, action: Callable[[], T]) -> T:
     """Run `action`; whatever it raises becomes a CheckpointError."""
     try:
         return action()

@@ -9,7 +9,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from infnet_dist.config.run import Config
-from infnet_dist.model.ranking import DenseArch, build_train_model
+from infnet_dist.model.build import build_train_model
+from infnet_dist.model.ranking import DenseArch
 from infnet_dist.model.sparse import SparseEmbeddings
 from infnet_dist.schema import Schema
 
@@ -77,5 +78,5 @@ def _inputs(
         ],
         masks=[torch.ones(batch_size, length, dtype=torch.bool) for length in lengths],
     )
-    numbers = torch.randn(batch_size, len(schema.numeric))
-    return embeddings, numbers, torch.zeros(batch_size, sum(lengths), dtype=torch.int64)
+    dense_BN = torch.randn(batch_size, len(schema.standardised))
+    return embeddings, dense_BN, torch.zeros(batch_size, sum(lengths), dtype=torch.int64)

@@ -18,7 +18,8 @@ model; it is trained with every seed.
 First every model is trained at every point of the grid with the first seed; then the finalists,
 each at its best point, with the other seeds. Ablations are trained at their model's best point, and
 are nobody's rivals. A model's `model` section starts from what is common
-to all towers in the base: token_dim, dropout, first_order, given.
+to all towers in the base: token_dim, dropout, first_order,
+conditional_on.
 """
 
 import hashlib

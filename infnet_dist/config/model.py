@@ -17,7 +17,7 @@ class ModelSection(Section):
     token_dim: int = Field(32, ge=1, description="width D of a token")
     dropout: float = Field(0.0, ge=0, lt=1, description="dropout probability of token embeddings")
     first_order: bool = Field(False, description="add a linear term of the features to the logits")
-    given: dict[str, str] = Field(
+    conditional_on: dict[str, str] = Field(
         default_factory=dict,
         description="by task a, the task b that it is conditional on: P(a) = P(b) P(a | b)",
     )

@@ -75,7 +75,7 @@ def _row(name: str, field: FieldInfo) -> str:
     cells = [f"`{name}`", _type(field.annotation, field.metadata), _default(field)]
     inner = [_summary(model) for model in sections(field.annotation).values()]
     meaning = field.description or ("; ".join(inner) if len(inner) == 1 else "see below")
-    meaning = re.sub(r"<[\w ]+>[\w/]*", r"`\g<0>`", meaning)
+    meaning = re.sub(r"(?:<[\w ]+>[\w/]*)+", r"`\g<0>`", meaning)
     return "| " + " | ".join(cell.replace("|", "\\|") for cell in [*cells, meaning]) + " |"
 
 

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 # By old dotted key, the new name of its last part.
-RENAMED_KEYS = {"ingest.numbers": "dense"}
+RENAMED_KEYS = {"ingest.numbers": "dense", "model.given": "conditional_on"}
 
 
 def with_current_names(sections: Mapping[str, Any]) -> dict[str, Any]:

@@ -5,7 +5,7 @@ import torch
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
 from infnet_dist.batch import BatchRows, RankingBatch
-from infnet_dist.data.rows import Rows
+from infnet_dist.data.row_views import Rows
 from infnet_dist.data.unknown_ids import UnknownIds
 from infnet_dist.schema import Schema
 
@@ -30,15 +30,15 @@ class Collator:
 
     def __call__(self, picked: Rows, rows: BatchRows) -> RankingBatch:
         """Collate `picked`, which came from `rows`."""
-        plain = {name: torch.from_numpy(values).T for name, values in picked.plain.items()}
+        scalars = {name: torch.from_numpy(values).T for name, values in picked.scalars.items()}
         return RankingBatch(
             sparse_features=self._sparse_features(picked, rows),
-            dense_BN=self._padded(plain["numbers"]),
+            dense_BN=self._padded(scalars["dense"]),
             time_gap_BL=self._time_gaps(picked),
-            labels_BK=self._padded(plain["labels"]),
+            labels_BK=self._padded(scalars["labels"]),
             weights_B=self._padded(torch.ones(len(picked))),
-            group_B=self._padded(plain["group"][:, 0]),
-            truth_BK=self._padded(plain["truth"]),
+            group_B=self._padded(scalars["group"][:, 0]),
+            truth_BK=self._padded(scalars["truth"]),
             rows=rows,
         )
 
@@ -48,7 +48,7 @@ class Collator:
         lengths[: self._num_fields, : len(picked)] = 1
         for i, key in enumerate(keys, self._num_fields):
             lengths[i, : len(picked)] = picked.lengths(key)
-        values = picked.items(keys, before=picked.plain["ids"])
+        values = picked.items(keys, before=picked.scalars["ids"])
         return KeyedJaggedTensor(
             keys=self._keys,
             values=self._unknown_ids.drop(values, lengths, self._schema, rows),

@@ -1,7 +1,7 @@
 """How a part of a training set is opened: as plain Parquet, or as a file of a Petastorm data set.
 
-Both ways give the same tables; which rows are read, in which order and by whom is decided
-elsewhere (`order.py`) and is the same. Whenever a part is opened, it is compared with the manifest.
+Both give the same tables. `epoch_order.py` decides which rows are read, in which order and by whom,
+and does so independently of the format. A part is compared with the manifest whenever it is opened.
 """
 
 import os

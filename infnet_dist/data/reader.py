@@ -1,7 +1,7 @@
 """Parquet training set -> batches: shuffled, seeded, dealt evenly, read ahead in a thread.
 
 Every rank makes the same number of steps and every row is read exactly once: ranks get intervals
-of the epoch's order (`order.py`), and the last batch of a rank is padded with weight 0.
+of the epoch's order (`epoch_order.py`), and the last batch of a rank is padded with weight 0.
 """
 
 import logging
@@ -16,9 +16,8 @@ import pyarrow as pa
 
 from infnet_dist.batch import BatchRows, RankingBatch
 from infnet_dist.data.collate import Collator
-from infnet_dist.data.columns import Columns, decode, unknown_rows
-from infnet_dist.data.manifest import Manifest, Part, arrow_type
-from infnet_dist.data.order import (
+from infnet_dist.data.decode import Columns, decode, unknown_rows
+from infnet_dist.data.epoch_order import (
     Block,
     Interval,
     RowGroup,
@@ -27,6 +26,7 @@ from infnet_dist.data.order import (
     num_steps,
     remaining,
 )
+from infnet_dist.data.manifest import Manifest, Part, arrow_type
 from infnet_dist.data.part_files import (
     ARROW,
     OpenedPart,
@@ -35,7 +35,7 @@ from infnet_dist.data.part_files import (
     opened,
 )
 from infnet_dist.data.prefetch import prefetch
-from infnet_dist.data.rows import Joiner, Rows, concatenate
+from infnet_dist.data.row_views import Rows, RowShuffler, concatenate
 from infnet_dist.data.unknown_ids import UnknownIds
 from infnet_dist.errors import DataError
 from infnet_dist.schema import Schema
@@ -74,7 +74,9 @@ class Reader:
     unknown_ids: UnknownIds = field(default_factory=UnknownIds)
     max_bad_row_groups: int = 0
     left_out: dict[tuple[str, int], int] = field(default_factory=dict, init=False, compare=False)
-    _idle_joiners: list[Joiner] = field(default_factory=list, init=False, repr=False, compare=False)
+    _idle_shufflers: list[RowShuffler] = field(
+        default_factory=list, init=False, repr=False, compare=False
+    )
 
     @property
     def rows(self) -> int:
@@ -96,20 +98,20 @@ class Reader:
         return prefetch(self._batches(epoch, consumed), self.prefetch_batches)
 
     def _batches(self, epoch: int, consumed: Sequence[Interval]) -> Iterator[RankingBatch]:
-        with self._joiner() as join:
+        with self._shuffler() as join:
             yield from self._joined_batches(epoch, consumed, join)
 
     @contextmanager
-    def _joiner(self) -> Iterator[Joiner]:
+    def _shuffler(self) -> Iterator[RowShuffler]:
         """Memory for blocks; that of an earlier epoch is warm."""
-        join = self._idle_joiners.pop() if self._idle_joiners else Joiner()
+        join = self._idle_shufflers.pop() if self._idle_shufflers else RowShuffler()
         try:
             yield join
         finally:
-            self._idle_joiners.append(join)
+            self._idle_shufflers.append(join)
 
     def _joined_batches(
-        self, epoch: int, consumed: Sequence[Interval], join: Joiner
+        self, epoch: int, consumed: Sequence[Interval], join: RowShuffler
     ) -> Iterator[RankingBatch]:
         collate = Collator(self.schema, self.batch_size, self.unknown_ids)
         mine = deal(remaining(self.rows, consumed), rank=self.rank, world_size=self.world_size)

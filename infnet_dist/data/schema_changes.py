@@ -54,8 +54,8 @@ def unusable(trained: Schema, here: Schema) -> list[str]:
 def adapt(trained: Schema, here: Schema) -> Adapted:
     """The schema of a model that reads the training set `here`; nothing may be `unusable`.
 
-    Order, boundaries, means and units of watch times are the model's own: numbers of the training
-    set mean the same whatever other numbers it holds.
+    Order, boundaries, means and units of watch times stay those of the model, so that a dense value
+    means the same whatever other values the training set holds.
     """
     columns = {f.name: f.column for f in here.categorical}
     columns |= {f.name: f.column for f in here.dense}
@@ -113,19 +113,19 @@ def _features(schema: Schema, *, of_data: bool = False, statistics: bool = True)
         if not of_data:
             names = ", ".join(a.name for a in sequence.attributes)
             found[sequence.name] |= {"attributes": names, "max_length": sequence.max_length}
-    for number in schema.dense:
-        found[number.name] = {"kind": "number"}
+    for dense in schema.dense:
+        found[dense.name] = {"kind": "dense"}
         if not of_data:
-            found[number.name]["in buckets"] = number.boundaries is not None
+            found[dense.name]["in buckets"] = dense.boundaries is not None
         if statistics and not of_data:
-            found[number.name] |= _statistics(number)
+            found[dense.name] |= _statistics(dense)
     return found
 
 
-def _statistics(number: DenseFeature) -> dict[str, Any]:
-    if number.boundaries is None:
-        return {"boundaries": None, "mean": number.mean, "std": number.std}
-    return {"boundaries": number.boundaries}
+def _statistics(dense: DenseFeature) -> dict[str, Any]:
+    if dense.boundaries is None:
+        return {"boundaries": None, "mean": dense.mean, "std": dense.std}
+    return {"boundaries": dense.boundaries}
 
 
 def _tables(schema: Schema) -> Facts:

@@ -102,7 +102,7 @@ class WorkerContext:
             result = action()
         except (Exception, CheckpointException) as caught:
             error = caught
-        found = [other for other in self.gather(_told(error)) if other is not None]
+        found = [other for other in self.gather(_as_user_error(error)) if other is not None]
         if error is not None:
             raise error
         if found:
@@ -110,9 +110,30 @@ class WorkerContext:
             raise kind(message)
         return result  # type: ignore[return-value]
 
+    def on_first(self, action: Callable[[], T]) -> T:
+        """Run `action` on rank 0; its picklable result, or its failure, on all ranks.
 
-def _told(error: BaseException | None) -> tuple[type[UserError], str] | None:
-    """An error as the other ranks get to know it."""
+        Raises:
+            UserError: as in `together`.
+        """
+        error: BaseException | None = None
+        result: T | None = None
+        if self.is_first:
+            try:
+                result = action()
+            except (Exception, CheckpointException) as caught:
+                error = caught
+        result, found = self.broadcast((result, _as_user_error(error)))
+        if error is not None:
+            raise error
+        if found is not None:
+            kind, message = found
+            raise kind(message)
+        return result  # type: ignore[return-value]
+
+
+def _as_user_error(error: BaseException | None) -> tuple[type[UserError], str] | None:
+    """Type and message of the error that the other ranks raise for this one."""
     if error is None:
         return None
     if isinstance(error, UserError):

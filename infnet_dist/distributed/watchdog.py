@@ -1,8 +1,8 @@
-"""Ends a run in which nothing moves any more, and says which rank hangs, and in what.
+"""Ends a run that makes no progress, and names the rank that hangs and its activity.
 
-Workers train in step: when one hangs, all others wait for it in a collective, for minutes or hours,
-and none of them can tell why. So each rank has a thread that tells the others, by the store that
-the process group was made with, how far it has come. Ranks 0 and 1 watch: once *no* rank has moved
+Workers train in lockstep: when one hangs, all others wait for it in a collective, for minutes or
+hours, without a reason in any log. So a thread of each rank publishes the rank's heartbeat in the
+store that the process group was made with. Ranks 0 and 1 watch: once *no* rank has made progress
 for `timeout_s`, the one that is behind is named, all print their stacks, and all processes end.
 """
 
@@ -19,55 +19,56 @@ from typing import NamedTuple
 
 import torch.distributed as dist
 
+from infnet_dist.distributed import heartbeat
 from infnet_dist.distributed.context import WorkerContext
 
-EXIT_CODE = 75  # EX_TEMPFAIL: starting again may help
-_TELL_S = 1.0
+EXIT_CODE = 75  # EX_TEMPFAIL: a restart may help
+_REPORT_S = 1.0
 _VERDICT = "verdict"
 _WATCHERS = (0, 1)
 log = logging.getLogger("infnet_dist")
 
 
-class Beat(NamedTuple):
-    """How far a rank has come.
+class RankStatus(NamedTuple):
+    """The progress of a rank, as its watchdog thread publishes it.
 
     Attributes:
-        told: how often its thread has told; stands still if the whole process is stopped.
-        moves: how often its main thread said that it goes on.
-        step: the step that it makes or made last.
-        doing: in words.
+        reports: published so far; constant while the whole process is stopped.
+        beats: of its heartbeat, so its progress counter.
+        step: the training step that it is in.
+        activity: of its main thread.
         collectives: that it has begun.
     """
 
-    told: int
-    moves: int
+    reports: int
+    beats: int
     step: int
-    doing: str
+    activity: str
     collectives: int
 
 
 class Watchdog:
-    """Context manager, on every rank, around what should make progress.
+    """Context manager, on every rank, around code that should make progress.
 
     Args:
         context: this worker.
         timeout_s: seconds without any progress after which the run ends.
-        last_words: file for the verdict, which the launcher shows.
+        last_words: file for the verdict, which the launcher reports.
     """
 
     def __init__(self, context: WorkerContext, timeout_s: float, last_words: Path | None) -> None:
         self._context = context
         self._timeout_s = timeout_s
         self._last_words = last_words
-        self._moves, self._step, self._doing = 0, 0, "start"
         self._ended = threading.Event()
         store = dist.distributed_c10d._get_default_store().clone()  # type: ignore[attr-defined]
         self._store = dist.PrefixStore("watchdog", store)
         self._answered_at = time.monotonic()
 
     def __enter__(self) -> "Watchdog":
-        self._tell(0)
-        self._context.barrier()  # all have told once
+        heartbeat.beat("start", step=0)
+        self._publish(0)
+        self._context.barrier()  # all ranks have published a status
         for loop in (self._watch, self._wait_for_store):
             threading.Thread(target=loop, name="watchdog", daemon=True).start()
         return self
@@ -75,88 +76,80 @@ class Watchdog:
     def __exit__(self, *error: object) -> None:
         self._ended.set()
 
-    def moves(self, doing: str, step: int | None = None) -> None:
-        """The main thread goes on to do this."""
-        self._doing = doing
-        self._step = self._step if step is None else step
-        self._moves += 1
-
-    def moved(self) -> None:
-        """Another thread, for which the main thread may be waiting, goes on."""
-        self._moves += 1
-
     def _watch(self) -> None:
-        """Tell the others; on the watching ranks, look whether any of them moves."""
-        seen: list[Beat] = []
-        moved_at = time.monotonic()
-        told = 0
-        while not self._ended.wait(_TELL_S):
+        """Publish this rank's status; on the watching ranks, check whether any rank progresses."""
+        last: list[RankStatus] = []
+        progress_at = time.monotonic()
+        reports = 0
+        while not self._ended.wait(_REPORT_S):
             try:
-                told += 1
-                self._tell(told)
+                reports += 1
+                self._publish(reports)
                 if self._store.check([_VERDICT]):
                     self._end(self._store.get(_VERDICT).decode())
-                beats = self._look() if self._context.rank in _WATCHERS else []
+                now = self._all_statuses() if self._context.rank in _WATCHERS else []
                 self._answered_at = time.monotonic()
-                if [beat.moves for beat in beats] != [beat.moves for beat in seen]:
-                    seen, moved_at = beats, time.monotonic()
-                elif beats and time.monotonic() - moved_at > self._timeout_s:
-                    verdict = verdict_of(dict(enumerate(seen)), dict(enumerate(beats)))
-                    self._store.set(_VERDICT, f"{verdict}; nothing moved for {self._timeout_s:g} s")
-            except RuntimeError:  # rank 0 and its store are gone: the main thread hears of it too
+                if [status.beats for status in now] != [status.beats for status in last]:
+                    last, progress_at = now, time.monotonic()
+                elif now and time.monotonic() - progress_at > self._timeout_s:
+                    verdict = verdict_of(dict(enumerate(last)), dict(enumerate(now)))
+                    self._store.set(_VERDICT, f"{verdict}; {self._no_progress}")
+            except RuntimeError:  # rank 0 and its store are gone; the main thread gets an error too
                 self._ended.set()
 
     def _wait_for_store(self) -> None:
-        """End this process if the store, which rank 0 holds, doesn't answer any more."""
-        while not self._ended.wait(_TELL_S):
-            if time.monotonic() - self._answered_at > self._timeout_s + _TELL_S:
+        """End this process if the store, which rank 0 holds, no longer answers."""
+        while not self._ended.wait(_REPORT_S):
+            if time.monotonic() - self._answered_at > self._timeout_s + _REPORT_S:
+                _, step, _ = heartbeat.current()
                 self._end(
-                    f"rank 0 hangs in step {self._step}: its process is stopped or cut off; "
-                    f"nothing moved for {self._timeout_s:g} s"
+                    f"rank 0 hangs in step {step}: its process is stopped or cut off; "
+                    f"{self._no_progress}"
                 )
 
-    def _tell(self, told: int) -> None:
+    @property
+    def _no_progress(self) -> str:
+        return f"no progress for {self._timeout_s:g} s"
+
+    def _publish(self, reports: int) -> None:
         group = self._context.group or dist.group.WORLD
         assert group is not None
         begun = group._get_sequence_number_for_group()  # type: ignore[attr-defined]
-        beat = Beat(told, self._moves, self._step, self._doing, begun)
-        self._store.set(str(self._context.rank), json.dumps(beat))
+        status = RankStatus(reports, *heartbeat.current(), collectives=begun)
+        self._store.set(str(self._context.rank), json.dumps(status))
 
-    def _look(self) -> list[Beat]:
+    def _all_statuses(self) -> list[RankStatus]:
         keys = [str(rank) for rank in range(self._context.world_size)]
-        return [Beat(*json.loads(value)) for value in self._store.multi_get(keys)]
+        return [RankStatus(*json.loads(value)) for value in self._store.multi_get(keys)]
 
     def _end(self, verdict: str) -> None:
-        """Show where this process is, leave the verdict for the launcher, and end."""
+        """Print this process's stacks, write the verdict for the launcher, and exit."""
         log.error("%s; this is rank %s:", verdict, self._context.rank)
         faulthandler.dump_traceback(2, all_threads=True)
         if self._last_words is not None:
-            with suppress(OSError), self._last_words.open("x") as file:  # the first to say so
+            with suppress(OSError), self._last_words.open("x") as file:  # the first rank
                 file.write(verdict)
         if self._context.rank == 0:
-            time.sleep(2 * _TELL_S)  # the others read the verdict from the store that it holds
+            time.sleep(2 * _REPORT_S)  # the others read the verdict from the store that it holds
         os._exit(EXIT_CODE)
 
 
-def verdict_of(before: Mapping[int, Beat], now: Mapping[int, Beat]) -> str:
-    """Which rank hangs, by what each told at two times with no move between them.
+def verdict_of(before: Mapping[int, RankStatus], now: Mapping[int, RankStatus]) -> str:
+    """Name the rank that hangs, by the statuses at two times without progress between them.
 
-    A rank whose thread doesn't tell any more is stopped. Otherwise the one that hangs hasn't begun
-    a collective in which the others wait.
+    A rank whose thread no longer publishes is stopped. Otherwise the rank that hangs hasn't begun a
+    collective in which the others wait.
     """
-    stopped = [rank for rank, beat in now.items() if beat.told == before[rank].told]
+    stopped = [rank for rank, status in now.items() if status.reports == before[rank].reports]
     if stopped and len(stopped) < len(now):
-        step = max(beat.step for beat in now.values())  # what the stopped one told last is old
+        step = max(status.step for status in now.values())  # the stopped rank's status is old
         return f"{_ranks(stopped)} hangs in step {step}: its process is stopped or cut off"
-    least = min((beat.step, beat.collectives) for beat in now.values())
-    behind = [r for r, beat in now.items() if (beat.step, beat.collectives) == least]
-    beat = now[behind[0]]
+    least = min((status.step, status.collectives) for status in now.values())
+    behind = [rank for rank, status in now.items() if (status.step, status.collectives) == least]
+    where = f"in step {now[behind[0]].step} ({now[behind[0]].activity})"
     if len(behind) == len(now):
-        return f"all ranks hang in step {beat.step} ({beat.doing}), at the same place"
-    return (
-        f"{_ranks(behind)} hangs in step {beat.step} ({beat.doing}): the others wait for it in a "
-        "collective"
-    )
+        return f"all ranks hang {where}, at the same place"
+    return f"{_ranks(behind)} hangs {where}: the others wait for it in a collective"
 
 
 def _ranks(ranks: list[int]) -> str:

@@ -4,13 +4,14 @@ Keys are `split/metric/task`, e.g. `valid/auc/click`. Where a metric isn't defin
 it is NaN; so it is where a score is NaN.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
+from infnet_dist.distributed import heartbeat
 from infnet_dist.distributed.context import WorkerContext
 
 Array = npt.NDArray
@@ -166,15 +167,12 @@ class MetricState:
         parts = [part.cpu().numpy() for part in (*floats, group_B[real])]
         self._batches.append(_Scores._make(parts))
 
-    def compute(
-        self, context: WorkerContext, split: str, moved: Callable[[], None] = lambda: None
-    ) -> dict[str, dict[str, float]]:
+    def compute(self, context: WorkerContext, split: str) -> dict[str, dict[str, float]]:
         """Gather the scores of all ranks on rank 0, compute there, hand the result to all.
 
         Args:
             context: this worker.
             split: the split that was evaluated.
-            moved: called now and then on rank 0, as sorting many millions of scores takes minutes.
 
         Returns:
             `model`: every metric; `optimum`: the same metrics of the true probabilities, of the
@@ -183,29 +181,27 @@ class MetricState:
         gathered = context.gather_to_first(self._batches)
         result: dict[str, dict[str, float]] = {}
         if gathered is not None:
-            moved()
+            heartbeat.beat()  # sorting many millions of scores takes minutes
             every = [batch for batches in gathered for batch in batches]
             assert every, "no batch was evaluated on any rank"
             scores = _Scores._make(np.concatenate(parts) for parts in zip(*every, strict=True))
             result = {
-                "model": self._evaluate(scores, scores.logits_BK, split, moved),
-                "optimum": self._optimum(scores, split, moved),
+                "model": self._evaluate(scores, scores.logits_BK, split),
+                "optimum": self._optimum(scores, split),
             }
         return context.broadcast(result)
 
-    def _optimum(self, scores: _Scores, split: str, moved: Callable[[], None]) -> dict[str, float]:
+    def _optimum(self, scores: _Scores, split: str) -> dict[str, float]:
         known = ~np.isnan(scores.truth_BK).any(axis=0)
         truth = np.clip(scores.truth_BK.astype(np.float64), 1e-7, 1 - 1e-7)
-        every = self._evaluate(scores, np.log(truth) - np.log1p(-truth), split, moved)
+        every = self._evaluate(scores, np.log(truth) - np.log1p(-truth), split)
         tasks = {task for task, is_known in zip(self._tasks, known, strict=True) if is_known}
         return {key: value for key, value in every.items() if key.split("/", 2)[2] in tasks}
 
-    def _evaluate(
-        self, scores: _Scores, logits_BK: Array, split: str, moved: Callable[[], None]
-    ) -> dict[str, float]:
+    def _evaluate(self, scores: _Scores, logits_BK: Array, split: str) -> dict[str, float]:
         metrics: dict[str, float] = {}
         for k, task in enumerate(self._tasks):
-            moved()
+            heartbeat.beat()
             known = ~np.isnan(scores.labels_BK[:, k])
             logits, labels = logits_BK[known, k], scores.labels_BK[known, k]
             if task in self._watch_time_s:
@@ -215,9 +211,9 @@ class MetricState:
                 metrics[f"{split}/r2/{task}"] = r2(predicted, labels)
                 continue
             metrics[f"{split}/auc/{task}"] = auc(logits, labels)
-            moved()
+            heartbeat.beat()
             metrics[f"{split}/gauc/{task}"] = gauc(logits, labels, scores.group_B[known])
-            moved()
+            heartbeat.beat()
             metrics[f"{split}/log_loss/{task}"] = log_loss(logits, labels)
             metrics[f"{split}/normalized_entropy/{task}"] = normalized_entropy(logits, labels)
             metrics[f"{split}/calibration/{task}"] = calibration(logits, labels)

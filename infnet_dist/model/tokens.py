@@ -1,7 +1,7 @@
-"""Embeddings -> categorical, sequence and task tokens, all of width D (infnet.md section 1).
+"""Embeddings -> categorical, sequence and task tokens, all of width D (docs/infnet.md, section 1).
 
 Letters: B batch, M field tokens, L history tokens of all behaviours, K tasks, D token width,
-N plain numbers, E embedding width.
+N standardised dense features, E embedding width.
 """
 
 from collections.abc import Sequence
@@ -12,16 +12,16 @@ from torch import nn
 
 
 class Tokens(NamedTuple):
-    """What every model reads.
+    """The input of every tower.
 
     Attributes:
-        categorical_BMD: one token per field.
-        sequence_BLD: one token per history item, behaviours one after the other, newest first;
+        categorical_BMD: one token per field, then one for all dense features if there are any.
+        sequence_BLD: one token per history item, one behaviour after the other, newest first;
             zeros where padded.
         mask_BL: bool, True where there is an item.
-        target_BFD: the candidate as an item of each behaviour, without position and time gap: its
-            attributes go through the map and norm of the history's items. What target attention
-            compares the items with.
+        target_BFD: the candidate as an item of each behaviour, without position and time gap:
+            target attention compares the history with it. The projection and norm of the
+            behaviour's items are applied to its attributes.
         task_BKD: one learnable token per task; K = 0 for towers that don't read them.
     """
 
@@ -50,16 +50,16 @@ class FieldProjections(nn.Module):
 
 
 class TokenArch(nn.Module):
-    """Projects embeddings and numbers to tokens, and normalises them (LayerNorm, our choice).
+    """Projects embeddings and dense features to tokens and normalises them (LayerNorm, our choice).
 
     Args:
         num_fields: number of fields.
         embedding_dim: E.
         sequence_lengths: L_f of each behaviour.
-        target_fields: for each behaviour and item attribute the number of the candidate's field of
-            the same kind; None where there is none: zeros stand in for it.
-        num_numbers: N; their projection is one more field token when N > 0.
-        num_tasks: K; 0 makes no task tokens.
+        target_fields: for each behaviour and item attribute the index of the candidate's field of
+            the same kind; None if it has none, which is replaced by zeros.
+        num_dense: N; their projection is one more field token if N > 0.
+        num_tasks: K; 0: no task tokens.
         token_dim: D.
         num_time_gap_buckets: rows of the time-gap embedding.
         positions: whether sequence tokens carry a learnable position and a time-gap embedding
@@ -74,35 +74,30 @@ class TokenArch(nn.Module):
         embedding_dim: int,
         sequence_lengths: Sequence[int],
         target_fields: Sequence[Sequence[int | None]],
-        num_numbers: int,
+        num_dense: int,
         num_tasks: int,
         token_dim: int,
         num_time_gap_buckets: int,
         positions: bool = True,
         dropout: float = 0.0,
     ) -> None:
-        """Make one projection per field and behaviour."""
+        """See the class."""
         super().__init__()
+        self.target_fields = target_fields
+        self.token_dim = token_dim
+        self.num_fields = num_fields + (num_dense > 0)
         self.fields = FieldProjections(num_fields, embedding_dim, token_dim)
-        self.numbers = nn.Linear(num_numbers, token_dim) if num_numbers else None
-        self.items = nn.ModuleList(
-            nn.Linear(embedding_dim * len(attributes), token_dim) for attributes in target_fields
-        )
-        self.task_KD = None
-        if num_tasks:
-            self.task_KD = nn.Parameter(torch.randn(num_tasks, token_dim) * token_dim**-0.5)
+        # Checkpoints have the projection of the dense features, N -> D, under the name `numbers`.
+        self.numbers = nn.Linear(num_dense, token_dim) if num_dense else None
+        self.items = _item_projections(target_fields, embedding_dim, token_dim)
+        self.task_KD = _task_tokens(num_tasks, token_dim) if num_tasks else None
         self.field_norm = nn.LayerNorm(token_dim)
         self.item_norm = nn.LayerNorm(token_dim) if sequence_lengths else None
         self.dropout = nn.Dropout(dropout)
-        self.target_fields = target_fields
-        self.token_dim = token_dim
-        self.num_fields = num_fields + (num_numbers > 0)
         self.position_LD = self.time_gap = None
         if positions and sequence_lengths:
-            length = sum(sequence_lengths)
-            self.position_LD = nn.Parameter(torch.randn(length, token_dim) * 0.02)
-            self.time_gap = nn.Embedding(num_time_gap_buckets, token_dim)
-            nn.init.normal_(self.time_gap.weight, std=0.02)
+            self.position_LD = _position_embeddings(sum(sequence_lengths), token_dim)
+            self.time_gap = _time_gap_embeddings(num_time_gap_buckets, token_dim)
 
     def forward(
         self,
@@ -118,37 +113,78 @@ class TokenArch(nn.Module):
             fields: one [B, E] per field.
             sequences: one [B, L_f, attributes x E] per behaviour.
             masks: one bool [B, L_f] per behaviour.
-            dense_BN: standardised numbers.
+            dense_BN: standardised dense features.
             time_gap_BL: buckets, of any integer type, 0 where padded.
         """
-        projected_BMD = self.fields(fields)
-        if self.numbers is not None:
-            projected_BMD = torch.cat([projected_BMD, self.numbers(dense_BN).unsqueeze(1)], dim=1)
-        categorical_BMD = self.dropout(self.field_norm(projected_BMD))
-        batch = len(categorical_BMD)
-        task_BKD = categorical_BMD.new_zeros(batch, 0, self.token_dim)
-        if self.task_KD is not None:
-            task_BKD = self.task_KD.expand(batch, -1, -1)
+        categorical_BMD = self._field_tokens(fields, dense_BN)
+        task_BKD = self._expanded_task_tokens(categorical_BMD)
         if self.item_norm is None:
-            nothing_B0D = categorical_BMD.new_zeros(batch, 0, self.token_dim)
-            mask_B0 = torch.zeros(batch, 0, dtype=torch.bool, device=nothing_B0D.device)
+            nothing_B0D = categorical_BMD.new_zeros(len(categorical_BMD), 0, self.token_dim)
+            mask_B0 = torch.zeros(
+                nothing_B0D.shape[:2], dtype=torch.bool, device=nothing_B0D.device
+            )
             return Tokens(categorical_BMD, nothing_B0D, mask_B0, nothing_B0D, task_BKD)
-        sequence_BLD = torch.cat(
-            [project(x_BLE) for project, x_BLE in zip(self.items, sequences, strict=True)], dim=1
-        )
-        if self.position_LD is not None and self.time_gap is not None:
-            sequence_BLD = sequence_BLD + self.position_LD + self.time_gap(time_gap_BL.int())
         mask_BL = torch.cat(list(masks), dim=1)
-        sequence_BLD = self.dropout(self.item_norm(sequence_BLD))
+        sequence_BLD = self.dropout(self.item_norm(self._history(sequences, time_gap_BL)))
         sequence_BLD = sequence_BLD.masked_fill(~mask_BL.unsqueeze(-1), 0.0)
         target_BFD = self.dropout(self.item_norm(self._targets(fields)))
         return Tokens(categorical_BMD, sequence_BLD, mask_BL, target_BFD, task_BKD)
 
+    def _field_tokens(self, fields: Sequence[torch.Tensor], dense_BN: torch.Tensor) -> torch.Tensor:
+        """One token per field, and one for all dense features, [B, M, D]."""
+        projected_BMD = self.fields(fields)
+        if self.numbers is not None:
+            projected_BMD = torch.cat([projected_BMD, self.numbers(dense_BN).unsqueeze(1)], dim=1)
+        token_BMD: torch.Tensor = self.dropout(self.field_norm(projected_BMD))
+        return token_BMD
+
+    def _expanded_task_tokens(self, like_BMD: torch.Tensor) -> torch.Tensor:
+        """The task tokens for each row, [B, K, D]; K is 0 where there are none."""
+        if self.task_KD is None:
+            return like_BMD.new_zeros(len(like_BMD), 0, self.token_dim)
+        return self.task_KD.expand(len(like_BMD), -1, -1)
+
+    def _history(
+        self, sequences: Sequence[torch.Tensor], time_gap_BL: torch.Tensor
+    ) -> torch.Tensor:
+        """The items of all behaviours, projected, with position and time gap added, [B, L, D]."""
+        projected = [project(x) for project, x in zip(self.items, sequences, strict=True)]
+        item_BLD = torch.cat(projected, dim=1)
+        if self.position_LD is not None and self.time_gap is not None:
+            item_BLD = item_BLD + self.position_LD + self.time_gap(time_gap_BL.int())
+        return item_BLD
+
     def _targets(self, fields: Sequence[torch.Tensor]) -> torch.Tensor:
-        """The candidate's attributes, mapped as each behaviour's items are: [B, F, D]."""
+        """The candidate as an item of each behaviour, by that behaviour's projection, [B, F, D]."""
+        missing_BE = torch.zeros_like(fields[0])
         targets = []
-        for project, numbers in zip(self.items, self.target_fields, strict=True):
-            nothing_BE = torch.zeros_like(fields[0])
-            parts = [nothing_BE if n is None else fields[n] for n in numbers]
-            targets.append(project(torch.cat(parts, dim=1)))
+        for project, places in zip(self.items, self.target_fields, strict=True):
+            attributes = [missing_BE if place is None else fields[place] for place in places]
+            targets.append(project(torch.cat(attributes, dim=1)))
         return torch.stack(targets, dim=1)
+
+
+def _item_projections(
+    target_fields: Sequence[Sequence[int | None]], embedding_dim: int, token_dim: int
+) -> nn.ModuleList:
+    """One linear map per behaviour: the attributes of an item side by side -> D."""
+    return nn.ModuleList(
+        nn.Linear(embedding_dim * len(attributes), token_dim) for attributes in target_fields
+    )
+
+
+def _task_tokens(num_tasks: int, token_dim: int) -> nn.Parameter:
+    """[K, D], rows of norm 1 in the mean."""
+    return nn.Parameter(torch.randn(num_tasks, token_dim) * token_dim**-0.5)
+
+
+def _position_embeddings(length: int, token_dim: int) -> nn.Parameter:
+    """[L, D]."""
+    return nn.Parameter(torch.randn(length, token_dim) * 0.02)
+
+
+def _time_gap_embeddings(num_buckets: int, token_dim: int) -> nn.Embedding:
+    """[num_buckets, D]."""
+    embedding = nn.Embedding(num_buckets, token_dim)
+    nn.init.normal_(embedding.weight, std=0.02)
+    return embedding

@@ -5,32 +5,22 @@ checked, extended and made again; the same input gives the same bytes.
 """
 
 import hashlib
-import json
-import logging
-from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Iterator
 from typing import Annotated, Literal, NamedTuple
 
 import numpy as np
 import torchrec
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field
 
-from infnet_dist.errors import PlanError
-from infnet_dist.io.parsing import MalformedError, Name, checked, first_error, parse_json
-from infnet_dist.planning.costs import block_rows, home_tier, row_bytes
-from infnet_dist.planning.options import ShardingOption
+from infnet_dist.io.parsing import Name
+from infnet_dist.planning.costs.options import ShardingOption
+from infnet_dist.planning.costs.sizes import block_rows, home_tier, row_bytes
 from infnet_dist.planning.tables import KernelName, PlanTable, ShardingTypeName, TableSet
 from infnet_dist.planning.topology import TIERS, Topology
-
-log = logging.getLogger(__name__)
 
 FORMAT_VERSION = 2
 BY_NODE = ("table_row_wise", "grid_shard")
 BY_ALL = ("row_wise", "data_parallel")
-MAX_PLAN_BYTES = 2**28
-_MOST_LINES = 5  # of a plan's differences in an error
-UNPOOLED = ("table_wise", "row_wise", "column_wise")  # what sequence tables can be
-
 Count = Annotated[int, Field(ge=0, lt=2**63)]
 Milliseconds = Annotated[float, Field(ge=0, le=1e15)]
 
@@ -233,165 +223,6 @@ def shards_of(table: PlanTable, plan: TablePlan, topology: Topology) -> Iterator
             start = min(i * block, table.num_embeddings)
             rows = min(block, table.num_embeddings - start)
             yield Shard(rank, start, number * plan.columns, rows, plan.columns)
-
-
-def save_plan(plan: Plan, path: str | Path) -> None:
-    """Write the plan file, about one line a table, so that reviews and diffs read well.
-
-    Raises:
-        PlanError: it can't be written.
-    """
-    try:
-        Path(path).write_text(dump_plan(plan))
-    except OSError as error:
-        raise PlanError(
-            f"can't write plan {path}: {error.strerror}; choose another place"
-        ) from None
-
-
-def dump_plan(plan: Plan) -> str:
-    """The text of a plan file."""
-    return _layout(plan.model_dump(mode="json", exclude_none=True)) + "\n"
-
-
-def _layout(value: object, indent: str = "") -> str:
-    """JSON: short values and lists of numbers on one line, longer ones over several."""
-    line = json.dumps(value)
-    nested = isinstance(value, dict | list) and any(
-        isinstance(inner, dict | list)
-        for inner in (value.values() if isinstance(value, dict) else value)
-    )
-    if len(line) <= 300 or not (nested or isinstance(value, dict)):
-        return line
-    inside = indent + " "
-    if isinstance(value, dict):
-        parts = [f"{json.dumps(k)}: {_layout(v, inside)}" for k, v in value.items()]
-        return "{\n" + ",\n".join(inside + part for part in parts) + f"\n{indent}}}"
-    assert isinstance(value, list)
-    parts = [inside + _layout(item, inside) for item in value]
-    return "[\n" + ",\n".join(parts) + f"\n{indent}]"
-
-
-def load_plan(path: str | Path) -> Plan:
-    """Read a plan file.
-
-    Raises:
-        PlanError: missing, malformed, made by another version, or shards off the topology.
-    """
-    path = Path(path)
-    if not path.is_file():
-        raise PlanError(f"no plan file {path}; set sharding.plan=auto or give an existing file")
-    try:
-        if path.stat().st_size > MAX_PLAN_BYTES:
-            raise PlanError(f"plan {path} has more than {MAX_PLAN_BYTES} bytes")
-        raw = parse_json(path.read_bytes())
-        version = raw.get("format_version", 1) if isinstance(raw, dict) else None
-        if version is not None and version != FORMAT_VERSION:
-            raise PlanError(
-                f"plan {path} was made by another version (format {version}, this code reads "
-                f"{FORMAT_VERSION}); make it again"
-            )
-        plan = checked(Plan, raw)
-    except (OSError, MalformedError) as error:
-        raise PlanError(f"plan {path} is not JSON ({error})") from None
-    except ValidationError as error:
-        fault = first_error(error).replace(": Value error, ", ": ")
-        raise PlanError(f"plan {path}: {fault}") from None
-    wrong = wrong_places(plan)
-    if wrong:
-        raise PlanError(f"plan {path}: {first_few(wrong)}")
-    if plan.made_for.torchrec_version != torchrec.__version__:
-        log.warning(
-            "plan %s was made with torchrec %s, here is %s: its estimates may differ",
-            *(path, plan.made_for.torchrec_version, torchrec.__version__),
-        )
-    return plan
-
-
-def wrong_places(plan: Plan) -> list[str]:
-    """Tables whose shards don't tile them on ranks that exist; one line each."""
-    topology, lines = plan.made_for.topology, []
-    planned = {table.name for table in plan.made_for.tables.tables}
-    for field in RankEstimates.model_fields:
-        count = len(getattr(plan.ranks, field))
-        if count != topology.world_size:
-            lines.append(f"ranks.{field} has {count} entries for {topology.world_size} ranks")
-    lines += [f"table {name!r} has no plan" for name in sorted(planned - set(plan.tables))]
-    lines += [f"table {name!r} isn't described" for name in sorted(set(plan.tables) - planned)]
-    for name in sorted(planned & set(plan.tables)):
-        table, entry = plan.made_for.tables.table(name), plan.tables[name]
-        places = 0 if entry.sharding_type in BY_ALL else len(entry.places)
-        limit = topology.num_nodes if entry.sharding_type in BY_NODE else topology.world_size
-        whole = entry.sharding_type in ("table_wise", "table_row_wise", *BY_ALL)
-        units = 1 if whole else table.embedding_dim // entry.columns
-        if (
-            entry.columns * units != table.embedding_dim
-            or (entry.sharding_type in BY_ALL and entry.places)
-            or (entry.sharding_type not in BY_ALL and places != units)
-            or len(set(entry.places)) != len(entry.places)
-            or not all(0 <= place < limit for place in entry.places)
-        ):
-            lines.append(
-                f"the shards of table {name!r} don't cover it {entry.sharding_type} on "
-                f"{'nodes' if entry.sharding_type in BY_NODE else 'ranks'} 0 to {limit - 1}"
-            )
-    return lines
-
-
-def differences(
-    plan: Plan,
-    tables: Mapping[str, PlanTable],
-    *,
-    world_size: int,
-    workers_per_node: int | None = None,
-    device: str | None = None,
-) -> list[str]:
-    """What keeps the plan from being loaded for these tables and workers; one line each.
-
-    Without `workers_per_node` any division into nodes will do, without `device` any device.
-    """
-    lines, topology = [], plan.made_for.topology
-    if topology.world_size != world_size:
-        lines.append(f"world_size is {topology.world_size} in the plan, {world_size} here")
-    if workers_per_node not in (None, topology.workers_per_node):
-        lines.append(
-            f"workers_per_node is {topology.workers_per_node} in the plan, {workers_per_node} here"
-        )
-    planned = {table.name: table for table in plan.made_for.tables.tables}
-    for name in sorted({*planned, *tables}):
-        if name not in tables:
-            lines.append(f"table {name!r} of the plan isn't here")
-        elif name not in planned:
-            lines.append(f"table {name!r} isn't in the plan")
-        elif shape(planned[name]) != shape(tables[name]):
-            lines.append(
-                f"table {name!r} is {shape(planned[name])} in the plan, {shape(tables[name])} here"
-            )
-        elif (planned[name].pooling == "none") != (tables[name].pooling == "none"):
-            lines.append(
-                f"table {name!r} has pooling {planned[name].pooling} in the plan, "
-                f"{tables[name].pooling} here"
-            )
-        elif tables[name].pooling == "none" and plan.tables[name].sharding_type not in UNPOOLED:
-            lines.append(
-                f"table {name!r} is {plan.tables[name].sharding_type} in the plan, which sequence "
-                "tables can't be"
-            )
-        elif device == "cpu" and plan.tables[name].compute_kernel not in ("fused", "dense"):
-            lines.append(
-                f"table {name!r} has kernel {plan.tables[name].compute_kernel} in the plan, which "
-                "needs GPUs (python -m ray_jobs.plan to-cpu converts a plan)"
-            )
-    return lines
-
-
-def first_few(lines: Sequence[str], where: str = "") -> str:
-    """The first lines in one, how many there are, and where all of them are listed."""
-    more = len(lines) - _MOST_LINES
-    if more <= 0:
-        return "; ".join(lines)
-    listed = f", {where}" if where else ""
-    return f"{'; '.join(lines[:_MOST_LINES])}; and {more} more ({len(lines)} in all{listed})"
 
 
 def shape(table: PlanTable) -> str:

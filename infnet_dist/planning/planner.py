@@ -1,25 +1,20 @@
 """Tables + topology -> plan; also beside tables that stay where they are, or nearly."""
 
-from collections.abc import Mapping
-from typing import NamedTuple
-
 import numpy as np
 
 from infnet_dist.errors import PlanError
-from infnet_dist.io.filesystem import size_text
-from infnet_dist.planning.compare import diff_plans
-from infnet_dist.planning.costs import Costs, Estimator, empty_cluster, row_bytes
-from infnet_dist.planning.options import ShardingOption, excluded_options
-from infnet_dist.planning.plan import MadeFor, Plan, RankEstimates, TablePlan, first_few, shape
-from infnet_dist.planning.search.lower_bound import lower_bound
+from infnet_dist.planning.checks import first_few
+from infnet_dist.planning.costs.estimator import Costs, Estimator, empty_cluster
+from infnet_dist.planning.costs.sizes import row_bytes
+from infnet_dist.planning.diff import diff_plans
+from infnet_dist.planning.estimates import placed_loads, placed_plan
+from infnet_dist.planning.plan import Plan, shape
 from infnet_dist.planning.search.migration import CurrentPlacement, migrate
-from infnet_dist.planning.search.placement import EVERY, Placement
 from infnet_dist.planning.search.search import search
 from infnet_dist.planning.shortage import check_room, explain_shortage, save_hint
 from infnet_dist.planning.tables import TableSet
-from infnet_dist.planning.topology import TIERS, Topology
+from infnet_dist.planning.topology import Topology
 
-_ROUND_MS = 9
 _SHORT = 0.7  # of all HBM: above it, other kernels are tried as well
 
 
@@ -72,7 +67,7 @@ def extend_plan(plan: Plan, table_set: TableSet, *, max_move_bytes: float = 0.0)
             costs.arrays, empty_cluster(topology), current, float(max_move_bytes)
         )
         if placement is not None:
-            found.append(_to_plan(table_set, topology, costs, placement, bound))
+            found.append(placed_plan(table_set, topology, costs, placement, bound))
             moved_bytes = diff_plans(plan, found[0]).moved_bytes
             assert moved_bytes <= max_move_bytes * (1 + 1e-9), "the search counts otherwise"
             break
@@ -107,39 +102,6 @@ def _check_kept(plan: Plan, table_set: TableSet, kept: list[str]) -> None:
         )
 
 
-def estimate_plan(
-    table_set: TableSet,
-    topology: Topology,
-    chosen: Mapping[str, tuple[ShardingOption, tuple[int, ...]]],
-) -> Plan:
-    """The plan with these options and places, with its estimates; nothing is searched."""
-    also = {name: option for name, (option, _) in chosen.items()}
-    costs = Estimator(table_set, topology).costs(offload=False, also=also)
-    numbers = [
-        next(
-            int(i)
-            for i in np.flatnonzero(costs.arrays.table == number)
-            if costs.sharding_options[i] == chosen[table.name][0]
-        )
-        for number, table in enumerate(table_set.tables)
-    ]
-    units = [chosen[table.name][1] for table in table_set.tables]
-    memory = _loads(costs, list(zip(numbers, units, strict=True)), topology).memory
-    over = memory / np.maximum(topology.capacity, 1.0)
-    if over.max() > 1:
-        tier = int(over.max(axis=0).argmax())
-        raise PlanError(
-            f"{TIERS[tier]} of rank {int(over[:, tier].argmax())} would have to hold "
-            f"{size_text(memory[:, tier].max())} of {size_text(topology.capacity[tier])}: "
-            f"{1 / over.max():.2g} times the rows would fit, or more ranks"
-            f"{save_hint(table_set)}"
-        )
-    empty = np.zeros(0)
-    placement = Placement(np.array(numbers, np.int64), units, empty, empty)
-    bound, _ = lower_bound(costs.arrays, empty_cluster(topology))
-    return _to_plan(table_set, topology, costs, placement, bound)
-
-
 def _try_plan(table_set: TableSet, topology: Topology) -> Plan | None:
     """The better plan of those with HBM kernels alone and, where HBM is short, with all kernels."""
     cluster, best = empty_cluster(topology), None
@@ -149,7 +111,7 @@ def _try_plan(table_set: TableSet, topology: Topology) -> Plan | None:
         placement, bound = search(costs.arrays, cluster)
         if placement is None:
             continue
-        plan = _to_plan(table_set, topology, costs, placement, bound)
+        plan = placed_plan(table_set, topology, costs, placement, bound)
         if best is not None and best.bottleneck_ms <= plan.bottleneck_ms:
             plan = best.model_copy(update={"lower_bound_ms": plan.lower_bound_ms})
         best = plan
@@ -157,9 +119,6 @@ def _try_plan(table_set: TableSet, topology: Topology) -> Plan | None:
         if not full and costs.arrays.fits_alone(cluster).all():
             break  # no kernel is faster than those in HBM, and HBM has room for each option
     return best
-
-
-# ---- beside what stands already
 
 
 def _current_placement(plan: Plan, costs: Costs, table_set: TableSet) -> CurrentPlacement:
@@ -180,94 +139,9 @@ def _current_placement(plan: Plan, costs: Costs, table_set: TableSet) -> Current
 def _check_still_fit(
     costs: Costs, current: CurrentPlacement, table_set: TableSet, topology: Topology
 ) -> None:
-    memory = _loads(costs, list(current.places.values()), topology).memory
+    memory = placed_loads(costs, list(current.places.values()), topology).memory
     if (memory > topology.capacity).any():
         raise PlanError(
             "the tables that stay don't fit any more with this batch size and these lengths"
             f"{save_hint(table_set)}: make a new plan"
         )
-
-
-# ---- the result
-
-
-def _to_plan(
-    table_set: TableSet, topology: Topology, costs: Costs, placement: Placement, bound: float
-) -> Plan:
-    cluster = empty_cluster(topology)
-    copies = costs.arrays.total(cluster, costs.stored) if table_set.background_save else 0.0
-    totals = costs.arrays.total_memory(cluster) - _in_ddr(copies)
-    tables = {}
-    for number, table in enumerate(table_set.tables):
-        index = int(placement.option[number])
-        option = costs.sharding_options[index]
-        tables[table.name] = TablePlan(
-            sharding_type=option.sharding_type,
-            compute_kernel=option.compute_kernel,
-            columns=option.columns,
-            cache_share=option.cache_share,
-            places=placement.units[number],
-            lookup_ms=round(float(costs.lookup_ms[index]), _ROUND_MS),
-            comms_ms=round(float(costs.comms_ms[index]), _ROUND_MS),
-            memory_bytes=dict(zip(TIERS, (int(b) for b in totals[index]), strict=True)),
-        )
-    placed = list(zip(map(int, placement.option), placement.units, strict=True))
-    loads = _loads(costs, placed, topology)
-    copies = loads.stored if table_set.background_save else 0.0
-    memory = loads.memory - _in_ddr(copies)
-    return Plan(
-        made_for=MadeFor(topology=topology, tables=table_set),
-        lower_bound_ms=round(bound, _ROUND_MS),
-        excluded=tuple(excluded_options(table_set.tables, topology)),
-        tables=dict(sorted(tables.items())),
-        ranks=RankEstimates(
-            lookup_ms=tuple(round(float(x), _ROUND_MS) for x in loads.lookup),
-            comms_ms=tuple(round(float(x), _ROUND_MS) for x in loads.comms),
-            **{f"{tier}_bytes": tuple(map(int, memory[:, i])) for i, tier in enumerate(TIERS)},
-            stored_bytes=tuple(map(int, loads.stored[:, 0])),
-        ),
-    )
-
-
-def _in_ddr(copies: np.ndarray | float) -> np.ndarray:
-    """Bytes [..., 1] of copies as bytes by tier."""
-    return np.asarray(copies * (np.array(TIERS) == "ddr"))
-
-
-class _Loads(NamedTuple):
-    """What placed options ask of the ranks.
-
-    Attributes:
-        lookup: float64 [R], ms.
-        comms: float64 [R], ms.
-        memory: float64 [R, 3], bytes by tier, with the copy for a background save.
-        stored: float64 [R, 1], bytes of rows and optimizer state.
-    """
-
-    lookup: np.ndarray
-    comms: np.ndarray
-    memory: np.ndarray
-    stored: np.ndarray
-
-
-def _loads(costs: Costs, placed: list[tuple[int, tuple[int, ...]]], topology: Topology) -> _Loads:
-    count = topology.world_size
-    loads = _Loads(
-        lookup=np.zeros(count),
-        comms=np.zeros(count),
-        memory=np.zeros((count, len(TIERS))),
-        stored=np.zeros((count, 1)),
-    )
-    sizes = (1, topology.workers_per_node, count)
-    for option, units in placed:
-        place = int(costs.arrays.place[option])
-        size = sizes[place]
-        memory = costs.arrays.block_memory(option, size)
-        stored = costs.arrays.along_ranks(option, costs.stored[option], size)
-        for unit in (0,) if place == EVERY else units:
-            ranks = slice(unit * size, (unit + 1) * size)
-            loads.lookup[ranks] += costs.lookup_ms[option]
-            loads.comms[ranks] += costs.comms_ms[option]
-            loads.memory[ranks] += memory
-            loads.stored[ranks] += stored
-    return loads

@@ -7,7 +7,7 @@ import numpy as np
 
 from infnet_dist.errors import PlanError
 from infnet_dist.io.filesystem import size_text
-from infnet_dist.planning.costs import Estimator, empty_cluster
+from infnet_dist.planning.costs.estimator import Estimator, empty_cluster
 from infnet_dist.planning.tables import TableSet
 from infnet_dist.planning.topology import MAX_WORKERS, TIERS, Topology
 

@@ -5,6 +5,7 @@ dense optimizer. The same calls run on gloo with CPUs and on NCCL with GPUs.
 """
 
 import math
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -22,20 +23,15 @@ from infnet_dist.config.run import Config
 from infnet_dist.data.hashing import stable_seed
 from infnet_dist.data.statistics import Usage
 from infnet_dist.distributed.context import WorkerContext
-from infnet_dist.model.ranking import build_train_model
-from infnet_dist.planning.budget import check_budget
-from infnet_dist.planning.host import host_memory_bytes
-from infnet_dist.planning.plan import Plan, load_plan
+from infnet_dist.model.build import build_train_model
+from infnet_dist.planning.checks import check_budget, check_plan
+from infnet_dist.planning.host_memory import host_memory_bytes
+from infnet_dist.planning.plan import Plan
+from infnet_dist.planning.plan_file import load_plan
 from infnet_dist.planning.planner import make_plan
-from infnet_dist.planning.sharding import (
-    CollectionSharder,
-    check_plan,
-    find_collection,
-    tables_of_run,
-    to_sharding_plan,
-)
-from infnet_dist.planning.tables import TableSet
+from infnet_dist.planning.run_tables import tables_of_run
 from infnet_dist.planning.topology import Topology, this_topology
+from infnet_dist.planning.torchrec_plan import CollectionSharder, find_collection, to_sharding_plan
 from infnet_dist.schema import Schema
 from infnet_dist.sharding.optimizers import apply_sparse_optimizer, make_dense_optimizer
 
@@ -90,7 +86,7 @@ def build_sharded_model(
     config: Config,
     schema: Schema,
     context: WorkerContext,
-    usage: Usage | None = None,
+    sample_usage: Callable[[], Usage] | None = None,
 ) -> ShardedModel:
     """Build, plan, shard and fill the model; every rank calls it.
 
@@ -98,7 +94,7 @@ def build_sharded_model(
         config: the run.
         schema: the selected features.
         context: this worker.
-        usage: what the training set looks up, for planning; read on rank 0 alone.
+        sample_usage: reads how the training set uses the tables; called on rank 0 where it plans.
 
     Raises:
         PlanError: the plan file doesn't fit, or no plan can be made.
@@ -107,14 +103,8 @@ def build_sharded_model(
     train_model = build_train_model(config, schema, table_device=torch.device("meta"))
     _, collection = find_collection(train_model)
     apply_sparse_optimizer(collection, config.sparse_optimizer)
-    table_set = tables_of_run(config, schema, usage)
     topology = topology_of(context)
-    plan = context.broadcast(
-        context.together(
-            lambda: get_plan(config, table_set, topology) if context.is_first else None
-        )
-    )
-    assert plan is not None
+    plan = context.on_first(lambda: get_plan(config, schema, topology, sample_usage))
     model = DistributedModelParallel(
         module=train_model,
         env=ShardingEnv.from_process_group(dist.group.WORLD),
@@ -146,14 +136,20 @@ def topology_of(context: WorkerContext) -> Topology:
     )
 
 
-def get_plan(config: Config, table_set: TableSet, topology: Topology) -> Plan:
-    """The plan file of the run, checked; or a plan for the workers at hand where it says auto."""
+def get_plan(
+    config: Config,
+    schema: Schema,
+    topology: Topology,
+    sample_usage: Callable[[], Usage] | None = None,
+) -> Plan:
+    """The plan file of the run, checked; with `sharding.plan: auto` a new plan for `topology`."""
     if config.sharding.plan == "auto":
-        return make_plan(table_set, topology)
+        usage = sample_usage() if sample_usage else None
+        return make_plan(tables_of_run(config, schema, usage), topology)
     plan = load_plan(config.sharding.plan)
     check_plan(
         plan,
-        table_set,
+        tables_of_run(config, schema),
         world_size=topology.world_size,
         workers_per_node=topology.workers_per_node,
         device=topology.device,

@@ -1,5 +1,7 @@
 """Optimizers: row-wise Adagrad fused in the tables' backward, AdamW for the rest; schedules."""
 
+from typing import NamedTuple
+
 import torch
 from torch import nn
 from torch.distributed.optim import (
@@ -9,7 +11,12 @@ from torchrec.optim import RowWiseAdagrad
 from torchrec.optim.keyed import KeyedOptimizer, KeyedOptimizerWrapper
 from torchrec.optim.optimizers import in_backward_optimizer_filter
 
-from infnet_dist.config.run import DenseOptimizerConfig, ScheduleConfig, SparseOptimizerConfig
+from infnet_dist.config.run import (
+    Config,
+    DenseOptimizerConfig,
+    ScheduleConfig,
+    SparseOptimizerConfig,
+)
 
 
 def apply_sparse_optimizer(collection: nn.Module, config: SparseOptimizerConfig) -> None:
@@ -51,7 +58,23 @@ def learning_rate_factor(schedule: ScheduleConfig, step: int, total_steps: int) 
     return min(warmup, 1.0, max(decay, 0.0))
 
 
+class LearningRates(NamedTuple):
+    """The learning rates of a step, by optimizer."""
+
+    sparse: float
+    dense: float
+
+
+def learning_rates(config: Config, step: int, total_steps: int) -> LearningRates:
+    """The scheduled learning rates of step `step` (the first is 0) out of `total_steps`."""
+    factor = learning_rate_factor(config.schedule, step, total_steps)
+    return LearningRates(
+        sparse=factor * config.sparse_optimizer.learning_rate,
+        dense=factor * config.dense_optimizer.learning_rate,
+    )
+
+
 def set_learning_rate(optimizer: KeyedOptimizer, learning_rate: float) -> None:
-    """Set it in every group. A fused optimizer takes it over in its next `zero_grad` or `step`."""
+    """Set it in all groups; a fused optimizer applies it in its next `zero_grad` or `step`."""
     for group in optimizer.param_groups:
         group["lr"] = learning_rate

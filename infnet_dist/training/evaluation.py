@@ -1,6 +1,7 @@
 """Metrics of a model on a split: within training, or of a checkpoint on its own."""
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,14 +13,13 @@ from infnet_dist.distributed.context import WorkerContext
 from infnet_dist.evaluation.metrics import MetricState
 from infnet_dist.io.filesystem import Folder
 from infnet_dist.schema import Schema
-from infnet_dist.training.setup import TrainingSetup, stream
+from infnet_dist.training.setup import TrainingSetup, open_training_set, stream
 
 
 def evaluate(
     setup: TrainingSetup,
     split: str,
     interrupted: Callable[[], bool] = lambda: False,
-    moved: Callable[[], None] = lambda: None,
 ) -> dict[str, dict[str, float]] | None:
     """Metrics of the model on a split (`model`), and of the planted truth if known (`optimum`).
 
@@ -27,7 +27,6 @@ def evaluate(
         setup: the model and the data.
         split: the split.
         interrupted: asked after each batch, by all ranks alike; True ends it.
-        moved: called now and then afterwards, while metrics are computed on rank 0.
 
     Returns:
         None if it was interrupted.
@@ -52,7 +51,7 @@ def evaluate(
                 model.train()
                 return None
     model.train()
-    return state.compute(setup.context, split, moved)
+    return state.compute(setup.context, split)
 
 
 def evaluate_checkpoint(
@@ -67,8 +66,9 @@ def evaluate_checkpoint(
     """
     nothing_saved = config.checkpoint.model_copy(update={"background": False})
     config = config.model_copy(update={"checkpoint": nothing_saved})  # memory that isn't needed
-    trained = context.together(lambda: _schema_of(Folder(path)))
-    setup = TrainingSetup.open(config, context, splits=[split], trained=trained)
+    trained = context.on_first(lambda: _schema_of(Folder(path)))
+    open_set = partial(open_training_set, trained=trained)
+    setup = TrainingSetup.open(config, context, splits=[split], open_set=open_set)
     manifest = checkpoint.load(Folder(path), setup.sharded, context, with_optimizer=False)
     setup.begun_rates = manifest.unknown_id_rates
     setup.warn_of_unlearned_ids(split)

@@ -1,4 +1,4 @@
-"""Sums between two log lines, and over a run: losses, rows and seconds."""
+"""The train meter: losses, rows and seconds between two log lines."""
 
 import math
 import time
@@ -13,9 +13,9 @@ from infnet_dist.distributed.context import WorkerContext
 
 @dataclass
 class IntervalStats:
-    """An interval over all ranks: mean losses per row, rows, and this rank's seconds.
+    """Statistics of an interval over all ranks: mean losses per row, rows, this rank's seconds.
 
-    A task's mean is over the rows whose label is known, NaN without any.
+    A task's mean loss is over the rows whose label is known; NaN without any.
     """
 
     loss: float
@@ -26,26 +26,8 @@ class IntervalStats:
     steps: int
 
 
-@dataclass
-class Throughput:
-    """Sums of the run's intervals, over all attempts, for rates.
-
-    `seconds` are those of this process; of steps that were lost with an attempt none count.
-    """
-
-    rows: int = 0
-    seconds: float = 0.0
-    steps: int = 0
-
-    def add(self, totals: IntervalStats) -> None:
-        """Add an interval."""
-        self.rows += totals.rows
-        self.seconds += totals.seconds
-        self.steps += totals.steps
-
-
 class TrainMeter:
-    """Sums between two log lines, kept on the device: no wait for it within the interval."""
+    """Sums since the last log line, kept on the device: adding to them doesn't synchronise."""
 
     def __init__(self, num_tasks: int, device: torch.device) -> None:
         self._sums = torch.zeros(1 + num_tasks, dtype=torch.float64, device=device)
@@ -53,7 +35,7 @@ class TrainMeter:
         self.reset()
 
     def reset(self) -> None:
-        """Forget the sums and start the clock."""
+        """Set the sums to zero and restart the clock."""
         self._sums.zero_()
         self._known_K.zero_()
         self.steps = self.rows = 0
@@ -61,39 +43,28 @@ class TrainMeter:
         self._start = time.perf_counter()
 
     def exclude(self, seconds: float) -> None:
-        """Leave out time in which no step was made."""
+        """Exclude seconds in which no step was made."""
         self._start += seconds
 
-    def state(self) -> tuple[float, ...]:
-        """This rank's sums, exactly, for a checkpoint.
-
-        Steps, rows, losses, rows known by task, seconds that steps waited, seconds.
-        """
-        seconds = time.perf_counter() - self._start
-        sums = (*self._sums.tolist(), *self._known_K.tolist())
-        return (self.steps, self.rows, *sums, self._wait_s, seconds)
-
     def restore(self, states: Sequence[Sequence[float]], context: WorkerContext) -> None:
-        """Continue from the `state` of each rank; rank 0 takes all sums if they were more or fewer.
+        """Continue from the sums that a checkpoint of an earlier version holds, by rank.
 
-        Seconds are the mean of all ranks; states of earlier versions lack them.
+        Each has steps, rows, losses, rows with a label by task and, if newer, the seconds that
+        steps waited and all seconds. Rank 0 takes the sums of all ranks.
         """
         if not states:
             return
-        end = 2 + len(self._sums) + len(self._known_K)
-        if len(states[0]) > end:
-            waits, seconds = zip(*(state[end:] for state in states), strict=True)
-            self._wait_s = sum(waits) / len(states)
-            self.exclude(-sum(seconds) / len(states))
-            states = [state[:end] for state in states]
-        if len(states) == context.world_size:
-            own = list(states[context.rank])
-        else:
-            own = [sum(s) if context.is_first else 0.0 for s in zip(*states, strict=True)]
-        self.steps, self.rows = int(states[0][0]), int(own[1])
-        tensor = torch.tensor(own[2:], dtype=torch.float64, device=self._sums.device)
-        self._sums.copy_(tensor[: len(self._sums)])
-        self._known_K.copy_(tensor[len(self._sums) :])
+        self.steps = int(states[0][0])
+        if not context.is_first:
+            return
+        _, rows, *sums = (math.fsum(values) for values in zip(*states, strict=True))
+        first, end = len(self._sums), len(self._sums) + len(self._known_K)
+        self.rows = int(rows)
+        self._sums += torch.tensor(sums[:first]).to(self._sums)
+        self._known_K += torch.tensor(sums[first:end]).to(self._known_K)
+        if len(sums) > end:
+            self._wait_s, seconds = sums[end:]
+            self.exclude(-seconds / len(states))
 
     def add(
         self, loss: torch.Tensor, task_loss_K: torch.Tensor, batch: RankingBatch, wait_s: float
@@ -107,7 +78,7 @@ class TrainMeter:
         self.steps += 1
 
     def reduce(self, context: WorkerContext) -> IntervalStats:
-        """Sum over ranks; per-row means."""
+        """The statistics over all ranks; every rank calls it."""
         local = torch.tensor([self.rows, self._wait_s], dtype=torch.float64)
         here = torch.cat([self._sums, self._known_K, local.to(self._sums.device)])
         loss, *tasks, rows, wait_s = context.sum(here).tolist()

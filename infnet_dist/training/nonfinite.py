@@ -5,8 +5,8 @@ from collections.abc import Iterator
 import torch
 
 from infnet_dist.batch import RankingBatch
-from infnet_dist.model.ranking import StepOutput, TrainModel
 from infnet_dist.model.sparse import SparseEmbeddings
+from infnet_dist.model.train_model import StepOutput, TrainModel
 from infnet_dist.schema import Schema
 from infnet_dist.training.setup import TrainingSetup
 
@@ -43,7 +43,7 @@ def diagnose_nonfinite(
 def _faults(
     batch: RankingBatch, schema: Schema, embeddings: SparseEmbeddings, logits_BK: torch.Tensor
 ) -> Iterator[str]:
-    for place, feature in enumerate(schema.numeric):
+    for place, feature in enumerate(schema.standardised):
         yield from _first(batch.dense_BN[:, place], f"feature {feature.name!r} is")
     for place, task in enumerate(schema.tasks):
         known = batch.labels_BK[:, place].nan_to_num(posinf=torch.inf, neginf=-torch.inf)

@@ -6,7 +6,7 @@ from typing import Any
 from infnet_dist.batch import RankingBatch
 from infnet_dist.checkpoint import MAX_LEFT_OUT, SavedProgress
 from infnet_dist.config.run import TrainingConfig
-from infnet_dist.data.order import Interval, merge
+from infnet_dist.data.epoch_order import Interval, merge
 from infnet_dist.data.reader import Reader
 from infnet_dist.distributed.context import WorkerContext
 

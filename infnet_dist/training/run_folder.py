@@ -19,7 +19,8 @@ from infnet_dist.checkpoint import CheckpointManifest
 from infnet_dist.config.run import Config, dump_config
 from infnet_dist.io.filesystem import Folder
 from infnet_dist.io.json_files import write_json
-from infnet_dist.planning.plan import Plan, save_plan
+from infnet_dist.planning.plan import Plan
+from infnet_dist.planning.plan_file import save_plan
 from infnet_dist.tracking.tracker import METRICS, Tracker, make_tracker, plot_curves
 from infnet_dist.training.provenance import versions
 
@@ -38,7 +39,7 @@ def open_run_folder(
     config: Config, plan: Plan, run_folder: Path, manifest: CheckpointManifest | None
 ) -> Tracker:
     """Write what the run is started with, and open its log to go on after the checkpoint."""
-    own = run_folder / ATTEMPTS / f"{1 + max(_attempts(run_folder), default=0):03d}"
+    own = run_folder / ATTEMPTS / f"{1 + newest_attempt(run_folder):03d}"
     own.mkdir(parents=True)
     begun = {
         "started_at": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -82,12 +83,9 @@ def wandb_id(config: Config, run_folder: Path) -> str:
     return f"{config.run.name}-{run_folder.name}"
 
 
-def opened_at(run_folder: Path) -> int | None:
-    """When the newest attempt began to train (ns, by the clock of the storage); None if none."""
-    try:
-        return (run_folder / "config.yaml").stat().st_mtime_ns
-    except FileNotFoundError:
-        return None
+def newest_attempt(run_folder: Path) -> int:
+    """The number of the newest attempt that began to train; 0 if there is none."""
+    return max(_attempts(run_folder), default=0)
 
 
 def close_run_folder(run_folder: Path, summary: dict[str, Any], *, trained: bool) -> dict[str, Any]:

@@ -6,12 +6,13 @@ from collections.abc import Mapping
 import psutil
 from tqdm import tqdm
 
-from infnet_dist.checkpoint import RunTotals, SavedCheckpoint, SavedProgress
+from infnet_dist.checkpoint import SavedCheckpoint, SavedProgress, Throughput
 from infnet_dist.io.filesystem import size_text
-from infnet_dist.planning.review import describe, facts
+from infnet_dist.planning.review.facts import facts
+from infnet_dist.planning.review.render import describe
 from infnet_dist.sharding.build import table_bytes
 from infnet_dist.tracking.tracker import Tracker
-from infnet_dist.training.meters import Throughput, TrainMeter
+from infnet_dist.training.meters import TrainMeter
 from infnet_dist.training.setup import TrainingSetup
 
 log = logging.getLogger("infnet_dist")
@@ -24,16 +25,16 @@ class RunLog:
         setup: the run.
         tracker: where metrics go.
         total_steps: that the run will make.
-        totals: of earlier attempts.
+        throughput: of earlier attempts.
 
     Attributes:
-        pace: sums over all attempts, up to the last line.
+        throughput: over all attempts, up to the last log line.
     """
 
     def __init__(
-        self, setup: TrainingSetup, tracker: Tracker, *, total_steps: int, totals: RunTotals
+        self, setup: TrainingSetup, tracker: Tracker, total_steps: int, throughput: Throughput
     ) -> None:
-        self.pace = Throughput(totals.rows, totals.seconds, totals.steps)
+        self.throughput = throughput
         self._is_new = True  # nothing was logged in this attempt
         self._setup = setup
         self._tracker = tracker
@@ -46,31 +47,31 @@ class RunLog:
         self.say("plan:\n%s", describe(sharded.plan))
         self.say("dense parameters: %s", f"{dense:,}")
 
-    def interval(self, interval: TrainMeter, progress: SavedProgress) -> None:
-        """Losses and pace since the last line; restarts the interval."""
-        if interval.steps == 0:
+    def interval(self, meter: TrainMeter, progress: SavedProgress) -> None:
+        """Log losses and throughput since the last line, if there was a step; reset the meter."""
+        if meter.steps == 0:
             return
-        totals = interval.reduce(self._setup.context)
-        interval.reset()
+        stats = meter.reduce(self._setup.context)
+        meter.reset()
         if self._is_new:
             self._say_table_bytes()
             self._is_new = False
-        self.pace.add(totals)
-        metrics = {"train/loss/total": totals.loss}
-        for task, value in zip(self._setup.schema.tasks, totals.task_losses, strict=True):
+        self.throughput = self.throughput.plus(stats.rows, stats.seconds, stats.steps)
+        metrics = {"train/loss/total": stats.loss}
+        for task, value in zip(self._setup.schema.tasks, stats.task_losses, strict=True):
             kind = "log_loss" if task.kind == "binary" else "watch_loss"
             metrics[f"train/{kind}/{task.name}"] = value
-        metrics["perf/samples_per_s"] = totals.rows / totals.seconds
-        metrics["perf/input_wait_share"] = totals.wait_s / totals.seconds
+        metrics["perf/samples_per_s"] = stats.rows / stats.seconds
+        metrics["perf/input_wait_share"] = stats.wait_s / stats.seconds
         metrics["memory/rss_gib"] = psutil.Process().memory_info().rss / 2**30
         self._tracker.log(metrics, step=progress.step, examples=progress.examples)
-        left = (self._total_steps - progress.step) * self.pace.seconds / self.pace.steps
+        left = (self._total_steps - progress.step) * self.throughput.seconds / self.throughput.steps
         self.say(
             "step %s/%s (%s %%)  loss %.4f  %s samples/s  input wait %s  %s left",
             f"{progress.step:,}",
             f"{self._total_steps:,}",
             100 * progress.step // self._total_steps,
-            totals.loss,
+            stats.loss,
             f"{metrics['perf/samples_per_s']:,.0f}",
             f"{metrics['perf/input_wait_share']:.0%}",
             tqdm.format_interval(left),

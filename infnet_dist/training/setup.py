@@ -2,7 +2,7 @@
 
 import logging
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
 from itertools import zip_longest
@@ -12,9 +12,14 @@ import torch
 from infnet_dist.batch import RankingBatch
 from infnet_dist.checkpoint import DataOrder
 from infnet_dist.config.run import Config
-from infnet_dist.data.checks.footers import check_columns, check_feed, check_split
+from infnet_dist.data.checks.footers import (
+    check_columns,
+    check_feed,
+    check_split,
+    count_orphan_positives,
+)
+from infnet_dist.data.epoch_order import ORDER_VERSION
 from infnet_dist.data.manifest import Manifest, read_manifest
-from infnet_dist.data.order import ORDER_VERSION
 from infnet_dist.data.part_files import part_opener
 from infnet_dist.data.reader import Reader
 from infnet_dist.data.schema_changes import adapt
@@ -67,15 +72,15 @@ def open_training_set(config: Config, trained: Schema | None = None) -> tuple[Ma
     return manifest, schema
 
 
-def check_can_train(config: Config) -> None:
-    """Check what stands in a run's way before any worker starts.
+def open_for_training(config: Config) -> tuple[Manifest, Schema]:
+    """As `open_training_set`, with checks of all that a run needs and that no worker has to see.
 
     Raises:
         DataError: the train split doesn't fill one step, or there is no valid split.
         ConfigError: settings that contradict one another.
     """
-    manifest = read_manifest(config.data.path)
-    check_settings(config, manifest.schema_.select(config.data.features, config.data.tasks))
+    manifest, schema = open_training_set(config)
+    check_settings(config, schema)
     manifest.split("valid")
     check_feed(
         manifest.split("train").rows,
@@ -83,6 +88,7 @@ def check_can_train(config: Config) -> None:
         num_workers=config.scaling.num_workers,
         batch_size=config.data.batch_size,
     )
+    return manifest, schema
 
 
 def unknown_id_rates(
@@ -151,15 +157,13 @@ class TrainingSetup:
         context: WorkerContext,
         *,
         splits: Sequence[str],
-        trained: Schema | None = None,
+        open_set: Callable[[Config], tuple[Manifest, Schema]] = open_training_set,
     ) -> "TrainingSetup":
-        """Check the data of `splits` on all ranks, then build the model.
+        """Open the set on rank 0, check the data of `splits` on all ranks, build the model.
 
-        All ranks have rank 0's manifest: the set may change between the moments when they read it.
-        `trained`: as in `open_training_set`.
+        All ranks use rank 0's manifest, since the set may change at any time.
         """
-        opened = context.together(lambda: open_training_set(config, trained))
-        manifest, schema = context.broadcast(opened)
+        manifest, schema = context.on_first(lambda: open_set(config))
         open_part = part_opener(config.data.reader, schema)
         rank, world_size = context.rank, context.world_size
         for split in splits:
@@ -169,10 +173,8 @@ class TrainingSetup:
             in_order = [one for row in zip_longest(*found) for one in row if one is not None]
             manifest = manifest.with_fingerprints(split, in_order)
         data = (config.data.path, manifest, schema)
-        plans_here = context.is_first and config.sharding.plan == "auto"
         sample = partial(sample_usage, *data, open_part)
-        usage = context.together(lambda: sample() if plans_here else None)
-        sharded = build_sharded_model(config, schema, context, usage)
+        sharded = build_sharded_model(config, schema, context, sample)
         return cls(config, context, manifest, schema, sharded)
 
     @cached_property
@@ -191,7 +193,7 @@ class TrainingSetup:
         """By table, the share of the ids that training drops to 0."""
         return unknown_id_rates(self.config, self.manifest, self.schema, self.begun_rates)
 
-    def keep_rates(self, begun: Mapping[str, float] | None) -> None:
+    def resume_unknown_id_rates(self, begun: Mapping[str, float] | None) -> None:
         """Go on with the rates of a checkpoint, and say on rank 0 where the config changes them.
 
         Args:
@@ -206,6 +208,22 @@ class TrainingSetup:
                 "on %s (tables.unknown_id_rate); changed for %s of %s tables",
                 *(before[changed[0]], changed[0], now[changed[0]], len(changed), len(now)),
             )
+
+    def warn_of_contradicting_labels(self) -> None:
+        """Warn of rows that are positive for a task and negative for the one it is conditional on.
+
+        P(task) = P(given) P(task | given) can't fit them.
+        """
+        for task, given in self.config.model.conditional_on.items():
+            without, positives = count_orphan_positives(
+                self.config.data.path, self.manifest, self.schema, task=task, under=given
+            )
+            if without:
+                log.warning(
+                    "model.conditional_on: %s of %s positive rows of %r are negative for %r, which "
+                    "model.conditional_on rules out; remove the pair if these aren't noise",
+                    *(f"{without:,}", f"{positives:,}", task, given),
+                )
 
     def warn_of_unlearned_ids(self, split: str) -> None:
         """Say on rank 0 which unknown ids of `split` meet a row that training never saw."""

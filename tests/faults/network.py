@@ -13,6 +13,7 @@ from pathlib import Path
 import psutil
 import pytest
 
+from ray_jobs._auth import token_environ, write_token
 from ray_jobs._local_ray import job_environ
 from tests.conftest import REPOSITORY
 
@@ -32,7 +33,8 @@ class Network:
 
     def __init__(self, folder: Path) -> None:
         self.address = f"{_HEAD}:{_PORT}"
-        self.environ = job_environ(folder) | {
+        self.environ = job_environ(folder) | token_environ(write_token(folder))
+        self.environ |= {
             "RAY_health_check_initial_delay_ms": "500",
             "RAY_health_check_period_ms": "500",
             "RAY_health_check_timeout_ms": "1000",

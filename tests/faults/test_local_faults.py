@@ -75,7 +75,7 @@ def test_too_many_deaths_without_a_new_checkpoint(tmp_path: Path, data: Path) ->
 def test_a_worker_that_hangs(tmp_path: Path, data: Path, undisturbed: Job, action: str) -> None:
     job = Job(tmp_path, data)
     ended = job.run(Fault("step", action, rank=1, step=25))
-    job.check(ended, says=r"rank 1 hangs in step 2[45].*nothing moved for 6 s; starting again")
+    job.check(ended, says=r"rank 1 hangs in step 2[45].*no progress for 6 s; starting again")
     job.assert_same(undisturbed)
 
 

@@ -13,6 +13,7 @@ import psutil
 import pytest
 from ray._private.utils import get_num_cpus
 
+from ray_jobs._auth import token_environ, write_token
 from ray_jobs._local_ray import LocalRay, job_environ
 from tests.conftest import REPOSITORY
 from tests.faults.kit import Fault, Job, Running, no_processes_left
@@ -60,7 +61,7 @@ def test_a_worker_that_hangs(tmp_path: Path, data: Path, undisturbed: Job, ray: 
     job = Job(tmp_path, data)
     fault = Fault("step", "sleep", rank=0, step=25)
     ended = start_on_ray(job, ray.environ, ray.address, fault).wait()
-    job.check(ended, says=r"rank 0 hangs in step 25 .*nothing moved for 6 s; starting again")
+    job.check(ended, says=r"rank 0 hangs in step 25 .*no progress for 6 s; starting again")
     job.assert_same(undisturbed)
 
 
@@ -243,7 +244,8 @@ class Nodes:
         self._folder = folder
 
     def __enter__(self) -> "Nodes":
-        environ = job_environ(self._folder) | {
+        environ = job_environ(self._folder) | token_environ(write_token(self._folder))
+        environ |= {
             "RAY_health_check_initial_delay_ms": "500",
             "RAY_health_check_period_ms": "500",
             "RAY_health_check_timeout_ms": "1000",

@@ -49,8 +49,15 @@ FILLED_IN = {
     "NEW": "new_plan.json",
     "configs/x.yaml": "configs/smoke.yaml",
     "ingest.path=FOLDER": "ingest.path={raw}",
+    "20261122-111407": "first",
+    "RUN_ID": "first",
+    "CHECKPOINT": "$(ls -d runs/smoke/first/checkpoints/step-* | tail -1)",
 }
-# A training set that a command needs: its folder, and how it is made.
+FIRST_RUN = (
+    "python -m ray_jobs.ingest --config configs/smoke.yaml\n"
+    f"python -m ray_jobs.train --config configs/smoke.yaml {LOCAL} --run-id first"
+)
+# What a command needs: its folder, and the commands that make it.
 MADE = {
     "compare_kuairand": (
         "data/kuairand_pure",
@@ -62,7 +69,13 @@ MADE = {
         "python -m ray_jobs.ingest --config configs/census_income.yaml "
         "--set ingest.path=raw/census_income_kdd",
     ),
+    "ray_jobs.train --config configs/smoke.yaml": (
+        "data/smoke",
+        "python -m ray_jobs.ingest --config configs/smoke.yaml",
+    ),
     "compare_synthetic": ("data/smoke", "python -m ray_jobs.ingest --config configs/smoke.yaml"),
+    "runs/smoke/first": ("runs/smoke/first", FIRST_RUN),
+    "--run-id first": ("runs/smoke/first", FIRST_RUN),
     "compare_conflict": (
         "data/conflict",
         "python -m ray_jobs.ingest --config configs/smoke.yaml "
@@ -106,7 +119,9 @@ def runs(line: str) -> bool:
     mention of a command in prose, what needs W&B's server (test_tracking.py), and what the fixtures
     do: a Ray, the environment.
     """
-    left_out = r"make |source |ray start|.*(wandb|benchmarks/|COMMAND)|python -m \S+$"
+    left_out = (
+        r"make |source |ray (start|get-auth-token)|.*(wandb|benchmarks/|COMMAND)|python -m \S+$"
+    )
     return not re.match(left_out, line)
 
 
@@ -178,7 +193,9 @@ def test_commands_are_found() -> None:
 
 @pytest.mark.parametrize("block", BLOCKS, ids=lambda block: block.where)
 def test_a_documented_block_runs(block: Block, checkout: Path, environ: dict[str, str]) -> None:
-    script = re.sub(r"export ROOT=.*", "", block.script).replace(".venv/bin/python", "python")
+    script = re.sub(r"export (ROOT|RAY_AUTH_MODE)=.*", "", block.script).replace(
+        ".venv/bin/python", "python"
+    )
     real = "census_income_kdd" if "census" in script else "kuairand_pure_slice"
     needs_real = re.search(r"census|kuairand|my\.yaml", script)
     if needs_real and not (checkout / "raw" / real).exists():

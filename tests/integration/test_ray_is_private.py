@@ -1,18 +1,20 @@
-"""What Ray shows to others: where it listens, what it leaves behind, what its job list tells."""
+"""Ray as other users see it: where it listens, whom it lets in, what it leaves, its job list."""
 
 import json
 import os
 import subprocess
 import sys
+import urllib.error
 import urllib.request
 from pathlib import Path
 
 import pytest
 
+from ray_jobs._auth import token_header, write_token
 from ray_jobs._local_ray import LocalRay
 
 KEY = "0123456789abcdef-not-a-real-key"
-# Starts a Ray by `connect`, and tells of the sockets of all its processes.
+# Starts a Ray by `connect`, and prints the sockets of all its processes.
 CONNECTED = """
 import json, logging, psutil
 from ray_jobs._cluster import connect, disconnect
@@ -58,7 +60,7 @@ def test_a_ray_of_ones_own_is_of_no_use_to_others(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_the_list_of_jobs_tells_no_secret(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_list_of_jobs_shows_no_secret(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WANDB_API_KEY", KEY)
     (tmp_path / "job").mkdir()
     (tmp_path / "job" / "tell.py").write_text(TELL)
@@ -66,18 +68,48 @@ def test_the_list_of_jobs_tells_no_secret(tmp_path: Path, monkeypatch: pytest.Mo
         done = ray.submit(["python", "tell.py"], working_dir=tmp_path / "job", env={"A": "b"})
         assert "it has the key" in done.stdout
         command = str(Path(sys.executable).with_name("ray"))
-        told = subprocess.run(
+        listed = subprocess.run(
             [command, "job", "list", "--address", ray.dashboard_url],
             env=ray.environ,
             capture_output=True,
             text=True,
             timeout=60,
         )
-        with urllib.request.urlopen(f"{ray.dashboard_url}/api/jobs/", timeout=30) as answer:
-            jobs = answer.read().decode()
-        assert "tell.py" in told.stdout
+        jobs = get(f"{ray.dashboard_url}/api/jobs/", token_header(ray.token_file))
+        assert "tell.py" in listed.stdout
         assert "tell.py" in jobs
-        assert KEY not in told.stdout + told.stderr + jobs + done.stdout
+        assert KEY not in listed.stdout + listed.stderr + jobs + done.stdout
         files = [path for path in ray.temp_dir.rglob("*") if path.is_file()]
         assert len(files) > 10
         assert [path for path in files if KEY.encode() in path.read_bytes()] == []
+
+
+def test_nobody_is_let_in_without_the_token(tmp_path: Path) -> None:
+    (tmp_path / "other").mkdir()
+    with LocalRay(tmp_path, num_cpus=1) as ray:
+        assert ray.token_file.stat().st_mode & 0o077 == 0, "only its owner can read it"
+        jobs = f"{ray.dashboard_url}/api/jobs/"
+        other = write_token(tmp_path / "other")
+        for header, status in (({}, 401), (token_header(other), 403)):
+            with pytest.raises(urllib.error.HTTPError) as refused:
+                get(jobs, header)
+            assert refused.value.code == status
+        without = {k: v for k, v in ray.environ.items() if not k.startswith("RAY_AUTH_")}
+        wrong = ray.environ | {"RAY_AUTH_TOKEN_PATH": str(other)}
+        for environ in (without, wrong):
+            command = [str(Path(sys.executable).with_name("ray")), "job", "submit"]
+            submitted = subprocess.run(
+                [*command, "--address", ray.dashboard_url, "--", "python", "-V"],
+                env=environ,
+                capture_output=True,
+                text=True,
+                timeout=60,
+            )
+            assert submitted.returncode, submitted.stdout
+        assert json.loads(get(jobs, token_header(ray.token_file))) == []
+
+
+def get(url: str, headers: dict[str, str]) -> str:
+    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+    with opener.open(urllib.request.Request(url, headers=headers), timeout=30) as answer:
+        return answer.read().decode()

@@ -15,7 +15,7 @@ from infnet_dist.errors import CheckpointError
 from infnet_dist.io.filesystem import Folder
 from infnet_dist.planning.plan import Plan
 from infnet_dist.planning.planner import make_plan
-from infnet_dist.planning.sharding import tables_of_run
+from infnet_dist.planning.run_tables import tables_of_run
 from infnet_dist.planning.topology import this_topology
 from infnet_dist.training.evaluation import evaluate_checkpoint
 from infnet_dist.training.setup import TrainingSetup, open_training_set

@@ -16,9 +16,9 @@ from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
 from infnet_dist.distributed.context import WorkerContext
 from infnet_dist.planning.planner import make_plan
-from infnet_dist.planning.sharding import CollectionSharder, to_sharding_plan
 from infnet_dist.planning.tables import PlanFeature, PlanTable, TableSet
 from infnet_dist.planning.topology import this_topology
+from infnet_dist.planning.torchrec_plan import CollectionSharder, to_sharding_plan
 from tests.ranks import run_ranks
 
 ROWS = {"a": 37, "b": 50}

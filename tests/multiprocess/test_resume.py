@@ -20,11 +20,12 @@ import pytest
 import torch
 
 from infnet_dist import checkpoint
+from infnet_dist.checkpoint.manifest import dump_manifest
 from infnet_dist.checkpoint.reading import TensorReader
 from infnet_dist.checkpoint.shards import LocalShard
 from infnet_dist.config.run import Config
+from infnet_dist.data.epoch_order import epoch_order
 from infnet_dist.data.manifest import Ingested, read_manifest, write_manifest
-from infnet_dist.data.order import epoch_order
 from infnet_dist.distributed.context import WorkerContext
 from infnet_dist.errors import CheckpointError, DataError, UserError
 from infnet_dist.io.filesystem import Folder
@@ -104,6 +105,23 @@ def assert_same(one: Path, other: Path) -> None:
     assert records(one) == records(other), "each step once, bit for bit"
 
 
+def assert_same_but_for_a_line(one: Path, other: Path, *, step: int) -> None:
+    """As `assert_same`, but `one` saved in this step as well, so it logged there too."""
+    a, b = tensors(one), tensors(other)
+    assert a.keys() == b.keys()
+    for name, value in a.items():
+        assert torch.equal(value, b[name]), name
+    ours, theirs = records(one), records(other)
+    (at,) = (i for i, record in enumerate(ours) if record["step"] == step)
+    begin = ours[at - 1] if at else {"examples": 0}
+    (extra, end), whole = ours[at : at + 2], theirs[at]
+    assert [*ours[:at], *ours[at + 2 :]] == [*theirs[:at], *theirs[at + 1 :]], "each step once"
+    assert (end["step"], end["examples"]) == (whole["step"], whole["examples"])
+    rows = extra["examples"] - begin["examples"], end["examples"] - extra["examples"]
+    mean = np.average([r["train/loss/total"] for r in (extra, end)], weights=rows)
+    assert mean == pytest.approx(whole["train/loss/total"], rel=1e-6)
+
+
 def die_at_step(context: WorkerContext, *, config: Config, run_folder: Path, step: int) -> dict:
     """Train; rank 1 is killed in that step's backward."""
     import infnet_dist.training.trainer as trainer
@@ -162,7 +180,11 @@ def test_killed_and_stopped_with_any_number_of_workers(
         overrides = {"user": by_column, "item": by_column}
         changes["tables"] = {"embedding_dim": 16 if ranks == 4 else 12, "overrides": overrides}
     elif case:
-        changes["model"] = {"dropout": 0.2, "given": {"like": "click"}, "first_order": True}
+        changes["model"] = {
+            "dropout": 0.2,
+            "conditional_on": {"like": "click"},
+            "first_order": True,
+        }
     config, run = config_of(tiny_set, tmp_path, **changes), tmp_path / "run"
     run_ranks(train, ranks, config=config, run_folder=tmp_path / "whole")
     run_ranks(stop_one_rank_at_step, ranks, config=config, run_folder=run, step=4)
@@ -170,7 +192,7 @@ def test_killed_and_stopped_with_any_number_of_workers(
         with pytest.raises(RuntimeError, match=r"worker 1 died \(exit code -9\)"):
             run_ranks(die_at_step, ranks, config=config, run_folder=run, step=13)
     run_ranks(train, ranks, config=config, run_folder=run)
-    assert_same(run, tmp_path / "whole")
+    assert_same_but_for_a_line(run, tmp_path / "whole", step=5)
 
 
 def build_partly_frozen(build: Callable[..., DenseArch], *args: Any) -> DenseArch:
@@ -189,7 +211,7 @@ def test_stopped_by_a_signal_it_saves_where_it_is(
     assert summary["checkpoint"].endswith("step-00000017")
     assert summary["examples"] == 17 * 2 * 32
     assert not run_ranks(train, 2, config=config, run_folder=run)[0]["stopped"]
-    assert_same(run, whole)
+    assert_same_but_for_a_line(run, whole, step=17)
 
 
 def stop_one_rank_at_step(
@@ -213,20 +235,20 @@ def test_stopped_by_a_signal_while_it_starts(tiny_set: Path, tmp_path: Path, who
     summary = run_ranks(stop_at_start, 2, config=config, run_folder=run)[0]
     assert summary["stopped"] and summary["checkpoint"].endswith("step-00000001")
     run_ranks(train, 2, config=config, run_folder=run)
-    assert_same(run, whole)
+    assert_same_but_for_a_line(run, whole, step=1)
 
 
 def stop_at_start(context: WorkerContext, *, config: Config, run_folder: Path) -> dict:
     import infnet_dist.training.trainer as trainer
 
-    original = trainer.check_can_train
+    original = trainer.checkpoint_folder
 
-    def signalled(config: Config) -> None:
+    def signalled(*args: Any) -> Folder:
         if context.rank == 1:
             os.kill(os.getpid(), signal.SIGTERM)
-        original(config)
+        return original(*args)
 
-    trainer.check_can_train = signalled
+    trainer.checkpoint_folder = signalled
     return train(context, config, run_folder=run_folder)
 
 
@@ -248,7 +270,7 @@ def test_an_evaluation_that_is_made_up_for(tiny_set: Path, tmp_path: Path, momen
     config = config_of(tiny_set, tmp_path, training={"log_every_steps": 7, "eval_every_steps": 17})
     run_ranks(train, 2, config=config, run_folder=tmp_path / "whole")
     run_ranks(stop_one_rank_at_step, 2, config=config, run_folder=run, step=16)
-    assert not [r for r in records(run) if r["step"] == 17]
+    assert not [r for r in records(run) if "valid/auc/click" in r]
     with pytest.raises(RuntimeError, match=r"worker \d died"):
         run_ranks(dying, 2, config=config, run_folder=run, step=18)
     assert [r["step"] for r in records(run)].count(17) == 2, "losses and evaluation"
@@ -383,7 +405,7 @@ def test_what_is_kept(tiny_set: Path, tmp_path: Path) -> None:
     assert kept == {5, 10, 11, 12, best}
 
 
-def test_checkpoints_by_the_clock_do_not_change_the_log(
+def test_checkpoints_by_the_clock_change_no_weights_and_no_evaluation(
     tiny_set: Path, tmp_path: Path, whole: Path
 ) -> None:
     often = {"every_minutes": 1e-9, "every_steps": None, "keep_last": 99}
@@ -391,24 +413,32 @@ def test_checkpoints_by_the_clock_do_not_change_the_log(
     run_ranks(train, 2, config=config_of(tiny_set, tmp_path, checkpoint=often), run_folder=run)
     steps = sorted(int(p.name[5:]) for p in (run / "checkpoints").iterdir())
     assert steps == list(range(1, 39))
-    assert_same(run, whole)
+    ours, theirs = tensors(run), tensors(whole)
+    assert all(torch.equal(value, theirs[name]) for name, value in ours.items())
+    assert records(run)[-1] == records(whole)[-1], "the evaluation"
+    assert [r["step"] for r in records(run)] == [*steps, 38], "a line at each save"
 
 
-def test_another_number_of_workers_takes_over_sums_of_the_log(
+def test_a_checkpoint_of_a_version_that_did_not_log_at_each_save(
     tiny_set: Path, tmp_path: Path
 ) -> None:
+    """It holds the sums since the last line, which go into the next one, under any world size."""
     config, run = config_of(tiny_set, tmp_path), tmp_path / "run"
     run_ranks(stop_one_rank_at_step, 2, config=config, run_folder=run, step=16)
+    folder = Folder(run / "checkpoints") / "step-00000017"
+    manifest = checkpoint.read_manifest(folder)
+    assert manifest.interval == ()
+    tasks = sum("train/log_loss" in key for key in records(run)[0])
+    sums = (3.0, 96.0, 96e3, *[96e3] * tasks, *[96.0] * tasks, 0.1, 1.0)  # of steps 15 to 17
+    totals = manifest.totals.model_copy(update={"rows": 14 * 64, "steps": 14})
+    old = manifest.model_copy(update={"interval": (sums, sums), "totals": totals})
+    folder.put("manifest.json", dump_manifest(old))
     summary = run_ranks(train, 3, config=config, run_folder=run)[0]
-    assert summary["examples"] == 2400
     found = [r for r in records(run) if "train/loss/total" in r]
-    assert [r["step"] for r in found][:3] == [7, 14, 21]
-    # 14 steps of 2 x 32 rows, then 3 of those and 4 of 3 x 32 on one line
-    assert found[2]["examples"] == 17 * 64 + 4 * 96
-    manifest = checkpoint.read_manifest(Folder(run / "checkpoints") / "step-00000017")
-    steps, rows, loss, *_ = np.sum(manifest.interval, axis=0)
-    assert (steps, rows) == (6, 192)
-    assert 0.3 < loss / rows / 3 < 3
+    assert [r["step"] for r in found][:5] == [7, 10, 14, 20, 21]
+    assert found[3]["examples"] == 17 * 64 + 3 * 96
+    assert found[3]["train/loss/total"] == pytest.approx(192e3 / (192 + 288), abs=5)
+    assert summary["samples_per_s"] * summary["train_seconds"] == pytest.approx(2400)
 
 
 def test_a_checkpoint_on_an_object_store_of_any_kind(tiny_set: Path, tmp_path: Path) -> None:
@@ -461,7 +491,7 @@ def spoil(folder: Path, value: float) -> None:
     """Make one number of the train split's second part infinite, or the like."""
     path = folder / "train" / "part-00001.parquet"
     table = pq.read_table(path)
-    name = read_manifest(folder).schema_.numeric[0].column
+    name = read_manifest(folder).schema_.standardised[0].column
     column = table[name].to_numpy().copy()
     column[123] = value
     place = table.schema.get_field_index(name)
@@ -499,7 +529,7 @@ def test_rows_that_were_left_out_count_alike_after_going_on(tmp_path: Path) -> N
     manifest = checkpoint.read_manifest(Folder(tmp_path / "run" / "checkpoints" / "step-00000036"))
     assert manifest.progress.skipped == 1
     run_ranks(train, 2, config=config, run_folder=tmp_path / "run")
-    assert_same(tmp_path / "run", tmp_path / "whole")
+    assert_same_but_for_a_line(tmp_path / "run", tmp_path / "whole", step=36)
 
 
 def test_saving_is_tried_again_while_training_goes_on(

@@ -9,13 +9,15 @@ import torch
 
 from infnet_dist.config.run import Config
 from infnet_dist.distributed.context import WorkerContext
-from infnet_dist.model.ranking import TrainModel, build_train_model
-from infnet_dist.planning.plan import load_plan, save_plan
+from infnet_dist.model.build import build_train_model
+from infnet_dist.model.train_model import TrainModel
+from infnet_dist.planning.plan_file import load_plan, save_plan
 from infnet_dist.planning.planner import make_plan
-from infnet_dist.planning.sharding import tables_of_run
+from infnet_dist.planning.run_tables import tables_of_run
 from infnet_dist.sharding.build import table_bytes, topology_of
+from infnet_dist.sharding.optimizers import learning_rates
 from infnet_dist.training.setup import TrainingSetup
-from infnet_dist.training.trainer import train_step
+from infnet_dist.training.step import train_step
 from tests.ranks import run_ranks
 from tests.runs import make_config, make_tiny_set
 
@@ -44,7 +46,8 @@ def train_sharded(context: WorkerContext, *, config: Config) -> dict:
     losses, sharding = [], {n: t.sharding_type for n, t in setup.sharded.plan.tables.items()}
     for batch in islice(setup.reader("train", shuffle=True).batches(), STEPS):
         step = len(losses)
-        loss, _ = train_step(setup.sharded, batch, config, step=step, total_steps=STEPS)
+        rates = learning_rates(config, step, STEPS)
+        loss, _ = train_step(setup.sharded, batch, rates, step=step, seed=config.run.seed)
         losses.append(context.sum(loss).item() / context.world_size)
     dense = {
         name: value.detach().clone()
@@ -127,7 +130,7 @@ MODELS: list[dict[str, Any]] = [
         "name": "stack",
         "sequence": {"name": "dien"},
         "interaction": {"name": "deep"},
-        "given": {"like": "click"},
+        "conditional_on": {"like": "click"},
     },
     {
         "name": "stack",

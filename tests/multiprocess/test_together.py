@@ -40,6 +40,23 @@ def test_an_error_on_one_rank_is_an_error_on_all(culprit: int) -> None:
     assert run_ranks(fail_on_one, 3, culprit=culprit) == ["row 7 is bad"] * 3
 
 
+def fail_on_first(context: WorkerContext) -> str:
+    assert context.on_first(lambda: f"from rank {context.rank}") == "from rank 0"
+
+    def action() -> None:
+        raise DataError("row 7 is bad")
+
+    try:
+        context.on_first(action)
+    except DataError as error:
+        return str(error)
+    return "no error"
+
+
+def test_all_ranks_get_the_result_or_the_error_of_rank_0() -> None:
+    assert run_ranks(fail_on_first, 3) == ["row 7 is bad"] * 3
+
+
 def crash(context: WorkerContext, *, how: str) -> None:
     if context.rank == 1:
         if how == "kill":

@@ -9,7 +9,7 @@ import pytest
 
 from infnet_dist.config.run import Config
 from infnet_dist.distributed.context import WorkerContext
-from infnet_dist.distributed.watchdog import Beat, verdict_of
+from infnet_dist.distributed.watchdog import RankStatus, verdict_of
 from infnet_dist.training.trainer import train
 from tests.ranks import run_ranks
 from tests.runs import make_config, make_tiny_set
@@ -57,16 +57,16 @@ def test_the_rank_that_hangs_is_named(tiny_set: Path, tmp_path: Path, rank: int,
 
 
 def test_verdicts() -> None:
-    before = {0: Beat(7, 3, 12, "training", 40), 1: Beat(7, 3, 12, "training", 39)}
-    later = {rank: beat._replace(told=9) for rank, beat in before.items()}
+    before = {0: RankStatus(7, 3, 12, "training", 40), 1: RankStatus(7, 3, 12, "training", 39)}
+    later = {rank: status._replace(reports=9) for rank, status in before.items()}
     assert verdict_of(before, later).startswith("rank 1 hangs in step 12 (training): the others")
     stopped = later | {0: before[0]}
     assert verdict_of(before, stopped) == (
         "rank 0 hangs in step 12: its process is stopped or cut off"
     )
-    same = {rank: beat._replace(told=9, collectives=40) for rank, beat in before.items()}
+    same = {rank: status._replace(reports=9, collectives=40) for rank, status in before.items()}
     assert verdict_of(before, same).startswith("all ranks hang in step 12 (training), at the same")
-    reading = later | {1: Beat(9, 3, 11, "reading", 60)}
+    reading = later | {1: RankStatus(9, 3, 11, "reading", 60)}
     assert verdict_of(before, reading).startswith("rank 1 hangs in step 11 (reading): the others")
 
 

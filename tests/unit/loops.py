@@ -1,6 +1,6 @@
 """Layers written as loops in float64, one sample a time: what the towers' references are made of.
 
-Nothing here comes from infnet_dist: the equations are those of infnet.md.
+Nothing here comes from infnet_dist: the equations are those of docs/infnet.md.
 """
 
 import math

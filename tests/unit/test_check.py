@@ -10,12 +10,17 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 
-from infnet_dist.data.checks.footers import check_columns, check_feed, check_split, count_without
+from infnet_dist.data.checks.footers import (
+    check_columns,
+    check_feed,
+    check_split,
+    count_orphan_positives,
+)
 from infnet_dist.data.manifest import read_manifest
 from infnet_dist.data.part_files import ChangedError
 from infnet_dist.errors import ConfigError, DataError
 from infnet_dist.schema import Task
-from infnet_dist.training.setup import check_can_train, open_training_set
+from infnet_dist.training.setup import open_for_training, open_training_set
 from tests.hostile_parquet import forget_fingerprints
 from tests.runs import make_config, make_tiny_set
 from tests.unit.test_reader import make_set
@@ -61,15 +66,20 @@ def test_a_good_set_passes(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("column", "row", "value", "message"),
     [
-        ("row", 23, 1_000_000, r"row group 2, column 'row': got 1000000, .*'row' .* 999999"),
-        ("row", 3, -1, r"row group 0, column 'row': got -1, .*'row'"),
-        ("click_author", 35, [50], r"row group 3, column 'click_author': got 50, .*'author'"),
-        ("label", 11, 2, r"row group 1, column 'label': got 2, .*'click'"),
-        ("label", 11, None, r"row group 1, column 'label': 1 nulls"),
-        ("user", 30, None, r"row group 3, column 'user': 1 nulls"),
-        ("age", 12, float("nan"), r"row group 1, column 'age': got nan, numbers must be finite"),
-        ("price", 12, float("inf"), r"row group 1, column 'price': got inf"),
-        ("age", 39, None, r"row group 3, column 'age': 1 nulls"),
+        ("row", 23, 1_000_000, r"row group 2, column 'row'.* 1000000, .*'row' .* 999999"),
+        ("row", 3, -1, r"row group 0, column 'row'.* -1, .*'row'"),
+        ("click_author", 35, [50], r"row group 3, column 'click_author'.* 50, .*'author'"),
+        ("label", 11, 2, r"row group 1, column 'label'.* 2, .*'click'"),
+        ("label", 11, None, r"row group 1, column 'label'.* 1 null"),
+        ("user", 30, None, r"row group 3, column 'user'.* 1 null"),
+        (
+            "age",
+            12,
+            float("nan"),
+            r"row group 1, column 'age': got nan, a dense feature must be finite",
+        ),
+        ("price", 12, float("inf"), r"row group 1, column 'price'.* inf"),
+        ("age", 39, None, r"row group 3, column 'age'.* 1 null"),
     ],
 )
 def test_bad_values(
@@ -84,11 +94,11 @@ def test_missing_column_and_wrong_type(folder: Path) -> None:
     table = pq.read_table(folder / PART)
     pq.write_table(table.drop_columns(["click_author"]), folder / PART, row_group_size=10)
     forget_fingerprints(folder)
-    with pytest.raises(DataError, match=r"part-00000\.parquet lacks column 'click_author'"):
+    with pytest.raises(DataError, match=r"part-00000\.parquet.*'click_author'"):
         check(folder)
     wrong = table.set_column(0, "row", pc.cast(table.column("row"), pa.string()))
     pq.write_table(wrong, folder / PART, row_group_size=10)
-    with pytest.raises(DataError, match="column 'row' is string, expected int64"):
+    with pytest.raises(DataError, match=r"'row'.*string.*int64"):
         manifest = read_manifest(folder)
         check_columns(folder, manifest, manifest.schema_)
 
@@ -98,33 +108,29 @@ def test_rows_differ_from_the_manifest(folder: Path) -> None:
     with pytest.raises(ChangedError, match=PART):
         check(folder)
     forget_fingerprints(folder)
-    with pytest.raises(DataError, match="35 rows in 4 row groups, its manifest says 40 in 4"):
+    with pytest.raises(DataError, match=r"part-00000\.parquet.* 35 .* 40 "):
         check(folder)
 
 
 def test_missing_or_unreadable_part(folder: Path) -> None:
     (folder / PART).write_bytes(b"no parquet")
-    with pytest.raises(DataError, match="not a readable Parquet file"):
+    with pytest.raises(DataError, match=r"part-00000\.parquet"):
         check(folder)
     (folder / PART).unlink()
-    with pytest.raises(
-        DataError, match=r"part-00000\.parquet is missing, but the manifest lists it"
-    ):
+    with pytest.raises(DataError, match=r"part-00000\.parquet"):
         check(folder)
 
 
 def test_missing_empty_or_malformed_folder(tmp_path: Path, folder: Path) -> None:
-    with pytest.raises(
-        DataError, match=r"no such folder; make one with: python -m ray_jobs\.ingest"
-    ):
+    with pytest.raises(DataError, match=r"no such folder.*ray_jobs\.ingest"):
         read_manifest(tmp_path / "absent")
     (tmp_path / "empty").mkdir()
-    with pytest.raises(DataError, match=r"it has no manifest.json"):
+    with pytest.raises(DataError, match=r"no manifest\.json"):
         read_manifest(tmp_path / "empty")
     manifest = folder / "manifest.json"
     text = manifest.read_text()
     manifest.write_text(text[: len(text) // 2])
-    with pytest.raises(DataError, match="is not JSON"):
+    with pytest.raises(DataError, match=r"manifest\.json.*JSON"):
         read_manifest(folder)
     content = json.loads(text)
     content["splits"]["train"]["rows"] = -4
@@ -133,28 +139,30 @@ def test_missing_empty_or_malformed_folder(tmp_path: Path, folder: Path) -> None
         read_manifest(folder)
     content["splits"]["train"]["rows"] = 41
     manifest.write_text(json.dumps(content))
-    with pytest.raises(DataError, match=r"splits\.train: .*41 rows, but 40 in its parts"):
+    with pytest.raises(DataError, match=r"splits\.train: .*41.* 40 "):
         read_manifest(folder)
     manifest.write_text(json.dumps(json.loads(text) | {"format_version": 9}))
-    with pytest.raises(DataError, match="has format 9, this code reads 1"):
+    with pytest.raises(DataError, match=r"manifest\.json.*format 9.* 1"):
         read_manifest(folder)
 
 
 def test_too_few_rows(folder: Path, tmp_path: Path) -> None:
-    config = make_config(folder, tmp_path, data={"path": str(folder), "batch_size": 21})
-    with pytest.raises(DataError, match="unknown split 'valid'"):
-        check_can_train(config)
+    config = make_config(
+        folder, tmp_path, data={"path": str(folder), "batch_size": 21}, tables={"overrides": {}}
+    )
+    with pytest.raises(DataError, match="split 'valid'"):
+        open_for_training(config)
     check_feed(64, split="train", num_workers=2, batch_size=32)
-    with pytest.raises(DataError, match=r"63 rows, too few for one step of 2 workers x 32 rows"):
+    with pytest.raises(DataError, match=r"63 rows.* 2 workers x 32 rows"):
         check_feed(63, split="train", num_workers=2, batch_size=32)
 
 
 @pytest.mark.parametrize(
     ("key", "value", "message"),
     [
-        ("features", ["row", "clik"], "unknown feature 'clik'; did you mean 'click'"),
-        ("tasks", ["clicks"], "unknown task 'clicks'; did you mean 'click'"),
-        ("features", ["age"], "no categorical or bucketised feature is selected"),
+        ("features", ["row", "clik"], "feature 'clik'.*'click'"),
+        ("tasks", ["clicks"], "task 'clicks'.*'click'"),
+        ("features", ["age"], "categorical or bucketised feature"),
     ],
 )
 def test_selection(folder: Path, tmp_path: Path, key: str, value: object, message: str) -> None:
@@ -174,9 +182,7 @@ def test_names_elsewhere_in_the_config(folder: Path, tmp_path: Path) -> None:
         open_training_set(config)
     weights = {"task_weights": {"clicks": 2.0}}
     config = make_config(folder, tmp_path, tables={"overrides": {}}, training=weights)
-    with pytest.raises(
-        ConfigError, match=r"training\.task_weights: unknown task 'clicks'; did you"
-    ):
+    with pytest.raises(ConfigError, match=r"training\.task_weights.*'clicks'.*'click'"):
         open_training_set(config)
     # a table that exists but isn't read is no mistake: features are left out for ablations
     tables = {"overrides": {"author": {"sharding_types": ["row_wise"]}}}
@@ -189,7 +195,7 @@ def test_positives_without_their_parent_are_counted(tmp_path: Path) -> None:
     manifest = read_manifest(folder)
     rows = pq.ParquetDataset(folder / "train").read(columns=["click", "like"]).to_pylist()
     expected = sum(row["like"] > row["click"] for row in rows), sum(row["like"] for row in rows)
-    found = count_without(folder, manifest, manifest.schema_, task="like", under="click")
+    found = count_orphan_positives(folder, manifest, manifest.schema_, task="like", under="click")
     assert found == expected and found[0] > 0
 
 
@@ -205,5 +211,5 @@ def test_an_unknown_parent_is_none(folder: Path) -> None:
         update={"tasks": (task, Task(name="parent", column="parent", nullable=True))}
     )
     known = [i for i in range(len(table)) if i % 3 and i % 2]
-    found = count_without(folder, manifest, schema, task="click", under="parent")
+    found = count_orphan_positives(folder, manifest, schema, task="click", under="parent")
     assert found == (sum(i % 3 == 1 for i in known), len(known))

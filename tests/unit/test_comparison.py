@@ -22,7 +22,7 @@ from infnet_dist.comparison.report import PICTURES, to_markdown, write_report
 from infnet_dist.comparison.results import Finished, best_points, summarise
 from infnet_dist.config.run import Config, parse_config
 from infnet_dist.errors import ConfigError
-from infnet_dist.model.ranking import build_train_model
+from infnet_dist.model.build import build_train_model
 from infnet_dist.model.sparse import SparseEmbeddings
 from infnet_dist.schema import CategoricalFeature, Schema, SequenceAttribute, SequenceFeature, Task
 from infnet_dist.schema import Table as EmbeddingTable
@@ -99,22 +99,22 @@ def test_ablations_get_the_best_point_of_their_model_and_every_seed(path: Path) 
 @pytest.mark.parametrize(
     ("old", "new", "message"),
     [
-        ("finalists: 1", "finalist: 1", "unknown key 'finalist'; did you mean 'finalists'"),
-        ("seeds: [7, 8, 9]", "seeds: [7, 7]", "a seed stands twice"),
-        ("[64]", "[]", "grid.data.batch_size has no values"),
-        ("[64]", "[64, 64]", "grid.data.batch_size: a value stands twice"),
-        ("data.batch_size", "run.seed", "name seeds under 'seeds'"),
-        ("a: {name", "a/b: {name", "'a/b' is no plain name"),
-        ("finalists: 1", "always_finalists: [c]", r"compare\.yaml: unknown model 'c'"),
-        ("data.batch_size", "dat.batch_size", "no section 'dat'"),
-        ("data.batch_size", "data.batch_siz", "model 'a' at .*unknown key 'data.batch_siz'"),
-        ("num_hubs: 4", "num_hub: 4", "model 'a' at .*unknown key 'model.num_hub'"),
-        ("{of: a", "{seeds: [7, 1], of: a", "ablations.seeds: 1 isn't one of seeds"),
-        ("{of: a", "{seeds: [7, 7], of: a", "ablations.seeds: a seed stands twice"),
-        ("of: a", "of: d", "unknown model 'd'"),
-        ("{c: {name", "{b: {name", "'b' is a model's name already"),
-        ("num_hubs: 2", "num_hub: 2", "model 'c' at .*unknown key 'model.num_hub'"),
-        ("b: {name", "linear_control: {name", "'linear_control' is the control"),
+        ("finalists: 1", "finalist: 1", "'finalist'.*'finalists'"),
+        ("seeds: [7, 8, 9]", "seeds: [7, 7]", r"seeds.*\[7, 7\]"),
+        ("[64]", "[]", r"grid\.data\.batch_size"),
+        ("[64]", "[64, 64]", r"grid\.data\.batch_size.*\[64, 64\]"),
+        ("data.batch_size", "run.seed", r"grid\.run\.seed"),
+        ("a: {name", "a/b: {name", "models.*'a/b'"),
+        ("finalists: 1", "always_finalists: [c]", r"compare\.yaml.*model 'c'"),
+        ("data.batch_size", "dat.batch_size", "'dat'"),
+        ("data.batch_size", "data.batch_siz", "model 'a' at .*'data.batch_siz'"),
+        ("num_hubs: 4", "num_hub: 4", "model 'a' at .*'model.num_hub'"),
+        ("{of: a", "{seeds: [7, 1], of: a", r"ablations\.seeds.* 1 "),
+        ("{of: a", "{seeds: [7, 7], of: a", r"ablations\.seeds.*\[7, 7\]"),
+        ("of: a", "of: d", "model 'd'"),
+        ("{c: {name", "{b: {name", r"ablations\.models.*'b'"),
+        ("num_hubs: 2", "num_hub: 2", "model 'c' at .*'model.num_hub'"),
+        ("b: {name", "linear_control: {name", "models.*'linear_control'"),
         ("data.batch_size: [64]", "model.dropout: [0.1]", r"models\.b\.dropout"),
         ("data.batch_size: [64]", "model.num_hubs: [1]", r"models\.a\.num_hubs"),
         ("data.batch_size: [64]", "dense_optimizer: [{}]", "dense_optimizer.learning_rate"),
@@ -124,8 +124,8 @@ def test_ablations_get_the_best_point_of_their_model_and_every_seed(path: Path) 
         ("training.epochs: 3", "training: {epochs: 1}, training.epochs: 3", "training"),
         ("seeds: [7, 8, 9]", "seeds: [7, 8.0]", "seeds.1"),
         ("finalists: 1", "finalists: 1\nseeds: [1]", "'seeds'"),
-        (PROTOCOL, "- a", "holds a list, expected sections"),
-        ("base: base.yaml", "base: none.yaml", "no config file .*none.yaml"),
+        (PROTOCOL, "- a", "list"),
+        ("base: base.yaml", "base: none.yaml", r"none\.yaml"),
     ],
 )
 def test_wrong_files_are_told(path: Path, old: str, new: str, message: str) -> None:

@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from infnet_dist.checkpoint import CheckpointManifest, DataOrder, SavedProgress
-from infnet_dist.data.checks.footers import check_split, count_without
+from infnet_dist.data.checks.footers import check_split, count_orphan_positives
 from infnet_dist.data.manifest import Ingested, Manifest, read_manifest, write_manifest
 from infnet_dist.data.part_files import ChangedError, opened
 from infnet_dist.data.reader import Reader
@@ -65,7 +65,7 @@ def test_a_part_of_the_same_shape_and_statistics_is_refused(folder: Path) -> Non
     for read in (
         lambda: list(reader_of(folder, max_bad_row_groups=9).batches()),
         lambda: check_split(folder, manifest, SCHEMA, **ONE),
-        lambda: count_without(folder, manifest, SCHEMA, task="click", under="click"),
+        lambda: count_orphan_positives(folder, manifest, SCHEMA, task="click", under="click"),
     ):
         with pytest.raises(ChangedError, match=r"part-00000\.parquet"):
             read()

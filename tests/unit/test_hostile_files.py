@@ -13,13 +13,13 @@ import pytest
 from infnet_dist.config.logs import LogsIngest
 from infnet_dist.contrib.petastorm.bridge import load_petastorm
 from infnet_dist.contrib.petastorm.unischema_pickle import load_unischema
-from infnet_dist.data.checks.footers import check_split, count_without
+from infnet_dist.data.checks.footers import check_split, count_orphan_positives
 from infnet_dist.data.manifest import Manifest, read_manifest
 from infnet_dist.data.part_files import ChangedError
 from infnet_dist.data.reader import Reader
 from infnet_dist.errors import DataError, PlanError
 from infnet_dist.ingest.logs.reading.files import fragments, list_files
-from infnet_dist.planning.plan import load_plan, save_plan
+from infnet_dist.planning.plan_file import load_plan, save_plan
 from infnet_dist.planning.planner import make_plan
 from infnet_dist.training.setup import open_training_set
 from tests.hostile_parquet import forget_fingerprints, lie
@@ -134,7 +134,7 @@ def test_a_footer_that_lies(folder: Path, told: int, places: slice) -> None:
     with pytest.raises(DataError, match=r"part-00000\.parquet"):
         read_all(folder, manifest)
     with pytest.raises(DataError, match=r"part-00000\.parquet"):
-        count_without(folder, manifest, manifest.schema_, task="click", under="click")
+        count_orphan_positives(folder, manifest, manifest.schema_, task="click", under="click")
 
 
 @pytest.mark.parametrize("told", [1, ROWS + 1, 50_000, 10**7, 10**8, 10**9, 10**15])

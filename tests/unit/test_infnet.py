@@ -1,4 +1,4 @@
-"""INFNet v2 (hubs) against a loop-by-loop reference of infnet.md section 3 and our additions."""
+"""INFNet v2 (hubs) and its additions against loops that follow docs/infnet.md, section 3."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""INFNet v1 (proxies, then a gate) against a loop-by-loop reference of infnet.md section 2."""
+"""INFNet v1 (proxies, then a gate) against loops that follow docs/infnet.md, section 2."""
 
 import numpy as np
 import pytest

@@ -22,7 +22,7 @@ class OneRank:
 def test_a_task_s_mean_is_over_the_rows_whose_label_is_known(tmp_path) -> None:
     manifest = make_set(tmp_path / "s", 19, rows_per_part=50, row_group_rows=9)
     reader = make_reader(tmp_path / "s", manifest)
-    interval = TrainMeter(2, torch.device("cpu"))
+    meter = TrainMeter(2, torch.device("cpu"))
     loss = MultiTaskLoss([1.0, 1.0])
     torch.manual_seed(0)
     sums, known = torch.zeros(2), torch.zeros(2)
@@ -31,46 +31,39 @@ def test_a_task_s_mean_is_over_the_rows_whose_label_is_known(tmp_path) -> None:
         batch.labels_BK = torch.randint(0, 2, (8, 2)).float()
         batch.labels_BK[torch.rand(8, 2) < 0.4] = torch.nan
         total, per_task = loss(logits, batch.labels_BK, batch.weights_B)
-        interval.add(total, per_task, batch, wait_s=0.0)
+        meter.add(total, per_task, batch, wait_s=0.0)
         for b in range(batch.num_rows):
             for k in range(2):
                 if not batch.labels_BK[b, k].isnan():
                     sign = 2 * batch.labels_BK[b, k] - 1
                     sums[k] += torch.log1p(torch.exp(-sign * logits[b, k]))
                     known[k] += 1
-    totals = interval.reduce(OneRank())
-    assert totals.rows == 19
-    assert totals.task_losses == pytest.approx((sums / known).tolist(), rel=1e-5)
-    assert totals.loss == pytest.approx(sums.sum().item() / 19, rel=1e-5)
+    stats = meter.reduce(OneRank())
+    assert stats.rows == 19
+    assert stats.task_losses == pytest.approx((sums / known).tolist(), rel=1e-5)
+    assert stats.loss == pytest.approx(sums.sum().item() / 19, rel=1e-5)
 
 
 def test_a_task_without_a_known_label_has_no_mean(tmp_path) -> None:
     manifest = make_set(tmp_path / "s", 8, rows_per_part=50, row_group_rows=9)
     reader = make_reader(tmp_path / "s", manifest)
-    interval = TrainMeter(1, torch.device("cpu"))
+    meter = TrainMeter(1, torch.device("cpu"))
     (batch,) = reader.batches()
     batch.labels_BK = torch.full_like(batch.labels_BK, torch.nan)
     total, per_task = MultiTaskLoss([1.0])(torch.zeros(8, 1), batch.labels_BK, batch.weights_B)
-    interval.add(total, per_task, batch, wait_s=0.0)
-    totals = interval.reduce(OneRank())
-    assert math.isnan(totals.task_losses[0])
-    assert totals.loss == 0
+    meter.add(total, per_task, batch, wait_s=0.0)
+    stats = meter.reduce(OneRank())
+    assert math.isnan(stats.task_losses[0])
+    assert stats.loss == 0
 
 
-def test_seconds_go_on_with_the_rows_that_they_were_spent_on() -> None:
-    """Otherwise 100 steps' rows were divided by the seconds of those after a restart."""
-    before = TrainMeter(1, torch.device("cpu"))
-    before.steps, before.rows = 90, 900
-    before.exclude(-30.0)
-    state = before.state()
-    after = TrainMeter(1, torch.device("cpu"))
-    after.restore([state], OneRank())
-    totals = after.reduce(OneRank())
-    assert (totals.steps, totals.rows) == (90, 900)
-    assert totals.seconds == pytest.approx(30.0, abs=1.0)
-    for states in ([state, state], [state[:5]]):  # of two ranks; of an earlier version
-        other = TrainMeter(1, torch.device("cpu"))
-        other.restore(states, OneRank())
-        found = other.reduce(OneRank())
-        assert found.rows == 900 * len(states)
-        assert found.seconds == pytest.approx(30.0 if len(states[0]) > 5 else 0.0, abs=1.0)
+def test_sums_in_a_checkpoint_of_an_earlier_version() -> None:
+    """By rank: steps, rows, losses, known rows and, in later ones, seconds waited and seconds."""
+    state = (90.0, 900.0, 450.0, 90.0, 180.0, 3.0, 30.0)
+    for states in ([state], [state, state], [state[:5]]):
+        meter = TrainMeter(1, torch.device("cpu"))
+        meter.restore(states, OneRank())
+        stats = meter.reduce(OneRank())
+        assert (stats.steps, stats.rows) == (90, 900 * len(states))
+        assert (stats.loss, stats.task_losses) == (0.5, [0.5])
+        assert stats.seconds == pytest.approx(30.0 if len(states[0]) > 5 else 0.0, abs=1.0)

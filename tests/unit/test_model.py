@@ -7,7 +7,8 @@ import torch
 
 from infnet_dist.config.model import InfnetConfig, InfnetPaperConfig, StackConfig
 from infnet_dist.config.run import Config, DataConfig
-from infnet_dist.model.ranking import TrainModel, build_train_model
+from infnet_dist.model.build import build_train_model
+from infnet_dist.model.train_model import TrainModel
 from tests.unit.test_reader import SCHEMA, make_reader, make_set
 
 

@@ -12,8 +12,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from infnet_dist.data.epoch_order import Block, deal, epoch_order, merge, num_steps, remaining
 from infnet_dist.data.manifest import Part, Split
-from infnet_dist.data.order import Block, deal, epoch_order, merge, num_steps, remaining
 
 Interval = tuple[int, int]
 Row = tuple[str, int, int]  # file, row group, row within it
@@ -156,7 +156,7 @@ def test_order_is_the_same_in_every_process() -> None:
     split = make_split(SPLITS["primes"])
     program = (
         "import sys; from infnet_dist.data.manifest import Split;"
-        "from infnet_dist.data.order import epoch_order;"
+        "from infnet_dist.data.epoch_order import epoch_order;"
         "split = Split.model_validate_json(sys.stdin.read());"
         "blocks = epoch_order(split, epoch=1, seed=3, shuffle_rows=20);"
         "print([([(g.file, g.index) for g in b.groups], b.permutation().tolist()) for b in blocks])"

@@ -11,7 +11,7 @@ from infnet_dist.config.run import Config, config_of_text, dump_config, load_con
 from infnet_dist.data.manifest import read_manifest
 from infnet_dist.errors import ConfigError, PlanError
 from infnet_dist.io.paths import ROOT_VARIABLE
-from infnet_dist.planning.plan import load_plan
+from infnet_dist.planning.plan_file import load_plan
 from infnet_dist.planning.tables import load_table_set
 from tests.conftest import REPOSITORY
 from tests.runs import make_tiny_set
@@ -139,6 +139,15 @@ def test_a_config_that_earlier_versions_saved_loads_the_same(name: str) -> None:
     old = new.replace(f"'{name}'", name)
     assert old != new
     assert config_of_text(old, "old") == config_of_text(new, "new") == config
+
+
+def test_saved_configs_with_keys_of_earlier_versions_load_and_run_files_get_the_new_name() -> None:
+    raw = {"data": {"path": "/x"}, "model": {"conditional_on": {"like": "click"}}}
+    config = parse_config(raw)
+    old = dump_config(config).replace("conditional_on:", "given:")
+    assert config_of_text(old, "saved") == config
+    with pytest.raises(ConfigError, match=r"'model\.given'.*'conditional_on'"):
+        parse_config({"data": {"path": "/x"}, "model": {"given": {"like": "click"}}})
 
 
 def test_loaders_take_paths_as_text(tmp_path: Path) -> None:

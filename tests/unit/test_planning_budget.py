@@ -7,12 +7,14 @@ import pytest
 
 from infnet_dist.config.run import CheckpointConfig, Config, DataConfig, ShardingConfig
 from infnet_dist.errors import PlanError
-from infnet_dist.planning.budget import check_budget, overfull
-from infnet_dist.planning.host import host_memory_bytes
-from infnet_dist.planning.plan import Plan, load_plan, save_plan
+from infnet_dist.planning.checks import check_budget, check_plan, overfull
+from infnet_dist.planning.host_memory import host_memory_bytes
+from infnet_dist.planning.plan import Plan
+from infnet_dist.planning.plan_file import load_plan, save_plan
 from infnet_dist.planning.planner import extend_plan, make_plan
-from infnet_dist.planning.review import describe, facts
-from infnet_dist.planning.sharding import check_plan, tables_of_run
+from infnet_dist.planning.review.facts import facts
+from infnet_dist.planning.review.render import describe
+from infnet_dist.planning.run_tables import tables_of_run
 from infnet_dist.planning.tables import PlanFeature, PlanTable, TableSet, load_table_set
 from infnet_dist.planning.topology import MAX_WORKERS, Topology, load_topology, this_topology
 from infnet_dist.sharding.build import get_plan

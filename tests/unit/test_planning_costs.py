@@ -18,9 +18,9 @@ from torchrec.modules.embedding_configs import (
 )
 from torchrec.modules.embedding_modules import EmbeddingBagCollection, EmbeddingCollection
 
-from infnet_dist.planning.costs import OPTIMIZERS, Costs, Estimator
-from infnet_dist.planning.options import ShardingOption, enumerate_options, excluded_options
-from infnet_dist.planning.popularity import ZipfStatistics, fit_zipf
+from infnet_dist.planning.costs.estimator import OPTIMIZERS, Costs, Estimator
+from infnet_dist.planning.costs.options import ShardingOption, enumerate_options, excluded_options
+from infnet_dist.planning.costs.popularity import ZipfStatistics, fit_zipf
 from infnet_dist.planning.tables import PlanFeature, PlanTable, TableSet
 from infnet_dist.planning.topology import Topology
 

@@ -133,7 +133,7 @@ def test_close_to_the_best_on_average_where_memory_is_short() -> None:
     assert lost <= 1
 
 
-def test_nothing_fits_is_told_by_the_bound() -> None:
+def test_the_bound_is_infinite_where_nothing_fits() -> None:
     options, cluster = make_problem(0, tight=0.9)
     found, bound = search(options, cluster)
     assert found is None

@@ -9,8 +9,8 @@ from torchrec.modules.embedding_configs import EmbeddingBagConfig, EmbeddingConf
 from torchrec.modules.embedding_modules import EmbeddingBagCollection, EmbeddingCollection
 
 from infnet_dist.planning.planner import make_plan
-from infnet_dist.planning.sharding import to_sharding_plan
 from infnet_dist.planning.tables import TableSet
+from infnet_dist.planning.torchrec_plan import to_sharding_plan
 from tests.unit.test_planning_costs import make_tables, make_topology, torchrec_options
 
 POOLED = (

@@ -8,7 +8,7 @@ import pytest
 from infnet_dist.batch import BatchRows
 from infnet_dist.checkpoint import SavedProgress
 from infnet_dist.config.run import TrainingConfig
-from infnet_dist.data.order import num_steps, remaining
+from infnet_dist.data.epoch_order import num_steps, remaining
 from infnet_dist.training.progress import TrainingProgress
 
 BATCH = 8

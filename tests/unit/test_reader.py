@@ -12,11 +12,11 @@ import torch
 
 from infnet_dist.batch import RankingBatch
 from infnet_dist.data.checks.footers import check_split
-from infnet_dist.data.columns import Columns, decode, time_gap_bucket
+from infnet_dist.data.decode import Columns, decode, time_gap_bucket
 from infnet_dist.data.manifest import Manifest
 from infnet_dist.data.prefetch import prefetch
 from infnet_dist.data.reader import Reader
-from infnet_dist.data.rows import Joiner
+from infnet_dist.data.row_views import RowShuffler
 from infnet_dist.errors import DataError
 from infnet_dist.ingest.writing.writer import TrainingSetWriter
 from infnet_dist.schema import (
@@ -208,7 +208,7 @@ def test_unknown_labels_are_nan_where_a_task_allows_them(tmp_path: Path) -> None
     known = [label for label in labels if label is not None]
     assert manifest.split("train").base_rates["click"] == sum(known) / len(known)
     check_split(tmp_path / "s", manifest, schema, split="train", rank=0, world_size=1)
-    with pytest.raises(DataError, match=r"row group 0, column 'label': 2 nulls.*'click'"):
+    with pytest.raises(DataError, match=r"row group 0, column 'label'.* 2 null.*'click'"):
         check_split(tmp_path / "s", manifest, SCHEMA, split="train", rank=0, world_size=1)
     reader = make_reader(tmp_path / "s", manifest, schema=schema, shuffle_rows=None)
     found = torch.cat([batch.labels_BK[: batch.num_rows, 0] for batch in reader.batches()])
@@ -234,14 +234,14 @@ def test_batches_keep_their_items_while_others_are_read(tmp_path: Path) -> None:
 def test_joined_rows_are_picked_before_their_memory_is_used_again(tmp_path: Path) -> None:
     where = "here"
     first, second = (decode(make_table(40).slice(i, 12), SCHEMA, where) for i in (3, 17))
-    join = Joiner()
+    join = RowShuffler()
     order = np.random.default_rng(0).permutation(24)
     picked = join(iter([first, second]), order)[3:9].own()
     join([second, first], order[::-1])
     raw = make_table(40).to_pylist()
     rows = [raw[17 + i - 12] if i >= 12 else raw[3 + i] for i in order[3:9]]
-    assert picked.plain["ids"][0].tolist() == [row["row"] for row in rows]
-    assert picked.plain["group"][0].tolist() == [row["user"] for row in rows]
+    assert picked.scalars["ids"][0].tolist() == [row["row"] for row in rows]
+    assert picked.scalars["group"][0].tolist() == [row["user"] for row in rows]
     expected = [row["click_row"][:3] for row in rows]
     assert picked.lengths("click.row").tolist() == [len(items) for items in expected]
     items = picked.items(["click.row"])
@@ -303,7 +303,7 @@ def test_lists_of_different_lengths(tmp_path: Path, monkeypatch) -> None:
         manifest = writer.publish(SCHEMA)
     with pytest.raises(
         DataError,
-        match="row group 0: columns 'click_row' and 'click_author' have lists of different",
+        match=r"row group 0.*'click_row'.*'click_author'",
     ):
         list(make_reader(tmp_path / "s", manifest).batches())
 
@@ -335,7 +335,7 @@ def test_null_items(tmp_path: Path) -> None:
     table = table.set_column(place, "click_gap", pa.array(lists, pa.list_(pa.int64())))
     pq.write_table(table, tmp_path / "s" / "train" / "part-00000.parquet", row_group_size=5)
     manifest = without_fingerprints(manifest)
-    with pytest.raises(DataError, match="row group 2, column 'click_gap': 1 nulls"):
+    with pytest.raises(DataError, match=r"row group 2, column 'click_gap'.* 1 null"):
         list(make_reader(tmp_path / "s", manifest).batches())
 
 

@@ -4,12 +4,12 @@ import numpy as np
 import pytest
 import torch
 
-from infnet_dist.data.columns import Columns, Lists
-from infnet_dist.data.rows import Joiner, Rows, concatenate
+from infnet_dist.data.decode import Columns, Lists
+from infnet_dist.data.row_views import Rows, RowShuffler, concatenate
 
 
 def join(parts: list[Columns], order: np.ndarray | None = None) -> Rows:
-    return Joiner()(parts, np.arange(sum(map(len, parts))) if order is None else order)
+    return RowShuffler()(parts, np.arange(sum(map(len, parts))) if order is None else order)
 
 
 def make_columns(rng: np.random.Generator, rows: int, longest: int) -> tuple[Columns, list]:
@@ -29,13 +29,13 @@ def make_columns(rng: np.random.Generator, rows: int, longest: int) -> tuple[Col
 def assert_holds(rows: Rows, expected: list[tuple[int, list[int], list[int]]]) -> None:
     """Ids, lengths and items are those of a loop over rows."""
     ids, first, second = zip(*expected, strict=True) if expected else ((), (), ())
-    assert rows.plain["ids"][0].tolist() == [*ids]
+    assert rows.scalars["ids"][0].tolist() == [*ids]
     assert rows.lengths("first").tolist() == [len(items) for items in first]
     everything = [item for key in (first, second) for items in key for item in items]
     found = rows.items(["first", "second"])
     assert found.dtype == torch.int64
     assert found.tolist() == everything
-    found = rows.items(["first", "second"], before=rows.plain["ids"])
+    found = rows.items(["first", "second"], before=rows.scalars["ids"])
     assert found.tolist() == [*ids, *everything]
 
 

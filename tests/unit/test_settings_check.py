@@ -11,7 +11,7 @@ import torch
 from infnet_dist.config.changes import changes
 from infnet_dist.config.run import Config, dump_config, parse_config
 from infnet_dist.errors import ConfigError
-from infnet_dist.model.ranking import build_train_model
+from infnet_dist.model.build import build_train_model
 from infnet_dist.model.settings_check import check_settings, without_effect
 from infnet_dist.schema import CategoricalFeature, Schema, Table, Task
 from ray_jobs import evaluate, train

@@ -16,7 +16,7 @@ TARGET_FIELDS: list[tuple[int | None, ...]] = [(1,), (0, None)]
 
 def make_arch(
     lengths: tuple[int, ...] = (3, 2),
-    numbers: int = 2,
+    num_dense: int = 2,
     num_tasks: int = 3,
     **options: Any,
 ) -> TokenArch:
@@ -26,7 +26,7 @@ def make_arch(
         embedding_dim=4,
         sequence_lengths=lengths,
         target_fields=TARGET_FIELDS[: len(lengths)],
-        num_numbers=numbers,
+        num_dense=num_dense,
         num_tasks=num_tasks,
         token_dim=8,
         num_time_gap_buckets=7,
@@ -38,7 +38,7 @@ def make_arch(
 def make_inputs(
     arch: TokenArch,
     lengths: tuple[int, ...] = (3, 2),
-    numbers: int = 2,
+    num_dense: int = 2,
 ) -> tuple[list, list, list, torch.Tensor, torch.Tensor]:
     generator = torch.Generator().manual_seed(3)
     dtype = next(arch.parameters()).dtype
@@ -55,7 +55,7 @@ def make_inputs(
         [normal(4, 4) for _ in range(2)],
         [normal(4, length, 4 * parts) for length, parts in zip(lengths, (1, 2), strict=False)],
         masks,
-        normal(4, numbers),
+        normal(4, num_dense),
         gaps,
     )
 
@@ -109,11 +109,11 @@ def test_padded_items_are_zero_whatever_they_hold() -> None:
 
 
 def test_numbers_are_one_more_token() -> None:
-    for numbers in (0, 1, 4):
-        arch = make_arch(numbers=numbers)
-        tokens = arch(*make_inputs(arch, numbers=numbers))
-        assert tokens.categorical_BMD.shape == (4, 2 + (numbers > 0), 8)
-        assert arch.num_fields == 2 + (numbers > 0)
+    for num_dense in (0, 1, 4):
+        arch = make_arch(num_dense=num_dense)
+        tokens = arch(*make_inputs(arch, num_dense=num_dense))
+        assert tokens.categorical_BMD.shape == (4, 2 + (num_dense > 0), 8)
+        assert arch.num_fields == 2 + (num_dense > 0)
 
 
 def test_tokens_without_behaviours() -> None:

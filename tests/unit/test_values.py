@@ -7,7 +7,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from infnet_dist.data.columns import decode
+from infnet_dist.data.decode import decode
 from infnet_dist.data.manifest import Manifest
 from infnet_dist.data.reader import Reader
 from infnet_dist.errors import DataError
@@ -53,22 +53,22 @@ BAD = [
     ("row", 23, 1_000_000, "1000000"),
     ("row", 3, -1, "-1"),
     ("row", 3, 2**63 - 1, str(2**63 - 1)),
-    ("row", 3, None, "1 nulls"),
-    ("user", 3, None, "1 nulls"),
+    ("row", 3, None, " 1 null"),
+    ("user", 3, None, " 1 null"),
     ("click_author", 35, [1, 2, 50, 3, 4], "50"),
     ("click_author", 35, [1, 2, -(2**63), 3, 4], str(-(2**63))),
-    ("click_row", 35, [1, 2, None, 3, 4], "1 nulls"),
+    ("click_row", 35, [1, 2, None, 3, 4], " 1 null"),
     ("click_gap", 35, [1, 2, -7, 3, 4], "-7"),
     ("label", 11, 7, "7"),
     ("label", 11, -1, "-1"),
-    ("label", 11, None, "1 nulls"),
+    ("label", 11, None, " 1 null"),
     ("like", 11, 2, "2"),
     ("watch", 11, -5, "-5"),
-    ("watch", 11, None, "1 nulls"),
+    ("watch", 11, None, " 1 null"),
     ("truth", 11, 1.5, "1.5"),
     ("truth", 11, float("-inf"), "-inf"),
     ("age", 12, float("nan"), "nan"),
-    ("age", 12, None, "1 nulls"),
+    ("age", 12, None, " 1 null"),
     ("price", 12, float("inf"), "inf"),
     ("price", 12, float("nan"), "nan"),
 ]
@@ -79,13 +79,13 @@ def test_what_the_schema_allows_passes() -> None:
     raw = SCHEMA.tables[0].model_copy(update={"raw": True})
     schema = SCHEMA.model_copy(update={"tables": (raw, *SCHEMA.tables[1:])})
     table = changed(make_table(40), "row", put(3, -(2**63)))
-    assert decode(table, schema, "here").plain["ids"][0].max() < 1_000_000
+    assert decode(table, schema, "here").scalars["ids"][0].max() < 1_000_000
 
 
-@pytest.mark.parametrize(("column", "row", "value", "told"), BAD)
-def test_bad_values_are_named(column: str, row: int, value: Any, told: str) -> None:
+@pytest.mark.parametrize(("column", "row", "value", "found"), BAD)
+def test_bad_values_are_named(column: str, row: int, value: Any, found: str) -> None:
     table = changed(make_rich_table(40), column, put(row, value))
-    with pytest.raises(DataError, match=rf"^here, column '{column}': .*{told}"):
+    with pytest.raises(DataError, match=rf"^here, column '{column}': .*{found}"):
         decode(table, RICH, "here")
 
 
@@ -116,7 +116,7 @@ def test_columns_are_there_once() -> None:
     table = make_rich_table(40)
     with pytest.raises(DataError, match="'label'"):
         decode(table.drop_columns(["label"]), RICH, "here")
-    with pytest.raises(DataError, match="'label' 2 times"):
+    with pytest.raises(DataError, match=r"'label'.* 2 "):
         decode(table.append_column("label", table["label"]), RICH, "here")
 
 
@@ -147,7 +147,7 @@ def test_footers_that_lie(tmp_path: Path, column: str, value: int) -> None:
     statistics = pq.read_metadata(tmp_path / "s" / PART).row_group(3).column(0).statistics
     assert statistics.max == 39, "the footer is that of the good rows"
     manifest = without_fingerprints(manifest)
-    message = rf"part-00000\.parquet, row group 3, column '{column}': got {value}"
+    message = rf"part-00000\.parquet, row group 3, column '{column}.: .*{value}"
     for allowed in (0, 5):  # wrong data aren't unreadable ones, which may be left out
         reader = reader_of(tmp_path / "s", manifest, SCHEMA, max_bad_row_groups=allowed)
         with pytest.raises(DataError, match=message):

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from infnet_dist.config.model import StackConfig
-from infnet_dist.model.ranking import build_tower
+from infnet_dist.model.build import build_tower
 from infnet_dist.model.tokens import Tokens
 from infnet_dist.model.towers.infnet import INFNet
 from infnet_dist.model.towers.infnet_paper import INFNetPaper

@@ -22,7 +22,7 @@ from infnet_dist.contrib.petastorm.part import PetastormPart
 from infnet_dist.contrib.petastorm.part_file import PetastormFile, fields_beside
 from infnet_dist.data.checks.fingerprint import fingerprint
 from infnet_dist.data.checks.ranges import bounds
-from infnet_dist.data.columns import decode
+from infnet_dist.data.decode import decode
 from infnet_dist.data.manifest import Manifest, Part, Split, write_manifest
 from infnet_dist.errors import ConfigError, DataError
 from infnet_dist.ingest.column_names import is_free

@@ -1,4 +1,4 @@
-"""Checks a split before training: files, columns, types, id ranges, labels, numbers.
+"""Checks a split before training: files, columns, types, id ranges, labels, dense features.
 
 Integers are checked from the statistics in the Parquet footers, without reading data; columns
 without statistics, and floats (whose statistics ignore NaN), are read. So most faults are found
@@ -13,7 +13,7 @@ from pathlib import Path
 import pyarrow as pa
 
 from infnet_dist.data.checks.ranges import Range, allowed_ranges, bounds
-from infnet_dist.data.checks.values import check_numbers, check_types
+from infnet_dist.data.checks.values import check_dense, check_types
 from infnet_dist.data.manifest import Manifest, Part
 from infnet_dist.data.part_files import ARROW, OpenedPart, OpenPart, PartFile, opened
 from infnet_dist.errors import DataError
@@ -92,7 +92,7 @@ def check_split(
     return fingerprints
 
 
-def count_without(
+def count_orphan_positives(
     folder: Path, manifest: Manifest, schema: Schema, *, task: str, under: str
 ) -> tuple[int, int]:
     """Positives of `task` in train where `under` is negative, and those where `under` is known.
@@ -152,7 +152,7 @@ def _check_integers(file: PartFile, part: Part, group: int, ranges: list[Range])
 
 
 def _check_floats(file: PartFile, part: Part, group: int, schema: Schema) -> None:
-    numeric = {feature.column for feature in schema.numeric}
+    standardised = {feature.column for feature in schema.standardised}
     columns = [feature.column for feature in schema.dense]
     if not columns:
         return
@@ -160,4 +160,4 @@ def _check_floats(file: PartFile, part: Part, group: int, schema: Schema) -> Non
     for column in columns:
         values = table.column(column)
         where = f"{part.file}, row group {group}, column {column!r}"
-        check_numbers(values, where, nullable=column not in numeric)
+        check_dense(values, where, nullable=column not in standardised)

@@ -37,7 +37,7 @@ def check_types(found: pa.Schema, schema: Schema, where: str) -> None:
 
 
 def check_values(columns: Mapping[str, pa.Array], schema: Schema, where: str) -> None:
-    """Check ids, items, labels, time gaps and numbers of a row group.
+    """Check ids, items, labels, time gaps and dense features of a row group.
 
     Args:
         columns: those of `schema`, of its types.
@@ -52,24 +52,26 @@ def check_values(columns: Mapping[str, pa.Array], schema: Schema, where: str) ->
             allowed.check(bounds(columns[allowed.column]), where)
     for feature in schema.dense:
         nullable = feature.boundaries is not None
-        check_numbers(columns[feature.column], f"{where}, column {feature.column!r}", nullable)
+        check_dense(columns[feature.column], f"{where}, column {feature.column!r}", nullable)
     for task in schema.tasks:
         if task.truth_column is not None:
             _check_probabilities(columns[task.truth_column], task.truth_column, where)
 
 
-def check_numbers(column: pa.Array | pa.ChunkedArray, where: str, nullable: bool) -> None:
-    """Check that a column of floats holds finite numbers.
+def check_dense(column: pa.Array | pa.ChunkedArray, where: str, nullable: bool) -> None:
+    """Check that a dense column holds finite values.
 
     Raises:
         DataError: NaN or infinity; or nulls that aren't `nullable`.
     """
     if column.null_count and not nullable:
         raise DataError(f"{where}: {column.null_count} nulls; fill them in ingest")
-    numbers = (column.drop_null() if column.null_count else column).to_numpy()
-    finite = np.isfinite(numbers)
+    found = (column.drop_null() if column.null_count else column).to_numpy()
+    finite = np.isfinite(found)
     if not finite.all():
-        raise DataError(f"{where}: got {numbers[~finite][0]}, numbers must be finite; ingest again")
+        raise DataError(
+            f"{where}: got {found[~finite][0]}, a dense feature must be finite; ingest again"
+        )
 
 
 def _is_within(column: pa.Array, allowed: Range) -> bool:
@@ -85,8 +87,8 @@ def _is_within(column: pa.Array, allowed: Range) -> bool:
     if allowed.is_any or not len(values):
         return True
     assert allowed.low == 0, "an end below 0 needs another comparison"
-    numbers: npt.NDArray[np.int64] = values.to_numpy()
-    return int(numbers.view(_UNSIGNED[numbers.itemsize]).max()) <= allowed.high
+    integers: npt.NDArray[np.int64] = values.to_numpy()
+    return int(integers.view(_UNSIGNED[integers.itemsize]).max()) <= allowed.high
 
 
 def _check_probabilities(column: pa.Array, name: str, where: str) -> None:

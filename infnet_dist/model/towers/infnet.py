@@ -4,19 +4,20 @@ Each group of tokens X_g (g = C categorical, S sequence, T task) has a few *hubs
 the hubs aggregate from the tokens of all groups by attention, then broadcast a gate back to the
 tokens of their own group. The cost is linear in the number of tokens: O(hubs x tokens).
 
-Ours (docs/research-log.md has what each is worth; `ablate` leaves it out):
+The additions (docs/research-log.md has the gain of each; `ablate` removes it):
 
-target_hubs   the candidate, seen as an item of each behaviour, is a hub of S beside the behaviour's
-              mean: it reads the history by likeness from the first block on (target attention)
-task_hubs     task k's head reads its own hub beside its token. In the paper all that a token gets
-              from the sample is a gate and a shift that the tasks share
-interaction   a factorization machine between fields and hubs, Wukong's, is read by all heads. In
-              the paper fields and hubs meet in sums alone
+target_hubs   the candidate, as an item of each behaviour, is a hub of S beside the behaviour's
+              mean: it reads the history by similarity from the first block on (target attention)
+task_hubs     the head of task k reads the task's hub beside its token. In the paper a token gets
+              only a gate and a shift from the sample, which all tasks share
+interaction   all heads read Wukong's factorization machine over fields and hubs. In the paper
+              fields and hubs are only added
 
 Letters: B batch, M fields, L history tokens, F behaviours, K tasks, D width, H hubs of all groups.
 """
 
 from collections.abc import Collection, Mapping, Sequence
+from typing import NamedTuple
 
 import torch
 from torch import nn
@@ -34,14 +35,14 @@ class INFNet(nn.Module):
         sequence_lengths: L_f of each behaviour; empty for none.
         num_tasks: K.
         token_dim: D.
-        num_blocks: blocks, at least 2: the last one's hubs of C would be read by none.
+        num_blocks: blocks, at least 2: nothing reads C's hubs of the last block.
         num_hubs: categorical hubs n_c.
         num_shared_tasks: shared task tokens n_s, which join the task hubs.
         num_heads: attention heads; divides D.
-        ablate: parts to leave out: the three above; task_tokens: all tasks share one token;
-            homogeneous_flow: hubs don't broadcast (so C's reach nothing); heterogeneous_flow: hubs
-            of C and S read their own group alone (those of T, through which all reaches the heads,
-            read every group).
+        ablate: parts to remove: the three above; task_tokens: all tasks share one token;
+            homogeneous_flow: hubs don't broadcast (so nothing reads C's); heterogeneous_flow: hubs
+            of C and S read only their own group (those of T, which the heads depend on, read every
+            group).
     """
 
     def __init__(
@@ -57,46 +58,57 @@ class INFNet(nn.Module):
         num_heads: int = 2,
         ablate: Collection[str] = (),
     ) -> None:
-        """Make hubs, blocks and heads."""
+        """See the class."""
         super().__init__()
         assert num_blocks >= 2, "with one block nothing reads C's hubs"
         self.ablate = frozenset(ablate)
         self.num_tasks = num_tasks
-        targets = "target_hubs" not in self.ablate
+        num_hubs_by_group = self._count_hubs(num_hubs, len(sequence_lengths), num_shared_tasks)
         self.hubs = Hubs(
-            num_fields, sequence_lengths, token_dim, num_hubs, num_shared_tasks, targets=targets
+            num_fields,
+            sequence_lengths,
+            token_dim,
+            num_hubs,
+            num_shared_tasks,
+            targets="target_hubs" not in self.ablate,
         )
-        counts = {"C": num_hubs, "S": len(sequence_lengths) * (1 + targets)}
-        counts["T"] = num_shared_tasks + (1 if "task_tokens" in self.ablate else num_tasks)
-        counts = {g: n for g, n in counts.items() if g != "S" or sequence_lengths}
-        self.blocks = self._make_blocks(counts, token_dim, num_heads, num_blocks)
+        self.blocks = nn.ModuleList(
+            HubBlock(num_hubs_by_group, token_dim, num_heads, flow)
+            for flow in self._flows(list(num_hubs_by_group), num_blocks)
+        )
         self.interaction = None
-        in_dim = token_dim * (1 + ("task_hubs" not in self.ablate))
-        if "interaction" not in self.ablate:
-            num_tokens = num_fields + sum(n for g, n in counts.items() if g != "C")
+        if "interaction" not in self.ablate:  # of M fields and the last hubs of S and T
+            num_tokens = num_fields + sum(n for g, n in num_hubs_by_group.items() if g != "C")
             self.interaction = Wukong(num_tokens=num_tokens, token_dim=token_dim)
-            in_dim += self.interaction.out_dim
-        self.heads = TaskHeads(num_tasks, in_dim, 2 * token_dim)
+        self.heads = TaskHeads(num_tasks, self._head_dim(token_dim), 2 * token_dim)
 
-    def _make_blocks(
-        self, counts: Mapping[str, int], token_dim: int, num_heads: int, num_blocks: int
-    ) -> nn.ModuleList:
-        """The blocks, given the number of hubs by group; the last makes only what is read later."""
-        sources = {g: list(counts) for g in counts}
+    def _count_hubs(
+        self, num_hubs: int, num_behaviours: int, num_shared_tasks: int
+    ) -> dict[str, int]:
+        """The number of hubs of each group that exists."""
+        per_behaviour = 1 if "target_hubs" in self.ablate else 2  # the mean, and the candidate
+        num_task_tokens = 1 if "task_tokens" in self.ablate else self.num_tasks
+        counts = {"C": num_hubs}
+        if num_behaviours:
+            counts["S"] = num_behaviours * per_behaviour
+        return counts | {"T": num_task_tokens + num_shared_tasks}
+
+    def _flows(self, groups: Sequence[str], num_blocks: int) -> list["Flow"]:
+        """Which hubs read what in each block; the last block updates only what is read after it."""
+        reads = {g: groups for g in groups}
         if "heterogeneous_flow" in self.ablate:
-            sources |= {g: [g] for g in counts if g != "T"}
-        last = [g for g in counts if g == "T" or (g == "S" and "interaction" not in self.ablate)]
-        plan = [(list(counts), list(counts))] * (num_blocks - 1) + [(last, ["T"])]
-        return nn.ModuleList(
-            HubBlock(
-                {g: counts[g] for g in receivers},
-                token_dim,
-                num_heads,
-                sources={g: sources[g] for g in receivers},
-                told=[] if "homogeneous_flow" in self.ablate else told,
-            )
-            for receivers, told in plan
-        )
+            reads |= {g: [g] for g in groups if g != "T"}
+        gated, last_gated = groups, ["T"]
+        if "homogeneous_flow" in self.ablate:
+            gated, last_gated = [], []
+        read_last = {"T"} if "interaction" in self.ablate else {"S", "T"}
+        last_reads = {g: reads[g] for g in groups if g in read_last}
+        return [Flow(reads, gated)] * (num_blocks - 1) + [Flow(last_reads, last_gated)]
+
+    def _head_dim(self, token_dim: int) -> int:
+        """Width of a head's input: the task's token, its hub, and the interaction."""
+        dim = token_dim if "task_hubs" in self.ablate else 2 * token_dim
+        return dim if self.interaction is None else dim + self.interaction.out_dim
 
     def forward(self, tokens: Tokens) -> torch.Tensor:
         """Logits [B, K]."""
@@ -107,16 +119,22 @@ class INFNet(nn.Module):
         groups = {"C": tokens.categorical_BMD, "S": tokens.sequence_BLD, "T": task_BKD}
         for block in self.blocks:
             groups, hubs = block(groups, hubs, tokens.mask_BL)
-        read = [groups["T"]]
-        if "task_hubs" not in self.ablate:
-            read.append(hubs["T"][:, : task_BKD.shape[1]])
-        if self.interaction is not None:
-            later = [hubs[g] for g in hubs if g != "C"]
-            mixed_BX = self.interaction(torch.cat([tokens.categorical_BMD, *later], dim=1))
-            read.append(mixed_BX.unsqueeze(1).expand(-1, task_BKD.shape[1], -1))
-        read_BKX = torch.cat(read, dim=-1).expand(-1, self.num_tasks, -1)
-        logits_BK: torch.Tensor = self.heads(read_BKX)
+        logits_BK: torch.Tensor = self.heads(self._head_inputs(tokens, groups["T"], hubs))
         return logits_BK
+
+    def _head_inputs(
+        self, tokens: Tokens, task_BkD: torch.Tensor, hubs: Mapping[str, torch.Tensor]
+    ) -> torch.Tensor:
+        """Input of each head, [B, K, in_dim]; k is 1 where all tasks share one token, else K."""
+        parts = [task_BkD]
+        num_task_tokens = task_BkD.shape[1]
+        if "task_hubs" not in self.ablate:
+            parts.append(hubs["T"][:, :num_task_tokens])
+        if self.interaction is not None:
+            others = [hubs[g] for g in hubs if g != "C"]
+            mixed_BX = self.interaction(torch.cat([tokens.categorical_BMD, *others], dim=1))
+            parts.append(mixed_BX.unsqueeze(1).expand(-1, num_task_tokens, -1))
+        return torch.cat(parts, dim=-1).expand(-1, self.num_tasks, -1)
 
 
 class Hubs(nn.Module):
@@ -132,7 +150,7 @@ class Hubs(nn.Module):
         *,
         targets: bool,
     ) -> None:
-        """One MLP for C, one per behaviour for S, free tokens for T."""
+        """MLPs for C and for each behaviour of S, learned tokens for T, and their norms."""
         super().__init__()
         self.token_dim = token_dim
         self.targets = targets
@@ -153,18 +171,36 @@ class Hubs(nn.Module):
         Then a LayerNorm each (our choice: without it the first queries are near 0, attention
         starts out uniform, and learning to match candidate and history takes longer).
         """
-        hubs = {"C": self.categorical(tokens.categorical_BMD.flatten(1))}
-        hubs["C"] = hubs["C"].unflatten(1, (-1, self.token_dim))
+        hubs = {"C": self._categorical_hubs(tokens.categorical_BMD)}
         if self.behaviours:
-            mean_BFD = self.pooling(tokens)
-            hubs["S"] = torch.stack(
-                [f(mean_BFD[:, a]) for a, f in enumerate(self.behaviours)], dim=1
-            )
-            if self.targets:
-                hubs["S"] = torch.cat([hubs["S"], tokens.target_BFD], dim=1)
-        shared_BND = self.shared_ND.expand(len(task_BKD), -1, -1)
-        hubs["T"] = torch.cat([task_BKD, shared_BND], dim=1)
+            hubs["S"] = self._sequence_hubs(tokens)
+        shared_BnD = self.shared_ND.expand(len(task_BKD), -1, -1)
+        hubs["T"] = torch.cat([task_BKD, shared_BnD], dim=1)
         return {g: self.norm[g](hub_BHD) for g, hub_BHD in hubs.items()}
+
+    def _categorical_hubs(self, categorical_BMD: torch.Tensor) -> torch.Tensor:
+        """reshape(MLP(vec C)), [B, n_c, D]."""
+        hub_BX: torch.Tensor = self.categorical(categorical_BMD.flatten(1))
+        return hub_BX.unflatten(1, (-1, self.token_dim))
+
+    def _sequence_hubs(self, tokens: Tokens) -> torch.Tensor:
+        """An MLP of each behaviour's mean, then the candidate as its item, [B, F or 2F, D]."""
+        mean_BFD = self.pooling(tokens)
+        hubs = [make_hub(mean_BFD[:, f]) for f, make_hub in enumerate(self.behaviours)]
+        hub_BFD = torch.stack(hubs, dim=1)
+        return torch.cat([hub_BFD, tokens.target_BFD], dim=1) if self.targets else hub_BFD
+
+
+class Flow(NamedTuple):
+    """Which groups a block updates.
+
+    Attributes:
+        reads: for each group whose hubs are updated, the groups whose tokens these hubs read.
+        gated: the groups whose tokens are updated by their hubs, all of them keys of `reads`.
+    """
+
+    reads: Mapping[str, Sequence[str]]
+    gated: Sequence[str]
 
 
 class HubBlock(nn.Module):
@@ -174,49 +210,47 @@ class HubBlock(nn.Module):
                H_g <- LN(H_g + W_g [Z_gC ; Z_gS ; Z_gT])
     broadcast  (alpha_g, beta_g) = MLP_g(vec H_g);  X_g <- LN(X_g + X_g * sigmoid(alpha_g) + beta_g)
 
-    Keys and values are projected once per group and read by the hubs of all receivers in one call.
+    Keys and values are projected once per group, and the hubs of all receivers, the keys of
+    `flow.reads`, read them in one attention call.
     """
 
     def __init__(
         self,
-        receivers: Mapping[str, int],
+        num_hubs_by_group: Mapping[str, int],
         token_dim: int,
         num_heads: int,
-        *,
-        sources: Mapping[str, Sequence[str]],
-        told: Sequence[str],
+        flow: Flow,
     ) -> None:
-        """Make the block.
+        """See the class.
 
         Args:
-            receivers: the groups whose hubs are updated, and how many hubs they have.
+            num_hubs_by_group: hubs of each group.
             token_dim: D.
             num_heads: attention heads.
-            sources: for each receiver the groups that its hubs read.
-            told: the groups whose tokens are updated, all of them receivers.
+            flow: which groups read which, and whose tokens are gated.
         """
         super().__init__()
-        self.receivers = dict(receivers)
-        self.sources = sources
+        self.reads = flow.reads
+        self.num_hubs = {g: num_hubs_by_group[g] for g in flow.reads}
         self.num_heads = num_heads
-        read = dict.fromkeys(j for groups in sources.values() for j in groups)
-        self.key_value = nn.ModuleDict(
-            {j: nn.Linear(token_dim, 2 * token_dim, bias=False) for j in read}
-        )
-        self.query = nn.ModuleDict(
-            {g: nn.Linear(token_dim, token_dim, bias=False) for g in receivers}
-        )
+        receivers = list(flow.reads)
+        sources = list(dict.fromkeys(j for groups in flow.reads.values() for j in groups))
+        self.key_value = _linears(sources, token_dim, 2 * token_dim)
+        self.query = _linears(receivers, token_dim, token_dim)
         for weight in (*self.query.parameters(), *self.key_value.parameters()):
             for part in weight.split(token_dim):  # queries, keys and values of unit variance
                 nn.init.xavier_uniform_(part)
         self.mix = nn.ModuleDict(
-            {g: nn.Linear(len(sources[g]) * token_dim, token_dim, bias=False) for g in receivers}
+            {
+                g: nn.Linear(len(groups) * token_dim, token_dim, bias=False)
+                for g, groups in flow.reads.items()
+            }
         )
         self.hub_norm = nn.ModuleDict({g: nn.LayerNorm(token_dim) for g in receivers})
         self.gate = nn.ModuleDict(
-            {g: mlp(receivers[g] * token_dim, token_dim, 2 * token_dim) for g in told}
+            {g: mlp(self.num_hubs[g] * token_dim, token_dim, 2 * token_dim) for g in flow.gated}
         )
-        self.token_norm = nn.ModuleDict({g: nn.LayerNorm(token_dim) for g in told})
+        self.token_norm = nn.ModuleDict({g: nn.LayerNorm(token_dim) for g in flow.gated})
 
     def forward(
         self,
@@ -224,24 +258,45 @@ class HubBlock(nn.Module):
         hubs: dict[str, torch.Tensor],
         mask_BL: torch.Tensor,
     ) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
-        """Tokens and hubs with those of the receivers new; `mask_BL` leaves padded history out."""
-        query_BHD = torch.cat([self.query[g](hubs[g]) for g in self.receivers], dim=1)
-        read: dict[str, dict[str, torch.Tensor]] = {}
+        """The tokens and hubs of all groups, updated; `mask_BL` leaves padded history out."""
+        hubs = hubs | self._aggregate(groups, hubs, mask_BL)
+        return groups | self._broadcast(groups, hubs), hubs
+
+    def _aggregate(
+        self,
+        groups: Mapping[str, torch.Tensor],
+        hubs: Mapping[str, torch.Tensor],
+        mask_BL: torch.Tensor,
+    ) -> dict[str, torch.Tensor]:
+        """The new hubs of each receiver, [B, hubs, D]."""
+        query_BHD = torch.cat([self.query[g](hubs[g]) for g in self.reads], dim=1)
+        read: dict[str, dict[str, torch.Tensor]] = {}  # by source, then receiver
         for j, project in self.key_value.items():
             key_BND, value_BND = project(groups[j]).chunk(2, dim=-1)
             mask_BN = mask_BL if j == "S" else None
             all_BHD = attend(
                 query_BHD, key_BND, value_BND, num_heads=self.num_heads, mask_BN=mask_BN
             )
-            parts = all_BHD.split(list(self.receivers.values()), dim=1)
-            read[j] = dict(zip(self.receivers, parts, strict=True))
-        hubs = dict(hubs)
-        for g in self.receivers:
-            read_BHZ = torch.cat([read[j][g] for j in self.sources[g]], dim=-1)
-            hubs[g] = self.hub_norm[g](hubs[g] + self.mix[g](read_BHZ))
-        groups = dict(groups)
+            parts = all_BHD.split(list(self.num_hubs.values()), dim=1)
+            read[j] = dict(zip(self.reads, parts, strict=True))
+        new = {}
+        for g, sources in self.reads.items():
+            read_BHZ = torch.cat([read[j][g] for j in sources], dim=-1)
+            new[g] = self.hub_norm[g](hubs[g] + self.mix[g](read_BHZ))
+        return new
+
+    def _broadcast(
+        self, groups: Mapping[str, torch.Tensor], hubs: Mapping[str, torch.Tensor]
+    ) -> dict[str, torch.Tensor]:
+        """The new tokens of each gated group, [B, tokens, D]."""
+        new = {}
         for g, gate in self.gate.items():
             alpha_BD, beta_BD = gate(hubs[g].flatten(1)).chunk(2, dim=-1)
             gate_B1D, shift_B1D = torch.sigmoid(alpha_BD).unsqueeze(1), beta_BD.unsqueeze(1)
-            groups[g] = self.token_norm[g](groups[g] + groups[g] * gate_B1D + shift_B1D)
-        return groups, hubs
+            new[g] = self.token_norm[g](groups[g] + groups[g] * gate_B1D + shift_B1D)
+        return new
+
+
+def _linears(groups: Sequence[str], in_dim: int, out_dim: int) -> nn.ModuleDict:
+    """One linear map without bias per group."""
+    return nn.ModuleDict({g: nn.Linear(in_dim, out_dim, bias=False) for g in groups})

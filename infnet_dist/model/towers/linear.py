@@ -8,7 +8,7 @@ class Linear(nn.Module):
     """Tokens [B, N, D] -> [B, N D], all of them side by side for a linear head.
 
     A field's token depends on its own id alone, so without history the logits are sums of effects
-    of single ids, and of one function of all plain numbers together.
+    of single ids, and of one function of all dense features together.
 
     Args:
         num_tokens: N.

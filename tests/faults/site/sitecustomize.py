@@ -87,7 +87,7 @@ def around(function, point, also=lambda *a, **k: None, clock="step"):
 def patch_trainer(module):
     import torch
 
-    def enter(sharded, batch, config, *, step, rank=0, **rest):
+    def enter(sharded, batch, rates, *, step, rank=0, **rest):
         _now.update(rank=rank, step=step + 1)
         if _LEDGER:
             line = {"rank": rank, "step": step + 1, "epoch": batch.rows.epoch}

@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from infnet_dist.planning.costs import row_bytes
+from infnet_dist.planning.costs.sizes import row_bytes
 from infnet_dist.planning.plan import BY_NODE, Plan, TableBytes, shape, shards_of
 from infnet_dist.planning.topology import Topology
 

@@ -4,9 +4,10 @@ import math
 from collections.abc import Iterator
 
 from infnet_dist.errors import PlanError
-from infnet_dist.planning.options import ShardingOption
-from infnet_dist.planning.plan import BY_ALL, BY_NODE, Plan, TablePlan, first_few
-from infnet_dist.planning.planner import estimate_plan
+from infnet_dist.planning.checks import first_few
+from infnet_dist.planning.costs.options import ShardingOption
+from infnet_dist.planning.estimates import estimate_plan
+from infnet_dist.planning.plan import BY_ALL, BY_NODE, Plan, TablePlan
 from infnet_dist.planning.tables import PlanTable, TableSet
 from infnet_dist.planning.topology import Topology
 

@@ -47,19 +47,19 @@ class Columns:
     """N rows of a training set, decoded.
 
     Attributes:
-        plain: the columns, N values each, of `ids` in `Schema.fields` order; of `numbers`,
+        scalars: the columns, N values each, of `ids` in `Schema.fields` order; of `dense`,
             standardised; of `labels`, NaN where nobody knows, a watch time over the training
             window's mean; of `truth`, NaN where unknown; and of `group`.
         lists: by key of the KeyedJaggedTensor the ids of a sequence attribute, at most `max_length`
             a row; by name of the behaviour the buckets of its time gaps, if it has any.
     """
 
-    plain: dict[str, list[Array]]
+    scalars: dict[str, list[Array]]
     lists: dict[str, Lists]
 
     def __len__(self) -> int:
         """Rows."""
-        return len(self.plain["group"][0])
+        return len(self.scalars["group"][0])
 
 
 def unknown_rows(schema: Schema, num_rows: int) -> Columns:
@@ -72,7 +72,7 @@ def unknown_rows(schema: Schema, num_rows: int) -> Columns:
     return Columns(
         {
             "ids": ids,
-            "numbers": [np.zeros(num_rows, np.float32) for _ in schema.numeric],
+            "dense": [np.zeros(num_rows, np.float32) for _ in schema.standardised],
             "labels": [nothing for _ in schema.tasks],
             "truth": [nothing for _ in schema.tasks],
             "group": [np.zeros(num_rows, np.int64)],
@@ -102,7 +102,7 @@ def decode(table: pa.Table, schema: Schema, where: str) -> Columns:
         for feature in schema.categorical
     ]
     ids += [bucketise(columns[feature.column], feature) for feature in schema.bucketised]
-    numbers = [_floats(columns[f.column]) - np.float32(f.mean) for f in schema.numeric]
+    centred = [_floats(columns[f.column]) - np.float32(f.mean) for f in schema.standardised]
     labels = [_floats(columns[task.column]) for task in schema.tasks]
     unknown = np.full(len(table), np.nan, np.float32)
     truth = [
@@ -116,9 +116,9 @@ def decode(table: pa.Table, schema: Schema, where: str) -> Columns:
             key, ids_table = sequence_key(sequence, attribute), schema.table(attribute.table)
             if ids_table.raw:
                 lists[key] = replace(lists[key], values=_in_range(lists[key].values, ids_table))
-    plain = {
+    scalars = {
         "ids": ids,
-        "numbers": [n / np.float32(f.std) for n, f in zip(numbers, schema.numeric, strict=True)],
+        "dense": [x / np.float32(f.std) for x, f in zip(centred, schema.standardised, strict=True)],
         "labels": [
             label / np.float32(task.mean_ms) if task.kind == "watch_time" else label
             for label, task in zip(labels, schema.tasks, strict=True)
@@ -126,7 +126,7 @@ def decode(table: pa.Table, schema: Schema, where: str) -> Columns:
         "truth": truth,
         "group": [columns[schema.group_column].to_numpy()],
     }
-    return Columns(plain, lists)
+    return Columns(scalars, lists)
 
 
 def _in_range(ids: IntArray, table: Table) -> IntArray:
@@ -135,11 +135,11 @@ def _in_range(ids: IntArray, table: Table) -> IntArray:
 
 
 def bucketise(column: pa.Array, feature: DenseFeature) -> IntArray:
-    """Ids of a number: 0 for null, 1 + i where boundaries[i - 1] <= number < boundaries[i]."""
+    """Ids of a dense column: 0 for null, 1 + i where boundaries[i - 1] <= value < boundaries[i]."""
     assert feature.boundaries is not None
-    numbers = column.to_numpy(zero_copy_only=False)
-    buckets = 1 + np.searchsorted(np.asarray(feature.boundaries), numbers, side="right")
-    return np.where(np.isnan(numbers), 0, buckets).astype(np.int64)
+    values = column.to_numpy(zero_copy_only=False)
+    buckets = 1 + np.searchsorted(np.asarray(feature.boundaries), values, side="right")
+    return np.where(np.isnan(values), 0, buckets).astype(np.int64)
 
 
 def time_gap_bucket(gap_s: IntArray) -> IntArray:

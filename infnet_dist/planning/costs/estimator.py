@@ -10,7 +10,6 @@ row-wise state of each column shard, the gradient and DDP's bucket of a data-par
 copy of rows and state in host memory from which a checkpoint is written in the background.
 """
 
-import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -32,16 +31,23 @@ from torchrec.modules.embedding_modules import EmbeddingBagCollection, Embedding
 from torchrec.optim import SGD, Adagrad, Adam, RowWiseAdagrad
 
 from infnet_dist.errors import PlanError
-from infnet_dist.planning.options import OFFLOADED, ShardingOption, enumerate_options
-from infnet_dist.planning.popularity import zipf_statistics
+from infnet_dist.planning.costs.options import ShardingOption, enumerate_options
+from infnet_dist.planning.costs.popularity import zipf_statistics
+from infnet_dist.planning.costs.sizes import (
+    BY_ROWS,
+    DTYPES,
+    block_rows,
+    full_blocks,
+    home_tier,
+    row_bytes,
+    rows_of_kinds,
+)
 from infnet_dist.planning.search.placement import EVERY, NODE, RANK, Cluster, OptionArrays
 from infnet_dist.planning.tables import OptimizerName, PlanTable, TableSet
 from infnet_dist.planning.topology import TIERS, Topology
 
 OPTIMIZERS = {"sgd": SGD, "rowwise_adagrad": RowWiseAdagrad, "adagrad": Adagrad, "adam": Adam}
-_DTYPES = {"fp32": torch.float32, "fp16": torch.float16}
 _HBM, _DDR = TIERS.index("hbm"), TIERS.index("ddr")
-_BY_ROWS = ("row_wise", "table_row_wise", "grid_shard")
 _PLACES = {
     "data_parallel": EVERY,
     "row_wise": EVERY,
@@ -128,7 +134,7 @@ class Estimator:
             place=integers(_PLACES[option.sharding_type] for option in options),
             units=integers(table.embedding_dim // option.columns for _, table, option in pairs),
             time=total,
-            full=integers(_full_blocks(table, option, self.topology) for _, table, option in pairs),
+            full=integers(full_blocks(table, option, self.topology) for _, table, option in pairs),
             memory=memory,
             weight=np.array([table.priority for _, table, _ in pairs]),
             copies=integers(
@@ -141,7 +147,7 @@ class Estimator:
     def _estimate_memory(self, pairs: Sequence[tuple[int, PlanTable, ShardingOption]]) -> None:
         new = {
             (number, option): self._torchrec_option(
-                number, option, kinds=3 if option.sharding_type in _BY_ROWS else 1
+                number, option, kinds=3 if option.sharding_type in BY_ROWS else 1
             )
             for number, _, option in pairs
             if (number, option) not in self._memory
@@ -217,14 +223,14 @@ class Estimator:
 
     def _stored(self, table: PlanTable, option: ShardingOption) -> np.ndarray:
         """Rows and optimizer state of a whole block, the rest, nothing; float64 [3], bytes."""
-        rows = _rows_of_kinds(table, option, self.topology)
+        rows = rows_of_kinds(table, option, self.topology)
         return rows * row_bytes(table, self.table_set.optimizer, option.columns)
 
     def _left_out(self, table: PlanTable, option: ShardingOption) -> np.ndarray:
         """Bytes that TorchRec's estimator leaves out, by kind and tier; float64 [3, 3]."""
         left_out = np.zeros((3, len(TIERS)))
-        rows = _rows_of_kinds(table, option, self.topology)
-        weights = rows * option.columns * _DTYPES[table.data_type].itemsize
+        rows = rows_of_kinds(table, option, self.topology)
+        weights = rows * option.columns * DTYPES[table.data_type].itemsize
         factors = {"sgd": 0, "rowwise_adagrad": 1 / table.embedding_dim, "adagrad": 1, "adam": 2}
         counted = weights * factors[self.table_set.optimizer]
         state = np.ceil(np.maximum(self._stored(table, option) - weights - counted, 0.0))
@@ -258,46 +264,9 @@ def empty_cluster(topology: Topology) -> Cluster:
 
 def _meta_rows(table: PlanTable, optimizer: OptimizerName) -> torch.Tensor:
     shape = (table.num_embeddings, table.embedding_dim)
-    tensor = torch.empty(shape, device="meta", dtype=_DTYPES[table.data_type])
+    tensor = torch.empty(shape, device="meta", dtype=DTYPES[table.data_type])
     tensor._optimizer_classes = [OPTIMIZERS[optimizer]]  # type: ignore[attr-defined]
     return tensor
-
-
-def block_rows(table: PlanTable, sharding_type: str, topology: Topology) -> int:
-    """Rows of a whole block: all, or a rank's or a node's rank's share, rounded up."""
-    parts = {
-        "row_wise": topology.world_size,
-        "table_row_wise": topology.workers_per_node,
-        "grid_shard": topology.workers_per_node,
-    }.get(sharding_type, 1)
-    return math.ceil(table.num_embeddings / parts)
-
-
-def home_tier(kernel: str, device: str) -> int:
-    """The tier that holds the rows, by its number in TIERS; a cache of them is in HBM."""
-    if kernel == "key_value":
-        return TIERS.index("ssd")
-    return _DDR if device == "cpu" or kernel in OFFLOADED else _HBM
-
-
-def _rows_of_kinds(table: PlanTable, option: ShardingOption, topology: Topology) -> np.ndarray:
-    """Rows of a whole block, the rest, nothing; float64 [3]."""
-    block = block_rows(table, option.sharding_type, topology)
-    rest = table.num_embeddings % block if option.sharding_type in _BY_ROWS else 0
-    return np.array([block, rest, 0], np.float64)
-
-
-def row_bytes(table: PlanTable, optimizer: OptimizerName, columns: int | None = None) -> float:
-    """Bytes of one row, or of so many of its columns, and their optimizer state (float32)."""
-    width = columns or table.embedding_dim
-    state = {"sgd": 0, "rowwise_adagrad": 1, "adagrad": width, "adam": 2 * width}[optimizer]
-    return width * _DTYPES[table.data_type].itemsize + 4 * state
-
-
-def _full_blocks(table: PlanTable, option: ShardingOption, topology: Topology) -> int:
-    if option.sharding_type == "data_parallel":
-        return topology.world_size
-    return table.num_embeddings // block_rows(table, option.sharding_type, topology)
 
 
 def _perf_class(table: PlanTable, option: ShardingOption) -> tuple[object, ...]:

@@ -16,7 +16,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import torch
 
-from infnet_dist.data.columns import Array, Columns, IntArray, Lists
+from infnet_dist.data.decode import Array, Columns, IntArray, Lists
 
 # One of Arrow's views as four int32: bytes, first 4 bytes (which only comparisons look at), number
 # of the buffer, offset in it. Up to 12 bytes aren't pointed at: they stand in place of the rest.
@@ -24,7 +24,7 @@ Views = npt.NDArray[np.int32]
 _BYTES, _BUFFER, _OFFSET, _INLINE = 0, 2, 3, slice(1, 3)
 _ITEM_BYTES, _MAX_INLINE_BYTES = 8, 12
 
-_FLOATS = ("numbers", "labels", "truth")  # plain columns in float32; all else is int64
+_FLOATS = ("dense", "labels", "truth")  # float32; the others are int64
 
 
 @dataclass(frozen=True)
@@ -32,23 +32,25 @@ class Rows:
     """N rows.
 
     Attributes:
-        plain: [columns, N] by kind, see `Columns.plain`; `ids` and `group` int64, others float32.
+        scalars: [columns, N] by kind, see `Columns.scalars`; `ids` and `group` are int64,
+            the others float32.
         views: [N, 4] by key, see `Columns.lists`: where each list lies in `buffers`.
         buffers: memory with int64 items.
     """
 
-    plain: dict[str, Array]
+    scalars: dict[str, Array]
     views: dict[str, Views]
     buffers: list[pa.Buffer]
 
     def __len__(self) -> int:
         """Rows."""
-        return int(self.plain["group"].shape[1])
+        return int(self.scalars["group"].shape[1])
 
     def __getitem__(self, rows: slice) -> "Rows":
         """These rows, in the same memory."""
-        plain = {name: values[:, rows] for name, values in self.plain.items()}
-        return Rows(plain, {name: views[rows] for name, views in self.views.items()}, self.buffers)
+        scalars = {name: values[:, rows] for name, values in self.scalars.items()}
+        views = {name: found[rows] for name, found in self.views.items()}
+        return Rows(scalars, views, self.buffers)
 
     def own(self) -> "Rows":
         """A copy, which outlives the block."""
@@ -59,7 +61,7 @@ class Rows:
             views[name] = np.empty((len(self), 4), np.int32)
             _view(Lists(starts, lengths, values), len(buffers), out=views[name])
             buffers.append(pa.py_buffer(values))
-        return Rows({name: values.copy() for name, values in self.plain.items()}, views, buffers)
+        return Rows({name: values.copy() for name, values in self.scalars.items()}, views, buffers)
 
     def lengths(self, name: str) -> torch.Tensor:
         """Items of each row's list, int32 [N]."""
@@ -79,7 +81,7 @@ class Rows:
         return _gather(np.concatenate(views), buffers) if views else torch.empty(0).long()
 
 
-class Joiner:
+class RowShuffler:
     """Joins row groups, and shuffles their rows, in memory that it keeps."""
 
     def __init__(self) -> None:
@@ -98,22 +100,22 @@ class Joiner:
         for part in parts:
             self._add(part, joined, start=start, num_rows=len(order))
             start += len(part)
-        plain, views = {}, {}
-        for name, columns in joined.plain.items():
-            plain[name] = self._memory(f"{name}, shuffled", columns.shape, columns.dtype)
-            for column, shuffled in zip(columns, plain[name], strict=True):
+        scalars, views = {}, {}
+        for name, columns in joined.scalars.items():
+            scalars[name] = self._memory(f"{name}, shuffled", columns.shape, columns.dtype)
+            for column, shuffled in zip(columns, scalars[name], strict=True):
                 column.take(order, out=shuffled, mode="clip")  # "raise" would copy once more
         for name, ordered in joined.views.items():
             views[name] = self._memory(f"views of {name}, shuffled", ordered.shape, np.int32)
             ordered.take(order, axis=0, out=views[name], mode="clip")
-        return Rows(plain, views, joined.buffers)
+        return Rows(scalars, views, joined.buffers)
 
     def _add(self, part: Columns, joined: Rows, *, start: int, num_rows: int) -> None:
         """Put a part into `joined`, as its rows from `start` on of `num_rows`."""
         stop = start + len(part)
-        for name, columns in part.plain.items():
+        for name, columns in part.scalars.items():
             dtype = np.float32 if name in _FLOATS else np.int64
-            place = joined.plain[name] = self._memory(name, (len(columns), num_rows), dtype)
+            place = joined.scalars[name] = self._memory(name, (len(columns), num_rows), dtype)
             for column, values in zip(place, columns, strict=True):
                 column[start:stop] = values
         for name, lists in part.lists.items():
@@ -143,8 +145,8 @@ def concatenate(parts: Sequence[Rows]) -> Rows:
             moved[moved[:, _BYTES] > _MAX_INLINE_BYTES, _BUFFER] += len(buffers)
             views[name].append(moved)
         buffers += part.buffers
-    plain = {n: np.concatenate([p.plain[n] for p in parts], axis=1) for n in parts[0].plain}
-    return Rows(plain, {name: np.concatenate(found) for name, found in views.items()}, buffers)
+    scalars = {n: np.concatenate([p.scalars[n] for p in parts], axis=1) for n in parts[0].scalars}
+    return Rows(scalars, {name: np.concatenate(found) for name, found in views.items()}, buffers)
 
 
 def _view(lists: Lists, buffer: int, *, out: Views) -> None:

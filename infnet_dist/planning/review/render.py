@@ -6,7 +6,6 @@ shown apart; so are rows that aren't in a GPU's memory.
 
 import io
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
@@ -19,125 +18,12 @@ from infnet_dist.errors import PlanError
 from infnet_dist.io.filesystem import size_text
 from infnet_dist.io.html import heading, page, picture, png, table
 from infnet_dist.planning.plan import BY_NODE, Plan, shape
+from infnet_dist.planning.review.facts import byte_facts, facts
 from infnet_dist.planning.topology import TIERS
 
 _GIB = 2**30
-_LEAST_MS = 1e-9
 _NUMBERS = ("ms", "comms", "rows + optimizer", "buffers / rank")
 _MOST_BARS = 256  # more ranks than this are drawn as groups
-
-
-def facts(plan: Plan) -> dict[str, Any]:
-    """What a reviewer asks of a plan; plain values, bytes and milliseconds."""
-    topology = plan.made_for.topology
-    step_rows = plan.made_for.tables.batch_size * topology.world_size
-    return {
-        "topology": topology.name,
-        "device": topology.device,
-        "world_size": topology.world_size,
-        "num_nodes": topology.num_nodes,
-        "tables": len(plan.tables),
-        **_bytes(plan),
-        "bottleneck_ms": plan.bottleneck_ms,
-        "lower_bound_ms": plan.lower_bound_ms,
-        "over_lower_bound": plan.bottleneck_ms / max(plan.lower_bound_ms, _LEAST_MS) - 1,
-        "samples_per_s": 1000 * step_rows / max(plan.bottleneck_ms, _LEAST_MS),
-        "time_balance": _balance(plan.ranks.time_ms),
-        "binds": what_binds(plan),
-        "excluded": list(plan.excluded),
-    }
-
-
-def _bytes(plan: Plan) -> dict[str, Any]:
-    """What the tables take: by what it is, by tier, by table."""
-    stored, memory = np.array(plan.ranks.stored_bytes, np.float64), plan.memory
-    by_table = {name: plan.bytes_of(name) for name in plan.tables}
-    total = sum(found.stored for found in by_table.values())
-    cached = sum(found.cached for found in by_table.values())
-    outside = sum(found.stored for found in by_table.values() if found.outside_hbm)
-    return {
-        "stored_bytes": int(stored.sum()),
-        "stored_bytes_per_rank": list(plan.ranks.stored_bytes),
-        "outside_hbm_bytes": outside,
-        "outside_hbm_share": outside / max(total, 1),
-        "cached_bytes": cached,
-        "buffer_bytes": max(int(plan.ranks.memory.sum() - stored.sum()) - cached, 0),
-        "save_copy_bytes": int(stored.sum()) if plan.made_for.tables.background_save else 0,
-        "memory": {
-            tier: {
-                "max_bytes": int(memory[:, i].max()),
-                "mean_bytes": int(memory[:, i].mean()),
-                "capacity_bytes": int(capacity),
-                "balance": _balance(memory[:, i]),
-            }
-            for i, (tier, capacity) in enumerate(
-                zip(TIERS, plan.made_for.topology.capacity, strict=True)
-            )
-            if memory[:, i].max() > 0
-        },
-        "bytes_by_table": {
-            name: {
-                "stored_bytes": found.stored,
-                "tier": found.tier,
-                "cached_bytes": found.cached,
-                "buffer_bytes_per_rank": found.buffers_per_rank,
-            }
-            for name, found in sorted(by_table.items())
-        },
-    }
-
-
-def byte_facts(known: dict[str, Any]) -> list[tuple[str, str]]:
-    """What is meant, and how many bytes it takes: of all ranks, then of the fullest one."""
-    ranks = known["world_size"]
-    found = [
-        ("rows and optimizer state", f"{size_text(known['stored_bytes'])}, all ranks"),
-        (
-            "buffers of inputs and outputs",
-            f"{size_text(known['buffer_bytes'])}, all ranks; "
-            f"{size_text(known['buffer_bytes'] / ranks)} a rank (mean)",
-        ),
-    ]
-    if known["outside_hbm_bytes"]:
-        found.append(
-            (
-                "outside of HBM (UVM, SSD)",
-                f"{size_text(known['outside_hbm_bytes'])} of the rows and optimizer state, "
-                f"{known['outside_hbm_share']:.0%}; {size_text(known['cached_bytes'])} of caches",
-            )
-        )
-    if known["save_copy_bytes"]:
-        found.append(
-            (
-                "copy for background saves, in ddr",
-                f"{size_text(known['save_copy_bytes'])}, all ranks (checkpoint.background)",
-            )
-        )
-    for tier, used in known["memory"].items():
-        found.append(
-            (
-                f"{tier}, fullest rank",
-                f"{size_text(used['max_bytes'])} of {size_text(used['capacity_bytes'])} after the "
-                f"reserve ({used['max_bytes'] / max(used['capacity_bytes'], 1):.0%}); balance "
-                f"{used['balance']:.3f}",
-            )
-        )
-    return found
-
-
-def what_binds(plan: Plan) -> str:
-    """What keeps the plan from being faster: one line."""
-    time = plan.ranks.time_ms
-    busiest = int(time.argmax())
-    lookup = plan.ranks.lookup_ms[busiest]
-    kind = "lookup" if lookup > time[busiest] / 2 else "comms"
-    share = max(lookup, time[busiest] - lookup) / max(time[busiest], 1e-12)
-    memory = plan.memory / np.maximum(plan.made_for.topology.capacity, 1.0)
-    tier = int(memory.max(axis=0).argmax())
-    full = f"{TIERS[tier]} of the fullest rank is {memory.max():.0%} full"
-    if plan.bottleneck_ms <= 1.02 * plan.lower_bound_ms:
-        return f"the work itself: within 2 % of the lower bound ({kind} {share:.0%}); {full}"
-    return f"rank {busiest}, {share:.0%} of it {kind}; {full}"
 
 
 def render(plan: Plan, *, most_tables: int = 40) -> RenderableType:
@@ -281,7 +167,3 @@ def _write(path: str | Path, content: bytes) -> None:
         Path(path).write_bytes(content)
     except OSError as error:
         raise PlanError(f"can't write {path}: {error.strerror}; choose another place") from None
-
-
-def _balance(values: np.ndarray) -> float:
-    return float(values.max() / max(values.mean(), 1e-12))

@@ -1,0 +1,173 @@
+"""Whether a plan is consistent, is for these tables and workers, and fits their memory."""
+
+from collections.abc import Mapping, Sequence
+
+from infnet_dist.errors import PlanError
+from infnet_dist.io.filesystem import size_text
+from infnet_dist.planning.plan import BY_ALL, BY_NODE, Plan, RankEstimates, shape
+from infnet_dist.planning.tables import PlanTable, TableSet
+from infnet_dist.planning.topology import TIERS, Topology
+
+_MOST_LINES = 5  # of a plan's differences in an error
+UNPOOLED = ("table_wise", "row_wise", "column_wise")  # what sequence tables can be
+
+
+def wrong_places(plan: Plan) -> list[str]:
+    """Tables whose shards don't tile them on ranks that exist; one line each."""
+    topology, lines = plan.made_for.topology, []
+    planned = {table.name for table in plan.made_for.tables.tables}
+    for field in RankEstimates.model_fields:
+        count = len(getattr(plan.ranks, field))
+        if count != topology.world_size:
+            lines.append(f"ranks.{field} has {count} entries for {topology.world_size} ranks")
+    lines += [f"table {name!r} has no plan" for name in sorted(planned - set(plan.tables))]
+    lines += [f"table {name!r} isn't described" for name in sorted(set(plan.tables) - planned)]
+    for name in sorted(planned & set(plan.tables)):
+        table, entry = plan.made_for.tables.table(name), plan.tables[name]
+        places = 0 if entry.sharding_type in BY_ALL else len(entry.places)
+        limit = topology.num_nodes if entry.sharding_type in BY_NODE else topology.world_size
+        whole = entry.sharding_type in ("table_wise", "table_row_wise", *BY_ALL)
+        units = 1 if whole else table.embedding_dim // entry.columns
+        if (
+            entry.columns * units != table.embedding_dim
+            or (entry.sharding_type in BY_ALL and entry.places)
+            or (entry.sharding_type not in BY_ALL and places != units)
+            or len(set(entry.places)) != len(entry.places)
+            or not all(0 <= place < limit for place in entry.places)
+        ):
+            lines.append(
+                f"the shards of table {name!r} don't cover it {entry.sharding_type} on "
+                f"{'nodes' if entry.sharding_type in BY_NODE else 'ranks'} 0 to {limit - 1}"
+            )
+    return lines
+
+
+def differences(
+    plan: Plan,
+    tables: Mapping[str, PlanTable],
+    *,
+    world_size: int,
+    workers_per_node: int | None = None,
+    device: str | None = None,
+) -> list[str]:
+    """What keeps the plan from being loaded for these tables and workers; one line each.
+
+    Without `workers_per_node` any division into nodes will do, without `device` any device.
+    """
+    lines, topology = [], plan.made_for.topology
+    if topology.world_size != world_size:
+        lines.append(f"world_size is {topology.world_size} in the plan, {world_size} here")
+    if workers_per_node not in (None, topology.workers_per_node):
+        lines.append(
+            f"workers_per_node is {topology.workers_per_node} in the plan, {workers_per_node} here"
+        )
+    planned = {table.name: table for table in plan.made_for.tables.tables}
+    for name in sorted({*planned, *tables}):
+        if name not in tables:
+            lines.append(f"table {name!r} of the plan isn't here")
+        elif name not in planned:
+            lines.append(f"table {name!r} isn't in the plan")
+        elif shape(planned[name]) != shape(tables[name]):
+            lines.append(
+                f"table {name!r} is {shape(planned[name])} in the plan, {shape(tables[name])} here"
+            )
+        elif (planned[name].pooling == "none") != (tables[name].pooling == "none"):
+            lines.append(
+                f"table {name!r} has pooling {planned[name].pooling} in the plan, "
+                f"{tables[name].pooling} here"
+            )
+        elif tables[name].pooling == "none" and plan.tables[name].sharding_type not in UNPOOLED:
+            lines.append(
+                f"table {name!r} is {plan.tables[name].sharding_type} in the plan, which sequence "
+                "tables can't be"
+            )
+        elif device == "cpu" and plan.tables[name].compute_kernel not in ("fused", "dense"):
+            lines.append(
+                f"table {name!r} has kernel {plan.tables[name].compute_kernel} in the plan, which "
+                "needs GPUs (python -m ray_jobs.plan to-cpu converts a plan)"
+            )
+    return lines
+
+
+def check_plan(
+    plan: Plan,
+    table_set: TableSet,
+    *,
+    world_size: int,
+    workers_per_node: int | None = None,
+    device: str | None = None,
+) -> None:
+    """Check that `plan` can be loaded for these tables and workers.
+
+    Without `workers_per_node` any division into nodes will do, without `device` any device.
+
+    Raises:
+        PlanError: names the first differences, their number, and how to get the right plan.
+    """
+    tables = {table.name: table for table in table_set.tables}
+    found = differences(
+        plan, tables, world_size=world_size, workers_per_node=workers_per_node, device=device
+    )
+    if found:
+        raise PlanError(
+            "the plan doesn't fit: "
+            + first_few(found, "listed by python -m ray_jobs.plan check PLAN --config CONFIG")
+            + "; set sharding.plan=auto, or make a plan with: python -m ray_jobs.plan make "
+            "--config CONFIG --output PLAN"
+        )
+
+
+def overfull(plan: Plan, topology: Topology, *, background_save: bool) -> list[str]:
+    """Tiers of which the plan asks more than a worker has there; one line each.
+
+    Args:
+        plan: of as many workers as `topology`.
+        topology: the workers.
+        background_save: whether checkpoints are written from a copy in host memory.
+    """
+    lines, memory, capacity = (
+        [],
+        plan.memory_for(background_save=background_save),
+        topology.capacity,
+    )
+    for i, tier in enumerate(TIERS):
+        rank = int(memory[:, i].argmax())
+        if memory[rank, i] <= capacity[i]:
+            continue
+        copy = plan.ranks.stored_bytes[rank] if tier == "ddr" and background_save else 0
+        copied = (
+            f" ({size_text(copy)} of it for the copy that a background save takes; "
+            "checkpoint.background=false does without)"
+            if copy
+            else ""
+        )
+        lines.append(
+            f"{tier} of rank {rank} needs {size_text(memory[rank, i])}{copied} but has "
+            f"{size_text(capacity[i])} after the reserve"
+        )
+    return lines
+
+
+def check_budget(plan: Plan, topology: Topology, *, background_save: bool) -> None:
+    """Check that the plan fits `topology`, less the shares that the plan's own topology reserves.
+
+    Raises:
+        PlanError: names the memory, what it needs and what it has.
+    """
+    own = plan.made_for.topology
+    reserves = {name: getattr(own, name) for name in ("reserve", "ddr_reserve", "worker_gib")}
+    found = overfull(plan, topology.model_copy(update=reserves), background_save=background_save)
+    if found:
+        raise PlanError(
+            f"the plan doesn't fit these workers: {'; '.join(found)}; use more workers, or plan "
+            "smaller tables"
+        )
+
+
+def first_few(lines: Sequence[str], where: str = "") -> str:
+    """The first lines in one, how many there are, and where all of them are listed."""
+    more = len(lines) - _MOST_LINES
+    if more <= 0:
+        return "; ".join(lines)
+    listed = f", {where}" if where else ""
+    return f"{'; '.join(lines[:_MOST_LINES])}; and {more} more ({len(lines)} in all{listed})"

@@ -1,0 +1,1 @@
+"""Sharding options of a table, and what each costs in time and bytes."""

@@ -1,0 +1,51 @@
+"""Rows of a shard, bytes of a row with its optimizer state, and the memory tier that holds them."""
+
+import math
+
+import numpy as np
+import torch
+
+from infnet_dist.planning.costs.options import OFFLOADED, ShardingOption
+from infnet_dist.planning.tables import OptimizerName, PlanTable
+from infnet_dist.planning.topology import TIERS, Topology
+
+DTYPES = {"fp32": torch.float32, "fp16": torch.float16}
+BY_ROWS = ("row_wise", "table_row_wise", "grid_shard")
+
+
+def row_bytes(table: PlanTable, optimizer: OptimizerName, columns: int | None = None) -> float:
+    """Bytes of one row, or of so many of its columns, and their optimizer state (float32)."""
+    width = columns or table.embedding_dim
+    state = {"sgd": 0, "rowwise_adagrad": 1, "adagrad": width, "adam": 2 * width}[optimizer]
+    return width * DTYPES[table.data_type].itemsize + 4 * state
+
+
+def block_rows(table: PlanTable, sharding_type: str, topology: Topology) -> int:
+    """Rows of a whole block: all, or a rank's or a node's rank's share, rounded up."""
+    parts = {
+        "row_wise": topology.world_size,
+        "table_row_wise": topology.workers_per_node,
+        "grid_shard": topology.workers_per_node,
+    }.get(sharding_type, 1)
+    return math.ceil(table.num_embeddings / parts)
+
+
+def rows_of_kinds(table: PlanTable, option: ShardingOption, topology: Topology) -> np.ndarray:
+    """Rows of a whole block, the rest, nothing; float64 [3]."""
+    block = block_rows(table, option.sharding_type, topology)
+    rest = table.num_embeddings % block if option.sharding_type in BY_ROWS else 0
+    return np.array([block, rest, 0], np.float64)
+
+
+def full_blocks(table: PlanTable, option: ShardingOption, topology: Topology) -> int:
+    """The number of ranks that hold a whole block."""
+    if option.sharding_type == "data_parallel":
+        return topology.world_size
+    return table.num_embeddings // block_rows(table, option.sharding_type, topology)
+
+
+def home_tier(kernel: str, device: str) -> int:
+    """The tier that holds the rows, by its number in TIERS; a cache of them is in HBM."""
+    if kernel == "key_value":
+        return TIERS.index("ssd")
+    return TIERS.index("ddr") if device == "cpu" or kernel in OFFLOADED else TIERS.index("hbm")

@@ -1,0 +1,1 @@
+"""A plan for people to review: figures, terminal table, picture, HTML page."""

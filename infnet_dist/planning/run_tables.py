@@ -1,0 +1,79 @@
+"""The tables that a run trains, as the planner takes them."""
+
+from collections.abc import Iterator, Mapping
+
+from pydantic import ValidationError
+
+from infnet_dist.config.run import Config
+from infnet_dist.data.statistics import Usage
+from infnet_dist.errors import PlanError
+from infnet_dist.io.parsing import first_error
+from infnet_dist.planning.costs.popularity import fit_zipf
+from infnet_dist.planning.tables import PlanFeature, PlanTable, TableSet
+from infnet_dist.schema import Schema, Table, sequence_key
+
+# Column-wise is left out unless a table asks for it: under row-wise Adagrad each column shard keeps
+# its own state, so results differ from an unsharded table's, and it can't be resharded to another
+# type.
+DEFAULT_SHARDING_TYPES = ("table_wise", "row_wise")
+_LEAST_LENGTH = 0.01  # of a sequence that is always empty
+
+
+def tables_of_run(config: Config, schema: Schema, usage: Usage | None = None) -> TableSet:
+    """The tables that a run trains.
+
+    Args:
+        config: batch size, width and type of the rows, allowed sharding types.
+        schema: the selected features.
+        usage: what the training set looks up; None: sequences count as full, skew is unknown.
+
+    Raises:
+        PlanError: a table or batch is beyond what is planned for; names it.
+    """
+    lengths = dict.fromkeys((feature.key for feature in schema.fields), 1.0)
+    for sequence in schema.sequences:
+        keys = [sequence_key(sequence, attribute) for attribute in sequence.attributes]
+        lengths |= dict.fromkeys(keys, float(sequence.max_length))
+    if usage is not None:
+        lengths |= {key: max(usage.mean_lengths[key], _LEAST_LENGTH) for key in lengths}
+    try:
+        tables = tuple(_tables(config, schema, usage, lengths))
+        return TableSet(
+            batch_size=config.data.batch_size,
+            optimizer="rowwise_adagrad",
+            background_save=config.checkpoint.background,
+            tables=tables,
+        )
+    except ValidationError as error:
+        raise PlanError(f"these tables can't be planned: {first_error(error)}") from None
+
+
+def _tables(
+    config: Config, schema: Schema, usage: Usage | None, lengths: Mapping[str, float]
+) -> Iterator[PlanTable]:
+    for table in schema.tables:
+        keys = [feature.key for feature in schema.table_features if feature.table == table.name]
+        if not keys:
+            continue
+        override = config.tables.overrides.get(table.name)
+        yield PlanTable(
+            name=table.name,
+            num_embeddings=table.num_embeddings,
+            embedding_dim=config.tables.embedding_dim,
+            data_type=config.tables.data_type,
+            pooling="none",
+            zipf=_zipf(table, usage),
+            features=tuple(PlanFeature(name=k, mean_length=lengths[k]) for k in keys),
+            sharding_types=(override and override.sharding_types) or DEFAULT_SHARDING_TYPES,
+            min_column_width=4,
+        )
+
+
+def _zipf(table: Table, usage: Usage | None) -> float | None:
+    if usage is None:
+        return None
+    return fit_zipf(
+        num_embeddings=table.num_embeddings,
+        lookups=usage.lookups[table.name],
+        distinct=usage.distinct[table.name],
+    )

@@ -1,0 +1,96 @@
+"""A plan as TorchRec's ShardingPlan for the collections of a model."""
+
+from collections.abc import Iterator, Sequence
+
+import torch
+from torch import nn
+from torch.distributed._shard.sharding_spec import EnumerableShardingSpec, ShardMetadata
+from torchrec.distributed.embedding import EmbeddingCollectionSharder
+from torchrec.distributed.types import (
+    CacheParams,
+    EmbeddingModuleShardingPlan,
+    ParameterSharding,
+    ShardingPlan,
+    ShardingType,
+)
+from torchrec.modules.embedding_modules import EmbeddingBagCollection, EmbeddingCollection
+
+from infnet_dist.errors import PlanError
+from infnet_dist.planning.plan import Plan, shards_of
+
+
+class CollectionSharder(EmbeddingCollectionSharder):
+    """Offers what trains correctly under an optimizer fused in backward, on CPU and CUDA.
+
+    Left out: data-parallel and the dense kernel (wrong or memory-unsafe for sequences on the CPU).
+    """
+
+    def sharding_types(self, compute_device_type: str) -> list[str]:
+        """Table-, column- and row-wise."""
+        return [t.value for t in (ShardingType.TABLE_WISE, ShardingType.COLUMN_WISE)] + [
+            ShardingType.ROW_WISE.value
+        ]
+
+
+def find_collection(model: nn.Module) -> tuple[str, EmbeddingCollection]:
+    """Path and module of the model's one EmbeddingCollection."""
+    found = [(n, m) for n, m in model.named_modules() if isinstance(m, EmbeddingCollection)]
+    assert len(found) == 1, f"expected one EmbeddingCollection, found {len(found)}"
+    return found[0]
+
+
+def to_sharding_plan(plan: Plan, model: nn.Module, device: torch.device) -> ShardingPlan:
+    """TorchRec's plan for the collections of `model`, on workers with devices like `device`.
+
+    Raises:
+        PlanError: a table of the model isn't in the plan.
+    """
+    modules = {}
+    for path, tables in _collections(model):
+        missing = [name for name in tables if name not in plan.tables]
+        if missing:
+            raise PlanError(f"tables {', '.join(missing)} of {path} aren't in the plan")
+        parameters = EmbeddingModuleShardingPlan()
+        for name in tables:
+            parameters[name] = _parameter_sharding(plan, name, device)
+        modules[path] = parameters
+    return ShardingPlan(plan=modules)
+
+
+def _collections(model: nn.Module) -> Iterator[tuple[str, Sequence[str]]]:
+    for path, module in model.named_modules():
+        if isinstance(module, EmbeddingCollection):
+            yield path, [config.name for config in module.embedding_configs()]
+        elif isinstance(module, EmbeddingBagCollection):
+            yield path, [config.name for config in module.embedding_bag_configs()]
+
+
+def _parameter_sharding(plan: Plan, name: str, device: torch.device) -> ParameterSharding:
+    topology, entry = plan.made_for.topology, plan.tables[name]
+    shards = list(shards_of(plan.made_for.tables.table(name), entry, topology))
+    spec = None
+    if entry.sharding_type != "data_parallel":  # whose shards are whole tables: DDP's, no spec
+        spec = EnumerableShardingSpec(
+            [
+                ShardMetadata(
+                    shard_offsets=[shard.row_offset, shard.column_offset],
+                    shard_sizes=[shard.rows, shard.columns],
+                    placement=_placement(shard.rank, topology.workers_per_node, device),
+                )
+                for shard in shards
+            ]
+        )
+    cache = CacheParams(load_factor=entry.cache_share) if entry.cache_share else None
+    return ParameterSharding(
+        sharding_type=entry.sharding_type,
+        compute_kernel=entry.compute_kernel,
+        ranks=[shard.rank for shard in shards],
+        sharding_spec=spec,
+        cache_params=cache,
+    )
+
+
+def _placement(rank: int, workers_per_node: int, device: torch.device) -> str:
+    if device.type == "cpu":
+        return f"rank:{rank}/cpu"
+    return f"rank:{rank}/{device.type}:{rank % workers_per_node}"

@@ -1,0 +1,104 @@
+"""The examples of docs/extending.md, applied to a copy of the repository and run as printed."""
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from tests.conftest import REPOSITORY
+from tests.documented import blocks
+
+pytestmark = pytest.mark.timeout(600)
+
+PAGE = REPOSITORY / "docs" / "extending.md"
+COPIED = ("infnet_dist", "ray_jobs", "sharding_plans", "configs", "pyproject.toml")
+_FENCED = re.compile(r"^```(\w+)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
+
+
+def apply_page(folder: Path) -> list[str]:
+    """Apply every block of the page to the files of `folder`; returns the files it touched."""
+    touched = []
+    for language, text in _FENCED.findall(PAGE.read_text()):
+        if language == "diff":
+            for patch in re.split(r"^\+\+\+ ", text, flags=re.MULTILINE)[1:]:
+                name, _, hunks = patch.partition("\n")
+                path = folder / name
+                path.write_text(patched(path.read_text(), hunks, name))
+                touched.append(name)
+        else:
+            name, _, content = text.removeprefix("# ").partition("\n")
+            path = folder / name
+            assert not path.exists(), f"{name} is said to be new"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(content)
+            touched.append(name)
+    return touched
+
+
+def patched(text: str, hunks: str, name: str) -> str:
+    """The text with the hunks of a diff applied; each must have exactly one place."""
+    for hunk in re.split(r"^@@\n", hunks, flags=re.MULTILINE)[1:]:
+        lines = hunk.splitlines()
+        before = "".join(f"{line[1:]}\n" for line in lines if not line.startswith("+"))
+        after = "".join(f"{line[1:]}\n" for line in lines if not line.startswith("-"))
+        assert before and text.count(before) == 1, (
+            f"{name} has {text.count(before)} times:\n{before}"
+        )
+        text = text.replace(before, after)
+    return text
+
+
+@pytest.fixture(scope="module")
+def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The repository with the examples, and a small smoke run."""
+    folder = tmp_path_factory.mktemp("extended")
+    for name in COPIED:
+        copy = shutil.copytree if (REPOSITORY / name).is_dir() else shutil.copy
+        copy(REPOSITORY / name, folder / name)
+    smoke = folder / "configs" / "smoke.yaml"
+    raw = yaml.safe_load(smoke.read_text())
+    raw["ingest"] |= {"num_rows": 4_000}
+    smoke.write_text(yaml.safe_dump(raw, sort_keys=False))
+    touched = apply_page(folder)
+    ruff = [sys.executable, "-m", "ruff", "check", "--quiet", *touched]
+    subprocess.run([w for w in ruff if not w.endswith(".yaml")], cwd=folder, check=True)
+    return folder
+
+
+def test_the_examples_run(checkout: Path) -> None:
+    environ = os.environ | {"PYTHONPATH": str(checkout), "WANDB_MODE": "disabled"}
+    environ["PATH"] = f"{Path(sys.executable).parent}:{environ['PATH']}"
+    for block in blocks(PAGE):
+        done = subprocess.run(
+            ["bash", "-euo", "pipefail", "-c", block.script],
+            cwd=checkout,
+            env=environ,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        assert done.returncode == 0, f"{block.where}\n{block.script}\n{done.stdout[-6_000:]}"
+    check_model_and_metric(checkout)
+
+
+def check_model_and_metric(checkout: Path) -> None:
+    (run,) = (checkout / "runs" / "smoke").iterdir()
+    assert yaml.safe_load((run / "config.yaml").read_text())["model"]["name"] == "autoint"
+    metrics = json.loads((run / "summary.json").read_text())["metrics"]
+    evaluated = json.loads(next(run.glob("evaluation-valid-*.json")).read_text())
+    assert 0 < metrics["valid/brier/click"] < 0.3
+    assert evaluated["model"]["valid/brier/click"] == metrics["valid/brier/click"]
+
+
+def test_a_hunk_without_its_place_is_seen() -> None:
+    assert patched("a\nb\n", "@@\n a\n+c\n", "x.py") == "a\nc\nb\n"
+    assert patched("a\nb\n", "@@\n-a\n+c\n", "x.py") == "c\nb\n"
+    for text in ("b\n", "a\na\n"):
+        with pytest.raises(AssertionError, match=r"x\.py"):
+            patched(text, "@@\n a\n+c\n", "x.py")
