@@ -14,7 +14,7 @@ manifest.json              written last
 train/ valid/ test/        parts; those of later ingests lie beside the first ones
 vocabulary/<table>/        one version per ingest
 quarantine/                bad rows with their reasons, by ingest
-state/                     what adding later logs requires
+state/                     for adding later logs
 report.html                the data report, with plots
 """
 
