@@ -199,28 +199,18 @@ def _run_stages(context: IngestContext, new: Listing) -> StagedSet | None:
         generation=context.generation,
         last_time_ms=last_ms,
         boundary_ms=boundary_ms,
-        files=(
-            *(before.files if before else ()),
-            *(file for file in new.files if file.path not in partitioned.unreadable),
-        ),
+        files=tuple(file for file in new.files if file.path not in partitioned.unreadable),
         unreadable=partitioned.unreadable,
-        quarantined=_added(before.quarantined if before else {}, quarantined),
-        bad_rows=num_bad + (before.num_bad if before else 0),
-        left_out=_added(
-            before.left_out if before else {}, {n: rows[n] for n in ("early", "left_out")}
-        ),
+        quarantined=quarantined,
+        bad_rows=num_bad,
+        left_out={name: rows[name] for name in ("early", "left_out")},
         hashed=fit_hashed_tables(context, deduplicated),
-        grew_from=(
-            (*(before.grew_from if before else ()), context.earlier.content_hash)
-            if context.earlier is not None
-            else ()
-        ),
     )
     return StagedSet(
         folder=context.staged,
         schema=schema,
         parts=parts,
-        ingested=ingested,
+        ingested=_with_earlier(ingested, context.earlier),
         source=config.model_dump(mode="json"),
         earlier=context.earlier,
         pending_is_train=context.pending_is_train,
@@ -271,6 +261,20 @@ def _existing_rows(context: IngestContext, split: str) -> int:
     if context.pending_is_train:
         kept = {"train": sum(kept.values())}
     return kept.get(split, 0)
+
+
+def _with_earlier(ingested: Ingested, earlier: Manifest | None) -> Ingested:
+    """The record of this ingest, combined with that of the existing set."""
+    before = earlier.ingested if earlier is not None else None
+    update: dict[str, object] = {
+        "quarantined": _added(before.quarantined if before else {}, ingested.quarantined),
+        "left_out": _added(before.left_out if before else {}, ingested.left_out),
+    }
+    if earlier is not None and before is not None:
+        update["files"] = (*before.files, *ingested.files)
+        update["bad_rows"] = before.num_bad + ingested.num_bad
+        update["grew_from"] = (*before.grew_from, earlier.content_hash)
+    return ingested.model_copy(update=update)
 
 
 def _added(before: Mapping[str, int], now: Mapping[str, int]) -> dict[str, int]:

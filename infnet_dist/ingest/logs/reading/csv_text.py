@@ -6,7 +6,7 @@ import pyarrow as pa
 import pyarrow.csv
 import pyarrow.fs
 
-from infnet_dist.config.logs import CsvFormat
+from infnet_dist.config.log_columns import CsvFormat
 from infnet_dist.errors import DataError
 from infnet_dist.ingest.column_names import check_columns
 
