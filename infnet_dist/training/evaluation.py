@@ -1,4 +1,4 @@
-"""Metrics of a model on a split: within training, or of a checkpoint on its own."""
+"""Evaluation of a model on a split, during training or from a checkpoint."""
 
 from collections.abc import Callable
 from functools import partial
@@ -11,6 +11,7 @@ from infnet_dist import checkpoint
 from infnet_dist.config.run import Config
 from infnet_dist.distributed.context import WorkerContext
 from infnet_dist.evaluation.metrics import MetricState
+from infnet_dist.io.console import show_progress
 from infnet_dist.io.filesystem import Folder
 from infnet_dist.schema import Schema
 from infnet_dist.training.setup import TrainingSetup, open_training_set, stream
@@ -21,15 +22,15 @@ def evaluate(
     split: str,
     interrupted: Callable[[], bool] = lambda: False,
 ) -> dict[str, dict[str, float]] | None:
-    """Metrics of the model on a split (`model`), and of the planted truth if known (`optimum`).
+    """Metrics of the model on a split (`model`) and of the true probabilities (`optimum`).
 
     Args:
         setup: the model and the data.
         split: the split.
-        interrupted: asked after each batch, by all ranks alike; True ends it.
+        interrupted: called after each batch, by all ranks alike; True ends the evaluation.
 
     Returns:
-        None if it was interrupted.
+        The metrics by name; None if it was interrupted.
     """
     model = setup.sharded.model
     tasks = setup.schema.tasks
@@ -37,8 +38,9 @@ def evaluate(
     state = MetricState([task.name for task in tasks], watch_time_s)
     model.eval()
     with torch.no_grad():
-        batches = setup.reader(split, shuffle=False).batches()
-        for batch, _ in stream(batches, setup.context.device):
+        reader = setup.reader(split, shuffle=False)
+        num_steps = reader.num_steps()
+        for step, (batch, _) in enumerate(stream(reader.batches(), setup.context.device), 1):
             _, output = model(batch)
             state.update(
                 output.logits_BK,
@@ -47,6 +49,8 @@ def evaluate(
                 group_B=batch.group_B,
                 weights_B=batch.weights_B,
             )
+            if setup.context.is_first:
+                show_progress(split, "batch", step, num_steps)
             if interrupted():
                 model.train()
                 return None
@@ -59,13 +63,13 @@ def evaluate_checkpoint(
 ) -> dict[str, Any]:
     """Load a checkpoint, with any number of workers, and evaluate it on a split.
 
-    Features, their order and the statistics of numbers are those that it was trained with.
+    The model's features, their order and their statistics are those of its training.
 
     Returns:
         split, rows, training_set (its content hash), checkpoint, step, metrics, optimum.
     """
-    nothing_saved = config.checkpoint.model_copy(update={"background": False})
-    config = config.model_copy(update={"checkpoint": nothing_saved})  # memory that isn't needed
+    foreground = config.checkpoint.model_copy(update={"background": False})
+    config = config.model_copy(update={"checkpoint": foreground})  # plans no memory for copies
     trained = context.on_first(lambda: _schema_of(Folder(path)))
     open_set = partial(open_training_set, trained=trained)
     setup = TrainingSetup.open(config, context, splits=[split], open_set=open_set)

@@ -59,7 +59,7 @@ def train(
     *,
     run_folder: Path,
     stop_file: Path | None = None,
-    last_words: Path | None = None,
+    verdict_file: Path | None = None,
 ) -> dict[str, Any]:
     """Train a run, from its newest checkpoint if it has one; every rank calls it.
 
@@ -68,7 +68,7 @@ def train(
         config: the run.
         run_folder: on storage that all nodes share.
         stop_file: the run saves and stops once this file exists.
-        last_words: file in which the watchdog writes why it ends the workers.
+        verdict_file: file in which the watchdog writes why it ends the workers.
 
     Returns:
         The run's summary, as in `summary.json`.
@@ -92,8 +92,8 @@ def train(
         saver = Saver(folder, setup.sharded, config, context, damaged)
         loop = _TrainingLoop(setup, manifest, tracker, saver, shutdown)
         try:
-            with Watchdog(context, config.scaling.hang_timeout_s, last_words):
-                loop.run()
+            with Watchdog(context, config.scaling.hang_timeout_s, verdict_file):
+                loop.run(run_folder)
         finally:
             saver.close()
             wandb_place = tracker.finish()
@@ -156,10 +156,10 @@ class _TrainingLoop:
         self._stopped = False
         self._growth = ""
 
-    def run(self) -> None:
+    def run(self, run_folder: Path) -> None:
         """Train all epochs, with evaluations and checkpoints."""
         if self._manifest is None or self._manifest.world_size != self._context.world_size:
-            self._log.start()
+            self._log.start(run_folder)
         if self._manifest is not None:
             self._resume(self._manifest)
         while not (self._stopped or self._progress.at_end):
@@ -228,6 +228,7 @@ class _TrainingLoop:
         else:
             self._meter.add(loss, output.task_loss_K, batch, wait_s)
         self._progress.advance(batch, skipped=self._flags.nonfinite_loss)
+        self._log.step(self._progress.step)
 
     def _exchange_flags(self, loss: torch.Tensor) -> bool:
         """Combine the flags of all ranks; returns whether the step may change the model."""

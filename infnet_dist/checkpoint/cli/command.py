@@ -1,6 +1,6 @@
-"""Looks after checkpoints: on any machine, without a GPU, workers or a training set.
+"""Lists, verifies, compares, exports and deletes checkpoints, without a GPU or a training set.
 
-    P="python -m infnet_dist.checkpoint"
+    P="infnet checkpoint"
     $P list runs/my_run/20261122-111407
     $P verify runs/my_run/20261122-111407
     $P inspect runs/my_run/20261122-111407/checkpoints/step-00005000
@@ -15,31 +15,51 @@ import argparse
 import importlib
 import os
 import re
+import signal
 import sys
 import traceback
-from collections.abc import Sequence
-from typing import Any, NoReturn
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
 
 from infnet_dist.errors import UserError
+from infnet_dist.io.command_line import HelpFormatter, add_json, examples, positive
 from infnet_dist.io.urls import without_secrets
 
 _PLACES = {name: "folder_reports" for name in ("list", "verify", "prune")}
 _PLACES |= {name: "tensor_reports" for name in ("inspect", "diff", "export")}
-_P = "python -m infnet_dist.checkpoint"
+_PROGRAM = "infnet checkpoint"
 _FOLDER = "folder or URL of a run, or of its checkpoints"
 _CHECKPOINT = "folder or URL of one checkpoint (step-...)"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one sub-command; returns the exit code. An error is one last line on stderr."""
-    arguments = parser().parse_args(argv)
+    parser = argparse.ArgumentParser(prog=_PROGRAM)
+    add_checkpoint_options(parser)
+    arguments = parser.parse_args(argv)
+    with _interrupted_by_sigterm():
+        return _run(arguments)
+
+
+@contextmanager
+def _interrupted_by_sigterm() -> Iterator[None]:
+    """Take SIGTERM as Ctrl-C, so that no partial file stays."""
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
-        # Only now, since it brings torch, which --help doesn't need.
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _run(arguments: argparse.Namespace) -> int:
+    try:
+        # Imported here, since it imports torch, which --help doesn't need.
         module = importlib.import_module(f"infnet_dist.checkpoint.cli.{_PLACES[arguments.command]}")
         code: int = getattr(module, f"{arguments.command}_command")(arguments)
         sys.stdout.flush()
         return code
-    except BrokenPipeError:  # of `| head`
+    except BrokenPipeError:  # from `| head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except (UserError, OSError) as error:
@@ -68,23 +88,23 @@ def _failed(message: str, code: int = 1) -> int:
     return code
 
 
-def parser() -> argparse.ArgumentParser:
-    """The command line."""
-    found = argparse.ArgumentParser(
-        prog=_P,
-        description="Look after checkpoints: list, verify, inspect, compare, export, delete. On "
-        "any machine, without a GPU; paths and URLs (s3://...) alike.",
-        epilog="Exit code: 0; 1 after an error, and where verify, diff find what they look for; 2 "
-        "for a wrong command line. docs/checkpoints.md shows what each prints.",
+def add_checkpoint_options(parser: argparse.ArgumentParser) -> None:
+    """Add the sub-commands and their options."""
+    parser.formatter_class = HelpFormatter
+    parser.description = (
+        "List, verify, inspect, compare, export and delete checkpoints, on any machine without a "
+        "GPU. Paths and URLs (s3://...) work alike.\n\n"
+        "Exit codes: 0; 1 after an error, if verify finds a fault, or if diff finds a difference; "
+        "2 for a wrong command line. docs/checkpoints.md shows the output."
     )
-    commands = found.add_subparsers(required=True, metavar="COMMAND", dest="command")
+    parser.epilog = examples(_PROGRAM, "list runs/my_run/1\nCOMMAND --help")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND", dest="command")
     _add_list(commands)
     _add_verify(commands)
     _add_inspect(commands)
     _add_diff(commands)
     _add_export(commands)
     _add_prune(commands)
-    return found
 
 
 def _add_list(commands: Any) -> None:
@@ -93,8 +113,8 @@ def _add_list(commands: Any) -> None:
         "list",
         "the checkpoints of a run and their state",
         "A checkpoint is complete, incomplete (no manifest.json: being written, or left over), "
-        "damaged, or unreadable (the storage gave an error). Sizes of files tell; their content "
-        "isn't read: verify does that.",
+        "damaged, or unreadable (the storage failed), judged by file sizes. The content isn't "
+        "read: verify does that.",
         "list runs/my_run/1\nlist s3://bucket/my_run/1 --metric valid/gauc/click --json",
     )
     command.add_argument("folder", metavar="FOLDER", help=_FOLDER)
@@ -106,7 +126,7 @@ def _add_list(commands: Any) -> None:
         default=[],
         help="metric to show, e.g. valid/auc/click; repeatable (default: AUCs of up to 3 tasks)",
     )
-    _add_json(command)
+    add_json(command)
 
 
 def _add_verify(commands: Any) -> None:
@@ -114,42 +134,44 @@ def _add_verify(commands: Any) -> None:
         commands,
         "verify",
         "read every byte, check every checksum",
-        "Says which files and rows are wrong, and what the storage couldn't read. Exit code 1 if "
-        "anything is. What is incomplete in a "
-        "folder is left out, since no run loads it.",
+        "Names damaged files and rows, and files that the storage couldn't read; exit code 1 if "
+        "there are any. Incomplete checkpoints of a folder are skipped, since no run loads them.",
         "verify runs/my_run/1\nverify runs/my_run/1/checkpoints/step-00005000",
     )
     command.add_argument(
-        "places", nargs="+", metavar="CHECKPOINT|FOLDER", help="checkpoints, or folders of some"
+        "places",
+        nargs="+",
+        metavar="CHECKPOINT|FOLDER",
+        help="checkpoints, or folders that hold some",
     )
-    _add_json(command)
+    add_json(command)
 
 
 def _add_inspect(commands: Any) -> None:
     command = _command(
         commands,
         "inspect",
-        "what a checkpoint holds: tables, dense part, progress, plan",
-        "Reads all of it. A row whose optimizer state is 0 was never trained.",
+        "a checkpoint's tables, dense part, progress and plan",
+        "Reads all tensors. A row whose optimizer state is 0 was never trained.",
         "inspect runs/my_run/1/checkpoints/step-00005000",
     )
     command.add_argument("checkpoint", metavar="CHECKPOINT", help=_CHECKPOINT)
-    _add_json(command)
+    add_json(command)
 
 
 def _add_diff(commands: Any) -> None:
     command = _command(
         commands,
         "diff",
-        "how two checkpoints differ",
-        "Exit code 0 if all tensors are equal bit for bit, 1 if not (or after an error, which says "
-        "so); keys of config.yaml that differ are listed, but don't count. The checkpoints may be "
-        "of different numbers of workers and plans.",
+        "the differences of two checkpoints",
+        "Exit code 0 if all tensors are equal bit for bit, otherwise 1 (also after an error); "
+        "differing keys of config.yaml are listed, but don't count. The checkpoints may have "
+        "different numbers of workers and plans.",
         "diff runs/a/1/checkpoints/step-00005000 runs/b/1/checkpoints/step-00005000",
     )
     command.add_argument("first", metavar="A", help=_CHECKPOINT)
-    command.add_argument("second", metavar="B", help="the other one")
-    _add_json(command)
+    command.add_argument("second", metavar="B", help="the other checkpoint")
+    add_json(command)
 
 
 def _add_export(commands: Any) -> None:
@@ -157,7 +179,7 @@ def _add_export(commands: Any) -> None:
         commands,
         "export",
         "a table as a Parquet file",
-        "Columns: row (int64), embedding (a list of the table's width) and, if asked for, "
+        "Columns: row (int64), embedding (a list of the table's width) and, on request, "
         "optimizer_state (a number, or a list of one per column shard). Rows are in order.",
         "export runs/my_run/1/checkpoints/step-00005000 item --output item.parquet\n"
         "export s3://bucket/my_run/1/step-00005000 user --output some.parquet --rows 0:1000",
@@ -170,82 +192,64 @@ def _add_export(commands: Any) -> None:
         type=_rows,
         default=(0, None),
         metavar="A:B",
-        help="rows A to B - 1; either may be left out (default: all)",
+        help="rows A to B - 1; either may be omitted (default: all)",
     )
-    command.add_argument("--with-optimizer", action="store_true", help="the rows' state as well")
-    command.add_argument("--force", action="store_true", help="replace a file that is there")
+    command.add_argument(
+        "--with-optimizer", action="store_true", help="export the optimizer state of the rows too"
+    )
+    command.add_argument("--force", action="store_true", help="replace an existing file")
 
 
 def _add_prune(commands: Any) -> None:
     command = _command(
         commands,
         "prune",
-        "delete checkpoints that needn't be kept",
-        "Lists what goes and what stays, then asks. The rules are those of a run file's "
-        "checkpoint section. Also goes what is incomplete and hasn't been written to for an hour. "
-        "Damaged ones don't count, and stay unless --damaged. The newest complete one stays, and "
-        "what the storage can't read.",
+        "delete checkpoints that the rules don't keep",
+        "Lists what is deleted and kept, then prompts. The rules are those of a run file's "
+        "checkpoint section. Incomplete checkpoints without a write for an hour are deleted too. "
+        "Damaged ones don't count, and are kept unless --damaged. The newest complete one and "
+        "unreadable ones are always kept.",
         "prune runs/my_run/1 --keep-last 2 --dry-run\n"
         "prune runs/my_run/1 --keep-last 1 --keep-best valid/auc/click --verify --yes",
     )
     command.add_argument("folder", metavar="FOLDER", help=_FOLDER)
     command.add_argument(
-        "--keep-last", type=_positive, required=True, metavar="K", help="newest that stay"
+        "--keep-last", type=positive, required=True, metavar="K", help="number of newest to keep"
     )
     command.add_argument(
-        "--keep-every-steps", type=_positive, metavar="N", help="multiples of N steps stay as well"
+        "--keep-every-steps", type=positive, metavar="N", help="keep multiples of N steps too"
     )
     command.add_argument(
-        "--keep-best", metavar="METRIC", help="the best by this, e.g. valid/auc/click, stays too"
+        "--keep-best",
+        metavar="METRIC",
+        help="keep the best by this metric too, e.g. valid/auc/click",
     )
     command.add_argument(
-        "--verify", action="store_true", help="read them first: wrong content counts as damaged"
+        "--verify",
+        action="store_true",
+        help="verify contents first: wrong content counts as damaged",
     )
-    command.add_argument("--damaged", action="store_true", help="delete the damaged as well")
-    command.add_argument("--dry-run", action="store_true", help="list, delete nothing")
-    command.add_argument("--yes", action="store_true", help="don't ask")
-    _add_json(command)
+    command.add_argument("--damaged", action="store_true", help="delete damaged ones too")
+    command.add_argument("--dry-run", action="store_true", help="list, but delete nothing")
+    command.add_argument("--yes", action="store_true", help="don't prompt")
+    add_json(command)
 
 
 def _command(
-    commands: Any, name: str, summary: str, text: str, examples: str
+    commands: Any, name: str, summary: str, text: str, lines: str
 ) -> argparse.ArgumentParser:
-    lines = "".join(f"\n  {_P} {line}" for line in examples.splitlines())
     found: argparse.ArgumentParser = commands.add_parser(
         name,
         help=summary,
         description=f"{summary[0].upper()}{summary[1:]}. {text}",
-        epilog=f"examples:{lines}",
-        formatter_class=_HelpFormatter,
+        epilog=examples(_PROGRAM, lines),
+        formatter_class=HelpFormatter,
     )
     return found
-
-
-class _HelpFormatter(argparse.HelpFormatter):
-    """Leaves the lines of examples as they are."""
-
-    def _fill_text(self, text: str, width: int, indent: str) -> str:
-        if text.startswith("examples:"):
-            return text
-        return super()._fill_text(text, width, indent)
-
-
-def _add_json(command: argparse.ArgumentParser) -> None:
-    command.add_argument("--json", action="store_true", help="print JSON, for programs")
-
-
-def _positive(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        _wrong(f"{text!r} is no whole number of 1 or more")
-    return int(text)
 
 
 def _rows(text: str) -> tuple[int, int | None]:
     match = re.fullmatch(r"(\d{0,18}):(\d{0,18})", text)
     if match is None:
-        _wrong(f"{text!r} is no range of rows such as 0:1000")
+        raise argparse.ArgumentTypeError(f"{text!r}: expected a range of rows such as 0:1000")
     return int(match[1] or 0), int(match[2]) if match[2] else None
-
-
-def _wrong(message: str) -> NoReturn:
-    raise argparse.ArgumentTypeError(message)

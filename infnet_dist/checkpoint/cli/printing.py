@@ -1,10 +1,8 @@
-"""How the sub-commands print: tables, JSON, a bar of progress."""
+"""Output of the sub-commands: tables, JSON, a progress bar."""
 
 import datetime
-import sys
 from typing import Any
 
-from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 from tqdm import tqdm
@@ -13,7 +11,7 @@ from infnet_dist.io.json_files import dump_json
 
 
 def bar_of(total: int, name: str) -> Any:
-    """Bytes with their rate and the time left, on a terminal's stderr."""
+    """A progress bar of bytes with rate and time left, on a terminal's stderr."""
     return tqdm(total=total, desc=name, unit="B", unit_scale=True, unit_divisor=1024, disable=None)
 
 
@@ -28,13 +26,8 @@ def add_right(table: Table, *columns: str) -> None:
         table.add_column(escape(column), justify="right")
 
 
-def console() -> Console:
-    """As wide as the terminal; wide enough for tables where there is none."""
-    return Console() if sys.stdout.isatty() else Console(width=140)
-
-
 def time_of(nanoseconds: int) -> datetime.datetime:
-    """A moment in UTC."""
+    """A time in UTC."""
     return datetime.datetime.fromtimestamp(nanoseconds // 10**9, datetime.UTC)
 
 
