@@ -131,7 +131,7 @@ def _ingest(config: LogsIngest, folder: Path, work: Path, runner: StageRunner) -
 
 
 def _prepare(work: Path, folder: Path, plan: str, earlier: Manifest | None) -> None:
-    """Keep the finished work of an interrupted run with the same plan; start anew otherwise."""
+    """Keep the finished work of an interrupted run with the same plan; start over otherwise."""
     file = work / "plan.json"
     if file.is_file() and file.read_text() == plan:
         return
