@@ -9,8 +9,8 @@ from typing import NamedTuple
 
 from tests.conftest import REPOSITORY
 
-PROGRAMS = ("python", ".venv/bin/python", "ray", "wandb", "make")
-SHELL = ("export", "source")  # what prepares a block, and isn't a command by itself
+PROGRAMS = ("infnet", ".venv/bin/infnet", "python", ".venv/bin/python", "ray", "wandb", "make")
+SHELL = ("export", "source")  # set a block's environment up, and are no commands by themselves
 _LINE = re.compile(rf"(\$ )?({'|'.join(map(re.escape, (*PROGRAMS, *SHELL)))}) ")
 
 
@@ -27,7 +27,7 @@ class Block(NamedTuple):
 
     @property
     def commands(self) -> list[str]:
-        """The commands, without what prepares them."""
+        """The commands, without the lines that set their environment up."""
         return [line for line in self.script.splitlines() if line.split()[0] in PROGRAMS]
 
 
@@ -73,7 +73,9 @@ def spans(path: Path) -> list[Block]:
         Block(f"{name}:{number}", " ".join(command.split()))
         for number, line in enumerate(path.read_text().splitlines(), 1)
         if not line.startswith("    ")
-        for command in re.findall(r"`((?:\.venv/bin/)?python (?:-m|benchmarks/)[^`]+)`", line)
+        for command in re.findall(
+            r"`((?:\.venv/bin/)?(?:infnet |python (?:-m|benchmarks/))[^`]+)`", line
+        )
     ]
 
 

@@ -23,7 +23,7 @@ from infnet_dist.checkpoint.saved_tensors import (
 from infnet_dist.checkpoint.step_folders import MANIFEST, name_of, step_of
 from infnet_dist.errors import CheckpointError
 from infnet_dist.io.filesystem import Folder
-from infnet_dist.io.parsing import first_fault, parse_json
+from infnet_dist.io.parsing import first_error, parse_json
 
 # Enough for a million chunks. A forged manifest can have a valid checksum, and parsing may take 25
 # times as much memory.
@@ -243,5 +243,5 @@ def _parse(folder: Folder, text: bytes) -> CheckpointManifest:
     except ValueError as error:
         if isinstance(error, CheckpointError):
             raise
-        first = first_fault(error) if isinstance(error, ValidationError) else str(error)
+        first = first_error(error) if isinstance(error, ValidationError) else str(error)
         raise CheckpointError(f"checkpoint {folder} has a damaged {MANIFEST}: {first}") from None

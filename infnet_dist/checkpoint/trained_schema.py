@@ -9,7 +9,7 @@ from infnet_dist.checkpoint.manifest import CheckpointManifest
 from infnet_dist.data.schema_changes import changes, feature_names, summary_of, unusable
 from infnet_dist.errors import CheckpointError, UserError
 from infnet_dist.io.filesystem import Folder
-from infnet_dist.io.parsing import first_fault, parse_json
+from infnet_dist.io.parsing import first_error, parse_json
 from infnet_dist.schema import Schema
 
 SCHEMA = "schema.json"
@@ -29,7 +29,7 @@ def read_schema(folder: Folder, manifest: CheckpointManifest) -> Schema | None:
     try:
         return Schema.model_validate(parse_json(content))
     except (ValueError, UserError) as error:
-        fault = first_fault(error) if isinstance(error, ValidationError) else str(error)
+        fault = first_error(error) if isinstance(error, ValidationError) else str(error)
         raise CheckpointError(f"{SCHEMA} in {folder} is no schema: {fault}") from None
 
 

@@ -8,7 +8,7 @@ import torchrec
 from pydantic import ValidationError
 
 from infnet_dist.errors import PlanError
-from infnet_dist.io.parsing import MalformedError, checked, first_fault, parse_json
+from infnet_dist.io.parsing import MalformedError, checked, first_error, parse_json
 from infnet_dist.planning.checks import first_few, wrong_places
 from infnet_dist.planning.plan import FORMAT_VERSION, Plan
 
@@ -76,7 +76,7 @@ def load_plan(path: str | Path) -> Plan:
     except (OSError, MalformedError) as error:
         raise PlanError(f"plan {path} is not JSON ({error})") from None
     except ValidationError as error:
-        fault = first_fault(error).replace(": Value error, ", ": ")
+        fault = first_error(error).replace(": Value error, ", ": ")
         raise PlanError(f"plan {path}: {fault}") from None
     wrong = wrong_places(plan)
     if wrong:

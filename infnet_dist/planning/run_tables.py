@@ -7,7 +7,7 @@ from pydantic import ValidationError
 from infnet_dist.config.run import Config
 from infnet_dist.data.statistics import Usage
 from infnet_dist.errors import PlanError
-from infnet_dist.io.parsing import first_fault
+from infnet_dist.io.parsing import first_error
 from infnet_dist.planning.costs.popularity import fit_zipf
 from infnet_dist.planning.tables import PlanFeature, PlanTable, TableSet
 from infnet_dist.schema import Schema, Table, sequence_key
@@ -45,7 +45,7 @@ def tables_of_run(config: Config, schema: Schema, usage: Usage | None = None) ->
             tables=tables,
         )
     except ValidationError as error:
-        raise PlanError(f"the run's tables can't be planned: {first_fault(error)}") from None
+        raise PlanError(f"the run's tables can't be planned: {first_error(error)}") from None
 
 
 def _tables(

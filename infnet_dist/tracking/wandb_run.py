@@ -56,17 +56,18 @@ class WandbRun:
 
     def finish(self) -> str | None:
         """Close the run; returns its URL, or its folder if offline or without an answer in time."""
+        import wandb
+
         folder = str(Path(self._run.dir).parent)
         place = folder if self._run.offline else self._run.url
         try:
             self._run.finish()
         except TimeoutError as error:
             log.warning("W&B doesn't answer (%s); later: `%s`", error, self._later(folder))
-            return folder
-        if self._run.offline:
-            import wandb
-
-            wandb.teardown()  # its service writes the file's end after `finish` has returned
+            place = folder
+        # W&B's service holds the last step back until a run finishes, and writes the end of the
+        # run's file after `finish` has returned; processes of ours end without its exit handlers.
+        wandb.teardown()
         return place
 
     def _open(self, mode: Mode) -> Any:
@@ -110,7 +111,7 @@ class WandbRun:
     def _later(self, folder: str) -> str:
         """The command that uploads the run later: from its metrics, or a report from its folder."""
         if (self._folder / "metrics.jsonl").exists():
-            return f"python -m infnet_dist.training.wandb_sync {self._folder}"
+            return f"infnet sync {self._folder}"
         return f"wandb sync --include-online {folder}"
 
     def _set_aside(self) -> None:

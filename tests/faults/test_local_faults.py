@@ -290,14 +290,14 @@ def test_the_wandb_server_is_away(tmp_path: Path, data: Path, undisturbed: Job, 
     }
     if when == "from the start":
         server.close()
-        job.check(job.run(**environ), says=r"W&B.*\bwandb_sync\b")
+        job.check(job.run(**environ), says=r"W&B.*infnet sync")
     else:
         naps = [Fault("step", "nap", rank=0, step=step, seconds=0.3) for step in range(12, 30)]
         running = job.start(*naps, **environ)
         running.wait_until(lambda: job.has_saved(10))
         assert "mutation UpsertBucket" in server.text, "W&B was told of the run"
         server.close()
-        job.check(running.wait(), says=r"W&B.*\bwandb_sync\b")
+        job.check(running.wait(), says=r"W&B.*infnet sync")
     job.assert_same(undisturbed)
     kind = "offline-run-*" if when == "from the start" else "run-*"
     (folder,) = (job.run_folder / "wandb").glob(kind)

@@ -47,6 +47,13 @@ def trained(tiny_set: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[C
     return config, Path(summary["checkpoint"]), summary
 
 
+@pytest.fixture(scope="module")
+def state(trained: tuple[Config, Path, dict]) -> dict:
+    """All state of the checkpoint, as the 2 ranks that saved it load it."""
+    config, path, _ = trained
+    return run_ranks(loaded_state, 2, config=config, path=path)[0]
+
+
 def loaded_state(context: WorkerContext, *, config: Config, path: Path) -> dict:
     """All state after loading `path`, gathered on rank 0."""
     setup = TrainingSetup.open(config, context, splits=[])
@@ -84,19 +91,18 @@ def local_pieces(value: ShardedTensor) -> tuple[list[int], list]:
 @pytest.mark.parametrize("world_size", [1, 2, 3])
 @pytest.mark.parametrize("other_plan", [False, True])
 def test_loads_under_any_world_size_and_plan(
-    trained: tuple[Config, Path, dict], world_size: int, other_plan: bool
+    trained: tuple[Config, Path, dict], state: dict, world_size: int, other_plan: bool
 ) -> None:
     config, path, summary = trained
-    same = run_ranks(loaded_state, 2, config=config, path=path)[0]
     raw = config.model_dump() | ({"tables": OTHER_PLAN} if other_plan else {})
     raw["scaling"] = {"num_workers": world_size}
     config = Config.model_validate(raw)
     other = run_ranks(loaded_state, world_size, config=config, path=path)[0]
-    assert other["progress"] == same["progress"]
+    assert other["progress"] == state["progress"]
     assert other["progress"].epoch == 1 and other["progress"].consumed == ()
-    assert other["state"].keys() == same["state"].keys()
-    assert sum("momentum1" in name for name in same["state"]) == 7  # one per table
-    for name, value in same["state"].items():
+    assert other["state"].keys() == state["state"].keys()
+    assert sum("momentum1" in name for name in state["state"]) == 7  # one per table
+    for name, value in state["state"].items():
         assert torch.equal(value, other["state"][name]), name
 
     result = run_ranks(evaluate_checkpoint, world_size, config=config, path=path, split="valid")[0]
@@ -105,12 +111,12 @@ def test_loads_under_any_world_size_and_plan(
     assert result["optimum"].keys() == result["metrics"].keys()
 
 
-def test_loaded_weights_are_the_trained_ones(trained: tuple[Config, Path, dict]) -> None:
-    config, path, _ = trained
-    fresh = run_ranks(fresh_tables, 2, config=config)[0]
-    state = run_ranks(loaded_state, 2, config=config, path=path)[0]["state"]
+def test_loaded_weights_are_the_trained_ones(
+    trained: tuple[Config, Path, dict], state: dict
+) -> None:
+    fresh = run_ranks(fresh_tables, 2, config=trained[0])[0]
     for name, value in fresh.items():
-        assert not torch.equal(value, state[f"model/{name}"]), name
+        assert not torch.equal(value, state["state"][f"model/{name}"]), name
 
 
 def fresh_tables(context: WorkerContext, *, config: Config) -> dict[str, torch.Tensor]:
@@ -122,19 +128,22 @@ def fresh_tables(context: WorkerContext, *, config: Config) -> dict[str, torch.T
     }
 
 
-@pytest.mark.parametrize(("first_ranks", "second_ranks"), [(1, 2), (2, 2), (2, 3)])
+@pytest.mark.parametrize(
+    ("first_ranks", "second_ranks"),
+    [(1, 2), (2, 3), pytest.param(2, 2, marks=pytest.mark.exhaustive)],
+)
 def test_a_stopped_run_goes_on(
     tiny_set: Path, tmp_path: Path, first_ranks: int, second_ranks: int
 ) -> None:
     config = make_config(tiny_set, tmp_path, training={"log_every_steps": 1})
     stopped = make_config(tiny_set, tmp_path, training={"log_every_steps": 1, "max_steps": 17})
-    whole = run_ranks(train, first_ranks, config=config, run_folder=tmp_path / "whole")[0]
     half = run_ranks(train, first_ranks, config=stopped, run_folder=tmp_path / "halves")[0]
     rest = run_ranks(train, second_ranks, config=config, run_folder=tmp_path / "halves")[0]
     assert half["steps"] == 17
     assert half["examples"] == 17 * first_ranks * 32
-    assert rest["examples"] == whole["examples"] == 2400, "each row of the epoch once"
+    assert rest["examples"] == 2400, "each row of the epoch once"
     if first_ranks == second_ranks:
+        whole = run_ranks(train, first_ranks, config=config, run_folder=tmp_path / "whole")[0]
         assert rest["steps"] == whole["steps"]
         assert losses(tmp_path / "halves") == losses(tmp_path / "whole")  # bit for bit
         assert rest["metrics"] == pytest.approx(whole["metrics"], abs=0, nan_ok=True)

@@ -5,7 +5,6 @@ import json
 import os
 import shutil
 import signal
-import threading
 import time
 from collections.abc import Callable
 from functools import partial
@@ -129,7 +128,7 @@ def die_at_step(context: WorkerContext, *, config: Config, run_folder: Path, ste
     return train(context, config, run_folder=run_folder)
 
 
-@pytest.mark.parametrize("step", [3, 14, 20])
+@pytest.mark.parametrize("step", [3, pytest.param(14, marks=pytest.mark.exhaustive), 20])
 def test_a_killed_run_goes_on_as_if_nothing_had_happened(
     tiny_set: Path, tmp_path: Path, whole_of_three: Path, step: int
 ) -> None:
@@ -255,26 +254,39 @@ def test_stopped_in_an_evaluation_by_the_stop_file(
     assert_same(run, whole)
 
 
+EVERY_17 = {"log_every_steps": 7, "eval_every_steps": 17}
+
+
+@pytest.fixture(scope="module")
+def evaluated(tiny_set: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a run of 2 ranks that is evaluated each 17 steps, without interruption."""
+    folder = tmp_path_factory.mktemp("evaluated")
+    config = config_of(tiny_set, folder, training=EVERY_17)
+    run_ranks(train, 2, config=config, run_folder=folder / "whole")
+    return folder / "whole"
+
+
 @pytest.mark.parametrize("moment", ["before the checkpoint knows of it", "soon after"])
-def test_an_evaluation_that_is_made_up_for(tiny_set: Path, tmp_path: Path, moment: str) -> None:
+def test_an_evaluation_that_is_made_up_for(
+    tiny_set: Path, tmp_path: Path, evaluated: Path, moment: str
+) -> None:
     """Stopped where one was due; the next attempt evaluates, and is killed."""
     run, dying = tmp_path / "run", die_evaluated if moment.startswith("before") else die_at_step
-    config = config_of(tiny_set, tmp_path, training={"log_every_steps": 7, "eval_every_steps": 17})
-    run_ranks(train, 2, config=config, run_folder=tmp_path / "whole")
+    config = config_of(tiny_set, tmp_path, training=EVERY_17)
     run_ranks(stop_one_rank_at_step, 2, config=config, run_folder=run, step=16)
     assert not [r for r in records(run) if "valid/auc/click" in r]
     with pytest.raises(RuntimeError, match=r"worker \d died"):
         run_ranks(dying, 2, config=config, run_folder=run, step=18)
     assert [r["step"] for r in records(run)].count(17) == 2, "losses and evaluation"
     run_ranks(train, 2, config=config, run_folder=run)
-    assert_same(run, tmp_path / "whole")
+    assert_same(run, evaluated)
     folder = Folder(run / "checkpoints") / "step-00000017"
     metrics = checkpoint.read_manifest(folder).metrics
     line = next(r for r in records(run) if r["step"] == 17 and "valid/auc/click" in r)
     assert line == {"step": 17, "examples": 17 * 64, **metrics}, "it counts for keep_best"
     tensors(run, folder.name)
     run_ranks(train, 2, config=config, run_folder=run)
-    assert_same(run, tmp_path / "whole")
+    assert_same(run, evaluated)
 
 
 def die_evaluated(context: WorkerContext, *, config: Config, run_folder: Path, step: int) -> dict:
@@ -531,12 +543,26 @@ def test_saving_is_tried_again_while_training_goes_on(
     (run / "checkpoints").mkdir(parents=True)
     blocker = run / "checkpoints" / "step-00000010"
     blocker.write_text("in the way")
-    timer = threading.Timer(6, blocker.unlink)
-    timer.start()
-    run_ranks(train, 2, config=config_of(tiny_set, tmp_path), run_folder=run)
-    timer.join()
+    run_ranks(train_and_make_room, 2, config=config_of(tiny_set, tmp_path), run_folder=run)
     assert_same(run, whole)
     assert checkpoint.read_manifest(Folder(blocker)).progress.step == 10
+
+
+def train_and_make_room(context: WorkerContext, *, config: Config, run_folder: Path) -> dict:
+    """Train; what is in the way of a checkpoint is removed once saving it has failed."""
+    import infnet_dist.checkpoint.saving as saving
+
+    original = saving.write_file
+
+    def writing(folder: Folder, *args, **kwargs):
+        try:
+            return original(folder, *args, **kwargs)
+        except OSError:
+            Path(folder.url).unlink(missing_ok=True)
+            raise
+
+    saving.write_file = writing
+    return train(context, config, run_folder=run_folder)
 
 
 def test_a_store_that_fails_after_the_last_save(tiny_set: Path, tmp_path: Path) -> None:
@@ -594,7 +620,7 @@ def test_a_row_group_that_can_t_be_read(tmp_path: Path) -> None:
     assert summary["examples"] == 2400 and summary["steps"] == 38
 
 
-@pytest.mark.parametrize("ranks", [1, 3])
+@pytest.mark.parametrize("ranks", [pytest.param(1, marks=pytest.mark.exhaustive), 3])
 def test_under_another_plan_training_goes_on_alike(
     tiny_set: Path, tmp_path: Path, ranks: int
 ) -> None:

@@ -59,9 +59,9 @@ def row_wise(rows: int, ranks: int) -> list[Rectangle]:
 )
 def test_thousands_of_chunks_are_checked_in_milliseconds(rectangles: list[Rectangle]) -> None:
     random.Random(0).shuffle(rectangles)
-    start = time.perf_counter()
+    start = time.process_time()
     SavedTensor.model_validate(tensor_of((40_000, 64), rectangles))
-    assert time.perf_counter() - start < 1
+    assert time.process_time() - start < 1
 
 
 def test_chunks_of_the_right_size_that_overlap() -> None:

@@ -147,6 +147,22 @@ def test_an_offline_run_has_a_folder(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert list(Path(place).glob("run-r1.wandb"))
 
 
+def test_the_last_step_is_in_the_file_if_finishing_takes_too_long(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tracker = WandbRun(OFFLINE, folder=tmp_path, run_id="r1", settings={})
+    tracker.log({"valid/auc/click": 0.75}, step=2, examples=20)
+    finish = tracker._run.finish
+
+    def too_long() -> None:
+        finish()
+        raise TimeoutError
+
+    monkeypatch.setattr(tracker._run, "finish", too_long)
+    place = tracker.finish()
+    assert [row["valid/auc/click"] for row in read_history(Path(place))] == [0.75]
+
+
 OFFLINE = TrackingConfig(wandb="offline")
 
 

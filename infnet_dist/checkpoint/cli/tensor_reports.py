@@ -12,15 +12,16 @@ from rich.markup import escape
 from rich.table import Table
 
 from infnet_dist.checkpoint import inspection
-from infnet_dist.checkpoint.cli.printing import add_right, bar_of, console, print_json, table_of
+from infnet_dist.checkpoint.cli.printing import add_right, bar_of, print_json, table_of
 from infnet_dist.checkpoint.differences import Difference, differences
 from infnet_dist.checkpoint.discovery import open_checkpoint
 from infnet_dist.checkpoint.export import TableExport
 from infnet_dist.checkpoint.manifest import CheckpointManifest
 from infnet_dist.checkpoint.reading import TensorReader
 from infnet_dist.errors import CheckpointError
+from infnet_dist.io.console import wide_console
 from infnet_dist.io.filesystem import Folder, size_text
-from infnet_dist.io.parsing import Name, first_fault, parse_json, printable
+from infnet_dist.io.parsing import Name, first_error, parse_json, printable
 from infnet_dist.io.urls import without_secrets
 
 _MOST_TENSORS = 30
@@ -44,7 +45,7 @@ def inspect_command(arguments: argparse.Namespace) -> int:
         found |= {"tables": [asdict(table) for table in tables], "dense": asdict(dense)}
         print_json(found)
         return 0
-    console().print(_render_tables(tables))
+    wide_console().print(_render_tables(tables))
     for line in _lines(manifest, dense, plan):
         print(line)
     return 0
@@ -108,7 +109,7 @@ def _plan(folder: Folder, manifest: CheckpointManifest) -> dict[str, Any] | None
     try:
         plan = _Plan.model_validate(parse_json(content))
     except ValueError as error:
-        fault = first_fault(error) if isinstance(error, ValidationError) else str(error)
+        fault = first_error(error) if isinstance(error, ValidationError) else str(error)
         raise CheckpointError(f"plan.json in {folder} isn't a plan: {fault}") from None
     topology = plan.made_for.topology
     return {
@@ -159,7 +160,7 @@ def diff_command(arguments: argparse.Namespace) -> int:
     if len(found.kinds) > _MOST_TENSORS:
         print(f"... and {len(found.kinds) - _MOST_TENSORS:,} more of other shape or type")
     if found.changed:
-        console().print(_render_changed(found.changed))
+        wide_console().print(_render_changed(found.changed))
     for key, (mine, other) in found.config.items():
         print(f"config {printable(key)}: {mine!r} in A, {other!r} in B")
     print(
