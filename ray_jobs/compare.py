@@ -3,9 +3,9 @@
     ray job submit --working-dir . -- python -m ray_jobs.compare --config configs/compare_x.yaml
     infnet compare --config configs/compare_x.yaml --launcher local --at-once 2
 
-The training set must exist (`infnet ingest` with the base run file). The report stands in
+The training set must exist (`infnet ingest` with the base run file). The report is in
 <run.folder>/<run.name>/: results.json, table.md, pictures. Finished trials aren't run again, and a
-stopped one goes on from its checkpoint: give the same command again.
+stopped one resumes from its checkpoint: give the same command again.
 """
 
 import argparse
