@@ -34,7 +34,7 @@ $(STAMP): pyproject.toml requirements/constraints.txt requirements/no-deps.txt
 	touch $@
 
 smoke: $(STAMP)  ## Make a small training set, train 2 workers, evaluate, show the result (CPU)
-	OMP_NUM_THREADS=1 $(BIN)/python -m ray_jobs.smoke --config $(CONFIG)
+	OMP_NUM_THREADS=1 $(BIN)/infnet smoke --config $(CONFIG)
 
 test: lint types  ## What CI runs: lint, types, then the tests
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(UNIT_TESTS) -n 2 --dist loadfile -m "not exhaustive"
@@ -77,8 +77,8 @@ bench: $(STAMP) .peers/installed  ## Run every script of benchmarks/ (.peers hol
 	done
 
 # Without OMP_NUM_THREADS=1: the doctor judges the surroundings as the user has them.
-doctor: $(STAMP)  ## Can this machine train? What is wrong, and the command that mends it
-	$(BIN)/python -m infnet_dist.tools.doctor
+doctor: $(STAMP)  ## Can this machine train? A fix for each problem
+	$(BIN)/infnet doctor
 
 reference: $(STAMP)  ## Write docs/configuration.md from the models of the run file
 	$(BIN)/python -m infnet_dist.config.reference > docs/configuration.md

@@ -2,9 +2,9 @@
 
     .venv/bin/python benchmarks/recovery.py [--launcher local|ray] [--repeats 3]
 
-A tiny run of two workers loses one by SIGKILL in mid-epoch and goes on from its checkpoint:
+A tiny run of two workers loses one by SIGKILL in mid-epoch and resumes from its checkpoint:
 
-    detect   until the launcher says that the worker is gone
+    detect   until the launcher reports the lost worker
     restart  until the new workers have built the model and begin to load
     load     the checkpoint
     step     until a worker begins the first new step
@@ -26,7 +26,7 @@ from infnet_dist.training.provenance import versions
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from ray_jobs._local_ray import LocalRay
-from tests.faults.kit import Fault, Job, Running
+from tests.faults.kit import RESTART, Fault, Job, Running
 from tests.runs import make_tiny_set
 
 STEP = 25
@@ -60,8 +60,8 @@ def recover(job: Job, ray: LocalRay | None) -> dict[str, float]:
     """Lose worker 1 in one run; the seconds of each phase."""
     fault = Fault("step", rank=1, step=STEP)
     running = job.start(fault) if ray is None else start_on_ray(job, ray, fault)
-    gone = when(running, "starting again from")
-    loaded = when(running, r"(?s)starting again from.*loaded .*? in [\d.]+ s\)")
+    gone = when(running, RESTART)
+    loaded = when(running, f"(?s){RESTART.pattern}.*loaded .*? in [\\d.]+ s\\)")
     text = running.wait().text
     load_s = float(re.findall(r"loaded .*? in ([\d.]+) s\)", text)[-1])
     killed = (job.folder / "fault-1").stat().st_mtime
@@ -72,7 +72,7 @@ def recover(job: Job, ray: LocalRay | None) -> dict[str, float]:
     return dict(zip(PHASES, seconds, strict=True))
 
 
-def when(running: Running, pattern: str) -> float:
+def when(running: Running, pattern: str | re.Pattern[str]) -> float:
     """The moment at which the output has such lines."""
     running.wait_for(pattern)
     return time.time()

@@ -1,17 +1,16 @@
-"""What all entry points share: arguments, logging, and errors as one last line."""
+"""What all entry points share: logging, exit codes, and errors as one last line."""
 
 import argparse
 import datetime
 import logging
 import os
-import re
 import sys
 import traceback
-from collections.abc import Callable
-from pathlib import Path
+from collections.abc import Callable, Sequence
 
 from infnet_dist.config.run import Config, load_config
 from infnet_dist.errors import CheckpointError, UserError
+from infnet_dist.io.console import end_progress, set_up_logging
 from infnet_dist.io.filesystem import Folder
 from ray_jobs._cluster import disconnect
 
@@ -26,32 +25,6 @@ class StoppedError(Exception):
         self.code = code
 
 
-def make_parser(module: str, description: str) -> argparse.ArgumentParser:
-    """A parser with --config and --set."""
-    parser = argparse.ArgumentParser(prog=f"python -m {module}", description=description)
-    parser.add_argument("--config", type=Path, required=True, help="run file, e.g. configs/x.yaml")
-    parser.add_argument(
-        "--set",
-        dest="overrides",
-        metavar="KEY.PATH=VALUE",
-        action="append",
-        default=[],
-        help="override a key of the run file, e.g. --set training.epochs=2; repeatable",
-    )
-    return parser
-
-
-def add_launcher(parser: argparse.ArgumentParser) -> None:
-    """Add --launcher."""
-    parser.add_argument(
-        "--launcher",
-        choices=("ray", "local"),
-        default="ray",
-        help="ray: Ray Train on the cluster of $RAY_ADDRESS or a new one; local: plain processes "
-        "on this machine, without Ray (default: ray)",
-    )
-
-
 def read_config(arguments: argparse.Namespace) -> Config:
     """The run file with its overrides."""
     return load_config(arguments.config, arguments.overrides)
@@ -60,20 +33,6 @@ def read_config(arguments: argparse.Namespace) -> Config:
 def new_run_id() -> str:
     """A run id that sorts by time, e.g. 20261122-111407 (UTC)."""
     return datetime.datetime.now(datetime.UTC).strftime("%Y%m%d-%H%M%S")
-
-
-def run_id(text: str) -> str:
-    """Type of --run-id: a plain folder name, as `run.name`."""
-    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", text):
-        raise argparse.ArgumentTypeError(f"{text!r} is no plain name of letters, digits, . _ -")
-    return text
-
-
-def positive(text: str) -> int:
-    """Type of options that count something."""
-    if not text.isdigit() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is no whole number of 1 or more")
-    return int(text)
 
 
 def newest_checkpoint(config: Config, run: str | None) -> Folder:
@@ -96,30 +55,45 @@ def newest_checkpoint(config: Config, run: str | None) -> Folder:
     return max(complete, key=lambda folder: folder.modified_ns(MANIFEST))
 
 
-def run_main(main: Callable[[], None]) -> None:
-    """Run an entry point: log to stderr, end with code 1 and the root error as the last line."""
-    logging.basicConfig(
-        level=logging.WARNING, format="%(asctime)s %(message)s", datefmt="%H:%M:%S", force=True
-    )
-    log.setLevel(logging.INFO)
-    # torchrec's import makes torch warn of a name that neither of us uses.
+def run_main(
+    main: Callable[[Sequence[str] | None], int | None], argv: Sequence[str] | None = None
+) -> None:
+    """Run an entry point as this process, and end it with the exit code unless that is 0.
+
+    Args:
+        main: takes the arguments.
+        argv: the arguments; None: those of this process.
+    """
+    set_up_logging()
+    # The import of torchrec makes torch warn about a name that neither of us uses.
     logging.getLogger("torch.fx._symbolic_trace").setLevel(logging.ERROR)
+    if code := exit_code(main, argv):
+        sys.stdout.flush()
+        logging.shutdown()
+        os._exit(code)  # Ray's atexit hooks would print after the error, which stays the last line
+
+
+def exit_code(
+    main: Callable[[Sequence[str] | None], int | None], argv: Sequence[str] | None = None
+) -> int:
+    """Run an entry point; the exit code. The root error is the last line on stderr, with code 1."""
     try:
-        main()
+        return main(argv) or 0
     except UserError as error:
-        _end(f"error: {error}")
+        return _ended(f"error: {error}")
     except StoppedError as stopped:
-        _end(str(stopped), stopped.code)
+        return _ended(str(stopped), stopped.code)
     except KeyboardInterrupt:
-        _end("error: interrupted", 130)
+        return _ended("error: interrupted", 130)
     except Exception as error:
+        end_progress()
         traceback.print_exc()
-        _end(f"error: {type(error).__name__}: {error}")
+        return _ended(f"error: {type(error).__name__}: {error}")
 
 
-def _end(message: str, code: int = 1) -> None:
+def _ended(message: str, code: int = 1) -> int:
     sys.stdout.flush()
     disconnect()
+    end_progress()
     print(message, file=sys.stderr, flush=True)
-    logging.shutdown()
-    os._exit(code)  # Ray's atexit hooks would print after the error, which stays the last line
+    return code

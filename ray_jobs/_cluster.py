@@ -15,8 +15,9 @@ import tempfile
 from pathlib import Path
 
 from infnet_dist.errors import UserError
+from infnet_dist.io.console import bar_hidden, take_progress
 from ray_jobs._auth import token_environ, write_token
-from ray_jobs._ray_internals import keep_to_loopback
+from ray_jobs._ray_internals import filter_worker_lines, keep_to_loopback
 
 _own_folder: Path | None = None
 
@@ -32,10 +33,13 @@ def connect() -> None:
     disconnect()  # removes the files of an own Ray that has ended
     os.environ.setdefault("RAY_TRAIN_ENABLE_PRINT_PATCH", "0")  # else every line appears twice
     os.environ.setdefault("RAY_DEDUP_LOGS", "0")
+    os.environ.setdefault("RAY_DISABLE_WORKER_LOG_PREFIX", "1")  # and its colour
     if address := os.environ.get("RAY_ADDRESS"):
         _join(address)
     else:
         _start_own()
+    if sys.stderr.isatty():
+        filter_worker_lines(take_progress, bar_hidden)
 
 
 def is_own() -> bool:

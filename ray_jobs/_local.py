@@ -29,6 +29,7 @@ import torch
 
 from infnet_dist.distributed.context import local_process_group
 from infnet_dist.errors import UserError
+from infnet_dist.io.console import set_up_logging
 from infnet_dist.io.ports import free_ports
 from ray_jobs._worker_errors import (
     BrokenCollectiveError,
@@ -242,12 +243,13 @@ def _send(pipe: Connection, kind: str, value: object) -> None:
     pipe.send_bytes(pickle.dumps((kind, value)))
 
 
-def set_up_worker_logging() -> None:
-    """Log our lines at INFO to stderr, and of torchrec's and fbgemm's only errors."""
-    logging.basicConfig(
-        level=logging.WARNING, format="%(asctime)s %(message)s", datefmt="%H:%M:%S", force=True
-    )
-    logging.getLogger("infnet_dist").setLevel(logging.INFO)
+def set_up_worker_logging(columns: int | None = None) -> None:
+    """Log our lines at INFO to stderr, and of torchrec's and fbgemm's only errors.
+
+    Args:
+        columns: as in `set_up_logging`.
+    """
+    set_up_logging(columns)
     # Deprecations inside torch and torchrec, which their users can't fix.
     warnings.filterwarnings("ignore", category=FutureWarning)
     for name in ("torchrec", "fbgemm_gpu", "torch.distributed", "torch.fx"):

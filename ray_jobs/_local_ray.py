@@ -23,6 +23,7 @@ from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 
+from infnet_dist.io.console import bar_hidden, take_progress
 from infnet_dist.io.ports import free_ports
 from infnet_dist.tools.doctor import check_upload
 from ray_jobs._auth import token_environ, token_header, write_token
@@ -141,9 +142,12 @@ class LocalRay:
             try:
                 assert process.stdout is not None
                 for line in process.stdout:
+                    if take_progress(line):
+                        continue
                     lines.append(line)
                     if not _NOISE.search(line):
-                        print(line, end="", flush=True)
+                        with bar_hidden():
+                            print(line, end="", flush=True)
                 code = process.wait()
             finally:
                 process.kill()

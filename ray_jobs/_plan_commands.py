@@ -2,16 +2,15 @@
 
 import argparse
 import json
-import sys
 import time
 from typing import Any
 
-from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
 from infnet_dist.checkpoint import differences_from
 from infnet_dist.errors import PlanError
+from infnet_dist.io.console import wide_console
 from infnet_dist.io.filesystem import Folder, size_text
 from infnet_dist.planning.checks import differences, first_few, overfull
 from infnet_dist.planning.diff import diff_plans
@@ -103,7 +102,7 @@ def diff(arguments: argparse.Namespace) -> None:
         sizes = (moved.intra_node, moved.inter_node) if moved else (0.0, 0.0)
         held = (found.bytes_after[name].stored, found.bytes_after[name].buffers_per_rank)
         table.add_row(escape(name), escape(text), *map(size_text, (*held, *sizes)))
-    console = _console()
+    console = wide_console(120)
     console.print(table)
     for kind, names in (("added", found.added), ("removed", found.removed)):
         if names:
@@ -133,7 +132,7 @@ def whatif(arguments: argparse.Namespace) -> None:
     if arguments.json:
         print(json.dumps(rows, indent=1))
     else:
-        print_rows(rows, _console())
+        print_rows(rows, wide_console(120))
 
 
 def to_cpu_plan(arguments: argparse.Namespace) -> None:
@@ -161,7 +160,7 @@ def _report(
     if arguments.json:
         print(json.dumps(known, indent=1))
     else:
-        _console().print(render(plan, most_tables=most_tables))
+        wide_console(120).print(render(plan, most_tables=most_tables))
     if known["outside_hbm_bytes"]:
         log.warning(
             "%s of the rows and optimizer state (%.0f %%) are outside of HBM, which is far slower; "
@@ -170,8 +169,3 @@ def _report(
         )
     if message:
         log.info("%s", message)
-
-
-def _console() -> Console:
-    """As wide as the terminal; wide enough for tables where there is none."""
-    return Console() if sys.stdout.isatty() else Console(width=120)

@@ -1,7 +1,6 @@
 """Tables, topology and sizes that the arguments of `ray_jobs.plan` name."""
 
 import argparse
-import re
 
 from infnet_dist.config.run import Config, load_config
 from infnet_dist.data.part_files import part_opener
@@ -12,10 +11,6 @@ from infnet_dist.planning.tables import TableSet, load_table_set
 from infnet_dist.planning.topology import Topology, load_topology, this_topology
 from infnet_dist.training.setup import open_training_set
 from ray_jobs._cli import read_config
-
-_UNITS = {"": 1, "B": 1, "KB": 1e3, "MB": 1e6, "GB": 1e9, "TB": 1e12}
-_UNITS |= {"KIB": 2**10, "MIB": 2**20, "GIB": 2**30, "TIB": 2**40}
-_MAX_BYTES = 1e18
 
 
 def read_tables(arguments: argparse.Namespace) -> TableSet:
@@ -47,17 +42,6 @@ def read_topology(arguments: argparse.Namespace) -> Topology:
         return this_topology("cpu", size or 2, size or 2)
     topology = load_topology(arguments.topology or "h100x8")
     return topology.with_world_size(size) if size else topology
-
-
-def byte_size(text: str) -> float:
-    """Bytes of a size such as 50GB or 1.5 TiB."""
-    match = re.fullmatch(r"([0-9]+(?:\.[0-9]*)?)\s*([A-Za-z]*)", text.strip())
-    if match is None or match[2].upper() not in _UNITS:
-        raise argparse.ArgumentTypeError(f"{text!r}: expected a size such as 50GB")
-    size = float(match[1]) * _UNITS[match[2].upper()]
-    if not size < _MAX_BYTES:
-        raise argparse.ArgumentTypeError(f"{text!r}: expected a size below {_MAX_BYTES:.0e} bytes")
-    return size
 
 
 def worker_count(text: str) -> int:

@@ -6,7 +6,8 @@ which version, or does without. `tests/unit/test_ray_internals.py` fails first, 
 
 import importlib
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, suppress
 from typing import Any
 
 from infnet_dist.errors import UserError
@@ -16,6 +17,8 @@ TESTED_WITH = "2.60.0"
 LOST_WORKER_ERRORS = frozenset({"WorkerHealthCheckFailedError", "WorkerHealthCheckTimeoutError"})
 # The actor that frees a dead controller's resources.
 CLEANER_CALLBACK = "PlacementGroupCleanerCallback"
+# The handler that prints the output of workers.
+PRINTS_WORKER_LINES = "ray_print_logs"
 
 
 def free_resources_by_node() -> Sequence[Mapping[str, float]]:
@@ -44,6 +47,30 @@ def keep_to_loopback() -> None:
     constants = "ray._private.ray_constants"
     _find(constants, "ENABLE_RAY_CLUSTER")
     vars(importlib.import_module(constants))["ENABLE_RAY_CLUSTER"] = False
+
+
+def filter_worker_lines(
+    takes: Callable[[str], bool], printing: Callable[[], AbstractContextManager[None]]
+) -> None:
+    """Print the output of workers without some of its lines.
+
+    With a later Ray that prints in another way, all lines are printed.
+
+    Args:
+        takes: called with each line; those for which it returns True aren't printed.
+        printing: entered while the others are.
+    """
+    with suppress(UserError, AttributeError, KeyError):
+        dispatcher = _find("ray._private.ray_logging", "global_worker_stdstream_dispatcher")
+        print_lines = dict(dispatcher.handlers)[PRINTS_WORKER_LINES]
+
+        def print_rest(data: Mapping[str, Any]) -> None:
+            if rest := [line for line in data["lines"] if not takes(line)]:
+                with printing():
+                    print_lines({**data, "lines": rest})
+
+        dispatcher.remove_handler(PRINTS_WORKER_LINES)
+        dispatcher.add_handler(PRINTS_WORKER_LINES, print_rest)
 
 
 def without_cleaner(trainer: type[Any]) -> type[Any]:

@@ -11,6 +11,7 @@ from typing import Any
 from infnet_dist.config.run import Config
 from infnet_dist.distributed.context import WorkerContext, backend_for, device_for
 from infnet_dist.errors import UserError
+from infnet_dist.io.console import terminal_columns
 from ray_jobs._cluster import connect, is_own
 from ray_jobs._local import set_up_worker_logging
 from ray_jobs._ray_failures import nodes_drained, reason_of, workers_failed
@@ -92,7 +93,12 @@ def _trainer(
     kind = without_cleaner(TorchTrainer) if is_own() else TorchTrainer
     return kind(
         _work,
-        train_loop_config={"worker": worker, "arguments": arguments, "use_gpu": scaling.use_gpu},
+        train_loop_config={
+            "worker": worker,
+            "arguments": arguments,
+            "use_gpu": scaling.use_gpu,
+            "columns": terminal_columns(),
+        },
         torch_config=TorchConfig(
             backend=backend_for(scaling.use_gpu), timeout_s=int(scaling.timeout_s)
         ),
@@ -111,7 +117,7 @@ def _trainer(
 
 def _work(settings: dict[str, Any]) -> Any:
     """Runs inside each worker, after Ray Train has made the process group."""
-    set_up_worker_logging()
+    set_up_worker_logging(settings["columns"])
     # Ray Train shows each worker all GPUs that the workers of its node were given.
     device = device_for(settings["use_gpu"], int(os.environ["LOCAL_RANK"]))
     return settings["worker"](WorkerContext.from_process_group(device), **settings["arguments"])

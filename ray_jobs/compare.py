@@ -1,9 +1,9 @@
 """Train many models under one protocol and say which is better, and by how much.
 
     ray job submit --working-dir . -- python -m ray_jobs.compare --config configs/compare_x.yaml
-    python -m ray_jobs.compare --config configs/compare_x.yaml --launcher local --at-once 2
+    infnet compare --config configs/compare_x.yaml --launcher local --at-once 2
 
-The training set must exist (`ray_jobs.ingest` with the base run file). The report stands in
+The training set must exist (`infnet ingest` with the base run file). The report stands in
 <run.folder>/<run.name>/: results.json, table.md, pictures. Finished trials aren't run again, and a
 stopped one goes on from its checkpoint: give the same command again.
 """
@@ -16,7 +16,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from rich.console import Console
 from rich.markdown import Markdown
 
 from infnet_dist.comparison.costs import measure_costs
@@ -40,19 +39,21 @@ from infnet_dist.comparison.results import (
 )
 from infnet_dist.config.run import Config
 from infnet_dist.errors import UserError
+from infnet_dist.io.console import wide_console
 from infnet_dist.model.build import build_train_model
 from infnet_dist.tracking.tracker import send_report
 from infnet_dist.training.provenance import versions
 from infnet_dist.training.run_lock import held_by_driver
 from infnet_dist.training.setup import open_training_set
-from ray_jobs._cli import add_launcher, log, make_parser, positive, run_main
+from ray_jobs._cli import log, run_main
 from ray_jobs._cluster import submission_id
+from ray_jobs._options import parse
 from ray_jobs._trials import run_trials
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Read the protocol, and keep other comparisons away from its folder meanwhile."""
-    arguments = _parser().parse_args(argv)
+    arguments = parse("compare", argv)
     protocol = load_protocol(arguments.config)
     base = base_config(protocol, arguments.config, arguments.overrides)
     with held_by_driver(base.run.folder / base.run.name, base.scaling, submission_id()):
@@ -96,7 +97,7 @@ def _compare(protocol: Protocol, base: Config, arguments: argparse.Namespace) ->
         "machine": f"{platform.machine()}, {os.cpu_count()} cores",
     }
     write_report(results, folder, tasks=tasks, about=about)
-    Console(width=200).print(Markdown((folder / "table.md").read_text()))
+    wide_console(200).print(Markdown((folder / "table.md").read_text()))
     place = send_report(
         base.tracking,
         folder=folder,
@@ -106,17 +107,6 @@ def _compare(protocol: Protocol, base: Config, arguments: argparse.Namespace) ->
         pictures=[folder / name for name in PICTURES],
     )
     log.info("wrote %s%s", folder / "results.json", f"; W&B {place}" if place else "")
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = make_parser("ray_jobs.compare", "Train models under one protocol and compare them.")
-    add_launcher(parser)
-    parser.add_argument(
-        "--at-once",
-        type=positive,
-        help="most trials at the same time (default: as many as fit; with --launcher local: 1)",
-    )
-    return parser
 
 
 def _run(wanted: Sequence[Trial], arguments: argparse.Namespace, base: Config) -> list[Finished]:

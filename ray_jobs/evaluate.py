@@ -1,8 +1,8 @@
 """Evaluate a checkpoint, with any number of workers.
 
-    python -m ray_jobs.evaluate --config configs/smoke.yaml                  # newest run's newest
-    python -m ray_jobs.evaluate --config configs/smoke.yaml --run-id 20261122-111407
-    python -m ray_jobs.evaluate --config configs/smoke.yaml --checkpoint PATH --split test
+    infnet evaluate --config configs/smoke.yaml                  # newest run's newest
+    infnet evaluate --config configs/smoke.yaml --run-id 20261122-111407
+    infnet evaluate --config configs/smoke.yaml --checkpoint PATH --split test
 
 The model is the one that the checkpoint was saved with, with its features, their order and the
 statistics of its numbers; the run file says where data and runs are and how many workers to use. A
@@ -17,7 +17,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
 from rich.table import Table
 
 from infnet_dist import checkpoint
@@ -29,22 +28,16 @@ from infnet_dist.config.run import Config, config_of_text
 from infnet_dist.data.manifest import read_manifest
 from infnet_dist.data.schema_changes import adapt, summary_of
 from infnet_dist.errors import CheckpointError, ConfigError
+from infnet_dist.io.console import wide_console
 from infnet_dist.io.filesystem import Folder
 from infnet_dist.io.json_files import dump_json, write_json
 from infnet_dist.io.paths import resolve_place
 from infnet_dist.training.data_changes import warning_of_other_data
 from infnet_dist.training.evaluation import evaluate_checkpoint
 from infnet_dist.training.setup import open_training_set
-from ray_jobs._cli import (
-    add_launcher,
-    log,
-    make_parser,
-    newest_checkpoint,
-    read_config,
-    run_id,
-    run_main,
-)
+from ray_jobs._cli import log, newest_checkpoint, read_config, run_main
 from ray_jobs._launch import launch
+from ray_jobs._options import parse
 
 _MAKES_MODEL = ("model", "tables", "data.features", "data.tasks")
 # What the run file says of an evaluation.
@@ -54,20 +47,9 @@ _TAKEN_HERE = (
 )
 
 
-def main() -> None:
+def main(argv: Sequence[str] | None = None) -> None:
     """Find the checkpoint, evaluate it, write and print the result."""
-    parser = make_parser("ray_jobs.evaluate", "Evaluate a checkpoint on a split.")
-    add_launcher(parser)
-    parser.add_argument("--split", default="valid", help="split to evaluate (default: valid)")
-    where = parser.add_mutually_exclusive_group()
-    where.add_argument("--run-id", type=run_id, help="a run's folder name (default: the newest)")
-    where.add_argument("--checkpoint", help="a checkpoint folder or URL")
-    parser.add_argument(
-        "--output",
-        type=Path,
-        help="JSON to write (default: evaluation-SPLIT-STEP.json in the run's folder)",
-    )
-    arguments = parser.parse_args()
+    arguments = parse("evaluate", argv)
     config = read_config(arguments)
     path = _checkpoint_of(config, arguments)
     config = _with_model_of(config, _saved_config(path), arguments.overrides)
@@ -206,7 +188,7 @@ def _print(result: dict[str, Any]) -> None:
         table.add_row(task, *cells)
     if result["optimum"]:
         table.caption = "behind the slash: the planted optimum"
-    Console(width=140).print(table)
+    wide_console().print(table)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """Make the training set of a run file: from raw logs, data sets that exist, or a synthetic world.
 
-    python -m ray_jobs.ingest --config configs/smoke.yaml
+    infnet ingest --config configs/smoke.yaml
     ray job submit --working-dir . -- python -m ray_jobs.ingest --config configs/logs.yaml
 
 Running it again with the same settings changes nothing; with others, it refuses to overwrite. Logs
@@ -9,6 +9,7 @@ of this machine. New files of such logs are added to the set; a killed job goes 
 """
 
 import time
+from collections.abc import Sequence
 
 from tqdm import tqdm
 
@@ -16,21 +17,21 @@ from infnet_dist.config.run import Config
 from infnet_dist.data.manifest import Manifest, read_manifest
 from infnet_dist.errors import ConfigError
 from infnet_dist.ingest.sources import update_training_set
+from infnet_dist.io.console import Line, show_progress
 from infnet_dist.io.contrib import load_contrib
 from infnet_dist.io.paths import make_writable
 from infnet_dist.tracking.tracker import send_report
-from ray_jobs._cli import add_launcher, log, make_parser, new_run_id, read_config, run_main
+from ray_jobs._cli import log, new_run_id, read_config, run_main
+from ray_jobs._options import parse
 from ray_jobs._tasks import executor
 
 # Tasks' processes import this module as well, so what brings torch is imported where it is used.
 _PROGRESS_S = 5.0
 
 
-def main() -> None:
+def main(argv: Sequence[str] | None = None) -> None:
     """Ingest unless the training set is there already."""
-    parser = make_parser("ray_jobs.ingest", "Make the training set of a run file.")
-    add_launcher(parser)
-    arguments = parser.parse_args()
+    arguments = parse("ingest", argv)
     config = read_config(arguments)
     if config.ingest is None:
         raise ConfigError("the run file has no 'ingest:' section; see configs/smoke.yaml")
@@ -49,8 +50,8 @@ def main() -> None:
 def _tell(manifest: Manifest) -> None:
     """Log what was made."""
     for name, split in manifest.splits.items():
-        rates = "  ".join(f"{task} {rate:.4f}" for task, rate in split.base_rates.items())
-        log.info("%s: %s rows; label means %s", name, f"{split.rows:,}", rates)
+        rates = [f"{task} {rate:.4f}" for task, rate in split.base_rates.items()]
+        log.info(Line(f"{name}: {split.rows:,} rows; label means", *rates))
     ingested = manifest.ingested
     if ingested is not None and ingested.quarantined:
         reasons = "; ".join(f"{n:,} x {why}" for why, n in ingested.quarantined.items())
@@ -84,7 +85,7 @@ def _describe(config: Config, made: Manifest | None) -> None:
 
 
 class _Progress:
-    """Logs what is done of a stage, rate and time left, every few seconds."""
+    """Shows the progress of a stage; without a terminal, as a line every few seconds."""
 
     def __init__(self) -> None:
         self._stage = "ingest"
@@ -92,6 +93,8 @@ class _Progress:
         self._last = self._start
 
     def __call__(self, stage: str, unit: str, done: int, total: int) -> None:
+        if show_progress(stage, unit, done, total):
+            return
         now = time.monotonic()
         if stage != self._stage:
             self._stage, self._first, self._start, self._last = stage, done, now, now

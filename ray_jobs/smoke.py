@@ -1,18 +1,16 @@
 """The whole way on this machine: ingest, train with 2 workers, evaluate, show the result.
 
-    python -m ray_jobs.smoke [--config configs/smoke.yaml] [--root .infnet] [--set key.path=value]
+    infnet smoke [--config configs/smoke.yaml] [--root .infnet] [--set key.path=value]
 
 This is what `make smoke` runs. It starts a Ray of its own, submits each step with Ray's real
 command line, as on a cluster, stops at the first failure with that step's exit code, and ends Ray.
 """
 
-import argparse
 import json
 import os
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -22,23 +20,19 @@ from rich.text import Text
 
 from infnet_dist.config.run import Config, load_config
 from infnet_dist.errors import UserError
+from infnet_dist.io.console import COLUMNS_VARIABLE, terminal_columns
 from infnet_dist.io.paths import ROOT_VARIABLE, make_writable
+from ray_jobs._cli import new_run_id, run_main
 from ray_jobs._local_ray import LocalRay
+from ray_jobs._options import REPOSITORY, parse
 
-REPOSITORY = Path(__file__).resolve().parents[1]
 # Ray's data tasks hang silently where the workers hold all CPUs.
 SPARE_CPUS = 2
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the three steps and print their summary; returns the exit code."""
-    parser = argparse.ArgumentParser(description="ingest, train and evaluate on this machine")
-    parser.add_argument("--config", type=Path, default=REPOSITORY / "configs" / "smoke.yaml")
-    parser.add_argument("--root", type=Path, default=Path(".infnet"), help="for data and runs")
-    parser.add_argument(
-        "--set", action="append", default=[], metavar="KEY.PATH=VALUE", dest="overrides"
-    )
-    args = parser.parse_args(argv)
+    args = parse("smoke", argv)
     root = args.root.resolve()
     os.environ[ROOT_VARIABLE] = str(root)
     try:
@@ -47,9 +41,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     except UserError as error:
         print(error, file=sys.stderr)
         return 2
-    run_id = datetime.now(UTC).strftime("%Y%m%d-%H%M%S")
+    run_id = new_run_id()
     started = time.monotonic()
-    code = run_steps(steps_of(args.config, args.overrides, run_id), root, cpus_of(config))
+    try:
+        code = run_steps(steps_of(args.config, args.overrides, run_id), root, cpus_of(config))
+    except KeyboardInterrupt:
+        print("stopped; Ray is ended", file=sys.stderr)
+        return 1
     if code == 0:
         folder = config.run.folder / config.run.name / run_id
         summary, evaluation = read_results(folder)
@@ -89,11 +87,17 @@ def run_steps(steps: Mapping[str, list[str]], root: Path, num_cpus: int) -> int:
         for number, (name, command) in enumerate(steps.items(), start=1):
             elapsed = time.monotonic() - began
             console.rule(f"{number}/{len(steps)} {name}, after {elapsed:.0f} s", align="left")
-            code = ray.submit(command, working_dir=REPOSITORY).returncode
+            code = ray.submit(command, working_dir=REPOSITORY, env=shown_here()).returncode
             if code:
                 console.rule(f"{name} failed with exit code {code}", align="left", style="red")
                 return code
     return 0
+
+
+def shown_here() -> dict[str, str] | None:
+    """Environment variables that fit a job's output to this process's terminal, if it has one."""
+    columns = terminal_columns() if sys.stdout.isatty() else None
+    return {COLUMNS_VARIABLE: str(columns)} if columns else None
 
 
 def read_results(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -147,7 +151,4 @@ def _by_task(item: tuple[str, float]) -> str:
 
 
 if __name__ == "__main__":
-    try:
-        sys.exit(main())
-    except KeyboardInterrupt:
-        sys.exit("stopped; Ray is ended")
+    run_main(main)

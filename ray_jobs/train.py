@@ -1,45 +1,35 @@
 """Train a run.
 
     ray job submit --working-dir . -- python -m ray_jobs.train --config configs/smoke.yaml
-    python -m ray_jobs.train --config configs/smoke.yaml --launcher local    # without Ray
+    infnet train --config configs/smoke.yaml --launcher local    # without Ray
 
 A run's folder is <run.folder>/<run.name>/<run id>. Giving the --run-id of an earlier run goes on
 from its newest checkpoint. Ctrl-C, SIGTERM and `ray job stop` save first (exit codes 130 and 143);
 lost workers and nodes are replaced: docs/faults.md.
 """
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 
 from infnet_dist.config.changes import changes
 from infnet_dist.config.run import Config, config_of_text
+from infnet_dist.io.console import Line
 from infnet_dist.model.build import build_train_model
 from infnet_dist.model.settings_check import without_effect
 from infnet_dist.planning.checks import check_plan
 from infnet_dist.planning.plan_file import load_plan
 from infnet_dist.planning.run_tables import tables_of_run
 from infnet_dist.training.setup import open_for_training
-from ray_jobs._cli import (
-    add_launcher,
-    log,
-    make_parser,
-    new_run_id,
-    read_config,
-    run_id,
-    run_main,
-)
+from ray_jobs._cli import log, new_run_id, read_config, run_main
+from ray_jobs._options import parse
 from ray_jobs._supervise import train_with_restarts
 
 
-def main() -> None:
+def main(argv: Sequence[str] | None = None) -> None:
     """Check what can be checked without workers, then train."""
-    parser = make_parser("ray_jobs.train", "Train a run; see configs/README.md.")
-    add_launcher(parser)
-    parser.add_argument(
-        "--run-id", type=run_id, help="name of the run's folder (default: the time, UTC)"
-    )
-    arguments = parser.parse_args()
+    arguments = parse("train", argv)
     config = read_config(arguments)
     manifest, schema = open_for_training(config)
     for line in without_effect(config, manifest, schema):
@@ -56,12 +46,13 @@ def main() -> None:
     run_folder = config.run.folder / config.run.name / (arguments.run_id or new_run_id())
     config = _as_begun(config, run_folder)
     summary = train_with_restarts(config, run_folder, arguments.launcher)
+    trained = f"trained {summary['examples']:,} examples in {summary['steps']:,} steps"
+    speed, path = f"{summary['samples_per_s']:.0f} samples/s", summary["checkpoint"]
     log.info(
-        "trained %s examples in %s steps, %.0f samples/s; checkpoint %s",
-        f"{summary['examples']:,}",
-        f"{summary['steps']:,}",
-        summary["samples_per_s"],
-        summary["checkpoint"],
+        Line(
+            f"{trained}, {speed}; checkpoint {path}",
+            short=(trained, speed, path.rpartition("/")[2]),
+        )
     )
 
 

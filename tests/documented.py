@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from tests.conftest import REPOSITORY
 
-PROGRAMS = ("python", ".venv/bin/python", "ray", "wandb", "make")
+PROGRAMS = ("infnet", ".venv/bin/infnet", "python", ".venv/bin/python", "ray", "wandb", "make")
 SHELL = ("export", "source")  # what prepares a block, and isn't a command by itself
 _LINE = re.compile(rf"(\$ )?({'|'.join(map(re.escape, (*PROGRAMS, *SHELL)))}) ")
 
@@ -73,7 +73,9 @@ def spans(path: Path) -> list[Block]:
         Block(f"{name}:{number}", " ".join(command.split()))
         for number, line in enumerate(path.read_text().splitlines(), 1)
         if not line.startswith("    ")
-        for command in re.findall(r"`((?:\.venv/bin/)?python (?:-m|benchmarks/)[^`]+)`", line)
+        for command in re.findall(
+            r"`((?:\.venv/bin/)?(?:infnet |python (?:-m|benchmarks/))[^`]+)`", line
+        )
     ]
 
 

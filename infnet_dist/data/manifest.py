@@ -312,4 +312,4 @@ def same_type(found: pa.DataType, expected: pa.DataType) -> bool:
     return bool(found == expected)
 
 
-_MAKE_ONE = "make one with: python -m ray_jobs.ingest --config CONFIG"
+_MAKE_ONE = "make one with: infnet ingest --config CONFIG"

@@ -169,7 +169,7 @@ def check_wandb(environ: Mapping[str, str] = os.environ) -> Check:
     elif environ.get("WANDB_API_KEY") or _netrc_names_wandb():
         mode = "API key found: online"
     else:
-        mode = "no API key: offline (upload later with `wandb sync`)"
+        mode = "no API key: offline (upload later with `infnet sync RUN_FOLDER`)"
     return Check("wandb", "info", f"{version}; {mode}")
 
 
@@ -280,11 +280,16 @@ def report(checks: Sequence[Check]) -> None:
         print(f"to mend {', '.join(names)}:\n    {fix}")
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run all checks, print them, and return the exit code."""
-    parser = argparse.ArgumentParser(description="Can this machine train? What mends it?")
+def add_doctor_options(parser: argparse.ArgumentParser) -> None:
+    """Add --workers and --json."""
     parser.add_argument("--workers", type=int, default=2, help="worker processes of the run")
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run all checks, print them, and return the exit code."""
+    parser = argparse.ArgumentParser(prog="infnet doctor", description=__doc__.splitlines()[0])
+    add_doctor_options(parser)
     args = parser.parse_args(argv)
     with ThreadPoolExecutor(max_workers=2) as pool:
         checks = list(pool.map(lambda check: check(), checks_for(args.workers)))

@@ -110,7 +110,7 @@ class WandbRun:
     def _later(self, folder: str) -> str:
         """The command that uploads the run: of a training run the log, of a report its folder."""
         if (self._folder / "metrics.jsonl").exists():
-            return f"python -m infnet_dist.training.wandb_sync {self._folder}"
+            return f"infnet sync {self._folder}"
         return f"wandb sync --include-online {folder}"
 
     def _set_aside(self) -> None:

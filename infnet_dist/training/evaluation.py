@@ -11,6 +11,7 @@ from infnet_dist import checkpoint
 from infnet_dist.config.run import Config
 from infnet_dist.distributed.context import WorkerContext
 from infnet_dist.evaluation.metrics import MetricState
+from infnet_dist.io.console import show_progress
 from infnet_dist.io.filesystem import Folder
 from infnet_dist.schema import Schema
 from infnet_dist.training.setup import TrainingSetup, open_training_set, stream
@@ -37,8 +38,9 @@ def evaluate(
     state = MetricState([task.name for task in tasks], watch_time_s)
     model.eval()
     with torch.no_grad():
-        batches = setup.reader(split, shuffle=False).batches()
-        for batch, _ in stream(batches, setup.context.device):
+        reader = setup.reader(split, shuffle=False)
+        num_steps = reader.num_steps()
+        for step, (batch, _) in enumerate(stream(reader.batches(), setup.context.device), 1):
             _, output = model(batch)
             state.update(
                 output.logits_BK,
@@ -47,6 +49,8 @@ def evaluate(
                 group_B=batch.group_B,
                 weights_B=batch.weights_B,
             )
+            if setup.context.is_first:
+                show_progress(split, "batch", step, num_steps)
             if interrupted():
                 model.train()
                 return None

@@ -1,7 +1,7 @@
 """The folder of a run: what it was started with, its log of metrics, its summary.
 
 <run.folder>/<run.name>/<run id>/
-config.yaml, versions.json, plan.json   of the newest attempt
+config.yaml, versions.json, plan.json, plan.txt   of the newest attempt
 attempts/001/                           the same of each, and attempt.json: when it began, and where
 metrics.jsonl                           one line per log; nothing twice, whatever happened
 summary.json, curves.png                once it has ended; of the attempt that trained last
@@ -21,10 +21,12 @@ from infnet_dist.io.filesystem import Folder
 from infnet_dist.io.json_files import write_json
 from infnet_dist.planning.plan import Plan
 from infnet_dist.planning.plan_file import save_plan
+from infnet_dist.planning.review.render import describe
 from infnet_dist.tracking.tracker import METRICS, Tracker, make_tracker, plot_curves
 from infnet_dist.training.provenance import versions
 
 ATTEMPTS = "attempts"
+PLAN_TEXT = "plan.txt"
 log = logging.getLogger("infnet_dist")
 
 
@@ -51,6 +53,8 @@ def open_run_folder(
         (folder / "config.yaml").write_text(dump_config(config))
         write_json(folder / "versions.json", versions())
         save_plan(plan, folder / "plan.json")
+        text = describe(plan, most_tables=len(plan.tables))
+        (folder / PLAN_TEXT).write_text(f"{text}\n", encoding="utf-8")
     lost = cut_log(run_folder / METRICS, manifest)
     if lost:
         log.info("%s lines of metrics, logged after the checkpoint, are made again", f"{lost:,}")

@@ -2,17 +2,20 @@
 
 import logging
 from collections.abc import Mapping
+from pathlib import Path
 
 import psutil
 from tqdm import tqdm
 
 from infnet_dist.checkpoint import SavedCheckpoint, SavedProgress, Throughput
+from infnet_dist.io.console import Line, show_progress
 from infnet_dist.io.filesystem import size_text
 from infnet_dist.planning.review.facts import facts
-from infnet_dist.planning.review.render import describe
+from infnet_dist.planning.review.render import summary_lines
 from infnet_dist.sharding.build import table_bytes
 from infnet_dist.tracking.tracker import Tracker
 from infnet_dist.training.meters import TrainMeter
+from infnet_dist.training.run_folder import PLAN_TEXT
 from infnet_dist.training.setup import TrainingSetup
 
 log = logging.getLogger("infnet_dist")
@@ -40,11 +43,18 @@ class RunLog:
         self._tracker = tracker
         self._total_steps = total_steps
 
-    def start(self) -> None:
-        """What the run is."""
+    def start(self, run_folder: Path) -> None:
+        """The plan in three lines, and the size of the dense part."""
         sharded = self._setup.sharded
         dense = sum(p.numel() for p in sharded.dense_optimizer.params.values())
-        self.say("plan:\n%s", describe(sharded.plan))
+        for line in summary_lines(sharded.plan):
+            self.say(line)
+        self.say(
+            Line(
+                f"plan: all of it in {run_folder / PLAN_TEXT}",
+                short=(f"plan: all of it in {PLAN_TEXT} in the run folder",),
+            )
+        )
         self.say("dense parameters: %s", f"{dense:,}")
 
     def interval(self, meter: TrainMeter, progress: SavedProgress) -> None:
@@ -66,15 +76,15 @@ class RunLog:
         metrics["memory/rss_gib"] = psutil.Process().memory_info().rss / 2**30
         self._tracker.log(metrics, step=progress.step, examples=progress.examples)
         left = (self._total_steps - progress.step) * self.throughput.seconds / self.throughput.steps
+        share = 100 * progress.step // self._total_steps
         self.say(
-            "step %s/%s (%s %%)  loss %.4f  %s samples/s  input wait %s  %s left",
-            f"{progress.step:,}",
-            f"{self._total_steps:,}",
-            100 * progress.step // self._total_steps,
-            stats.loss,
-            f"{metrics['perf/samples_per_s']:,.0f}",
-            f"{metrics['perf/input_wait_share']:.0%}",
-            tqdm.format_interval(left),
+            Line(
+                f"step {progress.step:,}/{self._total_steps:,} ({share} %)",
+                f"loss {stats.loss:.4f}",
+                f"{metrics['perf/samples_per_s']:,.0f} samples/s",
+                f"{tqdm.format_interval(left)} left",
+                f"input wait {metrics['perf/input_wait_share']:.0%}",
+            )
         )
 
     def evaluation(
@@ -82,27 +92,33 @@ class RunLog:
     ) -> None:
         """The scores on the valid split."""
         self._tracker.log(dict(metrics), step=progress.step, examples=progress.examples)
-        scores = "  ".join(
-            f"{task.name} "
-            + " ".join(
+        scores, first_scores = [], []
+        for task in self._setup.schema.tasks:
+            first, second = (
                 f"{metric} {metrics[f'valid/{metric}/{task.name}']:.4f}"
                 for metric in (("auc", "gauc") if task.kind == "binary" else ("mae_s", "r2"))
             )
-            for task in self._setup.schema.tasks
-        )
-        self.say("valid at step %s (%.1f s)  %s", f"{progress.step:,}", seconds, scores)
+            scores.append(f"{task.name} {first} {second}")
+            first_scores.append(f"{task.name} {first}")
+        head = f"valid at step {progress.step:,}"
+        self.say(Line(f"{head} ({seconds:.1f} s)", *scores, short=(head, *first_scores)))
 
     def saved(self, saved: SavedCheckpoint, stall_s: float) -> None:
         """A checkpoint is complete."""
+        size = f"{size_text(saved.num_bytes)} in {saved.seconds:.1f} s"
         self.say(
-            "saved %s (%s in %.1f s, of which training waited %.1f)",
-            saved.folder,
-            size_text(saved.num_bytes),
-            saved.seconds,
-            stall_s,
+            Line(
+                f"saved {saved.folder} ({size}, of which training waited {stall_s:.1f} s)",
+                short=(f"saved {saved.folder.name}", size, f"training waited {stall_s:.1f} s"),
+            )
         )
 
-    def say(self, line: str, *values: object) -> None:
+    def step(self, step: int) -> None:
+        """A step was made."""
+        if self._setup.context.is_first:
+            show_progress("train", "step", step, self._total_steps)
+
+    def say(self, line: str | Line, *values: object) -> None:
         """A line on the console."""
         if self._setup.context.is_first:
             log.info(line, *values)
@@ -119,16 +135,21 @@ class RunLog:
         """
         sharded = self._setup.sharded
         held = self._setup.context.gather(table_bytes(sharded.model, sharded.sparse_optimizer))
-        ranks = ", ".join(
+        ranks = [
             f"{rank}: {size_text(got)} ({size_text(planned)})"
             for rank, (got, planned) in enumerate(
                 zip(held, sharded.plan.ranks.stored_bytes, strict=True)
             )
-        )
-        self.say("rows and optimizer state by rank (and as planned): %s", ranks)
+        ]
+        head = "rows and optimizer state by rank (and as planned)"
+        self.say(Line(f"{head}:", *ranks, short=("bytes of tables (as planned)", *ranks)))
         background = self._setup.config.checkpoint.background
+        buffers = size_text(facts(sharded.plan)["buffer_bytes"])
+        copies = size_text(sum(sharded.plan.ranks.stored_bytes) if background else 0)
         self.say(
-            "planned beside them, all ranks: %s of buffers, %s of copies for background saves",
-            size_text(facts(sharded.plan)["buffer_bytes"]),
-            size_text(sum(sharded.plan.ranks.stored_bytes) if background else 0),
+            Line(
+                f"planned beside them, all ranks: {buffers} of buffers, {copies} of copies for "
+                "background saves",
+                short=(f"planned beside them: {buffers} of buffers, {copies} of copies",),
+            )
         )

@@ -93,7 +93,7 @@ def train(
         loop = _TrainingLoop(setup, manifest, tracker, saver, shutdown)
         try:
             with Watchdog(context, config.scaling.hang_timeout_s, last_words):
-                loop.run()
+                loop.run(run_folder)
         finally:
             saver.close()
             wandb_place = tracker.finish()
@@ -156,10 +156,10 @@ class _TrainingLoop:
         self._stopped = False
         self._growth = ""
 
-    def run(self) -> None:
+    def run(self, run_folder: Path) -> None:
         """Train all epochs, with evaluations and checkpoints."""
         if self._manifest is None or self._manifest.world_size != self._context.world_size:
-            self._log.start()
+            self._log.start(run_folder)
         if self._manifest is not None:
             self._resume(self._manifest)
         while not (self._stopped or self._progress.at_end):
@@ -228,6 +228,7 @@ class _TrainingLoop:
         else:
             self._meter.add(loss, output.task_loss_K, batch, wait_s)
         self._progress.advance(batch, skipped=self._flags.nonfinite_loss)
+        self._log.step(self._progress.step)
 
     def _exchange_flags(self, loss: torch.Tensor) -> bool:
         """Combine the flags of all ranks; returns whether the step may change the model."""

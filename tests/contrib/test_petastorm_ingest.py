@@ -1,7 +1,6 @@
 """Petastorm data sets become training sets without a copy; ours open in petastorm."""
 
 import datetime
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -306,17 +305,15 @@ def test_the_command_describes_once(
     run = {"ingest": settings(Path("raw")), "data": {"path": "raw", "reader": "petastorm"}}
     (tmp_path / "run.yaml").write_text(yaml.safe_dump(run))
     monkeypatch.setenv("INFNET_ROOT", str(tmp_path))
-    monkeypatch.setattr(sys, "argv", ["ingest", "--config", str(tmp_path / "run.yaml")])
-    ingest_job.main()
+    command = ["--config", str(tmp_path / "run.yaml")]
+    ingest_job.main(command)
     made = (raw / MANIFEST).stat().st_mtime_ns
-    ingest_job.main()
+    ingest_job.main(command)
     assert (raw / MANIFEST).stat().st_mtime_ns == made
-    monkeypatch.setattr(sys, "argv", [*sys.argv, "--set", "ingest.num_buckets=5"])
     with pytest.raises(DataError, match=r"ingest\.num_buckets: .*4.*5.*manifest"):
-        ingest_job.main()
-    monkeypatch.setattr(sys, "argv", [*sys.argv[:-1], "data.petastorm_metadata=true"])
-    with pytest.raises(ConfigError, match=r"petastorm_metadata"):
-        ingest_job.main()
+        ingest_job.main([*command, "--set", "ingest.num_buckets=5"])
+    with pytest.raises(ConfigError, match="petastorm_metadata"):
+        ingest_job.main([*command, "--set", "data.petastorm_metadata=true"])
 
 
 def test_data_that_changed_since_they_were_described(tmp_path: Path) -> None:

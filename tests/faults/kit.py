@@ -1,8 +1,8 @@
 """Starts a real job, injects a fault at a chosen point, and checks what must hold each time.
 
-1. The outcome is the one that docs/faults.md promises (exit code, and what the last line says).
+1. The outcome is the one that docs/faults.md promises (exit code, and facts of the last line).
 2. No row of an epoch is lost or read twice, by a ledger that the workers write step by step.
-3. Every checkpoint that is left is intact.
+3. Every checkpoint that remains is intact.
 4. The error, if there is one, is readable: one last line, and no traceback after it.
 """
 
@@ -14,6 +14,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -25,17 +26,19 @@ import yaml
 from infnet_dist import checkpoint
 from infnet_dist.checkpoint.reading import TensorReader
 from infnet_dist.io.filesystem import Folder
-from infnet_dist.training.run_folder import checkpoint_folder
+from infnet_dist.training.run_folder import checkpoint_folder, read_attempts
 from tests.conftest import REPOSITORY
 from tests.runs import make_config
 
 SITE = Path(__file__).parent / "site"
 TIMEOUT_S = 150
+# The line before each restart: the checkpoint, restarts without a new one, and their limit.
+RESTART = re.compile(r"restarting from (step-\d+|the beginning) \((\d+) of (\d+) ")
 
 
 @dataclass
 class Fault:
-    """What goes wrong, where and when; see site/sitecustomize.py."""
+    """A fault, its place and its time; see site/sitecustomize.py."""
 
     point: str
     action: str = "kill"
@@ -57,12 +60,17 @@ class Ended:
     def __post_init__(self) -> None:
         self.last_line = next((x for x in reversed(self.text.splitlines()) if x.strip()), "")
 
+    @property
+    def restarts(self) -> list[tuple[str, int]]:
+        """Of each restart: the checkpoint, and how many there were without a new one."""
+        return [(found[1], int(found[2])) for found in RESTART.finditer(self.text)]
+
 
 class Job:
     """A run of `python -m ray_jobs.train` on this machine.
 
     Args:
-        folder: of this test: data stand elsewhere.
+        folder: of this test; data are elsewhere.
         data: a training set.
         changes: sections of the run file.
     """
@@ -118,7 +126,7 @@ class Job:
         return self.start(*faults, **more).wait()
 
     def check(self, ended: Ended, *, code: int = 0, says: str | None = None) -> None:
-        """The outcome, the checkpoints and the error; rows are checked once the run is done."""
+        """Check outcome, checkpoints and error, and the rows once the run is done."""
         assert ended.code == code, ended.text[-3000:]
         if says is not None:
             assert re.search(says, ended.text), ended.text[-3000:]
@@ -131,7 +139,7 @@ class Job:
         assert no_processes_left(self.folder), "orphans"
 
     def check_checkpoints(self) -> None:
-        """All that are complete hold what they say."""
+        """Check the sums of all that are complete."""
         for folder in checkpoint.complete_checkpoints(self.checkpoints):
             manifest = checkpoint.read_manifest(folder)
             reader = TensorReader(folder, manifest)
@@ -144,7 +152,7 @@ class Job:
         return checkpoint_folder(self.config, self.run_folder)
 
     def check_rows(self) -> None:
-        """Every row of every epoch was trained on once, as far as the final weights know."""
+        """Check that the final weights come from each row of each epoch once."""
         rows = 2400
         steps = effective_steps(self.ledger)
         for epoch in range(self.config.training.epochs):
@@ -157,6 +165,32 @@ class Job:
             )
             assert len(seen) == rows, f"{rows - len(seen)} rows lost in epoch {epoch}"
             assert max(seen.values()) == 1, "rows read twice"
+
+    def has_saved(self, step: int) -> bool:
+        """Whether the checkpoint of this step is complete."""
+        return f"step-{step:08d}" in self.saved()
+
+    def saved(self) -> list[str]:
+        """Names of all complete checkpoints, the oldest first."""
+        return [folder.name for folder in checkpoint.complete_checkpoints(self.checkpoints)]
+
+    def workers_of_attempts(self) -> list[int]:
+        """Numbers of workers of all attempts that began to train."""
+        return [attempt["num_workers"] for attempt in read_attempts(self.run_folder)]
+
+    @property
+    def resumed_after(self) -> int:
+        """The step after which the newest attempt resumed."""
+        step: int = read_attempts(self.run_folder)[-1]["after_step"]
+        return step
+
+    def steps_of_attempts(self) -> list[tuple[int, int]]:
+        """The first and the last step of each attempt that made any."""
+        steps: dict[int, list[tuple[float, int]]] = {}
+        for line in self.ledger_lines():
+            steps.setdefault(line["attempt"][1], []).append((line["time"], line["step"]))
+        in_order = sorted(steps.values(), key=min)
+        return [(min(made)[1], max(made)[1]) for made in in_order]
 
     def tensors(self) -> dict[str, torch.Tensor]:
         """All tensors of the newest checkpoint."""
@@ -229,12 +263,17 @@ class Running:
                 start_new_session=True,
             )
 
-    def wait_for(self, pattern: str) -> None:
+    def wait_for(self, pattern: str | re.Pattern[str]) -> None:
         """Wait until the output has a line like this."""
+        self.wait_until(lambda: bool(re.search(pattern, self._log.read_text(errors="replace"))))
+
+    def wait_until(self, condition: Callable[[], bool]) -> None:
+        """Wait for a condition while the job runs."""
         deadline = time.monotonic() + TIMEOUT_S
-        while not re.search(pattern, self._log.read_text(errors="replace")):
-            assert self.process.poll() is None, self._log.read_text(errors="replace")[-3000:]
-            assert time.monotonic() < deadline, f"no line like {pattern!r}"
+        while not condition():
+            output = self._log.read_text(errors="replace")[-3000:]
+            assert self.process.poll() is None, output
+            assert time.monotonic() < deadline, output
             time.sleep(0.05)
 
     def send(self, number: signal.Signals) -> None:
@@ -285,16 +324,16 @@ def ledger_lines(ledger: Path) -> list[dict[str, Any]]:
 
 
 def no_processes_left(folder: Path) -> bool:
-    """Whether all processes that speak of the test's folder are gone, soon."""
+    """Whether all processes that name the test's folder have ended, within a while."""
     deadline = time.monotonic() + 30
     while time.monotonic() < deadline:
-        if not any(_speaks_of(process, str(folder)) for process in psutil.process_iter()):
+        if not any(_names(process, str(folder)) for process in psutil.process_iter()):
             return True
         time.sleep(0.2)
     return False
 
 
-def _speaks_of(process: psutil.Process, text: str) -> bool:
+def _names(process: psutil.Process, text: str) -> bool:
     try:
         environ = process.environ().get("INFNET_LEDGER", "")
         title = " ".join(process.cmdline())

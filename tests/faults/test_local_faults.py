@@ -1,6 +1,5 @@
-"""Faults of a run without Ray: killed, hanging, stopped, full, spoilt. docs/faults.md promises."""
+"""Faults of a run without Ray; docs/faults.md lists the promises."""
 
-import re
 import signal
 import socket
 import subprocess
@@ -15,7 +14,7 @@ import psutil
 import pytest
 from moto.server import ThreadedMotoServer
 
-from tests.faults.kit import Fault, Job
+from tests.faults.kit import RESTART, Fault, Job
 from tests.faults.wandb_server import WandbServer
 from tests.wandb_file import read_history
 
@@ -36,8 +35,8 @@ def test_a_worker_that_dies(tmp_path: Path, data: Path, undisturbed: Job, fault:
     job = Job(tmp_path, data)
     ended = job.run(fault)
     code = 17 if fault.action == "exit" else -9
-    says = rf"worker {fault.rank} died \(exit code {code}\); starting again from (step-|the beg)"
-    job.check(ended, says=says)
+    job.check(ended, says=rf"worker {fault.rank} .*{code}\b")
+    assert len(ended.restarts) == 1
     job.assert_same(undisturbed)
 
 
@@ -49,8 +48,9 @@ def test_more_than_two_workers(tmp_path: Path, data: Path, workers: int) -> None
     whole, job = (Job(tmp_path / name, data, scaling=scaling) for name in ("whole", "run"))
     whole.check(whole.run())
     ended = job.run(Fault("backward", rank=1, step=5), Fault("step", "sigterm", rank=2, step=13))
-    job.check(ended, code=143, says=r"stopped by SIGTERM after step 13")
-    job.check(job.run(), says="going on after step 13")
+    job.check(ended, code=143, says="SIGTERM .*step-00000013")
+    job.check(job.run())
+    assert job.resumed_after == 13
     job.assert_same(whole)
 
 
@@ -58,7 +58,8 @@ def test_more_than_two_workers(tmp_path: Path, data: Path, workers: int) -> None
 def test_two_deaths_and_one_while_loading(tmp_path: Path, data: Path, undisturbed: Job) -> None:
     job = Job(tmp_path, data)
     ended = job.run(Fault("step", step=19), Fault("load", rank=-1), Fault("step", step=29, rank=0))
-    job.check(ended, says=r"step-00000020 \(1 of 3")
+    job.check(ended)
+    assert ("step-00000020", 1) in ended.restarts
     job.assert_same(undisturbed)
 
 
@@ -66,8 +67,8 @@ def test_two_deaths_and_one_while_loading(tmp_path: Path, data: Path, undisturbe
 def test_too_many_deaths_without_a_new_checkpoint(tmp_path: Path, data: Path) -> None:
     job = Job(tmp_path, data, scaling={"max_failures": 1})
     ended = job.run(Fault("step", step=5), Fault("step", step=7))
-    says = r"error: .*worker 1 died .* failure 2 since the last new .* from the beginning"
-    job.check(ended, code=1, says=says)
+    job.check(ended, code=1, says=r"error: .*worker 1 .*\b2\b.*scaling\.max_failures")
+    assert ended.restarts == [("the beginning", 1)]
 
 
 @MATRIX
@@ -75,7 +76,8 @@ def test_too_many_deaths_without_a_new_checkpoint(tmp_path: Path, data: Path) ->
 def test_a_worker_that_hangs(tmp_path: Path, data: Path, undisturbed: Job, action: str) -> None:
     job = Job(tmp_path, data)
     ended = job.run(Fault("step", action, rank=1, step=25))
-    job.check(ended, says=r"rank 1 hangs in step 2[45].*no progress for 6 s; starting again")
+    job.check(ended, says=r"rank 1 .*step 2[45]\b.*\b6 s")
+    assert len(ended.restarts) == 1
     job.assert_same(undisturbed)
 
 
@@ -88,7 +90,7 @@ def test_a_bug_is_not_tried_again(tmp_path: Path, data: Path, action: str, says:
     job = Job(tmp_path, data)
     ended = job.run(Fault("step", action, step=12))
     job.check(ended, code=1, says=f"error: RuntimeError: worker 1: {says}")
-    assert "starting again" not in ended.text
+    assert not ended.restarts
 
 
 @pytest.fixture
@@ -111,7 +113,8 @@ def test_the_kernel_takes_a_worker_for_its_memory(
     """By the kernel's own memory killer, in a control group that has less than the worker takes."""
     job = Job(tmp_path, data)
     ended = job.run(Fault("backward", "oom", rank=1, step=17, place=str(small_cgroup)))
-    job.check(ended, says=r"worker 1 died \(exit code -9\); starting again from step-00000010")
+    job.check(ended, says=r"worker 1 .*-9\b")
+    assert ended.restarts == [("step-00000010", 1)]
     job.assert_same(undisturbed)
 
 
@@ -122,12 +125,11 @@ def test_stopped_by_a_signal(
 ) -> None:
     job = Job(tmp_path, data)
     running = job.start()
-    running.wait_for(r"saved .*step-00000010")
+    running.wait_until(lambda: job.has_saved(10))
     running.send(kind)
-    job.check(
-        running.wait(), code=128 + kind, says=rf"stopped by {kind.name} after step \d+, saved"
-    )
-    job.check(job.run(), says="going on after step")
+    job.check(running.wait(), code=128 + kind, says=rf"{kind.name} .*step-\d+")
+    job.check(job.run())
+    assert job.resumed_after >= 10
     job.assert_same(undisturbed)
 
 
@@ -137,10 +139,11 @@ def test_all_processes_of_a_job_are_told_to_stop(
     """As by schedulers and service managers: SIGTERM to the whole process group."""
     job = Job(tmp_path, data)
     running = job.start()
-    running.wait_for(r"saved .*step-00000010")
+    running.wait_until(lambda: job.has_saved(10))
     running.send_to_all(signal.SIGTERM)
-    job.check(running.wait(), code=143, says=r"stopped by SIGTERM after step \d+, saved")
-    job.check(job.run(), says="going on after step")
+    job.check(running.wait(), code=143, says=r"SIGTERM .*step-\d+")
+    job.check(job.run())
+    assert job.resumed_after >= 10
     job.assert_same(undisturbed)
 
 
@@ -148,14 +151,15 @@ def test_all_processes_of_a_job_are_told_to_stop(
 def test_a_second_signal_stops_at_once(tmp_path: Path, data: Path, undisturbed: Job) -> None:
     job = Job(tmp_path, data, scaling={"num_workers": 2, "hang_timeout_s": 100.0})
     running = job.start(Fault("save", "sleep", rank=1, step=20))
-    running.wait_for(r"saved .*step-00000010")
+    running.wait_until(lambda: job.has_saved(10))
     running.send(signal.SIGINT)
-    running.wait_for("once more stops at once")
+    running.wait_for("SIGINT")
     time.sleep(3)
     running.send(signal.SIGTERM)
     ended = running.wait(timeout_s=20)
-    job.check(ended, code=143, says="stopped by SIGTERM at once, without saving; --run-id run goes")
-    job.check(job.run(), says="going on after step 10")
+    job.check(ended, code=143, says="SIGTERM .*--run-id run ")
+    job.check(job.run())
+    assert job.resumed_after == 10
     job.assert_same(undisturbed)
 
 
@@ -164,7 +168,7 @@ def test_a_worker_dies_while_the_others_stop(tmp_path: Path, data: Path, undistu
     job = Job(tmp_path, data)
     faults = [Fault("step", "nap", rank=0, step=step, seconds=1) for step in (12, 13, 14, 15)]
     running = job.start(*faults, Fault("save", rank=1, step=0), Fault("save", rank=0, step=10))
-    running.wait_for("starting again")
+    running.wait_for(RESTART)
     running.send(signal.SIGTERM)
     ended = running.wait()
     assert ended.code == 143, ended.text
@@ -178,7 +182,7 @@ def test_a_second_driver_is_refused(tmp_path: Path, data: Path, undisturbed: Job
     job = Job(tmp_path, data)
     naps = [Fault("step", "nap", rank=0, step=step, seconds=1) for step in range(12, 38)]
     first = job.start(*naps)
-    first.wait_for(r"saved .*step-00000010")
+    first.wait_until(lambda: job.has_saved(10))
     second = job.start().wait()
     assert second.code == 1
     for word in (str(job.run_folder), str(first.process.pid), socket.gethostname()):
@@ -195,7 +199,7 @@ def test_the_forkserver_is_killed(tmp_path: Path, data: Path, undisturbed: Job, 
     job = Job(tmp_path, data)
     running = job.start()
     if when == "they train":
-        running.wait_for(r"saved .*step-00000010")
+        running.wait_until(lambda: job.has_saved(10))
     forkservers: list[psutil.Process] = []
     while not forkservers:
         family = psutil.Process(running.process.pid).children()
@@ -204,11 +208,8 @@ def test_the_forkserver_is_killed(tmp_path: Path, data: Path, undisturbed: Job, 
     ended = running.wait()
     job.check(ended)
     assert "EOFError" not in ended.text
-    restarts = re.findall(
-        r"worker \d (?:was lost while it started|died) .*; starting again from ", ended.text
-    )
     # Workers that have hardly begun may outlive it, and train.
-    assert len(restarts) == 1 or (when == "they start" and not restarts)
+    assert len(ended.restarts) == 1 or (when == "they start" and not ended.restarts)
     job.assert_same(undisturbed)
 
 
@@ -216,11 +217,12 @@ def test_the_forkserver_is_killed(tmp_path: Path, data: Path, undisturbed: Job, 
 def test_the_main_process_is_killed(tmp_path: Path, data: Path, undisturbed: Job) -> None:
     job = Job(tmp_path, data)
     running = job.start()
-    running.wait_for(r"saved .*step-00000010")
+    running.wait_until(lambda: job.has_saved(10))
     running.send(signal.SIGKILL)
     assert running.wait().code == -9
     job.check_checkpoints()
-    job.check(job.run(), says="going on after step")
+    job.check(job.run())
+    assert job.resumed_after >= 10
     job.assert_same(undisturbed)
 
 
@@ -228,17 +230,16 @@ def test_the_main_process_is_killed(tmp_path: Path, data: Path, undisturbed: Job
 def test_preempted_by_sigterm_to_a_worker(tmp_path: Path, data: Path, undisturbed: Job) -> None:
     job = Job(tmp_path, data)
     ended = job.run(Fault("step", "sigterm", rank=1, step=13))
-    job.check(
-        ended, code=143, says="stopped by SIGTERM after step 13, saved .*step-00000013; --run"
-    )
-    job.check(job.run(), says="going on after step 13")
+    job.check(ended, code=143, says="SIGTERM .*step-00000013; --run-id run ")
+    job.check(job.run())
+    assert job.resumed_after == 13
     job.assert_same(undisturbed)
 
 
 def test_no_room_while_saving(tmp_path: Path, data: Path, undisturbed: Job) -> None:
     job = Job(tmp_path, data, checkpoint={"retry_s": 20})
     ended = job.run(Fault("save", "full", rank=1, step=0, seconds=3))
-    job.check(ended, says=r"can't write \(\[Errno 28\] No space left on device\); trying again in")
+    job.check(ended, says="No space left on device")
     job.assert_same(undisturbed)
 
 
@@ -246,9 +247,8 @@ def test_no_room_while_saving(tmp_path: Path, data: Path, undisturbed: Job) -> N
 def test_no_room_at_all(tmp_path: Path, data: Path) -> None:
     job = Job(tmp_path, data, checkpoint={"retry_s": 0.5})
     ended = job.run(Fault("save", "full", rank=1, step=0, seconds=600))
-    says = r"No space left on device; earlier checkpoints are untouched; training goes on"
-    job.check(ended, code=1, says=says)
-    assert "error: can't save to" in ended.last_line
+    job.check(ended, code=1, says="No space left on device")
+    assert str(job.run_folder) in ended.last_line
 
 
 @MATRIX
@@ -265,12 +265,12 @@ def test_the_disk_of_a_run_is_full_for_a_while(
         job = Job(tmp_path, data, checkpoint={"retry_s": 60}, tracking={"wandb": "offline"})
         naps = [Fault("step", "nap", rank=0, step=step, seconds=1) for step in range(14, 40)]
         running = job.start(*naps)
-        running.wait_for(r"saved .*step-00000010")
+        running.wait_until(lambda: job.has_saved(10))
         filler = folder / "filler"
         with suppress(OSError), filler.open("wb", buffering=0) as file:
             while True:
                 file.write(bytes(4096))
-        running.wait_for(r"can't write .*No space left on device.*; trying again in")
+        running.wait_for("No space left on device")
         filler.unlink()
         job.check(running.wait())
         job.assert_same(undisturbed)
@@ -290,17 +290,14 @@ def test_the_wandb_server_is_away(tmp_path: Path, data: Path, undisturbed: Job, 
     }
     if when == "from the start":
         server.close()
-        job.check(
-            job.run(**environ),
-            says=r"W&B.*infnet_dist\.wandb_sync",
-        )
+        job.check(job.run(**environ), says=r"W&B.*infnet sync")
     else:
         naps = [Fault("step", "nap", rank=0, step=step, seconds=0.3) for step in range(12, 30)]
         running = job.start(*naps, **environ)
-        running.wait_for(r"saved .*step-00000010")
+        running.wait_until(lambda: job.has_saved(10))
         assert "mutation UpsertBucket" in server.text, "W&B was told of the run"
         server.close()
-        job.check(running.wait(), says=r"W&B.*infnet_dist\.wandb_sync")
+        job.check(running.wait(), says=r"W&B.*infnet sync")
     job.assert_same(undisturbed)
     kind = "offline-run-*" if when == "from the start" else "run-*"
     (folder,) = (job.run_folder / "wandb").glob(kind)
@@ -339,10 +336,11 @@ def test_the_store_is_away_for_a_while(
     url = f"s3://checkpoints/runs?endpoint_override=127.0.0.1:{port}&scheme=http"
     job = Job(tmp_path, data, checkpoint={"folder": url})
     running = job.start(Fault("step", "nap", rank=0, step=18, seconds=3))
-    running.wait_for(r"saved s3://checkpoints/runs/test/run/step-00000010")
+    running.wait_until(lambda: job.has_saved(10))
     server.stop()
     time.sleep(8)
     server = serve_s3(port)
-    job.check(running.wait(), says="can't write .*; trying again in")
+    ended = running.wait()
+    job.check(ended, says="AWS Error")
     job.assert_same(undisturbed)
     server.stop()

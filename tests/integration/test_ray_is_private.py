@@ -38,7 +38,9 @@ print("it has the key" if os.environ.get("WANDB_API_KEY") else "it lacks the key
 """
 
 
-@pytest.mark.parametrize("end", ["", "disconnect()", "from ray_jobs._cli import _end; _end('no')"])
+@pytest.mark.parametrize(
+    "end", ["", "disconnect()", "from ray_jobs._cli import run_main; run_main(lambda argv: 1 // 0)"]
+)
 def test_a_ray_of_ones_own_is_of_no_use_to_others(
     tmp_path: Path, repository: Path, end: str
 ) -> None:
@@ -51,7 +53,7 @@ def test_a_ray_of_ones_own_is_of_no_use_to_others(
         text=True,
         timeout=120,
     )
-    assert done.returncode == (1 if "_end" in end else 0), done.stderr
+    assert done.returncode == (1 if "run_main" in end else 0), done.stderr
     count, places, folder = json.loads(done.stdout.splitlines()[-1])
     assert count >= 4
     assert len(places) >= 4

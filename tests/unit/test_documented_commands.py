@@ -20,7 +20,7 @@ ALL = [
     for block in [*blocks(path), *(spans(path) if path.suffix == ".md" else [])]
 ]
 # Not whole commands: the reader fills them in.
-INCOMPLETE = re.compile(r"\[--|\.\.\.|COMMAND$|^\S*python -m \S+$")
+INCOMPLETE = re.compile(r"\[--|\.\.\.|COMMAND$|^\S*python -m \S+$|^\S*infnet( \S+)?$")
 
 
 class ParsedError(BaseException):
@@ -28,15 +28,19 @@ class ParsedError(BaseException):
 
 
 def python_commands() -> dict[str, list[str]]:
-    """Where a command is documented -> what follows `python`."""
+    """Where a command is documented -> the arguments of `python` that run it."""
     found = {}
     for block in ALL:
         for number, command in enumerate(block.commands):
             inner = words(command)
             if inner[:3] == ["ray", "job", "submit"]:
                 inner = inner[inner.index("--") + 1 :]
-            if inner[0].endswith("python") and not INCOMPLETE.search(command):
+            if INCOMPLETE.search(command):
+                continue
+            if inner[0].endswith("python"):
                 found[f"{block.where}/{number}"] = inner[1:]
+            elif inner[0].endswith("infnet"):
+                found[f"{block.where}/{number}"] = ["-m", "ray_jobs", *inner[1:]]
     return found
 
 

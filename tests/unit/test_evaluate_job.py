@@ -3,7 +3,6 @@
 import json
 import os
 import shutil
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -59,9 +58,8 @@ def run(place: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
 
     def run(*arguments: object) -> list[dict[str, Any]]:
         launched.clear()
-        words = ["evaluate", "--config", str(place / "run.yaml"), "--launcher", "local"]
-        monkeypatch.setattr(sys, "argv", [*words, *map(str, arguments)])
-        evaluate.main()
+        words = ["--config", str(place / "run.yaml"), "--launcher", "local"]
+        evaluate.main([*words, *map(str, arguments)])
         return launched
 
     monkeypatch.setattr(evaluate, "launch", launch)

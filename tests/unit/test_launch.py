@@ -19,17 +19,18 @@ from ray.exceptions import AuthenticationError, RayActorError
 from infnet_dist.config.run import ScalingConfig
 from infnet_dist.errors import CheckpointError, ConfigError, DataError, UserError
 from infnet_dist.ingest.lock import exclusive
+from infnet_dist.ingest.sources import update_training_set
 from infnet_dist.io.filesystem import Folder
 from infnet_dist.io.paths import make_writable
 from infnet_dist.training.run_folder import close_run_folder
-from ray_jobs._cli import newest_checkpoint, run_id
+from ray_jobs._cli import newest_checkpoint
 from ray_jobs._cluster import connect, submission_id
 from ray_jobs._local import _use_a_short_temp_folder
+from ray_jobs._options import run_id
 from ray_jobs._ray_failures import nodes_drained, workers_failed
 from ray_jobs._resources import missing_resources
 from ray_jobs._supervise import _newest_checkpoint, train_with_restarts
 from ray_jobs._worker_errors import WorkerLostError, is_broken_collective, root_error
-from ray_jobs.ingest import _make
 from tests.runs import make_config
 
 
@@ -158,8 +159,11 @@ def test_a_second_ingest_of_a_set_leaves_the_firsts_files(tmp_path: Path) -> Non
     partial = tmp_path / ".set.partial"
     partial.mkdir()
     config = make_config(tmp_path / "set", tmp_path, ingest={"source": "synthetic"})
+    assert config.ingest is not None
     with exclusive(tmp_path / "set"), pytest.raises(DataError, match=str(tmp_path / "set")):
-        _make(config, "local")
+        update_training_set(
+            config.ingest, tmp_path / "set", lambda tasks: iter(()), lambda *done: None
+        )
     assert partial.is_dir()
 
 

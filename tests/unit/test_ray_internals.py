@@ -1,5 +1,6 @@
 """The parts of Ray that it doesn't promise to keep; a failure here says which Ray broke them."""
 
+import contextlib
 import dataclasses
 import importlib
 import inspect
@@ -17,7 +18,12 @@ from ray.train.torch import TorchTrainer
 from infnet_dist.errors import UserError
 from ray_jobs import _cluster, _ray_internals
 from ray_jobs._ray_failures import workers_failed
-from ray_jobs._ray_internals import CLEANER_CALLBACK, LOST_WORKER_ERRORS, TESTED_WITH
+from ray_jobs._ray_internals import (
+    CLEANER_CALLBACK,
+    LOST_WORKER_ERRORS,
+    PRINTS_WORKER_LINES,
+    TESTED_WITH,
+)
 from ray_jobs._ray_train import failure_config
 from ray_jobs._worker_errors import WorkerLostError
 from tests.unit.test_structure import imports
@@ -53,6 +59,21 @@ def test_ray_is_kept_to_loopback(monkeypatch: pytest.MonkeyPatch) -> None:
     assert os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] == "0"
     taken = inspect.getsource(inspect.unwrap(ray.init))  # by **kwargs
     assert '"_node_ip_address"' in taken and '"_temp_dir"' in taken, BROKEN
+
+
+def test_lines_of_workers_are_filtered(monkeypatch: pytest.MonkeyPatch) -> None:
+    connecting = inspect.getsource(importlib.import_module("ray._private.worker").connect)
+    assert f'"{PRINTS_WORKER_LINES}"' in connecting, BROKEN
+    part("ray._private.ray_constants", "RAY_DISABLE_WORKER_LOG_PREFIX")
+    kind = type(part("ray._private.ray_logging", "global_worker_stdstream_dispatcher"))
+    dispatcher = kind()
+    monkeypatch.setattr("ray._private.ray_logging.global_worker_stdstream_dispatcher", dispatcher)
+    printed: list[object] = []
+    dispatcher.add_handler(PRINTS_WORKER_LINES, printed.append)
+    _ray_internals.filter_worker_lines(lambda line: line.startswith("#"), contextlib.nullcontext)
+    dispatcher.emit({"lines": ["#1", "a", "#2", "b"], "is_err": True})
+    dispatcher.emit({"lines": ["#3"], "is_err": True})
+    assert printed == [{"lines": ["a", "b"], "is_err": True}], BROKEN
 
 
 def test_the_cleaner_is_left_out() -> None:

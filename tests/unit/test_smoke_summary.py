@@ -113,7 +113,7 @@ def test_first_failure_stops(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
             return self
 
         def __exit__(self, *args: object) -> None: ...
-        def submit(self, args: list[str], *, working_dir: Path) -> object:
+        def submit(self, args: list[str], *, working_dir: Path, env: object) -> object:
             submitted.append(args[0])
             return type("Done", (), {"returncode": 3 if args[0] == "b" else 0})
 

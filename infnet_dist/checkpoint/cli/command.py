@@ -1,6 +1,6 @@
 """Looks after checkpoints: on any machine, without a GPU, workers or a training set.
 
-    P="python -m infnet_dist.checkpoint"
+    P="infnet checkpoint"
     $P list runs/my_run/20261122-111407
     $P verify runs/my_run/20261122-111407
     $P inspect runs/my_run/20261122-111407/checkpoints/step-00005000
@@ -15,24 +15,44 @@ import argparse
 import importlib
 import os
 import re
+import signal
 import sys
 import traceback
-from collections.abc import Sequence
-from typing import Any, NoReturn
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
 
 from infnet_dist.errors import UserError
+from infnet_dist.io.command_line import HelpFormatter, add_json, examples, positive
 from infnet_dist.io.urls import without_secrets
 
 _PLACES = {name: "folder_reports" for name in ("list", "verify", "prune")}
 _PLACES |= {name: "tensor_reports" for name in ("inspect", "diff", "export")}
-_P = "python -m infnet_dist.checkpoint"
+_PROGRAM = "infnet checkpoint"
 _FOLDER = "folder or URL of a run, or of its checkpoints"
 _CHECKPOINT = "folder or URL of one checkpoint (step-...)"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one sub-command; returns the exit code. An error is one last line on stderr."""
-    arguments = parser().parse_args(argv)
+    parser = argparse.ArgumentParser(prog=_PROGRAM)
+    add_checkpoint_options(parser)
+    arguments = parser.parse_args(argv)
+    with _interrupted_by_sigterm():
+        return _run(arguments)
+
+
+@contextmanager
+def _interrupted_by_sigterm() -> Iterator[None]:
+    """Take SIGTERM as Ctrl-C, so that no partial file stays."""
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _run(arguments: argparse.Namespace) -> int:
     try:
         # Only now, since it brings torch, which --help doesn't need.
         module = importlib.import_module(f"infnet_dist.checkpoint.cli.{_PLACES[arguments.command]}")
@@ -68,23 +88,23 @@ def _failed(message: str, code: int = 1) -> int:
     return code
 
 
-def parser() -> argparse.ArgumentParser:
-    """The command line."""
-    found = argparse.ArgumentParser(
-        prog=_P,
-        description="Look after checkpoints: list, verify, inspect, compare, export, delete. On "
-        "any machine, without a GPU; paths and URLs (s3://...) alike.",
-        epilog="Exit code: 0; 1 after an error, and where verify, diff find what they look for; 2 "
-        "for a wrong command line. docs/checkpoints.md shows what each prints.",
+def add_checkpoint_options(parser: argparse.ArgumentParser) -> None:
+    """Add the sub-commands and their options."""
+    parser.formatter_class = HelpFormatter
+    parser.description = (
+        "Look after checkpoints: list, verify, inspect, compare, export, delete. On any machine, "
+        "without a GPU; paths and URLs (s3://...) alike.\n\n"
+        "Exit code: 0; 1 after an error, and where verify or diff find differences; 2 for a wrong "
+        "command line. docs/checkpoints.md shows the output of each."
     )
-    commands = found.add_subparsers(required=True, metavar="COMMAND", dest="command")
+    parser.epilog = examples(_PROGRAM, "list runs/my_run/1\nCOMMAND --help")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND", dest="command")
     _add_list(commands)
     _add_verify(commands)
     _add_inspect(commands)
     _add_diff(commands)
     _add_export(commands)
     _add_prune(commands)
-    return found
 
 
 def _add_list(commands: Any) -> None:
@@ -106,7 +126,7 @@ def _add_list(commands: Any) -> None:
         default=[],
         help="metric to show, e.g. valid/auc/click; repeatable (default: AUCs of up to 3 tasks)",
     )
-    _add_json(command)
+    add_json(command)
 
 
 def _add_verify(commands: Any) -> None:
@@ -122,7 +142,7 @@ def _add_verify(commands: Any) -> None:
     command.add_argument(
         "places", nargs="+", metavar="CHECKPOINT|FOLDER", help="checkpoints, or folders of some"
     )
-    _add_json(command)
+    add_json(command)
 
 
 def _add_inspect(commands: Any) -> None:
@@ -134,7 +154,7 @@ def _add_inspect(commands: Any) -> None:
         "inspect runs/my_run/1/checkpoints/step-00005000",
     )
     command.add_argument("checkpoint", metavar="CHECKPOINT", help=_CHECKPOINT)
-    _add_json(command)
+    add_json(command)
 
 
 def _add_diff(commands: Any) -> None:
@@ -149,7 +169,7 @@ def _add_diff(commands: Any) -> None:
     )
     command.add_argument("first", metavar="A", help=_CHECKPOINT)
     command.add_argument("second", metavar="B", help="the other one")
-    _add_json(command)
+    add_json(command)
 
 
 def _add_export(commands: Any) -> None:
@@ -190,10 +210,10 @@ def _add_prune(commands: Any) -> None:
     )
     command.add_argument("folder", metavar="FOLDER", help=_FOLDER)
     command.add_argument(
-        "--keep-last", type=_positive, required=True, metavar="K", help="newest that stay"
+        "--keep-last", type=positive, required=True, metavar="K", help="newest that stay"
     )
     command.add_argument(
-        "--keep-every-steps", type=_positive, metavar="N", help="multiples of N steps stay as well"
+        "--keep-every-steps", type=positive, metavar="N", help="multiples of N steps stay as well"
     )
     command.add_argument(
         "--keep-best", metavar="METRIC", help="the best by this, e.g. valid/auc/click, stays too"
@@ -204,48 +224,24 @@ def _add_prune(commands: Any) -> None:
     command.add_argument("--damaged", action="store_true", help="delete the damaged as well")
     command.add_argument("--dry-run", action="store_true", help="list, delete nothing")
     command.add_argument("--yes", action="store_true", help="don't ask")
-    _add_json(command)
+    add_json(command)
 
 
 def _command(
-    commands: Any, name: str, summary: str, text: str, examples: str
+    commands: Any, name: str, summary: str, text: str, lines: str
 ) -> argparse.ArgumentParser:
-    lines = "".join(f"\n  {_P} {line}" for line in examples.splitlines())
     found: argparse.ArgumentParser = commands.add_parser(
         name,
         help=summary,
         description=f"{summary[0].upper()}{summary[1:]}. {text}",
-        epilog=f"examples:{lines}",
-        formatter_class=_HelpFormatter,
+        epilog=examples(_PROGRAM, lines),
+        formatter_class=HelpFormatter,
     )
     return found
-
-
-class _HelpFormatter(argparse.HelpFormatter):
-    """Leaves the lines of examples as they are."""
-
-    def _fill_text(self, text: str, width: int, indent: str) -> str:
-        if text.startswith("examples:"):
-            return text
-        return super()._fill_text(text, width, indent)
-
-
-def _add_json(command: argparse.ArgumentParser) -> None:
-    command.add_argument("--json", action="store_true", help="print JSON, for programs")
-
-
-def _positive(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        _wrong(f"{text!r} is no whole number of 1 or more")
-    return int(text)
 
 
 def _rows(text: str) -> tuple[int, int | None]:
     match = re.fullmatch(r"(\d{0,18}):(\d{0,18})", text)
     if match is None:
-        _wrong(f"{text!r} is no range of rows such as 0:1000")
+        raise argparse.ArgumentTypeError(f"{text!r}: expected a range of rows such as 0:1000")
     return int(match[1] or 0), int(match[2]) if match[2] else None
-
-
-def _wrong(message: str) -> NoReturn:
-    raise argparse.ArgumentTypeError(message)

@@ -15,7 +15,6 @@ from infnet_dist.checkpoint import inspection
 from infnet_dist.checkpoint.cli.printing import (
     add_right,
     bar_of,
-    console,
     print_json,
     table_of,
     time_of,
@@ -31,6 +30,7 @@ from infnet_dist.checkpoint.discovery import (
 from infnet_dist.checkpoint.retention import RetentionDecision, decide_retention, delete
 from infnet_dist.config.run import CheckpointConfig
 from infnet_dist.errors import CheckpointError
+from infnet_dist.io.console import wide_console
 from infnet_dist.io.filesystem import Folder, size_text
 from infnet_dist.io.parsing import printable
 
@@ -56,7 +56,7 @@ def list_command(arguments: argparse.Namespace) -> int:
         )
     table.caption = "* the newest complete one; sizes of files were compared, contents weren't"
     table.caption_justify = "left"
-    console().print(table)
+    wide_console().print(table)
     for one in found:
         if one.fault and one.state != "incomplete":
             print(f"{one.folder.name}: {printable(one.fault)}")
@@ -210,7 +210,7 @@ def prune_command(arguments: argparse.Namespace) -> int:
     )
     going = [fate.found for fate in decided if not fate.kept]
     if not arguments.json:
-        console().print(_render_fates(folder, decided))
+        wide_console().print(_render_fates(folder, decided))
     if going and not arguments.dry_run:
         if not (arguments.yes or _agreed(going)):
             print("nothing was deleted")

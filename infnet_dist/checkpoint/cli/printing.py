@@ -1,10 +1,8 @@
 """How the sub-commands print: tables, JSON, a bar of progress."""
 
 import datetime
-import sys
 from typing import Any
 
-from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 from tqdm import tqdm
@@ -26,11 +24,6 @@ def add_right(table: Table, *columns: str) -> None:
     """Add columns of numbers."""
     for column in columns:
         table.add_column(escape(column), justify="right")
-
-
-def console() -> Console:
-    """As wide as the terminal; wide enough for tables where there is none."""
-    return Console() if sys.stdout.isatty() else Console(width=140)
 
 
 def time_of(nanoseconds: int) -> datetime.datetime:

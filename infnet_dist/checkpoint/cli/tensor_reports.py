@@ -12,13 +12,14 @@ from rich.markup import escape
 from rich.table import Table
 
 from infnet_dist.checkpoint import inspection
-from infnet_dist.checkpoint.cli.printing import add_right, bar_of, console, print_json, table_of
+from infnet_dist.checkpoint.cli.printing import add_right, bar_of, print_json, table_of
 from infnet_dist.checkpoint.differences import Difference, differences
 from infnet_dist.checkpoint.discovery import open_checkpoint
 from infnet_dist.checkpoint.export import TableExport
 from infnet_dist.checkpoint.manifest import CheckpointManifest
 from infnet_dist.checkpoint.reading import TensorReader
 from infnet_dist.errors import CheckpointError
+from infnet_dist.io.console import wide_console
 from infnet_dist.io.filesystem import Folder, size_text
 from infnet_dist.io.parsing import Name, first_fault, parse_json, printable
 from infnet_dist.io.urls import without_secrets
@@ -44,7 +45,7 @@ def inspect_command(arguments: argparse.Namespace) -> int:
         said |= {"tables": [asdict(table) for table in tables], "dense": asdict(dense)}
         print_json(said)
         return 0
-    console().print(_render_tables(tables))
+    wide_console().print(_render_tables(tables))
     for line in _lines(manifest, dense, plan):
         print(line)
     return 0
@@ -159,7 +160,7 @@ def diff_command(arguments: argparse.Namespace) -> int:
     if len(found.kinds) > _MOST_TENSORS:
         print(f"... and {len(found.kinds) - _MOST_TENSORS:,} more of other shape or type")
     if found.changed:
-        console().print(_render_changed(found.changed))
+        wide_console().print(_render_changed(found.changed))
     for key, (mine, other) in found.config.items():
         print(f"config {printable(key)}: {mine!r} in A, {other!r} in B")
     print(

@@ -5,6 +5,7 @@ shown apart; so are rows that aren't in a GPU's memory.
 """
 
 import io
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,7 @@ from rich.table import Column, Table
 from rich.text import Text
 
 from infnet_dist.errors import PlanError
+from infnet_dist.io.console import Line
 from infnet_dist.io.filesystem import size_text
 from infnet_dist.io.html import heading, page, picture, png, table
 from infnet_dist.planning.plan import BY_NODE, Plan, shape
@@ -54,6 +56,27 @@ def render(plan: Plan, *, most_tables: int = 40) -> RenderableType:
     lines.append(f"binds: {known['binds']}")
     lines += [f"not considered: {line}" for line in plan.excluded]
     return Group(tables, Text("\n".join(lines)))
+
+
+def summary_lines(plan: Plan) -> tuple[Line, Line]:
+    """Two lines: tables and their sharding types; the time and memory of the busiest ranks."""
+    known = facts(plan)
+    types = Counter(entry.sharding_type for entry in plan.tables.values())
+    tier, used = max(
+        known["memory"].items(), key=lambda item: item[1]["max_bytes"] / item[1]["capacity_bytes"]
+    )
+    return (
+        Line(
+            f"plan: {known['tables']} tables on {known['world_size']} workers of "
+            f"{known['topology']}",
+            *(f"{count} {name}" for name, count in types.most_common()),
+        ),
+        Line(
+            f"plan: busiest rank {known['bottleneck_ms']:.3g} ms",
+            f"lower bound {known['lower_bound_ms']:.3g} ms",
+            f"{tier} {size_text(used['max_bytes'])} of {size_text(used['capacity_bytes'])}",
+        ),
+    )
 
 
 def describe(plan: Plan, *, most_tables: int = 40) -> str:
