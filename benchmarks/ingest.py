@@ -3,7 +3,7 @@
     .venv/bin/python benchmarks/ingest.py [--rows 1000000 3000000 10000000] [--repeats 1]
         [--memory-mib 512] [--systems ours duckdb]
 
-Made-up impressions in Parquet: a user of 200 impressions on average, 20 ids, three flags, a time.
+Synthetic impressions in Parquet: a user of 200 impressions on average, 20 ids, three flags, a time.
 Both make 20 dense ids, the last 50 items of three behaviours before each row with their time gaps,
 three labels, a split by time and a global shuffle, and write zstd Parquet:
 
@@ -11,7 +11,7 @@ three labels, a split by time and a global shuffle, and write zstd Parquet:
     duckdb   one process: vocabularies, joins, a list per user and behaviour, slices of it by a
              running count, ORDER BY a hash (`pip install duckdb`; left out where it is missing)
 
-Counted are the wall and CPU time of all processes and the peak of their memory (sum of PSS).
+Reports the wall and CPU time of all processes and the peak of their memory (sum of PSS).
 """
 
 import argparse
@@ -98,7 +98,7 @@ def make_logs(folder: Path, rows: int) -> None:
 
 
 def measure(system: str, folder: Path, rows: int, memory_mib: int) -> dict[str, float]:
-    """Run one system in processes of its own."""
+    """Run one system in separate processes."""
     out = folder / "out"
     subprocess.run(["rm", "-rf", str(out)], check=True)
     command = SYSTEMS[system](folder, out, memory_mib)

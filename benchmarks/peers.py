@@ -5,32 +5,32 @@
         [--peers-python .peers/bin/python] [--rows N] [--batch-size 256] [--repeats 3]
         [--models dcnv2 din mmoe] [--systems ours fuxictr deepctr rechub] [--attributes N]
 
-The training set is that of the config (made-up logs by default); of the config only `ingest` and
-`data.path` matter. Everyone gets the same features of it: the categorical and bucketised fields,
+The training set is that of the config (synthetic logs by default); only its `ingest` and
+`data.path` matter. All systems get the same features of it: the categorical and bucketised fields,
 and for DIN the first behaviour, with those attributes of its items that the candidate has as well.
 Numbers without buckets and time gaps are left out. DCNv2 and DIN learn the first binary task, MMoE
-learns all of them. Everyone trains one epoch in equal batches on one thread, in a process of its
-own, with its own loop: the peers from memory, ours from Parquet. Sizes stand in
+learns all of them. Each system trains one epoch in equal batches on one thread, in a separate
+process, with its own loop: the peers from memory, ours from Parquet. Sizes are in
 peer_runners/common.py; there is no dropout, batch norm or weight decay, and initial weights are
 each system's own.
 
-Compared are rows per CPU-second of the process (reader threads included). Ratios are taken within
+Rows per CPU-second of the process are compared (reader threads included). Ratios are taken within
 a repeat, in which all systems run in turn, and their median is printed.
 
 Where the systems differ:
 
 * Ours trains the tables with row-wise Adagrad at its default rate, and the rest with AdamW at 1e-3;
   the peers train everything with Adam at 1e-3, whose step touches every row of every table.
-* Ours maps each field's embedding by a matrix of its own, then normalises it (LayerNorm).
+* Ours maps each field's embedding by a separate matrix, then normalises it (LayerNorm).
 * DCNv2: the peers' cross matrices are full (d x d), ours are products (d x d/2 and d/2 x d): equal
   multiply-adds.
 * DIN: ours maps the attributes of an item to one token of width 16 and adds its position; FuxiCTR
   and DeepCTR-Torch attend with all attributes side by side, torch-rechub with each by itself.
   `--attributes 1` makes the widths equal.
-* FuxiCTR's package has no models: they are put together of its layers, after its model zoo.
+* FuxiCTR's package has no models: they are assembled from its layers, as in its model zoo.
 * With `--rows N` the peers train on the first N rows, ours on N of all rows in shuffled order: then
   compare the speed alone.
-* torch-rechub's batch norm and Dice, which can't be switched off, are taken out.
+* torch-rechub's batch norm and Dice, which can't be switched off, are removed.
 """
 
 import argparse
@@ -73,7 +73,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--config", default="configs/smoke.yaml")
     parser.add_argument("--set", dest="overrides", action="append", default=[])
-    parser.add_argument("--root", type=Path, help="stands for INFNET_ROOT; its set is used")
+    parser.add_argument("--root", type=Path, help="used as INFNET_ROOT, with its training set")
     parser.add_argument("--peers-python", type=Path, default=Path(".peers/bin/python"))
     parser.add_argument("--rows", type=int, help="train on so many rows (default: all)")
     parser.add_argument("--batch-size", type=int, default=256)

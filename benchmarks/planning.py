@@ -2,12 +2,12 @@
 
     .venv/bin/python benchmarks/planning.py [--only 100x8,1000x128] [--share 0.3,0.95] [--limit 120]
 
-Both get the same tables, topology (h100x8), reserve and cost model. Each plans in a process of its
-own; CPU seconds of one core are counted from the tables to the plan, enumeration included, imports
-not. A planner that needs more than --limit CPU seconds is stopped and reported so. Tables are
-seeded: rows from 1,000 to at most 5 billion by a power law, scaled so that rows and optimizer state
-take --share of all HBM; 8 to 256 floats; 1 or 2 features of 1 to 100 ids. At shares near 1 not
-everything fits HBM, since TorchRec counts inputs and outputs too, and rows must spill.
+Both get the same tables, topology (h100x8), reserve and cost model. Each plans in a separate
+process; CPU seconds of one core are counted from the tables to the plan, with enumeration, without
+imports. A planner that needs more than --limit CPU seconds is stopped and reported as such. Tables
+are seeded: rows from 1,000 to at most 5 billion by a power law, scaled so that rows and optimizer
+state take --share of all HBM; 8 to 256 floats; 1 or 2 features of 1 to 100 ids. At shares near 1
+not everything fits HBM, since TorchRec counts inputs and outputs too, and rows must spill.
 """
 
 import argparse
@@ -82,7 +82,7 @@ def show(row: dict[str, Any]) -> str:
 
 
 def run(who: str, size: str, share: str, arguments: argparse.Namespace) -> dict[str, Any]:
-    """One planner on one input, in a process of its own."""
+    """Run one planner on one input, in a separate process."""
     command = [sys.executable, __file__, "--one", who, "--only", size, "--share", share]
     command += ["--seed", str(arguments.seed), "--limit", str(arguments.limit)]
     environ = os.environ | {"OMP_NUM_THREADS": "1"}

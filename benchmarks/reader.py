@@ -5,11 +5,12 @@
         [--rows-per-part 1000000] [--files ours|pyarrow]
         [--systems bare ours loader ray_data petastorm]
 
-Made-up rows: 20 ids, three lists of ids of mean length `--items` (none at all for 0), three labels.
-`--case` sets some of these at once, `--rows` too, see CASES. Everyone reads the same columns of the
-same files in a process of its own with one thread, one epoch to get warm and one that counts:
+Synthetic rows: 20 ids, three lists of ids of mean length `--items` (no lists for 0), three labels.
+`--case` sets some of these at once, `--rows` too, see CASES. All systems read the same columns
+of the same files, each in a separate process with one thread: one warm-up epoch, and one that
+counts:
 
-    bare      decodes every row group and throws it away: what any reader has to do
+    bare      decodes every row group and throws it away: the least that a reader has to do
     ours      shuffled, exactly resumable, KeyedJaggedTensor batches of `--batch-size`
     loader    torch DataLoader over an IterableDataset of `ParquetFile.iter_batches`, not shuffled:
               ids and labels as tensors, lists as values and offsets
@@ -18,7 +19,7 @@ same files in a process of its own with one thread, one epoch to get warm and on
     petastorm make_batch_reader with one thread, not shuffled; it can't hand over lists of different
               lengths, so with lists make_reader, row by row, and only the first 20,000 rows
 
-Counted is the CPU time of the process, all threads. Ratios are taken within a repeat. Files are
+The CPU time of all threads of the process is counted. Ratios are taken within a repeat. Files are
 ours, or `--files pyarrow`: rewritten with the encodings that pyarrow chooses (dictionaries), zstd.
 """
 

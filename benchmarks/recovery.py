@@ -1,4 +1,4 @@
-"""Seconds from the death of a worker to the first new step, split into what they are spent on.
+"""Seconds from the death of a worker to the first new step, by phase.
 
     .venv/bin/python benchmarks/recovery.py [--launcher local|ray] [--repeats 3]
 

@@ -4,7 +4,7 @@
 
 Each repeat trains 1 and 2 workers in turn (plain processes, OMP_NUM_THREADS=1), on the same rows
 per worker and step (weak scaling), and takes the rate from the run's own metrics, without the first
-interval. Printed are medians and, since machines are noisy, the ratio within each repeat.
+interval. Prints medians and, since machines are noisy, the ratio within each repeat.
 """
 
 import argparse
@@ -66,7 +66,7 @@ def main() -> None:
 
 
 def run(root: str, verb: str, *arguments: str) -> None:
-    """One entry point in a process of its own."""
+    """Run one entry point in a separate process."""
     environ = os.environ | {"INFNET_ROOT": root, "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-m", f"ray_jobs.{verb}", *arguments]
     subprocess.run(command, cwd=REPOSITORY, env=environ, check=True, capture_output=True)

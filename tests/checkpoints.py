@@ -9,17 +9,15 @@ import torch
 
 from infnet_dist.checkpoint.files import BLOCK_BYTES, pack, write_file
 from infnet_dist.checkpoint.manifest import (
-    MANIFEST,
     CheckpointManifest,
     DataOrder,
-    SavedFile,
     SavedProgress,
-    SavedTensor,
     dump_manifest,
-    name_of,
 )
-from infnet_dist.checkpoint.saving import merge_chunks
+from infnet_dist.checkpoint.saved_tensors import SavedFile, SavedTensor
 from infnet_dist.checkpoint.shards import LocalShard
+from infnet_dist.checkpoint.step_folders import MANIFEST, name_of
+from infnet_dist.checkpoint.writing import merge_chunks
 from infnet_dist.io.filesystem import Folder
 
 TABLE = "model.model.sparse.embeddings.embeddings.{0}.weight"
@@ -56,7 +54,7 @@ def by_rows(tensor: torch.Tensor, ranks: int) -> Cut:
 
 
 def by_columns(tensor: torch.Tensor, ranks: int) -> Cut:
-    """The first columns stand on the last rank, as no order is promised."""
+    """The first columns are on the last rank, as no order is promised."""
     width = tensor.shape[1] // ranks
     ends = [*range(0, width * ranks, width), tensor.shape[1]]
     return Cut(
@@ -87,7 +85,7 @@ def write_checkpoint(
     metrics: Mapping[str, float | None] | None = None,
     block_bytes: int = BLOCK_BYTES,
 ) -> Folder:
-    """Write a checkpoint; `block_bytes` must be what `files.BLOCK_BYTES` is."""
+    """Write a checkpoint; `block_bytes` must equal `files.BLOCK_BYTES`."""
     folder = checkpoints / name_of(step)
     world_size = 1 + max(part.rank for cut in tensors.values() for part in cut.parts)
     sizes: dict[str, int] = {}

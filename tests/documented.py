@@ -10,7 +10,7 @@ from typing import NamedTuple
 from tests.conftest import REPOSITORY
 
 PROGRAMS = ("infnet", ".venv/bin/infnet", "python", ".venv/bin/python", "ray", "wandb", "make")
-SHELL = ("export", "source")  # what prepares a block, and isn't a command by itself
+SHELL = ("export", "source")  # set a block's environment up, and are no commands by themselves
 _LINE = re.compile(rf"(\$ )?({'|'.join(map(re.escape, (*PROGRAMS, *SHELL)))}) ")
 
 
@@ -27,7 +27,7 @@ class Block(NamedTuple):
 
     @property
     def commands(self) -> list[str]:
-        """The commands, without what prepares them."""
+        """The commands, without the lines that set their environment up."""
         return [line for line in self.script.splitlines() if line.split()[0] in PROGRAMS]
 
 

@@ -1,4 +1,4 @@
-"""Hostile inputs for everything that parses what may come from elsewhere.
+"""Hostile inputs for all parsers of files that others may have written.
 
     python -m tests.fuzzing --minutes 5
 
@@ -68,9 +68,9 @@ class Parser:
     """Something that reads documents.
 
     Attributes:
-        errors: what it may raise.
+        errors: the exceptions that it may raise.
         documents: valid ones: bytes, or trees that `dump` writes.
-        read: parses, and does with it what its users do first.
+        read: parses a file, and takes the first steps that its users take.
     """
 
     errors: tuple[type[Exception], ...]
@@ -313,7 +313,7 @@ def _damaged(draw: st.DrawFn, content: bytes) -> bytes:
 
 
 def attempt(parser: Parser, content: bytes) -> None:
-    """Parse; raises what a parser mustn't."""
+    """Parse; raises an exception that the parser must not raise."""
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     start = time.process_time()
     try:

@@ -1,4 +1,4 @@
-"""What the runners of benchmarks/peers.py share: sizes of the models, data, measurement, result.
+"""Shared by the runners of benchmarks/peers.py: sizes of the models, data, measurement, result.
 
 A runner is a process that builds one model in one system, trains one epoch, predicts the valid
 split and prints one line of JSON. It imports nothing of infnet_dist, which the peers' environment
@@ -75,7 +75,7 @@ def save(folder: Path, data: Data) -> None:
 
 
 def load(folder: Path) -> Data:
-    """Read what `save` wrote."""
+    """Read a file that `save` wrote."""
     with np.load(folder / ARRAYS) as arrays:
         train, valid = (
             Rows(**{name: arrays[f"{split}_{name}"] for name in Rows.__dataclass_fields__})

@@ -545,7 +545,9 @@ class RealSlice:
             yield from table.take(pa.array(picked)).to_pylist()
 
 
-@pytest.fixture(scope="module", params=["daily", "live"])
+@pytest.fixture(
+    scope="module", params=["daily", pytest.param("live", marks=pytest.mark.exhaustive)]
+)
 def real(request, tmp_path_factory):
     return RealSlice(tmp_path_factory.mktemp("kuairand") / "set", request.param)
 

@@ -1,4 +1,4 @@
-"""`python -m ray_jobs.compare` on a tiny set: trials, report, and going on where it stopped."""
+"""`python -m ray_jobs.compare` on a tiny set: trials, report, and a second run with no work."""
 
 import json
 import os

@@ -24,7 +24,7 @@ COPIED = ("infnet_dist", "ray_jobs", "sharding_plans", "configs")
 USERS, ROWS = 400, 3_000  # of the real data
 LOCAL = "--launcher local"
 
-# What makes a documented run small; the tables stay as they are, so that plan files fit.
+# Changes that make a documented run small; the tables are unchanged, so that plan files fit.
 SMALLER: dict[str, dict[str, Any]] = {
     "smoke.yaml": {"ingest": {"num_rows": 4_000}},
     "industrial.yaml": {"ingest": {"num_rows": 4_000}},

@@ -47,6 +47,13 @@ def trained(tiny_set: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[C
     return config, Path(summary["checkpoint"]), summary
 
 
+@pytest.fixture(scope="module")
+def state(trained: tuple[Config, Path, dict]) -> dict:
+    """All state of the checkpoint, as the 2 ranks that saved it load it."""
+    config, path, _ = trained
+    return run_ranks(loaded_state, 2, config=config, path=path)[0]
+
+
 def loaded_state(context: WorkerContext, *, config: Config, path: Path) -> dict:
     """All state after loading `path`, gathered on rank 0."""
     setup = TrainingSetup.open(config, context, splits=[])
@@ -84,19 +91,18 @@ def local_pieces(value: ShardedTensor) -> tuple[list[int], list]:
 @pytest.mark.parametrize("world_size", [1, 2, 3])
 @pytest.mark.parametrize("other_plan", [False, True])
 def test_loads_under_any_world_size_and_plan(
-    trained: tuple[Config, Path, dict], world_size: int, other_plan: bool
+    trained: tuple[Config, Path, dict], state: dict, world_size: int, other_plan: bool
 ) -> None:
     config, path, summary = trained
-    same = run_ranks(loaded_state, 2, config=config, path=path)[0]
     raw = config.model_dump() | ({"tables": OTHER_PLAN} if other_plan else {})
     raw["scaling"] = {"num_workers": world_size}
     config = Config.model_validate(raw)
     other = run_ranks(loaded_state, world_size, config=config, path=path)[0]
-    assert other["progress"] == same["progress"]
+    assert other["progress"] == state["progress"]
     assert other["progress"].epoch == 1 and other["progress"].consumed == ()
-    assert other["state"].keys() == same["state"].keys()
-    assert sum("momentum1" in name for name in same["state"]) == 7  # one per table
-    for name, value in same["state"].items():
+    assert other["state"].keys() == state["state"].keys()
+    assert sum("momentum1" in name for name in state["state"]) == 7  # one per table
+    for name, value in state["state"].items():
         assert torch.equal(value, other["state"][name]), name
 
     result = run_ranks(evaluate_checkpoint, world_size, config=config, path=path, split="valid")[0]
@@ -105,12 +111,12 @@ def test_loads_under_any_world_size_and_plan(
     assert result["optimum"].keys() == result["metrics"].keys()
 
 
-def test_loaded_weights_are_the_trained_ones(trained: tuple[Config, Path, dict]) -> None:
-    config, path, _ = trained
-    fresh = run_ranks(fresh_tables, 2, config=config)[0]
-    state = run_ranks(loaded_state, 2, config=config, path=path)[0]["state"]
+def test_loaded_weights_are_the_trained_ones(
+    trained: tuple[Config, Path, dict], state: dict
+) -> None:
+    fresh = run_ranks(fresh_tables, 2, config=trained[0])[0]
     for name, value in fresh.items():
-        assert not torch.equal(value, state[f"model/{name}"]), name
+        assert not torch.equal(value, state["state"][f"model/{name}"]), name
 
 
 def fresh_tables(context: WorkerContext, *, config: Config) -> dict[str, torch.Tensor]:
@@ -122,19 +128,22 @@ def fresh_tables(context: WorkerContext, *, config: Config) -> dict[str, torch.T
     }
 
 
-@pytest.mark.parametrize(("first_ranks", "second_ranks"), [(1, 2), (2, 2), (2, 3)])
+@pytest.mark.parametrize(
+    ("first_ranks", "second_ranks"),
+    [(1, 2), (2, 3), pytest.param(2, 2, marks=pytest.mark.exhaustive)],
+)
 def test_a_stopped_run_goes_on(
     tiny_set: Path, tmp_path: Path, first_ranks: int, second_ranks: int
 ) -> None:
     config = make_config(tiny_set, tmp_path, training={"log_every_steps": 1})
     stopped = make_config(tiny_set, tmp_path, training={"log_every_steps": 1, "max_steps": 17})
-    whole = run_ranks(train, first_ranks, config=config, run_folder=tmp_path / "whole")[0]
     half = run_ranks(train, first_ranks, config=stopped, run_folder=tmp_path / "halves")[0]
     rest = run_ranks(train, second_ranks, config=config, run_folder=tmp_path / "halves")[0]
     assert half["steps"] == 17
     assert half["examples"] == 17 * first_ranks * 32
-    assert rest["examples"] == whole["examples"] == 2400, "each row of the epoch once"
+    assert rest["examples"] == 2400, "each row of the epoch once"
     if first_ranks == second_ranks:
+        whole = run_ranks(train, first_ranks, config=config, run_folder=tmp_path / "whole")[0]
         assert rest["steps"] == whole["steps"]
         assert losses(tmp_path / "halves") == losses(tmp_path / "whole")  # bit for bit
         assert rest["metrics"] == pytest.approx(whole["metrics"], abs=0, nan_ok=True)
@@ -155,7 +164,7 @@ def test_incomplete_and_damaged(trained: tuple[Config, Path, dict], tmp_path: Pa
     incomplete = folder / "step-99999999"
     shutil.copytree(path, incomplete)
     (incomplete / "manifest.json").unlink()
-    with pytest.raises(CheckpointError, match=r"step-99999999 is incomplete \(no manifest.json\)"):
+    with pytest.raises(CheckpointError, match=r"step-99999999 .*manifest.json"):
         checkpoint.read_manifest(Folder(incomplete))
     assert checkpoint.newest(Folder(folder)) == Folder(good), (
         "an incomplete folder doesn't exist for the loader"
@@ -163,12 +172,12 @@ def test_incomplete_and_damaged(trained: tuple[Config, Path, dict], tmp_path: Pa
 
     data = next(good.glob("*.safetensors"))
     data.write_bytes(data.read_bytes()[:-1])
-    with pytest.raises(CheckpointError, match=f"is damaged: {data.name} has .* bytes, expected"):
+    with pytest.raises(CheckpointError, match=f"damaged.*{data.name}"):
         checkpoint.read_manifest(Folder(good))
     (good / "manifest.json").write_text("{")
-    with pytest.raises(CheckpointError, match=r"damaged manifest\.json"):
+    with pytest.raises(CheckpointError, match=r"manifest\.json"):
         checkpoint.read_manifest(Folder(good))
-    with pytest.raises(CheckpointError, match="no such folder"):
+    with pytest.raises(CheckpointError, match="no checkpoint"):
         checkpoint.read_manifest(Folder(folder / "step-00000001"))
     assert checkpoint.newest(Folder(tmp_path / "nowhere")) is None
 
@@ -179,7 +188,7 @@ def test_checkpoint_of_another_model(trained: tuple[Config, Path, dict]) -> None
     raw["tables"]["embedding_dim"] = 16
     other = Config.model_validate(raw)
     before = sorted((p.name, p.stat().st_size) for p in path.iterdir())
-    with pytest.raises(CheckpointError, match=r"doesn't fit this run's model: .*config.yaml"):
+    with pytest.raises(CheckpointError, match=r"config.yaml"):
         run_ranks(evaluate_checkpoint, 2, config=other, path=path, split="valid")
     assert before == sorted((p.name, p.stat().st_size) for p in path.iterdir())
 
@@ -188,7 +197,7 @@ def test_checkpoint_with_more_blocks_than_the_model(trained: tuple[Config, Path,
     config, path, _ = trained
     raw = config.model_dump()
     raw["model"]["num_blocks"] = 3
-    with pytest.raises(CheckpointError, match=r"it has \d+ tensors more and \d+ fewer, e\.g\. "):
+    with pytest.raises(CheckpointError, match=r"\d+ tensors more and \d+ fewer"):
         run_ranks(
             evaluate_checkpoint, 2, config=Config.model_validate(raw), path=path, split="valid"
         )
@@ -254,9 +263,9 @@ def test_a_run_that_can_t_go_on_leaves_everything_as_it_was(tiny_set: Path, tmp_
     smaller = make_config(make_tiny_set(tmp_path / "small", num_rows=1_500), tmp_path)
     reseeded = make_config(tiny_set, tmp_path, run={"seed": 7})
     for other, message in (
-        (wider, "doesn't fit this run's model"),
-        (smaller, "step 4 .*training set has content"),
-        (reseeded, "step 4 .*run.seed is 0 there, 7 here"),
+        (wider, r"config\.yaml"),
+        (smaller, "step 4 .*training set"),
+        (reseeded, "step 4 .*run.seed .*0.*7"),
     ):
         with pytest.raises(CheckpointError, match=message):
             run_ranks(train, 2, config=other, run_folder=run)
@@ -273,7 +282,7 @@ def test_no_room_for_a_checkpoint(tiny_set: Path, tmp_path: Path) -> None:
     )
     (run / "checkpoints").mkdir(parents=True)
     (run / "checkpoints" / "step-00000004").write_text("in the way")
-    with pytest.raises(CheckpointError, match=r"can't save to .*earlier checkpoints are untouched"):
+    with pytest.raises(CheckpointError, match=str(tmp_path)):
         run_ranks(train, 2, config=config, run_folder=run)
     assert checkpoint.newest(Folder(run / "checkpoints")).name == "step-00000002"
 

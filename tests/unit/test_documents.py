@@ -152,7 +152,7 @@ VALUES = st.recursive(
 )
 
 
-@settings(max_examples=150, deadline=None, database=None)
+@settings(max_examples=150)
 @given(VALUES)
 @example({text: text for text in WRITTEN})
 def test_what_is_written_reads_back_as_the_same(value: Any) -> None:

@@ -376,10 +376,15 @@ def test_the_shuffle_is_global(tmp_path, monkeypatch):
     assert max(p.rows for p in parts) < 1.5 * min(p.rows for p in parts)
 
 
-def test_histories_of_ten_thousand_users(tmp_path, monkeypatch):
-    sizes = TaskSizes(partition=9_000, chunk=4_000, part=20_000, count=10**6)
+@pytest.mark.parametrize(
+    "users", [1_000, pytest.param(10_000, marks=[pytest.mark.exhaustive, pytest.mark.timeout(600)])]
+)
+def test_histories_of_many_users(users, tmp_path, monkeypatch):
+    """In a dozen partitions, each of several chunks."""
+    partition, chunk, part = 9 * users // 10, 2 * users // 5, 2 * users
+    sizes = TaskSizes(partition=partition, chunk=chunk, part=part, count=10**6)
     monkeypatch.setattr("infnet_dist.ingest.logs.task_sizes.TaskSizes.of", lambda config: sizes)
-    rows = make_rows(7, rows=100_000, users=10_000, items=500, tick_ms=1_800_000)
+    rows = make_rows(7, rows=10 * users, users=users, items=500, tick_ms=1_800_000)
     config = settings(write_logs(tmp_path / "logs", rows, files=7), counters={})
     with processes(2) as execute:
         ingest_logs(config, tmp_path / "set", execute, silent)

@@ -264,7 +264,7 @@ SOME_ROWS = st.lists(
 )
 
 
-@settings(max_examples=150, derandomize=True, deadline=None, database=None)
+@settings(max_examples=150)
 @given(SOME_ROWS, st.randoms(use_true_random=False))
 def test_any_few_rows(some: list[tuple[int, int, int]], random: Any) -> None:
     scores, labels, groups = (np.array(column) for column in zip(*some, strict=True))

@@ -273,7 +273,7 @@ def test_resume_with_other_ranks() -> None:
                 assert max(sizes) - min(sizes) <= 1
 
 
-@settings(max_examples=100, derandomize=True, deadline=None, database=None)
+@settings(max_examples=100)
 @given(
     st.lists(st.lists(st.integers(0, 13), max_size=6), max_size=4).filter(
         lambda groups: sum(map(sum, groups)) > 0

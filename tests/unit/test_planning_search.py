@@ -199,7 +199,7 @@ def moved_bytes(
     return total
 
 
-@pytest.mark.parametrize("tight", [3.0, 10.0])
+@pytest.mark.parametrize("tight", [3.0, pytest.param(10.0, marks=pytest.mark.exhaustive)])
 def test_moves_within_a_budget_come_close_to_the_best(tight: float) -> None:
     """From a random placement, against every placement within the budget."""
     ratios = []

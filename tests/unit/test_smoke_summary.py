@@ -11,16 +11,16 @@ from infnet_dist.tools.doctor import Check
 from ray_jobs import _local_ray, smoke
 
 SUMMARY = {
-    "run_folder": "/root/runs/smoke/20261122-111407",
+    "run_folder": "/data/runs/smoke/20261122-111407",
     "steps": 312,
     "examples": 160000,
     "samples_per_s": 12345.6,
     "train_seconds": 13.0,
     "num_workers": 2,
-    "checkpoint": "/root/runs/smoke/20261122-111407/checkpoints/step-312",
-    "curves": "/root/runs/smoke/20261122-111407/curves.png",
-    "metrics_jsonl": "/root/runs/smoke/20261122-111407/metrics.jsonl",
-    "wandb": "/root/runs/smoke/20261122-111407/wandb/offline-run-1",
+    "checkpoint": "/data/runs/smoke/20261122-111407/checkpoints/step-312",
+    "curves": "/data/runs/smoke/20261122-111407/curves.png",
+    "metrics_jsonl": "/data/runs/smoke/20261122-111407/metrics.jsonl",
+    "wandb": "/data/runs/smoke/20261122-111407/wandb/offline-run-1",
     "metrics": {"valid/auc/click": 0.71234},
 }
 EVALUATION = {

@@ -147,6 +147,22 @@ def test_an_offline_run_has_a_folder(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert list(Path(place).glob("run-r1.wandb"))
 
 
+def test_the_last_step_is_in_the_file_if_finishing_takes_too_long(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tracker = WandbRun(OFFLINE, folder=tmp_path, run_id="r1", settings={})
+    tracker.log({"valid/auc/click": 0.75}, step=2, examples=20)
+    finish = tracker._run.finish
+
+    def too_long() -> None:
+        finish()
+        raise TimeoutError
+
+    monkeypatch.setattr(tracker._run, "finish", too_long)
+    place = tracker.finish()
+    assert [row["valid/auc/click"] for row in read_history(Path(place))] == [0.75]
+
+
 OFFLINE = TrackingConfig(wandb="offline")
 
 
@@ -206,7 +222,7 @@ def test_what_is_no_run_or_is_being_trained_is_not_uploaded(tmp_path: Path) -> N
     with pytest.raises(DataError, match=r"metrics\.jsonl"):
         rebuild(tmp_path)
     (tmp_path / "metrics.jsonl").write_text('{"step": 1, "examples": 1, "a/b": 1.0}\n')
-    with FileLock(tmp_path / ".lock"), pytest.raises(DataError, match="being trained"):
+    with FileLock(tmp_path / ".lock"), pytest.raises(DataError, match=str(tmp_path)):
         rebuild(tmp_path)
     assert not (tmp_path / "wandb").exists()
 
