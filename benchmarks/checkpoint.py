@@ -32,6 +32,7 @@ import psutil
 from infnet_dist import checkpoint
 from infnet_dist.batch import RankingBatch
 from infnet_dist.checkpoint import CheckpointMetadata, SavedProgress, Saver
+from infnet_dist.checkpoint.shards import ModelState
 from infnet_dist.config.ingest import SyntheticIngest
 from infnet_dist.config.run import Config, parse_config
 from infnet_dist.distributed.context import WorkerContext
@@ -95,7 +96,7 @@ def measure(
     setup, batches = open_setup(context, config, gib)
     steps = Steps(setup, batches)
     steps.make(5)
-    state = sum(p.nbytes for p in checkpoint.saving.ModelState(setup.sharded).shards())
+    state = sum(p.nbytes for p in ModelState(setup.sharded).shards())
     results: dict[str, Any] = {"bytes": state, "step_s": steps.make(20)}
     results["rss_gib"] = rss_gib()
     results |= {"disk": [], "foreground": [], "background": [], "load_s": []}

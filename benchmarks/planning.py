@@ -7,7 +7,7 @@ process; CPU seconds of one core are counted from the tables to the plan, with e
 imports. A planner that needs more than --limit CPU seconds is stopped and reported as such. Tables
 are seeded: rows from 1,000 to at most 5 billion by a power law, scaled so that rows and optimizer
 state take --share of all HBM; 8 to 256 floats; 1 or 2 features of 1 to 100 ids. At shares near 1
-not all fits HBM, since TorchRec counts inputs and outputs too, and rows must spill.
+not everything fits HBM, since TorchRec counts inputs and outputs too, and rows must spill.
 """
 
 import argparse

@@ -7,8 +7,8 @@ from pathlib import Path
 from infnet_dist.config.run import ScalingConfig
 from infnet_dist.errors import UserError
 from infnet_dist.training.run_folder import newest_attempt
-from ray_jobs._graceful_stop import GracefulStop
 from ray_jobs._resources import workers_that_fit
+from ray_jobs._shutdown_signals import ShutdownSignals
 
 _FEWER_AFTER_S = 20.0  # in which a lost node may come back, before fewer workers train
 _TOO_FEW_AFTER_S = 180.0  # in which fewer than scaling.min_workers may fit, before it is an error
@@ -48,19 +48,19 @@ class Growth:
         scaling: of the run, with the number of workers that it wants.
         num_workers: of this attempt.
         run_folder: the run's.
-        stop: stops the attempt once more workers fit.
+        shutdown: stops the attempt once more workers fit.
 
     Attributes:
         found: whether more workers fit, and the attempt was asked to stop.
     """
 
     def __init__(
-        self, scaling: ScalingConfig, num_workers: int, run_folder: Path, stop: GracefulStop
+        self, scaling: ScalingConfig, num_workers: int, run_folder: Path, shutdown: ShutdownSignals
     ) -> None:
         self.found = False
         self._scaling = scaling
         self._num_workers = num_workers
-        self._stop = stop
+        self._shutdown = shutdown
         self._run_folder = run_folder
         self._last_attempt = newest_attempt(run_folder)
         self._next_look = 0.0
@@ -81,4 +81,4 @@ class Growth:
                 *(fit, self._num_workers, fit),
             )
             self.found = True
-            self._stop.request()
+            self._shutdown.request()

@@ -20,8 +20,8 @@ from infnet_dist.training.run_lock import held_by_driver
 from infnet_dist.training.trainer import train
 from ray_jobs._cluster import connect, submission_id
 from ray_jobs._elastic import Growth, workers_of_next_attempt
-from ray_jobs._graceful_stop import GracefulStop
 from ray_jobs._launch import launch
+from ray_jobs._shutdown_signals import ShutdownSignals
 from ray_jobs._worker_errors import WorkerLostError
 
 log = logging.getLogger("infnet_dist")
@@ -39,13 +39,13 @@ def train_with_restarts(config: Config, run_folder: Path, launcher: str) -> dict
     with held_by_driver(run_folder, config.scaling, submission_id()):
         if launcher == "ray":
             connect()  # before our signal handlers: Ray installs its own for SIGTERM
-        stop = GracefulStop(run_folder)
-        with stop.at_signals():
-            return _train_until_done(config, run_folder, launcher, stop)
+        shutdown = ShutdownSignals(run_folder)
+        with shutdown.at_signals():
+            return _train_until_done(config, run_folder, launcher, shutdown)
 
 
 def _train_until_done(
-    config: Config, run_folder: Path, launcher: str, stop: GracefulStop
+    config: Config, run_folder: Path, launcher: str, shutdown: ShutdownSignals
 ) -> dict[str, Any]:
     scaling, failures = config.scaling, 0
     while True:
@@ -53,15 +53,17 @@ def _train_until_done(
         num_workers = scaling.num_workers
         if launcher == "ray":
             num_workers = workers_of_next_attempt(scaling)
-        growth = Growth(scaling, num_workers, run_folder, stop)
-        stop.reset()
+        growth = Growth(scaling, num_workers, run_folder, shutdown)
+        shutdown.reset()
         try:
-            summary = _attempt(config, run_folder, launcher, num_workers, stop.file, growth.look)
+            summary = _attempt(
+                config, run_folder, launcher, num_workers, shutdown.file, growth.look
+            )
         except WorkerLostError as error:
             after = _newest_checkpoint(config, run_folder, because=f"{error}; ")
             failures = failures + 1 if after == before else 1
-            if stop.signal is not None:
-                raise stop.after_loss(error, after) from None
+            if shutdown.signal is not None:
+                raise shutdown.after_loss(error, after) from None
             if failures > scaling.max_failures:
                 raise RuntimeError(_too_many(error, failures, config, after)) from None
             log.warning(
@@ -71,8 +73,8 @@ def _train_until_done(
             continue
         if not summary["stopped"]:
             return summary
-        if stop.signal is not None or not growth.found:
-            raise stop.after_saving(summary)
+        if shutdown.signal is not None or not growth.found:
+            raise shutdown.after_saving(summary)
         failures = 0
 
 
@@ -86,12 +88,12 @@ def _attempt(
 ) -> dict[str, Any]:
     """One attempt; its error is the watchdog's verdict, if a worker was lost by that."""
     # Of this attempt alone: a worker that is cut off the network may write its own hours later.
-    verdict_file = run_folder / f".last-words-{secrets.token_hex(4)}"
+    verdict_file = run_folder / f".verdict-{secrets.token_hex(4)}"
     arguments = {
         "config": config,
         "run_folder": run_folder,
         "stop_file": stop_file,
-        "last_words": verdict_file,
+        "verdict_file": verdict_file,
     }
     try:
         summary: dict[str, Any] = launch(

@@ -9,17 +9,15 @@ import torch
 
 from infnet_dist.checkpoint.files import BLOCK_BYTES, pack, write_file
 from infnet_dist.checkpoint.manifest import (
-    MANIFEST,
     CheckpointManifest,
     DataOrder,
-    SavedFile,
     SavedProgress,
-    SavedTensor,
     dump_manifest,
-    name_of,
 )
-from infnet_dist.checkpoint.saving import merge_chunks
+from infnet_dist.checkpoint.saved_tensors import SavedFile, SavedTensor
 from infnet_dist.checkpoint.shards import LocalShard
+from infnet_dist.checkpoint.step_folders import MANIFEST, name_of
+from infnet_dist.checkpoint.writing import merge_chunks
 from infnet_dist.io.filesystem import Folder
 
 TABLE = "model.model.sparse.embeddings.embeddings.{0}.weight"

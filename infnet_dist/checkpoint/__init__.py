@@ -1,7 +1,7 @@
 """Distributed save and load: a checkpoint is complete and intact, or it doesn't exist.
 
-It loads under any world size, and under any plan (`load` tells the one exception). The folder must
-be on storage that all workers share. `python -m infnet_dist.checkpoint --help` looks after them.
+It loads under any world size, and under any plan with one exception (see `load`). The folder must
+be on storage that all workers share. `python -m infnet_dist.checkpoint --help` lists the commands.
 """
 
 import importlib
@@ -11,23 +11,18 @@ if TYPE_CHECKING:
     from infnet_dist.checkpoint.files import DamagedError, NotFiniteError
     from infnet_dist.checkpoint.loading import differences_from, load, load_newest
     from infnet_dist.checkpoint.manifest import (
-        MANIFEST,
         MAX_LEFT_OUT,
         CheckpointManifest,
         DataOrder,
         SavedProgress,
         Throughput,
-        complete_checkpoints,
-        newest,
         read_manifest,
     )
-    from infnet_dist.checkpoint.saving import (
-        CheckpointMetadata,
-        SavedCheckpoint,
-        Saver,
-        check_writable,
-    )
+    from infnet_dist.checkpoint.saving import SavedCheckpoint, Saver
+    from infnet_dist.checkpoint.step_folders import MANIFEST, complete_checkpoints, newest
     from infnet_dist.checkpoint.trained_schema import check_readable, read_schema
+    from infnet_dist.checkpoint.writable import check_writable
+    from infnet_dist.checkpoint.writing import CheckpointMetadata
 
 __all__ = [
     "MANIFEST",
@@ -55,14 +50,17 @@ __all__ = [
 _MODULES = {
     "files": ("DamagedError", "NotFiniteError"),
     "loading": ("differences_from", "load", "load_newest"),
-    "saving": ("CheckpointMetadata", "SavedCheckpoint", "Saver", "check_writable"),
+    "saving": ("SavedCheckpoint", "Saver"),
+    "step_folders": ("MANIFEST", "complete_checkpoints", "newest"),
     "trained_schema": ("check_readable", "read_schema"),
+    "writable": ("check_writable",),
+    "writing": ("CheckpointMetadata",),
 }
 _PLACES = {name: module for module, names in _MODULES.items() for name in names}
 
 
 def __getattr__(name: str) -> Any:
-    """Import what is asked for, since TorchRec takes seconds and the command doesn't need it."""
+    """Import a name on first use: TorchRec takes seconds, and the command doesn't need it."""
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     module = importlib.import_module(f"{__name__}.{_PLACES.get(name, 'manifest')}")

@@ -1,4 +1,4 @@
-"""How two checkpoints differ, whatever workers and plans saved them."""
+"""Differences of two checkpoints, which may be of different world sizes and plans."""
 
 import math
 from collections.abc import Mapping
@@ -8,8 +8,9 @@ from typing import Any
 import torch
 
 from infnet_dist.checkpoint.inspection import Advance, as_matrix, parts_of, read_plain
-from infnet_dist.checkpoint.manifest import CheckpointManifest, SavedTensor
+from infnet_dist.checkpoint.manifest import CheckpointManifest
 from infnet_dist.checkpoint.reading import TensorReader
+from infnet_dist.checkpoint.saved_tensors import SavedTensor
 from infnet_dist.config.changes import flat
 from infnet_dist.errors import CheckpointError
 from infnet_dist.io.filesystem import Folder
@@ -18,7 +19,7 @@ from infnet_dist.io.parsing import MalformedError, parse_saved_yaml
 
 @dataclass(frozen=True)
 class Difference:
-    """How a tensor differs between two checkpoints; a row is changed if any bit of it is."""
+    """The difference of a tensor between two checkpoints; a row is changed if any bit is."""
 
     name: str
     rows: int
@@ -29,10 +30,10 @@ class Difference:
 
 @dataclass(frozen=True)
 class Differences:
-    """How two checkpoints differ.
+    """The differences of two checkpoints.
 
     Attributes:
-        kinds: tensors whose shape or type differs, both in words.
+        kinds: tensors whose shape or type differs, with both as text.
         config: keys of config.yaml with both values; not part of `equal`.
     """
 
@@ -45,7 +46,7 @@ class Differences:
 
     @property
     def equal(self) -> bool:
-        """Whether all tensors are, bit for bit."""
+        """Whether all tensors are equal, bit for bit."""
         return not (self.only_first or self.only_second or self.kinds or self.changed)
 
 
@@ -54,7 +55,7 @@ def differences(
     second: tuple[Folder, CheckpointManifest],
     advance: Advance,
 ) -> Differences:
-    """Compare two checkpoints, whatever workers and plans saved them.
+    """Compare two checkpoints, which may be of different world sizes and plans.
 
     Raises:
         DamagedError: one of them is damaged.
@@ -76,7 +77,7 @@ def differences(
 
 
 def kind(saved: SavedTensor) -> str:
-    """Shape and type in words, e.g. `81 x 8 F32`."""
+    """Shape and type as text, e.g. `81 x 8 F32`."""
     return f"{' x '.join(map(str, saved.shape)) or 'scalar'} {saved.data_type}"
 
 
@@ -105,7 +106,7 @@ def _difference(
 
 
 def _config(folder: Folder, manifest: CheckpointManifest) -> dict[str, Any]:
-    """Its config by dotted key; empty without one."""
+    """The checkpoint's config by dotted key; empty without one."""
     content = read_plain(folder, manifest, "config.yaml")
     if content is None:
         return {}

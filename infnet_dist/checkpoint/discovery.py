@@ -1,17 +1,16 @@
-"""Which checkpoints stand in a folder, and in what state, as far as sizes of files tell."""
+"""Discovery of the checkpoints in a folder and of their state, judged by file sizes alone."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 from infnet_dist.checkpoint.manifest import (
-    MANIFEST,
     CheckpointManifest,
     RenamedError,
     UnreadableError,
     read_manifest,
-    step_of,
 )
+from infnet_dist.checkpoint.step_folders import MANIFEST, step_of
 from infnet_dist.errors import CheckpointError, UserError
 from infnet_dist.io.filesystem import Folder
 from infnet_dist.io.parsing import MAX_YAML_CHARACTERS, parse_yaml
@@ -24,14 +23,14 @@ class FoundCheckpoint:
     """A checkpoint's folder.
 
     Attributes:
-        step: as its name says.
-        state: complete: all files are there and have their sizes; their content wasn't read.
-            incomplete: without a manifest. renamed: its name says another step than its manifest.
-            unreadable: the storage gave an error.
-        num_bytes: of all files that stand there.
-        written_ns: when the newest file was written, as the storage says; 0 if it doesn't.
-        fault: what is wrong, if something is.
-        manifest: of a complete one.
+        step: from the folder's name.
+        state: complete: all files exist with their sizes; their content wasn't read. incomplete: no
+            manifest. renamed: the name and the manifest have different steps. unreadable: the
+            storage failed.
+        num_bytes: of all files in the folder.
+        written_ns: modification time of the newest file; 0 if the storage has none.
+        fault: the fault, if there is one.
+        manifest: of a complete checkpoint.
     """
 
     folder: Folder
@@ -76,7 +75,7 @@ def examine(folder: Folder) -> FoundCheckpoint:
 
 
 def is_checkpoint(folder: Folder) -> bool:
-    """Whether this is one checkpoint, or what is left of one, and no folder of several."""
+    """Whether this is one checkpoint, or the rest of one, rather than a folder of several."""
     if step_of(folder.name) is not None:
         return True
     entries = _entries(folder)
@@ -84,15 +83,15 @@ def is_checkpoint(folder: Folder) -> bool:
 
 
 def checkpoints_folder(url: str) -> Folder:
-    """The folder of a run's checkpoints: this one, or checkpoints/ in it.
+    """The folder of a run's checkpoints: this folder, or checkpoints/ in it.
 
     Raises:
-        CheckpointError: there is no checkpoint in it, not even a part of one.
+        CheckpointError: it holds no checkpoint, not even an incomplete one.
     """
     folder = Folder(url)
     if is_checkpoint(folder):
         raise CheckpointError(
-            f"{folder} is one checkpoint; give the folder that holds it: {folder.parent}"
+            f"{folder} is one checkpoint; pass the folder that holds it: {folder.parent}"
         )
     entries = _entries(folder)
     for place, names in ((folder, entries), (folder / "checkpoints", None)):
@@ -101,10 +100,10 @@ def checkpoints_folder(url: str) -> Folder:
         if any(step_of(name) is not None for name in (_entries(place) if names is None else names)):
             return place
     if not entries:
-        raise CheckpointError(f"no folder {folder}, or nothing in it; give a run's folder")
+        raise CheckpointError(f"no folder {folder}, or an empty one; pass the folder of a run")
     raise CheckpointError(
         f"no checkpoints (step-00000500 and the like) in {folder}{_elsewhere(folder, entries)}; "
-        "give a run's folder, or its checkpoints'"
+        "pass the folder of a run, or of its checkpoints"
     )
 
 
@@ -121,7 +120,7 @@ def open_checkpoint(url: str) -> tuple[Folder, CheckpointManifest]:
             folder /= "checkpoints"
             names = sorted(name for name in _entries(folder) if step_of(name) is not None)
         if names:
-            raise CheckpointError(f"{folder} holds {_some(names)}; name one of them")
+            raise CheckpointError(f"{folder} holds {_some(names)}; pass one of them")
     return folder, read_manifest(folder)
 
 
@@ -137,7 +136,7 @@ def _some(names: Sequence[str]) -> str:
 
 
 def _elsewhere(folder: Folder, entries: dict[str, int | None]) -> str:
-    """Where a run's checkpoints stand if its config.yaml says another place."""
+    """The place of a run's checkpoints if its config.yaml names another one."""
     if not 0 < (entries.get("config.yaml") or 0) <= MAX_YAML_CHARACTERS:
         return ""
     try:
@@ -145,4 +144,4 @@ def _elsewhere(folder: Folder, entries: dict[str, int | None]) -> str:
         place, name = config["checkpoint"]["folder"], config["run"]["name"]
     except (OSError, UserError, ValueError, KeyError, TypeError):
         return ""
-    return f" (config.yaml says {Folder(place) / name / folder.name})" if place else ""
+    return f" (config.yaml names {Folder(place) / name / folder.name})" if place else ""

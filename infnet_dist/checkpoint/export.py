@@ -23,27 +23,27 @@ from infnet_dist.errors import CheckpointError
 from infnet_dist.io.filesystem import Folder
 
 _GROUP_BYTES = 64 * 2**20
-_STATE_VALUES = 2**24  # held, so that their blocks aren't read for each part of a table
+_STATE_VALUES = 2**24  # read at once, so that their blocks aren't read for each part of a table
 _TYPES = {
     torch.float32: pa.float32(),
     torch.float16: pa.float16(),
     torch.float64: pa.float64(),
-    torch.bfloat16: pa.float32(),  # which Arrow lacks; holds the same values
+    torch.bfloat16: pa.float32(),  # Arrow lacks bfloat16; float32 holds its values
 }
 
 
 class TableExport:
-    """A table, or some rows of it, to be written into a Parquet file.
+    """An export of a table, or some of its rows, into a Parquet file.
 
-    Its columns are `row` (int64), `embedding` (list of the table's width) and, if asked for,
-    `optimizer_state`: a number by row, or a list of one per column shard that kept its own.
+    Its columns are `row` (int64), `embedding` (list of the table's width) and, on request,
+    `optimizer_state`: a number per row, or a list with one per column shard.
 
     Args:
         folder: the checkpoint.
         manifest: its manifest.
         table: name.
-        rows: [first, end); an end of None is that of the table.
-        with_optimizer: also row-wise Adagrad's state.
+        rows: [first, end); an end of None is the table's.
+        with_optimizer: whether to export row-wise Adagrad's state.
 
     Raises:
         CheckpointError: no such table, rows or state.

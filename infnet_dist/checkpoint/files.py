@@ -1,7 +1,7 @@
-"""Tensors in files: plain safetensors, which hold no code, with a checksum for each block of rows.
+"""Tensors in safetensors files, which hold no code, with a checksum for each block of rows.
 
-The header names the tensors' offsets in torch's own way (`DCP_SHARDING_INFO`), so that
-`torch.distributed.checkpoint`'s HuggingFaceStorageReader can read a checkpoint of ours as well.
+The header has the tensors' offsets in torch's format (`DCP_SHARDING_INFO`), so that
+`torch.distributed.checkpoint`'s HuggingFaceStorageReader can read these checkpoints as well.
 """
 
 import json
@@ -12,32 +12,27 @@ from typing import IO, NamedTuple
 
 import torch
 
-from infnet_dist.checkpoint.manifest import (
-    DATA_TYPES,
-    SavedChunk,
-    SavedTensor,
-    rows_per_block,
-)
+from infnet_dist.checkpoint.saved_tensors import DATA_TYPES, SavedChunk, SavedTensor, rows_per_block
 from infnet_dist.checkpoint.shards import LocalShard
 from infnet_dist.distributed import heartbeat
 from infnet_dist.errors import CheckpointError
 from infnet_dist.io.filesystem import Folder, write_all
 
 BLOCK_BYTES = 16 * 2**20
-_FILE_BYTES = 4 * 2**30  # a file that a retry writes again; a larger shard has a file of its own
+_FILE_BYTES = 4 * 2**30  # a retry writes a whole file again; a larger shard has its own file
 _NAMES = {dtype: name for name, dtype in DATA_TYPES.items()}
 
 
 class NotFiniteError(CheckpointError):
-    """The state to save holds NaN or infinity: such a checkpoint would be of no use."""
+    """The state to save holds NaN or infinity: such a checkpoint would be useless."""
 
 
 class DamagedError(CheckpointError):
-    """A checkpoint's files don't hold what its manifest says."""
+    """The content of a checkpoint's files contradicts its manifest."""
 
 
 def pack(shards: Iterable[LocalShard]) -> list[list[LocalShard]]:
-    """Pieces by file: a file holds each name once, and not much more than `_FILE_BYTES`."""
+    """The shards of each file: a file holds a name once, and not much more than `_FILE_BYTES`."""
     files: list[list[LocalShard]] = []
     sizes: list[int] = []
     first: dict[str, int] = {}  # by name, the first file that may hold it
@@ -59,15 +54,15 @@ def write_file(
     name: str,
     shards: Sequence[LocalShard],
 ) -> tuple[int, list[tuple[str, SavedTensor]]]:
-    """Write shards, whose names differ, into a safetensors file.
+    """Write shards with different names into a safetensors file.
 
     Args:
         folder: the checkpoint.
         name: of the file.
-        shards: what to write.
+        shards: the shards to write.
 
     Returns:
-        The file's bytes; and by shard its name and itself as a tensor of one chunk.
+        The size of the file, and for each shard its name and a tensor with one chunk.
 
     Raises:
         NotFiniteError: a shard holds NaN or infinity.
@@ -99,7 +94,7 @@ def write_file(
 
 
 def _tensor(shard: LocalShard, chunk: SavedChunk) -> SavedTensor:
-    """Unchecked: the other chunks are still missing."""
+    """The shard as a tensor of one chunk; unchecked, since the other chunks are missing."""
     return SavedTensor.model_construct(
         data_type=_NAMES[shard.tensor.dtype],  # type: ignore[arg-type]
         shape=shard.shape,
@@ -122,7 +117,7 @@ def _write_blocks(file: IO[bytes], shard: LocalShard) -> Iterator[int]:
 
 
 def _is_finite(block: torch.Tensor) -> bool:
-    """In one pass without a mask: NaN and infinity show in the extremes."""
+    """Whether all values are finite, in one pass without a mask: the extremes show it."""
     low, high = block.aminmax()
     return math.isfinite(low) and math.isfinite(high)
 
@@ -133,13 +128,14 @@ def _where_not_finite(shard: LocalShard, block: torch.Tensor, start: int) -> str
     place[0] += start
     absolute = [offset + p for offset, p in zip(shard.offsets, place, strict=False)]
     return (
-        f"{shard.name} holds {value} at {absolute}; the model is spoilt, so it isn't saved: go on "
-        f"from the newest checkpoint with a lower learning rate, or look for the batch that did it"
+        f"{shard.name} holds {value} at {absolute}: model state is not finite, checkpoint not "
+        "written; resume from the newest checkpoint with a lower learning rate, or find the batch "
+        "that caused it"
     )
 
 
 class Entry(NamedTuple):
-    """What a file's header says of a tensor in it."""
+    """The entry of a tensor in a file's header."""
 
     name: str
     data_type: str
@@ -153,7 +149,7 @@ class Entry(NamedTuple):
 
 
 def header_of(described: Sequence[Entry]) -> bytes:
-    """A file's first bytes: the length of what follows, and what the file holds."""
+    """A file's header: its length, then the entries of its tensors."""
     entries: dict[str, object] = {}
     begin = 0
     for entry in described:

@@ -1,4 +1,4 @@
-"""What a checkpoint's tensors hold, read in parts; and whether they are what was written."""
+"""Inspection of a checkpoint's tensors, read in parts, and verification of all its bytes."""
 
 import math
 import re
@@ -10,28 +10,29 @@ from typing import NamedTuple
 import torch
 
 from infnet_dist.checkpoint.files import DamagedError
-from infnet_dist.checkpoint.manifest import CheckpointManifest, SavedTensor
+from infnet_dist.checkpoint.manifest import CheckpointManifest
 from infnet_dist.checkpoint.reading import RANGE_BYTES, TensorReader
+from infnet_dist.checkpoint.saved_tensors import SavedTensor
 from infnet_dist.errors import CheckpointError, unknown_name
 from infnet_dist.io.filesystem import Folder
 
 _TABLE = re.compile(r"model\..*\.embeddings\.([^.]+)\.weight")
-Advance = Callable[[int], object]  # tells of bytes read
-_VALUES = 2**20  # taken together in float64
-_MOST_PLAIN_BYTES = 2**27  # parsed as JSON, that may take 3 GiB
+Advance = Callable[[int], object]  # called with the number of bytes read
+_VALUES = 2**20  # converted to float64 at once
+_MOST_PLAIN_BYTES = 2**27  # parsed as JSON, so many may take 3 GiB
 _PART_BYTES = 2**20
 
 
 @dataclass(frozen=True)
 class TableFacts:
-    """What a table holds.
+    """Statistics of a table.
 
     Attributes:
         num_bytes: of its rows.
         optimizer_bytes: of its optimizer's state.
-        chunks: rectangles that it is saved in.
+        chunks: number of chunks.
         norm: L2 over all rows.
-        untrained: rows whose optimizer state is 0, so no gradient ever came; None without a state.
+        untrained: rows whose optimizer state is 0, so without any gradient; None without a state.
         not_finite: values that are NaN or infinite.
     """
 
@@ -51,7 +52,7 @@ class TableFacts:
 
 @dataclass(frozen=True)
 class DenseFacts:
-    """What the model holds beside its tables."""
+    """Statistics of the dense part of the model."""
 
     tensors: int
     values: int
@@ -66,7 +67,7 @@ def is_table(name: str) -> bool:
 
 
 def tables_of(manifest: CheckpointManifest) -> dict[str, str]:
-    """The tensors of tables, by the tables' names."""
+    """Names of the tables' tensors, by table."""
     return {
         match[1]: name
         for name, tensor in manifest.tensors.items()
@@ -78,7 +79,7 @@ def table_tensor(manifest: CheckpointManifest, table: str) -> str:
     """The tensor of a table.
 
     Raises:
-        CheckpointError: there is no such table; the message names those that are there.
+        CheckpointError: there is no such table; the message names the existing ones.
     """
     known = tables_of(manifest)
     if table not in known:
@@ -87,7 +88,7 @@ def table_tensor(manifest: CheckpointManifest, table: str) -> str:
 
 
 def optimizer_tensors(manifest: CheckpointManifest, tensor: str) -> list[str]:
-    """The optimizer's tensors of one of the model's."""
+    """Names of the optimizer's tensors of a tensor of the model."""
     start = f"optimizer.{tensor.removeprefix('model.')}."
     return [name for name in manifest.tensors if name.startswith(start)]
 
@@ -100,7 +101,7 @@ class RowState(NamedTuple):
 
 
 def row_state(manifest: CheckpointManifest, tensor: str) -> RowState | None:
-    """The state of a table's tensor; None without. A column shard has a column at least."""
+    """Row-wise Adagrad's state of a table's tensor; None without one."""
     rows, columns = manifest.tensors[tensor].shape
     for name in optimizer_tensors(manifest, tensor):
         shape = manifest.tensors[name].shape
@@ -186,11 +187,11 @@ def dense_facts(reader: TensorReader, manifest: CheckpointManifest, advance: Adv
 
 
 def read_plain(folder: Folder, manifest: CheckpointManifest, name: str) -> bytes | None:
-    """A file that holds no tensors; None if the checkpoint has none of that name.
+    """The content of a file without tensors; None if the checkpoint has no such file.
 
     Raises:
         DamagedError: its checksum is wrong.
-        CheckpointError: it is too large to be taken into memory.
+        CheckpointError: it is too large for memory.
         OSError: it can't be read.
     """
     if name not in manifest.files:
@@ -204,7 +205,7 @@ def read_plain(folder: Folder, manifest: CheckpointManifest, name: str) -> bytes
 
 
 def _parts_of_plain(folder: Folder, manifest: CheckpointManifest, name: str) -> Iterator[bytes]:
-    """The bytes of a file that holds no tensors; at their end a DamagedError if they are wrong."""
+    """The bytes of a file without tensors; a DamagedError at the end if the checksum differs."""
     checksum = 0
     with folder.open(name) as file:
         while part := file.read(_PART_BYTES):
@@ -215,14 +216,14 @@ def _parts_of_plain(folder: Folder, manifest: CheckpointManifest, name: str) -> 
 
 
 class Fault(NamedTuple):
-    """What is wrong with a file; `is_damage` says that of its content, not of the storage."""
+    """A fault of a file: `is_damage` if its content is wrong, rather than the storage failing."""
 
     text: str
     is_damage: bool = True
 
 
 def verify(folder: Folder, manifest: CheckpointManifest, advance: Advance) -> list[Fault]:
-    """Read every byte and check every checksum; all that is wrong."""
+    """Read every byte and check every checksum; returns all faults."""
     faults: list[Fault] = []
     reader = TensorReader(folder, manifest)
     for name in manifest.files:
@@ -255,12 +256,12 @@ def _read(
 
 
 def as_matrix(values: torch.Tensor) -> torch.Tensor:
-    """Rows of values, whatever the further dimensions."""
+    """The values as [rows, values], with further dimensions flattened."""
     return values.reshape(len(values), -1)
 
 
 def parts_of(matrix: torch.Tensor) -> tuple[torch.Tensor, ...]:
-    """Its rows in parts small enough for float64."""
+    """The rows of a matrix in parts that are small enough for float64."""
     return matrix.split(max(1, _VALUES // matrix.shape[1]))
 
 

@@ -1,4 +1,4 @@
-"""Loading, under any plan and world size, from the newest checkpoint that is intact."""
+"""Loads the newest intact checkpoint, under any plan and world size."""
 
 import logging
 import time
@@ -9,14 +9,10 @@ from tqdm import tqdm
 
 from infnet_dist.checkpoint.files import DamagedError
 from infnet_dist.checkpoint.inspection import row_state, tables_of
-from infnet_dist.checkpoint.manifest import (
-    CheckpointManifest,
-    UnreadableError,
-    complete_checkpoints,
-    read_manifest,
-)
+from infnet_dist.checkpoint.manifest import CheckpointManifest, UnreadableError, read_manifest
 from infnet_dist.checkpoint.reading import TensorReader
 from infnet_dist.checkpoint.shards import LocalShard, ModelState
+from infnet_dist.checkpoint.step_folders import complete_checkpoints
 from infnet_dist.checkpoint.trained_schema import check_same, read_schema
 from infnet_dist.distributed.context import WorkerContext
 from infnet_dist.errors import CheckpointError
@@ -38,15 +34,15 @@ def load_newest(
     """Load the newest checkpoint in `folder` that is complete and intact.
 
     Returns:
-        Its manifest, None if there is no checkpoint at all; and the names of those skipped.
+        Its manifest, None if there is no checkpoint at all; and the names of skipped checkpoints.
 
-    One that is damaged is skipped with a warning that says why.
+    A damaged checkpoint is skipped with a warning.
 
     Raises:
-        UnreadableError: the storage failed for a minute; on all ranks. Nothing is skipped for that.
+        UnreadableError: the storage failed for a minute, which skips nothing; on all ranks.
         CheckpointError: it is of another model, or all are damaged; on all ranks.
     """
-    candidates = context.on_first(lambda: _patiently(lambda: _candidates(folder)))
+    candidates = context.on_first(lambda: _with_retries(lambda: _candidates(folder)))
     faults: dict[str, str] = {}  # by name
     for candidate in reversed(candidates):
         fault, manifest = _try(candidate, sharded, context)
@@ -59,7 +55,7 @@ def load_newest(
         why = "; ".join(faults.values())
         raise CheckpointError(
             f"none of the {len(faults)} checkpoints in {folder} is intact: {why}; "
-            "to start from the beginning take another --run-id"
+            "to start from the beginning set another --run-id"
         )
     return None, []
 
@@ -69,15 +65,15 @@ def load(
 ) -> CheckpointManifest:
     """Load a checkpoint into a model that may have another plan or world size.
 
-    Row-wise Adagrad's state can't move between plans with another number of column shards (it is
-    kept per column shard); `with_optimizer=False` loads the weights alone, under any plan.
+    Row-wise Adagrad's state is kept per column shard, so it can't be loaded under a plan with
+    another number of column shards; `with_optimizer=False` loads the weights alone, under any plan.
 
     Raises:
         CheckpointError: incomplete, damaged, or of another model; on all ranks.
     """
     fault, manifest = _try(folder, sharded, context, with_optimizer=with_optimizer)
     if manifest is None:
-        raise CheckpointError(f"{fault}; take another one in {folder.parent}")
+        raise CheckpointError(f"{fault}; load another one in {folder.parent}")
     return manifest
 
 
@@ -91,9 +87,11 @@ def _candidates(folder: Folder) -> list[Folder]:
 def _try(
     folder: Folder, sharded: ShardedModel, context: WorkerContext, *, with_optimizer: bool = True
 ) -> tuple[str, CheckpointManifest | None]:
-    """Load a checkpoint; what is wrong with its files, on any rank, instead of a manifest."""
+    """Load a checkpoint; returns a fault of its files, on any rank, or the manifest."""
     start = time.perf_counter()
-    fault, found = context.on_first(lambda: _patiently(lambda: _documents_of(folder)))
+    fault, found = context.on_first(
+        lambda: _with_retries(lambda: _read_manifest_and_schema(folder))
+    )
     if found is None:
         return fault, None
     manifest, trained = found
@@ -102,7 +100,7 @@ def _try(
     shards = state.shards()
     _check_fits(folder, manifest, shards, context, with_optimizer=with_optimizer)
     reader = TensorReader(folder, manifest)
-    fault, num_bytes = context.together(lambda: _patiently(lambda: _fill(reader, shards)))
+    fault, num_bytes = context.together(lambda: _with_retries(lambda: _fill(reader, shards)))
     if first := _first(context.gather(fault)):
         return first, None
     context.together(state.load_state_dict)
@@ -113,8 +111,10 @@ def _try(
     return "", manifest
 
 
-def _documents_of(folder: Folder) -> tuple[str, tuple[CheckpointManifest, Schema | None] | None]:
-    """What is wrong with a checkpoint's manifest or schema; both if nothing is."""
+def _read_manifest_and_schema(
+    folder: Folder,
+) -> tuple[str, tuple[CheckpointManifest, Schema | None] | None]:
+    """A fault of a checkpoint's manifest or schema; without one, both of them."""
     try:
         manifest = read_manifest(folder)
         return "", (manifest, read_schema(folder, manifest))
@@ -127,7 +127,7 @@ def _documents_of(folder: Folder) -> tuple[str, tuple[CheckpointManifest, Schema
 
 
 def _fill(reader: TensorReader, shards: list[LocalShard]) -> tuple[str, int]:
-    """What is wrong with a checkpoint's files, and the bytes that were read."""
+    """A fault of a checkpoint's files, empty if none, and the bytes read."""
     try:
         return "", reader.fill(shards)
     except DamagedError as error:
@@ -136,8 +136,8 @@ def _fill(reader: TensorReader, shards: list[LocalShard]) -> tuple[str, int]:
         raise UnreadableError(f"can't read a checkpoint: {error}") from error
 
 
-def _patiently(read: Callable[[], T]) -> T:
-    """Read again for a while if the storage fails: that isn't the checkpoint's damage."""
+def _with_retries(read: Callable[[], T]) -> T:
+    """Retry for a while if the storage fails, which is no damage of the checkpoint."""
     return retrying(_RETRY_S, lambda error: isinstance(error, UnreadableError))(read)
 
 
@@ -167,8 +167,8 @@ def _check_fits(
     found = [fault for fault in wrong if fault]
     if first := _first(context.gather(found[0] if found else "")):
         raise CheckpointError(
-            f"{folder} doesn't fit this run's model: {first}; use the config that it was trained "
-            f"with ({folder / 'config.yaml'})"
+            f"{folder} doesn't fit this run's model: {first}; use the config of its "
+            f"training ({folder / 'config.yaml'})"
         )
 
 
@@ -182,7 +182,7 @@ def _difference(manifest: CheckpointManifest, shard: LocalShard) -> str:
 
 
 def differences_from(folder: Folder, plan: Plan) -> list[str]:
-    """What keeps the checkpoint from being loaded under `plan`, by its tensors; one line each.
+    """Reasons, one line each, why the checkpoint's tensors can't be loaded under `plan`.
 
     Raises:
         CheckpointError: the checkpoint is incomplete or damaged.
@@ -205,7 +205,7 @@ def differences_from(folder: Folder, plan: Plan) -> list[str]:
         new = planned[name].embedding_dim // plan.tables[name].columns
         if old not in (None, new):
             lines.append(
-                f"the optimizer's state of table {name!r} is that of {old} column shards in the "
+                f"the optimizer's state of table {name!r} is of {old} column shards in the "
                 f"checkpoint, {new} in the plan: it can't be loaded, weights alone can"
             )
     return lines

@@ -1,4 +1,4 @@
-"""Parts of saved tensors, read by blocks of rows whose checksums are checked."""
+"""Reads parts of saved tensors by blocks of rows, and checks the blocks' checksums."""
 
 import bisect
 import json
@@ -14,7 +14,8 @@ from typing import IO
 import torch
 
 from infnet_dist.checkpoint.files import DamagedError, Entry, as_rows, header_of
-from infnet_dist.checkpoint.manifest import CheckpointManifest, SavedChunk, rows_per_block
+from infnet_dist.checkpoint.manifest import CheckpointManifest
+from infnet_dist.checkpoint.saved_tensors import SavedChunk, rows_per_block
 from infnet_dist.checkpoint.shards import LocalShard
 from infnet_dist.io.filesystem import Folder
 
@@ -24,7 +25,7 @@ _THREADS, _BLOCKS_PER_RUN = 4, 8  # of readers
 
 @dataclass(frozen=True)
 class _Read:
-    """Rows [start, stop) of a chunk, a block of it, of which `targets` want a part."""
+    """Rows [start, stop) of a chunk, a block of it, with the shards that need a part of it."""
 
     name: str
     chunk: SavedChunk
@@ -45,10 +46,10 @@ class TensorReader:
     def __init__(self, folder: Folder, manifest: CheckpointManifest) -> None:
         self._folder = folder
         self._manifest = manifest
-        self._kept = threading.local()  # memory is used again: fresh pages cost more
+        self._kept = threading.local()  # reused memory: fresh pages cost more
 
     def fill(self, shards: Sequence[LocalShard]) -> int:
-        """Fill the shards from the saved tensors of their names; returns bytes read.
+        """Fill the shards from the saved tensors of their names; returns the bytes read.
 
         Raises:
             DamagedError: a block's checksum is wrong, or a file ends early.
@@ -67,11 +68,11 @@ class TensorReader:
             runs += [reads[i : i + _BLOCKS_PER_RUN] for i in range(0, len(reads), _BLOCKS_PER_RUN)]
         if len(runs) <= 1:
             return sum(map(self._fill_from, runs))
-        with ThreadPoolExecutor(_THREADS) as pool:  # one reads while another checks and copies
+        with ThreadPoolExecutor(_THREADS) as pool:  # a thread reads while another checks and copies
             return sum(pool.map(self._fill_from, runs))
 
     def _fill_from(self, reads: Sequence[_Read]) -> int:
-        """Read some blocks of a file into their targets; bytes read."""
+        """Read some blocks of a file into their targets; returns the bytes read."""
         num_bytes = 0
         with self._folder.open(reads[0].chunk.file) as file:
             for read in reads:
@@ -82,7 +83,7 @@ class TensorReader:
         return num_bytes
 
     def rows(self, name: str, start: int, stop: int) -> torch.Tensor:
-        """Rows [start, stop) of a tensor, however it is cut into chunks; a scalar is one row.
+        """Rows [start, stop) of a tensor, whatever its chunks; a scalar is one row.
 
         Raises:
             DamagedError: a block's checksum is wrong, or a file ends early.
@@ -98,10 +99,10 @@ class TensorReader:
     def ranges(
         self, name: str, first: int = 0, end: int | None = None, *, most_bytes: int = RANGE_BYTES
     ) -> Iterator[tuple[int, int]]:
-        """Ranges of a tensor's rows for `rows`, one after the other, that make up [first, end).
+        """Consecutive ranges of a tensor's rows for `rows` that make up [first, end).
 
-        They end where blocks do, if they can, so that few blocks are read twice. A tensor without
-        elements has none.
+        They end at the ends of blocks where possible, so that few blocks are read twice. A tensor
+        without elements has no range.
         """
         saved = self._manifest.tensors[name]
         if not math.prod(saved.shape):
@@ -118,7 +119,7 @@ class TensorReader:
             first = stop
 
     def check(self, file: str) -> Iterator[tuple[int, str]]:
-        """Read a file of tensors from end to end: by part its bytes, and what is wrong with it.
+        """Read a whole file of tensors: for each part its bytes and its fault, if there is one.
 
         Raises:
             OSError: it can't be read.
@@ -134,15 +135,15 @@ class TensorReader:
                     yield self._num_bytes(read), str(error)
 
     def _check_header(self, opened: IO[bytes], file: str) -> tuple[int, str]:
-        """The header, which other readers go by, is what the manifest makes of it."""
+        """Check the header, which other readers rely on, against the manifest."""
         chunks = dict(self._chunks_by_file.get(file, []))
         entries = {
             name: Entry(name, self._manifest.tensors[name].data_type, chunk.shape, chunk.offsets)
             for name, chunk in chunks.items()
         }
         size = self._manifest.tensor_files[file] - sum(entry.nbytes for entry in entries.values())
-        fault = f"{self._folder} is damaged: the header of {file} isn't what the manifest says"
-        # In another order than these, places may have more digits.
+        fault = f"{self._folder} is damaged: the header of {file} differs from the manifest"
+        # In another order offsets may have more digits.
         most = len(header_of(list(entries.values()))) + 64 * (1 + len(entries))
         if size > most:
             return size, fault
@@ -171,14 +172,14 @@ class TensorReader:
         return found
 
     def _reads(self, name: str, shards: Sequence[LocalShard] | None) -> Iterator[_Read]:
-        """The blocks of a tensor that these shards of it need; all of them for None."""
+        """The blocks of a tensor that these shards need; all blocks for None."""
         for chunk in self._manifest.tensors[name].chunks:
             yield from self._reads_of(name, chunk, shards)
 
     def _reads_of(
         self, name: str, chunk: SavedChunk, shards: Sequence[LocalShard] | None
     ) -> Iterator[_Read]:
-        """As `_reads`, of one chunk."""
+        """As `_reads`, for one chunk."""
         if not math.prod(chunk.shape):
             return
         rows = chunk.shape[0] if chunk.shape else 1
@@ -201,7 +202,7 @@ class TensorReader:
         return (read.stop - read.start) * math.prod(read.chunk.shape[1:]) * item
 
     def _block(self, file: IO[bytes], read: _Read) -> torch.Tensor:
-        """A block, read and checked; valid until the next one."""
+        """A block, read and checked; valid until this thread reads the next one."""
         dtype, columns = self._manifest.tensors[read.name].dtype, read.chunk.shape[1:]
         row_bytes = math.prod(columns) * dtype.itemsize
         size = (read.stop - read.start) * row_bytes
@@ -219,7 +220,7 @@ class TensorReader:
         return content.view(dtype).reshape(read.stop - read.start, *columns)
 
     def _memory(self, size: int) -> torch.Tensor:
-        """Bytes of this thread."""
+        """Memory of this thread."""
         kept: torch.Tensor | None = getattr(self._kept, "memory", None)
         if kept is None or kept.numel() < size:
             kept = self._kept.memory = torch.empty(size, dtype=torch.uint8)

@@ -1,4 +1,4 @@
-"""Which checkpoints of a run are kept: the newest, the best, and every n-th."""
+"""Retention of a run's checkpoints: the newest, the best and every n-th are kept."""
 
 import logging
 from collections.abc import Collection, Sequence
@@ -6,20 +6,18 @@ from dataclasses import dataclass
 
 from infnet_dist.checkpoint.discovery import FoundCheckpoint
 from infnet_dist.checkpoint.manifest import (
-    MANIFEST,
     CheckpointManifest,
     RenamedError,
     UnreadableError,
-    complete_checkpoints,
     read_manifest,
-    step_of,
 )
+from infnet_dist.checkpoint.step_folders import MANIFEST, complete_checkpoints, step_of
 from infnet_dist.config.run import CheckpointConfig
 from infnet_dist.errors import CheckpointError, unknown_name
 from infnet_dist.evaluation.metrics import higher_is_better
 from infnet_dist.io.filesystem import Folder
 
-_QUIET_NS = 3_600 * 10**9  # an incomplete one written to since may become complete
+_QUIET_NS = 3_600 * 10**9  # an incomplete checkpoint with newer files may become complete
 log = logging.getLogger("infnet_dist")
 
 
@@ -39,18 +37,20 @@ def decide_retention(
     now_ns: int,
     delete_damaged: bool = False,
 ) -> list[RetentionDecision]:
-    """What becomes of each checkpoint, in their order, if `config` rules and no run is training.
+    """Decide which checkpoints `config` keeps, in their order, while no run is training.
 
-    The damaged don't count among those kept; what can't be read stays, and so do folders that were
-    renamed and links: nothing is deleted through a link.
+    Damaged checkpoints don't count as kept. Unreadable and renamed ones are kept, and so are links:
+    nothing is deleted through a link.
 
     Raises:
         CheckpointError: none is complete, or none has the metric of `keep_best`.
-        UnreadableError: the storage doesn't tell which one is the best.
+        UnreadableError: the storage failed, so the best one isn't known.
     """
     complete = [one.folder for one in found if one.manifest is not None]
     if not complete:
-        raise CheckpointError("no checkpoint is complete: nothing is deleted; `verify` says more")
+        raise CheckpointError(
+            "no checkpoint is complete: nothing is deleted; `verify` lists the faults"
+        )
     metrics = {name for one in found if one.manifest for name in one.manifest.metrics}
     if config.keep_best is not None and config.keep_best not in metrics:
         raise CheckpointError(unknown_name("metric", config.keep_best, metrics))
@@ -71,7 +71,7 @@ def decide_retention(
             decided.append(RetentionDecision(one, one.folder in kept, reason))
         elif one.state == "incomplete":
             old = now_ns - one.written_ns > _QUIET_NS
-            reason = "incomplete" if old else "incomplete; may be being written"
+            reason = "incomplete" if old else "incomplete; possibly being written"
             decided.append(RetentionDecision(one, not old, reason))
         else:
             goes = one.state == "damaged" and delete_damaged
@@ -87,17 +87,16 @@ def prune(
     manifest: CheckpointManifest,
     damaged: Collection[str] = (),
 ) -> list[Folder]:
-    """Delete the checkpoints in `folder` that needn't be kept, once `newest` is complete.
+    """Delete the checkpoints in `folder` that `config` doesn't keep, once `newest` is complete.
 
-    Also what earlier attempts left: folders without a manifest, files of `newest` that its
-    `manifest` doesn't name, and the `damaged`, which don't count among those kept; and checkpoints
-    of later steps: they were damaged when the run went on from an earlier one, and are no part of
-    its way. What can't be deleted now is warned of and left for the next time; so is everything
-    where the storage doesn't tell which one is the best. Links stay, and folders that were renamed:
-    they hold a checkpoint of another step than their names say.
+    Leftovers of earlier attempts are deleted too: folders without a manifest, files of `newest`
+    that its `manifest` doesn't name, `damaged` checkpoints, which don't count as kept, and
+    checkpoints of later steps, which were damaged when the run resumed from an earlier one. A
+    failed deletion is a warning and is retried next time; if the storage fails before the best one
+    is known, nothing is deleted. Links and renamed folders are kept.
 
     Returns:
-        The folders that were deleted.
+        The deleted folders.
     """
     gone: list[Folder] = []
     try:
@@ -119,7 +118,7 @@ def prune(
 
 
 def _is_renamed(checkpoint: Folder) -> bool:
-    """Whether it is one of another step, so no part of what the run leaves behind."""
+    """Whether the folder holds a checkpoint of a step other than in its name."""
     try:
         read_manifest(checkpoint)
     except RenamedError:
@@ -130,7 +129,7 @@ def _is_renamed(checkpoint: Folder) -> bool:
 
 
 def _deleted(checkpoint: Folder) -> bool:
-    """Delete a checkpoint; whether it could be. One that can't doesn't keep the others."""
+    """Delete a checkpoint; returns whether it worked. A failure is a warning."""
     try:
         delete(checkpoint)
     except OSError as error:
@@ -140,7 +139,7 @@ def _deleted(checkpoint: Folder) -> bool:
 
 
 def delete(checkpoint: Folder) -> None:
-    """Delete a checkpoint, its manifest first: what is left if this is interrupted isn't one.
+    """Delete a checkpoint, its manifest first: if interrupted, the rest is incomplete.
 
     Raises:
         CheckpointError: it is a link.
@@ -153,7 +152,7 @@ def delete(checkpoint: Folder) -> None:
 
 
 def to_keep(complete: list[Folder], config: CheckpointConfig) -> list[Folder]:
-    """Those of the complete checkpoints, oldest first, that the config wants kept."""
+    """The complete checkpoints, oldest first, that the config keeps."""
     every, metric = config.keep_every_steps, config.keep_best
     kept = set(complete[-config.keep_last :])
     kept |= {found for found in complete if every and (step_of(found.name) or 0) % every == 0}
@@ -165,7 +164,7 @@ def best_of(complete: list[Folder], metric: str) -> Folder | None:
     """The checkpoint with the best value of a metric; None if none was evaluated.
 
     Raises:
-        UnreadableError: the storage failed: any of them might be the best.
+        UnreadableError: the storage failed, so any of them may be the best.
     """
     scores: list[tuple[float, Folder]] = []
     for found in complete:
@@ -174,7 +173,7 @@ def best_of(complete: list[Folder], metric: str) -> Folder | None:
         except UnreadableError:
             raise
         except CheckpointError:
-            continue  # a damaged one isn't the best of anything
+            continue  # a damaged one can't be the best
         if value is not None:
             scores.append((value if higher_is_better(metric) else -value, found))
     return max(scores, key=lambda scored: scored[0])[1] if scores else None

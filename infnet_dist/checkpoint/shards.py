@@ -1,7 +1,7 @@
-"""The state of a sharded model as named shards: what each rank holds of which tensor.
+"""The state of a sharded model as named local shards: this rank's parts of all tensors.
 
-Names are `model.<parameter>` and `optimizer.<parameter>.<state>`. Learning rates and the like
-aren't state: they follow from the config and the step.
+Names are `model.<parameter>` and `optimizer.<parameter>.<state>`. Learning rates aren't part of the
+state: they follow from the config and the step.
 """
 
 import math
@@ -12,20 +12,20 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch.distributed._shard.sharded_tensor import ShardedTensor
 
-if TYPE_CHECKING:  # brings TorchRec, which the command doesn't need
+if TYPE_CHECKING:  # imports TorchRec, which the command doesn't need
     from infnet_dist.sharding.build import ShardedModel
 
 
 @dataclass(frozen=True)
 class LocalShard:
-    """A rectangle of a tensor that this rank holds.
+    """This rank's rectangle of a tensor.
 
     Attributes:
         name: of the tensor.
         shape: of the whole tensor.
-        offsets: where the rectangle lies in it.
+        offsets: of the rectangle in the tensor.
         tensor: the rectangle; it shares memory with the model.
-        replicated: every rank holds the same.
+        replicated: whether every rank holds the same values.
     """
 
     name: str
@@ -41,7 +41,7 @@ class LocalShard:
 
 
 class ModelState:
-    """All state of a model on this rank, as it is now.
+    """The state of a model and its optimizers on this rank.
 
     Args:
         sharded: the model.
@@ -50,7 +50,7 @@ class ModelState:
 
     def __init__(self, sharded: "ShardedModel", *, with_optimizer: bool = True) -> None:
         self._sharded = sharded
-        self._model: dict[str, Any] = sharded.model.state_dict()  # writes caches back to the tables
+        self._model: dict[str, Any] = sharded.model.state_dict()  # flushes the tables' caches
         self._optimizer = sharded.optimizer.state_dict() if with_optimizer else None
 
     def shards(self) -> list[LocalShard]:
@@ -58,14 +58,14 @@ class ModelState:
         return list(self._shards())
 
     def shards_to_save(self, rank: int, world_size: int) -> list[LocalShard]:
-        """The shards that this rank saves: its own, and its share of the replicated ones."""
+        """The shards that this rank saves: its own, and its part of the replicated ones."""
         shards = self.shards()
         own = [shard for shard in shards if not shard.replicated]
         return own + [shard for shard in shards if shard.replicated][rank::world_size]
 
     def load_state_dict(self) -> None:
-        """Hand the shards, once filled from a checkpoint, to model and optimizers."""
-        self._sharded.model.load_state_dict(self._model)  # drops caches of the tables
+        """Load the state into model and optimizers, once its shards are filled."""
+        self._sharded.model.load_state_dict(self._model)  # drops the tables' caches
         if self._optimizer is not None:
             self._sharded.optimizer.load_state_dict(self._optimizer)
 

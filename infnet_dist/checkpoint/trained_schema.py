@@ -1,4 +1,4 @@
-"""The schema that a checkpoint's model was trained with, and whether it is this run's."""
+"""The schema of a checkpoint's model, and its comparison with a run's schema."""
 
 from pathlib import Path
 
@@ -9,18 +9,18 @@ from infnet_dist.checkpoint.manifest import CheckpointManifest
 from infnet_dist.data.schema_changes import changes, feature_names, summary_of, unusable
 from infnet_dist.errors import CheckpointError, UserError
 from infnet_dist.io.filesystem import Folder
-from infnet_dist.io.parsing import first_fault, parse_json
+from infnet_dist.io.parsing import first_error, parse_json
 from infnet_dist.schema import Schema
 
 SCHEMA = "schema.json"
 
 
 def read_schema(folder: Folder, manifest: CheckpointManifest) -> Schema | None:
-    """The schema that was saved with it; None in checkpoints that have none, as older ones.
+    """The schema that was saved with it; None in old checkpoints, which have none.
 
     Raises:
         DamagedError: its checksum is wrong.
-        CheckpointError: it is no schema.
+        CheckpointError: it isn't a schema.
         OSError: it can't be read.
     """
     content = read_plain(folder, manifest, SCHEMA)
@@ -29,19 +29,19 @@ def read_schema(folder: Folder, manifest: CheckpointManifest) -> Schema | None:
     try:
         return Schema.model_validate(parse_json(content))
     except (ValueError, UserError) as error:
-        fault = first_fault(error) if isinstance(error, ValidationError) else str(error)
+        fault = first_error(error) if isinstance(error, ValidationError) else str(error)
         raise CheckpointError(f"{SCHEMA} in {folder} is no schema: {fault}") from None
 
 
 def check_same(
     folder: Folder, manifest: CheckpointManifest, trained: Schema | None, here: Schema
 ) -> None:
-    """Check that a run's features, tables and tasks are those of a checkpoint, and their order.
+    """Check that a run has the features, tables and tasks of a checkpoint, in the same order.
 
-    Whether the content of the training set is the same is another question (`data_changes`).
+    The content of the training set is checked elsewhere (`data_changes`).
 
     Raises:
-        CheckpointError: names those that differ, and what can be done.
+        CheckpointError: names the differences and the fix.
     """
     if trained is None:
         lines, names = table_changes(manifest, here), "data.features"
@@ -49,8 +49,8 @@ def check_same(
         lines, names = changes(trained, here, statistics=False), feature_names(trained)
     if lines:
         raise CheckpointError(
-            f"{folder} is of a model of another schema: {summary_of(lines)}; continue with the "
-            f"training set that it was trained with and its features ({names}), or start a new run"
+            f"{folder} is of a model with another schema: {summary_of(lines)}; resume with the "
+            f"training set and the features of its training ({names}), or start a new run"
         )
 
 
@@ -64,19 +64,19 @@ def check_readable(
     """Check that a checkpoint's model can read a training set with the schema `here`.
 
     Raises:
-        CheckpointError: names features, tables and tasks that it lacks or that differ.
+        CheckpointError: names the features, tables and tasks that are missing or differ.
     """
     lines = table_changes(manifest, here) if trained is None else unusable(trained, here)
     if lines:
         raise CheckpointError(
             f"{folder} can't read {training_set}: {summary_of(lines)}; evaluate on a set with "
-            "the features and tables that it was trained with (of logs: ingest with num_embeddings "
-            "set, so that tables keep their size), or train a new run"
+            "the features and tables of its training (for logs: ingest with num_embeddings set, so "
+            "that tables keep their size), or train a new run"
         )
 
 
 def table_changes(manifest: CheckpointManifest, here: Schema) -> list[str]:
-    """Tables that differ, as far as tensors alone show it."""
+    """Differences of tables, one line each, judged by the tensors alone."""
     saved = {
         name: manifest.tensors[tensor].shape[0] for name, tensor in tables_of(manifest).items()
     }

@@ -16,7 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from infnet_dist.config.logs import MAX_GROUP_ROWS, MAX_TABLE_ROWS
 from infnet_dist.errors import DataError, unknown_name
-from infnet_dist.io.parsing import MalformedError, check_plain, checked, first_fault, parse_json
+from infnet_dist.io.parsing import MalformedError, check_plain, checked, first_error, parse_json
 from infnet_dist.schema import Schema
 
 MANIFEST = "manifest.json"
@@ -268,7 +268,7 @@ def read_manifest(folder: str | Path) -> Manifest:
     except MalformedError as error:
         raise DataError(f"{path} is not JSON ({error}); {_MAKE_ONE}") from None
     except ValidationError as error:
-        raise DataError(f"{path}: {first_fault(error)}; {_MAKE_ONE}") from None
+        raise DataError(f"{path}: {first_error(error)}; {_MAKE_ONE}") from None
     except DataError as error:  # of the schema
         raise DataError(f"{path}: {error}") from None
     if manifest.format_version != FORMAT_VERSION:

@@ -1,1 +1,1 @@
-"""This worker and the others: collectives, control flags, watchdog."""
+"""Collectives, control flags, heartbeat and watchdog of the workers."""

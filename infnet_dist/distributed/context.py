@@ -1,7 +1,7 @@
-"""Where the library runs: rank, world size, device, storage.
+"""The worker's environment: rank, world size, device, process group.
 
-`WorkerContext` is the library's whole idea of its surroundings. It is made inside a worker whose
-process group exists (Ray Train or `local_process_group` made it) and offers the few collectives
+`WorkerContext` is all that the library knows of its environment. It is created inside a worker
+whose process group exists (from Ray Train or `local_process_group`) and offers the few collectives
 that the library needs, so that all ranks fail together.
 """
 
@@ -40,7 +40,7 @@ class WorkerContext:
     @classmethod
     def from_process_group(cls, device: torch.device) -> "WorkerContext":
         """The context of this process, which computes on `device`."""
-        assert dist.is_initialized(), "make a process group first"
+        assert dist.is_initialized(), "initialise a process group first"
         return cls(
             rank=dist.get_rank(),
             world_size=dist.get_world_size(),
@@ -49,16 +49,16 @@ class WorkerContext:
         )
 
     def with_own_group(self) -> "WorkerContext":
-        """The same worker with a gloo group of its own, for use in another thread; all ranks call.
+        """The same worker with its own gloo group, for use in another thread; every rank calls it.
 
-        Its collectives may wait for as long as they like: the others' work takes what it takes.
+        Its collectives have practically no timeout: writes of other ranks may take any time.
         """
         group = dist.new_group(backend="gloo", timeout=timedelta(days=7))
         return replace(self, group=group)
 
     @property
     def is_first(self) -> bool:
-        """True on the rank that writes logs and manifests."""
+        """Whether this is rank 0, which writes logs and manifests."""
         return self.rank == 0
 
     def barrier(self) -> None:
@@ -90,11 +90,11 @@ class WorkerContext:
         return box[0]
 
     def together(self, action: Callable[[], T]) -> T:
-        """Run `action` on this rank; if it fails on any rank, fail on all of them, and at once.
+        """Run `action` on this rank; if it fails on any rank, raise on all ranks at once.
 
         Raises:
-            UserError: what the first failing rank raised, with its type; any other error of another
-                rank as a plain UserError.
+            UserError: the error of the first failing rank, with its type; any other error of
+                another rank as a plain UserError.
         """
         error: BaseException | None = None
         result: T | None = None
@@ -142,15 +142,15 @@ def _as_user_error(error: BaseException | None) -> tuple[type[UserError], str] |
 
 
 def backend_for(use_gpu: bool) -> str:
-    """The process group's backend: the one place that chooses between gloo and NCCL.
+    """The process group's backend, gloo or NCCL.
 
-    With GPUs, gloo stands beside NCCL for tensors on the CPU (metrics, manifests, error messages).
+    With GPUs, gloo is added for tensors on the CPU (metrics, manifests, error messages).
     """
     return "cpu:gloo,cuda:nccl" if use_gpu else "gloo"
 
 
 def device_for(use_gpu: bool, local_rank: int) -> torch.device:
-    """The device of a worker; on GPUs also makes it the current one."""
+    """The device of a worker; a GPU also becomes the current device."""
     if not use_gpu:
         return torch.device("cpu")
     if not torch.cuda.is_available():
@@ -176,7 +176,7 @@ def local_process_group(
         LOCAL_RANK=str(rank),
         LOCAL_WORLD_SIZE=str(world_size),
     )
-    if sys.platform == "linux":  # else gloo listens where the machine's name points to
+    if sys.platform == "linux":  # else gloo listens on the address of the host name
         os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
     device = device_for(use_gpu, rank)
     dist.init_process_group(
@@ -193,7 +193,7 @@ def local_process_group(
 
 
 def _loopback_store(rank: int, world_size: int, port: int, timeout: timedelta) -> dist.TCPStore:
-    """Where the processes meet; left to itself, torch would listen on all addresses."""
+    """The store of the process group; by default torch would listen on all addresses."""
     descriptor = None
     if rank == 0:
         with socket.socket() as sock:

@@ -1,6 +1,6 @@
-"""What all ranks decide together in each step, in one small all-reduce.
+"""Control flags: decisions of all ranks in each step, in one small all-reduce.
 
-A rank alone can't leave out a step, save or stop: the others would wait in a collective for ever.
+A rank can't skip a step, save or stop alone: the others would wait forever in a collective.
 """
 
 from typing import NamedTuple
@@ -12,12 +12,12 @@ from infnet_dist.distributed.context import WorkerContext
 
 
 class ControlFlags(NamedTuple):
-    """True where any rank says so.
+    """Flags of a step; all-reduced, a flag is True if it is on any rank.
 
     Attributes:
         nonfinite_loss: the loss of the step's batch isn't finite.
-        save: a checkpoint is due by the clock.
-        stop: save and end the run in good order.
+        save: checkpoint.every_minutes have passed since the last checkpoint.
+        stop: a graceful shutdown is requested.
     """
 
     nonfinite_loss: bool = False
@@ -25,9 +25,9 @@ class ControlFlags(NamedTuple):
     stop: bool = False
 
     def all_reduced(self, context: WorkerContext) -> "ControlFlags":
-        """Those of all ranks; every rank calls it."""
+        """The flags of all ranks combined; every rank calls it."""
         if context.world_size == 1:
             return self
-        votes = torch.tensor(self, dtype=torch.int32)  # on the CPU: by gloo, also beside NCCL
-        dist.all_reduce(votes, dist.ReduceOp.MAX, group=context.group)
-        return ControlFlags(*(bool(vote) for vote in votes.tolist()))
+        flags = torch.tensor(self, dtype=torch.int32)  # on the CPU: by gloo, also beside NCCL
+        dist.all_reduce(flags, dist.ReduceOp.MAX, group=context.group)
+        return ControlFlags(*(bool(flag) for flag in flags.tolist()))

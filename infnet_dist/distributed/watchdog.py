@@ -34,7 +34,7 @@ class RankStatus(NamedTuple):
 
     Attributes:
         reports: published so far; constant while the whole process is stopped.
-        beats: of its heartbeat, so its progress counter.
+        beats: of its heartbeat: the progress counter.
         step: the training step that it is in.
         activity: of its main thread.
         collectives: that it has begun.
@@ -53,13 +53,13 @@ class Watchdog:
     Args:
         context: this worker.
         timeout_s: seconds without any progress after which the run ends.
-        last_words: file for the verdict, which the launcher reports.
+        verdict_file: file for the verdict, which the launcher reports.
     """
 
-    def __init__(self, context: WorkerContext, timeout_s: float, last_words: Path | None) -> None:
+    def __init__(self, context: WorkerContext, timeout_s: float, verdict_file: Path | None) -> None:
         self._context = context
         self._timeout_s = timeout_s
-        self._last_words = last_words
+        self._verdict_file = verdict_file
         self._ended = threading.Event()
         store = dist.distributed_c10d._get_default_store().clone()  # type: ignore[attr-defined]
         self._store = dist.PrefixStore("watchdog", store)
@@ -126,8 +126,8 @@ class Watchdog:
         """Print this process's stacks, write the verdict for the launcher, and exit."""
         log.error("%s; this is rank %s:", verdict, self._context.rank)
         faulthandler.dump_traceback(2, all_threads=True)
-        if self._last_words is not None:
-            with suppress(OSError), self._last_words.open("x") as file:  # the first rank
+        if self._verdict_file is not None:
+            with suppress(OSError), self._verdict_file.open("x") as file:  # the first rank
                 file.write(verdict)
         if self._context.rank == 0:
             time.sleep(2 * _REPORT_S)  # the others read the verdict from the store that it holds

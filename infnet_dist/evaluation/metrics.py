@@ -22,14 +22,16 @@ _LOWER = ("log_loss", "normalized_entropy", "mae_s")
 
 
 def higher_is_better(metric: str) -> bool:
-    """Whether more of a metric (`split/metric/task`) is better.
+    """Whether a higher value of a metric (`split/metric/task`) is better.
 
     Raises:
-        ValueError: neither more nor less of it is better, e.g. of calibration.
+        ValueError: neither is better, e.g. of calibration.
     """
     kind = metric.split("/")[1]
     if kind not in (*_HIGHER, *_LOWER):
-        raise ValueError(f"no best of {metric!r}; take one of {', '.join((*_HIGHER, *_LOWER))}")
+        raise ValueError(
+            f"{metric!r} has no best value; expected one of {', '.join((*_HIGHER, *_LOWER))}"
+        )
     return kind in _HIGHER
 
 
@@ -161,7 +163,7 @@ class MetricState:
         group_B: torch.Tensor,
         weights_B: torch.Tensor,
     ) -> None:
-        """Add a batch; left out are padding (weight 0) and, for a task, unknown labels (NaN)."""
+        """Add a batch, without padding (weight 0); unknown labels (NaN) count for no metric."""
         real = weights_B > 0
         floats = [part[real].detach().float() for part in (logits_BK, labels_BK, truth_BK)]
         parts = [part.cpu().numpy() for part in (*floats, group_B[real])]

@@ -1,4 +1,4 @@
-"""The way to `contrib`: its modules are loaded by name, when a run asks for one."""
+"""Loads modules of `contrib` by name, when a run needs one; nothing else imports them."""
 
 from importlib import import_module
 from types import ModuleType

@@ -1,4 +1,4 @@
-"""Files under a path or a URL: one way for the local disk, S3 and all that Arrow or fsspec know."""
+"""Files at a path or a URL: the same interface for local disks, S3, and all of Arrow and fsspec."""
 
 import errno
 import os
@@ -22,13 +22,13 @@ def open_filesystem(path: str) -> tuple[pa.fs.FileSystem, str]:
     """The filesystem of a path or URL, and the path in it.
 
     Raises:
-        UserError: nobody knows such URLs, or their service can't be reached.
+        UserError: the scheme is unknown, or the service can't be reached.
     """
     if "://" not in path:
         return pa.fs.LocalFileSystem(), str(Path(path).absolute())
     try:
         return pa.fs.FileSystem.from_uri(path)
-    except (pa.ArrowException, OSError):  # not one of Arrow's
+    except (pa.ArrowException, OSError):  # not a scheme of Arrow
         try:
             filesystem, root = fsspec.core.url_to_fs(path)
         except (ValueError, ImportError, OSError) as error:
@@ -40,10 +40,10 @@ def open_filesystem(path: str) -> tuple[pa.fs.FileSystem, str]:
 
 
 class Folder:
-    """A folder on any file system; `folder / "name"` is one below it. Cheap to make and to pickle.
+    """A folder on any filesystem; `folder / "name"` is a folder in it. Cheap to create and pickle.
 
     Args:
-        url: a path or a URL; nothing needs to be there.
+        url: a path or a URL; needn't exist.
     """
 
     def __init__(self, url: "str | Path | Folder") -> None:
@@ -51,7 +51,7 @@ class Folder:
         self._opened: tuple[pa.fs.FileSystem, str] | None = None
 
     def __str__(self) -> str:
-        """The URL without what may be a secret: user, password and options."""
+        """The URL without possible secrets: user, password and options."""
         return without_secrets(self.url)
 
     def __repr__(self) -> str:
@@ -80,15 +80,15 @@ class Folder:
 
     @property
     def parent(self) -> "Folder":
-        """The folder that it stands in."""
+        """The parent folder."""
         path, mark, options = self.url.partition("?")
         return Folder(f"{path.rstrip('/').rpartition('/')[0]}{mark}{options}")
 
     def entries(self) -> dict[str, int | None]:
-        """What stands directly below: bytes by name of a file, None for a folder.
+        """The entries of the folder: size by name of a file, None for a folder.
 
         Raises:
-            OSError: it can't be listed; a folder that isn't there has no entries.
+            OSError: it can't be listed; a missing folder has no entries.
         """
         filesystem, root = self._filesystem()
         selector = pa.fs.FileSelector(root, allow_not_found=True)
@@ -98,22 +98,22 @@ class Folder:
         }
 
     def size(self, name: str) -> int | None:
-        """Bytes of a file, None where there is none."""
+        """Size of a file in bytes; None if it doesn't exist."""
         filesystem, root = self._filesystem()
         (info,) = filesystem.get_file_info([f"{root}/{name}"])
         return info.size if info.type == pa.fs.FileType.File else None
 
     def modified_ns(self, name: str) -> int:
-        """When a file was written, as its storage says; 0 if it doesn't."""
+        """Time of the last change of a file; 0 if the storage has none."""
         filesystem, root = self._filesystem()
         (info,) = filesystem.get_file_info([f"{root}/{name}"])
         return info.mtime_ns or 0
 
     def read(self, name: str) -> bytes:
-        """A whole file.
+        """Read a whole file.
 
         Raises:
-            OSError: it isn't there or can't be read.
+            OSError: it doesn't exist or can't be read.
         """
         with self.open(name) as file:
             content = file.read()
@@ -122,21 +122,21 @@ class Folder:
 
     @contextmanager
     def open(self, name: str) -> Iterator[IO[bytes]]:
-        """A file for reading at any place, with `seek` and `readinto`.
+        """Open a file for random access, with `seek` and `readinto`.
 
         Raises:
-            OSError: it isn't there, can't be read, or is no regular file: a pipe would block.
+            OSError: it doesn't exist, can't be read, or isn't a regular file: a pipe would block.
         """
         filesystem, root = self._filesystem()
         if isinstance(filesystem, pa.fs.LocalFileSystem):
             place = f"{root}/{name}"
             if not stat.S_ISREG(os.stat(place).st_mode):
-                raise OSError(errno.EINVAL, "no regular file", place)
+                raise OSError(errno.EINVAL, "not a regular file", place)
         with filesystem.open_input_file(f"{root}/{name}") as file:
             yield file
 
     def create(self, name: str, write: Callable[[IO[bytes]], None]) -> None:
-        """Make or replace a file by what `write` writes; on the disk before this returns."""
+        """Create or replace a file with the output of `write`, synced to disk."""
         filesystem, root = self._filesystem()
         if not isinstance(filesystem, pa.fs.LocalFileSystem):
             with filesystem.open_output_stream(f"{root}/{name}") as stream:
@@ -148,13 +148,13 @@ class Folder:
             os.fsync(file.fileno())
 
     def put(self, name: str, content: bytes) -> None:
-        """Make or replace a small file as a whole: others see the old or the new, never a part."""
+        """Create or replace a small file atomically: others see the old or the new content."""
         self.create_whole(name, lambda file: write_all(file, content))
 
     def create_whole(self, name: str, write: Callable[[IO[bytes]], None]) -> None:
-        """As `create`; others see the old file or the new one, never a part.
+        """As `create`, but atomic: others see the old file or the new one, never a part.
 
-        Where a file can't be renamed at no cost, as in object stores, a failure may delete it.
+        On object stores, where renaming isn't cheap, a failure may delete the file.
         """
         filesystem, root = self._filesystem()
         if isinstance(filesystem, pa.fs.LocalFileSystem):
@@ -169,10 +169,10 @@ class Folder:
             raise
 
     def check_target(self, name: str) -> None:
-        """Find out before the work is done that a file of this name can't be made or replaced.
+        """Check before the work that a file of this name can be created or replaced.
 
         Raises:
-            UserError: names what is in the way.
+            UserError: names the obstacle.
         """
         filesystem, root = self._filesystem()
         if not name:
@@ -181,32 +181,32 @@ class Folder:
         if info.type == pa.fs.FileType.Directory:
             raise UserError(f"{self / name} is a folder; name a file in it")
         if info.type == pa.fs.FileType.Unknown:
-            raise UserError(f"{self / name} is no regular file; name another one")
+            raise UserError(f"{self / name} isn't a regular file; name another one")
         if isinstance(filesystem, pa.fs.LocalFileSystem):
             there = _first_that_exists(Path(root))
             if not (there.is_dir() and os.access(there, os.W_OK | os.X_OK)):
                 raise UserError(
-                    f"{self / name} can't be written: {there} is no folder that this user may "
-                    "write to; name another place"
+                    f"{self / name} can't be written: {there} isn't a writable folder; name "
+                    "another path"
                 )
 
     @property
     def is_link(self) -> bool:
-        """Whether the folder itself is a link on a disk."""
+        """Whether the folder itself is a link on a local disk."""
         filesystem, root = self._filesystem()
         return isinstance(filesystem, pa.fs.LocalFileSystem) and os.path.islink(root.rstrip("/"))
 
     def delete(self, name: str) -> None:
-        """Delete a file; nothing happens where there is none."""
+        """Delete a file if it exists."""
         filesystem, root = self._filesystem()
         if self.size(name) is not None:
             filesystem.delete_file(f"{root}/{name}")
 
     def delete_all(self) -> None:
-        """Delete the folder and everything in it; nothing happens where there is none.
+        """Delete the folder and everything in it, if it exists.
 
         Raises:
-            OSError: a part can't be deleted; as much as can be is.
+            OSError: a part can't be deleted; everything else is.
         """
         filesystem, root = self._filesystem()
         if isinstance(filesystem, pa.fs.LocalFileSystem):
@@ -238,14 +238,14 @@ def published(path: Path) -> Iterator[Path]:
 
 
 def _delete_tree(path: str) -> None:
-    """As `shutil.rmtree`, but goes on after an error, and raises the first one at the end."""
+    """As `shutil.rmtree`, but continues after an error and raises the first one at the end."""
     errors: list[OSError] = []
 
-    def note(function: object, place: str, told: tuple[Any, Any, Any]) -> None:
-        if not isinstance(told[1], FileNotFoundError):
-            errors.append(OSError(told[1].errno, told[1].strerror, place))  # its whole path
+    def collect(function: object, path: str, info: tuple[Any, Any, Any]) -> None:
+        if not isinstance(info[1], FileNotFoundError):
+            errors.append(OSError(info[1].errno, info[1].strerror, path))  # the full path
 
-    shutil.rmtree(path, onerror=note)
+    shutil.rmtree(path, onerror=collect)
     if errors:
         raise errors[0]
 
@@ -255,7 +255,7 @@ def _first_that_exists(path: Path) -> Path:
 
 
 def size_text(size: float) -> str:
-    """Bytes for people, e.g. `1.5 GiB`."""
+    """A size in bytes as readable text, e.g. `1.5 GiB`."""
     units = ["B", "KiB", "MiB", "GiB", "TiB"]
     while size >= 1000 and len(units) > 1:
         size, units = size / 1024, units[1:]
@@ -263,14 +263,14 @@ def size_text(size: float) -> str:
 
 
 def write_all(file: IO[bytes], content: Buffer) -> None:
-    """Write all of it; an unbuffered file may take less than it is given."""
+    """Write all bytes; an unbuffered file may write only some of them per call."""
     view = memoryview(content).cast("B")
     while view:
         view = view[file.write(view) or len(view) :]
 
 
 def _sync_folder(path: str) -> None:
-    """So that a renamed file stays renamed after a loss of power."""
+    """Sync a folder, so that a rename survives a loss of power."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

@@ -1,4 +1,4 @@
-"""Self-contained HTML pages: a title, tables, pictures."""
+"""Self-contained HTML pages with tables and figures."""
 
 import base64
 import html
@@ -8,7 +8,7 @@ from typing import Any
 
 
 def page(title: str, *parts: str) -> str:
-    """A page of these parts, which are HTML."""
+    """A page of HTML parts."""
     return f"""<!doctype html>
 <html lang="en"><meta charset="utf-8"><title>{html.escape(title)}</title>
 <style>
@@ -33,7 +33,7 @@ def paragraph(text: str) -> str:
 
 
 def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """A table; no head if that is empty."""
+    """A table; without a head if `head` is empty."""
     lines = ["<table>"]
     if head:
         lines.append("<tr>" + "".join(f"<th>{html.escape(h)}</th>" for h in head) + "</tr>")
@@ -43,13 +43,13 @@ def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 
 
 def picture(figure: Any, alt: str) -> str:
-    """A matplotlib figure within the page."""
+    """A matplotlib figure, embedded in the page."""
     encoded = base64.b64encode(png(figure)).decode()
     return f'<img alt="{html.escape(alt)}" src="data:image/png;base64,{encoded}">'
 
 
 def png(figure: Any) -> bytes:
-    """A matplotlib figure as PNG, the same bytes each time."""
+    """A matplotlib figure as PNG; deterministic bytes."""
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=110, metadata={"Software": None})
     return buffer.getvalue()

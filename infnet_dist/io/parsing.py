@@ -1,8 +1,8 @@
-"""YAML and JSON that may come from elsewhere: parsed within bounds, or refused in one line.
+"""Parses YAML and JSON of unknown origin within limits; errors are one line.
 
-Scalars of YAML are those of YAML 1.2's core schema: `true` and `false` are the only booleans, `010`
-is 10, `1:30`, `yes` and `2026-05-04` are text, `1e-3` is a number. One addition: digits may be
-grouped by thousands, as in `2_000_000`. A key that appears twice in a mapping is an error.
+YAML scalars follow the core schema of YAML 1.2: `true` and `false` are the only booleans, `010` is
+10, `1:30`, `yes` and `2026-05-04` are text, `1e-3` is a number. One addition: digits may be grouped
+by thousands, as in `2_000_000`. A key that appears twice in a mapping is an error.
 """
 
 import json
@@ -14,11 +14,11 @@ import yaml
 from pydantic import BaseModel, Field, ValidationError
 
 MAX_YAML_CHARACTERS = 4 * 2**20
-MAX_VALUES = 500_000  # aliases of YAML followed: a few lines can stand for billions of values
+MAX_VALUES = 500_000  # with YAML aliases expanded: a few lines can mean billions of values
 MAX_DEPTH = 50
 _QUOTED = re.compile(r"'[^'<>]{2,}'")
-_SHOWN_KEY = re.compile(r"[A-Za-z0-9_./-]{1,100}")  # others may hold a secret
-_MOST_TOLD = 500  # characters
+_SHOWN_KEY = re.compile(r"[A-Za-z0-9_./-]{1,100}")  # other keys may contain a secret
+_MAX_MESSAGE = 500  # characters
 _PLAIN = (bool, float, type(None))
 
 Name = Annotated[str, Field(pattern=r"^[^\x00-\x1f\x7f-\x9f]{1,1000}$")]  # safe on a terminal
@@ -26,28 +26,28 @@ Model = TypeVar("Model", bound=BaseModel)
 
 
 class MalformedError(ValueError):
-    """A text is no YAML or JSON, or describes what is too large or too deep."""
+    """A text isn't valid YAML or JSON, or its value is too large or too deep."""
 
 
 def parse_yaml(text: str) -> Any:
-    """The plain value of a YAML text: mappings with keys of text, lists, text, numbers, null.
+    """The plain value of a YAML text: mappings with text keys, lists, text, numbers, null.
 
     Raises:
-        MalformedError: says where, but doesn't repeat values, which may hold a secret.
+        MalformedError: names the position, but no values, which may contain a secret.
     """
     return _parse_yaml(text, _CoreLoader)
 
 
 def parse_saved_yaml(text: str) -> Any:
-    """The plain value of what `dump_yaml` wrote, also by versions that quoted for YAML 1.1 alone.
+    """The plain value of a text of `dump_yaml`, of earlier versions too; errors as in `parse_yaml`.
 
-    Those wrote text such as `1e3` without quotes; errors as in `parse_yaml`.
+    Earlier versions quoted for YAML 1.1 only and wrote text such as `1e3` without quotes.
     """
     return _parse_yaml(text, _BoundedLoader)
 
 
 def dump_yaml(value: Any) -> str:
-    """A plain value as YAML; text is quoted wherever YAML 1.1 or 1.2 would read something else."""
+    """A plain value as YAML; text is quoted if YAML 1.1 or 1.2 would read another type."""
     return yaml.dump(value, Dumper=_Dumper, sort_keys=False)
 
 
@@ -55,7 +55,7 @@ def parse_json(text: str | bytes) -> Any:
     """The value of a JSON text.
 
     Raises:
-        MalformedError: says where; or a key appears twice in an object.
+        MalformedError: names the position; or a key appears twice in an object.
     """
     try:
         return json.loads(text, object_pairs_hook=_object)
@@ -66,33 +66,33 @@ def parse_json(text: str | bytes) -> Any:
 
 
 def checked(model: type[Model], value: Any) -> Model:
-    """The model of a plain value, strictly: integers, numbers, booleans and text don't convert.
+    """Validate a plain value strictly: integers, numbers, booleans and text aren't converted.
 
-    An integer is a number too. As JSON, which has lists for tuples and text for paths.
+    Integers are accepted as numbers, lists as tuples, and text as paths, as in JSON.
 
     Raises:
-        ValidationError: the value doesn't fit the model.
+        ValidationError: the value is invalid.
     """
     return model.model_validate_json(json.dumps(value), strict=True)
 
 
-def first_fault(error: ValidationError) -> str:
-    """Key and first fault of a checked document, safe on a terminal."""
-    fault = error.errors()[0]
-    text = f"{'.'.join(map(str, fault['loc'])) or 'as a whole'}: {fault['msg']}"
-    return printable(text)[:_MOST_TOLD]
+def first_error(error: ValidationError) -> str:
+    """Key and message of the first error of a document, safe to print."""
+    first = error.errors()[0]
+    text = f"{'.'.join(map(str, first['loc'])) or 'as a whole'}: {first['msg']}"
+    return printable(text)[:_MAX_MESSAGE]
 
 
 def printable(text: str) -> str:
-    """The text, safe on a terminal."""
+    """The text, safe to print."""
     return "".join(letter if letter.isprintable() else "?" for letter in text)
 
 
 def check_plain(value: Any) -> None:
-    """Check that a parsed value is of plain types, and neither deep nor huge.
+    """Check the types, size and depth of a parsed value.
 
     Raises:
-        MalformedError: it isn't.
+        MalformedError: a value isn't plain, or the whole is too large or too deep.
     """
     waiting, seen = [(value, 1)], 0
     while waiting:
@@ -109,7 +109,7 @@ def check_plain(value: Any) -> None:
             _check_scalar(found)
             continue
         if seen + len(waiting) + len(inner) > MAX_VALUES:
-            raise MalformedError(f"it stands for more than {MAX_VALUES} values")
+            raise MalformedError(f"it contains more than {MAX_VALUES} values")
         waiting += [(one, depth + 1) for one in inner]
 
 
@@ -123,12 +123,12 @@ def _check_keys(found: dict[Any, Any]) -> None:
 def _check_scalar(value: Any) -> None:
     if isinstance(value, str):
         if not value.isascii() and any("\ud800" <= letter <= "\udfff" for letter in value):
-            raise MalformedError("it holds half a character")
+            raise MalformedError("it contains half of a surrogate pair, expected whole characters")
     elif isinstance(value, int):
         if not -(2**63) <= value < 2**64:
-            raise MalformedError("it holds a whole number of more than 64 bits")
+            raise MalformedError("it contains an integer of more than 64 bits")
     elif not isinstance(value, _PLAIN):
-        raise MalformedError(f"it holds a {type(value).__name__}, expected plain values")
+        raise MalformedError(f"it contains a {type(value).__name__}, expected plain values")
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -155,21 +155,21 @@ def _parse_yaml(text: str, loader: type["_BoundedLoader"]) -> Any:
         problem = _QUOTED.sub("'...'", error.problem or error.context or "wrong")
         raise MalformedError(f"{problem}{where}") from None
     except yaml.YAMLError:
-        raise MalformedError("it holds characters that YAML doesn't allow") from None
+        raise MalformedError("it contains characters that YAML doesn't allow") from None
     except RecursionError:
         raise MalformedError("it is nested too deeply") from None
     except MalformedError:
         raise
-    except (ValueError, TypeError, OverflowError):  # of 5,000 digits, a mapping as a key
-        raise MalformedError("it holds a number or key that can't be read") from None
+    except (ValueError, TypeError, OverflowError):  # e.g. 5,000 digits, or a mapping as a key
+        raise MalformedError("it contains a number or key that can't be read") from None
     check_plain(value)
     return value
 
 
 class _BoundedLoader(yaml.SafeLoader):
-    """Refuses keys that appear twice; keeps merged mappings small and nesting shallow.
+    """Rejects keys that appear twice; limits the size of merged mappings and the depth.
 
-    Merged mappings (`<<`) can double with each line. The scanner's time goes by the square of the
+    Merged mappings (`<<`) can double with each line. The time of the scanner is quadratic in the
     depth.
     """
 
@@ -179,7 +179,7 @@ class _BoundedLoader(yaml.SafeLoader):
         self._flattened: set[yaml.MappingNode] = set()
 
     def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
-        """The next value."""
+        """Compose the next value."""
         self._depth += 1
         if self._depth > MAX_DEPTH:
             raise RecursionError
@@ -188,14 +188,14 @@ class _BoundedLoader(yaml.SafeLoader):
         return node
 
     def flatten_mapping(self, node: yaml.MappingNode) -> None:
-        """Put the merged keys in place, once for all places that refer to the mapping."""
+        """Resolve merged keys, once for all references to the mapping."""
         if node in self._flattened:
             return
         self._flattened.add(node)
-        self._check_unique(node)  # before: an own key may replace a merged one
+        self._check_unique(node)  # first: a key may override a merged one
         super().flatten_mapping(node)
         if len(node.value) > MAX_VALUES:
-            problem = f"merged keys stand for more than {MAX_VALUES} values"
+            problem = f"merged keys contain more than {MAX_VALUES} values"
             raise yaml.constructor.ConstructorError(None, None, problem, node.start_mark)
 
     def _check_unique(self, node: yaml.MappingNode) -> None:
@@ -215,21 +215,21 @@ class _BoundedLoader(yaml.SafeLoader):
 
 
 class _CoreLoader(_BoundedLoader):
-    """Reads scalars by YAML 1.2's core schema."""
+    """Reads scalars by the core schema of YAML 1.2."""
 
     def process_directives(self) -> Any:
-        """Refuse a text that says it is of another version."""
+        """Reject a text that declares another version."""
         found = super().process_directives()  # type: ignore[no-untyped-call]
         if self.yaml_version not in (None, (1, 2)):
-            raise MalformedError("its %YAML line names another version, expected 1.2 or no line")
+            raise MalformedError("its %YAML directive has another version, expected 1.2 or none")
         return found
 
 
 class _Dumper(yaml.SafeDumper):
-    """Quotes what either schema would read as another type; aliases would hide values."""
+    """Quotes text that either schema would read as another type; writes no aliases."""
 
     def ignore_aliases(self, data: Any) -> bool:
-        """Write equal values out each time."""
+        """Write equal values in full each time."""
         return True
 
 
@@ -242,7 +242,7 @@ def _number(text: str) -> float:
     return float(text.lower().replace(".inf", "inf").replace(".nan", "nan"))
 
 
-# YAML 1.2.2, section 10.3.2, but for groups of thousands.
+# YAML 1.2.2, section 10.3.2, plus groups of thousands.
 _CORE: dict[str, tuple[str, str, Callable[[str], Any]]] = {
     "null": (r"null|Null|NULL|~|", "~nN\0", lambda text: None),
     "bool": (r"true|True|TRUE|false|False|FALSE", "tTfF", lambda text: text.lower() == "true"),

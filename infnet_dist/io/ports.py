@@ -1,4 +1,4 @@
-"""Ports for what listens on this machine alone."""
+"""Free ports for services that listen on this machine only."""
 
 import contextlib
 import random
@@ -6,12 +6,12 @@ import socket
 
 
 def free_ports(count: int) -> list[int]:
-    """TCP ports that are free on the loopback interface at this moment.
+    """TCP ports that are currently free on the loopback interface.
 
-    They are below the kernel's own range, so that no outgoing connection takes one meanwhile.
+    They are below the ephemeral range of the kernel, so no outgoing connection takes one.
 
     Raises:
-        RuntimeError: there aren't so many.
+        RuntimeError: there are fewer free ports.
     """
     free: list[int] = []
     for port in random.SystemRandom().sample(range(20_000, 32_000), 2_000):
@@ -20,4 +20,4 @@ def free_ports(count: int) -> list[int]:
             free.append(port)
         if len(free) == count:
             return free
-    raise RuntimeError(f"no {count} free ports between 20000 and 32000")
+    raise RuntimeError(f"found fewer than {count} free ports between 20000 and 32000")

@@ -1,26 +1,26 @@
-"""Secrets in URLs: found, so that run files with them are refused, and left out of messages."""
+"""Secrets in URLs: detected, so that run files are rejected, and removed from messages."""
 
 import re
 from urllib.parse import parse_qsl, unquote
 
-# A chain such as simplecache::s3://bucket; the :: in an address such as [::1] parts nothing.
+# A chain such as simplecache::s3://bucket; the :: in an address such as [::1] is no separator.
 _LINKS = re.compile(r"::(?=[A-Za-z][A-Za-z0-9+.-]*(?:::|://))")
 _SECRET_OPTION = re.compile(
     r"key|secret|token|pass|pwd|^pw$|auth|cred|signature|^sig$|^sas|session", re.IGNORECASE
 )
-# Where what stands before @ is a name: the container, or who logs in.
+# Schemes whose part before @ is a name: the container, or the login.
 _NAMED_USERS = {"abfs", "abfss", "az", "wasb", "wasbs", "hdfs", "viewfs", "sftp", "ssh"}
 _NO_PORTS = {"s3", "s3a", "s3n", "gs", "gcs"}
 _HOST = re.compile(r"(\[[^\]]*\]|[^:]*)(:\d*)?")
 
 
 def without_secrets(url: str) -> str:
-    """A path as it is; a URL without user, password and options, any of which may be a secret."""
+    """A URL without user, password and options, which may be secrets; a path is unchanged."""
     return "::".join(_bare(link) for link in _LINKS.split(url))
 
 
 def secrets_in(url: str) -> list[str]:
-    """What in a URL is a secret, in words that don't repeat it; nothing in a path."""
+    """Kinds of secrets in a URL, without the secrets; empty for a path."""
     found = []
     for link in _LINKS.split(url):
         scheme, mark, _ = link.partition("://")
@@ -46,8 +46,8 @@ def _bare(link: str) -> str:
 def _parts(link: str) -> tuple[str, str, str]:
     """User and password, host and path, options.
 
-    A password may hold / ? # and @ unescaped, as the secret keys of S3 do. So where a colon comes
-    first that begins no port, all up to the last @ is taken for it.
+    A password may contain / ? # and @ unescaped, as secret keys of S3 do. If a colon that begins no
+    port comes first, everything up to the last @ is the password.
     """
     scheme, _, rest = link.partition("://")
     host = re.split(r"[/?#]", rest, maxsplit=1)[0]

@@ -1,4 +1,4 @@
-"""Whether a plan is consistent, is for these tables and workers, and fits their memory."""
+"""Checks of a plan: it is consistent, matches tables and workers, and fits their memory."""
 
 from collections.abc import Mapping, Sequence
 
@@ -8,20 +8,23 @@ from infnet_dist.planning.plan import BY_ALL, BY_NODE, Plan, RankEstimates, shap
 from infnet_dist.planning.tables import PlanTable, TableSet
 from infnet_dist.planning.topology import TIERS, Topology
 
-_MOST_LINES = 5  # of a plan's differences in an error
-UNPOOLED = ("table_wise", "row_wise", "column_wise")  # what sequence tables can be
+_MOST_LINES = 5  # differences listed in an error
+UNPOOLED = ("table_wise", "row_wise", "column_wise")  # sharding types that sequence tables support
 
 
 def wrong_places(plan: Plan) -> list[str]:
-    """Tables whose shards don't tile them on ranks that exist; one line each."""
+    """One line per table whose shards don't tile it on existing ranks, or that lacks an entry."""
     topology, lines = plan.made_for.topology, []
     planned = {table.name for table in plan.made_for.tables.tables}
     for field in RankEstimates.model_fields:
         count = len(getattr(plan.ranks, field))
         if count != topology.world_size:
-            lines.append(f"ranks.{field} has {count} entries for {topology.world_size} ranks")
+            lines.append(f"ranks.{field} has {count} entries, expected {topology.world_size}")
     lines += [f"table {name!r} has no plan" for name in sorted(planned - set(plan.tables))]
-    lines += [f"table {name!r} isn't described" for name in sorted(set(plan.tables) - planned)]
+    lines += [
+        f"table {name!r} is missing in made_for.tables"
+        for name in sorted(set(plan.tables) - planned)
+    ]
     for name in sorted(planned & set(plan.tables)):
         table, entry = plan.made_for.tables.table(name), plan.tables[name]
         places = 0 if entry.sharding_type in BY_ALL else len(entry.places)
@@ -36,7 +39,7 @@ def wrong_places(plan: Plan) -> list[str]:
             or not all(0 <= place < limit for place in entry.places)
         ):
             lines.append(
-                f"the shards of table {name!r} don't cover it {entry.sharding_type} on "
+                f"the {entry.sharding_type} shards of table {name!r} don't tile it on "
                 f"{'nodes' if entry.sharding_type in BY_NODE else 'ranks'} 0 to {limit - 1}"
             )
     return lines
@@ -50,9 +53,9 @@ def differences(
     workers_per_node: int | None = None,
     device: str | None = None,
 ) -> list[str]:
-    """What keeps the plan from being loaded for these tables and workers; one line each.
+    """One line per reason why the plan can't be loaded for these tables and workers.
 
-    Without `workers_per_node` any division into nodes will do, without `device` any device.
+    `workers_per_node=None` allows any division into nodes, `device=None` any device.
     """
     lines, topology = [], plan.made_for.topology
     if topology.world_size != world_size:
@@ -64,7 +67,7 @@ def differences(
     planned = {table.name: table for table in plan.made_for.tables.tables}
     for name in sorted({*planned, *tables}):
         if name not in tables:
-            lines.append(f"table {name!r} of the plan isn't here")
+            lines.append(f"table {name!r} of the plan doesn't exist here")
         elif name not in planned:
             lines.append(f"table {name!r} isn't in the plan")
         elif shape(planned[name]) != shape(tables[name]):
@@ -79,12 +82,12 @@ def differences(
         elif tables[name].pooling == "none" and plan.tables[name].sharding_type not in UNPOOLED:
             lines.append(
                 f"table {name!r} is {plan.tables[name].sharding_type} in the plan, which sequence "
-                "tables can't be"
+                "tables don't support"
             )
         elif device == "cpu" and plan.tables[name].compute_kernel not in ("fused", "dense"):
             lines.append(
                 f"table {name!r} has kernel {plan.tables[name].compute_kernel} in the plan, which "
-                "needs GPUs (python -m ray_jobs.plan to-cpu converts a plan)"
+                "needs GPUs; convert the plan with python -m ray_jobs.plan to-cpu"
             )
     return lines
 
@@ -99,10 +102,10 @@ def check_plan(
 ) -> None:
     """Check that `plan` can be loaded for these tables and workers.
 
-    Without `workers_per_node` any division into nodes will do, without `device` any device.
+    `workers_per_node=None` allows any division into nodes, `device=None` any device.
 
     Raises:
-        PlanError: names the first differences, their number, and how to get the right plan.
+        PlanError: names the first differences, their number, and how to make a plan that fits.
     """
     tables = {table.name: table for table in table_set.tables}
     found = differences(
@@ -118,10 +121,10 @@ def check_plan(
 
 
 def overfull(plan: Plan, topology: Topology, *, background_save: bool) -> list[str]:
-    """Tiers of which the plan asks more than a worker has there; one line each.
+    """One line per tier on which a rank needs more bytes than it has.
 
     Args:
-        plan: of as many workers as `topology`.
+        plan: a plan for as many workers as `topology` has.
         topology: the workers.
         background_save: whether checkpoints are written from a copy in host memory.
     """
@@ -136,8 +139,8 @@ def overfull(plan: Plan, topology: Topology, *, background_save: bool) -> list[s
             continue
         copy = plan.ranks.stored_bytes[rank] if tier == "ddr" and background_save else 0
         copied = (
-            f" ({size_text(copy)} of it for the copy that a background save takes; "
-            "checkpoint.background=false does without)"
+            f" ({size_text(copy)} of it for the copy that a background save makes; "
+            "checkpoint.background=false needs no copy)"
             if copy
             else ""
         )
@@ -149,10 +152,10 @@ def overfull(plan: Plan, topology: Topology, *, background_save: bool) -> list[s
 
 
 def check_budget(plan: Plan, topology: Topology, *, background_save: bool) -> None:
-    """Check that the plan fits `topology`, less the shares that the plan's own topology reserves.
+    """Check that the plan fits `topology`, with the reserves of the plan's own topology.
 
     Raises:
-        PlanError: names the memory, what it needs and what it has.
+        PlanError: names the tier, the bytes needed and the capacity.
     """
     own = plan.made_for.topology
     reserves = {name: getattr(own, name) for name in ("reserve", "ddr_reserve", "worker_gib")}
@@ -165,7 +168,7 @@ def check_budget(plan: Plan, topology: Topology, *, background_save: bool) -> No
 
 
 def first_few(lines: Sequence[str], where: str = "") -> str:
-    """The first lines in one, how many there are, and where all of them are listed."""
+    """The first lines joined, with the total and a hint where all of them are listed."""
     more = len(lines) - _MOST_LINES
     if more <= 0:
         return "; ".join(lines)

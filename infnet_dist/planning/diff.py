@@ -1,4 +1,4 @@
-"""Two plans side by side: what moves, how many bytes over which links, and what it brings."""
+"""Differences between two plans: changed tables, bytes moved over which links, and time."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -12,7 +12,7 @@ from infnet_dist.planning.topology import Topology
 
 @dataclass(frozen=True)
 class Moved:
-    """Bytes of rows and optimizer state that a table's shards must fetch from elsewhere.
+    """Bytes of rows and optimizer state that move to other ranks.
 
     Attributes:
         intra_node: from another rank of the same node.
@@ -24,7 +24,7 @@ class Moved:
 
     @property
     def total(self) -> float:
-        """Over both links."""
+        """Within and between nodes."""
         return self.intra_node + self.inter_node
 
 
@@ -35,11 +35,11 @@ class PlanDiff:
     Attributes:
         added: names of tables only in `after`.
         removed: names of tables only in `before`.
-        changed: one line a table whose sharding differs.
-        moved: by table, for those that must move bytes.
-        bytes_before: what each table takes in `before`, by name.
-        bytes_after: likewise.
-        bottleneck_ms: (before, after).
+        changed: one line per table whose sharding differs, by name.
+        moved: moved bytes by table, for tables that move.
+        bytes_before: bytes of each table in `before`, by name.
+        bytes_after: bytes of each table in `after`, by name.
+        bottleneck_ms: time of the busiest rank (before, after).
     """
 
     added: list[str]
@@ -52,21 +52,21 @@ class PlanDiff:
 
     @property
     def intra_node_bytes(self) -> float:
-        """Moved within nodes."""
+        """Bytes moved within nodes."""
         return sum(moved.intra_node for moved in self.moved.values())
 
     @property
     def inter_node_bytes(self) -> float:
-        """Moved between nodes."""
+        """Bytes moved between nodes."""
         return sum(moved.inter_node for moved in self.moved.values())
 
     @property
     def moved_bytes(self) -> float:
-        """Moved within and between nodes."""
+        """Bytes moved within and between nodes."""
         return self.intra_node_bytes + self.inter_node_bytes
 
     def to_json(self) -> dict[str, Any]:
-        """Plain values."""
+        """The diff as a JSON object."""
         moved = {
             name: {"intra_node_bytes": m.intra_node, "inter_node_bytes": m.inter_node}
             for name, m in self.moved.items()
@@ -86,9 +86,9 @@ class PlanDiff:
 
 
 def diff_plans(before: Plan, after: Plan) -> PlanDiff:
-    """Compare two plans; rank r of one is taken to be rank r of the other.
+    """Compare two plans, taking rank r of both to be the same worker.
 
-    A table whose shape differs counts as changed, with all of its bytes new: none move.
+    A table whose shape differs counts as changed; its bytes are new, so none move.
     """
     changed, moved = {}, {}
     for name in sorted(set(before.tables) & set(after.tables)):
@@ -133,7 +133,7 @@ def _where(plan: Plan, name: str) -> str:
 
 
 def _moved(before: Plan, after: Plan, name: str) -> Moved:
-    """Overlap of each new shard with the old ones on its rank, its node, and anywhere."""
+    """Bytes of each new shard that no old shard on its rank holds, by link."""
     table = after.made_for.tables.table(name)
     old = _rectangles(before, name)
     new = _rectangles(after, name)
@@ -158,7 +158,7 @@ def _moved(before: Plan, after: Plan, name: str) -> Moved:
 
 
 def _rectangles(plan: Plan, name: str) -> np.ndarray:
-    """Rank, first row, first column, rows, columns of each shard; int64 [shards, 5]."""
+    """Rank, row offset, column offset, rows and columns of each shard; int64 [shards, 5]."""
     topology: Topology = plan.made_for.topology
     shards = shards_of(plan.made_for.tables.table(name), plan.tables[name], topology)
     return np.array(list(shards), np.int64)

@@ -24,7 +24,11 @@ def estimate_plan(
     topology: Topology,
     chosen: Mapping[str, tuple[ShardingOption, tuple[int, ...]]],
 ) -> Plan:
-    """The plan with these options and places, with its estimates; nothing is searched."""
+    """The plan with the given option and places of each table; no search.
+
+    Raises:
+        PlanError: a rank's memory is too small.
+    """
     also = {name: option for name, (option, _) in chosen.items()}
     costs = Estimator(table_set, topology).costs(offload=False, also=also)
     numbers = [
@@ -41,10 +45,9 @@ def estimate_plan(
     if over.max() > 1:
         tier = int(over.max(axis=0).argmax())
         raise PlanError(
-            f"{TIERS[tier]} of rank {int(over[:, tier].argmax())} would have to hold "
-            f"{size_text(memory[:, tier].max())} of {size_text(topology.capacity[tier])}: "
-            f"{1 / over.max():.2g} times the rows would fit, or more ranks"
-            f"{save_hint(table_set)}"
+            f"{TIERS[tier]} of rank {int(over[:, tier].argmax())} needs "
+            f"{size_text(memory[:, tier].max())} but has {size_text(topology.capacity[tier])}; "
+            f"scale rows by {1 / over.max():.2g} or add ranks{save_hint(table_set)}"
         )
     empty = np.zeros(0)
     placement = Placement(np.array(numbers, np.int64), units, empty, empty)
@@ -92,7 +95,7 @@ def placed_plan(
 
 
 def _in_ddr(copies: np.ndarray | float) -> np.ndarray:
-    """Bytes [..., 1] of copies as bytes by tier."""
+    """Bytes [..., 1] of the copies for a save as bytes by tier [..., 3]: all are in DDR."""
     return np.asarray(copies * (np.array(TIERS) == "ddr"))
 
 

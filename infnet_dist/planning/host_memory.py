@@ -1,4 +1,4 @@
-"""The memory that this process may use: the machine's, or less where a container limits it."""
+"""The memory that this process may use: the machine's RAM, or the limit of its container."""
 
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
@@ -7,17 +7,17 @@ import psutil
 
 
 def host_memory_bytes(root: Path = Path("/")) -> int:
-    """Bytes of RAM, or of the tightest control group that this process is in.
+    """Bytes of RAM, or the lowest limit of the control groups that this process is in.
 
     Args:
-        root: of the file system; another one in tests.
+        root: root of the file system; tests pass another one.
     """
     limits = [limit for path in _limit_files(root) if (limit := _read(path)) is not None]
     return min([psutil.virtual_memory().total, *limits])
 
 
 def _limit_files(root: Path) -> Iterator[Path]:
-    """Where limits may be written, of version 2 and version 1 of Linux's control groups."""
+    """Files that may hold a limit, for versions 2 and 1 of Linux's control groups."""
     try:
         lines = (root / "proc/self/cgroup").read_text().splitlines()
     except OSError:
@@ -31,12 +31,12 @@ def _limit_files(root: Path) -> Iterator[Path]:
         else:
             continue
         path = PurePosixPath(group)
-        for part in (path, *path.parents):  # a group is limited by those above it, too
+        for part in (path, *path.parents):  # the limits of parent groups apply as well
             yield base / str(part).strip("/") / name
 
 
 def _read(path: Path) -> int | None:
-    """The limit in a file; None where there is none ("max", or no file)."""
+    """The limit in a file; None if it is unlimited ("max") or there is no file."""
     try:
         return int(path.read_text())
     except (OSError, ValueError):

@@ -1,7 +1,7 @@
-"""The plan file: which tables it is for, on which workers, and where every shard lives.
+"""A sharding plan: its tables and workers, the place of every shard, and the estimates.
 
-A plan is a reviewed artefact. It holds its whole input (tables, topology), so that it can be
-checked, extended and made again; the same input gives the same bytes.
+A plan is a reviewed artefact. It contains its whole input (tables and topology), so that it can be
+checked, extended and made again; the same input gives the same plan.
 """
 
 import hashlib
@@ -30,7 +30,7 @@ class _Entry(BaseModel):
 
 
 class MadeFor(_Entry):
-    """What a plan was made for, and by which cost model."""
+    """The input of a plan, and the version of the cost model."""
 
     topology: Topology
     tables: TableSet
@@ -51,15 +51,15 @@ class TablePlan(_Entry):
     """How one table is sharded.
 
     Attributes:
-        sharding_type: TorchRec's name.
-        compute_kernel: TorchRec's name.
-        columns: floats of a shard.
-        cache_share: share of the rows cached in HBM; fused_uvm_caching only.
+        sharding_type: TorchRec's sharding type.
+        compute_kernel: TorchRec's compute kernel.
+        columns: width of a shard, in floats.
+        cache_share: share of the rows cached in HBM; only for fused_uvm_caching.
         places: the rank of each column shard (table_wise: one), or the node of each
             (table_row_wise, grid_shard); empty for row_wise and data_parallel: all ranks.
-        lookup_ms: of one shard: forward, backward and prefetch, as TorchRec estimates.
-        comms_ms: of one shard: forward and backward, likewise.
-        memory_bytes: of all shards, by tier: rows, optimizer state, a cache of them, buffers.
+        lookup_ms: TorchRec's estimate for one shard: forward, backward and prefetch.
+        comms_ms: TorchRec's estimate for one shard: forward and backward.
+        memory_bytes: of all shards, by tier: rows, optimizer state, cache and buffers.
     """
 
     sharding_type: ShardingTypeName
@@ -73,7 +73,7 @@ class TablePlan(_Entry):
 
     @property
     def sharding_option(self) -> ShardingOption:
-        """The sharding without its place."""
+        """The sharding option, without its places."""
         return ShardingOption(
             self.sharding_type, self.compute_kernel, self.columns, self.cache_share
         )
@@ -85,11 +85,11 @@ class TablePlan(_Entry):
 
 
 class RankEstimates(_Entry):
-    """Estimates for every rank, in the order of ranks.
+    """Estimates by rank.
 
-    The bytes of a tier hold rows, optimizer state, a cache of them, and buffers (inputs, outputs);
-    `stored_bytes` are the rows and their optimizer state alone, on whatever tier, and so also the
-    bytes of the copy from which a checkpoint is written in the background (`Plan.memory`).
+    The bytes of a tier include rows, optimizer state, cache and buffers (inputs, outputs).
+    `stored_bytes` are the rows and their optimizer state on all tiers: the size of the copy from
+    which a checkpoint is written in the background (`Plan.memory`).
     """
 
     lookup_ms: tuple[Milliseconds, ...]
@@ -101,25 +101,25 @@ class RankEstimates(_Entry):
 
     @property
     def time_ms(self) -> np.ndarray:
-        """Lookup and comms, float64 [R]."""
+        """Milliseconds of lookup and communication, float64 [R]."""
         return np.array(self.lookup_ms) + np.array(self.comms_ms)
 
     @property
     def memory(self) -> np.ndarray:
-        """Bytes of the tables by rank and tier, without copies for saves; float64 [R, 3]."""
+        """Bytes of the tables by rank and tier, without the copy for a save; float64 [R, 3]."""
         return np.array([getattr(self, f"{tier}_bytes") for tier in TIERS], np.float64).T
 
 
 class TableBytes(NamedTuple):
-    """What a table takes.
+    """Bytes of a table.
 
     Attributes:
         stored: rows and optimizer state of all shards.
-        tier: where they are: hbm, ddr or ssd.
-        outside_hbm: whether workers have HBM and they aren't in it.
-        cached: of them, and of its own state, a cache in HBM takes so much; all shards.
-        buffers_per_rank: inputs and outputs (data-parallel: gradients as well) on each rank that
-            has a shard; the mean.
+        tier: the tier that holds them: hbm, ddr or ssd.
+        outside_hbm: whether workers have HBM but the rows are on another tier.
+        cached: the cache in HBM of all shards, with its bookkeeping.
+        buffers_per_rank: inputs and outputs (data-parallel: gradients as well), mean over the ranks
+            that have a shard.
     """
 
     stored: int
@@ -133,12 +133,12 @@ class Plan(_Entry):
     """A plan file.
 
     Attributes:
-        made_for: its input.
-        lower_bound_ms: no plan for this input has a busiest rank below; with pinned tables: no
-            plan that leaves them where they are.
-        excluded: what wasn't considered, and why.
-        tables: by name.
-        ranks: the estimates.
+        made_for: the input.
+        lower_bound_ms: proven lower bound on the time of the busiest rank over all plans for this
+            input; in an extended plan, over all plans that keep existing tables in place.
+        excluded: options that weren't considered, with reasons.
+        tables: table plans by name.
+        ranks: estimates by rank.
     """
 
     format_version: int = FORMAT_VERSION
@@ -155,11 +155,11 @@ class Plan(_Entry):
 
     @property
     def memory(self) -> np.ndarray:
-        """Bytes by rank and tier with the copy that the plan was made for; float64 [R, 3]."""
+        """Bytes by rank and tier, with the planned copy for background saves; float64 [R, 3]."""
         return self.memory_for(background_save=self.made_for.tables.background_save)
 
     def memory_for(self, *, background_save: bool) -> np.ndarray:
-        """Bytes by rank and tier, with or without a copy of rows and state; float64 [R, 3]."""
+        """Bytes by rank and tier, with or without the copy for a save; float64 [R, 3]."""
         memory = self.ranks.memory
         if background_save:
             memory[:, TIERS.index("ddr")] += np.array(self.ranks.stored_bytes, np.float64)
@@ -167,11 +167,11 @@ class Plan(_Entry):
 
     @property
     def fullest(self) -> float:
-        """The largest share of a rank's budget that is taken, over ranks and tiers."""
+        """The largest used share of a rank's capacity, over ranks and tiers."""
         return float((self.memory / np.maximum(self.made_for.topology.capacity, 1.0)).max())
 
     def bytes_of(self, name: str) -> TableBytes:
-        """What a table takes, rows apart from buffers."""
+        """The bytes of a table: rows, cache and buffers apart."""
         table, entry = self.made_for.tables.table(name), self.tables[name]
         topology, optimizer = self.made_for.topology, self.made_for.tables.optimizer
         ranks, copies = topology.world_size, 1
@@ -181,11 +181,11 @@ class Plan(_Entry):
             ranks = len(entry.places) * topology.workers_per_node
         elif entry.sharding_type not in BY_ALL:
             ranks = len(entry.places)
-        rows = table.num_embeddings * (table.embedding_dim // entry.columns)  # of all its shards
+        rows = table.num_embeddings * (table.embedding_dim // entry.columns)  # over all shards
         stored = int(rows * row_bytes(table, optimizer, entry.columns) * copies)
         tier = TIERS[home_tier(entry.compute_kernel, topology.device)]
         cached, share = 0, entry.cache_share
-        if share is not None:  # fbgemm's cache has 4 bytes a row, and 16 for each that it holds
+        if share is not None:  # fbgemm's cache: 4 bytes per row, and 16 per cached row
             cached = int(stored * share + rows * (4 + 16 * share))
         buffers = max(sum(entry.memory_bytes.values()) - stored - cached, 0)
         outside_hbm = topology.device == "cuda" and tier != "hbm"
@@ -193,12 +193,12 @@ class Plan(_Entry):
 
     @property
     def tables_hash(self) -> str:
-        """Of what the plan's tables are; 16 hexadecimal digits."""
+        """Hash of the descriptions of the tables; 16 hexadecimal digits."""
         text = self.made_for.tables.model_dump_json()
         return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
 
     def shards(self, name: str) -> list[Shard]:
-        """Every shard of a table, in TorchRec's order; empty ones too."""
+        """All shards of a table, in TorchRec's order, including empty ones."""
         table = self.made_for.tables.table(name)
         return list(shards_of(table, self.tables[name], self.made_for.topology))
 

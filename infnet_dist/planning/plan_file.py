@@ -1,4 +1,4 @@
-"""Reads and writes plan files: JSON, about one line a table, the same bytes for the same plan."""
+"""Reads and writes plan files: JSON with about one line per table, for reviews and diffs."""
 
 import json
 import logging
@@ -8,7 +8,7 @@ import torchrec
 from pydantic import ValidationError
 
 from infnet_dist.errors import PlanError
-from infnet_dist.io.parsing import MalformedError, checked, first_fault, parse_json
+from infnet_dist.io.parsing import MalformedError, checked, first_error, parse_json
 from infnet_dist.planning.checks import first_few, wrong_places
 from infnet_dist.planning.plan import FORMAT_VERSION, Plan
 
@@ -17,10 +17,10 @@ MAX_PLAN_BYTES = 2**28
 
 
 def save_plan(plan: Plan, path: str | Path) -> None:
-    """Write the plan file, about one line a table, so that reviews and diffs read well.
+    """Write a plan file; equal plans give equal bytes.
 
     Raises:
-        PlanError: it can't be written.
+        PlanError: the file can't be written.
     """
     try:
         Path(path).write_text(dump_plan(plan))
@@ -36,7 +36,7 @@ def dump_plan(plan: Plan) -> str:
 
 
 def _layout(value: object, indent: str = "") -> str:
-    """JSON: short values and lists of numbers on one line, longer ones over several."""
+    """JSON with short values and lists of numbers on one line, nested longer values on several."""
     line = json.dumps(value)
     nested = isinstance(value, dict | list) and any(
         isinstance(inner, dict | list)
@@ -57,33 +57,33 @@ def load_plan(path: str | Path) -> Plan:
     """Read a plan file.
 
     Raises:
-        PlanError: missing, malformed, made by another version, or shards off the topology.
+        PlanError: the file is missing, malformed or of another format, or its shards don't match
+            its tables and topology.
     """
     path = Path(path)
     if not path.is_file():
         raise PlanError(f"no plan file {path}; set sharding.plan=auto or give an existing file")
     try:
         if path.stat().st_size > MAX_PLAN_BYTES:
-            raise PlanError(f"plan {path} has more than {MAX_PLAN_BYTES} bytes")
+            raise PlanError(f"plan {path} exceeds {MAX_PLAN_BYTES} bytes; make it again")
         raw = parse_json(path.read_bytes())
         version = raw.get("format_version", 1) if isinstance(raw, dict) else None
         if version is not None and version != FORMAT_VERSION:
             raise PlanError(
-                f"plan {path} was made by another version (format {version}, this code reads "
-                f"{FORMAT_VERSION}); make it again"
+                f"plan {path} has format {version}, expected {FORMAT_VERSION}; make it again"
             )
         plan = checked(Plan, raw)
     except (OSError, MalformedError) as error:
         raise PlanError(f"plan {path} is not JSON ({error})") from None
     except ValidationError as error:
-        fault = first_fault(error).replace(": Value error, ", ": ")
+        fault = first_error(error).replace(": Value error, ", ": ")
         raise PlanError(f"plan {path}: {fault}") from None
     wrong = wrong_places(plan)
     if wrong:
         raise PlanError(f"plan {path}: {first_few(wrong)}")
     if plan.made_for.torchrec_version != torchrec.__version__:
         log.warning(
-            "plan %s was made with torchrec %s, here is %s: its estimates may differ",
+            "plan %s was made with torchrec %s, but %s is installed: its estimates may differ",
             *(path, plan.made_for.torchrec_version, torchrec.__version__),
         )
     return plan

@@ -1,4 +1,4 @@
-"""Tables + topology -> plan; also beside tables that stay where they are, or nearly."""
+"""Tables + topology -> plan; an existing plan + new tables -> an extended plan."""
 
 import numpy as np
 
@@ -15,18 +15,18 @@ from infnet_dist.planning.shortage import check_room, explain_shortage, save_hin
 from infnet_dist.planning.tables import TableSet
 from infnet_dist.planning.topology import Topology
 
-_SHORT = 0.7  # of all HBM: above it, other kernels are tried as well
+_FULL_SHARE = 0.7  # of all HBM; above it, kernels outside of HBM are tried as well
 
 
 def make_plan(table_set: TableSet, topology: Topology, *, advise: bool = True) -> Plan:
     """The best plan found: least estimated time of the busiest rank, within every rank's memory.
 
-    Kernels that keep rows outside of HBM are tried where HBM is short.
+    Kernels that keep rows outside of HBM are tried if HBM is short.
 
     Args:
         table_set: the tables.
         topology: the workers.
-        advise: where nothing fits, look for changes that help and name them; takes longer.
+        advise: if nothing fits, search for changes that make it fit and name them; takes longer.
 
     Raises:
         PlanError: constraints leave a table no option, or no plan fits; names what is short and
@@ -40,16 +40,17 @@ def make_plan(table_set: TableSet, topology: Topology, *, advise: bool = True) -
 
 
 def extend_plan(plan: Plan, table_set: TableSet, *, max_move_bytes: float = 0.0) -> Plan:
-    """Plan the tables that `plan` lacks, with all others left where they are.
+    """Plan the tables that `plan` lacks, and keep existing tables in place.
 
     Args:
         plan: the plan in use.
-        table_set: all tables from now on; those that it lacks are dropped from the plan.
-        max_move_bytes: so many bytes of existing tables (rows and optimizer state) may move where
-            that relieves the busiest rank.
+        table_set: all tables of the new plan; other tables of `plan` are dropped.
+        max_move_bytes: bytes of existing tables (rows and optimizer state) that may move to relieve
+            the busiest rank.
 
     Raises:
-        PlanError: an existing table has another shape, or the new ones don't fit beside the rest.
+        PlanError: an existing table has another shape, or the new tables don't fit beside the
+            existing ones.
     """
     topology = plan.made_for.topology
     tables = {table.name: table for table in table_set.tables}
@@ -69,7 +70,9 @@ def extend_plan(plan: Plan, table_set: TableSet, *, max_move_bytes: float = 0.0)
         if placement is not None:
             found.append(placed_plan(table_set, topology, costs, placement, bound))
             moved_bytes = diff_plans(plan, found[0]).moved_bytes
-            assert moved_bytes <= max_move_bytes * (1 + 1e-9), "the search counts otherwise"
+            assert moved_bytes <= max_move_bytes * (1 + 1e-9), (
+                "the search and diff_plans count moved bytes differently"
+            )
             break
     fresh = _try_plan(table_set, topology) if max_move_bytes else None
     if fresh is not None and diff_plans(plan, fresh).moved_bytes <= max_move_bytes:
@@ -78,7 +81,7 @@ def extend_plan(plan: Plan, table_set: TableSet, *, max_move_bytes: float = 0.0)
         names = ", ".join(repr(name) for name in tables if name not in kept)
         more = "more of them to move" if max_move_bytes else "some to move (--max-move)"
         raise PlanError(
-            f"no place was found for the new tables ({names}) beside the {len(kept)} that stay; "
+            f"no placement found for the new tables ({names}) beside {len(kept)} existing tables; "
             f"allow {more}, or make a new plan"
         )
     return min(found, key=lambda one: (one.bottleneck_ms, one.fullest))
@@ -97,13 +100,13 @@ def _check_kept(plan: Plan, table_set: TableSet, kept: list[str]) -> None:
         changed.append(f"the optimizer is {old.optimizer} in the plan, {table_set.optimizer} now")
     if changed:
         raise PlanError(
-            f"{first_few(changed)}; extend leaves existing tables as they are: make a new plan, or "
-            "give the changed table a new name"
+            f"{first_few(changed)}; extend can't change existing tables: make a new plan, or "
+            "rename the changed table"
         )
 
 
 def _try_plan(table_set: TableSet, topology: Topology) -> Plan | None:
-    """The better plan of those with HBM kernels alone and, where HBM is short, with all kernels."""
+    """The better of two plans: with HBM kernels only and, if HBM is short, with all kernels."""
     cluster, best = empty_cluster(topology), None
     estimator = Estimator(table_set, topology)
     for offload in (False, True) if topology.device == "cuda" else (False,):
@@ -115,14 +118,14 @@ def _try_plan(table_set: TableSet, topology: Topology) -> Plan | None:
         if best is not None and best.bottleneck_ms <= plan.bottleneck_ms:
             plan = best.model_copy(update={"lower_bound_ms": plan.lower_bound_ms})
         best = plan
-        full = placement.memory[:, 0].sum() > _SHORT * cluster.capacity[:, 0].sum()
+        full = placement.memory[:, 0].sum() > _FULL_SHARE * cluster.capacity[:, 0].sum()
         if not full and costs.arrays.fits_alone(cluster).all():
-            break  # no kernel is faster than those in HBM, and HBM has room for each option
+            break  # kernels in HBM are the fastest, and HBM has room for each option
     return best
 
 
 def _current_placement(plan: Plan, costs: Costs, table_set: TableSet) -> CurrentPlacement:
-    """The tables that `plan` has, where it has them."""
+    """The options and places of the tables of `plan`."""
     places = {}
     for number, table in enumerate(table_set.tables):
         entry = plan.tables.get(table.name)
@@ -142,6 +145,6 @@ def _check_still_fit(
     memory = placed_loads(costs, list(current.places.values()), topology).memory
     if (memory > topology.capacity).any():
         raise PlanError(
-            "the tables that stay don't fit any more with this batch size and these lengths"
-            f"{save_hint(table_set)}: make a new plan"
+            "the existing tables don't fit with this batch size and these lengths; make a new plan"
+            f"{save_hint(table_set)}"
         )

@@ -1,4 +1,4 @@
-"""The tables that a run trains, as the planner takes them."""
+"""The tables of a run, in the form that the planner takes."""
 
 from collections.abc import Iterator, Mapping
 
@@ -7,16 +7,16 @@ from pydantic import ValidationError
 from infnet_dist.config.run import Config
 from infnet_dist.data.statistics import Usage
 from infnet_dist.errors import PlanError
-from infnet_dist.io.parsing import first_fault
+from infnet_dist.io.parsing import first_error
 from infnet_dist.planning.costs.popularity import fit_zipf
 from infnet_dist.planning.tables import PlanFeature, PlanTable, TableSet
 from infnet_dist.schema import Schema, Table, sequence_key
 
-# Column-wise is left out unless a table asks for it: under row-wise Adagrad each column shard keeps
-# its own state, so results differ from an unsharded table's, and it can't be resharded to another
-# type.
+# Column-wise is excluded unless a table allows it: under row-wise Adagrad each column shard has its
+# own state, so results differ from those of an unsharded table, and the state can't be resharded to
+# another type.
 DEFAULT_SHARDING_TYPES = ("table_wise", "row_wise")
-_LEAST_LENGTH = 0.01  # of a sequence that is always empty
+_MIN_LENGTH = 0.01  # mean length of a sequence that is always empty
 
 
 def tables_of_run(config: Config, schema: Schema, usage: Usage | None = None) -> TableSet:
@@ -25,17 +25,17 @@ def tables_of_run(config: Config, schema: Schema, usage: Usage | None = None) ->
     Args:
         config: batch size, width and type of the rows, allowed sharding types.
         schema: the selected features.
-        usage: what the training set looks up; None: sequences count as full, skew is unknown.
+        usage: lookups of the training set; None: sequences count as full, skew is unknown.
 
     Raises:
-        PlanError: a table or batch is beyond what is planned for; names it.
+        PlanError: a table or the batch exceeds the limits of plans; names it.
     """
     lengths = dict.fromkeys((feature.key for feature in schema.fields), 1.0)
     for sequence in schema.sequences:
         keys = [sequence_key(sequence, attribute) for attribute in sequence.attributes]
         lengths |= dict.fromkeys(keys, float(sequence.max_length))
     if usage is not None:
-        lengths |= {key: max(usage.mean_lengths[key], _LEAST_LENGTH) for key in lengths}
+        lengths |= {key: max(usage.mean_lengths[key], _MIN_LENGTH) for key in lengths}
     try:
         tables = tuple(_tables(config, schema, usage, lengths))
         return TableSet(
@@ -45,7 +45,7 @@ def tables_of_run(config: Config, schema: Schema, usage: Usage | None = None) ->
             tables=tables,
         )
     except ValidationError as error:
-        raise PlanError(f"these tables can't be planned: {first_fault(error)}") from None
+        raise PlanError(f"the run's tables can't be planned: {first_error(error)}") from None
 
 
 def _tables(

@@ -1,4 +1,4 @@
-"""Nothing fits: what is short, and which changes help, each of them planned before it is named."""
+"""Why no plan fits: the missing memory, and changes that help, each verified by planning."""
 
 from collections.abc import Callable, Iterator
 from itertools import islice
@@ -15,21 +15,21 @@ TryPlan = Callable[[TableSet, Topology], object]
 
 
 def check_room(topology: Topology) -> None:
-    """Check that the reserve leaves any memory to tables.
+    """Check that the reserve leaves memory for tables.
 
     Raises:
-        PlanError: it takes all of it.
+        PlanError: it leaves none.
     """
     if not topology.capacity[: TIERS.index("ssd")].any():
         raise PlanError(
             f"{topology.workers_per_node} workers on a node of {topology.name} leave no memory for "
             f"tables: {topology.ddr_gib:.3g} GiB of RAM, {topology.worker_gib:.3g} GiB for each "
-            "worker's process (worker_gib); use fewer workers a node"
+            "worker's process (worker_gib); use fewer workers per node"
         )
 
 
 def save_hint(table_set: TableSet) -> str:
-    """That room is there without the copy for background saves; empty where none is taken."""
+    """A hint to save without a copy of the tables; empty if none is planned."""
     if not table_set.background_save:
         return ""
     return (
@@ -39,37 +39,35 @@ def save_hint(table_set: TableSet) -> str:
 
 
 def explain_shortage(table_set: TableSet, topology: Topology, try_plan: TryPlan | None) -> str:
-    """What is short by how much, the costliest tables, and changes that make it fit.
+    """The missing memory, the costliest tables, and changes that make a plan fit.
 
     Args:
         table_set: the tables.
         topology: the workers.
-        try_plan: plans, or returns None; None: name no changes.
+        try_plan: returns a plan, or None if none fits; None: suggest no changes.
     """
     costs = Estimator(table_set, topology).costs(offload=True)
     cluster = empty_cluster(topology)
     totals = costs.arrays.total_memory(cluster)
     tiers = [i for i in range(len(TIERS)) if totals[:, i].any()]
     least = np.minimum.reduceat(totals, costs.arrays.first).sum(axis=0)
-    # Together: what can't be in HBM must be in RAM.
+    # All tiers together: rows that aren't in HBM are in RAM.
     need = np.minimum.reduceat(totals.sum(axis=1), costs.arrays.first)
     free = topology.capacity * topology.world_size
     short = [
-        f"{TIERS[i]} is short of {size_text(least[i] - free[i])}"
-        for i in tiers
-        if least[i] > free[i]
+        f"{TIERS[i]} lacks {size_text(least[i] - free[i])}" for i in tiers if least[i] > free[i]
     ]
     together = " and ".join(TIERS[i] for i in tiers)
     if not short and need.sum() > free[tiers].sum():
-        short = [f"{together} together: short of {size_text(need.sum() - free[tiers].sum())}"]
+        short = [f"{together} together lack {size_text(need.sum() - free[tiers].sum())}"]
     alone = np.logical_or.reduceat(costs.arrays.fits_alone(cluster), costs.arrays.first)
     short += [
-        f"no shard of table {table_set.tables[i].name!r} fits a worker under any option"
+        f"no shard of table {table_set.tables[i].name!r} fits on a worker under any option"
         for i in np.flatnonzero(~alone)
     ]
     if not short:
         short = [
-            f"no placement was found, though the sum would fit ({size_text(need.sum())} of "
+            f"no placement found, although the total fits ({size_text(need.sum())} of "
             f"{size_text(free[tiers].sum())} {together})"
         ]
     order = np.argsort(-need, kind="stable")[:3]
@@ -83,18 +81,18 @@ def explain_shortage(table_set: TableSet, topology: Topology, try_plan: TryPlan 
     helps = list(
         islice(_changes_that_fit(table_set, topology, [int(i) for i in order], try_plan), 3)
     )
-    advice = "; ".join(helps) or "none of the usual changes is enough: make tables smaller"
-    return f"{message}. What would fit (planned): {advice}"
+    advice = "; ".join(helps) or "none of the usual changes suffices; make tables smaller"
+    return f"{message}. Changes that fit (planned): {advice}"
 
 
 def _changes_that_fit(
     table_set: TableSet, topology: Topology, costly: list[int], try_plan: TryPlan
 ) -> Iterator[str]:
-    """Changes after which a plan exists, the cheapest first; each is planned."""
+    """Changes after which a plan exists, cheapest first; each is verified by planning."""
     if table_set.background_save:
         waiting = table_set.model_copy(update={"background_save": False})
         if try_plan(waiting, topology) is not None:
-            yield "saves that training waits for (checkpoint.background: false)"
+            yield "no copy for background saves (checkpoint.background: false)"
     if table_set.optimizer in ("adam", "adagrad"):
         lighter = table_set.model_copy(update={"optimizer": "rowwise_adagrad"})
         if try_plan(lighter, topology) is not None:
@@ -118,7 +116,7 @@ def _changes_that_fit(
 
 
 def _fewest_nodes(table_set: TableSet, topology: Topology, try_plan: TryPlan) -> int | None:
-    """The fewest nodes that are enough, at most 16 times as many; by bisection."""
+    """The smallest number of nodes that fits, at most 16 times as many; found by bisection."""
 
     def fits(nodes: int) -> bool:
         larger = topology.model_copy(update={"num_nodes": nodes})

@@ -1,4 +1,4 @@
-"""The tables to plan for: of a run's schema, or of a YAML file, also of tables that don't exist.
+"""Descriptions of the tables to plan for, read from a YAML file; the tables needn't exist yet.
 
 batch_size: 1024            # rows per worker and step
 optimizer: rowwise_adagrad
@@ -35,18 +35,18 @@ KernelName = Literal["dense", "fused", "fused_uvm", "fused_uvm_caching", "key_va
 OptimizerName = Literal["sgd", "rowwise_adagrad", "adagrad", "adam"]
 
 
-Integer = Annotated[int, Strict()]  # no text and no truth value
+Integer = Annotated[int, Strict()]  # rejects text and booleans
 Number = Annotated[float, Strict()]
-Truth = Annotated[bool, Strict()]
+Boolean = Annotated[bool, Strict()]
 
-# Far beyond any table or batch, and small enough that no sum of them overflows 63 bits or a double.
+# Beyond any real table or batch, and small enough that no sum overflows 63 bits or a double.
 MAX_TABLES = 10_000
 MAX_TABLE_BYTES = 2**55
 MAX_BATCH_SIZE = 2**24
 MAX_MEAN_LENGTH = 1e6
-MAX_IDS = 2**34  # of one table per worker and step
+MAX_IDS = 2**34  # looked up in one table per worker and step
 
-# In a checkout, and beside the installed package.
+# In a checkout and in the installed package.
 TABLES = Path(__file__).parents[2] / "sharding_plans" / "tables"
 
 
@@ -64,14 +64,15 @@ class PlanFeature(_Entry):
 
 
 class PlanTable(_Entry):
-    """One table, and what is asked of its plan."""
+    """One table, and the constraints on its plan."""
 
     name: Name
     num_embeddings: Integer = Field(ge=1, le=10**14, description="rows")
     embedding_dim: Integer = Field(ge=4, le=2**20, multiple_of=4, description="floats per row")
     data_type: Literal["fp32", "fp16"] = Field("fp32", description="type of the rows")
     pooling: Literal["none", "sum", "mean"] = Field(
-        "sum", description="none: a sequence of rows (EmbeddingCollection); else a pooled row"
+        "sum",
+        description="none: a sequence of rows (EmbeddingCollection); sum or mean: one pooled row",
     )
     features: tuple[PlanFeature, ...] = Field(min_length=1, max_length=10_000)
     zipf: Number | None = Field(
@@ -84,16 +85,16 @@ class PlanTable(_Entry):
         None, min_length=1, description="allowed kernels; null: all but key_value"
     )
     cache_share: Number | None = Field(
-        None, ge=1e-6, le=1, description="share of rows cached in HBM; null: chosen"
+        None, ge=1e-6, le=1, description="share of rows cached in HBM; null: the planner chooses"
     )
     min_column_width: Integer = Field(
-        32, ge=4, le=2**20, multiple_of=4, description="least floats of a column shard"
+        32, ge=4, le=2**20, multiple_of=4, description="minimum width of a column shard, in floats"
     )
     priority: Number = Field(
         1.0,
         ge=1e-6,
         le=1e6,
-        description="how much its time counts when memory is short: more stays in HBM",
+        description="weight of its time when memory is short; a higher one keeps more of it in HBM",
     )
 
     @model_validator(mode="after")
@@ -102,23 +103,23 @@ class PlanTable(_Entry):
         if size > MAX_TABLE_BYTES:
             raise ValueError(
                 f"table {self.name!r}: num_embeddings {self.num_embeddings} x embedding_dim "
-                f"{self.embedding_dim} {self.data_type} are {size:.2g} bytes; at most "
+                f"{self.embedding_dim} {self.data_type} is {size:.2g} bytes, expected at most "
                 f"{MAX_TABLE_BYTES:.2g} ({MAX_TABLE_BYTES // 2**50} PiB)"
             )
         return self
 
     @property
     def lengths(self) -> tuple[float, ...]:
-        """Mean ids per row of a batch, by feature."""
+        """Mean number of ids per row of a batch, by feature."""
         return tuple(feature.mean_length for feature in self.features)
 
 
 class TableSet(_Entry):
-    """All tables of a model, and how they are trained."""
+    """All tables of a model, with batch size and optimizer."""
 
     batch_size: Integer = Field(ge=1, le=MAX_BATCH_SIZE, description="rows per worker and step")
     optimizer: OptimizerName = Field("rowwise_adagrad", description="sparse optimizer")
-    background_save: Truth = Field(
+    background_save: Boolean = Field(
         True,
         description="checkpoints are written while training continues, from a copy of each rank's "
         "shards in host memory (checkpoint.background)",
@@ -134,23 +135,23 @@ class TableSet(_Entry):
             if count > 1:
                 where = [t.name for t in self.tables if name in {f.name for f in t.features}]
                 places = "" if kind == "table" else f", in tables {', '.join(where)}"
-                raise ValueError(f"{kind} name {name!r} stands {count} times{places}; rename one")
+                raise ValueError(f"{kind} name {name!r} appears {count} times{places}; rename one")
         for table in self.tables:
             ids = self.batch_size * sum(table.lengths)
             if ids > MAX_IDS:
                 raise ValueError(
                     f"table {table.name!r}: batch_size {self.batch_size} x mean_length "
-                    f"{sum(table.lengths):g} are {ids:.2g} ids per worker and step; at most "
-                    f"{MAX_IDS:.2g}"
+                    f"{sum(table.lengths):g} is {ids:.2g} ids per worker and step, expected at "
+                    f"most {MAX_IDS:.2g}"
                 )
         return self
 
     def table(self, name: str) -> PlanTable:
-        """The table of that name."""
+        """The table `name`."""
         return next(table for table in self.tables if table.name == name)
 
     def replace(self, name: str, **changes: object) -> "TableSet":
-        """The same set with one table changed."""
+        """A copy with changes to the table `name`."""
         tables = [
             table.model_copy(update=changes) if table.name == name else table
             for table in self.tables
@@ -162,31 +163,31 @@ def load_table_set(name_or_path: str | Path) -> TableSet:
     """Read a tables file by its name in `sharding_plans/tables` or its path.
 
     Raises:
-        PlanError: missing or malformed; names the table and key.
+        PlanError: the file is missing or malformed; names the table and key.
     """
     return read_yaml(find_file(name_or_path, TABLES, "tables file"), TableSet, "tables file")
 
 
 def find_file(name_or_path: str | Path, folder: Path, kind: str) -> Path:
-    """A YAML file by its name in a folder of ready ones, or by its path.
+    """The path of a YAML file, given by its path or by its name in `folder`.
 
     Raises:
-        PlanError: there is none; names the ready ones.
+        PlanError: the file doesn't exist; names those in `folder`.
     """
     path = Path(name_or_path)
     if path.suffix not in (".yaml", ".yml"):
         path = folder / f"{name_or_path}.yaml"
     if not path.is_file():
-        ready = ", ".join(sorted(p.stem for p in folder.glob("*.yaml"))) or "none here"
-        raise PlanError(f"no {kind} {name_or_path} ({path}); ready ones: {ready}")
+        ready = ", ".join(sorted(p.stem for p in folder.glob("*.yaml"))) or "none"
+        raise PlanError(f"no {kind} {name_or_path} ({path}); in {folder.name}/: {ready}")
     return path
 
 
 def read_yaml(path: str | Path, model: type[Model], kind: str) -> Model:
-    """Read and check a YAML file.
+    """Read a YAML file and validate it as `model`.
 
     Raises:
-        PlanError: missing, no YAML, or not what `model` says; names the first wrong key.
+        PlanError: the file is missing, isn't YAML or isn't valid; names the first wrong key.
     """
     path = Path(path)
     if not path.is_file():

@@ -1,4 +1,4 @@
-"""A plan for GPUs -> a plan for a few CPU ranks: a production plan, smoke-tested on a laptop."""
+"""A plan for GPUs -> a plan for a few CPU ranks, to smoke-test a production plan on a laptop."""
 
 import math
 from collections.abc import Iterator
@@ -19,25 +19,25 @@ def to_cpu(
     row_scale: float = 1.0,
     table_set: TableSet | None = None,
 ) -> tuple[Plan, list[str]]:
-    """Keep the sharding as far as CPU ranks can: what they can't do is replaced, and listed.
+    """Keep the sharding where CPU ranks support it; replace the rest and list the substitutions.
 
     Args:
-        plan: made for any device.
+        plan: a plan for any device.
         topology: the CPU ranks.
-        row_scale: rows of each table are multiplied by it, rounded up.
-        table_set: the tables of a small training set of the same names, to plan for instead.
+        row_scale: factor on the rows of each table; the result is rounded up.
+        table_set: tables of the same names in a small training set, to plan for instead.
 
     Returns:
-        The plan, and one line for each substitution.
+        The plan, and one line per substitution.
 
     Raises:
-        PlanError: `topology` isn't one of CPUs, row_scale isn't in (0, 1], `table_set` has other
-            tables or widths, or the memory isn't enough.
+        PlanError: `topology` isn't a CPU topology, `row_scale` isn't in (0, 1], `table_set` has
+            other tables or widths, or memory is too small.
     """
     if topology.device != "cpu":
-        raise PlanError(f"topology {topology.name} is for {topology.device}; choose one of CPUs")
+        raise PlanError(f"topology {topology.name} is for {topology.device}; choose a CPU topology")
     if not 0 < row_scale <= 1:
-        raise PlanError(f"row scale: got {row_scale:g}, expected more than 0 and at most 1")
+        raise PlanError(f"row scale: got {row_scale:g}, expected 0 < scale <= 1")
     old_set = plan.made_for.tables
     if table_set is not None:
         _check_same_tables(old_set, table_set)
@@ -72,7 +72,7 @@ def to_cpu(
 
 
 def _small(table: PlanTable, row_scale: float, table_set: TableSet | None) -> PlanTable:
-    """The table to plan for, free of wishes that hold for GPUs."""
+    """The table to plan for, without constraints that are meant for GPUs."""
     rows = math.ceil(table.num_embeddings * row_scale)
     small = table_set.table(table.name) if table_set else table
     return small.model_copy(
@@ -88,10 +88,10 @@ def _small(table: PlanTable, row_scale: float, table_set: TableSet | None) -> Pl
 def _substitutions(
     table: PlanTable, small: PlanTable, old: ShardingOption, new: ShardingOption
 ) -> Iterator[str]:
-    for what in ("data_type", "pooling", "lengths"):
-        one, two = getattr(table, what), getattr(small, what)
+    for field in ("data_type", "pooling", "lengths"):
+        one, two = getattr(table, field), getattr(small, field)
         if one != two:
-            yield f"{table.name}: {what} {one} -> {two}"
+            yield f"{table.name}: {field} {one} -> {two}"
     if small.num_embeddings != table.num_embeddings:
         yield f"{table.name}: {table.num_embeddings} -> {small.num_embeddings} rows"
     if new.compute_kernel != old.compute_kernel:
@@ -106,14 +106,14 @@ def _substitutions(
 def _check_same_tables(planned: TableSet, wanted: TableSet) -> None:
     widths = {table.name: table.embedding_dim for table in planned.tables}
     here = {table.name: table.embedding_dim for table in wanted.tables}
-    found = [f"table {name!r} is in one of them only" for name in sorted(set(widths) ^ set(here))]
+    found = [f"table {name!r} is only in one of them" for name in sorted(set(widths) ^ set(here))]
     found += [
         f"table {name!r} has {widths[name]} columns in the plan, {here[name]} here"
         for name in sorted(set(widths) & set(here))
         if widths[name] != here[name]
     ]
     if found:
-        raise PlanError(f"the plan is for other tables: {first_few(found)}")
+        raise PlanError(f"the plan and the training set differ: {first_few(found)}")
 
 
 def _on_cpu(
@@ -124,7 +124,7 @@ def _on_cpu(
         return ShardingOption("data_parallel", "dense", width), ()
     if entry.sharding_type in (*BY_ALL, *BY_NODE):
         return ShardingOption("row_wise", "fused", width), ()
-    # As many column shards as ranks allow.
+    # As many column shards as the ranks allow.
     parts = max(
         n
         for n in range(1, min(len(entry.places), num_ranks) + 1)

@@ -1,4 +1,4 @@
-"""The machines to plan for, as YAML in sharding_plans/topologies/, and as TorchRec's Topology."""
+"""Topologies: nodes, workers, memory and bandwidths, as YAML in sharding_plans/topologies/."""
 
 import logging
 import math
@@ -24,7 +24,7 @@ _GIB = 2**30
 
 
 class Topology(BaseModel):
-    """Nodes that are all alike, and the workers on them: one per GPU, or per share of a CPU.
+    """Identical nodes and the workers on them: one per GPU, or per share of a CPU.
 
     Capacities are per node, bandwidths per worker and in one direction; 1 GB/s is 1e9 bytes/s.
     """
@@ -56,26 +56,26 @@ class Topology(BaseModel):
         0.15,
         ge=0,
         lt=1,
-        description="share of HBM (CPU: of RAM) kept from tables, for the tower, its gradients and "
-        "optimizer, batches, activations",
+        description="share of HBM (CPU: of RAM) reserved for the tower, its gradients and "
+        "optimizer, batches and activations",
     )
     ddr_reserve: Number = Field(
         0.2,
         ge=0,
         lt=1,
-        description="share of a GPU node's RAM kept from UVM tables and save copies",
+        description="share of a GPU node's RAM that UVM tables and save copies may not use",
     )
     worker_gib: Number = Field(
         0.5,
         ge=0,
         le=1e4,
-        description="GiB of RAM that a worker's process takes beside tables; kept from them where "
-        "the share above is less",
+        description="GiB of RAM that a worker's process needs beside tables; reserved if the "
+        "share above is less",
     )
     backward_factor: Number = Field(
         2.0, ge=1e-3, le=1e3, description="time of a backward pass per forward"
     )
-    sources: dict[str, str] = Field(default_factory=dict, description="where figures come from")
+    sources: dict[str, str] = Field(default_factory=dict, description="source of each figure")
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -86,16 +86,17 @@ class Topology(BaseModel):
 
     @property
     def world_size(self) -> int:
-        """Workers."""
+        """Number of workers."""
         return self.num_nodes * self.workers_per_node
 
     def with_world_size(self, world_size: int) -> "Topology":
-        """As many whole nodes as `world_size` workers need; fewer workers than a node has: one.
+        """The same kind of nodes for `world_size` workers: whole nodes, or a part of one.
 
         A part of a node has its share of the node's memory.
 
         Raises:
-            PlanError: neither a part of one node nor whole nodes, or more than MAX_WORKERS.
+            PlanError: the workers fill neither whole nodes nor a part of one, or are more than
+                MAX_WORKERS.
         """
         try:
             check_world_size(world_size)
@@ -117,9 +118,9 @@ class Topology(BaseModel):
 
     @property
     def capacity(self) -> npt.NDArray[np.float64]:
-        """Bytes that the tables of one worker may fill, by tier, after the reserve; float64 [3].
+        """Bytes per worker for tables, by tier, after the reserve; float64 [3].
 
-        Tables here means rows, optimizer state, buffers, and the copy that a background save takes.
+        Tables take rows, optimizer state, buffers, and the copy for a background save.
         """
         on_cpu = self.device == "cpu"
         share = self.reserve if on_cpu else self.ddr_reserve
@@ -129,7 +130,7 @@ class Topology(BaseModel):
         return np.floor(per_node * _GIB / self.workers_per_node)
 
     def to_torchrec(self) -> TorchRecTopology:
-        """TorchRec's topology, for its estimators; its capacities are before the reserve."""
+        """TorchRec's topology for its estimators; capacities before the reserve."""
         logging.getLogger("torchrec.distributed.planner.types").setLevel(logging.ERROR)
         per_worker = _GIB / self.workers_per_node
         return TorchRecTopology(
@@ -153,7 +154,7 @@ def load_topology(name_or_path: str | Path) -> Topology:
     """Read a topology by its name in `sharding_plans/topologies` or its path.
 
     Raises:
-        PlanError: there is none, or it is malformed; names the ready ones.
+        PlanError: the file doesn't exist (names those in the folder) or is malformed.
     """
     return read_yaml(find_file(name_or_path, FOLDER, "topology"), Topology, "topology")
 
@@ -161,17 +162,17 @@ def load_topology(name_or_path: str | Path) -> Topology:
 def this_topology(
     device: str, world_size: int, local_world_size: int, *, bytes_per_worker: float | None = None
 ) -> Topology:
-    """The workers of a run on machines like this one.
+    """The topology of a run on machines like this one.
 
-    The bandwidths are those of the ready topology of this machine's GPU (h100x8 for one that we
-    have none for), or of `cpu`.
+    Bandwidths come from the topology file of this machine's GPU (h100x8 if there is none for it),
+    or from `cpu`.
 
     Args:
         device: cuda or cpu.
-        world_size: workers.
-        local_world_size: workers of a node; where nodes have unlike numbers of them, their greatest
-            common divisor is planned for, with that share of a node's memory.
-        bytes_per_worker: RAM of a worker; None: this machine's, divided by `local_world_size`.
+        world_size: number of workers.
+        local_world_size: workers per node. If it doesn't divide `world_size`, nodes are planned
+            with the greatest common divisor of both as workers, and that share of the memory.
+        bytes_per_worker: RAM per worker; None: this machine's RAM divided by `local_world_size`.
 
     Raises:
         PlanError: more than MAX_WORKERS workers.
@@ -201,13 +202,13 @@ def this_topology(
 
 
 def check_world_size(world_size: int) -> None:
-    """Check that so many workers can be planned for.
+    """Check that plans support this many workers.
 
     Raises:
-        ValueError: they are more than MAX_WORKERS.
+        ValueError: `world_size` exceeds MAX_WORKERS.
     """
     if world_size > MAX_WORKERS:
-        raise ValueError(f"{world_size} workers; plans are made for at most {MAX_WORKERS}")
+        raise ValueError(f"got {world_size} workers; plans support at most {MAX_WORKERS}")
 
 
 def _per_ms(gb_s: float) -> float:

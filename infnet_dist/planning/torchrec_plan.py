@@ -20,36 +20,36 @@ from infnet_dist.planning.plan import Plan, shards_of
 
 
 class CollectionSharder(EmbeddingCollectionSharder):
-    """Offers what trains correctly under an optimizer fused in backward, on CPU and CUDA.
+    """Offers the sharding types that train correctly under an optimizer fused into backward.
 
-    Left out: data-parallel and the dense kernel (wrong or memory-unsafe for sequences on the CPU).
+    Excluded: data-parallel and the dense kernel (wrong or memory-unsafe for sequences on CPUs).
     """
 
     def sharding_types(self, compute_device_type: str) -> list[str]:
-        """Table-, column- and row-wise."""
+        """Table-wise, column-wise and row-wise."""
         return [t.value for t in (ShardingType.TABLE_WISE, ShardingType.COLUMN_WISE)] + [
             ShardingType.ROW_WISE.value
         ]
 
 
 def find_collection(model: nn.Module) -> tuple[str, EmbeddingCollection]:
-    """Path and module of the model's one EmbeddingCollection."""
+    """Path and module of the model's only EmbeddingCollection."""
     found = [(n, m) for n, m in model.named_modules() if isinstance(m, EmbeddingCollection)]
     assert len(found) == 1, f"expected one EmbeddingCollection, found {len(found)}"
     return found[0]
 
 
 def to_sharding_plan(plan: Plan, model: nn.Module, device: torch.device) -> ShardingPlan:
-    """TorchRec's plan for the collections of `model`, on workers with devices like `device`.
+    """TorchRec's plan for the collections of `model`, on workers with devices of this type.
 
     Raises:
-        PlanError: a table of the model isn't in the plan.
+        PlanError: a table of the model is missing in the plan.
     """
     modules = {}
     for path, tables in _collections(model):
         missing = [name for name in tables if name not in plan.tables]
         if missing:
-            raise PlanError(f"tables {', '.join(missing)} of {path} aren't in the plan")
+            raise PlanError(f"tables {', '.join(missing)} of {path} are missing in the plan")
         parameters = EmbeddingModuleShardingPlan()
         for name in tables:
             parameters[name] = _parameter_sharding(plan, name, device)
@@ -69,7 +69,7 @@ def _parameter_sharding(plan: Plan, name: str, device: torch.device) -> Paramete
     topology, entry = plan.made_for.topology, plan.tables[name]
     shards = list(shards_of(plan.made_for.tables.table(name), entry, topology))
     spec = None
-    if entry.sharding_type != "data_parallel":  # whose shards are whole tables: DDP's, no spec
+    if entry.sharding_type != "data_parallel":  # shards are whole tables under DDP, without a spec
         spec = EnumerableShardingSpec(
             [
                 ShardMetadata(

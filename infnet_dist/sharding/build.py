@@ -1,4 +1,4 @@
-"""The golden order, in one visible function.
+"""Builds, shards and initialises the model; the order of the steps matters.
 
 meta build -> sparse optimizer in backward -> plan -> DistributedModelParallel -> tables filled ->
 dense optimizer. The same calls run on gloo with CPUs and on NCCL with GPUs.
@@ -46,8 +46,8 @@ class ShardedModel(NamedTuple):
         optimizer: both optimizers as one, for a step and for checkpoints.
         sparse_optimizer: row-wise Adagrad; it has updated the rows when backward is done.
         dense_optimizer: AdamW.
-        plan: where the tables' shards live.
-        schema: the features, tables and tasks that it is made for.
+        plan: the placement of the tables' shards.
+        schema: its features, tables and tasks.
     """
 
     model: DistributedModelParallel
@@ -62,10 +62,10 @@ class FixedBuckets(DefaultDataParallelWrapper):
     """DDP with the same gradient buckets in every step, so that a resumed run is bit-identical.
 
     An all-reduce over three or more ranks adds an element's summands in an order that depends on
-    its place in its bucket. By itself DDP uses one bucket in the first step of a process, and
+    its place in its bucket. By default DDP uses one bucket in the first step of a process and
     rebuilds its buckets before the second in the order in which gradients were ready: the sums of a
-    step would depend on where the process began. Here they are rebuilt before the first step, in
-    the order of the parameters; DDP never does so twice.
+    step would depend on the step in which the process began. Here they are rebuilt before the first
+    step, in the order of the parameters; DDP never rebuilds them twice.
     """
 
     def _ddp_wrap(
@@ -88,7 +88,7 @@ def build_sharded_model(
     context: WorkerContext,
     sample_usage: Callable[[], Usage] | None = None,
 ) -> ShardedModel:
-    """Build, plan, shard and fill the model; every rank calls it.
+    """Build, plan, shard and initialise the model; every rank calls it.
 
     Args:
         config: the run.
@@ -121,9 +121,9 @@ def build_sharded_model(
 
 
 def topology_of(context: WorkerContext) -> Topology:
-    """The workers of this run, as a plan knows them; every rank calls it.
+    """The topology of this run's workers; every rank calls it.
 
-    Nodes may differ: a worker has the least RAM that any of them has, and `this_topology` plans for
+    Nodes may differ: each worker counts with the least RAM of all, and `this_topology` assumes
     equal parts of nodes.
     """
     workers = context.local_world_size
@@ -159,7 +159,7 @@ def get_plan(
 
 
 def table_bytes(model: nn.Module, sparse_optimizer: KeyedOptimizer) -> int:
-    """Bytes that this rank's shards of the tables hold: rows and optimizer state."""
+    """Bytes of this rank's shards of the tables: rows and optimizer state."""
     tensors = [tensor for _, tensor in _table_states(model)]
     for states in sparse_optimizer.state_dict()["state"].values():
         tensors += [t for t in states.values() if isinstance(t, ShardedTensor)]
@@ -171,8 +171,8 @@ def fill_tables(model: nn.Module, *, seed: int) -> None:
     """Initialise every table's rows uniformly in +-1/sqrt(num_embeddings), as TorchRec does.
 
     A row's values depend on (seed, table, row) alone, so runs under different plans and numbers of
-    workers start from the same model. (Seeding by rank, the usual way, can't do that; seeding all
-    ranks alike gives row-wise shards the same rows.)
+    workers start from the same model. Seeds by rank would differ with the plan, and one seed for
+    all ranks would give row-wise shards equal rows.
     """
     for name, tensor in _table_states(model):
         table = name.split(".")[-2]

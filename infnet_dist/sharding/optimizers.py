@@ -20,7 +20,7 @@ from infnet_dist.config.run import (
 
 
 def apply_sparse_optimizer(collection: nn.Module, config: SparseOptimizerConfig) -> None:
-    """Attach row-wise Adagrad to every table; call it before sharding."""
+    """Attach row-wise Adagrad to every table; called before sharding."""
     apply_optimizer_in_backward(
         RowWiseAdagrad,
         collection.parameters(),
@@ -29,11 +29,11 @@ def apply_sparse_optimizer(collection: nn.Module, config: SparseOptimizerConfig)
 
 
 def make_dense_optimizer(model: nn.Module, config: DenseOptimizerConfig) -> KeyedOptimizerWrapper:
-    """AdamW over every parameter that no table's backward updates; its state exists at once.
+    """AdamW over every parameter that no table's backward updates, with its state initialised.
 
-    Without state before the first step, a checkpoint would restore nothing into it. TorchRec's
-    `init_state` makes it by a step with zero gradients. At rate 0, so that weight decay moves
-    nothing; and the count of steps, which Adam's bias correction reads, goes back to 0.
+    Without state before the first step, a checkpoint would have nothing to load into. TorchRec's
+    `init_state` creates it by a step with zero gradients: at rate 0, so that weight decay changes
+    no parameter. The step count, which Adam's bias correction uses, is then reset to 0.
     """
     parameters = dict(in_backward_optimizer_filter(model.named_parameters()))
     optimizer = KeyedOptimizerWrapper(

@@ -1,4 +1,4 @@
-"""Where metrics go: the console and metrics.jsonl always, W&B beside them. Never stops a run.
+"""Trackers of metrics: metrics.jsonl always, W&B optionally. A failing tracker never stops a run.
 
 The same names everywhere: `split/metric/task`, `perf/samples_per_s`, against step and examples.
 """
@@ -24,7 +24,7 @@ T = TypeVar("T")
 
 
 class Tracker(Protocol):
-    """Takes metrics; `finish` returns where they can be looked at, if anywhere."""
+    """Receives metrics; `finish` returns the place where they can be viewed, if there is one."""
 
     def log(self, metrics: Metrics, *, step: int, examples: int) -> None:
         """Record metrics of a step."""
@@ -47,7 +47,7 @@ class NullTracker:
 class JsonlTracker:
     """One JSON object per call, flushed at once: the source of truth. NaN becomes null.
 
-    Lines for which the disk has no room are kept, and written as soon as it has.
+    Lines that a full disk refuses are kept in memory, and written as soon as there is space.
     """
 
     def __init__(self, path: Path) -> None:
@@ -67,10 +67,10 @@ class JsonlTracker:
                 log.warning("can't write %s (%s); its lines are kept", self._file.name, error)
 
     def finish(self) -> str | None:
-        """Write what is left and close the file.
+        """Write the remaining lines and close the file.
 
         Raises:
-            OSError: there is still no room.
+            OSError: the disk is still full.
         """
         with self._file:
             self._write()
@@ -90,10 +90,9 @@ class JsonlTracker:
 
 
 class FailSafeTracker:
-    """A tracker that may fail: it is warned about once, then left alone."""
+    """Wraps a tracker that may fail: the first failure is a warning, later calls do nothing."""
 
     def __init__(self, name: str, make: Callable[[], Tracker]) -> None:
-        """Make the tracker, which may fail already."""
         self._name = name
         self._tracker: Tracker = NullTracker()
         self._tracker = self._try(make) or self._tracker
@@ -110,16 +109,15 @@ class FailSafeTracker:
         try:
             return action()
         except Exception as error:
-            log.warning("%s failed and is left alone from here on (%s)", self._name, error)
+            log.warning("%s failed and is disabled for the rest of the run (%s)", self._name, error)
             self._tracker = NullTracker()
             return None
 
 
 class CompositeTracker:
-    """Several trackers as one; `finish` returns the last place given."""
+    """Several trackers as one; `finish` returns the place of the last one."""
 
     def __init__(self, *trackers: Tracker) -> None:
-        """Log to all of them, in order."""
         self._trackers = trackers
 
     def log(self, metrics: Metrics, *, step: int, examples: int) -> None:
@@ -137,7 +135,7 @@ def make_tracker(
 ) -> Tracker:
     """The tracker of rank 0: metrics.jsonl in `folder`, and W&B unless disabled.
 
-    W&B is given what metrics.jsonl holds of earlier attempts, so that it has each step once too.
+    W&B receives the metrics of earlier attempts from metrics.jsonl, so that it has each step once.
     """
     before = read_metrics(folder / METRICS)
     jsonl = FailSafeTracker("metrics.jsonl", lambda: JsonlTracker(folder / METRICS))
@@ -151,9 +149,9 @@ def make_tracker(
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """The lines of a metrics.jsonl, null as NaN; without the half line that a kill may leave.
+    """The records of a metrics.jsonl, NaN for null, without a half line after a kill.
 
-    Lines that are no record of a step are left out.
+    Lines that aren't a record of a step are skipped.
     """
     found: list[dict[str, Any]] = []
     for line in path.read_text().splitlines() if path.is_file() else []:
@@ -174,7 +172,11 @@ def send_report(
     pictures: Sequence[Path] = (),
     pages: Sequence[Path] = (),
 ) -> str | None:
-    """Send scores, pictures and HTML pages to W&B as one run; its place. A failure only warns."""
+    """Send scores, pictures and HTML pages to W&B as one run; a failure only warns.
+
+    Returns:
+        The place of the run, if there is one.
+    """
     if config.wandb == "disabled":
         return None
 
@@ -190,7 +192,7 @@ def send_report(
     try:
         return send()
     except Exception as error:
-        log.warning("W&B failed; the report stands in %s (%s)", folder, error)
+        log.warning("W&B failed; the report is stored in %s (%s)", folder, error)
         return None
 
 
@@ -207,7 +209,7 @@ def plot_curves(metrics_jsonl: Path, image: Path) -> None:
             if "/" in key and not math.isnan(value):
                 split, metric, *rest = key.split("/")
                 curve = curves.setdefault(f"{split}/{metric}", {}).setdefault("/".join(rest), {})
-                curve[record["examples"]] = value  # a resumed run's later word counts
+                curve[record["examples"]] = value  # the last record of a step counts
     columns = 3
     rows = max(1, math.ceil(len(curves) / columns))
     figure, axes = pyplot.subplots(rows, columns, figsize=(5 * columns, 3 * rows), squeeze=False)

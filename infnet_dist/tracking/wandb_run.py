@@ -1,7 +1,7 @@
-"""A W&B run. Each attempt of a training run begins with all that was logged before it.
+"""A W&B run. Each attempt of a training run first logs the records of earlier attempts.
 
-So one offline folder holds the whole run, each step once: `wandb sync` sends every folder of a run
-from its first line on, over what the server has, so the last folder must not lack the earlier ones.
+So one offline folder holds the whole run, each step once: `wandb sync` uploads each folder of a run
+from its first line, over the server's data, so the last folder must hold the earlier records too.
 """
 
 import logging
@@ -22,12 +22,12 @@ class WandbRun:
     """A W&B run, online or offline; a tracker.
 
     Args:
-        config: where to.
+        config: mode and project.
         folder: of the offline files.
         run_id: the same in each attempt of a run.
         settings: the resolved config, shown with the run.
-        before: records of earlier attempts: step, examples and metrics. A server that has some of
-            them already is sent the later ones.
+        before: records of earlier attempts: step, examples and metrics. Records that the server has
+            are skipped.
     """
 
     def __init__(
@@ -51,11 +51,11 @@ class WandbRun:
             self._set_aside()
 
     def log(self, metrics: dict[str, Any], *, step: int, examples: int) -> None:
-        """Log against `step`; W&B itself takes no step twice."""
+        """Log against `step`; W&B ignores a step that it has."""
         self._run.log({**metrics, "examples": examples}, step=step)
 
     def finish(self) -> str | None:
-        """Close the run; its URL, or its folder if it is offline or W&B doesn't answer in time."""
+        """Close the run; returns its URL, or its folder if offline or without an answer in time."""
         import wandb
 
         folder = str(Path(self._run.dir).parent)
@@ -78,7 +78,7 @@ class WandbRun:
                 raise
             import wandb
 
-            wandb.teardown(exit_code=1)  # or the offline run is taken for the one that failed
+            wandb.teardown(exit_code=1)  # or it takes the offline run for the failed one
             run = self._start("offline")
             log.warning(
                 "W&B can't be reached (%s); logging offline; later: `%s`",
@@ -88,7 +88,7 @@ class WandbRun:
             return run
 
     def _start(self, mode: Mode) -> Any:
-        import wandb  # here: importing it takes seconds that only rank 0 should spend
+        import wandb  # imported here: it takes seconds, which only rank 0 should spend
 
         return wandb.init(
             project=self._project,
@@ -109,13 +109,13 @@ class WandbRun:
         )
 
     def _later(self, folder: str) -> str:
-        """The command that uploads the run: of a training run the log, of a report its folder."""
+        """The command that uploads the run later: from its metrics, or a report from its folder."""
         if (self._folder / "metrics.jsonl").exists():
             return f"infnet sync {self._folder}"
         return f"wandb sync --include-online {folder}"
 
     def _set_aside(self) -> None:
-        """Move the offline folders of earlier attempts to where `wandb sync` doesn't look."""
+        """Move the offline folders of earlier attempts out of the way of `wandb sync`."""
         own = Path(self._run.dir).parent
         for file in own.parent.glob("offline-run-*/run-*.wandb"):
             if file.parent == own or file.name != f"run-{self._run_id}.wandb":
@@ -124,11 +124,11 @@ class WandbRun:
                 (own.parent / REPLACED).mkdir(exist_ok=True)
                 file.parent.rename(_free(own.parent / REPLACED / file.parent.name))
             except OSError as error:
-                log.warning("W&B: %s is of an earlier attempt, but stays (%s)", file.parent, error)
+                log.warning("W&B: can't move %s, of an earlier attempt (%s)", file.parent, error)
 
 
 def _free(path: Path) -> Path:
-    """A path with this name, or with a number behind it, that doesn't exist."""
+    """An unused path of this name, with a number appended if needed."""
     found, number = path, 1
     while found.exists():
         number += 1

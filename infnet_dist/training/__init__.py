@@ -1,1 +1,1 @@
-"""The training loop and what surrounds it: setup, progress, meters, run folder, evaluation."""
+"""The training loop with its setup, progress, meters, run folder and evaluation."""

@@ -1,7 +1,7 @@
-"""Whether a run may continue with the training set that it finds: the same, one that grew, another.
+"""Checks that a run may resume on a training set: the same set, or the same set after it grew.
 
-A set grows when `ingest` adds later logs to it: ids and parts stay as they were. All other changes
-are refused.
+A set grows when `ingest` adds later logs to it: ids and parts stay unchanged. All other changes are
+refused.
 """
 
 from pathlib import Path
@@ -13,22 +13,22 @@ from infnet_dist.training.setup import TrainingSetup
 
 
 def check_resumable(saved: CheckpointManifest, now: DataOrder, manifest: Manifest) -> str:
-    """Check that a run may continue from a checkpoint with this training set.
+    """Check that a run may resume from a checkpoint with this training set.
 
-    Within an epoch the set, and all else that orders its rows, must be the same. Between epochs it
-    may have grown.
+    Within an epoch the set and the order of its rows must be the same. Between epochs the set may
+    have grown.
 
     Args:
-        saved: the checkpoint's.
-        now: what fixes the order of rows in this attempt.
+        saved: the checkpoint's manifest.
+        now: the order of rows in this attempt.
         manifest: of the training set.
 
     Returns:
-        How the set grew, in words; empty if it didn't.
+        How the set grew, as text; empty if it didn't.
 
     Raises:
-        CheckpointError: it is another set, or another order; or the checkpoint's position is
-            beyond its rows.
+        CheckpointError: it is another set, or another order; or the checkpoint consumed more rows
+            than it has.
     """
     step, consumed = saved.progress.step, saved.progress.consumed
     different = _differences(saved.order, now, content_only=not consumed)
@@ -37,8 +37,8 @@ def check_resumable(saved: CheckpointManifest, now: DataOrder, manifest: Manifes
     if different:
         where = f"step {step:,} was saved {'within' if consumed else 'after'} an epoch"
         raise CheckpointError(
-            f"{where} of other data: {'; '.join(different)}; put back what it was, or start a new "
-            "run with another --run-id"
+            f"{where} of other data: {'; '.join(different)}; restore the earlier values, or start "
+            "a new run with another --run-id"
         )
     rows = manifest.split("train").rows
     if consumed and consumed[-1][1] > rows:
@@ -50,13 +50,13 @@ def check_resumable(saved: CheckpointManifest, now: DataOrder, manifest: Manifes
 
 
 def check_unchanged(setup: TrainingSetup) -> str:
-    """Check that the training set is still the one that this attempt opened.
+    """Check that the training set is still the set that this attempt opened.
 
     Returns:
-        How it grew since, in words; empty if it didn't.
+        How it grew since, as text; empty if it didn't.
 
     Raises:
-        DataError: it is another set, or none.
+        DataError: it is another set, or is missing.
     """
     folder, mine = setup.config.data.path, setup.manifest.content_hash
     found = read_manifest(folder)
@@ -75,21 +75,21 @@ def check_unchanged(setup: TrainingSetup) -> str:
 
 
 def check_content(folder: Path, content_hash: str) -> None:
-    """Check that a training set is the one with this content hash.
+    """Check that a training set has this content hash.
 
     Raises:
-        DataError: it is another one, or there is none.
+        DataError: it has another hash, or is missing.
     """
     found = read_manifest(folder).content_hash
     if found != content_hash:
         raise DataError(
             f"{folder} has content {_short(found)}, {_short(content_hash)} expected: it changed "
-            "since the first trial; put it back, or start again"
+            "since the first trial; restore the set, or start a new comparison"
         )
 
 
 def warning_of_other_data(saved: CheckpointManifest, manifest: Manifest) -> str:
-    """What is to be said before a checkpoint is evaluated on this set; empty if nothing."""
+    """The warning to log before a checkpoint is evaluated on this set; empty if there is none."""
     before = saved.order.content_hash
     if before == manifest.content_hash or _grew_from(before, manifest):
         return ""
@@ -100,7 +100,7 @@ def warning_of_other_data(saved: CheckpointManifest, manifest: Manifest) -> str:
 
 
 def _differences(saved: DataOrder, now: DataOrder, *, content_only: bool) -> list[str]:
-    """In which keys two orders of rows differ."""
+    """The keys in which two orders of rows differ, one text each."""
     found = []
     if saved.content_hash != now.content_hash:
         there, here = _short(saved.content_hash), _short(now.content_hash)

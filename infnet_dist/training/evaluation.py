@@ -1,4 +1,4 @@
-"""Metrics of a model on a split: within training, or of a checkpoint on its own."""
+"""Evaluation of a model on a split, during training or from a checkpoint."""
 
 from collections.abc import Callable
 from functools import partial
@@ -22,15 +22,15 @@ def evaluate(
     split: str,
     interrupted: Callable[[], bool] = lambda: False,
 ) -> dict[str, dict[str, float]] | None:
-    """Metrics of the model on a split (`model`), and of the planted truth if known (`optimum`).
+    """Metrics of the model on a split (`model`) and of the true probabilities (`optimum`).
 
     Args:
         setup: the model and the data.
         split: the split.
-        interrupted: asked after each batch, by all ranks alike; True ends it.
+        interrupted: called after each batch, by all ranks alike; True ends the evaluation.
 
     Returns:
-        None if it was interrupted.
+        The metrics by name; None if it was interrupted.
     """
     model = setup.sharded.model
     tasks = setup.schema.tasks
@@ -63,13 +63,13 @@ def evaluate_checkpoint(
 ) -> dict[str, Any]:
     """Load a checkpoint, with any number of workers, and evaluate it on a split.
 
-    Features, their order and the statistics of numbers are those that it was trained with.
+    The model's features, their order and their statistics are those of its training.
 
     Returns:
         split, rows, training_set (its content hash), checkpoint, step, metrics, optimum.
     """
-    nothing_saved = config.checkpoint.model_copy(update={"background": False})
-    config = config.model_copy(update={"checkpoint": nothing_saved})  # memory that isn't needed
+    foreground = config.checkpoint.model_copy(update={"background": False})
+    config = config.model_copy(update={"checkpoint": foreground})  # plans no memory for copies
     trained = context.on_first(lambda: _schema_of(Folder(path)))
     open_set = partial(open_training_set, trained=trained)
     setup = TrainingSetup.open(config, context, splits=[split], open_set=open_set)

@@ -1,4 +1,4 @@
-"""Why a loss isn't finite: the first input, looked-up row or logit that isn't."""
+"""Diagnosis of a loss that isn't finite: the first input, embedding or logit that isn't."""
 
 from collections.abc import Iterator
 
@@ -14,15 +14,15 @@ from infnet_dist.training.setup import TrainingSetup
 def diagnose_nonfinite(
     setup: TrainingSetup, batch: RankingBatch, loss: torch.Tensor, output: StepOutput
 ) -> str:
-    """Where the loss isn't finite, and why: rank, input and rows, in words.
+    """Text that names the rank, the input and the rows that made the loss non-finite.
 
-    Every rank calls it: the batch is looked up once more, which all must do together.
+    Every rank calls it: the batch is looked up again, which is a collective.
 
     Args:
         setup: the model, and the names of features and tasks.
         batch: this rank's batch, on the model's device.
-        loss: of this rank; on some rank it isn't finite.
-        output: what the model said of the batch.
+        loss: of this rank; not finite on one rank at least.
+        output: the model's, for this batch.
     """
     module = setup.sharded.model.module
     assert isinstance(module, TrainModel)
@@ -31,7 +31,7 @@ def diagnose_nonfinite(
     here = None
     if not loss.isfinite():
         faults = _faults(batch, setup.schema, embeddings, output.logits_BK)
-        here = loss.item(), next(faults, "no input shows why"), batch.rows
+        here = loss.item(), next(faults, "no input, embedding or logit shows why"), batch.rows
     by_rank = setup.context.gather(here)
     rank, (value, fault, rows) = next((r, found) for r, found in enumerate(by_rank) if found)
     return (

@@ -1,4 +1,4 @@
-"""Asking a run to end in good order: it saves, and goes on from there when it is started again."""
+"""Graceful shutdown: a run that is asked to stop saves, and can resume from there."""
 
 import signal
 import threading
@@ -7,36 +7,36 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-_LOOK_S = 0.5
+_POLL_S = 0.5
 
 
 class GracefulShutdown:
-    """Whether somebody wants the run to stop: by a signal to this process, or by a file.
+    """A request to stop the run, by a signal to this process or by a file.
 
-    The launcher, which may run on another machine, makes the file.
+    The launcher, which may run on another machine, creates the file.
 
     Args:
-        file: None looks at signals alone.
+        file: the file; None for signals alone.
     """
 
     def __init__(self, file: Path | None) -> None:
         self._file = file
         self._by_signal = threading.Event()
         self._found = False
-        self._next_look = 0.0
+        self._next_poll = 0.0
 
     @property
     def requested(self) -> bool:
-        """True once it was made; looks at the file twice a second."""
+        """True from the request on; checks for the file twice a second."""
         now = time.monotonic()
-        if self._file is not None and not self._found and now >= self._next_look:
-            self._next_look = now + _LOOK_S
+        if self._file is not None and not self._found and now >= self._next_poll:
+            self._next_poll = now + _POLL_S
             self._found = self._file.exists()
         return self._found or self._by_signal.is_set()
 
     @contextmanager
     def on_sigterm(self) -> Iterator["GracefulShutdown"]:
-        """Take SIGTERM as a request meanwhile, if this is the process's main thread."""
+        """Treat SIGTERM as a request within this context, in the process's main thread."""
         if threading.current_thread() is not threading.main_thread():
             yield self
             return

@@ -1,4 +1,4 @@
-"""How far a run is: its step, its epoch, and the rows of the epoch that all ranks have read."""
+"""Training progress: the step, the epoch, and the rows of the epoch that all ranks consumed."""
 
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -12,17 +12,17 @@ from infnet_dist.distributed.context import WorkerContext
 
 
 class TrainingProgress:
-    """The position of a training run, on one rank; all ranks make the same calls.
+    """The progress of a run, on one rank; all ranks make the same calls.
 
     Args:
-        reader: this rank's, of the train split.
+        reader: of this rank and the train split.
         training: how long to train.
         context: this worker.
-        start: where the run goes on.
+        start: of the checkpoint that the run resumes from.
 
     Attributes:
-        saved: what a checkpoint keeps; its rows are those of the last `mark`.
-        total_steps: that the run will have made at its end.
+        saved: progress and reader state for a checkpoint; rows as of the last `sync`.
+        total_steps: of the whole run.
     """
 
     def __init__(
@@ -32,7 +32,7 @@ class TrainingProgress:
         self._reader, self._training, self._context = reader, training, context
         for before in start.left_out[context.rank :: context.world_size]:
             reader.left_out.update({(file, group): rows for file, group, rows in before})
-        self._before: Sequence[Interval] = start.consumed  # when this attempt entered the epoch
+        self._before: Sequence[Interval] = start.consumed  # when this attempt began the epoch
         self._read: list[Interval] = []  # since then, by this rank
         self._examples_before = start.examples - _rows(start.consumed)  # of earlier epochs
         self._steps_left = reader.num_steps(start.consumed) if start.consumed else 0
@@ -40,7 +40,7 @@ class TrainingProgress:
 
     @property
     def step(self) -> int:
-        """Steps that were made."""
+        """Steps done."""
         return self.saved.step
 
     @property
@@ -50,18 +50,18 @@ class TrainingProgress:
 
     @property
     def at_end(self) -> bool:
-        """Whether there is nothing left to train on."""
+        """Whether the run has trained all its steps."""
         most = self._training.max_steps
         enough = most is not None and self.step >= most
         return enough or self.saved.epoch >= self._training.epochs
 
     def batches(self) -> Iterator[RankingBatch]:
-        """What is left of the epoch, for this rank."""
+        """This rank's batches of the rest of the epoch."""
         self._steps_left = self._reader.num_steps(self._before)
         return self._reader.batches(self.saved.epoch, self._before)
 
     def advance(self, batch: RankingBatch, *, skipped: bool) -> None:
-        """A step was made with this batch, or was to be, and the batch `skipped`."""
+        """Count a step with this batch, whether it updated the model or was `skipped`."""
         self._read += batch.rows.intervals
         self._steps_left -= 1
         self._update(step=self.step + 1, skipped=self.saved.skipped + skipped)
@@ -71,7 +71,7 @@ class TrainingProgress:
             self._before, self._read = (), []
 
     def sync(self) -> None:
-        """Note what all ranks together have read of the epoch, and what none could read."""
+        """Update `saved` with the rows that all ranks consumed, and those that none could read."""
         self._read = merge(self._read)
         left_out = [(*place, rows) for place, rows in self._reader.left_out.copy().items()]
         every = self._context.gather((self._read, tuple(left_out[:MAX_LEFT_OUT])))

@@ -1,4 +1,4 @@
-"""What code and which libraries made a run: versions and git commit, for its folder."""
+"""Provenance of a run: versions of the code and its libraries, and the git commit."""
 
 import importlib.metadata
 import json
@@ -11,7 +11,7 @@ PACKAGES = ("torch", "torchrec", "fbgemm-gpu", "fbgemm-gpu-cpu", "ray", "pyarrow
 
 
 def versions() -> dict[str, str | None]:
-    """Versions of Python, of us and of the libraries that matter, and our git commit if known."""
+    """Versions of Python, this package and its main libraries, and the git commit if known."""
     found: dict[str, str | None] = {"python": platform.python_version()}
     for name in ("infnet-dist", *PACKAGES):
         try:
@@ -23,9 +23,9 @@ def versions() -> dict[str, str | None]:
 
 
 def git_commit() -> str | None:
-    """The commit of the checkout we run from, `-dirty` where it has changes; None if unknown.
+    """The commit of the running checkout, `-dirty` if it has changes; None if unknown.
 
-    A Ray job runs in a copy without .git, so an editable install's own record is asked as well.
+    A Ray job runs in a copy without .git, so the record of an editable install is read as well.
     """
     for folder in (Path(__file__).resolve().parent, _editable_source()):
         commit = _git(folder, "rev-parse", "HEAD") if folder is not None else None

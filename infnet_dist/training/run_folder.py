@@ -1,11 +1,11 @@
-"""The folder of a run: what it was started with, its log of metrics, its summary.
+"""The folder of a run: its config, plan and versions, its metrics, its summary.
 
 <run.folder>/<run.name>/<run id>/
 config.yaml, versions.json, plan.json, plan.txt   of the newest attempt
 attempts/001/                           the same of each, and attempt.json: when it began, and where
-metrics.jsonl                           one line per log; nothing twice, whatever happened
+metrics.jsonl                           one line per log call; each step once, whatever happened
 summary.json, curves.png                once it has ended; of the attempt that trained last
-checkpoints/                            unless checkpoint.folder says another place
+checkpoints/                            unless checkpoint.folder names another place
 """
 
 import json
@@ -31,7 +31,7 @@ log = logging.getLogger("infnet_dist")
 
 
 def checkpoint_folder(config: Config, run_folder: Path) -> Folder:
-    """Where the checkpoints of the run with this folder stand."""
+    """The folder of the checkpoints of a run."""
     if config.checkpoint.folder is None:
         return Folder(run_folder / "checkpoints")
     return Folder(config.checkpoint.folder) / config.run.name / run_folder.name
@@ -40,7 +40,7 @@ def checkpoint_folder(config: Config, run_folder: Path) -> Folder:
 def open_run_folder(
     config: Config, plan: Plan, run_folder: Path, manifest: CheckpointManifest | None
 ) -> Tracker:
-    """Write what the run is started with, and open its log to go on after the checkpoint."""
+    """Write config, plan and versions of an attempt; open its metrics after the checkpoint."""
     own = run_folder / ATTEMPTS / f"{1 + newest_attempt(run_folder):03d}"
     own.mkdir(parents=True)
     begun = {
@@ -57,7 +57,10 @@ def open_run_folder(
         (folder / PLAN_TEXT).write_text(f"{text}\n", encoding="utf-8")
     lost = cut_log(run_folder / METRICS, manifest)
     if lost:
-        log.info("%s lines of metrics, logged after the checkpoint, are made again", f"{lost:,}")
+        log.info(
+            "removed %s lines of metrics logged after the checkpoint",
+            f"{lost:,}",
+        )
     return make_tracker(
         config.tracking,
         folder=run_folder,
@@ -67,10 +70,10 @@ def open_run_folder(
 
 
 def read_attempts(run_folder: Path) -> list[dict[str, Any]]:
-    """When each attempt began, after which step and with how many workers; the oldest first."""
+    """Start, first step and number of workers of each attempt; the oldest first."""
     found: list[dict[str, Any]] = []
     for number in _attempts(run_folder):
-        with suppress(OSError, ValueError):  # it was killed as it began
+        with suppress(OSError, ValueError):  # it was killed at its start
             path = run_folder / ATTEMPTS / f"{number:03d}" / "attempt.json"
             found.append(json.loads(path.read_text()))
     return found
@@ -83,7 +86,7 @@ def _attempts(run_folder: Path) -> list[int]:
 
 
 def wandb_id(config: Config, run_folder: Path) -> str:
-    """The id of a run in W&B, the same in each of its attempts."""
+    """The id of a run in W&B, the same in all attempts."""
     return f"{config.run.name}-{run_folder.name}"
 
 
@@ -93,19 +96,19 @@ def newest_attempt(run_folder: Path) -> int:
 
 
 def close_run_folder(run_folder: Path, summary: dict[str, Any], *, trained: bool) -> dict[str, Any]:
-    """Write the summary and draw the curves, unless the run had ended before.
+    """Write the summary and draw the curves, unless an earlier attempt ended the run.
 
     Args:
         run_folder: of the run.
         summary: of this attempt.
-        trained: whether this attempt made a step.
+        trained: whether this attempt trained a step.
 
     Returns:
-        The run's summary: an earlier attempt's if this one found nothing left to train.
+        The run's summary: an earlier attempt's if this one had no step left to train.
     """
     earlier = None if trained else _read_summary(run_folder)
     if earlier and not earlier["stopped"] and earlier["steps"] == summary["steps"]:
-        if place := summary.get("wandb"):  # a new offline folder takes the earlier one's place
+        if place := summary.get("wandb"):  # a new offline folder replaces the earlier one
             earlier["wandb"] = place
             write_json(run_folder / "summary.json", earlier)
         return earlier
@@ -118,7 +121,7 @@ def close_run_folder(run_folder: Path, summary: dict[str, Any], *, trained: bool
 
 
 def _read_summary(run_folder: Path) -> dict[str, Any] | None:
-    """The summary of an earlier attempt in this folder; None if there is no whole one."""
+    """The summary of an earlier attempt in this folder; None if missing or incomplete."""
     try:
         found = json.loads((run_folder / "summary.json").read_text())
     except (OSError, ValueError):
@@ -128,9 +131,9 @@ def _read_summary(run_folder: Path) -> dict[str, Any] | None:
 
 
 def cut_log(path: Path, manifest: CheckpointManifest | None) -> int:
-    """Cut a log of metrics back to the checkpoint that the run goes on from; how many lines went.
+    """Remove the metrics logged after the checkpoint that a run resumes from; returns the count.
 
-    So each step is logged once, and the log is that of the way that led to the final weights.
+    So each step is logged once, and the log describes the steps that led to the final weights.
     """
     if not path.is_file():
         return 0
@@ -151,8 +154,8 @@ def cut_log(path: Path, manifest: CheckpointManifest | None) -> int:
 def _is_before(record: dict[str, Any], manifest: CheckpointManifest) -> bool:
     """Whether a line was logged before the checkpoint was saved.
 
-    Lines of the same step may have been logged by an attempt that went on from it: an evaluation
-    that it doesn't know, and losses of steps that it holds as not logged yet.
+    An attempt that resumed from it may have logged lines of the same step: an evaluation that the
+    checkpoint lacks, and losses of the interval that an old checkpoint holds.
     """
     step = manifest.progress.step
     if record["step"] != step:

@@ -1,7 +1,7 @@
-"""Who trains a run: one driver at a time, and below it the workers of one attempt.
+"""Locks of a run: one driver at a time trains it, with the workers of one attempt.
 
-A driver holds the run from before it takes workers' places until it ends; another one is refused as
-soon as it has seen that the holder lives. Rank 0 of an attempt holds a second lock, since workers
+A driver holds the run from before it asks for workers until it ends; another driver is refused as
+soon as it sees that the holder is alive. Rank 0 of an attempt holds a second lock, since workers
 may outlive their driver or their node's connection: the next attempt waits for them.
 
 <folder>/.driver.lock, .driver.json   the driver's lock, and who holds it
@@ -26,11 +26,11 @@ from infnet_dist.config.run import ScalingConfig
 from infnet_dist.errors import UserError
 from infnet_dist.io.paths import make_writable
 
-_BEAT_S = 1.0  # between two signs of life of a driver
-_SILENT_S = 10.0  # without one: dead, stopped, or on a node that is cut off
-# That workers need to end, those of a killed driver or those that their watchdog ends.
+_BEAT_S = 1.0  # between two heartbeats of a driver
+_SILENT_S = 10.0  # without a heartbeat: dead, stopped, or on a node that is cut off
+# Time for workers to end after their driver was killed or their watchdog ended them.
 _END_S = 60.0
-_LOOK_S = 0.1
+_POLL_S = 0.1
 log = logging.getLogger("infnet_dist")
 
 
@@ -57,18 +57,18 @@ class Holder:
 
 @contextmanager
 def held_by_driver(folder: Path, scaling: ScalingConfig, job: str | None = None) -> Iterator[None]:
-    """Keep other drivers away from a run, or from a comparison's folder.
+    """Exclude other drivers from a run, or from a comparison's folder.
 
-    A holder that gives no sign of life may be on a node that is lost: it is waited for.
+    A holder without a heartbeat may be on a lost node: its end is awaited.
 
     Args:
-        folder: of the run, on storage that drivers share; it is made.
-        scaling: its time limits bound how long a silent holder is waited for.
+        folder: of the run, on storage that drivers share; created if missing.
+        scaling: its time limits bound the wait for a silent holder.
         job: this driver's submission id.
 
     Raises:
         UserError: another driver holds it.
-        ConfigError: the folder can't be made or written to.
+        ConfigError: the folder can't be created or written to.
     """
     lock, record = FileLock(folder / ".driver.lock"), folder / ".driver.json"
     me = Holder(socket.gethostname(), os.getpid(), f"{datetime.now(UTC):%Y-%m-%d %H:%M:%S}", job)
@@ -89,37 +89,36 @@ def held_by_driver(folder: Path, scaling: ScalingConfig, job: str | None = None)
 
 
 def _beat(record: Path, ended: threading.Event) -> None:
-    """Give a sign of life from time to time; storage that is away is left alone."""
+    """Touch the record at regular intervals; failures of the storage are ignored."""
     while not ended.wait(_BEAT_S):
         with suppress(OSError):
             os.utime(record)
 
 
 def _take(lock: FileLock, folder: Path, record: Path, me: Holder, wait_s: float) -> None:
-    """Acquire the lock, or raise UserError as soon as its holder is seen to live."""
-    began, first, warned = time.monotonic(), _sign_of_life(record), False
+    """Acquire the lock, or raise UserError as soon as its holder is seen alive."""
+    began, first, warned = time.monotonic(), _heartbeat(record), False
     while not _try(lock):
         waited = time.monotonic() - began
-        if _sign_of_life(record) not in (first, None):
+        if _heartbeat(record) not in (first, None):
             raise _taken(folder, _holder(record))
         if waited > wait_s:
             raise _taken(folder, _holder(record), silent_s=waited)
         if waited > _SILENT_S and not warned:
             warned = True
             log.warning(
-                "%s is held by %s, without a sign of life for %.0f s; waiting up to %.0f s for its "
-                "end",
+                "%s is held by %s, with no heartbeat for %.0f s; waiting up to %.0f s for its end",
                 *(folder, _holder(record) or "an unknown process", waited, wait_s),
             )
-        time.sleep(_LOOK_S)
+        time.sleep(_POLL_S)
     left = _holder(record)
     if left is None or left.host == me.host:
         return
-    while time.monotonic() - began < _SILENT_S:  # not all storage has locks that other hosts see
-        if _sign_of_life(record) not in (first, None):
+    while time.monotonic() - began < _SILENT_S:  # some storage has no locks across hosts
+        if _heartbeat(record) not in (first, None):
             lock.release()
             raise _taken(folder, left)
-        time.sleep(_LOOK_S)
+        time.sleep(_POLL_S)
 
 
 def _try(lock: FileLock) -> bool:
@@ -131,15 +130,15 @@ def _try(lock: FileLock) -> bool:
 
 
 def _taken(folder: Path, holder: Holder | None, silent_s: float | None = None) -> UserError:
-    silence = f" (no sign of life for {silent_s:.0f} s)" if silent_s else ""
+    silence = f" (no heartbeat for {silent_s:.0f} s)" if silent_s else ""
     return UserError(
         f"{folder} is in use by {holder or 'an unknown process'}{silence}; wait for its end, stop "
-        "it, or take another --run-id or run.name"
+        "it, or set another --run-id or run.name"
     )
 
 
-def _sign_of_life(record: Path) -> int | None:
-    """When the holder touched its record last (ns); None where there is none.
+def _heartbeat(record: Path) -> int | None:
+    """When the holder last touched its record (ns); None without a record.
 
     The file is opened, since NFS asks its server only then.
     """
@@ -151,7 +150,7 @@ def _sign_of_life(record: Path) -> int | None:
 
 
 def _holder(record: Path) -> Holder | None:
-    """Who wrote the record; None where it is missing or half written."""
+    """The writer of the record; None if it is missing or half written."""
     try:
         return Holder(**json.loads(record.read_text()))
     except (OSError, ValueError, TypeError):
@@ -160,10 +159,10 @@ def _holder(record: Path) -> Holder | None:
 
 @contextmanager
 def held_by_workers(run_folder: Path, scaling: ScalingConfig) -> Iterator[None]:
-    """On rank 0: wait for the end of an earlier attempt's workers, and hold the run.
+    """On rank 0: wait for the end of an earlier attempt's workers, then hold the run.
 
-    They may be about to end: their driver is gone, or their node was cut off the network, where
-    nothing but their watchdog is sure to end them. Meanwhile the other ranks wait in a collective.
+    They may be about to end: their driver is gone, or their node lost its network, where only their
+    watchdog is sure to end them. Meanwhile the other ranks wait in a collective.
 
     Raises:
         UserError: they don't end.
@@ -181,7 +180,7 @@ def held_by_workers(run_folder: Path, scaling: ScalingConfig) -> Iterator[None]:
         except Timeout:
             raise UserError(
                 f"{run_folder} is being trained by workers of another process, which didn't end "
-                f"within {wait_s:.0f} s; stop them, or take another --run-id"
+                f"within {wait_s:.0f} s; stop them, or set another --run-id"
             ) from None
     try:
         yield

@@ -1,4 +1,4 @@
-"""What a run says while it goes: lines on the console, and metrics to the tracker."""
+"""The log of a run: lines on the console, and metrics for the tracker."""
 
 import logging
 from collections.abc import Mapping
@@ -22,12 +22,12 @@ log = logging.getLogger("infnet_dist")
 
 
 class RunLog:
-    """The log of a run; all ranks make the same calls, rank 0 speaks.
+    """The log of a run; all ranks make the same calls, rank 0 writes.
 
     Args:
         setup: the run.
-        tracker: where metrics go.
-        total_steps: that the run will make.
+        tracker: receives the metrics.
+        total_steps: of the whole run.
         throughput: of earlier attempts.
 
     Attributes:
@@ -38,13 +38,13 @@ class RunLog:
         self, setup: TrainingSetup, tracker: Tracker, total_steps: int, throughput: Throughput
     ) -> None:
         self.throughput = throughput
-        self._is_new = True  # nothing was logged in this attempt
+        self._is_new = True  # no interval was logged in this attempt
         self._setup = setup
         self._tracker = tracker
         self._total_steps = total_steps
 
     def start(self, run_folder: Path) -> None:
-        """The plan in three lines, and the size of the dense part."""
+        """Log the plan in three lines, and the number of dense parameters."""
         sharded = self._setup.sharded
         dense = sum(p.numel() for p in sharded.dense_optimizer.params.values())
         for line in summary_lines(sharded.plan):
@@ -90,7 +90,7 @@ class RunLog:
     def evaluation(
         self, metrics: Mapping[str, float], progress: SavedProgress, seconds: float
     ) -> None:
-        """The scores on the valid split."""
+        """Log the metrics on the valid split."""
         self._tracker.log(dict(metrics), step=progress.step, examples=progress.examples)
         scores, first_scores = [], []
         for task in self._setup.schema.tasks:
@@ -104,7 +104,7 @@ class RunLog:
         self.say(Line(f"{head} ({seconds:.1f} s)", *scores, short=(head, *first_scores)))
 
     def saved(self, saved: SavedCheckpoint, stall_s: float) -> None:
-        """A checkpoint is complete."""
+        """Log that a checkpoint is complete."""
         size = f"{size_text(saved.num_bytes)} in {saved.seconds:.1f} s"
         self.say(
             Line(
@@ -114,24 +114,24 @@ class RunLog:
         )
 
     def step(self, step: int) -> None:
-        """A step was made."""
+        """Show the progress."""
         if self._setup.context.is_first:
             show_progress("train", "step", step, self._total_steps)
 
     def say(self, line: str | Line, *values: object) -> None:
-        """A line on the console."""
+        """Log a line on rank 0."""
         if self._setup.context.is_first:
             log.info(line, *values)
 
     def warn(self, line: str, *values: object) -> None:
-        """A warning on the console."""
+        """Log a warning on rank 0."""
         if self._setup.context.is_first:
             log.warning(line, *values)
 
     def _say_table_bytes(self) -> None:
-        """Bytes of rows and optimizer state on each rank beside the plan's, and what else it has.
+        """Log the bytes of rows and optimizer state on each rank, measured and planned.
 
-        Buffers and the copy for saves come and go, so that they aren't measured.
+        Buffers and the copies for saves are temporary, so only their planned bytes are logged.
         """
         sharded = self._setup.sharded
         held = self._setup.context.gather(table_bytes(sharded.model, sharded.sparse_optimizer))

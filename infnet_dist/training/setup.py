@@ -1,4 +1,4 @@
-"""What training and evaluation start from: an open training set and a sharded model."""
+"""The setup of training and evaluation: an open training set and a sharded model."""
 
 import logging
 import time
@@ -35,12 +35,14 @@ log = logging.getLogger("infnet_dist")
 
 
 def open_training_set(config: Config, trained: Schema | None = None) -> tuple[Manifest, Schema]:
-    """The manifest and the selected features and tasks; cheap, so the driver calls it too.
+    """Open a training set: its manifest, and the selected features and tasks.
+
+    It reads no rows, so the driver calls it too.
 
     Args:
         config: the run.
-        trained: the schema of a model that is to read the set: it is taken as it is, but for the
-            names of columns, instead of what `config` selects.
+        trained: the schema of a trained model that reads the set; replaces the features that
+            `config` selects. Only the names of columns come from the set.
 
     Raises:
         DataError: missing or malformed set, or unknown names of features or tasks.
@@ -49,7 +51,7 @@ def open_training_set(config: Config, trained: Schema | None = None) -> tuple[Ma
     manifest = read_manifest(config.data.path)
     if config.data.reader != "petastorm" and manifest.is_elsewhere:
         raise DataError(
-            f"{config.data.path}: its manifest names files outside of its folder, expected "
+            f"{config.data.path}: its manifest names files outside its folder, expected "
             "relative names; a Petastorm data set needs data.reader=petastorm"
         )
     whole = manifest.schema_
@@ -73,11 +75,11 @@ def open_training_set(config: Config, trained: Schema | None = None) -> tuple[Ma
 
 
 def open_for_training(config: Config) -> tuple[Manifest, Schema]:
-    """As `open_training_set`, with checks of all that a run needs and that no worker has to see.
+    """As `open_training_set`, with all checks of a run that need no worker.
 
     Raises:
         DataError: the train split doesn't fill one step, or there is no valid split.
-        ConfigError: settings that contradict one another.
+        ConfigError: contradicting settings.
     """
     manifest, schema = open_training_set(config)
     check_settings(config, schema)
@@ -103,15 +105,15 @@ def unknown_id_rates(
         config: the run.
         manifest: of the training set.
         schema: the selected features.
-        begun: of the run's checkpoint; they hold where `config` leaves the rate open, whatever the
-            training set has become since.
+        begun: of the run's checkpoint; used where `config` leaves the rate open, even if the
+            training set has grown since.
     """
     given = config.tables.unknown_id_rate
     if given is None and begun is not None:
         rates = begun
     else:
         hashed = manifest.ingested.hashed if manifest.ingested else {}
-        in_place = manifest.source.get("source") == "petastorm"  # ids as they are: 0 may be one
+        in_place = manifest.source.get("source") == "petastorm"  # unchanged ids: 0 may be an id
         needed = default_rates(manifest, schema) if given is None else {}
         rates = {
             table.name: needed.get(table.name, 0.0) if given is None else given
@@ -139,7 +141,7 @@ class TrainingSetup:
     """An open training set and a sharded model on this worker.
 
     Attributes:
-        manifest: rank 0's, with the fingerprints of the parts of all splits that were opened.
+        manifest: rank 0's, with the fingerprints of the parts of all opened splits.
         begun_rates: shares of ids that the run dropped until its checkpoint, by table.
     """
 
@@ -179,7 +181,7 @@ class TrainingSetup:
 
     @cached_property
     def order(self) -> DataOrder:
-        """What fixes the order in which rows are read."""
+        """The order in which rows are read."""
         return DataOrder(
             content_hash=self.manifest.content_hash,
             identity=self.manifest.identity(self.schema),
@@ -194,18 +196,18 @@ class TrainingSetup:
         return unknown_id_rates(self.config, self.manifest, self.schema, self.begun_rates)
 
     def resume_unknown_id_rates(self, begun: Mapping[str, float] | None) -> None:
-        """Go on with the rates of a checkpoint, and say on rank 0 where the config changes them.
+        """Resume with the rates of a checkpoint; warn on rank 0 where the config changes them.
 
         Args:
-            begun: the checkpoint's; None if it was made before checkpoints kept them.
+            begun: the checkpoint's; None in checkpoints of versions that didn't save them.
         """
         self.begun_rates = begun
         before, now = begun or {}, self.unknown_id_rates
         changed = [name for name in before if now[name] != before[name]]
         if changed and self.context.is_first:
             log.warning(
-                "until this checkpoint training dropped %s of the ids of table %r to 0, from now "
-                "on %s (tables.unknown_id_rate); changed for %s of %s tables",
+                "until this checkpoint training dropped %s of the ids of table %r to 0, now it "
+                "drops %s (tables.unknown_id_rate); changed for %s of %s tables",
                 *(before[changed[0]], changed[0], now[changed[0]], len(changed), len(now)),
             )
 
@@ -226,7 +228,7 @@ class TrainingSetup:
                 )
 
     def warn_of_unlearned_ids(self, split: str) -> None:
-        """Say on rank 0 which unknown ids of `split` meet a row that training never saw."""
+        """Warn on rank 0 of unknown ids in `split` whose row 0 training never updates."""
         rates = self.unknown_id_rates
         found = unlearned_ids(self.manifest, self.schema, rates, split)
         for key, (table, share) in found.items() if self.context.is_first else ():
@@ -237,7 +239,7 @@ class TrainingSetup:
             )
 
     def reader(self, split: str, *, shuffle: bool) -> Reader:
-        """This rank's reader of a split; shuffled, as training reads, it drops ids to 0."""
+        """This rank's reader of a split; if shuffled, as for training, it drops ids to 0."""
         data = self.config.data
         rates = self.unknown_id_rates if shuffle else {}
         return Reader(
@@ -260,7 +262,7 @@ class TrainingSetup:
 def stream(
     batches: Iterator[RankingBatch], device: torch.device
 ) -> Iterator[tuple[RankingBatch, float]]:
-    """Batches on the device, each with the seconds that the step waited for it."""
+    """Batches on the device, each with the seconds that the loop waited for it."""
     while True:
         start = time.perf_counter()
         batch = next(batches, None)

@@ -59,7 +59,7 @@ def train(
     *,
     run_folder: Path,
     stop_file: Path | None = None,
-    last_words: Path | None = None,
+    verdict_file: Path | None = None,
 ) -> dict[str, Any]:
     """Train a run, from its newest checkpoint if it has one; every rank calls it.
 
@@ -68,7 +68,7 @@ def train(
         config: the run.
         run_folder: on storage that all nodes share.
         stop_file: the run saves and stops once this file exists.
-        last_words: file in which the watchdog writes why it ends the workers.
+        verdict_file: file in which the watchdog writes why it ends the workers.
 
     Returns:
         The run's summary, as in `summary.json`.
@@ -92,7 +92,7 @@ def train(
         saver = Saver(folder, setup.sharded, config, context, damaged)
         loop = _TrainingLoop(setup, manifest, tracker, saver, shutdown)
         try:
-            with Watchdog(context, config.scaling.hang_timeout_s, last_words):
+            with Watchdog(context, config.scaling.hang_timeout_s, verdict_file):
                 loop.run(run_folder)
         finally:
             saver.close()

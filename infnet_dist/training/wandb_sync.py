@@ -1,4 +1,4 @@
-"""Writes the offline W&B folder of a run again from its metrics.jsonl, which has each step once."""
+"""Rebuilds the offline W&B folder of a run from its metrics.jsonl, which holds each step once."""
 
 import json
 from pathlib import Path
@@ -14,14 +14,14 @@ from infnet_dist.training.run_folder import wandb_id
 
 
 def rebuild(run_folder: Path) -> str:
-    """Write the folder; returns its path. Earlier ones are moved to wandb/replaced/.
+    """Rebuild the offline W&B folder; returns its path. Earlier ones are moved to wandb/replaced/.
 
     Raises:
-        DataError: no run, nothing logged in it, or it is being trained.
+        DataError: no run, or a run without metrics, or it is being trained.
     """
     config, records = _config_of(run_folder), read_metrics(run_folder / METRICS)
     if not records:
-        raise DataError(f"nothing is logged in {run_folder / METRICS}; give a run's folder")
+        raise DataError(f"{run_folder / METRICS} holds no metrics; pass the folder of a run")
     try:
         with FileLock(run_folder / ".lock", timeout=0):
             tracker = WandbRun(
@@ -35,12 +35,12 @@ def rebuild(run_folder: Path) -> str:
             assert place is not None
             _name_in_summary(run_folder / "summary.json", place)
     except Timeout:
-        raise DataError(f"{run_folder} is being trained; upload it when that has ended") from None
+        raise DataError(f"{run_folder} is being trained; upload it after its end") from None
     return place
 
 
 def _name_in_summary(path: Path, place: str) -> None:
-    """Let the summary of a run that has ended name the new folder; the one before was moved."""
+    """Name the new folder in the summary of a run that has ended."""
     if path.is_file():
         write_json(path, json.loads(path.read_text()) | {"wandb": place})
 
@@ -48,5 +48,5 @@ def _name_in_summary(path: Path, place: str) -> None:
 def _config_of(run_folder: Path) -> Config:
     path = run_folder / "config.yaml"
     if not path.is_file():
-        raise DataError(f"no run in {run_folder}: it has no config.yaml; give a run's folder")
+        raise DataError(f"no run in {run_folder}: it has no config.yaml; pass the folder of a run")
     return config_of_text(path.read_text(), source=str(path))

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from infnet_dist.data.manifest import read_manifest
 from tests.conftest import REPOSITORY
 from tests.documented import blocks
 
@@ -66,11 +67,17 @@ def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
     raw["ingest"] |= {"num_rows": 4_000}
     smoke.write_text(yaml.safe_dump(raw, sort_keys=False))
     touched = apply_page(folder)
-    ruff = [sys.executable, "-m", "ruff", "check", "--quiet", *touched]
-    subprocess.run([w for w in ruff if not w.endswith(".yaml")], cwd=folder, check=True)
+    ruff = [sys.executable, "-m", "ruff", "check", "--quiet"]
+    modules = [name for name in touched if name.endswith(".py")]
+    subprocess.run([*ruff, *modules], cwd=folder, check=True)
     return folder
 
 
+def test_the_blocks_have_their_places(checkout: Path) -> None:
+    assert (checkout / "infnet_dist/ingest/jsonl.py").exists()
+
+
+@pytest.mark.exhaustive
 def test_the_examples_run(checkout: Path) -> None:
     environ = os.environ | {"PYTHONPATH": str(checkout), "WANDB_MODE": "disabled"}
     environ["PATH"] = f"{Path(sys.executable).parent}:{environ['PATH']}"
@@ -85,15 +92,26 @@ def test_the_examples_run(checkout: Path) -> None:
         )
         assert done.returncode == 0, f"{block.where}\n{block.script}\n{done.stdout[-6_000:]}"
     check_model_and_metric(checkout)
+    check_feature_kind_and_source(checkout)
 
 
 def check_model_and_metric(checkout: Path) -> None:
-    (run,) = (checkout / "runs" / "smoke").iterdir()
+    (summary,) = (checkout / "runs" / "smoke").glob("*/summary.json")
+    run = summary.parent
     assert yaml.safe_load((run / "config.yaml").read_text())["model"]["name"] == "autoint"
-    metrics = json.loads((run / "summary.json").read_text())["metrics"]
+    metrics = json.loads(summary.read_text())["metrics"]
     evaluated = json.loads(next(run.glob("evaluation-valid-*.json")).read_text())
     assert 0 < metrics["valid/brier/click"] < 0.3
-    assert evaluated["model"]["valid/brier/click"] == metrics["valid/brier/click"]
+    assert evaluated["metrics"]["valid/brier/click"] == metrics["valid/brier/click"]
+
+
+def check_feature_kind_and_source(checkout: Path) -> None:
+    (price,) = read_manifest(checkout / "data" / "prices").schema_.dense
+    assert price.boundaries == pytest.approx([12.5 * i for i in range(1, 8)], abs=0.1)
+    made = read_manifest(checkout / "data" / "clicks")
+    assert made.splits["train"].rows == 1_080 and made.splits["valid"].rows == 920
+    (summary,) = (checkout / "runs" / "clicks").glob("*/summary.json")
+    assert json.loads(summary.read_text())["steps"] == 5
 
 
 def test_a_hunk_without_its_place_is_seen() -> None:

@@ -141,10 +141,10 @@ def test_plan_for_another_world(tiny_set: Path, tmp_path: Path) -> None:
     run_ranks(train, 2, config=config, run_folder=tmp_path / "run")
     plan = tmp_path / "run" / "plan.json"
     planned = make_config(tiny_set, tmp_path, sharding={"plan": str(plan)})
-    with pytest.raises(PlanError, match="world_size is 2 in the plan, 3 here"):
+    with pytest.raises(PlanError, match=r"world_size .*2.*3"):
         run_ranks(train, 3, config=planned, run_folder=tmp_path / "other")
     wider = Config.model_validate(planned.model_dump() | {"tables": {"embedding_dim": 16}})
-    with pytest.raises(PlanError, match="table 'author' is 13 x 8 fp32 in the plan, 13 x 16 fp32"):
+    with pytest.raises(PlanError, match=r"'author' .*13 x 8 fp32.*13 x 16 fp32"):
         run_ranks(train, 2, config=wider, run_folder=tmp_path / "other")
     assert not (tmp_path / "other").exists()
 
@@ -159,9 +159,7 @@ def test_a_loss_that_is_not_finite_stops_all_and_is_never_saved(
         checkpoint={"every_steps": 4},
         sparse_optimizer={"learning_rate": 1e30},
     )
-    message = (
-        r"in step [23] the loss is (nan|inf) on rank 0: (the embedding of|all inputs are) .*now 0"
-    )
+    message = r"in step [23] .*(nan|inf) on rank 0: .*training.max_skipped_steps \(now 0\)"
     with pytest.raises(UserError, match=message):
         run_ranks(train, 2, config=config, run_folder=tmp_path / "run")
     assert checkpoint.newest(Folder(tmp_path / "run" / "checkpoints")) is None

@@ -34,7 +34,7 @@ def hang(context: WorkerContext, *, config: Config, run_folder: Path, rank: int,
         return original(*args, **kwargs)
 
     trainer.train_step = hanging
-    return train(context, config, run_folder=run_folder, last_words=run_folder / "words")
+    return train(context, config, run_folder=run_folder, verdict_file=run_folder / "words")
 
 
 @pytest.mark.parametrize(

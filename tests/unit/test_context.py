@@ -22,7 +22,7 @@ def test_relative_paths(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
     assert resolve_path(Path("data/x")) == tmp_path / "data" / "x"
     assert resolve_path(Path("/data/x")) == Path("/data/x")
     monkeypatch.setenv("RAY_JOB_CONFIG_JSON_ENV_VAR", "{}")
-    with pytest.raises(ConfigError, match=r"'data/x' is relative, and a Ray job .*INFNET_ROOT"):
+    with pytest.raises(ConfigError, match=r"'data/x' .*INFNET_ROOT"):
         resolve_path(Path("data/x"))
     assert resolve_path(Path("/data/x")) == Path("/data/x")
     monkeypatch.setenv("INFNET_ROOT", "/somewhere")
@@ -34,7 +34,7 @@ def test_backend_and_device(monkeypatch: pytest.MonkeyPatch) -> None:
     assert backend_for(True) == "cpu:gloo,cuda:nccl"
     assert device_for(False, 1).type == "cpu"
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
-    with pytest.raises(ConfigError, match=r"scaling\.use_gpu is true, but torch sees no GPU"):
+    with pytest.raises(ConfigError, match=r"scaling\.use_gpu"):
         device_for(True, 0)
     assert all(0 < port < 32768 for port in free_ports(3))
 
@@ -47,7 +47,7 @@ def test_ports_that_are_taken_are_left_alone(monkeypatch: pytest.MonkeyPatch) ->
         (free,) = free_ports(1)
         monkeypatch.setattr("random.SystemRandom.sample", lambda *_: [busy, free])
         assert free_ports(1) == [free]
-        with pytest.raises(RuntimeError, match="no 2 free ports between 20000 and 32000"):
+        with pytest.raises(RuntimeError, match=r"20000 .*32000"):
             free_ports(2)
 
 

@@ -322,7 +322,7 @@ def test_a_missing_or_renamed_column_is_named(tmp_path):
         ["clik" if name == "is_click" else name for name in TYPES.names]
     )
     pq.write_table(table, logs / "log-1.parquet")
-    with pytest.raises(DataError, match=r"log-1\.parquet.*'is_click'.*'clik'"):
+    with pytest.raises(DataError, match=r"log-1\.parquet.*'is_click'"):
         ingest(settings(logs), tmp_path / "set")
 
 

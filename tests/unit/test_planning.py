@@ -303,7 +303,7 @@ def test_malformed_files(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> No
         load_plan(path)
     for change, message in (
         ({"format_version": 1}, r"plan\.json.*format 1.* 2"),
-        ({"ranks": raw["ranks"] | {"lookup_ms": [1.0]}}, r"ranks\.lookup_ms.* 1 .* 2 "),
+        ({"ranks": raw["ranks"] | {"lookup_ms": [1.0]}}, r"ranks\.lookup_ms.* 1 .* 2"),
         ({"lower_bound_ms": "x"}, "lower_bound_ms: .*number"),
         ({"tables": raw["tables"] | {"row": {}}}, r"tables\.row\."),
         ({"tables": {k: v for k, v in raw["tables"].items() if k != "row"}}, "'row'"),

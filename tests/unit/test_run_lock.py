@@ -80,7 +80,7 @@ def test_a_silent_holder_is_waited_for_and_named(
             with held_by_driver(tmp_path, SCALING):
                 raise AssertionError("held twice")
         assert time.monotonic() - began > SCALING.hang_timeout_s
-    assert "no sign of life" in str(refused.value)
+    assert "no heartbeat" in str(refused.value)
     assert "4711" in caplog.text
 
 

@@ -122,7 +122,7 @@ def test_a_column_that_valid_lost_is_warned_about(tmp_path, tables, caplog):
     tables["valid"]["age"] = np.nan
     with caplog.at_level(logging.WARNING):
         make_training_set(ingest(write(tmp_path / "raw", tables)), tmp_path / "set")
-    assert "valid: null or unseen in train: age (100%)" in caplog.text
+    assert "valid: " in caplog.text and "age (100%)" in caplog.text
 
 
 @pytest.mark.parametrize(

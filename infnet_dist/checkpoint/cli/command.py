@@ -1,4 +1,4 @@
-"""Looks after checkpoints: on any machine, without a GPU, workers or a training set.
+"""Lists, verifies, compares, exports and deletes checkpoints, without a GPU or a training set.
 
     P="infnet checkpoint"
     $P list runs/my_run/20261122-111407
@@ -54,12 +54,12 @@ def _interrupted_by_sigterm() -> Iterator[None]:
 
 def _run(arguments: argparse.Namespace) -> int:
     try:
-        # Only now, since it brings torch, which --help doesn't need.
+        # Imported here, since it imports torch, which --help doesn't need.
         module = importlib.import_module(f"infnet_dist.checkpoint.cli.{_PLACES[arguments.command]}")
         code: int = getattr(module, f"{arguments.command}_command")(arguments)
         sys.stdout.flush()
         return code
-    except BrokenPipeError:  # of `| head`
+    except BrokenPipeError:  # from `| head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except (UserError, OSError) as error:
@@ -92,10 +92,10 @@ def add_checkpoint_options(parser: argparse.ArgumentParser) -> None:
     """Add the sub-commands and their options."""
     parser.formatter_class = HelpFormatter
     parser.description = (
-        "Look after checkpoints: list, verify, inspect, compare, export, delete. On any machine, "
-        "without a GPU; paths and URLs (s3://...) alike.\n\n"
-        "Exit code: 0; 1 after an error, and where verify or diff find differences; 2 for a wrong "
-        "command line. docs/checkpoints.md shows the output of each."
+        "List, verify, inspect, compare, export and delete checkpoints, on any machine without a "
+        "GPU. Paths and URLs (s3://...) work alike.\n\n"
+        "Exit codes: 0; 1 after an error, if verify finds a fault, or if diff finds a difference; "
+        "2 for a wrong command line. docs/checkpoints.md shows the output."
     )
     parser.epilog = examples(_PROGRAM, "list runs/my_run/1\nCOMMAND --help")
     commands = parser.add_subparsers(required=True, metavar="COMMAND", dest="command")
@@ -113,8 +113,8 @@ def _add_list(commands: Any) -> None:
         "list",
         "the checkpoints of a run and their state",
         "A checkpoint is complete, incomplete (no manifest.json: being written, or left over), "
-        "damaged, or unreadable (the storage gave an error). Sizes of files tell; their content "
-        "isn't read: verify does that.",
+        "damaged, or unreadable (the storage failed), judged by file sizes. The content isn't "
+        "read: verify does that.",
         "list runs/my_run/1\nlist s3://bucket/my_run/1 --metric valid/gauc/click --json",
     )
     command.add_argument("folder", metavar="FOLDER", help=_FOLDER)
@@ -134,13 +134,15 @@ def _add_verify(commands: Any) -> None:
         commands,
         "verify",
         "read every byte, check every checksum",
-        "Says which files and rows are wrong, and what the storage couldn't read. Exit code 1 if "
-        "anything is. What is incomplete in a "
-        "folder is left out, since no run loads it.",
+        "Names damaged files and rows, and files that the storage couldn't read; exit code 1 if "
+        "there are any. Incomplete checkpoints of a folder are skipped, since no run loads them.",
         "verify runs/my_run/1\nverify runs/my_run/1/checkpoints/step-00005000",
     )
     command.add_argument(
-        "places", nargs="+", metavar="CHECKPOINT|FOLDER", help="checkpoints, or folders of some"
+        "places",
+        nargs="+",
+        metavar="CHECKPOINT|FOLDER",
+        help="checkpoints, or folders that hold some",
     )
     add_json(command)
 
@@ -149,8 +151,8 @@ def _add_inspect(commands: Any) -> None:
     command = _command(
         commands,
         "inspect",
-        "what a checkpoint holds: tables, dense part, progress, plan",
-        "Reads all of it. A row whose optimizer state is 0 was never trained.",
+        "a checkpoint's tables, dense part, progress and plan",
+        "Reads all tensors. A row whose optimizer state is 0 was never trained.",
         "inspect runs/my_run/1/checkpoints/step-00005000",
     )
     command.add_argument("checkpoint", metavar="CHECKPOINT", help=_CHECKPOINT)
@@ -161,14 +163,14 @@ def _add_diff(commands: Any) -> None:
     command = _command(
         commands,
         "diff",
-        "how two checkpoints differ",
-        "Exit code 0 if all tensors are equal bit for bit, 1 if not (or after an error, which says "
-        "so); keys of config.yaml that differ are listed, but don't count. The checkpoints may be "
-        "of different numbers of workers and plans.",
+        "the differences of two checkpoints",
+        "Exit code 0 if all tensors are equal bit for bit, otherwise 1 (also after an error); "
+        "differing keys of config.yaml are listed, but don't count. The checkpoints may have "
+        "different numbers of workers and plans.",
         "diff runs/a/1/checkpoints/step-00005000 runs/b/1/checkpoints/step-00005000",
     )
     command.add_argument("first", metavar="A", help=_CHECKPOINT)
-    command.add_argument("second", metavar="B", help="the other one")
+    command.add_argument("second", metavar="B", help="the other checkpoint")
     add_json(command)
 
 
@@ -177,7 +179,7 @@ def _add_export(commands: Any) -> None:
         commands,
         "export",
         "a table as a Parquet file",
-        "Columns: row (int64), embedding (a list of the table's width) and, if asked for, "
+        "Columns: row (int64), embedding (a list of the table's width) and, on request, "
         "optimizer_state (a number, or a list of one per column shard). Rows are in order.",
         "export runs/my_run/1/checkpoints/step-00005000 item --output item.parquet\n"
         "export s3://bucket/my_run/1/step-00005000 user --output some.parquet --rows 0:1000",
@@ -190,40 +192,46 @@ def _add_export(commands: Any) -> None:
         type=_rows,
         default=(0, None),
         metavar="A:B",
-        help="rows A to B - 1; either may be left out (default: all)",
+        help="rows A to B - 1; either may be omitted (default: all)",
     )
-    command.add_argument("--with-optimizer", action="store_true", help="the rows' state as well")
-    command.add_argument("--force", action="store_true", help="replace a file that is there")
+    command.add_argument(
+        "--with-optimizer", action="store_true", help="export the optimizer state of the rows too"
+    )
+    command.add_argument("--force", action="store_true", help="replace an existing file")
 
 
 def _add_prune(commands: Any) -> None:
     command = _command(
         commands,
         "prune",
-        "delete checkpoints that needn't be kept",
-        "Lists what goes and what stays, then asks. The rules are those of a run file's "
-        "checkpoint section. Also goes what is incomplete and hasn't been written to for an hour. "
-        "Damaged ones don't count, and stay unless --damaged. The newest complete one stays, and "
-        "what the storage can't read.",
+        "delete checkpoints that the rules don't keep",
+        "Lists what is deleted and kept, then prompts. The rules are those of a run file's "
+        "checkpoint section. Incomplete checkpoints without a write for an hour are deleted too. "
+        "Damaged ones don't count, and are kept unless --damaged. The newest complete one and "
+        "unreadable ones are always kept.",
         "prune runs/my_run/1 --keep-last 2 --dry-run\n"
         "prune runs/my_run/1 --keep-last 1 --keep-best valid/auc/click --verify --yes",
     )
     command.add_argument("folder", metavar="FOLDER", help=_FOLDER)
     command.add_argument(
-        "--keep-last", type=positive, required=True, metavar="K", help="newest that stay"
+        "--keep-last", type=positive, required=True, metavar="K", help="number of newest to keep"
     )
     command.add_argument(
-        "--keep-every-steps", type=positive, metavar="N", help="multiples of N steps stay as well"
+        "--keep-every-steps", type=positive, metavar="N", help="keep multiples of N steps too"
     )
     command.add_argument(
-        "--keep-best", metavar="METRIC", help="the best by this, e.g. valid/auc/click, stays too"
+        "--keep-best",
+        metavar="METRIC",
+        help="keep the best by this metric too, e.g. valid/auc/click",
     )
     command.add_argument(
-        "--verify", action="store_true", help="read them first: wrong content counts as damaged"
+        "--verify",
+        action="store_true",
+        help="verify contents first: wrong content counts as damaged",
     )
-    command.add_argument("--damaged", action="store_true", help="delete the damaged as well")
-    command.add_argument("--dry-run", action="store_true", help="list, delete nothing")
-    command.add_argument("--yes", action="store_true", help="don't ask")
+    command.add_argument("--damaged", action="store_true", help="delete damaged ones too")
+    command.add_argument("--dry-run", action="store_true", help="list, but delete nothing")
+    command.add_argument("--yes", action="store_true", help="don't prompt")
     add_json(command)
 
 

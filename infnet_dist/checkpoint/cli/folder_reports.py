@@ -1,4 +1,4 @@
-"""What `list`, `verify` and `prune` do and print."""
+"""The commands `list`, `verify` and `prune`."""
 
 import argparse
 import sys
@@ -39,7 +39,7 @@ _MOST_FAULTS = 20
 
 
 def list_command(arguments: argparse.Namespace) -> int:
-    """The checkpoints in a folder."""
+    """List the checkpoints in a folder."""
     folder = checkpoints_folder(arguments.folder)
     found = discover(folder)
     newest = next((one.folder for one in reversed(found) if one.manifest), None)
@@ -54,7 +54,7 @@ def list_command(arguments: argparse.Namespace) -> int:
         table.add_row(
             name, f"[{_COLOURS.get(one.state, 'red')}]{one.state}[/]", *_cells(one, metrics)
         )
-    table.caption = "* the newest complete one; sizes of files were compared, contents weren't"
+    table.caption = "* newest complete checkpoint; file sizes were compared, contents weren't"
     table.caption_justify = "left"
     wide_console().print(table)
     for one in found:
@@ -105,7 +105,7 @@ def _listed(one: FoundCheckpoint, newest: Folder | None) -> dict[str, Any]:
 
 
 def verify_command(arguments: argparse.Namespace) -> int:
-    """Read all and compare with the checksums."""
+    """Read all bytes and compare them with the checksums."""
     wanted: list[FoundCheckpoint] = []
     for place in arguments.places:
         if is_checkpoint(Folder(place)):
@@ -120,7 +120,7 @@ def verify_command(arguments: argparse.Namespace) -> int:
         verdicts = [_verdict(one, bar.update) for one in wanted]
     seconds = time.perf_counter() - start
     if arguments.json:
-        print_json([_told(verdict) for verdict in verdicts])
+        print_json([_as_json(verdict) for verdict in verdicts])
         return 1 if any(verdict.faults for verdict in verdicts) else 0
     for verdict in verdicts:
         print(f"{verdict.folder}: {verdict.word}")
@@ -135,7 +135,7 @@ def verify_command(arguments: argparse.Namespace) -> int:
 
 
 class _Verdict(NamedTuple):
-    """What verify found: intact, damaged, renamed or unreadable."""
+    """The verdict on a checkpoint: intact, damaged, renamed or unreadable."""
 
     folder: Folder
     word: str
@@ -151,7 +151,7 @@ def _verdict(one: FoundCheckpoint, advance: inspection.Advance) -> _Verdict:
     return _Verdict(one.folder, word, [fault.text for fault in faults])
 
 
-def _told(verdict: _Verdict) -> dict[str, Any]:
+def _as_json(verdict: _Verdict) -> dict[str, Any]:
     return {
         "folder": str(verdict.folder),
         "intact": not verdict.faults,
@@ -161,33 +161,33 @@ def _told(verdict: _Verdict) -> dict[str, Any]:
 
 
 def _check_intact(words: Sequence[str]) -> None:
-    """Raise CheckpointError unless all are."""
+    """Raise CheckpointError unless all are intact."""
     damaged, unreadable = words.count("damaged"), words.count("unreadable")
     renamed = words.count("renamed")
-    told = []
+    faults = []
     if damaged:
-        told.append(
-            f"damaged: {damaged} of {len(words)}; a run skips them when it goes on; "
+        faults.append(
+            f"damaged: {damaged} of {len(words)}; a resumed run skips them; "
             "`prune --verify --damaged` deletes them"
         )
     if renamed:
-        told.append(f"renamed: {renamed} of {len(words)}; no run loads them under their names")
+        faults.append(f"renamed: {renamed} of {len(words)}; no run loads them under their names")
     if unreadable:
-        told.append(
-            f"unreadable: {unreadable} of {len(words)}; the storage failed, so nothing is known of "
-            "them: verify again"
+        faults.append(
+            f"unreadable: {unreadable} of {len(words)}; the storage failed, so their content is "
+            "unknown: verify again"
         )
-    if told:
-        raise CheckpointError("; ".join(told))
+    if faults:
+        raise CheckpointError("; ".join(faults))
 
 
 def _state_after(faults: Sequence[inspection.Fault]) -> State:
-    """Damaged only if nothing but damage was found: it may be deleted then."""
+    """Damaged, so that it may be deleted, only if all faults are damage."""
     return "damaged" if all(fault.is_damage for fault in faults) else "unreadable"
 
 
 def prune_command(arguments: argparse.Namespace) -> int:
-    """Delete what needn't be kept."""
+    """Delete the checkpoints that the rules don't keep."""
     try:
         config = CheckpointConfig(
             keep_last=arguments.keep_last,
@@ -196,11 +196,11 @@ def prune_command(arguments: argparse.Namespace) -> int:
         )
     except ValidationError:
         raise CheckpointError(
-            f"--keep-best {arguments.keep_best!r} has no best; take a metric such as "
+            f"--keep-best {arguments.keep_best!r} has no best value; expected a metric such as "
             "valid/auc/click (auc, gauc, r2, log_loss, normalized_entropy, mae_s)"
         ) from None
     if arguments.json and not (arguments.yes or arguments.dry_run):
-        raise CheckpointError("--json can't ask: add --yes or --dry-run")
+        raise CheckpointError("--json can't prompt: add --yes or --dry-run")
     folder = checkpoints_folder(arguments.folder)
     found = discover(folder)
     if arguments.verify:
@@ -232,7 +232,7 @@ def prune_command(arguments: argparse.Namespace) -> int:
 
 
 def _verified(found: Sequence[FoundCheckpoint]) -> list[FoundCheckpoint]:
-    """The same, where those whose content is wrong aren't complete."""
+    """The checkpoints after verification: those with faults aren't complete."""
     read: list[FoundCheckpoint] = []
     with _bar_of_all(found) as bar:
         for one in found:
@@ -250,7 +250,9 @@ def _bar_of_all(found: Sequence[FoundCheckpoint]) -> Any:
 
 def _agreed(going: Sequence[FoundCheckpoint]) -> bool:
     if not sys.stdin.isatty():
-        raise CheckpointError("no terminal to ask on: nothing is deleted; --yes deletes unasked")
+        raise CheckpointError(
+            "no terminal to prompt on: nothing is deleted; --yes deletes without a prompt"
+        )
     size = size_text(sum(one.num_bytes for one in going))
     return input(f"delete {len(going):,} folders ({size})? [y/N] ").strip().lower() in {"y", "yes"}
 
@@ -259,14 +261,14 @@ def _render_fates(folder: Folder, decided: Sequence[RetentionDecision]) -> Table
     table = table_of(f"Checkpoints in {folder}", "step", "", "why")
     add_right(table, "size")
     for fate in decided:
-        word = "[green]stays[/]" if fate.kept else "[red]goes[/]"
+        word = "[green]keep[/]" if fate.kept else "[red]delete[/]"
         size = size_text(fate.found.num_bytes)
         table.add_row(f"{fate.found.step:,}", word, escape(fate.reason), size)
     kept, going = (
         size_text(sum(f.found.num_bytes for f in decided if f.kept is wanted))
         for wanted in (True, False)
     )
-    table.caption, table.caption_justify = f"stays: {kept}; goes: {going}", "left"
+    table.caption, table.caption_justify = f"keep: {kept}; delete: {going}", "left"
     return table
 
 

@@ -1,4 +1,4 @@
-"""How the sub-commands print: tables, JSON, a bar of progress."""
+"""Output of the sub-commands: tables, JSON, a progress bar."""
 
 import datetime
 from typing import Any
@@ -11,7 +11,7 @@ from infnet_dist.io.json_files import dump_json
 
 
 def bar_of(total: int, name: str) -> Any:
-    """Bytes with their rate and the time left, on a terminal's stderr."""
+    """A progress bar of bytes with rate and time left, on a terminal's stderr."""
     return tqdm(total=total, desc=name, unit="B", unit_scale=True, unit_divisor=1024, disable=None)
 
 
@@ -27,7 +27,7 @@ def add_right(table: Table, *columns: str) -> None:
 
 
 def time_of(nanoseconds: int) -> datetime.datetime:
-    """A moment in UTC."""
+    """A time in UTC."""
     return datetime.datetime.fromtimestamp(nanoseconds // 10**9, datetime.UTC)
 
 

@@ -1,4 +1,4 @@
-"""What `inspect`, `diff` and `export` do and print."""
+"""The commands `inspect`, `diff` and `export`."""
 
 import argparse
 import math
@@ -21,7 +21,7 @@ from infnet_dist.checkpoint.reading import TensorReader
 from infnet_dist.errors import CheckpointError
 from infnet_dist.io.console import wide_console
 from infnet_dist.io.filesystem import Folder, size_text
-from infnet_dist.io.parsing import Name, first_fault, parse_json, printable
+from infnet_dist.io.parsing import Name, first_error, parse_json, printable
 from infnet_dist.io.urls import without_secrets
 
 _MOST_TENSORS = 30
@@ -29,7 +29,7 @@ _PARTS = ("table", "dense", "optimizer")
 
 
 def inspect_command(arguments: argparse.Namespace) -> int:
-    """What a checkpoint holds."""
+    """Print statistics of a checkpoint's tables, dense part, progress and plan."""
     folder, manifest = open_checkpoint(arguments.checkpoint)
     reader = TensorReader(folder, manifest)
     names = inspection.tables_of(manifest)
@@ -39,11 +39,11 @@ def inspect_command(arguments: argparse.Namespace) -> int:
         tables = [inspection.table_facts(reader, manifest, name, bar.update) for name in names]
     tables.sort(key=lambda table: (-table.num_bytes, table.name))
     if arguments.json:
-        said = manifest.model_dump(mode="json", include={"progress", "order", "world_size"})
-        said |= {"checkpoint": str(folder), "bytes": manifest.num_bytes}
-        said |= {"metrics": manifest.metrics, "plan": plan}
-        said |= {"tables": [asdict(table) for table in tables], "dense": asdict(dense)}
-        print_json(said)
+        found = manifest.model_dump(mode="json", include={"progress", "order", "world_size"})
+        found |= {"checkpoint": str(folder), "bytes": manifest.num_bytes}
+        found |= {"metrics": manifest.metrics, "plan": plan}
+        found |= {"tables": [asdict(table) for table in tables], "dense": asdict(dense)}
+        print_json(found)
         return 0
     wide_console().print(_render_tables(tables))
     for line in _lines(manifest, dense, plan):
@@ -74,12 +74,12 @@ def _lines(
     manifest: CheckpointManifest, dense: inspection.DenseFacts, plan: dict[str, Any] | None
 ) -> list[str]:
     progress, order = manifest.progress, manifest.order
-    where = f"{sum(stop - start for start, stop in progress.consumed):,} rows of it read"
+    where = f"{sum(stop - start for start, stop in progress.consumed):,} rows consumed"
     lines = [
         f"dense part: {dense.values:,} values in {dense.tensors:,} tensors, norm {dense.norm:.5g}, "
         f"{size_text(dense.num_bytes)}, and {size_text(dense.optimizer_bytes)} of its optimizer",
         f"progress: step {progress.step:,}, {progress.examples:,} examples, epoch "
-        f"{progress.epoch} ({where}), {progress.skipped:,} steps left out",
+        f"{progress.epoch} ({where}), {progress.skipped:,} steps skipped",
         f"data order: seed {order.seed}, shuffle_rows {order.shuffle_rows:,}, of the training set "
         f"{order.content_hash[:12]} (order version {order.version})",
         f"saved by {manifest.world_size} workers, {size_text(manifest.num_bytes)} in "
@@ -102,15 +102,15 @@ def _number(value: float | None) -> str:
 
 
 def _plan(folder: Folder, manifest: CheckpointManifest) -> dict[str, Any] | None:
-    """A summary of its plan, from the bare JSON: planning's own reader brings TorchRec."""
+    """A summary of its plan, from the JSON: the reader in planning imports TorchRec."""
     content = inspection.read_plain(folder, manifest, "plan.json")
     if content is None:
         return None
     try:
         plan = _Plan.model_validate(parse_json(content))
     except ValueError as error:
-        fault = first_fault(error) if isinstance(error, ValidationError) else str(error)
-        raise CheckpointError(f"plan.json in {folder} is no plan: {fault}") from None
+        fault = first_error(error) if isinstance(error, ValidationError) else str(error)
+        raise CheckpointError(f"plan.json in {folder} isn't a plan: {fault}") from None
     topology = plan.made_for.topology
     return {
         "topology": topology.name,
@@ -134,14 +134,14 @@ class _Table(BaseModel):
 
 
 class _Plan(BaseModel):
-    """What is told of a plan; the rest of it isn't looked at."""
+    """The part of a plan that is printed; the rest is ignored."""
 
     made_for: _MadeFor
     tables: dict[str, _Table]
 
 
 def diff_command(arguments: argparse.Namespace) -> int:
-    """How two checkpoints differ."""
+    """Print the differences of two checkpoints."""
     first, second = open_checkpoint(arguments.first), open_checkpoint(arguments.second)
     total = sum(_bytes_of_tensors(manifest) for _, manifest in (first, second))
     with bar_of(total, "diff") as bar:
@@ -189,14 +189,14 @@ def _render_changed(changed: Sequence[Difference]) -> Table:
 
 
 def _part(name: str) -> str:
-    """Which part of the model a tensor is of."""
+    """The part of the model that a tensor belongs to."""
     if not name.startswith("model."):
         return "optimizer"
     return "table" if inspection.is_table(name) else "dense"
 
 
 def export_command(arguments: argparse.Namespace) -> int:
-    """A table as Parquet."""
+    """Export a table as Parquet."""
     folder, manifest = open_checkpoint(arguments.checkpoint)
     wanted = TableExport(
         folder,

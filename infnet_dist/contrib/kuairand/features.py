@@ -1,9 +1,9 @@
-"""KuaiRand logs in the common form -> one id or number per row and feature, and what they mean.
+"""KuaiRand logs in the common form -> columns of features, their tables and their definitions.
 
-Everything that is learned from data comes from the training window, the rows before `valid_from`:
-vocabularies and priors from all of them, boundaries from those that aren't past exposures, which
-valid's rows resemble more. Counters aren't learned: they count the events up to each row's own
-cutoff, in valid and test as in train, also of users, videos and authors that train never saw.
+Everything is fitted on the training window, the rows before `valid_from`: vocabularies and priors
+on all of them, boundaries on those that aren't past exposures, which are more similar to valid.
+Counters aren't fitted: they count events up to the cutoff of each row in all splits, including
+users, videos and authors that don't occur in train.
 """
 
 from collections.abc import Mapping
@@ -16,7 +16,7 @@ import pyarrow.compute as pc
 
 from infnet_dist.contrib.kuairand.logs import (
     USER_CATEGORIES,
-    USER_NUMBERS,
+    USER_DENSE,
     VIDEO_CATEGORIES,
     RawLogs,
 )
@@ -30,25 +30,25 @@ FloatArray = npt.NDArray[np.float64]
 BoolArray = npt.NDArray[np.bool_]
 
 NUM_BUCKETS = 32
-PRIOR_STRENGTH = 10.0  # trials that the average rate weighs in a smoothed rate
+PRIOR_STRENGTH = 10.0  # pseudo-trials of the mean rate in a smoothed rate
 ITEM_ATTRIBUTES = ("video", "author", "tag")
 _SIGNALS = {"click": "is_click", "long_view": "long_view", "like": "is_like"}
 
 
 class Entities:
-    """All users, or all videos, that occur anywhere, with the attributes that their file gives.
+    """All users, or all videos, with the attributes in their file.
 
     Args:
         key: `user_id` or `video_id`.
         described: the users or videos file.
         occurring: ids that occur in rows and older events.
-        seen: ids that occur in the training window; vocabularies hold only their values.
+        seen: ids that occur in the training window; vocabularies contain only their values.
     """
 
     def __init__(
         self, key: str, described: pa.Table, occurring: list[IntArray], seen: list[IntArray]
     ) -> None:
-        """Join the attributes to every id; null where the file doesn't have the id."""
+        """Join the attributes to every id; null for ids that the file lacks."""
         self._ids = np.unique(np.concatenate([*occurring, described[key].to_numpy()]))
         ids = pa.array(self._ids)
         position = pc.index_in(ids, value_set=described[key])
@@ -57,7 +57,7 @@ class Entities:
         self._seen = np.searchsorted(self._ids, np.unique(np.concatenate(seen)))
 
     def __len__(self) -> int:
-        """How many there are."""
+        """Number of entities."""
         return len(self._ids)
 
     def index(self, ids: IntArray) -> IntArray:
@@ -65,18 +65,18 @@ class Entities:
         return np.searchsorted(self._ids, ids)
 
     def encode(self, column: str) -> tuple[IntArray, int]:
-        """Ids of every entity's `column`, and how many rows their table needs."""
+        """Ids of the values in `column` of every entity, and the number of rows of their table."""
         values = self._attributes[column].combine_chunks()
         vocabulary = Vocabulary.fit(values.take(pa.array(self._seen)))
         return vocabulary.encode(values), vocabulary.num_embeddings
 
     def groups(self, column: str) -> IntArray:
-        """A number from 1 on for each value of every entity's `column`, 0 where null."""
+        """Numbers from 1 on for the values in `column` of every entity, 0 for null."""
         values = self._attributes[column].combine_chunks()
         return Vocabulary.fit(values).encode(values)
 
-    def numbers(self, column: str) -> FloatArray:
-        """Every entity's `column`, NaN where null."""
+    def floats(self, column: str) -> FloatArray:
+        """Values in `column` of every entity, NaN for null."""
         return pc.fill_null(self._attributes[column], np.nan).to_numpy()
 
 
@@ -86,7 +86,7 @@ class Features:
 
     Attributes:
         columns: feature column -> int64 array or float32 Arrow array, one value per row.
-        users: all users; `users.index` gives the dense user number that histories need.
+        users: all users; `users.index` gives the consecutive user numbers of histories.
         video_codes: int64 [videos, ITEM_ATTRIBUTES], ids of every video.
         videos: all videos, aligned with `video_codes`.
     """
@@ -100,20 +100,20 @@ class Features:
     dense: list[DenseFeature] = field(default_factory=list)
 
     def add_categorical(self, name: str, ids: IntArray, num_embeddings: int) -> None:
-        """A field with a table of its own."""
+        """Add a categorical feature with its own table."""
         self.columns[name] = ids
         self.tables.append(Table(name=name, num_embeddings=num_embeddings))
         self.categorical.append(CategoricalFeature(name=name, table=name, column=name))
 
     def add_bucketised(self, name: str, values: FloatArray, fit: BoolArray) -> None:
-        """A number, bucketised by boundaries of the rows in `fit`; NaN is missing."""
+        """Add a dense feature, bucketised by quantiles of the rows in `fit`; NaN is missing."""
         boundaries = quantile_boundaries(values[fit], NUM_BUCKETS)
         self.columns[name] = float_column(values)
         self.tables.append(Table(name=name, num_embeddings=len(boundaries) + 2))
         self.dense.append(DenseFeature(name=name, column=name, boundaries=boundaries))
 
     def add_standardised(self, name: str, values: FloatArray, fit: BoolArray) -> None:
-        """A number that stays one; the mean of the rows in `fit` stands in for NaN."""
+        """Add a standardised dense feature; NaN is replaced by the mean of the rows in `fit`."""
         known = values[fit & ~np.isnan(values)]
         mean, std = (float(known.mean()), float(known.std())) if len(known) else (0.0, 0.0)
         self.columns[name] = float_column(np.where(np.isnan(values), mean, values))
@@ -121,12 +121,12 @@ class Features:
 
 
 def build_features(logs: RawLogs, valid_from_ms: int, known_until_ms: IntArray) -> Features:
-    """All features but the histories, for every row of `logs.rows`.
+    """All features except histories, for every row of `logs.rows`.
 
     Args:
         logs: the raw logs, rows in time order.
-        valid_from_ms: vocabularies, boundaries and priors know only what was before.
-        known_until_ms: int64 [rows]; the counters of a row know only what was before.
+        valid_from_ms: vocabularies, boundaries and priors are fitted on earlier rows.
+        known_until_ms: int64 [rows], cutoffs; the counters of a row count earlier events.
     """
     rows = logs.rows
     time_ms = rows["time_ms"].to_numpy()
@@ -158,8 +158,8 @@ def build_features(logs: RawLogs, valid_from_ms: int, known_until_ms: IntArray) 
     duration_ms = pc.fill_null(rows["duration_ms"], np.nan).to_numpy()
     features.add_bucketised("duration_ms", duration_ms, fit)
     features.add_standardised("log_duration_s", np.log1p(duration_ms / 1000), fit)
-    for column in USER_NUMBERS:
-        features.add_bucketised(column, users.numbers(column)[user], fit)
+    for column in USER_DENSE:
+        features.add_bucketised(column, users.floats(column)[user], fit)
     for name, values in _counters(logs, features, valid_from_ms, known_until_ms).items():
         features.add_bucketised(name, values, fit)
     return features
@@ -179,7 +179,7 @@ def _in_window(table: pa.Table, valid_from_ms: int) -> BoolArray:
 def _counters(
     logs: RawLogs, features: Features, valid_from_ms: int, known_until_ms: IntArray
 ) -> dict[str, FloatArray]:
-    """Impressions and smoothed rates so far, per user, video, author and (user, author)."""
+    """Earlier impressions and smoothed rates, per user, video, author and (user, author)."""
     weights, times = _weights(logs.rows), _surely_happened_ms(logs)
     names = list(_SIGNALS)
     known, happened = weights[:, 1 : 1 + len(names)], weights[:, 1 + len(names) :]
@@ -201,7 +201,7 @@ def _counters(
 
 
 def _surely_happened_ms(logs: RawLogs) -> IntArray:
-    """When each row has happened for sure: of past exposures the user's last one tells."""
+    """Upper bounds of the times of rows; for past exposures, the last one of the user."""
     time_ms: IntArray = logs.rows["time_ms"].to_numpy()
     past, users = logs.is_past, logs.rows["user_id"].to_numpy()
     known, number = np.unique(users, return_inverse=True)
@@ -211,7 +211,7 @@ def _surely_happened_ms(logs: RawLogs) -> IntArray:
 
 
 def _weights(events: pa.Table) -> FloatArray:
-    """[E, 1 + 2 x signals], what E events add: 1, whether each signal is known, whether it was."""
+    """Contributions of E events, [E, 1 + 2 x signals]: 1, whether signals are known, and true."""
     columns = [events[column] for column in _SIGNALS.values()]
     known = [column.is_valid().to_numpy() for column in columns]
     happened = [pc.fill_null(column, 0).to_numpy() for column in columns]
@@ -219,7 +219,7 @@ def _weights(events: pa.Table) -> FloatArray:
 
 
 def _counter_keys(rows: pa.Table, features: Features) -> Mapping[str, IntArray]:
-    """What impressions are counted by; 0 is unknown."""
+    """Keys of the counters by name; 0 is unknown."""
     videos = features.videos.index(rows["video_id"].to_numpy())
     authors = features.videos.groups("author_id")
     user, author = 1 + features.users.index(rows["user_id"].to_numpy()), authors[videos]

@@ -1,8 +1,8 @@
-"""Reads KuaiRand logs, published (CSV) or our Parquet slice, into one common form.
+"""Reads KuaiRand logs, as published (CSV) or as a Parquet slice, into one common form.
 
-Nothing after this module knows which layout it was. Both have impressions, users and videos; the
-slice also has each user's past exposures from before the window, which become rows as well.
-Site-wide video statistics are never read: they cover the whole month and so leak the future.
+Other modules don't depend on the layout. Both have impressions, users and videos; the slice also
+has past exposures of each user from before the window, which become rows too. Site-wide video
+statistics are never read: they cover the whole month and leak the future.
 """
 
 from collections.abc import Sequence
@@ -36,11 +36,11 @@ USER_CATEGORIES = (
     "is_video_author",
     *(f"onehot_feat{i}" for i in range(18)),
 )
-USER_NUMBERS = ("register_days", "follow_user_num", "fans_user_num", "friend_user_num")
+USER_DENSE = ("register_days", "follow_user_num", "fans_user_num", "friend_user_num")
 VIDEO_CATEGORIES = ("author_id", "tag", "music_id", "video_type", "upload_type", "music_type")
 
 _TEXT = {"user_active_degree", "tag", "video_type", "upload_type"}
-_MISSING = {  # how the logs write "unknown", beside null
+_MISSING = {  # values that mean unknown in the logs, besides null
     "is_live_streamer": -124.0,
     "user_active_degree": "UNKNOWN",
     "music_id": 0.0,
@@ -54,7 +54,7 @@ _ROWS: Columns = {
 }
 _USERS: Columns = {
     "user_id": pa.int64(),
-    **{c: pa.string() if c in _TEXT else pa.float64() for c in (*USER_CATEGORIES, *USER_NUMBERS)},
+    **{c: pa.string() if c in _TEXT else pa.float64() for c in (*USER_CATEGORIES, *USER_DENSE)},
 }
 _VIDEOS: Columns = {
     "video_id": pa.int64(),
@@ -67,8 +67,8 @@ _SLICE = (
     "videos.parquet",
     "exposure_history.parquet",
 )
-TEST_FILE = "interactions_test.parquet"  # may be there as well
-_NOT_OURS = "it isn't one of the files that are read of KuaiRand"
+TEST_FILE = "interactions_test.parquet"  # optional
+_NOT_USED = "KuaiRand ingest doesn't use this file"
 
 
 @dataclass(frozen=True)
@@ -76,14 +76,14 @@ class RawLogs:
     """KuaiRand logs in the common form; numbers are float64, unknown values null.
 
     Attributes:
-        rows: impressions, the past exposures among them, sorted by (time_ms, user_id, video_id):
-            these ids, tab, duration_ms, play_time_ms and the LABELS as int8. Of a past exposure
-            only long_view and is_like are known.
-        users: user_id, USER_CATEGORIES, USER_NUMBERS; one row per user.
+        rows: impressions including past exposures, sorted by (time_ms, user_id, video_id):
+            these ids, tab, duration_ms, play_time_ms and the LABELS as int8. Past exposures have
+            only long_view and is_like.
+        users: user_id, USER_CATEGORIES, USER_DENSE; one row per user.
         videos: video_id, VIDEO_CATEGORIES; one row per video.
-        older: by behaviour (`long_view`, `like`), events from before a user's past exposures,
+        older: by behaviour (`long_view`, `like`), events before the past exposures of a user,
             sorted by time: user_id, video_id, time_ms.
-        left_out: reason by path of files of the folder that weren't read.
+        left_out: reasons by path of files in the folder that weren't read.
     """
 
     rows: pa.Table
@@ -94,15 +94,16 @@ class RawLogs:
 
     @property
     def is_past(self) -> npt.NDArray[np.bool_]:
-        """Which rows are past exposures: their hour and scenario aren't known."""
+        """Mask of past exposures; their hour and scenario are unknown."""
         return self.rows["is_click"].is_null().to_numpy()
 
 
 def read_kuairand(folder: Path) -> RawLogs:
-    """Read the logs in `folder`, whichever layout they have.
+    """Read the logs in `folder`, in either layout.
 
     Raises:
-        DataError: no such folder, neither layout, or a file, column or value is missing or wrong.
+        DataError: the folder doesn't exist or has neither layout; or a file, column or value is
+            missing or invalid.
     """
     if not folder.is_dir():
         raise DataError(f"no folder {folder}; set ingest.path to the folder of the KuaiRand logs")
@@ -130,17 +131,17 @@ def read_kuairand(folder: Path) -> RawLogs:
 def _left_out(
     folder: Path, suffix: str, used: Sequence[Path], *, whole: bool = False
 ) -> dict[str, str]:
-    """Reason by path of files that aren't read: other ones, and a second name or copy of a file.
+    """Reasons by path of files that aren't read: unused files, second names and copies.
 
     Raises:
-        DataError: one of `used` is such a file, and `whole`: all of them are needed.
+        DataError: `whole` (all of `used` are required), and one of `used` is such a file.
     """
     listing = list_place(pa.fs.LocalFileSystem(), str(folder.absolute()), (suffix,))
     wanted = {str(path.absolute()) for path in used}
     for path in wanted & listing.left_out.keys() if whole else ():
         raise DataError(f"{path} is {listing.left_out[path]}; put the right file there")
     others = [file.path for file in listing.files if file.path not in wanted]
-    left_out = dict.fromkeys(others, _NOT_OURS) | listing.left_out
+    left_out = dict.fromkeys(others, _NOT_USED) | listing.left_out
     log_left_out(left_out)
     return left_out
 
@@ -188,7 +189,7 @@ def _common_form(
 
 
 def _read(path: Path, columns: Columns) -> pa.Table:
-    """The columns, with the logs' ways to write "unknown" turned into null."""
+    """The columns, with null for the values that mean unknown."""
     table = read_columns(path, columns)
     for name in _MISSING.keys() & columns.keys():
         known = pc.not_equal(table[name], _MISSING[name])

@@ -1,9 +1,9 @@
-"""What KuaiRand's users met before the window: the exposure history of our slice, as events.
+"""Exposures of KuaiRand users before the window, from the exposure history of the slice.
 
-The file has each user's last 50 exposures, oldest first, with long_view and is_like; when the last
-one was; and how many there were since the log began. Single times aren't known: they are taken as
-evenly spread, so that order within a user is true and time gaps are about right. That can put an
-event earlier than it was: what is counted over users takes a user's last time for all of them.
+The file has the last 50 exposures of each user, oldest first, with long_view and is_like, the time
+of the last one, and their number since the log began. Individual times are unknown and assumed to
+be evenly spread: the order within a user is exact, time gaps are approximate. An event may get an
+earlier time than it had, so counters over users take the last time of the user for all of them.
 """
 
 from pathlib import Path
@@ -34,8 +34,8 @@ def read_past(path: Path) -> tuple[pa.Table, dict[str, pa.Table]]:
 
     Returns:
         exposures (user_id, video_id, time_ms, long_view and is_like as int8), and by behaviour
-        (`long_view`, `like`) the events from before a user's exposures (user_id, video_id,
-        time_ms): the file's lists of those reach further back. Both sorted by time.
+        (`long_view`, `like`) the events before the exposures of a user (user_id, video_id,
+        time_ms), since their lists are longer. Both are sorted by time.
 
     Raises:
         DataError: the file is malformed.
@@ -71,14 +71,14 @@ def read_past(path: Path) -> tuple[pa.Table, dict[str, pa.Table]]:
 
 
 def no_older_events() -> dict[str, pa.Table]:
-    """What `read_past` gives where there is no exposure history."""
+    """The older events if there is no exposure history."""
     nothing = pa.array([], pa.int64())
     events = pa.table({"user_id": nothing, "video_id": nothing, "time_ms": nothing})
     return dict.fromkeys(_OLDER, events)
 
 
 def _mean_gap_ms(last_ms: IntArray, counts: IntArray) -> IntArray:
-    """Milliseconds between a user's exposures: of all of them since the log's first day."""
+    """Mean milliseconds between the exposures of a user since the first day of the log."""
     if len(last_ms) == 0:
         return last_ms
     start_ms = midnight_ms(last_ms.min())
@@ -88,7 +88,7 @@ def _mean_gap_ms(last_ms: IntArray, counts: IntArray) -> IntArray:
 def _older_events(
     path: Path, table: pa.Table, column: str, among_exposures: IntArray, first_ms: IntArray
 ) -> pa.Table:
-    """The items of a list, but for its newest ones, which stand among the exposures."""
+    """The items of a list without the newest ones, which are among the exposures."""
     owner, place, items = _flat(path, table, column)
     older = place < (_lengths(table, column) - among_exposures)[owner]
     owner = owner[older]
@@ -104,7 +104,7 @@ def _older_events(
 
 
 def _flat(path: Path, table: pa.Table, column: str) -> tuple[IntArray, IntArray, pa.Array]:
-    """Whose item, its place in the list, and the item, of all lists of a column."""
+    """Row, position in the list, and value of all items in a column of lists."""
     lists = table[column].combine_chunks()
     items = pc.list_flatten(lists)
     if items.null_count:
@@ -123,6 +123,6 @@ def _lengths(table: pa.Table, column: str) -> IntArray:
 
 
 def _by_time(events: pa.Table) -> pa.Table:
-    """Sorted by time, stably: a user's events stay oldest first."""
+    """Sort by time, stably: the events of a user stay oldest first."""
     order = np.argsort(events["time_ms"].to_numpy(), kind="stable")
     return events.take(pa.array(order)).combine_chunks()

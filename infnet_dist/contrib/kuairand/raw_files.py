@@ -1,4 +1,4 @@
-"""Reads chosen columns of a raw CSV or Parquet file, typed; a bad file ends in one line."""
+"""Reads columns of raw CSV or Parquet files in given types; errors are one line."""
 
 import csv
 from collections.abc import Iterable
@@ -16,7 +16,7 @@ from infnet_dist.ingest.convert.arrays import NULL_WORDS, UnfitColumnError, mask
 from infnet_dist.ingest.convert.kinds import EXPECTED, Kind, convert
 
 Columns = dict[str, pa.DataType]
-_MAX_TIME_MS = 1 << 43  # HistoryBuilder packs times into so many bits
+_MAX_TIME_MS = 1 << 43  # HistoryBuilder packs times into 43 bits
 _KINDS: dict[pa.DataType, Kind] = {
     pa.int64(): "int",
     pa.float64(): "float",
@@ -26,12 +26,12 @@ _KINDS: dict[pa.DataType, Kind] = {
 
 
 def read_columns(path: Path, columns: Columns) -> pa.Table:
-    """These columns of a `.csv` or `.parquet` file, in this order and of these types.
+    """These columns of a `.csv` or `.parquet` file, in this order and with these types.
 
-    int64 columns (ids, times) must be complete; in float64 columns NaN becomes null.
+    int64 columns (ids, times) must have no nulls; in float64 columns NaN becomes null.
 
     Raises:
-        DataError: the file is unreadable, lacks a column or holds values of another type.
+        DataError: the file is unreadable, lacks a column, or has values of another type.
     """
     try:
         table = _read_csv(path, columns) if path.suffix == ".csv" else _read_parquet(path, columns)
@@ -47,10 +47,10 @@ def read_columns(path: Path, columns: Columns) -> pa.Table:
 
 
 def _converted(column: pa.ChunkedArray, name: str, kind: pa.DataType, path: Path) -> pa.Array:
-    """The column in its type, exactly.
+    """Convert a column exactly.
 
     Raises:
-        DataError: a value doesn't fit.
+        DataError: a value is invalid.
     """
     try:
         values, unfit = convert(column, _KINDS[kind])
@@ -66,7 +66,7 @@ def _converted(column: pa.ChunkedArray, name: str, kind: pa.DataType, path: Path
 
 
 def check_flags(table: pa.Table, names: Iterable[str], path: Path) -> pa.Table:
-    """The table with these columns as int8; DataError names the first value outside {0, 1}."""
+    """Convert columns to int8; DataError names the first value other than 0 and 1."""
     for name in names:
         flags, unfit = convert(table[name], "flag")
         bad = unfit | mask(pc.is_null(flags))
@@ -81,11 +81,11 @@ def check_flags(table: pa.Table, names: Iterable[str], path: Path) -> pa.Table:
 
 
 def check_unique(table: pa.Table, key: str, path: Path) -> pa.Table:
-    """The table; DataError if two rows share a key, as a join would then multiply rows."""
+    """Return the table; DataError if a key appears twice, as a join would duplicate rows."""
     values, counts = np.unique(table[key].to_numpy(), return_counts=True)
     if np.any(counts > 1):
         raise DataError(
-            f"{path}: {key} {values[counts > 1][0]} stands in {counts[counts > 1][0]} rows, "
+            f"{path}: {key} {values[counts > 1][0]} appears in {counts[counts > 1][0]} rows, "
             f"expected one row per {key}; remove the others"
         )
     return table

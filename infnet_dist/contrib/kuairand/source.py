@@ -1,4 +1,4 @@
-"""KuaiRand logs -> a training set: features, histories, labels; split by time, in chunks."""
+"""KuaiRand logs -> a training set: features, histories and labels, split by time, in chunks."""
 
 import logging
 from collections.abc import Callable, Iterator, Sequence
@@ -28,26 +28,26 @@ BoolArray = npt.NDArray[np.bool_]
 
 log = logging.getLogger(__name__)
 ROWS_PER_CHUNK = 65_536
-# What an exposed item met with: 1 to 8 from the logs (click, long_view, like), 9 to 12 from the
-# exposure history, which doesn't tell clicks (long_view, like). 0 stays free for "unknown".
+# Actions on an exposed item: 1 to 8 from the logs (click, long_view, like), 9 to 12 from the
+# exposure history, which has no clicks (long_view, like). 0 is reserved for unknown.
 NUM_ACTIONS = 13
 _PAST_ACTION = 9
 _WATCH_TIME = "label_watch_time"
-_SIGNALS = {"long_view": "long_view", "like": "is_like"}  # of the behaviours but `exposed`
+_SIGNALS = {"long_view": "long_view", "like": "is_like"}  # of all behaviours except `exposed`
 
 
 def make_training_set(
     config: KuaiRandIngest, folder: Path, progress: Callable[[int, int], None] | None = None
 ) -> Manifest:
-    """Turn the raw logs at `config.path` into a training set at `folder`.
+    """Make a training set at `folder` from the raw logs at `config.path`.
 
     Args:
-        config: which logs, where to split, how to write.
-        folder: the training set to make; must not hold anything yet.
-        progress: called with (rows worked through, rows in all) after each chunk.
+        config: logs, split days, format of the parts.
+        folder: the training set to make; missing or empty.
+        progress: called with (rows done, rows in total) after each chunk.
 
     Raises:
-        ConfigError: a split day is no date, or they are in the wrong order.
+        ConfigError: a split day is invalid, or the days are in the wrong order.
         DataError: the logs are missing or malformed, or a split has no rows.
     """
     starts_ms = _split_starts(config)
@@ -72,7 +72,7 @@ def make_training_set(
         tasks = [_binary_task(name, values, written) for name, values in labels.items()]
         if config.watch_time:
             tasks.append(_watch_time(labels, logs, fit, written))
-        columns = _plain_columns(logs, features, labels)
+        columns = _scalar_columns(logs, features, labels)
         done = 0
         for split, chunk in _chunks(splits):
             pieces = columns.slice(chunk.start, len(chunk))
@@ -89,7 +89,7 @@ def make_training_set(
 
 
 def _check_test_file(config: KuaiRandIngest) -> None:
-    """Rows of a file for test must not become rows of valid."""
+    """Raise ConfigError if rows of the test file would become rows of valid."""
     if config.test_from is None and (config.path / TEST_FILE).is_file():
         raise ConfigError(
             f"ingest.test_from: null, but {config.path} has {TEST_FILE}; set the first day of "
@@ -98,7 +98,7 @@ def _check_test_file(config: KuaiRandIngest) -> None:
 
 
 def _split_starts(config: KuaiRandIngest) -> dict[str, int]:
-    """First millisecond of valid and, if there is one, of test."""
+    """First epoch millisecond of valid and, if there is one, of test."""
     starts = {"valid": _beijing_midnight_ms("valid_from", config.valid_from)}
     if config.test_from is not None:
         starts["test"] = _beijing_midnight_ms("test_from", config.test_from)
@@ -121,7 +121,7 @@ def _beijing_midnight_ms(key: str, day: str) -> int:
 def _split_rows(
     time_ms: IntArray, is_past: BoolArray, starts_ms: dict[str, int], path: Path
 ) -> dict[str, range]:
-    """The rows of each split; rows are in time order, so each is one interval."""
+    """The range of rows of each split; rows are in time order."""
     edges = [0, *(int(np.searchsorted(time_ms, start)) for start in starts_ms.values())]
     edges.append(len(time_ms))
     names = ["train", *starts_ms]
@@ -141,7 +141,7 @@ def _split_rows(
 def _check_past(
     is_past: BoolArray, time_ms: IntArray, valid_from_ms: int, config: KuaiRandIngest
 ) -> None:
-    """Past exposures must be there if they are wanted, and be past."""
+    """Check that past exposures exist if they are requested, and precede valid."""
     if config.past_exposures and not is_past.any():
         raise ConfigError(
             f"ingest.past_exposures: got {config.past_exposures}, but the logs in {config.path} "
@@ -149,14 +149,13 @@ def _check_past(
         )
     if (time_ms[is_past] >= valid_from_ms).any():
         raise DataError(
-            f"exposure_history.parquet in {config.path} reaches beyond ingest.valid_from "
-            f"({config.valid_from}): nothing of valid may be trained on; cut it, or choose a later "
-            "day"
+            f"exposure_history.parquet in {config.path} contains exposures after ingest.valid_from "
+            f"({config.valid_from}), which can't be trained on; remove them, or choose a later day"
         )
 
 
 def _newest_past(logs: RawLogs, count: int) -> BoolArray:
-    """Which rows are among the `count` newest past exposures of their user."""
+    """Mask of the rows that are among the `count` newest past exposures of their user."""
     past = np.flatnonzero(logs.is_past)
     users = logs.rows["user_id"].to_numpy()[past]
     by_user = np.argsort(users, kind="stable")  # and by time
@@ -178,12 +177,12 @@ def _chunks(splits: dict[str, range]) -> Iterator[tuple[str, range]]:
 
 
 def known_until(time_ms: IntArray, refresh: Literal["daily", "live"]) -> IntArray:
-    """What a row may know is strictly before: its own time, or the last midnight in Beijing.
+    """Cutoffs of rows, which see only earlier events: their own time, or midnight in Beijing.
 
-    A day's own feedback is left out by default, because it spoils what is measured within a user:
-    whoever just liked a video has a higher rate of likes and a newer like in all rows *after* it,
-    and each user with both classes has such rows. On the slice the age of the last like alone has
-    a gAUC of .11 when live.
+    By default feedback of the same day is excluded, because it distorts metrics within a user:
+    after a like, the rate of likes is higher and the last like is newer in all *later* rows of the
+    user, and each user with both classes has such rows. On the slice, the age of the last like
+    alone has a gAUC of 0.11 with live refresh.
     """
     if refresh == "live":
         return time_ms
@@ -191,7 +190,7 @@ def known_until(time_ms: IntArray, refresh: Literal["daily", "live"]) -> IntArra
 
 
 def _task_labels(logs: RawLogs, fit: BoolArray, min_base_rate: float) -> dict[str, pa.Array]:
-    """Task name -> labels, for the signals that are frequent enough in the rows of `fit`."""
+    """Labels by task, for the signals that are frequent enough in the rows of `fit`."""
     labels, rare = {}, []
     for column in LABELS:
         values = logs.rows[column].combine_chunks()
@@ -201,7 +200,7 @@ def _task_labels(logs: RawLogs, fit: BoolArray, min_base_rate: float) -> dict[st
         else:
             rare.append(f"{column} ({rate:.4f})")
     if rare:
-        log.info("no task, as rarer than ingest.min_base_rate: %s", ", ".join(rare))
+        log.info("rarer than ingest.min_base_rate, not a task: %s", ", ".join(rare))
     if not labels:
         raise DataError(
             f"no signal has a base rate of {min_base_rate:g} or more in train; "
@@ -218,9 +217,9 @@ def _binary_task(name: str, labels: pa.Array, written: BoolArray) -> Task:
 def _watch_time(
     labels: dict[str, pa.Array], logs: RawLogs, fit: BoolArray, written: BoolArray
 ) -> Task:
-    """The task, with its label column added to `labels`.
+    """The watch-time task; adds its label column to `labels`.
 
-    An unknown watch time counts as 0 ms, but for past exposures, where it stays unknown.
+    An unknown watch time counts as 0 ms, except for past exposures, where it stays unknown.
     """
     play_time_ms = pc.fill_null(logs.rows["play_time_ms"].combine_chunks(), 0.0)
     play_time_ms = pc.if_else(pa.array(logs.is_past), None, play_time_ms)
@@ -234,7 +233,7 @@ def _watch_time(
     labels["watch_time"] = pc.round(play_time_ms).cast(pa.int64())
     mean_ms = pc.mean(labels["watch_time"].filter(pa.array(fit))).as_py()
     if mean_ms == 0:
-        raise DataError("no watch time in train; set ingest.watch_time=false")
+        raise DataError("watch times in train are all 0; set ingest.watch_time=false")
     return Task(
         name="watch_time",
         column=_WATCH_TIME,
@@ -244,15 +243,15 @@ def _watch_time(
     )
 
 
-def _plain_columns(logs: RawLogs, features: Features, labels: dict[str, pa.Array]) -> pa.Table:
-    """All columns but the histories. user_id and video_id stay raw, to group and to trace rows."""
+def _scalar_columns(logs: RawLogs, features: Features, labels: dict[str, pa.Array]) -> pa.Table:
+    """All columns except histories. user_id and video_id stay raw, to group and trace rows."""
     raw = {name: logs.rows[name] for name in ("user_id", "video_id", "time_ms")}
     labels = {f"label_{name}": values for name, values in labels.items()}
     return pa.table({**raw, **features.columns, **labels})
 
 
 class _Behaviour:
-    """One behaviour's histories, read chunk by chunk while its events are added."""
+    """Histories of one behaviour, read in chunks while its events are added."""
 
     def __init__(
         self, name: str, rows: "_Items", older: "_Items", *, num_users: int, config: KuaiRandIngest
@@ -281,7 +280,7 @@ class _Behaviour:
         )
 
     def histories(self, chunk: range) -> dict[str, pa.Array]:
-        """Columns of these rows; chunks must follow one another."""
+        """Columns of these rows; chunks must be consecutive."""
         last = self._rows.time_ms[chunk.stop - 1]
         stop = int(np.searchsorted(self._older.time_ms, last, side="right"))
         older = self._older.part(range(self._older_read, stop))
@@ -304,7 +303,7 @@ class _Behaviour:
 
 @dataclass(frozen=True)
 class _Items:
-    """Items that users met, in time order, and whether each is an event of the behaviour."""
+    """Items exposed to users, in time order, and whether each is an event of the behaviour."""
 
     user: IntArray
     time_ms: IntArray
@@ -317,7 +316,7 @@ class _Items:
 
 
 def _behaviours(logs: RawLogs, features: Features, config: KuaiRandIngest) -> list[_Behaviour]:
-    """Everything shown (with what it met with), long views, likes."""
+    """All exposures (with actions), long views, likes."""
     rows = _items(logs.rows, features)
     codes = np.concatenate([rows.codes, _actions(logs)[:, None]], axis=1)
     size = len(features.users)

@@ -1,4 +1,4 @@
-"""KuaiRand's clock: epoch milliseconds, read as Beijing time (UTC + 8 h, no daylight saving)."""
+"""Epoch milliseconds as Beijing time (UTC + 8 h, no daylight saving)."""
 
 import numpy as np
 import numpy.typing as npt
@@ -11,7 +11,7 @@ _DAY_MS = 86_400_000
 
 
 def midnight_ms(time_ms: IntArray) -> IntArray:
-    """The last midnight in Beijing at or before each time, epoch milliseconds."""
+    """The last midnight in Beijing at or before each time, in epoch milliseconds."""
     return (time_ms + _BEIJING_MS) // _DAY_MS * _DAY_MS - _BEIJING_MS
 
 

@@ -1,1 +1,1 @@
-"""Petastorm data sets: read as training sets, or ingested."""
+"""Petastorm data sets: read as training sets, or as logs."""

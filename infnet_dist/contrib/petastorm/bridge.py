@@ -1,15 +1,14 @@
-"""Makes petastorm 0.13.1 work beside pyarrow 26 and numpy 2.
+"""Makes petastorm 0.13.1 work with pyarrow 26 and numpy 2.
 
-petastorm was written for pyarrow up to 14 and numpy 1, Ray needs a pyarrow of today: without this
-module `import petastorm` fails. `load_petastorm` imports it with stand-ins for what is gone, lends
-its modules the names that they look up later (numpy and pyarrow themselves stay as they are, so
-nothing else notices), and mends two faults:
+petastorm requires pyarrow up to 14 and numpy 1, Ray a current pyarrow: without this module `import
+petastorm` fails. `load_petastorm` imports it with stubs for removed modules, patches removed names
+into its modules (numpy and pyarrow themselves are unchanged), and fixes two bugs:
 
-- its thread pool could end before the last row groups were handed out, and lost their rows;
-- its unpickler ran code of whoever wrote the data set (`unischema_pickle`).
+- its thread pool could end before the last row groups were dispatched, and lost their rows;
+- its unpickler executed code from the data set (`unischema_pickle`).
 
-Not brought back: HDFS, the process pool (its processes lack the bridge), `filters`, and partition
-columns in petastorm's own readers; `petastorm_file` reads the latter.
+Not supported: HDFS, the process pool (its processes lack the bridge), `filters`, and partition
+columns in the readers of petastorm; `part_file` reads the latter.
 """
 
 import functools
@@ -35,13 +34,13 @@ _MODULES = ("petastorm", "petastorm.codecs", "petastorm.predicates", "petastorm.
 
 @functools.cache
 def load_petastorm() -> ModuleType:
-    """The package petastorm, ready to use; imported at the first call.
+    """Import and patch the package petastorm, once.
 
     Raises:
-        DataError: petastorm, or what it needs, isn't installed.
+        DataError: petastorm, or one of its dependencies, isn't installed.
     """
     try:
-        with _gone_modules():
+        with _removed_modules():
             for name in _MODULES:
                 importlib.import_module(name)
     except ImportError as error:
@@ -49,16 +48,16 @@ def load_petastorm() -> ModuleType:
             f"petastorm can't be imported ({error}); install it with: pip install --no-deps -r "
             "requirements/no-deps.txt"
         ) from None
-    _lend_names()
-    _mend_thread_pool()
+    _patch_names()
+    _fix_thread_pool()
     vars(sys.modules["petastorm.etl.legacy"])["restricted_loads"] = load_unischema
     vars(sys.modules["petastorm.reader"])["ProcessPool"] = _no_process_pool
     return sys.modules["petastorm"]
 
 
 @contextmanager
-def _gone_modules() -> Iterator[None]:
-    """Stand-ins for the modules of pyarrow that petastorm imports names from."""
+def _removed_modules() -> Iterator[None]:
+    """Stubs for removed modules of pyarrow that petastorm imports."""
     filesystem, hdfs = ModuleType("pyarrow.filesystem"), ModuleType("pyarrow.hdfs")
     filesystem.LocalFileSystem = LocalFileSystem  # type: ignore[attr-defined]
     hdfs.HadoopFileSystem = type("HadoopFileSystem", (), {})  # type: ignore[attr-defined]
@@ -71,8 +70,8 @@ def _gone_modules() -> Iterator[None]:
             del sys.modules[name]
 
 
-class _Lent(ModuleType):
-    """A module with more names."""
+class _Patched(ModuleType):
+    """A module with additional names."""
 
     def __init__(self, module: ModuleType, names: dict[str, object]) -> None:
         super().__init__(module.__name__)
@@ -82,32 +81,32 @@ class _Lent(ModuleType):
         return getattr(self.__dict__["_module"], name)
 
 
-def _lend_names() -> None:
-    """Give petastorm's modules numpy and pyarrow with the names that these once had."""
-    parquet = _Lent(pq, {"ParquetDataset": LegacyDataset, "ParquetDatasetPiece": LegacyPiece})
-    lent = {
-        id(np): _Lent(np, {"unicode_": np.str_, "string_": np.bytes_, "in1d": np.isin}),
-        id(pa): _Lent(pa, {"parquet": parquet, "localfs": LocalFileSystem()}),
+def _patch_names() -> None:
+    """Give the modules of petastorm numpy and pyarrow with the names that were removed."""
+    parquet = _Patched(pq, {"ParquetDataset": LegacyDataset, "ParquetDatasetPiece": LegacyPiece})
+    patched = {
+        id(np): _Patched(np, {"unicode_": np.str_, "string_": np.bytes_, "in1d": np.isin}),
+        id(pa): _Patched(pa, {"parquet": parquet, "localfs": LocalFileSystem()}),
         id(pq): parquet,
     }
     for name in [name for name in sys.modules if name.split(".")[0] == "petastorm"]:
         names = vars(sys.modules[name])
         for key, value in list(names.items()):
-            if id(value) in lent:
-                names[key] = lent[id(value)]
+            if id(value) in patched:
+                names[key] = patched[id(value)]
 
 
-def _mend_thread_pool() -> None:
-    """Ask first whether all work has been handed out, and only then whether all of it is done.
+def _fix_thread_pool() -> None:
+    """Check first that all work was dispatched, and only then that all of it is done.
 
-    The pool asks the other way round: work handed out between the two questions was lost.
+    The pool checks in the opposite order and loses work that is dispatched in between.
     """
     pool = importlib.import_module("petastorm.workers_pool.thread_pool").ThreadPool
     all_done: Callable[[Any], bool] = pool.all_workers_done
 
     def all_workers_done(self: Any) -> bool:
-        handed_out = self._ventilator is None or self._ventilator.completed()
-        return handed_out and all_done(self)
+        dispatched = self._ventilator is None or self._ventilator.completed()
+        return dispatched and all_done(self)
 
     pool.all_workers_done = all_workers_done
 
@@ -120,7 +119,7 @@ def _no_process_pool(*_: object, **__: object) -> None:
 
 
 class LegacyPiece:
-    """One file or row group, as petastorm expects of `pyarrow.parquet.ParquetDatasetPiece`."""
+    """One file or row group, with the interface of `pyarrow.parquet.ParquetDatasetPiece`."""
 
     def __init__(
         self,
@@ -129,7 +128,7 @@ class LegacyPiece:
         row_group: int | None = None,
         partition_keys: Sequence[object] = (),
     ) -> None:
-        """Remember where it lies; files are opened when they are read."""
+        """Store the path; files are opened when they are read."""
         self.path = path
         self.row_group = row_group
         self.partition_keys = partition_keys
@@ -151,7 +150,7 @@ class LegacyPiece:
 
 
 class LegacyDataset:
-    """A folder of Parquet files, as petastorm expects of the old `pyarrow.parquet.ParquetDataset`.
+    """A folder of Parquet files, with the interface of the old `pyarrow.parquet.ParquetDataset`.
 
     Raises:
         NotImplementedError: `filters`, or folders named key=value.
@@ -166,9 +165,9 @@ class LegacyDataset:
         filters: object = None,
         **_: Any,
     ) -> None:
-        """List the files and read the metadata of the whole set, if there is some."""
+        """List the files and read the metadata of the set, if there is any."""
         if filters is not None:
-            raise NotImplementedError("filters aren't brought back; select rows after reading")
+            raise NotImplementedError("filters aren't supported; select rows after reading")
         self.paths = path_or_paths
         self.fs = filesystem or LocalFileSystem()
         files = (
@@ -178,8 +177,8 @@ class LegacyDataset:
         )
         if any("=" in file.split("/")[-2] for file in files):
             raise NotImplementedError(
-                f"{path_or_paths} has partition folders, which petastorm's own readers can't open "
-                "here; use infnet_dist.contrib.petastorm.part_file.read_petastorm_tables"
+                f"{path_or_paths} has partition folders, which the readers of petastorm don't "
+                "support here; use infnet_dist.contrib.petastorm.part_file.read_petastorm_tables"
             )
         self.pieces = [LegacyPiece(file, self.fs.open) for file in files]
         self.metadata_path = f"{path_or_paths}/_metadata"
@@ -195,7 +194,7 @@ class LegacyDataset:
 
 
 def parquet_files(filesystem: Any, path: str) -> list[str]:
-    """The Parquet files below `path`, but for hidden ones, sorted."""
+    """The Parquet files below `path`, without hidden ones, sorted."""
     start = len(path.rstrip("/"))
     return sorted(
         file

@@ -1,4 +1,4 @@
-"""`_common_metadata`, which lets petastorm's `make_reader` open our training sets."""
+"""Writes `_common_metadata`, so that petastorm's `make_reader` can open a training set."""
 
 import json
 import pickle
@@ -15,16 +15,17 @@ _ROW_GROUPS_KEY = b"dataset-toolkit.num_row_groups_per_file.v1"
 def write_petastorm_metadata(folder: Path, manifest: Manifest) -> None:
     """Add a Unischema and the row groups of each file to every folder of parts.
 
-    The columns stay plain Parquet, so the Unischema names no codecs. `make_batch_reader` opens a
-    folder without it, but stacks lists to a matrix and so fails where their lengths differ.
+    The columns are plain Parquet, so the Unischema has no codecs. `make_batch_reader` opens a
+    folder without it, but stacks lists to a matrix and fails if their lengths differ.
 
     Raises:
-        ConfigError: the set was described from Petastorm, and has metadata of its own.
+        ConfigError: the set refers to Petastorm data sets, which have their own metadata.
         DataError: petastorm isn't installed.
     """
     if manifest.source.get("source") == "petastorm":
         raise ConfigError(
-            "data.petastorm_metadata: the data sets are Petastorm's already; set it to false"
+            "data.petastorm_metadata: the data sets have Petastorm metadata already; set it to "
+            "false"
         )
     load_petastorm()
     from petastorm.unischema import Unischema

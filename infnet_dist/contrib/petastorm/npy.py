@@ -1,7 +1,7 @@
-"""1-D arrays in numpy's formats .npy and .npz, which Petastorm's codecs keep in every cell.
+"""Decodes 1-D arrays in the .npy and .npz formats, which Petastorm codecs store in every cell.
 
-numpy parses a header of Python source for each array, which takes far longer than its few numbers.
-Arrays of one length and type have the same header, so here each header is parsed once.
+numpy parses a header of Python source for each array, which takes far longer than reading a few
+values. Arrays of equal length and type have the same header, so each header is parsed once here.
 """
 
 import functools
@@ -17,10 +17,10 @@ _PREFIX = len(_MAGIC) + 2  # and the header's length
 
 
 def unpack(value: bytes) -> npt.NDArray[Any] | None:
-    """The array in `value`; None if it is anything but 1-D numbers or text of fixed width.
+    """The array in `value`; None unless it is 1-D with numbers or fixed-width text.
 
     Raises:
-        ValueError: there are fewer bytes than the header says.
+        ValueError: there are fewer bytes than in the header.
     """
     if not value.startswith(_MAGIC):
         return None
@@ -33,12 +33,12 @@ def unpack(value: bytes) -> npt.NDArray[Any] | None:
 
 
 def unpack_compressed(value: bytes) -> npt.NDArray[Any] | None:
-    """The same of the array named `arr` in a .npz archive.
+    """As `unpack`, for the array named `arr` in a .npz archive.
 
     Raises:
         ValueError: as `unpack`.
-        zipfile.BadZipFile: it is no archive.
-        KeyError: it has no such array.
+        zipfile.BadZipFile: `value` isn't an archive.
+        KeyError: the archive lacks the array.
     """
     with zipfile.ZipFile(io.BytesIO(value)) as archive:
         return unpack(archive.read("arr.npy"))
@@ -46,6 +46,6 @@ def unpack_compressed(value: bytes) -> npt.NDArray[Any] | None:
 
 @functools.lru_cache(maxsize=4096)
 def _parse(header: bytes) -> tuple[int, np.dtype[Any]] | None:
-    """Length and type that a header, from its length on, tells."""
+    """Length and type in a header, which begins with its own length."""
     shape, _, dtype = np.lib.format.read_array_header_1_0(io.BytesIO(header))
     return None if len(shape) != 1 or dtype.hasobject else (shape[0], dtype)

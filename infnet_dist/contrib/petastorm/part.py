@@ -16,7 +16,7 @@ from infnet_dist.schema import Schema
 
 
 def part_opener(schema: Schema) -> OpenPart:
-    """How to open the parts.
+    """The function that opens parts.
 
     Raises:
         DataError: petastorm isn't installed.
@@ -29,13 +29,13 @@ class PetastormPart(PetastormFile):
     """A file of a Petastorm data set, in the types of a training set."""
 
     def __init__(self, path: Path, source: pa.NativeFile | None = None, *, schema: Schema) -> None:
-        """Open the file, and the Unischema of its data set."""
+        """Open the file and the Unischema of its data set."""
         super().__init__(path, fields_beside(path), source)
         self._schema = schema
 
     @property
     def schema_arrow(self) -> pa.Schema:
-        """The types of a training set; a column's own where it can't be cast to that."""
+        """The types of a training set; the stored type of a column that can't be cast."""
         types = {}
         for field in super().schema_arrow:
             wanted = arrow_type(self._schema, field.name)
@@ -52,7 +52,7 @@ class PetastormPart(PetastormFile):
         """These columns of a row group, decoded and cast.
 
         Raises:
-            DataError: as `PetastormFile`; or a column that can't be cast.
+            DataError: as `PetastormFile`; or a column can't be cast.
         """
         table = super().read_row_group(index, columns, use_threads)
         where = f"{self._path}, row group {index}"
@@ -71,9 +71,9 @@ class PetastormPart(PetastormFile):
 
 
 def _cast(values: pa.Array | pa.ChunkedArray, wanted: pa.DataType) -> pa.Array | pa.ChunkedArray:
-    """Numbers in another type; NaN becomes null, since petastorm doesn't tell the two apart."""
+    """Cast numbers; NaN becomes null, since petastorm doesn't distinguish them."""
     if pa.types.is_temporal(values.type):
-        raise pa.ArrowTypeError("a time is no number")
+        raise pa.ArrowTypeError("a time isn't a number")
     if pa.types.is_floating(values.type) and pa.types.is_integer(wanted):
         _check_exact(values)
     values = values.cast(wanted)
@@ -83,7 +83,7 @@ def _cast(values: pa.Array | pa.ChunkedArray, wanted: pa.DataType) -> pa.Array |
 
 
 def _check_exact(floats: pa.Array | pa.ChunkedArray) -> None:
-    """Raise ArrowInvalid for floats so large that other integers may have become them."""
+    """Raise ArrowInvalid for floats that are too large to be exact integers."""
     limit = 2.0**53 if pa.types.is_float64(floats.type) else 2.0**24
     large = pc.greater_equal(pc.abs(floats.cast(pa.float64())), limit)
     if pc.any(large, min_count=0).as_py():

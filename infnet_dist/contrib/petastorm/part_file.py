@@ -1,10 +1,9 @@
-"""Row groups of Petastorm data sets -> Arrow tables: arrays that a codec packed become lists.
+"""Row groups of Petastorm data sets -> Arrow tables; arrays packed by a codec become lists.
 
-Of petastorm only the Unischema and its codecs are used, not its readers. Those deal whole row
-groups, so ranks get unequal rows; they have no position to go on from; and they take rows through
-pandas one by one, where a null text becomes 'nan'. Here a column is decoded at once: a codec
-unpacks each array, and what ScalarCodec does to a value, a cast to the field's type, Arrow does to
-the column.
+Only the Unischema and the codecs of petastorm are used, not its readers: those distribute whole row
+groups, so ranks get unequal numbers of rows; they can't resume from a position; and they convert
+single rows by pandas, where a null text becomes 'nan'. Here a whole column is decoded: a codec
+unpacks each array, and Arrow casts the column as ScalarCodec casts a value.
 """
 
 import pickle
@@ -36,7 +35,7 @@ def read_petastorm_tables(url: str | Path, columns: Sequence[str]) -> Iterator[p
     A set without a Unischema, as `make_batch_reader` reads, is read by its Parquet types.
 
     Args:
-        url: folder of the set, or a URL of a file system that fsspec knows.
+        url: folder of the set, or a URL that fsspec supports.
         columns: fields to read: scalars, 1-D arrays (which become lists), or partition keys.
 
     Yields:
@@ -61,11 +60,11 @@ def read_petastorm_tables(url: str | Path, columns: Sequence[str]) -> Iterator[p
 
 
 class PetastormFile:
-    """One Parquet file of a Petastorm data set, in the manner of `pq.ParquetFile`.
+    """One Parquet file of a Petastorm data set, with the interface of `pq.ParquetFile`.
 
     Args:
-        path: where it lies, for messages and partition keys.
-        fields: those of the Unischema by name; none where the set has no Unischema.
+        path: path of the file, for messages and partition keys.
+        fields: fields of the Unischema by name; empty if the set has none.
         source: the open file; None: opened from `path`.
     """
 
@@ -75,7 +74,7 @@ class PetastormFile:
         self._fields = fields
         self._file = pq.ParquetFile(
             path if source is None else source,
-            # INT96, Spark's old timestamps, as nanoseconds would wrap outside of 1677 to 2262.
+            # INT96 (old timestamps of Spark) as nanoseconds would overflow outside 1677 to 2262.
             coerce_int96_timestamp_unit="us",
             page_checksum_verification=True,
         )
@@ -83,8 +82,7 @@ class PetastormFile:
         names = self._file.schema_arrow.names
         if twice := [name for name in names if names.count(name) > 1]:
             raise DataError(
-                f"{path} has {len(twice)} columns {twice[0]!r}, so which one is meant is unknown; "
-                "write it again with one"
+                f"{path} has {len(twice)} columns {twice[0]!r}, expected one; write the file again"
             )
         self.metadata = self._file.metadata
         self.num_row_groups = self._file.num_row_groups
@@ -104,7 +102,7 @@ class PetastormFile:
 
     @property
     def schema_arrow(self) -> pa.Schema:
-        """The types that the columns have once decoded; partition keys included."""
+        """The types of the decoded columns, including partition keys."""
         stored = self._file.schema_arrow
         types = {
             name: _decoded_type(stored.field(name).type, self._fields.get(name))
@@ -119,7 +117,7 @@ class PetastormFile:
         """These columns of a row group, decoded.
 
         Raises:
-            DataError: no such column, one that can't be a column of a table, or a broken value.
+            DataError: a column doesn't exist or has too many dimensions, or a value is corrupt.
         """
         stored = self._file.schema_arrow.names
         known = {*stored, *self._keys}
@@ -146,26 +144,26 @@ class PetastormFile:
         row_groups: Sequence[int] | None = None,
         use_threads: bool = False,
     ) -> Iterator[pa.RecordBatch]:
-        """Batches of at most `batch_size` rows of these row groups, or of all; errors as above."""
+        """Batches of at most `batch_size` rows; errors as in `read_row_group`."""
         for index in range(self.num_row_groups) if row_groups is None else row_groups:
             table = self.read_row_group(index, columns, use_threads)
             yield from table.to_batches(batch_size)
 
     def _partition_column(self, name: str, rows: int) -> pa.Array:
-        """The value that a partition folder's name holds for all rows of its files."""
+        """A column with the value in the name of the partition folder."""
         text, field = self._keys[name], self._fields.get(name)
         if field is not None:
             wanted = _scalar_type(field) or pa.string()
-        else:  # as pyarrow and petastorm guess it
+        else:  # inferred as in pyarrow and petastorm
             wanted = pa.int64() if text is not None and text.lstrip("-").isdigit() else pa.string()
         return pa.array([text] * rows, pa.string()).cast(wanted)
 
 
 def read_fields(root: str | Path, filesystem: Any = None) -> Mapping[str, Any]:
-    """The fields of a data set's Unischema by name; empty if it has none.
+    """The fields of the Unischema of a data set by name; empty if it has none.
 
     Raises:
-        DataError: the Unischema can't be read, or holds what no Unischema needs.
+        DataError: the Unischema can't be read, or contains objects that no Unischema needs.
     """
     load_petastorm()
     from petastorm.etl.legacy import depickle_legacy_package_name_compatible as load
@@ -187,7 +185,7 @@ def read_fields(root: str | Path, filesystem: Any = None) -> Mapping[str, Any]:
 
 
 def fields_beside(path: Path) -> Mapping[str, Any]:
-    """The fields of the set that a file belongs to; folders named key=value are parts of a set."""
+    """The fields of the set of a file; folders named key=value are part of the set."""
     root = path.parent
     while "=" in root.name:
         root = root.parent
@@ -198,7 +196,7 @@ _fields_once = lru_cache(maxsize=64)(read_fields)
 
 
 def decode_column(column: pa.ChunkedArray, field: Any, where: str) -> pa.ChunkedArray | pa.Array:
-    """A column as its codec says; as it is without a field.
+    """Decode a column by its codec; unchanged without a field.
 
     Args:
         column: as stored.
@@ -206,7 +204,7 @@ def decode_column(column: pa.ChunkedArray, field: Any, where: str) -> pa.Chunked
         where: file, row group and column, for messages.
 
     Raises:
-        DataError: more than one dimension, or a value that can't be decoded.
+        DataError: arrays have several dimensions, or a value can't be decoded.
     """
     if not _is_packed(field):
         wanted = _decoded_type(column.type, field)
@@ -243,13 +241,13 @@ def _unpacked(value: bytes, field: Any) -> Any:
 
 
 def _is_packed(field: Any) -> bool:
-    """Whether a codec packed the values into bytes."""
+    """Whether a codec has packed the values into bytes."""
     codec = getattr(field, "codec", None)
     return codec is not None and type(codec).__name__ != "ScalarCodec"
 
 
 def _lists(arrays: list[Any], item: pa.DataType) -> pa.ListArray:
-    """One list per row, null where there is no array."""
+    """One list per row, null for a missing array."""
     known = [array for array in arrays if array is not None]
     together = np.concatenate(known) if known else np.empty(0, np.int64)
     if together.ndim != 1:
@@ -270,7 +268,7 @@ def _decoded_type(stored: pa.DataType, field: Any) -> pa.DataType:
 
 
 def _scalar_type(field: Any) -> pa.DataType | None:
-    """The Arrow type of a field's numbers or text; None for decimals and times: as stored."""
+    """The Arrow type of a field of numbers or text; None for decimals and times."""
     kind = np.dtype(field.numpy_dtype).kind
     if kind in "biuf":
         return pa.from_numpy_dtype(np.dtype(field.numpy_dtype))

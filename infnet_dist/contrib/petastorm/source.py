@@ -1,7 +1,7 @@
 """Data sets written with Petastorm -> a manifest that refers to their files: no row is copied.
 
-All rows are read once, to check them as the reader will (`data.reader: petastorm`) and to learn
-what a manifest says: the largest ids, label means, the time range, boundaries of numbers.
+All rows are read once, to check them as the reader does (`data.reader: petastorm`) and to collect
+what the manifest needs: the largest ids, label means, the time range, boundaries of dense features.
 """
 
 from collections import defaultdict
@@ -15,7 +15,6 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
-from torch import nn
 
 from infnet_dist import __version__
 from infnet_dist.config.ingest import PetastormIngest
@@ -26,6 +25,7 @@ from infnet_dist.data.checks.ranges import bounds
 from infnet_dist.data.decode import decode
 from infnet_dist.data.manifest import Manifest, Part, Split, write_manifest
 from infnet_dist.errors import ConfigError, DataError
+from infnet_dist.ingest.column_names import is_free
 from infnet_dist.ingest.convert.arrays import family
 from infnet_dist.ingest.convert.kinds import convert
 from infnet_dist.ingest.encode import quantile_boundaries
@@ -48,23 +48,23 @@ _NO_TIME = (0, 0)
 def make_training_set(
     config: PetastormIngest, folder: Path, progress: Callable[[int, int], None] | None = None
 ) -> Manifest:
-    """Describe Petastorm data sets by a manifest in `folder`, so that they can be trained on.
+    """Write a manifest for Petastorm data sets to `folder`, so that they can be trained on.
 
     Args:
-        config: where they lie, and what their columns mean.
-        folder: the training set to make: `config.path` itself, or a folder that is empty.
-        progress: called with (rows read, rows in all) after each row group.
+        config: paths of the data sets and roles of their columns.
+        folder: the training set to make: `config.path` itself, or an empty or missing folder.
+        progress: called with (rows read, rows in total) after each row group.
 
     Raises:
-        ConfigError: a column whose name can't be a feature's.
-        DataError: a data set is missing or damaged, lacks a column, or a value doesn't fit.
+        ConfigError: the name of a column can't be the name of a feature.
+        DataError: a data set is missing or corrupt, lacks a column, or has an invalid value.
     """
     folder, path = folder.absolute(), config.path.absolute()
     if folder != path and folder.exists() and any(folder.iterdir()):
-        raise DataError(f"{folder} exists already; choose another data.path or remove it")
+        raise DataError(f"{folder} already exists; choose another data.path or remove it")
     _check_names(config)
     files, left_out = split_files(path, config.splits)
-    # Buckets without boundaries: numbers may be null, as those of the set to be.
+    # Bucketised without boundaries: values may be null, as in the final schema.
     limits = defaultdict(lambda: _NO_LIMIT, config.tables)
     facts = _Facts(schema=_schema(config, limits, dict.fromkeys(config.dense, ())))
     total = sum(_rows(file) for found in files.values() for file in found)
@@ -85,11 +85,11 @@ def make_training_set(
 
 
 def _check_names(config: PetastormIngest) -> None:
-    """Names of features become names of modules."""
+    """Check the names of features, which become names of modules."""
     for name in [*config.categorical, *config.dense, *config.sequences]:
-        if "." in name or not name or hasattr(nn.ModuleDict(), name):
+        if not is_free(name):
             raise ConfigError(
-                f"ingest: {name!r} can't be a feature: the name is taken or has a dot; rename it"
+                f"ingest: {name!r} can't be a feature: the name is reserved or has a dot; rename it"
             )
 
 
@@ -108,18 +108,18 @@ def _rows(path: Path) -> int:
 
 @dataclass
 class _Facts:
-    """What the rows tell. Ids are checked against `schema`, whose unknown tables have no limit."""
+    """Facts from the rows. `schema` has no limit of ids for tables of unknown size."""
 
     schema: Schema
     largest_ids: dict[str, int] = field(default_factory=dict)
     unknown_labels: set[str] = field(default_factory=set)
-    numbers: dict[str, list[npt.NDArray[np.float32]]] = field(
+    dense: dict[str, list[npt.NDArray[np.float32]]] = field(
         default_factory=lambda: defaultdict(list)
     )
 
 
 class _Scan:
-    """Reads data sets, row group by row group."""
+    """Reads data sets by row group."""
 
     def __init__(
         self,
@@ -137,7 +137,7 @@ class _Scan:
         self._done = 0
 
     def split(self, name: str, files: list[Path]) -> Split:
-        """Look at all rows of a split."""
+        """Read all rows of a split."""
         labels: dict[str, list[tuple[float, int]]] = defaultdict(list)  # sum, number
         parts, times = [], list[int]()
         for path in files:
@@ -150,7 +150,7 @@ class _Scan:
                 rows = [part.metadata.row_group(i).num_rows for i in range(part.num_row_groups)]
                 for index, count in enumerate(rows):
                     table = part.read_row_group(index, self._facts.schema.columns)
-                    self._look_at(table, name, f"{path}, row group {index}")
+                    self._collect(table, name, f"{path}, row group {index}")
                     for task in self._facts.schema.tasks:
                         known = table[task.column].drop_null()
                         labels[task.name].append((pc.sum(known).as_py() or 0.0, len(known)))
@@ -172,9 +172,9 @@ class _Scan:
             parts=tuple(parts),
         )
 
-    def _look_at(self, table: pa.Table, split: str, where: str) -> None:
+    def _collect(self, table: pa.Table, split: str, where: str) -> None:
         facts = self._facts
-        decode(table, facts.schema, where)  # finds values that the schema doesn't allow
+        decode(table, facts.schema, where)  # raises for invalid values
         for feature in facts.schema.categorical:
             self._see_ids(feature.table, table[feature.column])
         for sequence in facts.schema.sequences:
@@ -182,7 +182,7 @@ class _Scan:
                 self._see_ids(attribute.table, table[attribute.column])
         for column in self._config.dense:
             if split == "train":
-                facts.numbers[column].append(table[column].drop_null().to_numpy())
+                facts.dense[column].append(table[column].drop_null().to_numpy())
         for task in facts.schema.tasks:
             if table[task.column].null_count:
                 facts.unknown_labels.add(task.name)
@@ -218,7 +218,7 @@ def _learned_schema(config: PetastormIngest, facts: _Facts, train: Split) -> Sch
     sizes = {table: facts.largest_ids.get(table, 0) + 1 for table in _table_names(config)}
     boundaries = {
         column: quantile_boundaries(
-            np.concatenate(facts.numbers[column]).astype(np.float64), config.num_buckets
+            np.concatenate(facts.dense[column]).astype(np.float64), config.num_buckets
         )
         for column in config.dense
     }
@@ -243,7 +243,7 @@ def _schema(
     sizes: Mapping[str, int],
     boundaries: Mapping[str, tuple[float, ...]] | None = None,
 ) -> Schema:
-    """The schema that `config` declares; numbers stay numbers without boundaries."""
+    """The schema that `config` declares; dense features without boundaries are standardised."""
     tables = [
         Table(name=name, num_embeddings=sizes[name], raw=name in config.raw_tables)
         for name in _table_names(config)

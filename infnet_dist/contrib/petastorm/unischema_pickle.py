@@ -1,8 +1,8 @@
-"""Reads a pickled Unischema without running what else a pickle may hold.
+"""Loads a pickled Unischema without executing code from the pickle.
 
-Petastorm keeps the description of a data set as a pickle beside the rows, and a plain unpickling
-runs whatever its author wrote there; petastorm's own restricted unpickler lets all of `builtins`
-pass, `eval` included. Here only the few names pass of which a Unischema is made.
+Petastorm stores the description of a data set as a pickle beside the rows. Plain unpickling
+executes any code in it; the restricted unpickler of petastorm allows all of `builtins`, including
+`eval`. Here only the few names that a Unischema consists of are allowed.
 """
 
 import builtins
@@ -24,7 +24,7 @@ _PETASTORM = {
         "ScalarCodec",
     ),
 }
-# Python 2 called two of the modules by other names, and its pickles are still about.
+# Python 2 had other names for two of the modules, and its pickles still exist.
 _PLAIN: dict[tuple[str, str], Any] = {
     ("collections", "OrderedDict"): collections.OrderedDict,
     ("decimal", "Decimal"): decimal.Decimal,
@@ -38,18 +38,18 @@ _OLD_NUMPY = {"unicode_": np.str_, "string_": np.bytes_, "bool8": np.bool_}
 
 
 class SparkType:
-    """Stands for a type of pyspark, which only writing with Spark needs."""
+    """Placeholder for a type of pyspark, which only writing with Spark needs."""
 
     def __init__(self, *arguments: object) -> None:
-        """Take what the type was made with, e.g. the precision of a decimal."""
+        """Store the arguments of the type, e.g. the precision of a decimal."""
         self.arguments = arguments
 
 
 def load_unischema(data: bytes) -> Any:
-    """The Unischema of a pickle.
+    """Load the Unischema in a pickle.
 
     Raises:
-        pickle.UnpicklingError: the pickle names anything that no Unischema needs, or is damaged.
+        pickle.UnpicklingError: the pickle uses a name that no Unischema needs, or is corrupt.
     """
     try:
         found = _Unpickler(io.BytesIO(data)).load()
@@ -63,7 +63,8 @@ def load_unischema(data: bytes) -> Any:
     return found
 
 
-# The one in Python: that in C takes memory by what a few bytes claim, and asks nobody before calls.
+# The Python version: the C version allocates memory by sizes in the data and has no hooks for
+# calls.
 _Base: Any = pickle._Unpickler
 
 
@@ -71,19 +72,19 @@ class _Unpickler(_Base):
     dispatch: ClassVar = dict(_Base.dispatch)
 
     def load_reduce(self) -> None:
-        """Call what stands on the stack: `tuple(bytes(10**10))` must not."""
+        """Call the function on the stack; rejects e.g. `tuple(bytes(10**10))`."""
         if not _is_called(self.stack[-2]):
             raise pickle.UnpicklingError(f"calls {self.stack[-2]!r}, which no Unischema needs")
         super().load_reduce()
 
     def load_newobj(self) -> None:
-        """Make an object."""
+        """Create an object."""
         if not _is_made(self.stack[-2]):
             raise pickle.UnpicklingError(f"makes a {self.stack[-2]!r}, which no Unischema needs")
         super().load_newobj()
 
-    def refuse(self) -> None:
-        """What makes objects in ways that no Unischema was ever pickled in."""
+    def reject(self) -> None:
+        """Reject opcodes that no pickled Unischema uses."""
         raise pickle.UnpicklingError("holds what no Unischema needs")
 
     dispatch[pickle.REDUCE[0]] = load_reduce
@@ -93,13 +94,13 @@ class _Unpickler(_Base):
         *(pickle.BYTEARRAY8, pickle.NEXT_BUFFER, pickle.READONLY_BUFFER),
         *(pickle.PERSID, pickle.BINPERSID),
     ):
-        dispatch[_code[0]] = refuse
+        dispatch[_code[0]] = reject
 
     def find_class(self, module: str, name: str) -> Any:
-        """What a name of the pickle stands for.
+        """Resolve a name in the pickle.
 
         Raises:
-            pickle.UnpicklingError: no Unischema needs it.
+            pickle.UnpicklingError: no Unischema needs the name.
         """
         module = _RENAMED.get(module, module)
         if name in _PETASTORM.get(module, ()):
@@ -130,20 +131,20 @@ def _reconstructor(kind: type, base: type, state: Any) -> Any:
 
 
 def _is_called(function: Any) -> bool:
-    """Whether a Unischema is made by calls of that."""
+    """Whether a pickled Unischema calls this function."""
     known = (_reconstructor, _restore, collections.OrderedDict, decimal.Decimal, np.dtype)
     return any(function is one for one in known) or _is_made(function)
 
 
 def _is_made(kind: Any) -> bool:
-    """Whether a Unischema holds objects of that kind."""
+    """Whether a Unischema contains objects of this type."""
     if not isinstance(kind, type):
         return False
     return issubclass(kind, SparkType) or kind.__name__ in _PETASTORM.get(kind.__module__, ())
 
 
 def _restore(name: str, fields: tuple[str, ...], values: tuple[Any, ...]) -> Any:
-    """A named tuple as older versions of Spark pickled it; a Unischema holds one kind alone."""
+    """A named tuple as pickled by older versions of Spark; a Unischema contains only one type."""
     if name != "UnischemaField":
         raise pickle.UnpicklingError(f"holds a {name}, expected UnischemaField")
     unischema = importlib.import_module("petastorm.unischema")

@@ -1,1 +1,1 @@
-"""Columns of any Arrow type -> the types of a training set: exactly, or not at all."""
+"""Exact conversions of columns of any Arrow type to the types of a training set."""

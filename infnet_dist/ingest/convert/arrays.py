@@ -6,32 +6,32 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 Mask = npt.NDArray[np.bool_]
-# Fields of CSV that are null, and texts that are null where a number, a label or a time is wanted.
+# Texts that mean null in CSV, and wherever a number, a label or a time is expected.
 NULL_WORDS = ("", "NaN", "nan", "NULL", "null", "None")
 
 
 class UnfitColumnError(Exception):
-    """A whole column can't be what it should be.
+    """A column can't be converted at all.
 
     Attributes:
-        why: follows the column's name: "is timestamp[ms], expected an integer".
-        row: the first such row, from 0; None: it is the type.
+        why: the reason, to follow the name of the column: "is timestamp[ms], expected an integer".
+        row: the first such row, from 0; None if the type is the reason.
     """
 
     def __init__(self, why: str, row: int | None = None) -> None:
-        """Keep what is wrong."""
+        """Store the reason."""
         super().__init__(why)
         self.why = why
         self.row = row
 
     def at(self, column: str, path: object, first_row: int = 0) -> str:
-        """The message, but for the next move; `first_row` is that of the column in its file."""
+        """The message without the next move; `first_row` is the number of row 0 in the file."""
         row = "" if self.row is None else f" (row {first_row + self.row}, from 0)"
         return f"{path}: column {column!r} {self.why}{row}"
 
 
 def plain(column: pa.Array | pa.ChunkedArray) -> pa.Array:
-    """The values without dictionaries, runs and views; text as large_string or large_binary."""
+    """The values without dictionaries, runs or views; text as large_string or large_binary."""
     if isinstance(column, pa.ChunkedArray):
         column = column.chunk(0) if column.num_chunks == 1 else column.combine_chunks()
     if isinstance(column.type, pa.BaseExtensionType):
@@ -47,7 +47,7 @@ def plain(column: pa.Array | pa.ChunkedArray) -> pa.Array:
 
 
 def family(kind: pa.DataType) -> str:
-    """What a type holds, whatever its width: a word of the tables in `kinds`, or its own name."""
+    """The family of a type, regardless of its width: a key of `_FAMILIES`, or "other"."""
     if isinstance(kind, pa.BaseExtensionType):
         return family(kind.storage_type)
     if pa.types.is_dictionary(kind) or pa.types.is_run_end_encoded(kind):
@@ -75,7 +75,7 @@ _FAMILIES = {
 
 
 def list_items(values: pa.Array) -> tuple[pa.Array, npt.NDArray[np.int64]]:
-    """The items of lists of any layout, in order, and the length of each row; null: 0."""
+    """The items of lists of any layout, in order, and the length of each row; 0 for null."""
     lengths = pc.fill_null(pc.list_value_length(values), 0).to_numpy(zero_copy_only=False)
     items = values.flatten()
     assert len(items) == lengths.sum()
@@ -83,7 +83,7 @@ def list_items(values: pa.Array) -> tuple[pa.Array, npt.NDArray[np.int64]]:
 
 
 def utf8(values: pa.Array) -> tuple[pa.Array, Mask]:
-    """Text as large_string, null where the bytes aren't UTF-8, and which those are."""
+    """Text as large_string, null where bytes aren't UTF-8; and the mask of those."""
     texts = values.view(pa.large_string()) if pa.types.is_large_binary(values.type) else values
     try:
         texts.validate(full=True)
@@ -101,29 +101,29 @@ def _is_utf8(value: bytes | None) -> bool:
 
 
 def without_null_words(texts: pa.Array) -> pa.Array:
-    """Texts without the blanks around them, null where they mean null."""
+    """Texts without surrounding blanks, null for the `NULL_WORDS`."""
     texts = pc.utf8_trim_whitespace(texts)
     null = pc.is_in(texts, pa.array(NULL_WORDS, texts.type))
     return only(texts, ~mask(null)) if pc.any(null).as_py() else texts
 
 
 def only(values: pa.Array, kept: Mask) -> pa.Array:
-    """The values, null where not kept."""
+    """The values, null where `kept` is false."""
     return pc.if_else(pa.array(kept), values, pa.scalar(None, values.type))
 
 
 def mask(values: pa.Array) -> Mask:
-    """A bool array of Arrow as numpy's, null as False."""
+    """A bool array of Arrow as a numpy array, null as False."""
     return pc.fill_null(values, False).to_numpy(zero_copy_only=False)
 
 
 def shown(value: pa.Scalar) -> str:
-    """A value for a message; also one that Python has no value for."""
+    """A value as text for messages, including values that Python can't represent."""
     try:
         found = value.as_py()
     except UnicodeDecodeError:
-        return "no UTF-8"
-    except (OverflowError, ValueError):  # a time outside of the years 1 to 9999
+        return "bytes that aren't UTF-8"
+    except (OverflowError, ValueError):  # a time outside the years 1 to 9999
         return f"{value.cast(pa.int64()).as_py()} ({value.type})"
     if found is None:
         return "empty"
@@ -133,5 +133,5 @@ def shown(value: pa.Scalar) -> str:
 
 
 def readable(value: bytes) -> str:
-    r"""Bytes as text; those that aren't UTF-8 as \\xf6."""
+    r"""Bytes as text, with escapes such as \\xf6 for bytes that aren't UTF-8."""
     return value.decode("utf-8", "backslashreplace")

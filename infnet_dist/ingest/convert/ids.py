@@ -1,4 +1,4 @@
-"""Ids: exact 64-bit integers, or texts. A number's text is that of its exact integer."""
+"""Conversions to ids: exact 64-bit integers, or texts. Numbers become the text of their integer."""
 
 import numpy as np
 import pyarrow as pa
@@ -15,11 +15,11 @@ from infnet_dist.ingest.convert.arrays import (
 )
 
 _INTEGER = r"^[+-]?\d+$"
-_MAYBE_64_BITS = r"^[+-]?\d{1,38}$"  # as many as a decimal holds
+_MAYBE_64_BITS = r"^[+-]?\d{1,38}$"  # as many as a decimal can have
 _ZEROS = r"^[+-]?0\d"
-_SHORT_INTEGER = r"^-?\d{1,18}$"  # fits int64 for sure
+_SHORT_INTEGER = r"^-?\d{1,18}$"  # always fits int64
 _FLOAT = r"^[+-]?(\d+\.\d*|\.\d+|\d+)([eE][+-]?\d+)?$"
-# How an integer is written, and other ways to write one; 007 is none of them, it may be a code.
+# The canonical text of an integer, and other spellings; 007 is neither: it may be a code.
 PLAIN_INTEGER = r"^(0|-?[1-9]\d{0,18}|1\d{19})$"
 _OTHER_SPELLING = r"^\s*[+-]?(0|[1-9]\d*)((\.0*)?|(\.\d*)?[eE][+-]?\d+)\s*$"
 _MANTISSA = {pa.float16(): 11, pa.float32(): 24, pa.float64(): 53}  # bits
@@ -27,16 +27,16 @@ _DECIMAL = pa.decimal128(38, 0)
 
 
 def to_integers(values: pa.Array, zeros: bool = True) -> tuple[pa.Array, Mask]:
-    """int64, null where a value isn't an integer of 64 bits, and which those are; NaN is null.
+    """int64, null where a value isn't an integer of 64 bits, and the mask of those; NaN is null.
 
-    Integers from 2**63 on are the same bits: hashes use all 64.
+    Integers from 2**63 on keep their bits: hashes use all 64.
 
     Args:
         values: integers, floats, decimals, bool or text.
-        zeros: whether the text 007 is 7; else it isn't an integer, but perhaps a code.
+        zeros: whether the text 007 is 7; otherwise it isn't an integer.
 
     Raises:
-        UnfitColumnError: floats too large to be exact: another id may have become the same float.
+        UnfitColumnError: floats are too large to be exact: another id may have the same float.
     """
     kind = family(values.type)
     if kind == "text":
@@ -51,7 +51,7 @@ def to_integers(values: pa.Array, zeros: bool = True) -> tuple[pa.Array, Mask]:
 
 
 def to_texts(values: pa.Array) -> tuple[pa.Array, Mask]:
-    """large_string: texts as they are, numbers as the text of their exact integer.
+    """large_string: texts unchanged, numbers as the text of their exact integer.
 
     Raises:
         UnfitColumnError: as `to_integers`.
@@ -66,12 +66,12 @@ def to_texts(values: pa.Array) -> tuple[pa.Array, Mask]:
 
 
 def to_join_keys(values: pa.Array, text: bool) -> pa.Array:
-    """Ids of which equal ones are equal, be they numbers or texts; null where there is none.
+    """Canonical ids, which are equal for numbers and their texts; null if there is none.
 
     Args:
-        values: of the logs or of a side table.
-        text: large_string: integers, however they are written, as `PLAIN_INTEGER`; other texts as
-            they are. Otherwise int64, null where a text isn't an integer.
+        values: values of the logs or of a side table.
+        text: return large_string, with all spellings of an integer as `PLAIN_INTEGER` and other
+            texts unchanged. Otherwise int64, null where a text isn't an integer.
     """
     if family(values.type) != "text":
         return (to_texts if text else to_integers)(values)[0]
@@ -90,9 +90,9 @@ def _integers(texts: pa.Array, chosen: Mask) -> pa.Array:
 
 
 def spellings(texts: pa.Array) -> dict[str, tuple[int, str]]:
-    """How ids are written: number of values and the first one, by `integer`, `other`, `text`.
+    """Number of values and the first one, by spelling: `integer`, `other`, `text`.
 
-    `other` are integers written otherwise: 1.0, 1e5, +1, " 1"; as texts they aren't what 1 is.
+    `other` are integers in another spelling: 1.0, 1e5, +1, " 1"; as texts they differ from 1.
     """
     texts = texts.drop_null()
     written = mask(pc.match_substring_regex(texts, PLAIN_INTEGER))
@@ -150,8 +150,8 @@ def _of_floats(values: pa.Array) -> tuple[pa.Array, Mask]:
     if inexact.any():
         row = int(inexact.argmax())
         raise UnfitColumnError(
-            f"holds the float {float(floats[row])!r}, but {values.type} is exact below 2**{bits} "
-            "alone, so other ids may have become this one; write ids as integers or text",
+            f"contains the float {float(floats[row])!r}, but {values.type} is exact only below "
+            f"2**{bits}, so different ids may be equal; write ids as integers or text",
             row,
         )
     unfit = ~null & (infinite | (floats != np.floor(floats)))

@@ -1,4 +1,4 @@
-"""What a column may be, and of which Arrow types and values: one table for all that is ingested.
+"""Kinds of columns, with the Arrow types and values that each accepts.
 
 | kind        | result     | Arrow types                                | values                |
 |-------------|------------|--------------------------------------------|-----------------------|
@@ -83,19 +83,19 @@ def convert(
     separator: str = "|",
     zeros: bool = True,
 ) -> tuple[pa.Array, Mask]:
-    """The column in the type of a kind, null where a value doesn't fit, and which those are.
+    """Convert a column to a kind: values, null where one is invalid; and the mask of those.
 
-    A value's result depends on that value and the column's type alone.
+    The result for a value depends only on the value and the type of the column.
 
     Args:
-        column: of any Arrow type.
-        kind: what it should be.
-        time_unit: of times that are numbers.
-        separator: between the items of lists that are text.
-        zeros: whether the text 007 is the integer 7; else it doesn't fit.
+        column: a column of any Arrow type.
+        kind: the kind to convert to.
+        time_unit: unit of times that are numbers.
+        separator: separator between the items of lists that are text.
+        zeros: whether the text 007 is the integer 7; otherwise it is invalid.
 
     Raises:
-        UnfitColumnError: no value of the column's type could fit, or floats aren't exact.
+        UnfitColumnError: the kind doesn't accept the type of the column, or floats aren't exact.
     """
     found = column.type
     if not accepts(kind, found):
@@ -112,7 +112,7 @@ def convert(
 
 
 def accepts(kind: str, found: pa.DataType) -> bool:
-    """Whether values of an Arrow type can be of a kind."""
+    """Whether a kind accepts values of an Arrow type."""
     what = family(found)
     if kind in ("ints", "texts") and what == "list":
         items = found.storage_type if isinstance(found, pa.BaseExtensionType) else found
@@ -124,7 +124,7 @@ def accepts(kind: str, found: pa.DataType) -> bool:
 def _lists(
     values: pa.Array, item: Literal["int", "text"], separator: str, zeros: bool
 ) -> tuple[pa.Array, Mask]:
-    """Lists, with the rows whose items don't fit."""
+    """Lists, and the mask of rows with invalid items."""
     unfit = np.zeros(len(values), bool)
     if family(values.type) == "text":
         values, unfit = _split(values, separator)
@@ -140,7 +140,7 @@ def _lists(
 
 
 def _split(values: pa.Array, separator: str) -> tuple[pa.Array, Mask]:
-    """Texts cut at the separator; an empty text is an empty list, [1, 2] isn't ours."""
+    """Split texts at the separator; an empty text is an empty list, [1, 2] is invalid."""
     texts, unfit = utf8(values)
     texts = without_null_words(texts)
     unfit = unfit | mask(pc.match_substring_regex(texts, r"^[\[({].*[\])}]$"))

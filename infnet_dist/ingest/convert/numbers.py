@@ -1,4 +1,4 @@
-"""Numbers, labels and durations, from numbers or texts."""
+"""Conversions of numbers and texts to floats, labels and durations."""
 
 import numpy as np
 import numpy.typing as npt
@@ -14,7 +14,7 @@ FloatArray = npt.NDArray[np.float64]
 
 
 def to_floats(values: pa.Array) -> tuple[FloatArray, Mask]:
-    """float64, NaN where null, and which values are no numbers; infinite ones stay."""
+    """float64, NaN for null; and the mask of values that aren't numbers. Keeps infinity."""
     unfit = np.zeros(len(values), bool)
     if family(values.type) == "text":
         texts, broken = utf8(values)
@@ -30,7 +30,7 @@ def to_floats(values: pa.Array) -> tuple[FloatArray, Mask]:
 
 
 def to_finite_floats(values: pa.Array) -> tuple[pa.Array, Mask]:
-    """float64, null where NaN, not a number, infinite or beyond float32; and which the last are."""
+    """float64, null for NaN and invalid values; and the mask of those that float32 can't have."""
     floats, unfit = to_floats(values)
     with np.errstate(over="ignore"):
         unfit = unfit | np.isinf(floats.astype(np.float32))
@@ -38,7 +38,7 @@ def to_finite_floats(values: pa.Array) -> tuple[pa.Array, Mask]:
 
 
 def to_flags(values: pa.Array) -> tuple[pa.Array, Mask]:
-    """int8 of 0 and 1, null where a value is neither, and which those are."""
+    """int8 of 0 and 1, null where a value is neither; and the mask of those."""
     if family(values.type) == "text":
         texts, broken = utf8(values)
         texts = pc.utf8_lower(without_null_words(texts))
@@ -56,7 +56,7 @@ def to_flags(values: pa.Array) -> tuple[pa.Array, Mask]:
 
 
 def to_milliseconds(values: pa.Array) -> tuple[pa.Array, Mask]:
-    """Durations as int64, rounded; null where beyond 2**53 or no number, and which those are."""
+    """Durations as int64, rounded; null where invalid or beyond 2**53; and the mask of those."""
     floats, unfit = to_floats(values)
     with np.errstate(invalid="ignore"):
         unfit = unfit | (np.abs(floats) >= _EXACT)

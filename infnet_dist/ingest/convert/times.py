@@ -1,4 +1,4 @@
-"""Times -> epoch milliseconds, rounded down, in arithmetic that can't overflow."""
+"""Conversions of times to epoch milliseconds, rounded down, in arithmetic that can't overflow."""
 
 import numpy as np
 import numpy.typing as npt
@@ -17,7 +17,7 @@ from infnet_dist.ingest.convert.arrays import (
 from infnet_dist.ingest.convert.ids import to_integers
 
 EARLIEST_MS, LATEST_MS = 631_152_000_000, 4_102_444_800_000  # 1990 and 2100
-# Beyond it every time is out of line alike; it can be multiplied by 1,000 and 86,400,000.
+# Times beyond it are out of range anyway; it bounds products with 1,000 and 86,400,000.
 _FAR_MS = 2**62
 _PER_S = {"s": 1, "ms": 1_000, "us": 1_000_000, "ns": 1_000_000_000}
 _DAY_MS = 86_400_000
@@ -31,15 +31,15 @@ IntArray = npt.NDArray[np.int64]
 
 
 def to_times(values: pa.Array, unit: str) -> tuple[pa.Array, Mask]:
-    """int64 epoch milliseconds, null where a value is no time, and which those are.
+    """int64 epoch milliseconds, null where a value isn't a time; and the mask of those.
 
     Args:
-        values: timestamps and dates (without a zone: UTC), or numbers, or texts of numbers or of
-            ISO 8601.
-        unit: of numbers: s, ms, us or ns.
+        values: timestamps and dates (without a zone: UTC), numbers, or texts of numbers or of ISO
+            8601.
+        unit: unit of numbers: s, ms, us or ns.
 
     Raises:
-        UnfitColumnError: floats that can't hold a time.
+        UnfitColumnError: the float type is too small for times.
     """
     nothing = np.zeros(len(values), bool)
     kind = family(values.type)
@@ -53,17 +53,17 @@ def to_times(values: pa.Array, unit: str) -> tuple[pa.Array, Mask]:
     if kind == "text":
         return _of_texts(values, unit)
     if kind == "float" and not pa.types.is_float64(values.type):
-        raise UnfitColumnError(f"is {values.type}, which can't hold a time; write float64 or int64")
+        raise UnfitColumnError(f"is {values.type}, too small for times; write float64 or int64")
     if kind == "float" or (kind == "decimal" and values.type.scale > 0):
         return _of_floats(values.cast(pa.float64()), unit)
     integers, unfit = to_integers(values)
-    if pa.types.is_uint64(values.type):  # the upper half has become negative
+    if pa.types.is_uint64(values.type):  # the upper half of uint64 has become negative
         integers = pc.if_else(pc.less(integers, 0), _FAR_MS, integers)
     return _scaled(integers, unit), unfit
 
 
 def fits_as(times_ms: IntArray, unit: str) -> dict[str, Mask]:
-    """By other unit, which times would lie between 1990 and 2100 had they been read as that."""
+    """By other unit, the mask of times that would be between 1990 and 2100 in that unit."""
     return {
         other: (scaled >= EARLIEST_MS) & (scaled < LATEST_MS)
         for other, per_s in _PER_S.items()
@@ -73,7 +73,7 @@ def fits_as(times_ms: IntArray, unit: str) -> dict[str, Mask]:
 
 
 def _scaled(values: pa.Array, unit: str) -> pa.Array:
-    """Integers of a unit as milliseconds, rounded down; what is too large stays far away."""
+    """Integers of a unit as milliseconds, rounded down; too large values stay out of range."""
     if unit == "s":
         bound = _FAR_MS // 1_000
         near = pc.max_element_wise(values, pa.scalar(-bound), skip_nulls=False)
@@ -84,13 +84,13 @@ def _scaled(values: pa.Array, unit: str) -> pa.Array:
 
 
 def _of_floats(values: pa.Array, unit: str) -> tuple[pa.Array, Mask]:
-    """Rounded to microseconds first: 1.001 s is 1,001 ms, though the float is a bit less."""
+    """Round to microseconds first: 1.001 s is 1,001 ms, though the float is slightly less."""
     floats = pc.fill_null(values, np.nan).to_numpy(zero_copy_only=False)
     micros = np.round(floats * (1_000_000 / _PER_S[unit]))
     null, unfit = np.isnan(floats), np.isinf(floats)
     bound = float(_FAR_MS // 1_000)
     whole = np.clip(np.where(null | unfit, 0, micros), -bound, bound).astype(np.int64) // 1_000
-    # What was cut off is out of line as well: 2**62 // 1,000 us is the year 148,000.
+    # Clipped values are still out of range: 2**62 // 1,000 us is the year 148,000.
     return pa.array(whole, mask=null | unfit), unfit
 
 
@@ -111,7 +111,7 @@ def _of_texts(values: pa.Array, unit: str) -> tuple[pa.Array, Mask]:
 
 
 def _of_iso(texts: pa.Array) -> pa.Array:
-    """Days and times of ISO 8601 as epoch ms, null where there is none; without a zone in UTC."""
+    """Days and times of ISO 8601 as epoch ms, null where invalid; UTC without a zone."""
     fields = pc.extract_regex(texts, _ISO)
     found = mask(pc.is_valid(fields))
     parts = dict(zip(("day", "clock", "fraction", "zone"), _named(fields), strict=True))
@@ -130,7 +130,7 @@ def _of_iso(texts: pa.Array) -> pa.Array:
 
 
 def _named(fields: pa.StructArray) -> list[pa.Array]:
-    """The groups with a name, "" where one isn't there."""
+    """The named groups of the pattern, "" for a missing one."""
     return [
         pc.fill_null(pc.struct_field(fields, name), "")
         for name in ("day", "clock", "fraction", "zone")
@@ -143,7 +143,7 @@ def _join(*texts: pa.Array | str) -> pa.Array:
 
 
 def _offsets(zones: pa.Array) -> tuple[IntArray, Mask]:
-    """Seconds that a zone is ahead of UTC, and whether there is such a zone (up to 18 h)."""
+    """Offsets of zones from UTC in seconds, and whether such a zone exists (up to 18 h)."""
     digits = pc.replace_substring_regex(zones, r"[^0-9]", "")
     digits = pc.utf8_slice_codeunits(_join(digits, "0000"), 0, 4).cast(pa.int64()).to_numpy()
     sign = np.where(mask(pc.starts_with(zones, "-")), -1, 1)

@@ -1,4 +1,4 @@
-"""Logs with a planted truth, so that the best reachable AUC is known."""
+"""Synthetic logs with known click probabilities, so that the optimal AUC is known."""
 
 from infnet_dist.ingest.synthetic.generate import make_training_set
 

@@ -1,12 +1,13 @@
-"""Writes a training set whose truth is known: rows, labels, histories, P(label = 1).
+"""Writes a synthetic training set with known probabilities: rows, labels, histories, P(label = 1).
 
-The truth columns give the optimum: the AUC of the true probabilities against the drawn labels. In
-expectation no model beats it, and none quite reaches it, for the truth knows what the columns only
-hint at: hidden qualities, hidden tendencies and the present favourites of each user. On a finite
-split a model may be above it by luck alone.
+The AUC of the true probabilities against the drawn labels (truth columns) is the optimum. In
+expectation no model exceeds or fully reaches it, because the probabilities depend on variables that
+the columns show only indirectly: qualities of items, tendencies and current favourites of users. On
+a finite split a model may exceed it by chance.
 
-Rows are made in chunks of at most CHUNK_ROWS that depend on nothing but the config and their own
-place; only histories and a few sums pass from one to the next. So memory doesn't grow with the log.
+Rows are made in chunks of at most CHUNK_ROWS that depend only on the config and their position;
+only histories and a few sums are carried from one chunk to the next. Memory doesn't grow with the
+log.
 """
 
 from collections.abc import Callable, Iterator
@@ -48,15 +49,15 @@ def make_training_set(
     folder: Path,
     progress: Callable[[int, int], None] | None = None,
 ) -> Manifest:
-    """Make up a log and write it as a training set with known probabilities.
+    """Write a synthetic log as a training set with known probabilities.
 
     Args:
         config: sizes, split and seed; the same config gives the same rows.
         folder: the training set to make.
-        progress: called after each chunk with the rows written so far and the rows in all.
+        progress: called with (rows written, rows in total) after each chunk.
 
     Raises:
-        DataError: `folder` exists already and isn't empty.
+        DataError: `folder` exists and isn't empty.
     """
     world = build_world(config)
     window = _TrainWindow(config.num_items)
@@ -80,7 +81,7 @@ def make_training_set(
 
 
 def split_rows(config: SyntheticIngest) -> dict[str, int]:
-    """Rows of each split, in order of time; no test where `test_share` is 0."""
+    """Rows of each split, in time order; no test if `test_share` is 0."""
     valid = max(1, int(config.num_rows * config.valid_share))
     test = max(1, int(config.num_rows * config.test_share)) if config.test_share else 0
     rows = {"train": config.num_rows - valid - test, "valid": valid, "test": test}
@@ -88,7 +89,7 @@ def split_rows(config: SyntheticIngest) -> dict[str, int]:
 
 
 def log_chunks(world: World, config: SyntheticIngest) -> Iterator[pa.Table]:
-    """The log in order of time, at most CHUNK_ROWS rows at once, with labels and histories."""
+    """The log in time order, in chunks of at most CHUNK_ROWS, with labels and histories."""
     builders = [
         HistoryBuilder(
             num_users=config.num_users + 1,
@@ -141,7 +142,7 @@ def _extra(number: int) -> str:
 
 
 def _hashed(ids: npt.NDArray[np.int64], number: int) -> npt.NDArray[np.int64]:
-    """A fixed, well-mixed number >= 0 for each id (the finaliser of SplitMix64)."""
+    """A deterministic hash >= 0 of each id (finaliser of SplitMix64)."""
     mixed = (ids.astype(np.uint64) << np.uint64(16)) + np.uint64(number)
     for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):
         mixed = (mixed ^ (mixed >> np.uint64(shift))) * np.uint64(factor)
@@ -151,7 +152,7 @@ def _hashed(ids: npt.NDArray[np.int64], number: int) -> npt.NDArray[np.int64]:
 def _cut(
     chunk: pa.Table, first_row: int, config: SyntheticIngest
 ) -> Iterator[tuple[str, pa.Table]]:
-    """The parts of a chunk by split; its first row is row `first_row` of the log."""
+    """Slices of a chunk by split; its first row is row `first_row` of the log."""
     start = 0
     for split, count in split_rows(config).items():
         low = max(start - first_row, 0)
@@ -162,7 +163,7 @@ def _cut(
 
 
 class _TrainWindow:
-    """What the dense features need to know of the train split; a sum each, no rows are kept."""
+    """Running statistics of the train split for the dense features; keeps no rows."""
 
     def __init__(self, num_items: int) -> None:
         self.item_counts = np.zeros(num_items + 1, np.int64)
@@ -170,7 +171,7 @@ class _TrainWindow:
         self._age_square_sum = 0.0
 
     def add(self, rows: pa.Table) -> None:
-        """Count the rows in."""
+        """Add the rows."""
         items = rows.column("item_id").to_numpy()
         self.item_counts += np.bincount(items, minlength=len(self.item_counts))
         age = rows.column("item_age_days").to_numpy().astype(np.float64)
@@ -178,14 +179,14 @@ class _TrainWindow:
         self._age_square_sum += float(np.square(age).sum())
 
     def item_age_mean_and_std(self) -> tuple[float, float]:
-        """Mean and std of `item_age_days`; std is 1 where all rows are alike."""
+        """Mean and std of `item_age_days`; std is 1 if all rows are equal."""
         rows = self.item_counts.sum()
         mean = self._age_sum / rows
         variance = self._age_square_sum / rows - mean**2
         return mean, float(np.sqrt(variance)) if variance > 0 else 1.0
 
     def duration_boundaries(self, duration_s: npt.NDArray[np.float32]) -> tuple[float, ...]:
-        """Durations that cut the rows into equal shares, ascending, without duplicates."""
+        """Durations that split the rows into equal shares, ascending, without duplicates."""
         order = np.argsort(duration_s, kind="stable")
         cumulated = np.cumsum(self.item_counts[order])
         wanted = cumulated[-1] * np.arange(1, NUM_DURATION_BUCKETS) / NUM_DURATION_BUCKETS

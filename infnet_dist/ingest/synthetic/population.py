@@ -1,8 +1,8 @@
 """Draws the users, items and authors of a world, and calibrates its base rates.
 
-The strengths below are chosen so that a model which reads histories can come close to the truth
-from some 160,000 rows, while a sum of id effects can't: most of the signal is the match and what
-visible attributes explain; the hidden parts of an item or a user are small.
+The strengths below are chosen so that a model that reads histories can approach the optimum with
+about 160,000 rows, while a sum of id effects can't: most of the signal is the match and the visible
+attributes; the hidden effects of items and users are small.
 """
 
 import numpy as np
@@ -24,7 +24,7 @@ from infnet_dist.ingest.synthetic.world import (
 )
 
 LOG_DAYS = 14
-CATALOGUE_DAYS = 60  # items were uploaded so many days before the log, at most
+CATALOGUE_DAYS = 60  # maximum age of an item at the start of the log, in days
 BASE_RATES = (0.34, 0.06, 0.16)
 
 # Logit weights and standard deviations by task, in the order of TASKS.
@@ -37,17 +37,17 @@ AGE_STD = np.array([0.35, 0.40, 0.35])
 TAB_STD = np.array([0.50, 0.50, 0.50])
 TASTE_STD = np.array([0.20, 0.20, 0.20])
 
-# A favourite lasts so many of the user's own impressions. Counted in impressions, not in hours,
-# heavy and light users alike show their present taste in their last `history_length` clicks.
+# Duration of a favourite in impressions of the user. Since it is counted in impressions, not hours,
+# the last `history_length` clicks show the current taste of heavy and of light users.
 FAVOURITE_IMPRESSIONS = 600
-TOPICS_PER_FAVOURITE = 6  # so many topics for each favourite that a user has at a time
+TOPICS_PER_FAVOURITE = 6  # number of topics per simultaneous favourite of a user
 USER_EXPONENT = 0.9
 ITEM_EXPONENT = 0.8
 _PILOT_ROWS = 20_000
 
 
 def build_world(config: SyntheticIngest) -> World:
-    """The world that `config` describes, wholly determined by its sizes and its seed."""
+    """The world that `config` describes, determined by its sizes and its seed."""
     rng = np.random.default_rng([WORLD_STREAM, config.seed])
     user_share = _power_law(rng, config.num_users, USER_EXPONENT)
     item_share = _power_law(rng, config.num_items, ITEM_EXPONENT)
@@ -94,7 +94,7 @@ def build_world(config: SyntheticIngest) -> World:
 
 
 def _favourites_of(config: SyntheticIngest) -> npt.NDArray[np.bool_]:
-    """Which favourites count for a task, bool [favourites, tasks]: all, or some of its own."""
+    """Mask of the favourites of each task, bool [favourites, tasks]: all, or separate ones."""
     number = max(1, round(config.num_topics / TOPICS_PER_FAVOURITE))
     if not config.own_favourites:
         return np.ones((number, len(TASKS)), bool)
@@ -104,7 +104,7 @@ def _favourites_of(config: SyntheticIngest) -> npt.NDArray[np.bool_]:
 def _authors_and_topics(
     rng: np.random.Generator, config: SyntheticIngest
 ) -> tuple[IntArray, IntArray]:
-    """Each item's author, and its topic: mostly the author's own."""
+    """Author and topic of each item; mostly the topic of the author."""
     author = _reserve_zero(rng.integers(1, config.num_authors + 1, config.num_items))
     author_topic = _reserve_zero(rng.integers(1, config.num_topics + 1, config.num_authors))
     any_topic = _reserve_zero(rng.integers(1, config.num_topics + 1, config.num_items))
@@ -122,7 +122,7 @@ def _durations(
 
 
 def _calibrate(draft: World, num_rows: int) -> World:
-    """Choose the intercepts by bisection on a pilot log that is spread over the whole time."""
+    """Choose the intercepts by bisection on a pilot log that covers the whole time range."""
     rng = np.random.default_rng([PILOT_STREAM, draft.seed])
     rows = np.sort(rng.integers(0, num_rows, _PILOT_ROWS))
     logits = draft.logits(draft.draw(rng, rows))
@@ -135,9 +135,9 @@ def _calibrate(draft: World, num_rows: int) -> World:
 
 
 def _power_law(rng: np.random.Generator, count: int, exponent: float) -> FloatArray:
-    """Shares of ids 0 to count, 0 for id 0; the popular ones stand anywhere.
+    """Shares of ids 0 to count, in random order; 0 for id 0.
 
-    Ranks start at 1 + count / 100, so that no single id takes a share that grows with the log.
+    Ranks start at 1 + count / 100, so that the share of a single id doesn't grow with the log.
     """
     shares = (np.arange(count) + 1 + count / 100) ** -exponent
     shares = rng.permutation(shares)
@@ -145,18 +145,18 @@ def _power_law(rng: np.random.Generator, count: int, exponent: float) -> FloatAr
 
 
 def _by_task(rng: np.random.Generator, std: FloatArray, *shape: int) -> FloatArray:
-    """Random effects, half of whose variance the tasks share: [*shape, tasks]."""
+    """Random effects [*shape, tasks]; half of the variance is shared by all tasks."""
     shared = rng.normal(0, np.sqrt(0.5), (*shape, 1))
     own = rng.normal(0, np.sqrt(0.5), (*shape, len(TASKS)))
     return (shared + own) * std
 
 
 def _cumulate(shares: FloatArray) -> FloatArray:
-    """Running sums that end in 1 exactly, so that no draw from [0, 1) falls behind the last."""
+    """Running sums that end in exactly 1, so that draws from [0, 1) are always in range."""
     sums = np.cumsum(shares)
     return sums / sums[-1]
 
 
 def _reserve_zero(values: IntArray) -> IntArray:
-    """Put the unknown, 0, before the values of ids from 1."""
+    """Prepend 0, the value of the unknown id."""
     return np.concatenate([[0], values])

@@ -1,20 +1,21 @@
-"""A made-up world of users, items and authors in which every probability is known.
+"""A synthetic world of users, items and authors with known probabilities.
 
 P(label = 1) of a row is the sigmoid of a sum that differs by task:
 
-    match       the item's topic is one of the user's *current* favourites; they drift, so only
-                recent history tells. The largest part, and no sum of id effects can express it
-    item        author, topic, duration and a hidden quality of the item's own
+    match       the topic of the item is a *current* favourite of the user; favourites drift, so
+                only recent history shows them. The largest term; a sum of id effects can't express
+                it
+    item        author, topic, duration and a hidden quality of the item
     user        age group and a hidden tendency
     taste       age group x topic
-    context     tab; days since the item's upload
+    context     tab; days since the upload of the item
 
-Bait topics and long durations raise `click` and lower `long_view`: the tasks are correlated and
-yet in conflict. With `ingest.own_favourites` they share nothing of the largest part: each task has
-favourites of its own, to be told from the history of its own behaviour.
+Bait topics and long durations increase `click` and decrease `long_view`: the tasks are correlated
+but conflict. With `ingest.own_favourites` the tasks share nothing of the largest term: each task
+has separate favourites, which only the history of its own behaviour shows.
 
-A share of the feed is personal: drawn from a current favourite topic. So clicks concentrate on the
-favourites, and the last few already tell them.
+A share of the feed is personal, drawn from a current favourite topic: clicks concentrate on the
+favourites, and the last few clicks reveal them.
 """
 
 from dataclasses import dataclass
@@ -37,13 +38,13 @@ PER_DAY = np.array([-0.012, -0.008, 0.006])
 
 PERSONAL_SHARE = 0.45  # of the feed
 
-# First words of the seeds, so that no two streams of random numbers coincide.
+# First elements of the seeds, so that all streams of random numbers differ.
 WORLD_STREAM, ROWS_STREAM, LABEL_STREAM, PILOT_STREAM = range(4)
 
 
 @dataclass(frozen=True)
 class Impressions:
-    """Who was shown what, and when; int64 [n] each, ids from 1, times strictly increasing."""
+    """Users, items, tabs and times of rows; int64 [n] each, ids from 1, times increasing."""
 
     users: IntArray
     items: IntArray
@@ -53,7 +54,7 @@ class Impressions:
 
 @dataclass(frozen=True)
 class World:
-    """Users, items and authors; row 0 of every array stands for the unknown and is never drawn.
+    """Users, items and authors; row 0 of every array is the unknown id and is never drawn.
 
     Attributes:
         seed: seed of the world and of its logs.
@@ -68,14 +69,14 @@ class World:
         item_duration_s: float32 [items + 1].
         item_upload_ms: int64 [items + 1], before START_MS.
         user_age_group: int64 [users + 1].
-        favourite_ms: how long a favourite of the user lasts, float64 [users + 1].
-        favourite_phase: when it changes, in [0, 1), float64 [users + 1, favourites].
-        favourites_of: which favourites count for a task, bool [favourites, tasks].
+        favourite_ms: duration of a favourite of the user, float64 [users + 1].
+        favourite_phase: phase of its changes in [0, 1), float64 [users + 1, favourites].
+        favourites_of: mask of the favourites of each task, bool [favourites, tasks].
         item_effect: float64 [items + 1, tasks], like all effects below.
         user_effect: by user.
         tab_effect: by tab.
         taste_effect: by age group and topic.
-        intercept: brings the mean probabilities to BASE_RATES, float64 [tasks].
+        intercept: makes the mean probabilities equal to BASE_RATES, float64 [tasks].
     """
 
     seed: int
@@ -100,16 +101,16 @@ class World:
     intercept: FloatArray
 
     def impressions(self, first_row: int, num_rows: int) -> Impressions:
-        """Rows `first_row` to `first_row + num_rows` of the log; the same for the same arguments.
+        """Rows `first_row` to `first_row + num_rows` of the log; deterministic.
 
-        Row i lies in the i-th step of time, so chunks need not know each other to be in order.
+        Row i is in the i-th time step, so chunks are in order independently of each other.
         """
         rng = np.random.default_rng([ROWS_STREAM, self.seed, first_row])
         rows = np.arange(first_row, first_row + num_rows)
         return self.draw(rng, rows)
 
     def labels(self, first_row: int, truth: FloatArray) -> npt.NDArray[np.bool_]:
-        """Draw each label independently with its own probability; bool [n, tasks]."""
+        """Draw each label independently with its probability; bool [n, tasks]."""
         rng = np.random.default_rng([LABEL_STREAM, self.seed, first_row])
         return rng.random(truth.shape) < truth
 
@@ -118,7 +119,7 @@ class World:
         return sigmoid(self.logits(rows))
 
     def logits(self, rows: Impressions) -> FloatArray:
-        """Log odds of `truth`; see the module's docstring for the parts."""
+        """Log odds of `truth`; the docstring of the module lists the terms."""
         topics = self.item_topic[rows.items]
         match = self.is_favourite(rows.users, topics, rows.times_ms)
         return (
@@ -132,17 +133,17 @@ class World:
         )
 
     def item_age_days(self, rows: Impressions) -> FloatArray:
-        """Days from the item's upload to the row."""
+        """Days from the upload of the item to the row."""
         return (rows.times_ms - self.item_upload_ms[rows.items]) / DAY_MS
 
     def is_favourite(self, users: IntArray, topics: IntArray, times_ms: IntArray) -> npt.NDArray:
-        """Whether the topic is one of the user's favourites at that time, bool [n, tasks]."""
+        """Whether the topic is a favourite of the user at that time, bool [n, tasks]."""
         return (self.favourites(users, times_ms) == topics[:, None]) @ self.favourites_of
 
     def favourites(self, users: IntArray, times_ms: IntArray) -> IntArray:
-        """The users' favourite topics at that time, int64 [n, favourites]; some may coincide.
+        """Favourite topics of the users at that time, int64 [n, favourites]; some may be equal.
 
-        Each favourite is a hash of user and period: nothing is remembered, however long the log.
+        Each favourite is a hash of user and period, so no state is kept.
         """
         periods = (times_ms - START_MS) / self.favourite_ms[users]
         period = np.floor(periods[:, None] + self.favourite_phase[users]).astype(np.uint64)
@@ -153,14 +154,14 @@ class World:
         return (key % np.uint64(self.num_topics)).astype(np.int64) + 1
 
     def draw(self, rng: np.random.Generator, rows: IntArray) -> Impressions:
-        """Impressions at the places `rows` of the log, ascending."""
+        """Impressions at the positions `rows` of the log, ascending."""
         times_ms = START_MS + rows * self.step_ms + rng.integers(0, self.step_ms, len(rows))
         users = np.searchsorted(self.user_cdf, rng.random(len(rows)), side="right")
         favourites = self.favourites(users, times_ms)
         chosen = rng.integers(0, favourites.shape[1], len(rows))
         topic = favourites[np.arange(len(rows)), chosen]
         low, high = self.topic_cdf[topic], self.topic_cdf[topic + 1]
-        # A topic without items can't be served; such rows come from the whole catalogue.
+        # Rows of a topic without items are drawn from the whole catalogue.
         whole = (rng.random(len(rows)) >= PERSONAL_SHARE) | (high <= low)
         low, high = np.where(whole, 0.0, low), np.where(whole, 1.0, high)
         place = low + (high - low) * rng.random(len(rows))
@@ -176,7 +177,7 @@ def sigmoid(logits: FloatArray) -> FloatArray:
 
 
 def _mix(keys: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
-    """SplitMix64: a well mixed hash of each key (Steele et al. 2014)."""
+    """SplitMix64 hash of each key (Steele et al. 2014)."""
     keys = keys + np.uint64(0x9E3779B97F4A7C15)
     keys = (keys ^ (keys >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     keys = (keys ^ (keys >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)

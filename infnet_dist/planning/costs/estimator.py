@@ -1,13 +1,13 @@
 """Costs of every sharding option of every table, by TorchRec's own estimators.
 
-TorchRec's enumerator makes one object a shard and estimates each: minutes for many tables on many
-ranks. Here a sharding option is estimated once for each *kind* of shard (a whole block of rows, the
-rest, nothing), and its time once for each shape class of tables: TorchRec's times don't depend on
-the number of rows (except data-parallel's), its bytes do. The times are equal to TorchRec's.
+TorchRec's enumerator makes one object per shard and estimates each, which takes minutes for many
+tables on many ranks. Here an option is estimated once per *kind* of shard (a whole block of rows,
+the rest, nothing), and its time once per shape class of tables: TorchRec's bytes depend on the
+number of rows, its times don't (except for data-parallel). The times are equal to TorchRec's.
 
-The bytes are TorchRec's and what it leaves out: optimizer state that is float32 beside fp16 rows,
-row-wise state of each column shard, the gradient and DDP's bucket of a data-parallel table, and the
-copy of rows and state in host memory from which a checkpoint is written in the background.
+The bytes are TorchRec's and those that it doesn't count: float32 optimizer state of fp16 rows,
+row-wise state of each column shard, gradient and DDP bucket of a data-parallel table, and the copy
+of rows and state in host memory from which a checkpoint is written in the background.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -48,6 +48,7 @@ from infnet_dist.planning.topology import TIERS, Topology
 
 OPTIMIZERS = {"sgd": SGD, "rowwise_adagrad": RowWiseAdagrad, "adagrad": Adagrad, "adam": Adam}
 _HBM, _DDR = TIERS.index("hbm"), TIERS.index("ddr")
+# What one unit of a sharding type occupies.
 _PLACES = {
     "data_parallel": EVERY,
     "row_wise": EVERY,
@@ -65,10 +66,10 @@ class Costs:
 
     Attributes:
         sharding_options: one per entry of `arrays`.
-        arrays: what the search reads.
-        lookup_ms: float64 [O], of a unit on each of its ranks: forward, backward and prefetch.
-        comms_ms: float64 [O], likewise: of the rows and their gradients. TorchRec's total, and so
-            ours, leaves the ids' own all-to-all out. lookup + comms = arrays.time.
+        arrays: the input of the search, O options.
+        lookup_ms: float64 [O], forward, backward and prefetch of a unit on each of its ranks.
+        comms_ms: float64 [O], communication of rows and gradients, likewise. Like TorchRec's
+            total, it doesn't include the all-to-all of ids. lookup + comms = arrays.time.
         stored: float64 [O, 3, 1], bytes of rows and optimizer state on a rank with a whole block,
             the rest, nothing; part of arrays.memory.
     """
@@ -104,11 +105,11 @@ class Estimator:
         """Estimate every sharding option of every table.
 
         Args:
-            offload: the kernels that keep rows outside of HBM as well.
-            also: one more option for each table that it names.
+            offload: whether to include kernels that keep rows outside of HBM.
+            also: an additional option by table.
 
         Raises:
-            PlanError: constraints leave a table no option.
+            PlanError: a table's constraints allow no option.
         """
         pairs = [
             (number, table, option)
@@ -154,8 +155,8 @@ class Estimator:
         }
         self._run(EmbeddingStorageEstimator, new.values())
         for (number, option), estimated in new.items():
-            left_out = self._left_out(self.table_set.tables[number], option)
-            self._memory[number, option] = np.array(_memory(estimated)) + left_out
+            uncounted = self._uncounted(self.table_set.tables[number], option)
+            self._memory[number, option] = np.array(_memory(estimated)) + uncounted
 
     def _estimate_perf(self, pairs: Sequence[tuple[int, PlanTable, ShardingOption]]) -> None:
         new: dict[tuple[object, ...], TorchRecOption] = {}
@@ -194,12 +195,13 @@ class Estimator:
             raise PlanError(
                 f"table {table.name!r} can't be sharded: sharding_types {types} with "
                 f"compute_kernels {kernels} aren't supported for pooling {table.pooling} on "
-                f"{self.topology.device} with {self.topology.world_size} workers; allow more"
+                f"{self.topology.device} with {self.topology.world_size} workers; allow more "
+                "types or kernels"
             )
         return options
 
     def _torchrec_option(self, number: int, option: ShardingOption, kinds: int) -> TorchRecOption:
-        """TorchRec's option with one shard of each kind: a whole block, the rest, nothing."""
+        """TorchRec's option with one shard per kind: a whole block, the rest, nothing."""
         table = self.table_set.tables[number]
         pooled = table.pooling != "none"
         block = block_rows(table, option.sharding_type, self.topology)
@@ -222,24 +224,24 @@ class Estimator:
         )
 
     def _stored(self, table: PlanTable, option: ShardingOption) -> np.ndarray:
-        """Rows and optimizer state of a whole block, the rest, nothing; float64 [3], bytes."""
+        """Bytes of rows and optimizer state by kind of shard, float64 [3]."""
         rows = rows_of_kinds(table, option, self.topology)
         return rows * row_bytes(table, self.table_set.optimizer, option.columns)
 
-    def _left_out(self, table: PlanTable, option: ShardingOption) -> np.ndarray:
-        """Bytes that TorchRec's estimator leaves out, by kind and tier; float64 [3, 3]."""
-        left_out = np.zeros((3, len(TIERS)))
+    def _uncounted(self, table: PlanTable, option: ShardingOption) -> np.ndarray:
+        """Bytes that TorchRec doesn't count, by kind of shard and tier; float64 [3, 3]."""
+        uncounted = np.zeros((3, len(TIERS)))
         rows = rows_of_kinds(table, option, self.topology)
         weights = rows * option.columns * DTYPES[table.data_type].itemsize
         factors = {"sgd": 0, "rowwise_adagrad": 1 / table.embedding_dim, "adagrad": 1, "adam": 2}
         counted = weights * factors[self.table_set.optimizer]
         state = np.ceil(np.maximum(self._stored(table, option) - weights - counted, 0.0))
-        left_out[:, home_tier(option.compute_kernel, self.topology.device)] += state
+        uncounted[:, home_tier(option.compute_kernel, self.topology.device)] += state
         if option.cache_share is not None:
-            left_out[:, _HBM] += np.ceil(option.cache_share * state)
+            uncounted[:, _HBM] += np.ceil(option.cache_share * state)
         if option.sharding_type == "data_parallel":
-            left_out[:, _HBM if self.topology.device == "cuda" else _DDR] += 2 * weights
-        return left_out
+            uncounted[:, _HBM if self.topology.device == "cuda" else _DDR] += 2 * weights
+        return uncounted
 
     def _cache_params(self, table: PlanTable, option: ShardingOption) -> CacheParams | None:
         if option.cache_share is None:
@@ -252,7 +254,7 @@ class Estimator:
 
 
 def empty_cluster(topology: Topology) -> Cluster:
-    """All ranks, nothing on them."""
+    """The ranks of a topology without tables."""
     capacity = np.repeat(topology.capacity[None], topology.world_size, axis=0)
     return Cluster(
         ranks_per_node=topology.workers_per_node,
@@ -270,7 +272,7 @@ def _meta_rows(table: PlanTable, optimizer: OptimizerName) -> torch.Tensor:
 
 
 def _perf_class(table: PlanTable, option: ShardingOption) -> tuple[object, ...]:
-    """What TorchRec's time of a shard depends on."""
+    """Key of all that TorchRec's time of a shard depends on."""
     by_rows = option.sharding_type == "data_parallel" or (
         option.cache_share and table.zipf is not None
     )

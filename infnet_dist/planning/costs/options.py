@@ -12,13 +12,13 @@ OFFLOADED = ("fused_uvm", "fused_uvm_caching")
 
 @dataclass(frozen=True)
 class ShardingOption:
-    """Type, kernel, width of column shards and cache share of a table; its places come later.
+    """How a table is sharded, without the places of its shards.
 
     Attributes:
         sharding_type: TorchRec's sharding type.
         compute_kernel: TorchRec's compute kernel.
-        columns: floats of a shard; the table's width unless it is split by columns.
-        cache_share: share of the rows cached in HBM, for fused_uvm_caching.
+        columns: width of a shard in floats; the table's width unless it is split by columns.
+        cache_share: share of the rows cached in HBM; only for fused_uvm_caching.
     """
 
     sharding_type: str
@@ -54,7 +54,7 @@ def excluded_options(tables: Sequence[PlanTable], topology: Topology) -> list[st
 def enumerate_options(
     table: PlanTable, topology: Topology, *, offload: bool
 ) -> Iterator[ShardingOption]:
-    """The options to consider; `offload` adds the kernels that keep rows outside of HBM."""
+    """The options to consider; `offload` adds kernels that keep rows outside of HBM."""
     for sharding_type in _sharding_types(table, topology):
         for columns in _column_widths(table, sharding_type, topology):
             for kernel in _kernels(table, sharding_type, topology, offload):
@@ -75,7 +75,7 @@ def _sharding_types(table: PlanTable, topology: Topology) -> list[str]:
                 supported.append("table_column_wise")
     allowed = [name for name in supported if name in (table.sharding_types or supported)]
     if topology.world_size == 1 and table.pooling == "none" and "table_wise" in allowed:
-        return ["table_wise"]  # nothing to spread; the others would only regroup ids and rows
+        return ["table_wise"]  # one rank: other types would only regroup ids and rows
     return allowed
 
 

@@ -1,26 +1,26 @@
-"""What a cache of rows can hope for: ids whose popularity falls by Zipf's law."""
+"""Hit rates of a cache of rows under Zipf-distributed ids."""
 
 from functools import lru_cache
 
 import numpy as np
 from torchrec.distributed.types import CacheStatistics
 
-_BUCKETS = 4_000  # of ranks: single ones where ids are popular
-_STEEPEST = 4.0  # exponent: nearly all lookups are of a few rows
-_LEAST_LOOKUPS = 1_000  # fewer don't tell
+_BUCKETS = 4_000  # of popularity ranks; the popular ones have buckets of their own
+_MAX_EXPONENT = 4.0  # nearly all lookups are of a few rows
+_MIN_LOOKUPS = 1_000  # for a fit
 
 
 class ZipfStatistics(CacheStatistics):
-    """Distinct ids of a step, and misses of a cache that holds the most popular rows.
+    """Distinct ids per step, and the miss rate of a cache of the most popular rows.
 
     Args:
-        exponent: a in P(rank r) ~ r^-a; 0: all ids are alike.
+        exponent: a in P(rank r) ~ r^-a; 0: uniform.
         num_embeddings: rows of the table.
-        lookups: ids in a step of all workers together.
+        lookups: ids in a step, over all workers.
     """
 
     def __init__(self, *, exponent: float, num_embeddings: int, lookups: float) -> None:
-        """Sum up over buckets of ranks."""
+        """Sum over buckets of popularity ranks."""
         edges = np.unique(np.ceil(np.geomspace(1, num_embeddings + 1, _BUCKETS))).astype(np.float64)
         width = np.diff(edges)
         each = np.sqrt(edges[:-1] * (edges[1:] - 1)) ** -exponent
@@ -32,34 +32,33 @@ class ZipfStatistics(CacheStatistics):
 
     @property
     def expected_lookups(self) -> float:
-        """Distinct ids of a step."""
+        """Expected number of distinct ids in a step."""
         return self._expected_lookups
 
     def expected_miss_rate(self, clf: float) -> float:
-        """Share of the lookups that aren't among the most popular share `clf` of the rows."""
+        """Share of the lookups outside of the most popular share `clf` of the rows."""
         return float(1 - np.interp(clf, self._share_of_rows, self._share_of_lookups))
 
     @property
     def cacheability(self) -> float:
-        """Area under the miss rate: 0 for one id, near 1 / 2 where all are alike."""
+        """Area under the miss rate curve: 0 for a single id, about 0.5 for uniform ids."""
         return float(1 - np.trapezoid(self._share_of_lookups, self._share_of_rows))
 
 
 @lru_cache(maxsize=4_096)
 def zipf_statistics(exponent: float, num_embeddings: int, lookups: float) -> ZipfStatistics:
-    """The statistics, made once for equal input."""
+    """Cached `ZipfStatistics`."""
     return ZipfStatistics(exponent=exponent, num_embeddings=num_embeddings, lookups=lookups)
 
 
 def fit_zipf(*, num_embeddings: int, lookups: int, distinct: int) -> float | None:
-    """The exponent under which `lookups` ids hold so many distinct ones; None: too few lookups.
+    """The exponent under which `lookups` ids have `distinct` distinct ones; None: too few lookups.
 
-    Distinct ids per number of lookups is what a cache lives on. Their expected number falls with
-    the exponent, so that the exponent is found by bisection.
+    The expected number of distinct ids decreases with the exponent, which is found by bisection.
     """
-    if lookups < _LEAST_LOOKUPS:
+    if lookups < _MIN_LOOKUPS:
         return None
-    low, high = 0.0, _STEEPEST
+    low, high = 0.0, _MAX_EXPONENT
     while high - low > 1e-3:
         middle = (low + high) / 2
         statistics = ZipfStatistics(

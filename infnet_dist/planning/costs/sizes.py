@@ -14,14 +14,14 @@ BY_ROWS = ("row_wise", "table_row_wise", "grid_shard")
 
 
 def row_bytes(table: PlanTable, optimizer: OptimizerName, columns: int | None = None) -> float:
-    """Bytes of one row, or of so many of its columns, and their optimizer state (float32)."""
+    """Bytes of one row, or of `columns` of its floats, with the optimizer state (float32)."""
     width = columns or table.embedding_dim
     state = {"sgd": 0, "rowwise_adagrad": 1, "adagrad": width, "adam": 2 * width}[optimizer]
     return width * DTYPES[table.data_type].itemsize + 4 * state
 
 
 def block_rows(table: PlanTable, sharding_type: str, topology: Topology) -> int:
-    """Rows of a whole block: all, or a rank's or a node's rank's share, rounded up."""
+    """Rows of a whole block: all, or the share of one of the ranks that split them, rounded up."""
     parts = {
         "row_wise": topology.world_size,
         "table_row_wise": topology.workers_per_node,
@@ -31,7 +31,7 @@ def block_rows(table: PlanTable, sharding_type: str, topology: Topology) -> int:
 
 
 def rows_of_kinds(table: PlanTable, option: ShardingOption, topology: Topology) -> np.ndarray:
-    """Rows of a whole block, the rest, nothing; float64 [3]."""
+    """Rows of the three kinds of shards: a whole block, the rest, nothing; float64 [3]."""
     block = block_rows(table, option.sharding_type, topology)
     rest = table.num_embeddings % block if option.sharding_type in BY_ROWS else 0
     return np.array([block, rest, 0], np.float64)
@@ -45,7 +45,7 @@ def full_blocks(table: PlanTable, option: ShardingOption, topology: Topology) ->
 
 
 def home_tier(kernel: str, device: str) -> int:
-    """The tier that holds the rows, by its number in TIERS; a cache of them is in HBM."""
+    """Index in TIERS of the tier that holds the rows; their cache is always in HBM."""
     if kernel == "key_value":
         return TIERS.index("ssd")
     return TIERS.index("ddr") if device == "cpu" or kernel in OFFLOADED else TIERS.index("hbm")

@@ -8,11 +8,11 @@ from infnet_dist.io.filesystem import size_text
 from infnet_dist.planning.plan import Plan
 from infnet_dist.planning.topology import TIERS
 
-_LEAST_MS = 1e-9
+_MIN_MS = 1e-9  # avoids a division by 0
 
 
 def facts(plan: Plan) -> dict[str, Any]:
-    """What a reviewer asks of a plan; plain values, bytes and milliseconds."""
+    """Figures of a plan as a JSON object; bytes and milliseconds."""
     topology = plan.made_for.topology
     step_rows = plan.made_for.tables.batch_size * topology.world_size
     return {
@@ -24,16 +24,16 @@ def facts(plan: Plan) -> dict[str, Any]:
         **_bytes(plan),
         "bottleneck_ms": plan.bottleneck_ms,
         "lower_bound_ms": plan.lower_bound_ms,
-        "over_lower_bound": plan.bottleneck_ms / max(plan.lower_bound_ms, _LEAST_MS) - 1,
-        "samples_per_s": 1000 * step_rows / max(plan.bottleneck_ms, _LEAST_MS),
+        "over_lower_bound": plan.bottleneck_ms / max(plan.lower_bound_ms, _MIN_MS) - 1,
+        "samples_per_s": 1000 * step_rows / max(plan.bottleneck_ms, _MIN_MS),
         "time_balance": _balance(plan.ranks.time_ms),
-        "binds": what_binds(plan),
+        "binds": bottleneck_of(plan),
         "excluded": list(plan.excluded),
     }
 
 
 def _bytes(plan: Plan) -> dict[str, Any]:
-    """What the tables take: by what it is, by tier, by table."""
+    """Bytes of the tables by kind, by tier and by table."""
     stored, memory = np.array(plan.ranks.stored_bytes, np.float64), plan.memory
     by_table = {name: plan.bytes_of(name) for name in plan.tables}
     total = sum(found.stored for found in by_table.values())
@@ -72,14 +72,14 @@ def _bytes(plan: Plan) -> dict[str, Any]:
 
 
 def byte_facts(known: dict[str, Any]) -> list[tuple[str, str]]:
-    """What is meant, and how many bytes it takes: of all ranks, then of the fullest one."""
+    """Name and text of each figure in bytes: of all ranks, then of the fullest rank."""
     ranks = known["world_size"]
     found = [
         ("rows and optimizer state", f"{size_text(known['stored_bytes'])}, all ranks"),
         (
             "buffers of inputs and outputs",
             f"{size_text(known['buffer_bytes'])}, all ranks; "
-            f"{size_text(known['buffer_bytes'] / ranks)} a rank (mean)",
+            f"{size_text(known['buffer_bytes'] / ranks)} per rank (mean)",
         ),
     ]
     if known["outside_hbm_bytes"]:
@@ -109,8 +109,8 @@ def byte_facts(known: dict[str, Any]) -> list[tuple[str, str]]:
     return found
 
 
-def what_binds(plan: Plan) -> str:
-    """What keeps the plan from being faster: one line."""
+def bottleneck_of(plan: Plan) -> str:
+    """One line on what limits the plan's speed."""
     time = plan.ranks.time_ms
     busiest = int(time.argmax())
     lookup = plan.ranks.lookup_ms[busiest]
@@ -120,8 +120,8 @@ def what_binds(plan: Plan) -> str:
     tier = int(memory.max(axis=0).argmax())
     full = f"{TIERS[tier]} of the fullest rank is {memory.max():.0%} full"
     if plan.bottleneck_ms <= 1.02 * plan.lower_bound_ms:
-        return f"the work itself: within 2 % of the lower bound ({kind} {share:.0%}); {full}"
-    return f"rank {busiest}, {share:.0%} of it {kind}; {full}"
+        return f"total work: within 2 % of the lower bound ({kind} {share:.0%}); {full}"
+    return f"rank {busiest}, {share:.0%} {kind}; {full}"
 
 
 def _balance(values: np.ndarray) -> float:

@@ -1,7 +1,7 @@
-"""A plan as people read it: a terminal table, JSON, a picture, and one HTML page with all of it.
+"""Renders a plan: terminal table, picture, and an HTML page with both.
 
-Rows and optimizer state, the buffers of inputs and outputs, and the copy for a background save are
-shown apart; so are rows that aren't in a GPU's memory.
+Rows and optimizer state, buffers of inputs and outputs, and the copy for a background save are
+shown separately, as are rows outside of GPU memory.
 """
 
 import io
@@ -25,11 +25,11 @@ from infnet_dist.planning.topology import TIERS
 
 _GIB = 2**30
 _NUMBERS = ("ms", "comms", "rows + optimizer", "buffers / rank")
-_MOST_BARS = 256  # more ranks than this are drawn as groups
+_MAX_BARS = 256  # more ranks are drawn in groups
 
 
 def render(plan: Plan, *, most_tables: int = 40) -> RenderableType:
-    """Tables and ranks for a terminal; the largest tables first."""
+    """Tables (largest first) and figures for a terminal."""
     known = facts(plan)
     tables = Table(
         "table",
@@ -52,8 +52,8 @@ def render(plan: Plan, *, most_tables: int = 40) -> RenderableType:
         f"busiest rank {known['bottleneck_ms']:.4g} ms; lower bound {known['lower_bound_ms']:.4g} "
         f"ms (+{known['over_lower_bound']:.1%}); balance (max / mean) {known['time_balance']:.3f}",
     ]
-    lines += [f"{what}: {text}" for what, text in byte_facts(known)]
-    lines.append(f"binds: {known['binds']}")
+    lines += [f"{name}: {text}" for name, text in byte_facts(known)]
+    lines.append(f"bottleneck: {known['binds']}")
     lines += [f"not considered: {line}" for line in plan.excluded]
     return Group(tables, Text("\n".join(lines)))
 
@@ -88,7 +88,7 @@ def describe(plan: Plan, *, most_tables: int = 40) -> str:
 
 
 def _largest_first(plan: Plan) -> list[str]:
-    """Tables by their rows and optimizer state."""
+    """Names of tables by the bytes of their rows and optimizer state, largest first."""
     return sorted(plan.tables, key=lambda name: (-plan.bytes_of(name).stored, name))
 
 
@@ -115,10 +115,10 @@ def _short(places: tuple[int, ...]) -> str:
 
 
 def draw(plan: Plan) -> Figure:
-    """Bars per rank: bytes by tier against the capacity, and time by lookup and comms."""
+    """Bars per rank: time by lookup and comms, and bytes by tier with the capacity."""
     figure = Figure(figsize=(10, 6), layout="constrained")
     time_axes, memory_axes = figure.subplots(2, 1, sharex=True)
-    groups = np.array_split(np.arange(plan.made_for.topology.world_size), _MOST_BARS)
+    groups = np.array_split(np.arange(plan.made_for.topology.world_size), _MAX_BARS)
     groups = [group for group in groups if len(group)]
     places = [group[0] for group in groups]
     width = 0.9 * len(groups[0])
@@ -151,32 +151,32 @@ def write_png(plan: Plan, path: str | Path) -> None:
     """Write the picture.
 
     Raises:
-        PlanError: it can't be written.
+        PlanError: the file can't be written.
     """
     _write(path, png(draw(plan)))
 
 
 def write_html(plan: Plan, path: str | Path) -> None:
-    """Write one page that needs no other file.
+    """Write one self-contained page.
 
     Raises:
-        PlanError: it can't be written.
+        PlanError: the file can't be written.
     """
     known = facts(plan)
     head = ("table", "shape", "sharding", "kernel", "where", *_NUMBERS)
     rows = [(name, *_row(plan, name)) for name in _largest_first(plan)]
-    numbers = [
+    summary = [
         ("workers", f"{known['world_size']} on {known['num_nodes']} nodes"),
         ("busiest rank", f"{known['bottleneck_ms']:.4g} ms"),
         ("lower bound", f"{known['lower_bound_ms']:.4g} ms"),
         ("time balance (max / mean)", f"{known['time_balance']:.3f}"),
         *byte_facts(known),
-        ("what binds", known["binds"]),
+        ("bottleneck", known["binds"]),
         *(("not considered", line) for line in plan.excluded),
     ]
     title = f"Sharding plan for {known['topology']}, {known['world_size']} workers"
     parts = (
-        table((), numbers),
+        table((), summary),
         heading("Ranks"),
         picture(draw(plan), "time and bytes per rank"),
         heading("Tables"),

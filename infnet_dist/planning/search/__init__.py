@@ -1,1 +1,1 @@
-"""Chooses a sharding option per table and places its shards; pure arrays, no table names."""
+"""Chooses a sharding option per table and places its shards, on arrays without table names."""

@@ -1,4 +1,4 @@
-"""Local search: relieve the busiest rank of a placement, again and again."""
+"""Local search: repeatedly relieve the busiest rank of a placement."""
 
 from dataclasses import dataclass
 
@@ -16,32 +16,32 @@ from infnet_dist.planning.search.placement import (
 )
 
 _IMPROVEMENTS = 4_000
-ENOUGH = 1.002  # of the lower bound: stop improving
+ENOUGH = 1.002  # times the lower bound; improving stops there
 
 
 @dataclass
 class MoveBudget:
-    """What may still be moved.
+    """Bytes of placed tables that may still move.
 
     Attributes:
-        table_bytes: float64 [T], bytes of a table that stands somewhere already; 0: a new one.
-        left: bytes.
+        table_bytes: float64 [T], bytes of a table that is already placed; 0: a new table.
+        left: bytes left.
     """
 
     table_bytes: FloatArray
     left: float
 
     def allows(self, *moved: float) -> bool:
-        """Whether so many bytes may be moved."""
+        """Whether these bytes may move."""
         return sum(moved) <= self.left
 
 
 def improve(
     options: OptionArrays, cluster: Cluster, placement: Placement, bound: float, budget: MoveBudget
 ) -> None:
-    """Relieve the busiest rank again and again: move a unit, swap two, or change a table's option.
+    """Repeatedly relieve the busiest rank: move a unit, swap two, or change a table's option.
 
-    Changes `placement` and `budget`. Stops close to `bound`, or where nothing helps any more.
+    Changes `placement` and `budget`. Stops close to `bound`, or when no change helps.
     """
     loads = RankLoads(options, cluster)
     loads.time, loads.memory = placement.time, placement.memory
@@ -59,9 +59,9 @@ def improve(
 
 
 def _save_work(loads: RankLoads, placement: Placement, budget: MoveBudget, stops: IntArray) -> None:
-    """Give tables options of less work, in shorter units, where there is room.
+    """Give tables options with less work and no longer units, where memory allows.
 
-    Memory prices make the greedy choice keep more out of fast memory than its placement needs.
+    Because of its prices of memory the greedy choice uses less fast memory than it could.
     """
     options = loads.options
     work = options.work(loads.cluster) * options.weight
@@ -70,7 +70,7 @@ def _save_work(loads: RankLoads, placement: Placement, budget: MoveBudget, stops
         if saved[table] <= 0:
             return
         if budget.table_bytes[table]:
-            continue  # what stands already moves only to relieve the busiest rank
+            continue  # placed tables move only to relieve the busiest rank
         old, old_units = int(placement.option[table]), placement.units[table]
         mine = np.arange(options.first[table], stops[table])
         top = float(loads.time.max())
@@ -95,7 +95,7 @@ def _save_work(loads: RankLoads, placement: Placement, budget: MoveBudget, stops
 def _units_of(
     options: OptionArrays, placement: Placement
 ) -> tuple[IntArray, IntArray, IntArray, FloatArray]:
-    """Single-rank units: table, number within the table, rank, time."""
+    """Units on single ranks: table, index within the table, rank, time."""
     tables, numbers, ranks = [], [], []
     for table in np.flatnonzero(options.place[placement.option] == RANK):
         for number, rank in enumerate(placement.units[table]):
@@ -128,7 +128,7 @@ def _move_or_swap(loads: RankLoads, placement: Placement, budget: MoveBudget, bu
             return True
     if len(mine) == 0:
         return False
-    # Swap with a shorter unit elsewhere: [mine, all units].
+    # Swap with a shorter unit of another rank: [mine, others].
     others = np.flatnonzero(rank != busiest)
     if len(others) == 0:
         return False
@@ -179,7 +179,7 @@ def _set_unit(placement: Placement, table: int, number: int, place: int) -> None
 def _change_option(
     loads: RankLoads, placement: Placement, budget: MoveBudget, busiest: int, stops: IntArray
 ) -> bool:
-    """Give one table of the busiest rank another option, where that lowers the busiest time."""
+    """Give one table of the busiest rank another option, if that lowers the rank's time."""
     options = loads.options
     node = busiest // loads.cluster.ranks_per_node
     time = (options.time * options.weight)[placement.option]
@@ -205,7 +205,7 @@ def _change_option(
             if units is None:
                 continue
             loads.add_units(option, units)
-            # Other ranks may be as busy; it is enough that this one gets less busy.
+            # Other ranks may be as busy: only the ranks of this table must get less busy.
             after = max(float(loads.time[ranks].max()) for ranks in loads.all_ranks(option, units))
             loads.add_units(option, units, -1)
             if after < top * (1 - 1e-9) and (best is None or after < best[0]):

@@ -1,4 +1,4 @@
-"""A proven lower bound of the busiest rank's time, by Lagrangian relaxation of memory."""
+"""A proven lower bound on the time of the busiest rank, by Lagrangian relaxation of memory."""
 
 from collections.abc import Callable
 
@@ -10,12 +10,12 @@ _PRICE_STEPS = 40
 
 
 def lower_bound(options: OptionArrays, cluster: Cluster) -> tuple[float, FloatArray]:
-    """Time (ms) that no plan can beat, inf where none fits, and the price of memory [M] in ms/byte.
+    """Time (ms) that no placement beats, inf if none fits; and the price of memory [M], ms/byte.
 
-    Suppose a plan's busiest rank takes B ms. It uses only options whose units take at most B; the
-    times of all ranks add up to at most R B; and its bytes fit. So for any prices p >= 0 of memory
-    sum_t min_o (time_o + p . bytes_o) - p . capacity + pinned time <= R B (Lagrangian bound). The
-    largest B that violates this is found by bisection, the best prices by coordinate search.
+    Suppose the busiest rank takes B ms. Then all units take at most B, the times of all ranks sum
+    to at most R B, and the bytes fit. So for any prices p >= 0 of memory sum_t min_o (time_o + p .
+    bytes_o) - p . capacity + pinned time <= R B (Lagrangian bound). Bisection finds the largest B
+    that violates this, coordinate search the best prices.
     """
     pinned = float(cluster.base_time.max(initial=0.0))
     low = max(float(np.minimum.reduceat(options.time, options.first).max()), pinned)
@@ -38,7 +38,7 @@ def lower_bound(options: OptionArrays, cluster: Cluster) -> tuple[float, FloatAr
 def _relaxed_work(
     options: OptionArrays, cluster: Cluster, longest: float, prices: FloatArray
 ) -> tuple[float, FloatArray]:
-    """Most over prices of the Lagrangian bound of the summed time; inf where nothing can fit."""
+    """The Lagrangian bound on the summed time, maximised over prices; inf if nothing fits."""
     work = options.work(cluster)
     usable = (options.time <= longest) & options.fits_alone(cluster)
     work = np.where(usable, work, np.inf)
@@ -68,7 +68,7 @@ def _relaxed_work(
 def _best_price(
     dual: Callable[[FloatArray], FloatArray], prices: FloatArray, tier: int, unit: float
 ) -> FloatArray:
-    """The peak of the concave `dual` along one price: a logarithmic grid, then finer ones."""
+    """The maximum of the concave `dual` along one price, on a logarithmic and two finer grids."""
     grid = np.concatenate([[0.0], unit * np.geomspace(1e-4, 1e6, _PRICE_STEPS)])
     for _ in range(3):
         candidates = np.repeat(prices[None], len(grid), axis=0)

@@ -1,7 +1,7 @@
-"""Among placements of equal step time: the one whose fullest rank is less full.
+"""Among placements of equal step time, prefers the one whose fullest rank is emptier.
 
-Estimated times are a model's. Where a rank is more than half full, times within 0.5 % count as
-equal, so that a large table isn't left on two ranks of many while the others are empty.
+Times are only estimates: if a rank is more than half full, times within 0.5 % count as equal, so
+that a large table is spread over empty ranks.
 """
 
 import numpy as np
@@ -15,16 +15,16 @@ from infnet_dist.planning.search.placement import (
 )
 
 _STEPS = 500
-_TRIED = 16  # tables of the fullest rank
+_TRIED = 16  # tables of the fullest rank that are tried
 _EQUAL = 1 + 1e-9
 _NEARLY_EQUAL = 1.005
 _HALF_FULL = 0.5
-_GAIN = 1 - 1e-3  # of the fullest share, for a step to count
-_SAME_TIER = 1.05  # bytes outside of the first tier may grow by this: of a copy for saves
+_GAIN = 1 - 1e-3  # a step must reduce the fullest share to this multiple
+_SAME_TIER = 1.05  # bytes outside of the first tier may grow by this factor (copies for saves)
 
 
 def balance_memory(options: OptionArrays, cluster: Cluster, placement: Placement) -> None:
-    """Relieve the fullest rank, again and again, where the busiest rank gets no busier.
+    """Repeatedly relieve the fullest rank without making the busiest rank busier.
 
     A table of the fullest rank gets other ranks, or another option that keeps no more of it in
     slower memory. Changes `placement`.
@@ -44,14 +44,14 @@ def balance_memory(options: OptionArrays, cluster: Cluster, placement: Placement
 def _relieve(
     loads: RankLoads, placement: Placement, rank: int, longest: float, stops: IntArray
 ) -> bool:
-    """Move one table of the rank, the largest that helps; False: none does."""
+    """Move the largest table of the rank that helps; False if none does."""
     options, cluster = loads.options, loads.cluster
     fullest = float(cluster.shares(loads.memory)[rank].max())
     for table in _largest_here(loads, placement, rank):
         old, old_units = int(placement.option[table]), placement.units[table]
         loads.add_units(old, old_units, -1)
         best: tuple[float, float, int, tuple[int, ...]] | None = None
-        for option in _like(options, cluster, old, stops[table]):
+        for option in _options_in_same_tier(options, cluster, old, stops[table]):
             units = loads.emptiest(option, longest=longest)
             if units is None:
                 continue
@@ -73,7 +73,7 @@ def _relieve(
 
 
 def _largest_here(loads: RankLoads, placement: Placement, rank: int) -> list[int]:
-    """Tables with a shard on the rank, by their share of its memory, the largest first."""
+    """Tables with a shard on the rank, by their share of its memory, largest first."""
     options, found = loads.options, []
     room = np.maximum(loads.cluster.capacity[rank], 1.0)
     for table, units in enumerate(placement.units):
@@ -84,8 +84,10 @@ def _largest_here(loads: RankLoads, placement: Placement, rank: int) -> list[int
     return [table for _, table in sorted(found)[:_TRIED]]
 
 
-def _like(options: OptionArrays, cluster: Cluster, old: int, stop: int) -> list[int]:
-    """OptionArrays of the table that hold as much of it in the first tier that ranks have."""
+def _options_in_same_tier(
+    options: OptionArrays, cluster: Cluster, old: int, stop: int
+) -> list[int]:
+    """Options of the same table that keep as much of it in the fastest tier of the ranks."""
     table = options.table[old]
     mine = np.arange(int(np.searchsorted(options.table, table)), int(stop))
     first = int(np.flatnonzero(cluster.capacity.max(axis=0))[0])

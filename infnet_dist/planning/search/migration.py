@@ -1,8 +1,8 @@
-"""Beside what stands: place new tables where nothing may move, or within a budget of moved bytes.
+"""Places new tables beside existing ones, which stay in place or move within a budget of bytes.
 
-Large neighbourhood search: set some of the standing tables free, as many as the budget pays for,
-and search a place for these and the new ones beside the rest; keep what is better, and go on from
-there. What has been moved once stays free in the next round.
+Large neighbourhood search: free some existing tables, as many as the budget allows, and search
+places for these and the new tables beside the rest; keep the better placement and repeat from
+there. A table that has moved stays free in the next round.
 """
 
 from collections.abc import Iterator, Mapping
@@ -24,12 +24,12 @@ from infnet_dist.planning.search.search import search
 Place = tuple[int, tuple[int, ...]]  # option and units
 
 _ROUNDS = 4
-_SHARES = (1.0, 0.3, 0.1)  # of the budget that a round spends
+_SHARES = (1.0, 0.3, 0.1)  # shares of the budget that a round tries to spend
 
 
 @dataclass(frozen=True)
 class CurrentPlacement:
-    """Tables that stand somewhere.
+    """The tables that are already placed.
 
     Attributes:
         places: option and units by table.
@@ -40,7 +40,7 @@ class CurrentPlacement:
     table_bytes: FloatArray
 
     def moved_bytes(self, options: OptionArrays, placement: Placement) -> float:
-        """Bytes of standing tables that `placement` has elsewhere; units are told apart."""
+        """Bytes of placed tables that `placement` moves; units of a table are distinct."""
         total = 0.0
         for table, (option, units) in self.places.items():
             now, now_units = int(placement.option[table]), placement.units[table]
@@ -52,7 +52,7 @@ class CurrentPlacement:
         return total
 
     def keep_in_place(self, placement: Placement) -> None:
-        """Give units that are alike back to the ranks or nodes that they stand on already."""
+        """Permute interchangeable units so that as many as possible keep their rank or node."""
         for table, (option, units) in self.places.items():
             if int(placement.option[table]) == option:
                 now = placement.units[table]
@@ -65,10 +65,10 @@ class CurrentPlacement:
 def place_new_tables(
     options: OptionArrays, cluster: Cluster, places: Mapping[int, Place]
 ) -> tuple[Placement | None, float]:
-    """Search options and units for the tables that `places` lacks; the others stand as it says.
+    """Search options and places for the tables that aren't in `places`, which stay in place.
 
     Returns:
-        The placement of all tables, None where the others don't fit; and a lower bound of any, ms.
+        The placement of all tables, None if none fits; and a lower bound on its time, ms.
     """
     loads = RankLoads(options, cluster)
     for option, units in places.values():
@@ -98,16 +98,16 @@ def place_new_tables(
 def migrate(
     options: OptionArrays, cluster: Cluster, current: CurrentPlacement, budget: float
 ) -> tuple[Placement | None, float]:
-    """The best placement found that moves at most `budget` bytes of what stands; None: none fits.
+    """The best placement found that moves at most `budget` bytes of placed tables.
 
     Args:
-        options: of all tables, new and current.
-        cluster: empty.
-        current: the tables that stand, and where.
+        options: options of all tables, new and placed.
+        cluster: the ranks, without tables.
+        current: the placed tables.
         budget: bytes; 0: nothing moves.
 
     Returns:
-        The placement, and a lower bound of any within the budget, ms.
+        The placement, None if none fits; and a lower bound on its time within the budget, ms.
     """
     best, bound = place_new_tables(options, cluster, current.places)
     if budget <= 0:
@@ -134,7 +134,7 @@ def _with_free(
     bound: float,
     free: frozenset[int],
 ) -> Placement | None:
-    """Place the free tables anew, and spend what is left on single moves."""
+    """Place the free tables, then spend the rest of the budget on single moves."""
     kept = {table: place for table, place in current.places.items() if table not in free}
     placement, _ = place_new_tables(options, cluster, kept)
     if placement is None:
@@ -157,7 +157,7 @@ def _sets_to_free(
     budget: float,
     best: Placement | None,
 ) -> Iterator[frozenset[int]]:
-    """Sets of tables that the budget pays for, each once."""
+    """Distinct sets of placed tables to free, each within the budget."""
     seen: set[frozenset[int]] = set()
     moved = set() if best is None else _moved(current, best)
     for gain in _gains(options, cluster, current, best):
@@ -185,7 +185,7 @@ def _moved(current: CurrentPlacement, placement: Placement) -> set[int]:
 def _gains(
     options: OptionArrays, cluster: Cluster, current: CurrentPlacement, best: Placement | None
 ) -> Iterator[FloatArray]:
-    """What a byte set free may bring, float64 [T]: for busy ranks, in summed time, in memory."""
+    """Gain per freed byte, float64 [T]: relief of busy ranks, summed time, and memory in turn."""
     work, memory = options.work(cluster), options.total_memory(cluster)[:, 0]
     least_work = np.minimum.reduceat(work, options.first)
     least_memory = np.minimum.reduceat(memory, options.first)

@@ -21,17 +21,17 @@ from infnet_dist.planning.search.placement import (
     RankLoads,
 )
 
-_TARGETS = 14  # times tried as the largest of a shard, from the bound up
-# Prices of memory: this many times the bound's, and so many times "all work over all memory".
+_TARGETS = 14  # limits on the time of a unit that are tried, from the lower bound upwards
+# Prices of memory: a multiple of the lower bound's price, plus a multiple of all work / all memory.
 _PRICES = (
     *((0.0, 0.0), (0.5, 0.0), (1.0, 0.0), (1.2, 0.0), (1.0, 0.01), (1.5, 0.05), (2.0, 0.2)),
     *((3.0, 1.0), (4.0, 5.0), (16.0, 25.0), (64.0, 1e3)),
 )
-_STARTS = 6  # placements that are improved
+_STARTS = 6  # placements to improve
 
 
 def search(options: OptionArrays, cluster: Cluster) -> tuple[Placement | None, float]:
-    """The best placement found, None where none fits, and a proven lower bound of any, in ms."""
+    """The best placement found (None if none fits) and a proven lower bound on its time, ms."""
     bound, prices = lower_bound(options, cluster)
     if not np.isfinite(bound):
         return None, bound
@@ -44,11 +44,11 @@ def search(options: OptionArrays, cluster: Cluster) -> tuple[Placement | None, f
             if placed:
                 break
         if starts and min(start.bottleneck for start in starts) <= target:
-            break  # shards may be longer than this now, but the busiest rank isn't
+            break  # a larger limit on units can't help: the busiest rank is within this one
     starts = sorted(starts, key=lambda start: start.bottleneck)[:_STARTS]
     for start in starts:
-        nothing_stands = MoveBudget(np.zeros(len(start.option)), 0.0)
-        improve(options, cluster, start, bound, nothing_stands)
+        all_new = MoveBudget(np.zeros(len(start.option)), 0.0)
+        improve(options, cluster, start, bound, all_new)
         if start.bottleneck <= bound * ENOUGH:
             starts = [start]
             break
@@ -65,7 +65,7 @@ def search(options: OptionArrays, cluster: Cluster) -> tuple[Placement | None, f
 def _choices(
     options: OptionArrays, cluster: Cluster, longest: float, prices: FloatArray
 ) -> Iterator[IntArray]:
-    """One option a table with units of at most `longest` ms; each proposal needs less memory."""
+    """One option per table with units of at most `longest` ms; each choice needs less memory."""
     work = options.work(cluster) * options.weight
     allowed = (options.time <= longest * (1 + 1e-9)) & options.fits_alone(cluster)
     memory = options.total_memory(cluster)
@@ -86,7 +86,7 @@ def _choices(
 
 
 def _cheapest(options: OptionArrays, cost: FloatArray) -> IntArray | None:
-    """The option of least cost of each table, the first of equals; None if one has none."""
+    """The cheapest option of each table, the first of equals; None if a table has none."""
     order = np.lexsort((np.arange(len(cost)), cost, options.table))
     choice = order[options.first]
     return choice if np.isfinite(cost[choice]).all() else None
@@ -98,9 +98,9 @@ def _cheapest(options: OptionArrays, cost: FloatArray) -> IntArray | None:
 def _place(
     options: OptionArrays, cluster: Cluster, choice: IntArray, longest: float
 ) -> list[Placement]:
-    """Largest first: what fills all ranks, then nodes, then single ranks.
+    """Greedy placements, largest units first: on all ranks, then on nodes, then on single ranks.
 
-    Two orders: by the larger share of time and memory, and by memory alone; those that fit.
+    Size is the larger share of time and memory, or memory alone; returns those that fit.
     """
     need = (options.memory[choice, 0] / np.maximum(cluster.capacity.max(axis=0), 1.0)).max(axis=1)
     size = np.maximum(options.time[choice] / longest, need)

@@ -102,10 +102,11 @@ def patch_trainer(module):
 
 
 def patch_saving(module):
-    def enter(self, shards, facts, start):
-        _now.update(rank=self._context.rank, saving=facts.progress.step)
+    def enter(self, shards, metadata):
+        _now.update(rank=self._context.rank, saving=metadata.progress.step)
 
-    module.Saver._write = around(module.Saver._write, "begin", enter, "saving")
+    writer = module.CheckpointWriter
+    writer.write = around(writer.write, "begin", enter, "saving")
     module.write_file = around(module.write_file, "save", clock="saving")
     module.prune = around(module.prune, "prune", clock="saving")
     put = module.Folder.put
@@ -138,7 +139,7 @@ _starts = {}
 _taken = []
 _POINTS = {
     "infnet_dist.training.trainer": patch_trainer,  # step, backward, evaluate
-    "infnet_dist.checkpoint.saving": patch_saving,  # save, manifest, prune
+    "infnet_dist.checkpoint.writing": patch_saving,  # save, manifest, prune
     "infnet_dist.checkpoint.loading": patch_loading,  # load
 }
 

@@ -15,7 +15,7 @@ from ray_jobs._cli import StoppedError
 log = logging.getLogger("infnet_dist")
 
 
-class GracefulStop:
+class ShutdownSignals:
     """Asks the workers to save and stop, by a file that they look for.
 
     Attributes:
