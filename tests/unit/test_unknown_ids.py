@@ -248,7 +248,7 @@ def test_a_change_of_the_rate_is_said_when_a_run_is_resumed(
     setup = session_of(tiny_set, tmp_path, unknown_id_rate=0.02)
     with caplog.at_level(logging.WARNING, logger="infnet_dist"):
         for rates in (None, setup.unknown_id_rates):
-            setup.keep_rates(rates)
+            setup.resume_unknown_id_rates(rates)
         assert not caplog.records
-        setup.keep_rates(dict.fromkeys(setup.unknown_id_rates, 0.0))
+        setup.resume_unknown_id_rates(dict.fromkeys(setup.unknown_id_rates, 0.0))
     assert "0.0 " in caplog.text and "0.02" in caplog.text
