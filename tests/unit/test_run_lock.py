@@ -27,7 +27,7 @@ def fast(monkeypatch: pytest.MonkeyPatch) -> None:
         "_BEAT_S": 0.05,
         "_SILENT_S": 0.3,
         "_END_S": 0.1,
-        "_LOOK_S": 0.01,
+        "_POLL_S": 0.01,
     }.items():
         monkeypatch.setattr(run_lock, name, seconds)
 
