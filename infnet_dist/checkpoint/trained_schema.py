@@ -6,7 +6,7 @@ from pydantic import ValidationError
 
 from infnet_dist.checkpoint.inspection import read_plain, tables_of
 from infnet_dist.checkpoint.manifest import CheckpointManifest
-from infnet_dist.data.schema_changes import changes, feature_names, summary_of, unusable
+from infnet_dist.data.schema_changes import changes, feature_names, incompatibilities, summary_of
 from infnet_dist.errors import CheckpointError, UserError
 from infnet_dist.io.filesystem import Folder
 from infnet_dist.io.parsing import first_error, parse_json
@@ -66,7 +66,7 @@ def check_readable(
     Raises:
         CheckpointError: names the features, tables and tasks that are missing or differ.
     """
-    lines = table_changes(manifest, here) if trained is None else unusable(trained, here)
+    lines = table_changes(manifest, here) if trained is None else incompatibilities(trained, here)
     if lines:
         raise CheckpointError(
             f"{folder} can't read {training_set}: {summary_of(lines)}; evaluate on a set with "

@@ -5,7 +5,6 @@ import json
 import os
 import shutil
 import signal
-import time
 from collections.abc import Callable
 from functools import partial
 from itertools import pairwise
@@ -843,9 +842,7 @@ def lie_about_ids(folder: Path) -> None:
 def test_an_id_outside_of_its_table_that_footers_do_not_show(tmp_path: Path) -> None:
     data = make_tiny_set(tmp_path / "data")
     lie_about_ids(data)
-    config = config_of(data, tmp_path, scaling={"timeout_s": 60})
-    start = time.monotonic()
+    config = config_of(data, tmp_path)
     message = r"part-00001\.parquet, row group 1, column 'item_id': got 81, .*'item'.* 80"
     with pytest.raises(DataError, match=message):
         run_ranks(train, 2, config=config, run_folder=tmp_path / "run")
-    assert time.monotonic() - start < 45, "no rank waits for the others until they time out"

@@ -54,7 +54,10 @@ def test_a_second_driver_is_refused_at_once_and_sees_the_holder(tmp_path: Path) 
     assert not (tmp_path / ".driver.json").exists()
 
 
-def test_the_run_of_a_killed_driver_is_free_at_once(tmp_path: Path) -> None:
+def test_the_run_of_a_killed_driver_is_free_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(run_lock, "_SILENT_S", 30.0)
     pid = os.fork()
     if pid == 0:
         with held_by_driver(tmp_path, SCALING):
@@ -94,7 +97,11 @@ def test_a_silent_holder_that_ends_leaves_the_run(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("lives", [True, False])
-def test_storage_whose_locks_other_hosts_don_t_see(tmp_path: Path, lives: bool) -> None:
+def test_storage_whose_locks_other_hosts_don_t_see(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, lives: bool
+) -> None:
+    if lives:
+        monkeypatch.setattr(run_lock, "_SILENT_S", 30.0)  # a busy machine delays a heartbeat
     path = record(tmp_path)
     with beating(path if lives else tmp_path / "other"):
         if lives:
