@@ -549,18 +549,18 @@ def test_saving_is_retried_while_training_continues(
 
 def train_and_make_room(context: WorkerContext, *, config: Config, run_folder: Path) -> dict:
     """Train; what is in the way of a checkpoint is removed once saving it has failed."""
-    import infnet_dist.checkpoint.saving as saving
+    import infnet_dist.checkpoint.writing as writing
 
-    original = saving.write_file
+    original = writing.write_file
 
-    def writing(folder: Folder, *args, **kwargs):
+    def making_room(folder: Folder, *args, **kwargs):
         try:
             return original(folder, *args, **kwargs)
         except OSError:
             Path(folder.url).unlink(missing_ok=True)
             raise
 
-    saving.write_file = writing
+    writing.write_file = making_room
     return train(context, config, run_folder=run_folder)
 
 
