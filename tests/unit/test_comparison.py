@@ -128,7 +128,7 @@ def test_ablations_get_the_best_point_of_their_model_and_every_seed(path: Path) 
         ("base: base.yaml", "base: none.yaml", r"none\.yaml"),
     ],
 )
-def test_wrong_files_are_told(path: Path, old: str, new: str, message: str) -> None:
+def test_wrong_files_are_refused(path: Path, old: str, new: str, message: str) -> None:
     path.write_text(PROTOCOL.replace(old, new))
     with pytest.raises(ConfigError, match=message):
         protocol = load_protocol(path)

@@ -229,7 +229,7 @@ def grown(manifest: Manifest, *hashes: str) -> Manifest:
     return manifest.model_copy(update={"ingested": ingested})
 
 
-def test_a_set_that_grew_is_resumed_between_epochs_and_said(folder: Path) -> None:
+def test_a_set_that_grew_is_resumed_between_epochs_and_logged(folder: Path) -> None:
     manifest = read_manifest(folder)
     before, after = order_of(manifest, content_hash="ab" * 32), order_of(manifest)
     now = grown(manifest, "cd" * 32, "ab" * 32)

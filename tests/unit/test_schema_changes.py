@@ -86,7 +86,7 @@ def but(**parts: Any) -> Schema:
         (but(tasks=(WATCHED, WATCH)), ["click", "watch_time"], False),
     ],
 )
-def test_what_changed_is_named(here: Schema, names: list[str], fits: bool) -> None:
+def test_changes_are_named(here: Schema, names: list[str], fits: bool) -> None:
     """And whether the model can read such a set all the same."""
     text = summary_of(changes(TRAINED, here))
     for name in names:
@@ -96,7 +96,7 @@ def test_what_changed_is_named(here: Schema, names: list[str], fits: bool) -> No
     assert all(names[0] in summary_of(lines) for _ in lines)
 
 
-def test_statistics_are_told_from_structure() -> None:
+def test_statistics_are_separate_from_structure() -> None:
     numbers = (
         LENGTH.model_copy(update={"boundaries": (0.5, 2.5)}),
         AGE.model_copy(update={"mean": 1.0}),

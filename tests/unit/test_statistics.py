@@ -173,7 +173,7 @@ def test_buckets_come_back_in_order(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["f"]
 
 
-def test_the_report_tells_what_the_manifest_holds(made):
+def test_the_report_shows_the_statistics_of_the_manifest(made):
     folder, manifest = made
     page = write_report(folder, manifest).read_text()
     for text in (

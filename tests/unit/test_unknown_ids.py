@@ -242,7 +242,7 @@ def test_a_resumed_run_keeps_its_rates_though_the_set_changed(
     assert set(unknown_id_rates(config, grown, schema, begun).values()) == {0.1}
 
 
-def test_a_change_of_the_rate_is_said_when_a_run_is_resumed(
+def test_a_change_of_the_rate_is_logged_when_a_run_is_resumed(
     tiny_set: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     setup = session_of(tiny_set, tmp_path, unknown_id_rate=0.02)
