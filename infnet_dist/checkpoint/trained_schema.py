@@ -30,7 +30,7 @@ def read_schema(folder: Folder, manifest: CheckpointManifest) -> Schema | None:
         return Schema.model_validate(parse_json(content))
     except (ValueError, UserError) as error:
         fault = first_error(error) if isinstance(error, ValidationError) else str(error)
-        raise CheckpointError(f"{SCHEMA} in {folder} is no schema: {fault}") from None
+        raise CheckpointError(f"{SCHEMA} in {folder} isn't a schema: {fault}") from None
 
 
 def check_same(

@@ -14,7 +14,7 @@ from typing import Annotated, Any, Self
 import pyarrow as pa
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from infnet_dist.config.logs import MAX_GROUP_ROWS, MAX_TABLE_ROWS
+from infnet_dist.config.limits import MAX_GROUP_ROWS, MAX_TABLE_ROWS
 from infnet_dist.errors import DataError, unknown_name
 from infnet_dist.io.parsing import MalformedError, check_plain, checked, first_error, parse_json
 from infnet_dist.schema import Schema
