@@ -11,7 +11,7 @@ from torchrec.modules.embedding_configs import EmbeddingBagConfig
 from torchrec.modules.embedding_modules import EmbeddingBagCollection
 
 from infnet_dist.config.run import Config, DataConfig, TableConfig, TablesConfig
-from infnet_dist.data.statistics import Usage
+from infnet_dist.data.statistics import TableUsage
 from infnet_dist.errors import PlanError
 from infnet_dist.model.sparse import SparseArch
 from infnet_dist.planning.checks import check_plan
@@ -40,7 +40,7 @@ def run_tables(**types: tuple[str, ...]) -> TableSet:
     lengths = {key: 2.5 if key.startswith("click.") else 1.0 for key in schema_keys}
     tables = [table.name for table in SCHEMA.tables]
     few = dict.fromkeys(tables, 10)  # too few to tell the skew
-    return tables_of_run(config, SCHEMA, Usage(lengths, few, few))
+    return tables_of_run(config, SCHEMA, TableUsage(lengths, few, few))
 
 
 def cpu(world_size: int) -> Topology:
