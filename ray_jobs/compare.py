@@ -147,8 +147,8 @@ def _finalists(protocol: Protocol, grid: Sequence[Finished]) -> list[Finished]:
     """
     best = best_points(grid)
     always = [*protocol.always_finalists, *([protocol.ablations.of] if protocol.ablations else [])]
-    rivals = [name for name in best if name != CONTROL]
-    names = dict.fromkeys([*rivals[: protocol.finalists], *always, CONTROL])
+    models = [name for name in best if name != CONTROL]
+    names = dict.fromkeys([*models[: protocol.finalists], *always, CONTROL])
     return [best[name] for name in names]
 
 

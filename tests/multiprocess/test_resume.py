@@ -827,7 +827,7 @@ def test_a_set_that_grew_between_epochs(tmp_path: Path) -> None:
 
 def lie_about_ids(folder: Path) -> None:
     """Put an id outside of its table where the footer says that there is none."""
-    from tests.unit.test_values import write_lying
+    from tests.unit.test_value_checks import write_lying
 
     path = folder / "train" / "part-00001.parquet"
     good = pq.read_table(path)
