@@ -272,7 +272,7 @@ def test_unknown_ids_are_warned_about(tmp_path, caplog):
     config = settings(write_logs(tmp_path / "quiet", rows))
     with caplog.at_level(logging.WARNING):
         ingest(config, tmp_path / "one")
-    assert not caplog.records
+    assert "item_id" not in caplog.text
     late = config.split_starts_ms["valid"]
     rows = [row | {"item_id": 1_000 + i} if row["time_ms"] >= late else row
             for i, row in enumerate(rows)]  # fmt: skip
