@@ -11,10 +11,11 @@ BIN := .venv/bin
 STAMP := .venv/installed-$(EXTRA)
 UNIT_TESTS := tests/unit tests/contrib
 TESTS := tests/multiprocess tests/integration tests/faults  # of several processes each
+AT_ONCE := -n 2 --dist loadfile  # two files of tests
 
 MINUTES ?= 10
 
-.PHONY: help install smoke test test-all faults soak fuzz lint format types bench doctor reference clean
+.PHONY: help install smoke test test-all ci-tests all-tests faults soak fuzz lint format types bench doctor reference clean
 
 help:  ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -36,12 +37,18 @@ $(STAMP): pyproject.toml requirements/constraints.txt requirements/no-deps.txt
 smoke: $(STAMP)  ## Make a small training set, train 2 workers, evaluate, show the result (CPU)
 	OMP_NUM_THREADS=1 $(BIN)/infnet smoke --config $(CONFIG)
 
-test: lint types  ## What CI runs: lint, types, then the tests
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(UNIT_TESTS) -n 2 --dist loadfile -m "not exhaustive"
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(TESTS) -m "not matrix and not exhaustive"
+test: $(STAMP)  ## What CI runs: the tests, with lint and types beside them
+	@$(MAKE) --no-print-directory --jobs 3 lint types ci-tests
 
-test-all: lint types  ## Every test, those of `make faults` and the slow ones included
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(UNIT_TESTS) -n 2 --dist loadfile
+test-all: $(STAMP)  ## Every test, those of `make faults` and the slow ones included
+	@$(MAKE) --no-print-directory --jobs 3 lint types all-tests
+
+ci-tests:
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(UNIT_TESTS) $(AT_ONCE) -m "not exhaustive"
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(TESTS) $(AT_ONCE) -m "not matrix and not exhaustive"
+
+all-tests:
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(UNIT_TESTS) $(AT_ONCE)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(TESTS)
 
 faults: $(STAMP)  ## All injected faults, those on Ray included (docs/faults.md)

@@ -9,5 +9,8 @@ from ray_jobs._local import run_local
 
 
 def run_ranks(worker: Callable[..., Any], world_size: int, **arguments: Any) -> list[Any]:
-    """What `worker(context, **arguments)` returned on each rank; its root error is raised here."""
-    return run_local(worker, arguments, num_workers=world_size, timeout_s=60, start_method="fork")
+    """Return the results of `worker(context, **arguments)` by rank; raise the root error.
+
+    Collectives wait longer than a test may take: a rank that waits for a lost one fails the test.
+    """
+    return run_local(worker, arguments, num_workers=world_size, timeout_s=600, start_method="fork")
