@@ -47,8 +47,8 @@ from infnet_dist.training.run_lock import held_by_driver
 from infnet_dist.training.setup import open_training_set
 from ray_jobs._cli import log, run_main
 from ray_jobs._cluster import submission_id
-from ray_jobs._options import parse
 from ray_jobs._trials import run_trials
+from ray_jobs._verbs import parse
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -37,7 +37,7 @@ from infnet_dist.training.evaluation import evaluate_checkpoint
 from infnet_dist.training.setup import open_training_set
 from ray_jobs._cli import log, newest_checkpoint, read_config, run_main
 from ray_jobs._launch import launch
-from ray_jobs._options import parse
+from ray_jobs._verbs import parse
 
 _MAKES_MODEL = ("model", "tables", "data.features", "data.tasks")
 # Keys that evaluation takes from the run file.
