@@ -1,4 +1,4 @@
-"""RankingBatch: what one worker reads for one step.
+"""RankingBatch: the rows that one worker reads for one step.
 
 Letters: B rows, N standardised dense features, K tasks, L history items over all behaviours (each
 padded).
@@ -14,7 +14,7 @@ from torchrec.streamable import Pipelineable
 
 @dataclass(frozen=True)
 class BatchRows:
-    """Where a batch came from: intervals [start, stop) of an epoch's shuffled order."""
+    """The rows of a batch: intervals [start, stop) of an epoch's shuffled order."""
 
     epoch: int
     intervals: tuple[tuple[int, int], ...]
@@ -22,18 +22,19 @@ class BatchRows:
 
 @dataclass
 class RankingBatch(Pipelineable):
-    """B rows; the last of an epoch may be padding, which has no ids and weight 0.
+    """B rows; the last rows of an epoch may be padding, which has no ids and weight 0.
 
     Attributes:
-        sparse_features: ids by key (`Schema.table_features` order), int64; padding rows are empty.
+        sparse_features: int64 ids by key, in the order of `Schema.table_features`; padding rows
+            have none.
         dense_BN: float32, standardised dense features.
-        time_gap_BL: uint8, bucket of the time since each history item; 0 where there is none.
-        labels_BK: float32 in {0, 1}, or a watch time over the training window's mean; NaN where
-            nobody knows.
-        weights_B: float32; 0 marks padding.
+        time_gap_BL: uint8, bucket of the time since each history item; 0 if there is no item.
+        labels_BK: float32 in {0, 1}, or a watch time divided by the training window's mean; NaN if
+            unknown.
+        weights_B: float32; 0 for padding.
         group_B: int64, the user for gAUC.
-        truth_BK: float32, P(label = 1) where it is known (synthetic logs), else NaN.
-        rows: where the batch came from.
+        truth_BK: float32, P(label = 1) if known (synthetic logs), else NaN.
+        rows: position of the rows in the epoch's order.
     """
 
     sparse_features: KeyedJaggedTensor
@@ -47,7 +48,7 @@ class RankingBatch(Pipelineable):
 
     @property
     def num_rows(self) -> int:
-        """Real rows, without padding."""
+        """Number of rows without padding."""
         return sum(stop - start for start, stop in self.rows.intervals)
 
     def to(self, device: torch.device, non_blocking: bool = False) -> "RankingBatch":
@@ -59,7 +60,7 @@ class RankingBatch(Pipelineable):
         return self._map(lambda part: part.pin_memory())
 
     def record_stream(self, stream: torch.Stream) -> None:
-        """Tell the allocator that `stream` uses these tensors."""
+        """Mark these tensors as used by `stream` for the allocator."""
         for part in self._tensors().values():
             part.record_stream(stream)
 

@@ -1,6 +1,6 @@
-"""Errors that a user can mend: each says what, got, allowed and the next move in one line.
+"""Errors that a user can fix: one line each with what is wrong, the value, what is allowed, a fix.
 
-Everything below is a `ValueError`, so callers can catch the family. Our own invariants are asserts.
+All of them are `ValueError`s with one base class. Internal invariants are asserts.
 """
 
 import difflib
@@ -8,7 +8,7 @@ from collections.abc import Iterable
 
 
 class UserError(ValueError):
-    """Base of all errors whose cause is the user's input, never a bug of ours."""
+    """Base of all errors that are caused by the user's input, not by a bug."""
 
 
 class ConfigError(UserError):
@@ -16,7 +16,7 @@ class ConfigError(UserError):
 
 
 class DataError(UserError):
-    """A training set or a raw log is missing, malformed or can't feed the run."""
+    """A training set or a raw log is missing, malformed or unsuitable for the run."""
 
 
 class PlanError(UserError):
@@ -24,11 +24,11 @@ class PlanError(UserError):
 
 
 class CheckpointError(UserError):
-    """A checkpoint is missing, incomplete or belongs to another model."""
+    """A checkpoint is missing, incomplete, or of another model."""
 
 
 def unknown_name(kind: str, got: str, known: Iterable[str]) -> str:
-    """Message for a name that isn't known, with the nearest known one.
+    """Message for an unknown name, with the nearest known one.
 
     Example: `unknown task 'clik'; did you mean 'click'? (known: click, like)`
     """

@@ -1,12 +1,12 @@
-"""Columns -> features -> tables, and tasks: what a training set means. Pure data.
+"""The schema of a training set: columns -> features -> tables, and tasks.
 
-A *table* is a set of embedding rows. A *feature* reads columns and looks rows up in a table;
-several features may share one (the candidate item and the items of a history).
+A *table* holds embedding rows. A *feature* reads columns and looks up rows of a table; several
+features may share one (the candidate item and the items of a history).
 
     categorical  int64 column                         one id per row           one token
     sequence     list<int64> columns, newest first    items of one behaviour   one token per item
     dense        float column with `boundaries`       bucketised to an id      one token
-    dense        float column without                 standardised             one token for all
+    dense        float column without `boundaries`    standardised             one token for all
 """
 
 from collections.abc import Iterable
@@ -25,7 +25,7 @@ class _Part(BaseModel):
 class Table(_Part):
     """Embedding rows; ids are in [0, num_embeddings).
 
-    If `raw`, the training set holds any int64, 0 for unknown, and the reader hashes them into rows.
+    If `raw`, columns hold any int64 (0: unknown), and the reader hashes them to rows.
     """
 
     name: Name
@@ -34,7 +34,7 @@ class Table(_Part):
 
 
 class CategoricalFeature(_Part):
-    """One int64 id per row. By convention id 0 means unknown or missing."""
+    """One int64 id per row; id 0 means unknown or missing."""
 
     name: Name
     table: Name
@@ -62,10 +62,10 @@ class SequenceFeature(_Part):
 
 
 class DenseFeature(_Part):
-    """A number. With `boundaries` it is bucketised, otherwise standardised by mean and std.
+    """A float per row, bucketised by `boundaries` if it has any, else standardised by mean and std.
 
-    A bucketised feature reads a table of its own name: row 0 is null, row 1 + i is the bucket i.
-    `boundaries`, `mean` and `std` come from the training window only.
+    A bucketised feature reads the table of its own name: row 0 for null, row 1 + i for bucket i.
+    `boundaries`, `mean` and `std` are computed from the training window only.
     """
 
     name: Name
@@ -76,11 +76,11 @@ class DenseFeature(_Part):
 
 
 class Task(_Part):
-    """A binary target in {0, 1}, or a watch time in whole milliseconds.
+    """A binary target in {0, 1}, or a watch time in integer milliseconds.
 
-    `truth_column` holds P(label = 1) where it is known. Watch times are trained on in units of
-    `mean_ms`, the training window's mean. If `nullable`, a null label says that nobody knows: the
-    row counts for the other tasks alone.
+    `truth_column` holds P(label = 1) if it is known. Watch times are trained in units of `mean_ms`,
+    the training window's mean. If `nullable`, a null label is unknown: the row counts only for
+    the other tasks.
     """
 
     name: Name
@@ -102,7 +102,7 @@ class Schema(_Part):
     """The features, tables and tasks of a training set.
 
     Raises:
-        DataError: a name appears twice, or a feature reads an unknown table or one that is too
+        DataError: a name appears twice, or a feature reads an unknown table or a table that is too
             small for its ids.
     """
 
@@ -129,22 +129,22 @@ class Schema(_Part):
         return self
 
     def _check_sizes(self) -> None:
-        """Ids that the reader makes itself, by buckets or by hashing, must be in their tables."""
+        """Check that ids made by bucketising or hashing are rows of their tables."""
         for table in self.tables:
             if table.raw and table.num_embeddings < 2:
                 raise DataError(
-                    f"table {table.name!r} has 1 row; one of raw ids needs 2 or more, since row 0 "
-                    "is for the unknown"
+                    f"table {table.name!r} has 1 row; raw ids need at least 2, since row 0 is for "
+                    "unknown ids"
                 )
         for feature in self.bucketised:
             cuts = feature.boundaries or ()
             if list(cuts) != sorted(cuts):
-                raise DataError(f"feature {feature.name!r}: its boundaries aren't in order")
+                raise DataError(f"feature {feature.name!r}: boundaries must be ascending")
             rows = self.table(feature.name).num_embeddings
             if rows < len(cuts) + 2:
                 raise DataError(
-                    f"table {feature.name!r} has {rows} rows; {len(cuts)} boundaries and null "
-                    f"make {len(cuts) + 2}"
+                    f"table {feature.name!r} has {rows} rows, expected {len(cuts) + 2} for "
+                    f"{len(cuts)} boundaries and null"
                 )
 
     def _feature_names(self) -> list[str]:
@@ -154,12 +154,12 @@ class Schema(_Part):
 
     @property
     def bucketised(self) -> tuple[DenseFeature, ...]:
-        """Dense features that become ids."""
+        """Dense features with boundaries: they become ids."""
         return tuple(f for f in self.dense if f.boundaries is not None)
 
     @property
     def standardised(self) -> tuple[DenseFeature, ...]:
-        """Dense features that keep their value, standardised by mean and std."""
+        """Dense features without boundaries: they stay floats."""
         return tuple(f for f in self.dense if f.boundaries is None)
 
     @property
@@ -180,10 +180,10 @@ class Schema(_Part):
         )
 
     def target_fields(self, sequence: SequenceFeature) -> tuple[int | None, ...]:
-        """For each attribute of a sequence: the number of the candidate's field of that kind.
+        """For each attribute of a sequence, the index of the candidate's field of the same kind.
 
-        The candidate's field reads the same table; of several the one with the attribute's name,
-        else the first. None: the candidate has no such attribute, e.g. no action yet.
+        That field reads the same table; of several, the one with the attribute's name, else the
+        first. None: the candidate has no such attribute, e.g. no action yet.
         """
         found: list[int | None] = []
         for attribute in sequence.attributes:
@@ -194,7 +194,7 @@ class Schema(_Part):
 
     @property
     def columns(self) -> tuple[str, ...]:
-        """Every column of the training set that the reader needs, without duplicates."""
+        """All columns of the training set that the reader needs, without duplicates."""
         columns = [f.column for f in self.categorical] + [f.column for f in self.dense]
         for sequence in self.sequences:
             columns += [a.column for a in sequence.attributes]
@@ -204,7 +204,7 @@ class Schema(_Part):
         return tuple(dict.fromkeys([*columns, self.group_column]))
 
     def table(self, name: str) -> Table:
-        """The table `name`; DataError names the nearest one."""
+        """The table `name`; DataError if there is none."""
         for table in self.tables:
             if table.name == name:
                 return table
@@ -213,10 +213,10 @@ class Schema(_Part):
     def select(
         self, features: Iterable[str] | None = None, tasks: Iterable[str] | None = None
     ) -> "Schema":
-        """The schema with only these features and tasks (None: all), and the tables they read.
+        """The schema with only these features and tasks (None: all) and the tables that they read.
 
         Raises:
-            DataError: an unknown feature or task, or nothing left.
+            DataError: a feature or task is unknown, or none is left.
         """
         kept_features = _pick("feature", features, self._feature_names())
         kept_tasks = _pick("task", tasks, [t.name for t in self.tasks])
@@ -229,7 +229,7 @@ class Schema(_Part):
             }
         )
         if not picked.fields:
-            raise DataError("no categorical or bucketised feature is selected; name at least one")
+            raise DataError("no categorical or bucketised feature is selected; select at least one")
         read = {feature.table for feature in picked.table_features}
         tables = tuple(table for table in self.tables if table.name in read)
         return picked.model_copy(update={"tables": tables})

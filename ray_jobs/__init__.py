@@ -1,1 +1,1 @@
-"""Entry points, `python -m ray_jobs.<verb>`; the only place that imports ray."""
+"""Entry points: the verbs of the `infnet` command; the only place that imports ray."""

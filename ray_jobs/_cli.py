@@ -18,7 +18,7 @@ log = logging.getLogger("infnet_dist")
 
 
 class StoppedError(Exception):
-    """The job was asked to stop, and did so in good order; `code` is the process's exit code."""
+    """The job was asked to stop, and stopped after saving; `code` is the process's exit code."""
 
     def __init__(self, message: str, code: int) -> None:
         super().__init__(message)

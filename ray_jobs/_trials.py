@@ -1,6 +1,6 @@
-"""Runs trials side by side: by Ray Tune on a cluster, or by threads on this machine.
+"""Runs trials concurrently: with Ray Tune on a cluster, or with threads on this machine.
 
-A trial's workers are plain processes of one node (`run_local`); Ray Tune reserves their CPUs and
+The workers of a trial are processes on one node (`run_local`); Ray Tune reserves their CPUs and
 GPUs and starts as many trials as fit.
 """
 
@@ -28,13 +28,13 @@ log = logging.getLogger("infnet_dist")
 def run_trials(
     trials: Sequence[Trial], *, launcher: str, at_once: int | None, folder: Path
 ) -> dict[str, str]:
-    """Train all trials; each leaves its summary in its run folder.
+    """Train all trials; each writes a summary to its run folder.
 
     Args:
-        trials: not finished yet; one that was stopped goes on from its newest checkpoint.
+        trials: unfinished trials; a stopped one resumes from its newest checkpoint.
         launcher: "ray" or "local".
-        at_once: most trials at the same time; None: as many as fit.
-        folder: for Ray's notes.
+        at_once: maximum number of concurrent trials; None: as many as fit.
+        folder: folder for Ray's files.
 
     Returns:
         The error of each trial that failed, by its id.
@@ -62,10 +62,10 @@ def train_trial(trial: Trial) -> None:
 def train_quietly(
     context: WorkerContext, *, config: Config, run_folder: Path, content_hash: str
 ) -> dict[str, Any]:
-    """Train without a line for each interval: many trials run at once.
+    """Train without log lines per interval, since many trials run at once.
 
     Raises:
-        DataError: the training set isn't the one with this content hash, which the others had.
+        DataError: the training set doesn't have this content hash, so it changed between trials.
     """
     log.setLevel(logging.WARNING)
     context.together(lambda: check_content(config.data.path, content_hash))
@@ -79,11 +79,11 @@ def _run_threads(trials: Sequence[Trial], at_once: int, progress: "_Progress") -
         running = {pool.submit(train_trial, trial): trial for trial in trials}
         for done in as_completed(running):
             error = done.exception()
-            progress.tell(running[done].id, error)
+            progress.report(running[done].id, error)
             if error is not None:
                 failures[running[done].id] = str(error)
     finally:
-        pool.shutdown(wait=True, cancel_futures=True)  # when interrupted, no further one starts
+        pool.shutdown(wait=True, cancel_futures=True)  # an interrupt starts no further trial
     return failures
 
 
@@ -99,7 +99,7 @@ def _run_tune(
     if not any(all(n.get(k, 0.0) >= v for k, v in resources.items()) for n in nodes):
         needs = ", ".join(f"{amount:g} {name}" for name, amount in resources.items())
         raise UserError(
-            f"a trial needs {needs} on one node, and no node of this Ray cluster has that; lower "
+            f"a trial needs {needs} on one node, but no node of this Ray cluster has them; lower "
             "scaling.num_workers or scaling.resources_per_worker, or add a larger node"
         )
     by_id = {trial.id: trial for trial in trials}
@@ -107,14 +107,14 @@ def _run_tune(
     def run_one(settings: dict[str, Any]) -> None:
         train_trial(settings["trial"])
 
-    class Told(tune.Callback):
-        """Tells of each trial that ends."""
+    class ReportEnds(tune.Callback):
+        """Logs the end of each trial."""
 
         def on_trial_complete(self, iteration: int, trials: Any, trial: Any, **_: Any) -> None:
-            progress.tell(trial.config["trial"].id, None)
+            progress.report(trial.config["trial"].id, None)
 
         def on_trial_error(self, iteration: int, trials: Any, trial: Any, **_: Any) -> None:
-            progress.tell(trial.config["trial"].id, trial.error_file)
+            progress.report(trial.config["trial"].id, trial.error_file)
 
     tuner = tune.Tuner(
         tune.with_resources(run_one, resources),
@@ -123,7 +123,7 @@ def _run_tune(
             max_concurrent_trials=at_once, trial_dirname_creator=lambda trial: trial.trial_id
         ),
         run_config=tune.RunConfig(
-            name="tune", storage_path=str(folder), verbose=0, callbacks=[Told()]
+            name="tune", storage_path=str(folder), verbose=0, callbacks=[ReportEnds()]
         ),
     )
     results = tuner.fit()
@@ -135,19 +135,19 @@ def _run_tune(
 
 
 def _resources(scaling: ScalingConfig) -> dict[str, float]:
-    """What all workers of a trial take together."""
+    """The resources of all workers of a trial."""
     per_worker = dict(scaling.resources_per_worker) | ({"GPU": 1.0} if scaling.use_gpu else {})
     return {name: scaling.num_workers * amount for name, amount in per_worker.items()}
 
 
 class _Progress:
-    """One line for each trial that ends, with the time left."""
+    """Logs one line per finished trial, with the estimated time left."""
 
     def __init__(self, total: int) -> None:
         self._total, self._done = total, 0
         self._start = time.monotonic()
 
-    def tell(self, name: str, error: object) -> None:
+    def report(self, name: str, error: object) -> None:
         self._done += 1
         seconds = time.monotonic() - self._start
         left = seconds / self._done * (self._total - self._done)

@@ -1,4 +1,4 @@
-"""One row for each topology and world size: whether tables fit, where, and how fast."""
+"""Plans for several topologies and world sizes: whether tables fit, where, and how fast."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -14,7 +14,7 @@ from infnet_dist.planning.tables import TableSet
 from infnet_dist.planning.topology import Topology
 
 _COLUMNS = ("ms", "samples/s", "over bound", "fullest rank", "rows + optimizer", "outside HBM")
-_SPEED = "samples/s: of lookups and their exchange alone, as estimated; the tower isn't counted"
+_SPEED = "samples/s: estimate for lookups and their communication, without the tower"
 
 
 def try_topologies(
@@ -23,9 +23,9 @@ def try_topologies(
     """Plan for each topology and world size.
 
     Returns:
-        `review.facts` of each plan and, beside them: "fits", whether there is a plan, and "error",
-        why not; "in_hbm", whether it keeps all rows in HBM (on CPUs: fits); "recommended": the
-        smallest world size of those in HBM or, where there are none, of those that fit.
+        `review.facts` of each plan, and: "fits", whether there is a plan; "error", why not;
+        "in_hbm", whether all rows are in HBM (on CPUs: whether it fits); "recommended", whether the
+        world size is the smallest of those in HBM or, if there are none, of those that fit.
     """
     rows = []
     for topology in topologies:
@@ -46,7 +46,7 @@ def try_topologies(
 
 
 def print_rows(rows: Sequence[dict[str, Any]], console: Console) -> None:
-    """A table, then what doesn't fit and why."""
+    """Print a table, then the reason for each row that doesn't fit."""
     table = Table("topology", "workers", "fits", title="What if", title_justify="left")
     table.caption, table.caption_justify = "\n".join(_captions(rows)), "left"
     for column in _COLUMNS:

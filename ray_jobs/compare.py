@@ -1,11 +1,11 @@
-"""Train many models under one protocol and say which is better, and by how much.
+"""Train many models under one protocol and report which is better, and by how much.
 
     ray job submit --working-dir . -- python -m ray_jobs.compare --config configs/compare_x.yaml
     infnet compare --config configs/compare_x.yaml --launcher local --at-once 2
 
-The training set must exist (`infnet ingest` with the base run file). The report stands in
-<run.folder>/<run.name>/: results.json, table.md, pictures. Finished trials aren't run again, and a
-stopped one goes on from its checkpoint: give the same command again.
+The training set must exist (`infnet ingest` with the base run file). The report is written
+to <run.folder>/<run.name>/: results.json, table.md, pictures. After an interruption run the same
+command again: finished trials are kept, and a stopped one resumes from its checkpoint.
 """
 
 import argparse
@@ -52,7 +52,7 @@ from ray_jobs._trials import run_trials
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Read the protocol, and keep other comparisons away from its folder meanwhile."""
+    """Read the protocol and run the comparison, with its folder locked."""
     arguments = parse("compare", argv)
     protocol = load_protocol(arguments.config)
     base = base_config(protocol, arguments.config, arguments.overrides)
@@ -61,11 +61,11 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def _compare(protocol: Protocol, base: Config, arguments: argparse.Namespace) -> None:
-    """Run what isn't finished, then write the report."""
+    """Run the unfinished trials, then write the report."""
     manifest, schema = open_training_set(base)
     grid = trials(protocol, base, seed=protocol.seeds[0], data=manifest.content_hash)
     for trial in [*grid, *ablation_trials(protocol, base, grid[0])]:
-        # Wrong settings are found before anything is trained.
+        # Wrong settings are found before any training.
         build_train_model(trial.config, schema, table_device=torch.device("meta"))
     finished = _run(grid, arguments, base)
     best = best_points(finished)
@@ -110,10 +110,10 @@ def _compare(protocol: Protocol, base: Config, arguments: argparse.Namespace) ->
 
 
 def _run(wanted: Sequence[Trial], arguments: argparse.Namespace, base: Config) -> list[Finished]:
-    """Train what isn't finished; what the finished ones came to. A failed one is told and left out.
+    """Train unfinished trials and return all results; a failed trial is logged and left out.
 
     Raises:
-        UserError: all trials of a model failed; the others are kept and aren't run again.
+        UserError: all trials of a model failed; finished trials are kept and aren't run again.
     """
     left = [trial for trial in wanted if not is_finished(trial)]
     log.info("%d trials, %d of them finished already", len(wanted), len(wanted) - len(left))
@@ -128,22 +128,22 @@ def _run(wanted: Sequence[Trial], arguments: argparse.Namespace, base: Config) -
     if lacking:
         reason = next(reason for name, reason in failures.items())
         raise UserError(
-            f"all trials of {', '.join(sorted(lacking))} failed, first: {reason}; the others are "
-            "kept: mend the cause and give the same command again"
+            f"all trials of {', '.join(sorted(lacking))} failed, first: {reason}; finished "
+            "trials are kept: fix the cause and run the same command again"
         )
     return [read_finished(trial) for trial in done]
 
 
 def _commit(one: Finished) -> str:
-    """The code that trained it."""
+    """The commit of the code that trained it."""
     found = json.loads((one.trial.folder / "versions.json").read_text())
     return str(found.get("git_commit"))
 
 
 def _finalists(protocol: Protocol, grid: Sequence[Finished]) -> list[Finished]:
-    """The best models at their best points, and those that are finalists in any case.
+    """The best models at their best points, and those that are always finalists.
 
-    So are the control, which all are compared with, and the model of the ablations.
+    These include the control and the ablated model.
     """
     best = best_points(grid)
     always = [*protocol.always_finalists, *([protocol.ablations.of] if protocol.ablations else [])]

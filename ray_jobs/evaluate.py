@@ -4,11 +4,11 @@
     infnet evaluate --config configs/smoke.yaml --run-id 20261122-111407
     infnet evaluate --config configs/smoke.yaml --checkpoint PATH --split test
 
-The model is the one that the checkpoint was saved with, with its features, their order and the
-statistics of its numbers; the run file says where data and runs are and how many workers to use. A
-`--set` of anything else, to another value than the checkpoint's, is an error. Prints a table, and
-writes evaluation-<split>-<step>.json, by default beside the run's summary. A result that is there
-already is kept: another one of the same step gets a number.
+The checkpoint determines the model: its settings, features, their order and the statistics of dense
+features. The run file gives the places of data and runs, and the number of workers. A `--set` of
+another key to a value that isn't the checkpoint's is an error. Prints a table, and writes
+evaluation-<split>-<step>.json, by default beside the run's summary. An existing result is kept:
+another result of the same step gets a number.
 """
 
 import argparse
@@ -40,8 +40,8 @@ from ray_jobs._launch import launch
 from ray_jobs._options import parse
 
 _MAKES_MODEL = ("model", "tables", "data.features", "data.tasks")
-# What the run file says of an evaluation.
-_TAKEN_HERE = (
+# Keys that evaluation takes from the run file.
+_FROM_RUN_FILE = (
     *("run.folder", "run.name", "checkpoint.folder", "scaling", "sharding", "data.path"),
     *("data.batch_size", "data.prefetch_batches", "data.max_bad_row_groups", "data.reader"),
 )
@@ -74,7 +74,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def _checkpoint_of(config: Config, arguments: argparse.Namespace) -> Folder:
-    """The checkpoint that is named, or a run's newest."""
+    """The checkpoint of --checkpoint, or the newest of a run."""
     if not arguments.checkpoint:
         return newest_checkpoint(config, arguments.run_id)
     try:
@@ -84,10 +84,10 @@ def _checkpoint_of(config: Config, arguments: argparse.Namespace) -> Folder:
 
 
 def _check_set(config: Config, path: Folder, split: str) -> None:
-    """Check that the checkpoint's model can read the training set; say what the set has otherwise.
+    """Check that the checkpoint's model can read the training set, and log how the set differs.
 
     Raises:
-        CheckpointError: it is damaged, or can't; names features, tables and tasks.
+        CheckpointError: it is damaged, or its model can't; names features, tables and tasks.
         DataError: the training set is malformed, or has no such split.
     """
     saved = checkpoint.read_manifest(path)
@@ -99,7 +99,9 @@ def _check_set(config: Config, path: Folder, split: str) -> None:
     manifest, _ = open_training_set(config, trained)
     manifest.split(split)
     if trained is not None and (notes := adapt(trained, here).notes):
-        log.info("the training set differs, the model's own holds: %s", summary_of(notes))
+        log.info(
+            "the training set differs; the model's own settings are used: %s", summary_of(notes)
+        )
     if warning := warning_of_other_data(saved, manifest):
         log.warning("%s: %s", config.data.path, warning)
 
@@ -108,25 +110,25 @@ def _saved_config(folder: Folder) -> Config:
     """The config that a checkpoint was saved with."""
     content = read_plain(folder, checkpoint.read_manifest(folder), "config.yaml")
     if content is None:
-        raise CheckpointError(f"{folder} has no config.yaml, so its model isn't known")
+        raise CheckpointError(f"{folder} has no config.yaml, which describes its model")
     return config_of_text(content.decode(), source=f"{folder}/config.yaml")
 
 
 def _with_model_of(config: Config, saved: Config, overrides: Sequence[str]) -> Config:
-    """The config with everything that makes the model as it was when the checkpoint was saved.
+    """The config with the checkpoint's settings of the model.
 
     Raises:
-        ConfigError: --set of something that comes from the checkpoint, or plays no part here, to
+        ConfigError: --set of a key that evaluation takes from the checkpoint or doesn't use, to
             another value than the checkpoint's.
     """
     keys = [key_of(override) for override in overrides]
     for key, (theirs, ours) in changes(saved, config).items():
-        if any(covers(here, key) for here in _TAKEN_HERE):
+        if any(covers(here, key) for here in _FROM_RUN_FILE):
             continue
         if any(covers(one, key) for one in keys):
             raise ConfigError(
-                f"--set {key}: evaluate doesn't take it from the run file: got {ours}, the "
-                f"checkpoint was trained with {theirs}; leave it out"
+                f"--set {key}: got {ours}, but the checkpoint was trained with {theirs}, and "
+                "evaluate takes this key from the checkpoint; leave it out"
             )
         if any(covers(part, key) for part in _MAKES_MODEL):
             log.warning(
@@ -143,7 +145,7 @@ def _with_model_of(config: Config, saved: Config, overrides: Sequence[str]) -> C
 
 
 def _default_output(config: Config, folder: Folder, split: str) -> Path:
-    """Beside the run's summary; among the runs for a checkpoint that belongs to none."""
+    """A path beside the run's summary, or in the folder of runs if the checkpoint has no run."""
     runs = config.run.folder / config.run.name
     if folder.parent.name == "checkpoints" and "://" not in folder.url:
         place = Path(folder.url).parent.parent
@@ -156,7 +158,7 @@ def _default_output(config: Config, folder: Folder, split: str) -> Path:
 
 
 def _unused(path: Path, result: dict[str, Any]) -> Path:
-    """The path, with a number if another result is there; the same result may be written again."""
+    """The path, with a number if it holds another result; the same result may be replaced."""
     found, number = path, 1
     while found.exists() and _read(found) != json.loads(dump_json(result)):
         number += 1
@@ -172,7 +174,7 @@ def _read(path: Path) -> Any:
 
 
 def _print(result: dict[str, Any]) -> None:
-    """One row per task; the planted optimum behind a slash where it is known."""
+    """Print one row per task, with the best reachable value behind a slash where it is known."""
     keys = [key.split("/") for key in result["metrics"]]
     metrics = list(dict.fromkeys(metric for _, metric, _ in keys))
     table = Table(title=f"{result['split']}: {result['rows']:,} rows, step {result['step']:,}")
@@ -187,7 +189,7 @@ def _print(result: dict[str, Any]) -> None:
             cells.append(f"{result['metrics'][key]:.4f}" + (f" / {best:.4f}" if best else ""))
         table.add_row(task, *cells)
     if result["optimum"]:
-        table.caption = "behind the slash: the planted optimum"
+        table.caption = "behind the slash: the best that any model can reach"
     wide_console().print(table)
 
 

@@ -1,11 +1,11 @@
-"""Make the training set of a run file: from raw logs, data sets that exist, or a synthetic world.
+"""Make the training set of a run file, from raw logs, existing data sets or synthetic logs.
 
     infnet ingest --config configs/smoke.yaml
     ray job submit --working-dir . -- python -m ray_jobs.ingest --config configs/logs.yaml
 
-Running it again with the same settings changes nothing; with others, it refuses to overwrite. Logs
-(`ingest.source: logs`) are ingested by many tasks at once, over the nodes of a cluster or the cores
-of this machine. New files of such logs are added to the set; a killed job goes on where it was.
+Running it again with the same settings changes nothing; other settings are an error, and nothing is
+overwritten. Logs (`ingest.source: logs`) are ingested by parallel tasks, on a cluster or on
+the cores of this machine. New files of such logs are added to the set; a killed job resumes.
 """
 
 import time
@@ -25,12 +25,12 @@ from ray_jobs._cli import log, new_run_id, read_config, run_main
 from ray_jobs._options import parse
 from ray_jobs._tasks import executor
 
-# Tasks' processes import this module as well, so what brings torch is imported where it is used.
+# The processes of tasks import this module too, so imports that need torch are inside functions.
 _PROGRESS_S = 5.0
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Ingest unless the training set is there already."""
+    """Make the training set unless it is up to date, then its report."""
     arguments = parse("ingest", argv)
     config = read_config(arguments)
     if config.ingest is None:
@@ -42,13 +42,13 @@ def main(argv: Sequence[str] | None = None) -> None:
     if manifest is None:
         log.info("%s is up to date", folder)
     else:
-        _tell(manifest)
+        _log_splits(manifest)
         log.info("wrote %s in %.1f s", folder, time.monotonic() - start)
     _describe(config, manifest)
 
 
-def _tell(manifest: Manifest) -> None:
-    """Log what was made."""
+def _log_splits(manifest: Manifest) -> None:
+    """Log rows and label means of each split, and the rows in quarantine."""
     for name, split in manifest.splits.items():
         rates = [f"{task} {rate:.4f}" for task, rate in split.base_rates.items()]
         log.info(Line(f"{name}: {split.rows:,} rows; label means", *rates))
@@ -59,7 +59,7 @@ def _tell(manifest: Manifest) -> None:
 
 
 def _describe(config: Config, made: Manifest | None) -> None:
-    """Write what stands beside the manifest: the report and, where asked, Petastorm's metadata."""
+    """Write the report and, if `data.petastorm_metadata` is set, Petastorm's metadata."""
     from infnet_dist.ingest.report import REPORT, write_report
 
     folder = config.data.path

@@ -1,9 +1,9 @@
-"""The whole way on this machine: ingest, train with 2 workers, evaluate, show the result.
+"""Ingest, train with 2 workers and evaluate on this machine, then show the result.
 
     infnet smoke [--config configs/smoke.yaml] [--root .infnet] [--set key.path=value]
 
-This is what `make smoke` runs. It starts a Ray of its own, submits each step with Ray's real
-command line, as on a cluster, stops at the first failure with that step's exit code, and ends Ray.
+`make smoke` runs this. It starts a Ray of its own, submits each step with Ray's command line, as on
+a cluster, stops at the first failure with that step's exit code, and ends Ray.
 """
 
 import json
@@ -26,12 +26,12 @@ from ray_jobs._cli import new_run_id, run_main
 from ray_jobs._local_ray import LocalRay
 from ray_jobs._options import REPOSITORY, parse
 
-# Ray's data tasks hang silently where the workers hold all CPUs.
+# Ray Data hangs without a message if the workers hold all CPUs.
 SPARE_CPUS = 2
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the three steps and print their summary; returns the exit code."""
+    """Run the three steps and print a summary; returns the exit code."""
     args = parse("smoke", argv)
     root = args.root.resolve()
     os.environ[ROOT_VARIABLE] = str(root)
@@ -46,7 +46,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         code = run_steps(steps_of(args.config, args.overrides, run_id), root, cpus_of(config))
     except KeyboardInterrupt:
-        print("stopped; Ray is ended", file=sys.stderr)
+        print("stopped; the local Ray has ended", file=sys.stderr)
         return 1
     if code == 0:
         folder = config.run.folder / config.run.name / run_id
@@ -57,7 +57,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def cpus_of(config: Config) -> int:
-    """CPUs that Ray must offer so that all workers fit, with some to spare."""
+    """CPUs that Ray must offer for all workers and some more."""
     per_worker = config.scaling.resources_per_worker.get("CPU", 1.0)
     return int(config.scaling.num_workers * per_worker + 0.999) + SPARE_CPUS
 
@@ -65,7 +65,7 @@ def cpus_of(config: Config) -> int:
 def steps_of(config: Path, overrides: Sequence[str], run_id: str) -> dict[str, list[str]]:
     """The command of each step, by its heading."""
     path = config.resolve()
-    if path.is_relative_to(REPOSITORY):  # then it is uploaded, as it would be to a cluster
+    if path.is_relative_to(REPOSITORY):  # it is uploaded, as it would be to a cluster
         path = path.relative_to(REPOSITORY)
     common = ["--config", str(path)]
     for override in overrides:
@@ -79,7 +79,7 @@ def steps_of(config: Path, overrides: Sequence[str], run_id: str) -> dict[str, l
 
 
 def run_steps(steps: Mapping[str, list[str]], root: Path, num_cpus: int) -> int:
-    """Submit the steps to a Ray of our own until one fails; returns the last exit code."""
+    """Submit the steps to a local Ray until one fails; returns the last exit code."""
     console = Console()
     began = time.monotonic()
     console.rule(f"start Ray on this machine, {num_cpus} CPUs", align="left")
@@ -101,7 +101,7 @@ def shown_here() -> dict[str, str] | None:
 
 
 def read_results(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
-    """What train and evaluate wrote into the run's folder."""
+    """The results of train and evaluate from the run's folder."""
     summary = json.loads((folder / "summary.json").read_text())
     name = f"evaluation-valid-{Path(summary['checkpoint']).name}.json"
     evaluation = json.loads((folder / name).read_text())
@@ -111,7 +111,7 @@ def read_results(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
 def format_summary(
     summary: Mapping[str, Any], evaluation: Mapping[str, Any], *, seconds: float
 ) -> RenderableType:
-    """Metrics per task beside the best that the planted truth allows, and where things lie."""
+    """Metrics per task beside the best that any model can reach, then speed and paths."""
     split, optimum = evaluation["split"], evaluation.get("optimum") or {}
     title = f"{split}: {evaluation['rows']:,} rows"
     metrics = Table("task", "metric", title=title, title_justify="left")
@@ -136,13 +136,13 @@ def format_summary(
         "W&B": _shorter(summary.get("wandb") or "disabled"),
         "total": f"{seconds:.0f} s",
     }
-    # Not in a table: paths must stay whole, for copying.
+    # Not in a table, which would break paths; they are for copying.
     lines = "\n".join(f"{name:11} {fact}" for name, fact in facts.items())
     return Group(metrics, Text(lines, no_wrap=True, overflow="ignore"))
 
 
 def _shorter(path: str) -> str:
-    """A path below the current folder, relative to it; anything else as it is."""
+    """A path relative to the current folder if it is below it."""
     return path.removeprefix(f"{Path.cwd()}/")
 
 

@@ -3,9 +3,9 @@
     ray job submit --working-dir . -- python -m ray_jobs.train --config configs/smoke.yaml
     infnet train --config configs/smoke.yaml --launcher local    # without Ray
 
-A run's folder is <run.folder>/<run.name>/<run id>. Giving the --run-id of an earlier run goes on
-from its newest checkpoint. Ctrl-C, SIGTERM and `ray job stop` save first (exit codes 130 and 143);
-lost workers and nodes are replaced: docs/faults.md.
+A run's folder is <run.folder>/<run.name>/<run id>. With the --run-id of an earlier run, training
+resumes from its newest checkpoint. Ctrl-C, SIGTERM and `ray job stop` save first (exit codes 130
+and 143); lost workers and nodes are replaced: docs/faults.md.
 """
 
 from collections.abc import Sequence
@@ -28,7 +28,7 @@ from ray_jobs._supervise import train_with_restarts
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Check what can be checked without workers, then train."""
+    """Check everything that needs no workers, then train."""
     arguments = parse("train", argv)
     config = read_config(arguments)
     manifest, schema = open_for_training(config)
@@ -36,7 +36,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         log.warning("no effect: %s", line)
     build_train_model(config, schema, table_device=torch.device("meta"))  # finds wrong settings
     if config.sharding.plan != "auto":
-        # How many workers stand on one machine is seen there.
+        # The number of workers per machine is checked by the workers.
         check_plan(
             load_plan(config.sharding.plan),
             tables_of_run(config, schema),
@@ -44,7 +44,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             device="cuda" if config.scaling.use_gpu else "cpu",
         )
     run_folder = config.run.folder / config.run.name / (arguments.run_id or new_run_id())
-    config = _as_begun(config, run_folder)
+    config = _resumed(config, run_folder)
     summary = train_with_restarts(config, run_folder, arguments.launcher)
     trained = f"trained {summary['examples']:,} examples in {summary['steps']:,} steps"
     speed, path = f"{summary['samples_per_s']:.0f} samples/s", summary["checkpoint"]
@@ -56,10 +56,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
 
 
-def _as_begun(config: Config, run_folder: Path) -> Config:
-    """The settings of a resumed run; those that differ from its newest attempt are reported.
+def _resumed(config: Config, run_folder: Path) -> Config:
+    """The settings of a resumed run; logs those that differ from its newest attempt.
 
-    Where the run file leaves `tables.unknown_id_rate` open, a run keeps what it began with.
+    If the run file doesn't set `tables.unknown_id_rate`, a run keeps the rate that it began with.
     """
     try:
         text = (run_folder / "config.yaml").read_text(encoding="utf-8")

@@ -1,7 +1,7 @@
 """Distributed save and load: a checkpoint is complete and intact, or it doesn't exist.
 
 It loads under any world size, and under any plan with one exception (see `load`). The folder must
-be on storage that all workers share. `python -m infnet_dist.checkpoint --help` lists the commands.
+be on storage that all workers share. `infnet checkpoint --help` lists the commands.
 """
 
 import importlib

@@ -1,4 +1,4 @@
-"""A table of a checkpoint as a Parquet file: rows in order, for other programs to read."""
+"""Exports a table of a checkpoint to a Parquet file, with its rows in order."""
 
 import io
 from collections.abc import Iterator
@@ -66,19 +66,18 @@ class TableExport:
         self._end = self._table_rows if end is None else end
         if not self._first <= self._end <= self._table_rows:
             raise CheckpointError(
-                f"table {table!r} has rows 0:{self._table_rows}; {self._first}:{self._end} isn't "
-                "within"
+                f"table {table!r} has rows 0:{self._table_rows}; --rows {self._first}:{self._end} "
+                "is outside"
             )
         if not dim or saved.dtype not in _TYPES:
             raise CheckpointError(
-                f"table {table!r} is {dim} wide, of {saved.data_type}; exported are F16, BF16, F32 "
-                "and F64 of one column or more"
+                f"table {table!r} is {dim} wide, of {saved.data_type}; expected F16, BF16, F32 or "
+                "F64 of one column or more"
             )
         self._state = row_state(manifest, self._tensor) if with_optimizer else None
         if with_optimizer and self._state is None:
             raise CheckpointError(
-                f"no row-wise optimizer state of table {table!r} in {folder}; leave out "
-                "--with-optimizer"
+                f"no row-wise optimizer state of table {table!r} in {folder}; omit --with-optimizer"
             )
         columns = [
             pa.field("row", pa.int64(), nullable=False),
@@ -92,7 +91,7 @@ class TableExport:
         self.num_bytes = self.num_rows * dim * saved.dtype.itemsize
 
     def write(self, output: str, advance: Advance, *, replace: bool = False) -> None:
-        """Write the file at this path or URL; it isn't there before it is complete.
+        """Write the file at this path or URL; it appears when it is complete.
 
         Raises:
             CheckpointError: it is there already, and not to be replaced.
@@ -103,13 +102,13 @@ class TableExport:
         place, name = _split(output)
         place.check_target(name)
         if not replace and place.size(name) is not None:
-            raise CheckpointError(f"{place / name} is there already; --force replaces it")
+            raise CheckpointError(f"{place / name} already exists; --force replaces it")
 
         def write(file: IO[bytes]) -> None:
             if not isinstance(file, io.RawIOBase):
                 self._write(file, advance)
                 return
-            buffered = io.BufferedWriter(file)  # a raw file may take less than it is given
+            buffered = io.BufferedWriter(file)  # a raw file may write less than it gets
             try:
                 self._write(buffered, advance)
             finally:
@@ -122,7 +121,7 @@ class TableExport:
         with pq.ParquetWriter(
             file,
             self._schema,
-            compression="none",  # trained weights hardly shrink
+            compression="none",  # trained weights hardly compress
             use_dictionary=False,
             column_encoding={"row": "DELTA_BINARY_PACKED"},
         ) as writer:
@@ -133,7 +132,7 @@ class TableExport:
             self._flush(writer, waiting)
 
     def _flush(self, writer: pq.ParquetWriter, waiting: list[pa.RecordBatch]) -> None:
-        """Write what waits as one row group."""
+        """Write the pending rows as one row group."""
         if waiting:
             table = pa.Table.from_batches(waiting, self._schema)
             writer.write_table(table, row_group_size=len(table))

@@ -153,7 +153,7 @@ def _check_fits(
     *,
     with_optimizer: bool,
 ) -> None:
-    """Raise on all ranks unless all tensors of the checkpoint are the model's, shapes and types."""
+    """Raise on all ranks unless tensors, shapes and types of checkpoint and model are equal."""
     wrong = [_difference(manifest, shard) for shard in shards if shard.name in manifest.tensors]
     known = {name for names in context.gather({p.name for p in shards}) for name in names}
     wanted = "" if with_optimizer else "model."

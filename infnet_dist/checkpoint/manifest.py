@@ -222,7 +222,7 @@ def read_manifest(folder: Folder) -> CheckpointManifest:
 
 def _without_manifest(folder: Folder, there: dict[str, int | None]) -> str:
     if MANIFEST in there:
-        return f"checkpoint {folder} is damaged: its {MANIFEST} is no regular file"
+        return f"checkpoint {folder} is damaged: its {MANIFEST} isn't a regular file"
     if there:
         return f"checkpoint {folder} is incomplete (no {MANIFEST})"
     return f"no checkpoint {folder}: no such folder"

@@ -23,7 +23,7 @@ log = logging.getLogger("infnet_dist")
 
 @dataclass(frozen=True)
 class RetentionDecision:
-    """Whether a checkpoint is to be kept, and why."""
+    """Whether a checkpoint is kept, and the reason."""
 
     found: FoundCheckpoint
     kept: bool

@@ -6,7 +6,7 @@ from pydantic import ValidationError
 
 from infnet_dist.checkpoint.inspection import read_plain, tables_of
 from infnet_dist.checkpoint.manifest import CheckpointManifest
-from infnet_dist.data.schema_changes import changes, feature_names, summary_of, unusable
+from infnet_dist.data.schema_changes import changes, feature_names, incompatibilities, summary_of
 from infnet_dist.errors import CheckpointError, UserError
 from infnet_dist.io.filesystem import Folder
 from infnet_dist.io.parsing import first_error, parse_json
@@ -30,7 +30,7 @@ def read_schema(folder: Folder, manifest: CheckpointManifest) -> Schema | None:
         return Schema.model_validate(parse_json(content))
     except (ValueError, UserError) as error:
         fault = first_error(error) if isinstance(error, ValidationError) else str(error)
-        raise CheckpointError(f"{SCHEMA} in {folder} is no schema: {fault}") from None
+        raise CheckpointError(f"{SCHEMA} in {folder} isn't a schema: {fault}") from None
 
 
 def check_same(
@@ -66,7 +66,7 @@ def check_readable(
     Raises:
         CheckpointError: names the features, tables and tasks that are missing or differ.
     """
-    lines = table_changes(manifest, here) if trained is None else unusable(trained, here)
+    lines = table_changes(manifest, here) if trained is None else incompatibilities(trained, here)
     if lines:
         raise CheckpointError(
             f"{folder} can't read {training_set}: {summary_of(lines)}; evaluate on a set with "

@@ -1,1 +1,1 @@
-"""Many models under one protocol: trials, their measurements, and what they say together."""
+"""Comparison of many models under one protocol: trials, measurements, results, report."""

@@ -1,4 +1,4 @@
-"""What a model costs beside its tables: parameters, operations, and time of a forward pass."""
+"""Costs of a model without its tables: parameters, operations, time of a forward pass."""
 
 import statistics
 import time
@@ -19,13 +19,14 @@ _REPEATS = 20
 
 
 class ModelCosts(NamedTuple):
-    """Costs of everything that isn't a table; lookups aren't counted.
+    """Costs of everything but the tables and their lookups.
 
     Attributes:
-        parameters: dense parameters.
-        flops: floating-point operations of a forward pass, per sample, as torch counts them:
-            matrix products, a multiply-add being two.
-        forward_ms: milliseconds of a forward pass of 512 rows on this machine's CPU, median.
+        parameters: number of dense parameters.
+        flops: floating-point operations of a forward pass per sample, as torch counts them: those
+        of
+            matrix products, two per multiply-add.
+        forward_ms: median time of a forward pass of 512 rows on this machine's CPU, ms.
     """
 
     parameters: int
@@ -34,7 +35,7 @@ class ModelCosts(NamedTuple):
 
 
 def measure_costs(config: Config, schema: Schema) -> ModelCosts:
-    """Build the model without its tables and run it on full histories."""
+    """Build the model without tables and measure it on full histories."""
     dense = _dense(config, schema)
     inputs = _inputs(config, schema, BATCH_SIZE)
     times = []
@@ -51,9 +52,9 @@ def measure_costs(config: Config, schema: Schema) -> ModelCosts:
 
 
 def count_flops(config: Config, schema: Schema) -> float:
-    """Floating-point operations of a forward pass per sample, histories full."""
+    """Floating-point operations of a forward pass per sample, on full histories."""
     dense = _dense(config, schema)
-    # By the plain kernel, since the fused one's operations aren't counted on a CPU.
+    # With the math kernel: torch doesn't count the operations of the fused one on a CPU.
     with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
         dense(*_inputs(config, schema, 1))
     return float(counter.get_total_flops())
@@ -67,7 +68,7 @@ def _dense(config: Config, schema: Schema) -> DenseArch:
 def _inputs(
     config: Config, schema: Schema, batch_size: int
 ) -> tuple[SparseEmbeddings, torch.Tensor, torch.Tensor]:
-    """Random rows of the right shapes; histories are full."""
+    """Random inputs of the right shapes; histories are full."""
     width = config.tables.embedding_dim
     lengths = [sequence.max_length for sequence in schema.sequences]
     embeddings = SparseEmbeddings(

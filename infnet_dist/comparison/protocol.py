@@ -1,6 +1,6 @@
-"""What a comparison is: a base run file, models, a grid that all of them get, and seeds.
+"""The protocol of a comparison: a base run file, models, a grid that all models share, and seeds.
 
-base: kuairand_pure.yaml            # beside this file; everything that isn't said here
+base: kuairand_pure.yaml            # in the same folder; defines everything else
 set: {training.epochs: 1, data.batch_size: 256}
 models:
   infnet: {name: infnet}
@@ -11,15 +11,14 @@ finalists: 4
 always_finalists: [infnet]
 ablations: {of: infnet, models: {four_hubs: {name: infnet, num_hubs: 4}}}
 
-To the models comes the control, `linear_control`: logistic regression on the same features and
-counters (histories as the mean of their items). What it reaches is due to the features, not to a
-model; it is trained with every seed.
+Every comparison includes the control, `linear_control`: logistic regression on the same features
+and counters (histories as the mean of their items), trained with every seed. Its score is due to
+the features, not to a model.
 
 First every model is trained at every point of the grid with the first seed; then the finalists,
-each at its best point, with the other seeds. Ablations are trained at their model's best point, and
-are nobody's rivals. A model's `model` section starts from what is common
-to all towers in the base: token_dim, dropout, first_order,
-conditional_on.
+each at its best point, with the other seeds. Ablations are trained at their model's best point and
+aren't ranked among the models. A model's section inherits the options that all towers share from
+the base run file: token_dim, dropout, first_order, conditional_on.
 """
 
 import hashlib
@@ -50,36 +49,36 @@ _CONTROL_SECTION = {
 
 
 class Ablations(Section):
-    """Variants of a model, trained where it is best."""
+    """Variants of a model, trained at its best point."""
 
-    of: str = Field(description="the model, by its name in the tables")
+    of: str = Field(description="name of the model")
     models: dict[str, dict[str, Any]] = Field(
-        min_length=1, description="model section of each variant, by its name in the tables"
+        min_length=1, description="model section by name of the variant"
     )
     seeds: list[int] | None = Field(
-        None, min_length=1, description="some of the comparison's seeds; null: all"
+        None, min_length=1, description="subset of the comparison's seeds; null: all"
     )
 
 
 class Protocol(Section):
-    """A comparison, as its file says."""
+    """The contents of a comparison file."""
 
-    base: Path = Field(description="run file, relative to the comparison's file")
+    base: Path = Field(description="run file, relative to the folder of the comparison file")
     set: dict[str, Any] = Field(default_factory=dict, description="changes to the run file, by key")
     models: dict[str, dict[str, Any]] = Field(
-        min_length=1, description="model section of each model, by its name in the tables"
+        min_length=1, description="model section by name of the model"
     )
     grid: dict[str, list[Any]] = Field(
-        default_factory=dict, description="values of each key that every model tries"
+        default_factory=dict, description="values by key; every model tries all combinations"
     )
     seeds: list[int] = Field([0], min_length=1, description="seeds; the first is the grid's")
     finalists: PositiveInt = Field(4, description="models that are trained with every seed")
-    always_finalists: list[str] = Field([], description="models that are finalists in any case")
+    always_finalists: list[str] = Field([], description="models that are always finalists")
     ablations: Ablations | None = Field(None, description="variants of one of the models")
 
     @property
     def all_models(self) -> dict[str, dict[str, Any]]:
-        """Model sections of the models, the control's last."""
+        """Model sections of all models; the control is last."""
         return self.models | {CONTROL: _CONTROL_SECTION}
 
     @property
@@ -98,59 +97,59 @@ class Protocol(Section):
         for seed in set(self.ablation_seeds) - set(self.seeds):
             raise ValueError(f"ablations.seeds: {seed} isn't one of seeds ({self.seeds})")
         if len({*self.ablation_seeds}) != len(self.ablation_seeds):
-            raise ValueError(f"ablations.seeds: a seed stands twice in {self.ablation_seeds}")
+            raise ValueError(f"ablations.seeds: a seed appears twice in {self.ablation_seeds}")
         for name in self.models.keys() & self.variants.keys():
-            raise ValueError(f"ablations.models: {name!r} is a model's name already; rename one")
+            raise ValueError(f"ablations.models: {name!r} is also the name of a model; rename one")
         for name in [*self.models, *self.variants]:
             if name == CONTROL:
-                raise ValueError(f"models: {name!r} is the control, which is always there")
+                raise ValueError(f"models: {name!r} is the control's name; rename the model")
             if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name):
-                raise ValueError(f"models: {name!r} is no plain name of letters, digits, . _ -")
+                raise ValueError(f"models: {name!r}: expected a name of letters, digits, . _ -")
         for name in [*self.always_finalists, *([self.ablations.of] if self.ablations else [])]:
             if name not in self.models:
                 raise ValueError(unknown_name("model", name, self.models))
         for key, values in self.grid.items():
             if not values:
-                raise ValueError(f"grid.{key} has no values")
+                raise ValueError(f"grid.{key} has no values; add one")
             if len({json.dumps(value) for value in values}) != len(values):
-                raise ValueError(f"grid.{key}: a value stands twice in {values}")
+                raise ValueError(f"grid.{key}: a value appears twice in {values}")
         if len({*self.seeds}) != len(self.seeds):
-            raise ValueError(f"a seed stands twice in {self.seeds}")
+            raise ValueError(f"seeds: a seed appears twice in {self.seeds}")
         return self
 
     def _check_set_once(self) -> None:
-        """One place sets a key: seeds, the grid, a model, or the run file with its changes."""
+        """Check that only one of seeds, grid, model section and run file sets a key."""
         for key in self.grid:
             for other in self.grid:
                 if key != other and covers(key, other):
-                    raise ValueError(f"grid.{other} is inside of grid.{key}; keep one of them")
+                    raise ValueError(f"grid.{other} is a part of grid.{key}; keep one of them")
             if covers(key, "run.seed"):
-                raise ValueError(f"grid.{key}: name seeds under 'seeds'")
+                raise ValueError(f"grid.{key}: set 'seeds' instead")
             for name, section in (self.models | self.variants).items():
                 for option in section:
                     if covers(key, f"model.{option}") or covers(f"model.{option}", key):
                         raise ValueError(
-                            f"models.{name}.{option}: grid.{key} would replace it; leave one out"
+                            f"models.{name}.{option}: grid.{key} would replace it; remove one"
                         )
         for key in self.set:
             if reason := self.without_effect(key):
                 raise ValueError(f"set.{key}: {reason}")
 
     def without_effect(self, key: str) -> str | None:
-        """Why a change of the run file would change no trial; None if it would."""
+        """The reason why a change of the run file would affect no trial; None if it would."""
         for varied in self.grid:
             if covers(key, varied) or covers(varied, key):
-                return f"grid.{varied} sets it; change the grid, and set other keys one by one"
+                return f"grid.{varied} sets it; change the grid, or set other keys individually"
         if covers(key, "run.seed"):
-            return "the comparison has seeds of its own; change 'seeds'"
+            return "the comparison has its own seeds; change 'seeds'"
         common = [f"model.{option}" for option in ModelSection.model_fields]
         if covers("model", key) and not any(covers(option, key) for option in common):
-            return f"each model has a section of its own; here {', '.join(common)} can be set"
+            return f"each model has its own section; only {', '.join(common)} can be set here"
         return None
 
 
-# Sections and keys that don't change what a trial comes to.
-_BESIDE: dict[str, Any] = {
+# Sections and keys that don't affect the result of a trial.
+_WITHOUT_EFFECT: dict[str, Any] = {
     "run": True,
     "ingest": True,
     "tracking": True,
@@ -166,9 +165,9 @@ class Trial:
     """One training run of the comparison.
 
     Attributes:
-        model: name in the tables.
-        point: the grid's keys and values.
-        config: the whole run.
+        model: name of the model.
+        point: values by key of the grid.
+        config: the run.
         data: content hash of the training set.
     """
 
@@ -179,22 +178,22 @@ class Trial:
 
     @property
     def id(self) -> str:
-        """The name of its run folder: other data or settings that count, another name."""
-        settings = self.config.model_dump(mode="json", exclude=_BESIDE)
+        """Name of the run folder: depends on the data and all settings that affect the result."""
+        settings = self.config.model_dump(mode="json", exclude=_WITHOUT_EFFECT)
         text = json.dumps([self.data, self.config.run.seed, settings], sort_keys=True)
         return f"{self.model}-{hashlib.sha256(text.encode()).hexdigest()[:10]}"
 
     @property
     def folder(self) -> Path:
-        """Its run folder."""
+        """The run folder."""
         return self.config.run.folder / self.config.run.name / self.id
 
 
 def load_protocol(path: str | Path) -> Protocol:
-    """Read a comparison's file.
+    """Read a comparison file.
 
     Raises:
-        ConfigError: missing, no YAML, or a key is wrong.
+        ConfigError: the file is missing or isn't YAML, or a key is wrong.
     """
     try:
         return checked(Protocol, read_sections(path))
@@ -220,7 +219,7 @@ def trials(protocol: Protocol, base: Config, *, seed: int, data: str) -> list[Tr
     """Every model at every point of the grid, on the training set with content hash `data`.
 
     Raises:
-        ConfigError: a model's section or a key of the grid is wrong; says of which model.
+        ConfigError: a model's section or a key of the grid is wrong; names the model.
     """
     points = [
         dict(zip(protocol.grid, values, strict=True))
@@ -234,10 +233,10 @@ def trials(protocol: Protocol, base: Config, *, seed: int, data: str) -> list[Tr
 
 
 def ablation_trials(protocol: Protocol, base: Config, best: Trial) -> list[Trial]:
-    """Every ablation with each of its seeds, at the point of `best`, a trial of the model it is of.
+    """Every ablation with each of its seeds, at the point of `best`, a trial of the ablated model.
 
     Raises:
-        ConfigError: an ablation's section is wrong; says of which.
+        ConfigError: an ablation's section is wrong; names the ablation.
     """
     return [
         Trial(name, best.point, _config(base, name, section, best.point, seed), best.data)
@@ -247,7 +246,7 @@ def ablation_trials(protocol: Protocol, base: Config, best: Trial) -> list[Trial
 
 
 def with_seed(trial: Trial, seed: int) -> Trial:
-    """The same trial under another seed."""
+    """The same trial with another seed."""
     run = trial.config.run.model_copy(update={"seed": seed})
     return replace(trial, config=trial.config.model_copy(update={"run": run}))
 
@@ -259,7 +258,7 @@ def _config(
     common = {key: raw["model"][key] for key in ModelSection.model_fields}
     raw["model"] = common | section
     raw["run"]["seed"] = seed
-    raw["tracking"]["wandb"] = "disabled"  # the report goes there as one run
+    raw["tracking"]["wandb"] = "disabled"  # the report is sent as one run
     for key, value in point.items():
         *parents, last = key.split(".")
         inner = raw

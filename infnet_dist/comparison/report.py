@@ -1,4 +1,4 @@
-"""A comparison on paper: results.json, table.md, and three pictures."""
+"""The report of a comparison: results.json, table.md, and three pictures."""
 
 import json
 import math
@@ -14,13 +14,13 @@ PICTURES = ("auc.png", "auc_against_costs.png", "learning_curves.png")
 def write_report(
     results: Sequence[ModelResult], folder: Path, *, tasks: Sequence[str], about: dict[str, Any]
 ) -> None:
-    """Write all files into `folder`.
+    """Write all files of the report.
 
     Args:
         results: best first.
-        folder: made if it doesn't exist.
+        folder: created if it doesn't exist.
         tasks: binary tasks, in order.
-        about: what else results.json says: protocol, versions, machine.
+        about: additional entries of results.json: protocol, versions, machine.
     """
     folder.mkdir(parents=True, exist_ok=True)
     records = [to_record(result) for result in results]
@@ -31,7 +31,7 @@ def write_report(
 
 
 def to_record(result: ModelResult) -> dict[str, Any]:
-    """A model's results as plain data; NaN becomes null."""
+    """A model's results as a JSON object; NaN becomes null."""
     names = [key.partition("/")[2] for key in result.runs[0].metrics]
     return {
         "name": result.name,
@@ -60,7 +60,7 @@ def to_record(result: ModelResult) -> dict[str, Any]:
 
 
 def to_markdown(results: Sequence[ModelResult], tasks: Sequence[str]) -> str:
-    """Two tables: ranking metrics with costs, and calibration."""
+    """Two Markdown tables: ranking metrics with costs, and calibration."""
     ranking = ["model", "seeds", "mean AUC", "difference from", "over control", "mean gAUC"]
     ranking += [f"{task} AUC / gAUC" for task in tasks]
     ranking += ["dense params", "MFLOPs / sample", "samples/s", "ms at 512"]
@@ -97,13 +97,14 @@ def to_markdown(results: Sequence[ModelResult], tasks: Sequence[str]) -> str:
         for result in results
     ]
     notes = (
-        "On valid, on which the point of the grid was chosen as well, with the first seed. Models "
-        "with one\nseed are below those with several. +-: standard deviation over seeds. "
-        "difference: of mean AUC from\nthe best other model with several seeds, of an ablation (*) "
-        "from its model, over the seeds that both\nhave; p: paired t-test. control: logistic "
-        "regression on the same features and counters, histories as\nmeans of their items; over "
-        "control: difference of mean AUC from it, over the seeds that both have.\nMFLOPs and ms: "
-        "forward pass without lookups, full histories. samples/s: with other trials beside it.\n"
+        "Metrics of valid, which also selected the point of the grid (with the first seed). Models "
+        "with one\nseed are listed below those with several. +-: standard deviation over seeds. "
+        "difference: mean AUC minus\nthat of the best other model with several seeds, for an "
+        "ablation (*) minus that of its model, over common\nseeds; p: paired t-test. control: "
+        "logistic regression on the same features and counters, histories as\nmeans of their "
+        "items; over control: mean AUC minus that of the control, over common seeds.\n"
+        "MFLOPs and ms: forward pass without lookups, full histories. samples/s: with concurrent "
+        "trials.\n"
     )
     return f"{_table(ranking, rows)}\n{notes}\n{_table(other, other_rows)}"
 
@@ -127,7 +128,7 @@ def _signed(difference: float) -> str:
 
 def _spread(result: ModelResult, key: str) -> str:
     if math.isnan(result.mean(key)):
-        return "-"  # gAUC of rows that have no group
+        return "-"  # gAUC of rows without a group
     text, deviation = f"{result.mean(key):.4f}".replace("0.", ".", 1), result.deviation(key)
     return text if math.isnan(deviation) else f"{text} +- {deviation:.4f}".replace("+- 0.", "+- .")
 

@@ -1,4 +1,4 @@
-"""Finished trials -> one record per model: best point, every seed, spread, paired tests."""
+"""Finished trials -> one result per model: best point, all seeds, deviation, paired tests."""
 
 import json
 import math
@@ -13,19 +13,19 @@ from scipy import stats
 from infnet_dist.comparison.costs import ModelCosts
 from infnet_dist.comparison.protocol import CONTROL, Trial
 
-SUMMARY = "summary.json"  # a run folder that has one is finished
+SUMMARY = "summary.json"  # exists in the run folder of a finished trial
 _SPLIT = "valid"
 
 
 @dataclass(frozen=True)
 class Finished:
-    """A trial and what its training came to.
+    """A finished trial and its results.
 
     Attributes:
         trial: the trial.
-        metrics: `valid/metric/task` after the last step.
-        samples_per_s: of training, with whatever ran beside it; 0 where a resumed one had
-            nothing left to train.
+        metrics: metrics after the last step by `valid/metric/task`.
+        samples_per_s: training throughput, with concurrent trials; 0 if a resumed trial had nothing
+            left to train.
         curve: (examples, mean AUC over tasks) at each evaluation.
     """
 
@@ -36,7 +36,7 @@ class Finished:
 
     @property
     def seed(self) -> int:
-        """The seed it was trained with."""
+        """The seed of the trial."""
         return self.trial.config.run.seed
 
     def mean(self, metric: str) -> float:
@@ -49,17 +49,17 @@ class ModelResult:
     """One model at its best point.
 
     Attributes:
-        name: the model.
+        name: name of the model.
         point: the best point of the grid, by mean AUC with the first seed.
-        runs: that point with every seed that was run.
+        runs: finished trials at that point, one per seed.
         costs: parameters, operations, time.
         tried: mean AUC at every point of the grid, with the first seed.
-        compared_with: the best other model that has several seeds; of an ablation its model.
-        difference: of mean AUC from that model, mean over the seeds that both have.
-        p_value: of the paired t-test over those seeds; None with fewer than two.
-        ablation_of: the model that this is a variant of.
-        over_control: of mean AUC over the control's, mean over the seeds that both have; None for
-            the control.
+        compared_with: the best other model with several seeds; for an ablation, its model.
+        difference: mean AUC minus that of `compared_with`, averaged over common seeds.
+        p_value: paired t-test over common seeds; None with fewer than two.
+        ablation_of: the ablated model, if this is an ablation.
+        over_control: mean AUC minus that of the control, averaged over common seeds; None for the
+            control.
     """
 
     name: str
@@ -75,11 +75,11 @@ class ModelResult:
 
     @property
     def is_control(self) -> bool:
-        """Whether this is the linear model that every comparison has."""
+        """Whether this is the control, the linear model of every comparison."""
         return self.name == CONTROL
 
     def values(self, key: str) -> list[float]:
-        """A metric of all seeds: `auc` and `gauc` are means over tasks, else `metric/task`."""
+        """A metric by seed: `auc` or `gauc`, averaged over tasks, or `metric/task`."""
         if "/" in key:
             return [run.metrics[f"{_SPLIT}/{key}"] for run in self.runs]
         return [run.mean(key) for run in self.runs]
@@ -89,7 +89,7 @@ class ModelResult:
         return float(np.mean(self.values(key)))
 
     def deviation(self, key: str) -> float:
-        """Standard deviation over seeds; NaN with one."""
+        """Standard deviation over seeds; NaN with one seed."""
         values = self.values(key)
         return float(np.std(values, ddof=1)) if len(values) > 1 else float("nan")
 
@@ -100,19 +100,19 @@ class ModelResult:
 
 
 def mean_over_tasks(metrics: Mapping[str, float], metric: str) -> float:
-    """Mean of `valid/<metric>/<task>` over tasks; NaN where one is missing a value."""
+    """Mean of `valid/<metric>/<task>` over tasks; NaN if a value is missing."""
     prefix = f"{_SPLIT}/{metric}/"
     values = [v for k, v in metrics.items() if k.startswith(prefix)]
     return float(np.mean([np.nan if v is None else v for v in values])) if values else float("nan")
 
 
 def is_finished(trial: Trial) -> bool:
-    """Whether its run folder has a summary, which is written last."""
+    """Whether the run folder has a summary, which is written last."""
     return (trial.folder / SUMMARY).is_file()
 
 
 def read_finished(trial: Trial) -> Finished:
-    """What a finished trial wrote into its run folder."""
+    """Read the results of a finished trial from its run folder."""
     summary = json.loads((trial.folder / SUMMARY).read_text())
     curve: dict[int, float] = {}
     for line in (trial.folder / "metrics.jsonl").read_text().splitlines():
@@ -125,7 +125,7 @@ def read_finished(trial: Trial) -> Finished:
 
 
 def best_points(grid: Sequence[Finished]) -> dict[str, Finished]:
-    """Of each model the trial with the best mean AUC, best model first."""
+    """The trial with the best mean AUC by model, best model first."""
     best: dict[str, Finished] = {}
     for one in sorted(grid, key=lambda one: -_or_worst(one.mean("auc"))):
         best.setdefault(one.trial.model, one)
@@ -140,14 +140,14 @@ def summarise(
     ablations: Sequence[Finished] = (),
     ablations_of: str | None = None,
 ) -> list[ModelResult]:
-    """One record per model with paired tests.
+    """One result per model, with paired tests.
 
     Args:
         grid: every model at every point, with the first seed.
-        more_seeds: the finalists' other seeds.
-        costs: by model, ablations included.
-        ablations: variants of `ablations_of`.
-        ablations_of: the model.
+        more_seeds: the finalists with the other seeds.
+        costs: costs by model, including ablations.
+        ablations: trials of variants of `ablations_of`.
+        ablations_of: the ablated model.
 
     Returns:
         Finalists by mean AUC, then the other models, then the ablations.
@@ -165,7 +165,7 @@ def summarise(
         )
         for name, best in best_points(grid).items()
     ]
-    # One seed is the best of a grid: not to be ranked among means over seeds.
+    # A single seed is the best of a grid, so it isn't ranked among means over seeds.
     results.sort(key=lambda result: (len(result.runs) == 1, -_or_worst(result.mean("auc"))))
     several = [result for result in results if len(result.runs) > 1]
     for result in several:
@@ -186,7 +186,7 @@ def summarise(
 def _summarise_ablations(
     ablations: Sequence[Finished], costs: Mapping[str, ModelCosts], of: str | None
 ) -> list[ModelResult]:
-    """One record for each, the best first."""
+    """One result per ablation, best first."""
     runs: dict[str, list[Finished]] = defaultdict(list)
     for one in ablations:
         runs[one.trial.model].append(one)
@@ -198,7 +198,7 @@ def _summarise_ablations(
 
 
 def _compare(one: ModelResult, other: ModelResult | None) -> None:
-    """Note the difference from `other` over the seeds that both have."""
+    """Set the difference from `other` over common seeds."""
     if other is None:
         return
     found = _differences(one, other)
@@ -211,7 +211,7 @@ def _compare(one: ModelResult, other: ModelResult | None) -> None:
 
 
 def _differences(one: ModelResult, other: ModelResult) -> list[float]:
-    """Of mean AUC, for each seed that both have."""
+    """Differences of mean AUC by common seed."""
     mine = {run.seed: run.mean("auc") for run in one.runs}
     theirs = {run.seed: run.mean("auc") for run in other.runs}
     return [mine[seed] - theirs[seed] for seed in sorted(mine.keys() & theirs.keys())]

@@ -6,13 +6,8 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from infnet_dist.config.logs import (
-    MAX_BUCKETS,
-    MAX_GROUP_ROWS,
-    MAX_LENGTH,
-    MAX_TABLE_ROWS,
-    LogsIngest,
-)
+from infnet_dist.config.limits import MAX_BUCKETS, MAX_GROUP_ROWS, MAX_LENGTH, MAX_TABLE_ROWS
+from infnet_dist.config.logs import LogsIngest
 from infnet_dist.config.model import Section
 from infnet_dist.errors import unknown_name
 

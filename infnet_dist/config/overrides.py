@@ -23,7 +23,7 @@ def apply_overrides(raw: dict[str, Any], overrides: Sequence[str]) -> None:
         key = key_of(override)
         for other in keys:
             if covers(other, key) or covers(key, other):
-                both = "twice" if key == other else f"beside --set {_shown(other)}"
+                both = "twice" if key == other else f"together with --set {_shown(other)}"
                 raise ConfigError(f"--set {_shown(key)}: given {both}; keep one")
         keys.append(key)
         _apply(raw, key, override)

@@ -1,1 +1,1 @@
-"""A training set on disk -> RankingBatch."""
+"""Training set on disk -> RankingBatch."""

@@ -1,4 +1,4 @@
-"""Decoded rows -> RankingBatch."""
+"""Rows -> RankingBatch, padded to the batch size."""
 
 import fbgemm_gpu  # noqa: F401 (its operators)
 import torch
@@ -11,25 +11,25 @@ from infnet_dist.schema import Schema
 
 
 class Collator:
-    """Turns up to `batch_size` rows into a batch of exactly `batch_size`; the rest is padding."""
+    """Makes batches of exactly `batch_size` rows from up to so many, with padding."""
 
     def __init__(
         self, schema: Schema, batch_size: int, unknown_ids: UnknownIds | None = None
     ) -> None:
-        """Fix the layout, and which ids are dropped."""
+        """`unknown_ids` says which ids are dropped to 0; None: no ids."""
         self._schema = schema
         self._unknown_ids = unknown_ids or UnknownIds()
         self._sequences = schema.sequences
         self._batch_size = batch_size
         self._keys = [feature.key for feature in schema.table_features]
         self._num_fields = len(schema.fields)
-        # One for all batches where no behaviour has time gaps: they may be megabytes of zeros.
+        # Shared by all batches if no behaviour has time gaps: it may be megabytes of zeros.
         self._no_gaps_BL = torch.zeros(
             batch_size, sum(s.max_length for s in schema.sequences), dtype=torch.uint8
         )
 
     def __call__(self, picked: Rows, rows: BatchRows) -> RankingBatch:
-        """Collate `picked`, which came from `rows`."""
+        """Collate `picked`, the rows at the position `rows`."""
         scalars = {name: torch.from_numpy(values).T for name, values in picked.scalars.items()}
         return RankingBatch(
             sparse_features=self._sparse_features(picked, rows),
@@ -57,7 +57,7 @@ class Collator:
         )
 
     def _time_gaps(self, picked: Rows) -> torch.Tensor:
-        """Buckets of all behaviours side by side, uint8 [B, L]; 0 where there is no item."""
+        """Time-gap buckets of all behaviours side by side, uint8 [B, L]; 0 if there is no item."""
         if not any(sequence.time_gap_column for sequence in self._sequences):
             return self._no_gaps_BL
         gaps_BL = torch.zeros_like(self._no_gaps_BL)
@@ -74,7 +74,7 @@ class Collator:
         return gaps_BL
 
     def _padded(self, values: torch.Tensor) -> torch.Tensor:
-        """[N, ...] -> [B, ...], filled up with zeros."""
+        """[N, ...] -> [B, ...], padded with zeros."""
         padded = values.new_zeros(self._batch_size, *values.shape[1:])
         padded[: len(values)] = values
         return padded

@@ -1,6 +1,6 @@
-"""A row group in Arrow's memory -> its columns as arrays, checked; lists stay where they are.
+"""Arrow table of a row group -> checked arrays by column.
 
-Nothing here loops over rows.
+Lists aren't copied: they are views of Arrow's memory. Nothing here loops over rows.
 """
 
 from dataclasses import dataclass, replace
@@ -25,12 +25,12 @@ IntArray = npt.NDArray[np.int64]
 
 @dataclass(frozen=True)
 class Lists:
-    """N lists of ids: row i owns values[starts[i]:starts[i] + lengths[i]].
+    """N lists of ids: the list of row i is values[starts[i]:starts[i] + lengths[i]].
 
     Attributes:
         starts: int32 [N].
         lengths: int32 [N].
-        values: int64 [items], of which there may be more than the lists own.
+        values: int64 [items]; some items may be in no list.
     """
 
     starts: npt.NDArray[np.int32]
@@ -38,7 +38,7 @@ class Lists:
     values: IntArray
 
     def newest(self, count: int) -> "Lists":
-        """The first `count` items of each list: histories stand newest first."""
+        """The first `count` items of each list: histories are newest first."""
         return Lists(self.starts, self.lengths.clip(max=count), self.values)
 
 
@@ -47,23 +47,23 @@ class Columns:
     """N rows of a training set, decoded.
 
     Attributes:
-        scalars: the columns, N values each, of `ids` in `Schema.fields` order; of `dense`,
-            standardised; of `labels`, NaN where nobody knows, a watch time over the training
-            window's mean; of `truth`, NaN where unknown; and of `group`.
-        lists: by key of the KeyedJaggedTensor the ids of a sequence attribute, at most `max_length`
-            a row; by name of the behaviour the buckets of its time gaps, if it has any.
+        scalars: columns of N values by kind: `ids` in the order of `Schema.fields`; `dense`,
+            standardised; `labels`, NaN if unknown, watch times divided by the training window's
+            mean; `truth`, NaN if unknown; `group`.
+        lists: ids of a sequence attribute, at most `max_length` per row, by its key in the
+            KeyedJaggedTensor; buckets of a behaviour's time gaps, if it has any, by its name.
     """
 
     scalars: dict[str, list[Array]]
     lists: dict[str, Lists]
 
     def __len__(self) -> int:
-        """Rows."""
+        """Number of rows."""
         return len(self.scalars["group"][0])
 
 
 def unknown_rows(schema: Schema, num_rows: int) -> Columns:
-    """Rows that weigh nothing: ids 0, empty lists, labels that nobody knows."""
+    """Rows without information: ids 0, empty lists, unknown labels."""
     ids = [np.zeros(num_rows, np.int64) for _ in schema.fields]
     nothing = np.full(num_rows, np.nan, np.float32)
     counts = np.zeros(num_rows, np.int32)
@@ -90,9 +90,9 @@ def decode(table: pa.Table, schema: Schema, where: str) -> Columns:
         where: file and row group, for messages.
 
     Raises:
-        DataError: a column is missing or of another type; an id, item, label, time gap or number
-            that the schema doesn't allow; or a behaviour's lists differ in length. Names the column
-            and an offending value.
+        DataError: a column is missing or of another type; the schema doesn't allow an id, item,
+            label, time gap or dense value; or a behaviour's lists differ in length. Names the
+            column and an offending value.
     """
     check_types(table.schema, schema, where)
     columns = {name: _one_array(table.column(name)) for name in schema.columns}
@@ -130,7 +130,7 @@ def decode(table: pa.Table, schema: Schema, where: str) -> Columns:
 
 
 def _in_range(ids: IntArray, table: Table) -> IntArray:
-    """Ids as rows of their table: raw ones hashed, but for 0, which stays the unknown."""
+    """Rows of the table: ids as they are, or raw ids hashed; 0 stays 0, unknown."""
     return np.where(ids == 0, 0, hashed_rows(ids, table.num_embeddings)) if table.raw else ids
 
 
@@ -151,7 +151,7 @@ def time_gap_bucket(gap_s: IntArray) -> IntArray:
 def _behaviour(
     columns: dict[str, pa.Array], sequence: SequenceFeature, where: str
 ) -> dict[str, Lists]:
-    """A behaviour's attributes and time gaps, whose lists must be parallel."""
+    """Lists of a behaviour's attributes and time gaps, checked to be parallel."""
     found = {sequence_key(sequence, a): a.column for a in sequence.attributes}
     if sequence.time_gap_column is not None:
         found[sequence.name] = sequence.time_gap_column
@@ -160,7 +160,7 @@ def _behaviour(
         if not np.array_equal(one.lengths, other.lengths):
             raise DataError(
                 f"{where}: columns {first!r} and {second!r} have lists of different lengths "
-                "in a row; a behaviour's attributes must be parallel; ingest again"
+                "in a row, expected parallel lists; ingest again"
             )
     if sequence.time_gap_column is not None:
         gaps = lists[sequence.name]
@@ -169,13 +169,13 @@ def _behaviour(
 
 
 def _one_array(column: pa.ChunkedArray) -> pa.Array:
-    """The column in one piece: a copy only if it isn't (`combine_chunks` always copies)."""
+    """The column as one array, copied only if it has several (`combine_chunks` always copies)."""
     return column.chunk(0) if column.num_chunks == 1 else column.combine_chunks()
 
 
 def _lists(column: pa.ListArray, name: str, where: str) -> Lists:
     values = column.flatten()
-    if values.nbytes > np.iinfo(np.int32).max:  # a view's offset is an int32
+    if values.nbytes > np.iinfo(np.int32).max:  # the offset of a view is an int32
         raise DataError(
             f"{where}, column {name!r}: {len(values)} items; ingest again with smaller row groups"
         )
@@ -186,5 +186,5 @@ def _lists(column: pa.ListArray, name: str, where: str) -> Lists:
 
 
 def _floats(column: pa.Array) -> FloatArray:
-    """float32 [N]; NaN where null."""
+    """float32 [N]; NaN for null."""
     return column.to_numpy(zero_copy_only=False).astype(np.float32, copy=False)

@@ -1,10 +1,10 @@
-"""Which rows an epoch reads, in which order, and who reads them. No I/O: footers are enough.
+"""The order in which an epoch reads rows, and the share of each rank; needs row counts only.
 
-The order of an epoch is a permutation of all rows that depends on (seed, epoch) alone, not on the
+The order of an epoch is a permutation of all rows that depends only on (seed, epoch), not on the
 number of workers: row groups are permuted and packed into blocks of about `shuffle_rows` rows,
-mostly of one file; blocks are permuted, and the rows within each. Workers are dealt *intervals* of
-that order, equal to within one row. So what an epoch has consumed is a few intervals, and what is
-left can be dealt again to any number of workers.
+mostly of one file; blocks are permuted, and rows within each block. Ranks read *intervals* of this
+order, of equal size to within one row. So the consumed rows of an epoch are a few intervals, and
+the remaining rows can be divided among any number of workers.
 """
 
 import math
@@ -17,7 +17,7 @@ import numpy.typing as npt
 
 from infnet_dist.data.manifest import Split
 
-ORDER_VERSION = 2  # change it with the order: what a checkpoint has consumed speaks of one order
+ORDER_VERSION = 2  # increase if the order changes: checkpoints store intervals of one order
 Interval = tuple[int, int]  # [start, stop) in an epoch's order
 
 
@@ -32,7 +32,7 @@ class RowGroup:
 
 @dataclass(frozen=True)
 class Block:
-    """Rows [start, start + rows) of the order: some whole row groups, permuted inside."""
+    """Rows [start, start + rows) of the order: the permuted rows of whole row groups."""
 
     start: int
     rows: int
@@ -40,7 +40,7 @@ class Block:
     seed: tuple[int, ...] | None
 
     def permutation(self) -> npt.NDArray[np.int64]:
-        """Row number within the concatenated row groups, for each place of the order."""
+        """For each position of the order, the row index in the concatenated row groups."""
         if self.seed is None:
             return np.arange(self.rows)
         return np.random.default_rng(self.seed).permutation(self.rows)
@@ -49,7 +49,7 @@ class Block:
 def epoch_order(
     split: Split, *, epoch: int, seed: int, shuffle_rows: int | None
 ) -> tuple[Block, ...]:
-    """The blocks of one epoch; `shuffle_rows=None` keeps the order on disk."""
+    """The blocks of an epoch; `shuffle_rows=None` keeps the order on disk."""
     groups = [
         RowGroup(part.file, index, rows)
         for part in split.parts
@@ -71,7 +71,7 @@ def epoch_order(
 
 
 def _packs(groups: Sequence[RowGroup], rows: int) -> list[list[RowGroup]]:
-    """Groups packed into `rows` rows or more: of one file, which is read at once; then the rest."""
+    """Packs of at least `rows` rows: from one file, to open it once; leftovers from several."""
     packs: list[list[RowGroup]] = []
     by_file: dict[str, list[RowGroup]] = {}
     for group in groups:
@@ -93,7 +93,7 @@ def _rows(groups: Sequence[RowGroup]) -> int:
 
 
 def remaining(total: int, consumed: Sequence[Interval]) -> list[Interval]:
-    """The intervals of [0, total) that aren't in `consumed`."""
+    """The intervals of [0, total) that `consumed` doesn't cover."""
     left, cursor = [], 0
     for start, stop in sorted(consumed):
         if cursor < min(start, total):
@@ -103,7 +103,7 @@ def remaining(total: int, consumed: Sequence[Interval]) -> list[Interval]:
 
 
 def deal(intervals: Sequence[Interval], *, rank: int, world_size: int) -> list[Interval]:
-    """The share of one rank: contiguous in `intervals`, equal over ranks to within one row."""
+    """The share of a rank: contiguous in `intervals`, of equal size to within one row."""
     total = sum(stop - start for start, stop in intervals)
     first, last = (total * r // world_size for r in (rank, rank + 1))
     mine, passed = [], 0
@@ -117,7 +117,7 @@ def deal(intervals: Sequence[Interval], *, rank: int, world_size: int) -> list[I
 
 
 def merge(intervals: Sequence[Interval]) -> list[Interval]:
-    """Sorted, with touching intervals joined."""
+    """The intervals sorted, with overlapping and adjacent ones merged."""
     merged: list[Interval] = []
     for start, stop in sorted(intervals):
         if merged and start <= merged[-1][1]:
@@ -128,7 +128,7 @@ def merge(intervals: Sequence[Interval]) -> list[Interval]:
 
 
 def num_steps(intervals: Sequence[Interval], *, world_size: int, batch_size: int) -> int:
-    """Steps that every rank makes over `intervals`: the largest share, in batches."""
+    """Number of steps of every rank over `intervals`: the batches of the largest share."""
     total = sum(stop - start for start, stop in intervals)
     largest_share = math.ceil(total / world_size)
     return math.ceil(largest_share / batch_size)

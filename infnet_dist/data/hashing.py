@@ -1,4 +1,4 @@
-"""Integers -> rows of a table by hash, the same in every version: training sets rely on it."""
+"""Hashes of integers. They must never change: rows of hashed tables depend on them."""
 
 import hashlib
 
@@ -10,7 +10,7 @@ _STEP = np.uint64(0x9E3779B97F4A7C15)
 
 
 def mix(values: IntArray, seed: int = 0) -> npt.NDArray[np.uint64]:
-    """SplitMix64's next number after each of `values`: one to one, so none share a hash.
+    """The next number of SplitMix64 after each of `values`: a bijection, so without collisions.
 
     Source: Steele, Lea, Flood, "Fast Splittable Pseudorandom Number Generators", 2014.
     """
@@ -22,11 +22,11 @@ def mix(values: IntArray, seed: int = 0) -> npt.NDArray[np.uint64]:
 
 
 def hashed_rows(values: IntArray, num_embeddings: int, seed: int = 0) -> IntArray:
-    """Rows 1 to num_embeddings - 1 of any integers; row 0 stays for what is unknown."""
+    """Rows 1 to num_embeddings - 1 for any integers; row 0 is for unknown ids."""
     return (1 + mix(values, seed) % np.uint64(num_embeddings - 1)).astype(np.int64)
 
 
 def stable_seed(*parts: int | str) -> int:
-    """63 bits of the parts, equal in every process (unlike `hash`)."""
+    """A 63-bit hash of the parts, the same in every process (unlike `hash`)."""
     digest = hashlib.blake2b("/".join(map(str, parts)).encode(), digest_size=8).digest()
     return int.from_bytes(digest, "little") >> 1

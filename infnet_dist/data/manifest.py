@@ -1,7 +1,7 @@
-"""The training set's contract: `manifest.json` beside the Parquet parts of each split.
+"""`manifest.json`: schema, parts and statistics of a training set.
 
 my_set/
-manifest.json            what stands here; written last, so a set without it doesn't exist
+manifest.json            written last: a folder without it is no training set
 train/part-00000.parquet
 valid/part-00000.parquet
 """
@@ -14,7 +14,7 @@ from typing import Annotated, Any, Self
 import pyarrow as pa
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from infnet_dist.config.logs import MAX_GROUP_ROWS, MAX_TABLE_ROWS
+from infnet_dist.config.limits import MAX_GROUP_ROWS, MAX_TABLE_ROWS
 from infnet_dist.errors import DataError, unknown_name
 from infnet_dist.io.parsing import MalformedError, check_plain, checked, first_error, parse_json
 from infnet_dist.schema import Schema
@@ -37,11 +37,11 @@ class _Entry(BaseModel):
 
 
 class Part(_Entry):
-    """One Parquet file; `row_groups` holds the rows of each row group.
+    """One Parquet file; `row_groups` has the number of rows of each row group.
 
-    Its name is relative to the set's folder and stays below it; links there are followed. Only a
-    set that describes Petastorm data where they lie may name absolute paths. Its `fingerprint`
-    (`data/fingerprint.py`) is None in sets that were made before parts had one.
+    `file` is relative to the training set's folder and inside of it; links are followed. Only a set
+    that describes Petastorm data in place may have absolute paths. `fingerprint`
+    (`data/checks/fingerprint.py`) is None in sets of earlier versions.
     """
 
     file: FileName
@@ -51,22 +51,25 @@ class Part(_Entry):
 
     @property
     def is_elsewhere(self) -> bool:
-        """Whether it lies outside of the set's folder."""
+        """Whether the file is outside of the training set's folder."""
         return PurePosixPath(self.file).is_absolute()
 
     @model_validator(mode="after")
     def _check(self) -> Self:
         if ".." in PurePosixPath(self.file).parts:
-            raise ValueError(f"{self.file} leaves the folder")
+            raise ValueError(f"{self.file} is outside of the folder")
         if self.rows != sum(self.row_groups):
-            raise ValueError(f"{self.file}: {self.rows} rows, but {sum(self.row_groups)} in groups")
+            raise ValueError(
+                f"{self.file}: {self.rows} rows, but {sum(self.row_groups)} in its row groups"
+            )
         return self
 
 
 class Split(_Entry):
-    """One split: its parts, time range (epoch milliseconds, both ends included), label means.
+    """One split: parts, time range (epoch milliseconds, both ends included) and label means.
 
-    A task's mean is over the labels that are known, `labels` in number; 0 if none is.
+    `base_rates` are means over the known labels of a task (0 if there are none), `labels` their
+    numbers.
     """
 
     rows: int = Field(ge=1, lt=2**63)
@@ -84,13 +87,13 @@ class Split(_Entry):
 
 
 class HashedTable(_Entry):
-    """Distinct values of a hashed table in all logs so far, estimated, and how they collide.
+    """Estimated number of distinct values of a hashed table in all logs, and their collisions.
 
     Attributes:
         values: distinct values, within a few percent.
-        sharing: expected share of them that share a row with another, by one hash function.
-        indistinct: expected share that share all their rows with another.
-        unseen: share of the last logs' lookups in valid and test whose value train never saw.
+        sharing: expected share of values that share a row with another, under one hash function.
+        indistinct: expected share of values that share all their rows with another.
+        unseen: share of lookups in valid and test, in the last logs, whose value isn't in train.
     """
 
     values: Count
@@ -100,7 +103,7 @@ class HashedTable(_Entry):
 
 
 class LogFile(_Entry):
-    """A file of logs as it was when it was ingested."""
+    """A log file at the time when it was ingested."""
 
     path: str
     size: Count
@@ -108,19 +111,19 @@ class LogFile(_Entry):
 
 
 class Ingested(_Entry):
-    """What logs were ingested, so that later ones can be added.
+    """The logs that were ingested, so that later logs can be added.
 
     Attributes:
-        generation: how often logs were added.
-        last_time_ms: latest impression; what is added must be later.
-        boundary_ms: the state holds all rows from then on, and sums and newest events before it.
-        files: all that were read.
-        unreadable: files that the last ingest left out, with the reason; the next one tries again.
-        quarantined: bad rows of all ingests by reason; one may have many.
-        bad_rows: how many there are; None: each has one reason, as it was once.
+        generation: number of ingests that added logs.
+        last_time_ms: time of the latest impression; added logs must be later.
+        boundary_ms: the state has all rows from this time on, and sums and newest events before.
+        files: files that were read.
+        unreadable: files that the last ingest skipped, with reasons; the next ingest tries again.
+        quarantined: bad rows of all ingests by reason; a row may have several.
+        bad_rows: number of bad rows; None (earlier versions): each row has one reason.
         left_out: rows of all ingests before train ("early") and in gaps ("left_out").
-        hashed: by table that rows are found in by hash, raw ones included.
-        grew_from: content hashes of the set before each ingest that added to it.
+        hashed: statistics by hashed or raw table.
+        grew_from: content hash of the training set before each ingest that added to it.
     """
 
     generation: int = Field(ge=1, lt=2**31)
@@ -136,7 +139,7 @@ class Ingested(_Entry):
 
     @property
     def num_bad(self) -> int:
-        """Quarantined rows of all ingests."""
+        """Number of quarantined rows of all ingests."""
         return sum(self.quarantined.values()) if self.bad_rows is None else self.bad_rows
 
 
@@ -144,11 +147,11 @@ class FeatureStatistics(_Entry):
     """One key of the KeyedJaggedTensor in a sample of a split.
 
     Attributes:
-        mean_length: ids per row.
-        p99_length: 99 % of the rows have at most so many ids.
-        coverage: share of the ids that aren't 0, which stands for unknown.
-        distinct: distinct ids but 0.
-        top_share: the commonest id's share of those that aren't 0.
+        mean_length: mean number of ids per row.
+        p99_length: 99th percentile of the number of ids per row.
+        coverage: share of ids that aren't 0 (unknown).
+        distinct: number of distinct ids other than 0.
+        top_share: share of the most frequent id among ids other than 0.
     """
 
     mean_length: float
@@ -159,26 +162,26 @@ class FeatureStatistics(_Entry):
 
 
 class SplitStatistics(_Entry):
-    """The features in a sample of so many rows of a split, by key."""
+    """Statistics by key, from a sample of `rows` rows of a split."""
 
     rows: Count
     features: dict[str, FeatureStatistics]
 
 
 class TableStatistics(_Entry):
-    """Lookups of a table in the sample of train, at most as many as its rows; distinct ids."""
+    """Lookups of a table in the sample of train (at most as many as its rows), and distinct ids."""
 
     lookups: Count
     distinct: Count
 
 
 class Statistics(_Entry):
-    """What samples of a training set look like.
+    """Statistics of samples of a training set.
 
     Attributes:
         splits: by split.
         tables: by table.
-        drift: by key how far valid's shares of ids are from train's: 0 the same, 1 disjoint.
+        drift: by key, distance between the shares of ids in train and valid: 0 equal, 1 disjoint.
     """
 
     splits: dict[str, SplitStatistics]
@@ -187,12 +190,12 @@ class Statistics(_Entry):
 
 
 class Manifest(_Entry):
-    """What a training set holds.
+    """The contents of a training set.
 
-    `source` says what it was made from (the resolved ingest section); `content_hash` covers the
-    schema and the footers of all parts; `files_left_out` has the reason by path of files that lay
-    beside the raw ones and weren't read; `raw_files` are those below the source's path, relative
-    to it, where the set was made at once (logs have theirs in `ingested`).
+    `source` is the resolved ingest section that it was made with. `content_hash` covers the schema
+    and the footers of all parts. `files_left_out` has the reason by path for files beside the raw
+    files that weren't read. `raw_files` are the raw files, relative to the source's path (those of
+    logs are in `ingested`).
     """
 
     format_version: int = FORMAT_VERSION
@@ -213,17 +216,17 @@ class Manifest(_Entry):
             if table.num_embeddings > MAX_TABLE_ROWS:
                 raise ValueError(f"schema: table {table.name!r} has {table.num_embeddings} rows")
         if self.is_elsewhere and self.source.get("source") != "petastorm":
-            raise ValueError("splits: a part's name is absolute, so it lies outside of the folder")
+            raise ValueError("splits: a part has an absolute path, outside of the folder")
         return self
 
     @property
     def is_elsewhere(self) -> bool:
-        """Whether parts lie outside of the set's folder."""
+        """Whether parts are outside of the training set's folder."""
         return any(part.is_elsewhere for split in self.splits.values() for part in split.parts)
 
     def identity(self, schema: Schema) -> str:
-        """Hash of the selected schema, and of the fingerprints of all parts, in order."""
-        # Without defaults: the hash stays when a later version knows more of them.
+        """Hash of the selected schema and the fingerprints of all parts, in order."""
+        # Without defaults, so that options of later versions don't change the hash.
         digest = hashlib.sha256(schema.model_dump_json(exclude_defaults=True).encode())
         for name, split in sorted(self.splits.items()):
             for part in split.parts:
@@ -231,7 +234,7 @@ class Manifest(_Entry):
         return digest.hexdigest()
 
     def with_fingerprints(self, name: str, found: Sequence[str]) -> Self:
-        """The same with the fingerprints of a split's parts."""
+        """A copy with the fingerprints of a split's parts."""
         split = self.splits[name]
         parts = tuple(
             part.model_copy(update={"fingerprint": one})
@@ -251,7 +254,7 @@ def read_manifest(folder: str | Path) -> Manifest:
     """Read and check a training set's manifest.
 
     Raises:
-        DataError: the folder or the manifest is missing, empty, malformed or of another format.
+        DataError: the folder or the manifest is missing, malformed or of another format.
     """
     folder = Path(folder)
     path = folder / MANIFEST
@@ -261,7 +264,7 @@ def read_manifest(folder: str | Path) -> Manifest:
         raise DataError(f"no training set at {folder}: it has no {MANIFEST}; {_MAKE_ONE}")
     try:
         if path.stat().st_size > MAX_MANIFEST_BYTES:
-            raise DataError(f"{path} has more than {MAX_MANIFEST_BYTES} bytes; {_MAKE_ONE}")
+            raise DataError(f"{path} exceeds {MAX_MANIFEST_BYTES} bytes; {_MAKE_ONE}")
         manifest = checked(Manifest, parse_json(path.read_bytes()))
     except OSError as error:
         raise DataError(f"{path} can't be read ({error.strerror})") from None
@@ -273,7 +276,7 @@ def read_manifest(folder: str | Path) -> Manifest:
         raise DataError(f"{path}: {error}") from None
     if manifest.format_version != FORMAT_VERSION:
         raise DataError(
-            f"{path} has format {manifest.format_version}, this code reads {FORMAT_VERSION}; "
+            f"{path} has format {manifest.format_version}, this version reads {FORMAT_VERSION}; "
             f"{_MAKE_ONE}"
         )
     return manifest
@@ -287,7 +290,7 @@ def write_manifest(folder: Path, manifest: Manifest) -> None:
 
 
 def arrow_type(schema: Schema, column: str) -> pa.DataType:
-    """The Arrow type that `column` must have in every part."""
+    """The Arrow type of `column` in every part."""
     lists, floats, ints8 = set[str](), set[str](), set[str]()
     for sequence in schema.sequences:
         lists.update(a.column for a in sequence.attributes)
@@ -306,7 +309,7 @@ def arrow_type(schema: Schema, column: str) -> pa.DataType:
 
 
 def same_type(found: pa.DataType, expected: pa.DataType) -> bool:
-    """Whether two types are the same, no matter whether items of lists may be null."""
+    """Whether two types are equal, ignoring the nullability of list items."""
     if pa.types.is_list(found) and pa.types.is_list(expected):
         return bool(found.value_type == expected.value_type)
     return bool(found == expected)

@@ -1,4 +1,4 @@
-"""How a part of a training set is opened: as plain Parquet, or as a file of a Petastorm data set.
+"""Opens parts of a training set: Parquet files, or files of a Petastorm data set.
 
 Both give the same tables. `epoch_order.py` decides which rows are read, in which order and by whom,
 and does so independently of the format. A part is compared with the manifest whenever it is opened.
@@ -23,7 +23,7 @@ from infnet_dist.schema import Schema
 
 
 class PartFile(Protocol):
-    """What the reader and the checks use of `pq.ParquetFile`."""
+    """The interface of `pq.ParquetFile` that the reader and the checks use."""
 
     @property
     def schema_arrow(self) -> pa.Schema:
@@ -35,12 +35,12 @@ class PartFile(Protocol):
 
     @property
     def num_row_groups(self) -> int:
-        """Row groups of the part."""
+        """Number of row groups."""
 
     def read_row_group(
         self, index: int, /, columns: Sequence[str], use_threads: bool = False
     ) -> pa.Table:
-        """These columns of a row group."""
+        """The columns of a row group."""
 
     def __enter__(self) -> Self:
         """Itself."""
@@ -58,17 +58,17 @@ OpenPart = Callable[[Path, pa.NativeFile], PartFile]
 
 
 def _open_plain(path: Path, source: pa.NativeFile) -> PartFile:
-    return pq.ParquetFile(source, page_checksum_verification=True)  # where pages have checksums
+    return pq.ParquetFile(source, page_checksum_verification=True)  # if pages have checksums
 
 
 ARROW: OpenPart = _open_plain
 
 
 def part_opener(kind: Literal["arrow", "petastorm"], schema: Schema) -> OpenPart:
-    """How to open the parts of a set: `data.reader`.
+    """The function that opens parts, by `data.reader`.
 
     Raises:
-        DataError: petastorm is wanted and isn't installed.
+        DataError: petastorm is selected but isn't installed.
     """
     if kind == "arrow":
         return ARROW
@@ -77,16 +77,16 @@ def part_opener(kind: Literal["arrow", "petastorm"], schema: Schema) -> OpenPart
 
 
 class UnreadableError(DataError):
-    """A row group can't be read, or hasn't the rows that the manifest says."""
+    """A row group can't be read, or its number of rows differs from the manifest."""
 
 
 class ChangedError(DataError):
-    """A part isn't the file that its training set was made with."""
+    """A part has changed since its training set was made."""
 
 
 @dataclass(frozen=True)
 class OpenedPart:
-    """A part that is open, and is the file that the manifest means.
+    """An open part that matches the manifest.
 
     Attributes:
         file: the part.
@@ -101,41 +101,41 @@ class OpenedPart:
     _state: tuple[int, int]
 
     def read_group(self, index: int, columns: Sequence[str]) -> pa.Table:
-        """These columns of a row group, which must have as many rows as the manifest says.
+        """The columns of a row group, with the number of rows checked against the manifest.
 
-        Memory is taken by what a footer says, so that is compared first; and what was decoded
-        after, since a file may hold less than its footer says.
+        The footer is checked before decoding, since memory is allocated by it, and the decoded
+        rows after, since a file may hold fewer rows than its footer says.
 
         Raises:
-            UnreadableError: it has another number of rows.
-            ChangedError: the file was written to since it was opened.
-            OSError, pa.ArrowException: it can't be read.
+            UnreadableError: the row group has another number of rows.
+            ChangedError: the file has changed since it was opened.
+            OSError, pa.ArrowException: the row group can't be read.
         """
         where, rows = f"{self._path}, row group {index}", self._part.row_groups[index]
         there = index < self.file.num_row_groups
         promised = self.file.metadata.row_group(index).num_rows if there else None
         if promised != rows:
-            found = "isn't there" if promised is None else f"has {promised} rows"
-            raise UnreadableError(f"{where} {found}, its manifest says {rows}; ingest again")
+            found = "is missing" if promised is None else f"has {promised} rows"
+            raise UnreadableError(f"{where} {found}, the manifest says {rows}; ingest again")
         try:
             table = self.file.read_row_group(index, columns=columns, use_threads=False)
         finally:
             if _state(self._source) != self._state:
-                raise ChangedError(f"{self._path} was written to while it was read; {_RESTORE}")
+                raise ChangedError(f"{self._path} changed while it was read; {_RESTORE}")
         if len(table) != rows or any(len(column) != rows for column in table.columns):
             raise UnreadableError(
-                f"{where} holds {len(table)} rows, its footer says {rows}; ingest again"
+                f"{where} contains {len(table)} rows, its footer says {rows}; ingest again"
             )
         return table
 
 
 @contextmanager
 def opened(folder: Path, part: Part, open_part: OpenPart = ARROW) -> Iterator[OpenedPart]:
-    """Open a part of the training set in `folder`; the one way to read its rows.
+    """Open a part of the training set in `folder`; all rows are read through this.
 
     Raises:
-        ChangedError: it isn't the file that the manifest means.
-        OSError, pa.ArrowException: it isn't there, or is no Parquet file.
+        ChangedError: the file's fingerprint differs from the manifest.
+        OSError, pa.ArrowException: the file is missing or isn't Parquet.
     """
     path = folder / part.file
     with pa.OSFile(str(path)) as source:
@@ -147,15 +147,15 @@ def opened(folder: Path, part: Part, open_part: OpenPart = ARROW) -> Iterator[Op
 
 
 def _state(source: pa.NativeFile) -> tuple[int, int]:
-    """Size and time of the last change of an open file."""
+    """Size and modification time of an open file."""
     found = os.fstat(source.fileno())
     return found.st_size, found.st_mtime_ns
 
 
 def _difference(path: Path, found: str, expected: str) -> str:
     size, right_size = (text.partition(":")[0] for text in (found, expected))
-    what = f"{size} bytes, {right_size} expected" if size != right_size else "another footer"
-    return f"{path} isn't the file that its training set was made with ({what}); {_RESTORE}"
+    change = f"{size} bytes, expected {right_size}" if size != right_size else "another footer"
+    return f"{path} has changed since its training set was made ({change}); {_RESTORE}"
 
 
-_RESTORE = "put the file back, or ingest again and start a new run"
+_RESTORE = "restore the file, or ingest again and start a new run"

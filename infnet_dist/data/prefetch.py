@@ -1,4 +1,4 @@
-"""Runs an iterator ahead of its consumer in a background thread."""
+"""Runs an iterator ahead of its consumer, in a background thread."""
 
 import queue
 import threading
@@ -11,10 +11,10 @@ _POLL_S = 0.1
 
 
 def prefetch(source: Iterator[T], depth: int) -> Iterator[T]:
-    """Yield what `source` yields, with up to `depth` items made ahead.
+    """Yield the items of `source`, with up to `depth` of them computed ahead.
 
-    An exception of `source` is raised here, in its place. Closing the returned generator, or just
-    dropping it, ends the thread.
+    An exception of `source` is raised at its place in the sequence. The thread ends when the
+    returned generator is closed or garbage-collected.
     """
     results: queue.Queue[tuple[str, object]] = queue.Queue(maxsize=depth)
     stopped = threading.Event()

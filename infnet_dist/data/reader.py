@@ -1,6 +1,6 @@
-"""Parquet training set -> batches: shuffled, seeded, dealt evenly, read ahead in a thread.
+"""Training set -> batches of one rank: shuffled by a seed, prefetched in a thread.
 
-Every rank makes the same number of steps and every row is read exactly once: ranks get intervals
+Every rank makes the same number of steps, and every row is read exactly once: ranks read intervals
 of the epoch's order (`epoch_order.py`), and the last batch of a rank is padded with weight 0.
 """
 
@@ -49,15 +49,16 @@ class Reader:
 
     Attributes:
         folder: the training set.
+        manifest: its manifest.
         schema: the features and tasks to read, a selection of the manifest's.
         batch_size: rows per batch of this rank.
         shuffle_rows: rows shuffled together; None keeps the order on disk (evaluation).
-        prefetch_batches: batches made ahead of their use.
-        open_part: how a part is opened (`part_opener`).
+        prefetch_batches: batches prepared in advance.
+        open_part: opens a part (`part_opener`).
         unknown_ids: which ids are dropped to 0 (training).
-        max_bad_row_groups: that may be left out because they can't be read; not those that hold
-            wrong values.
-        left_out: rows by file and row group of those that were, in this attempt or before.
+        max_bad_row_groups: number of unreadable row groups that may be skipped; row groups with
+            invalid values are never skipped.
+        left_out: rows by (file, row group) of skipped row groups, in this attempt and earlier ones.
     """
 
     folder: Path
@@ -80,38 +81,38 @@ class Reader:
 
     @property
     def rows(self) -> int:
-        """Rows of the split, over all ranks."""
+        """Number of rows of the split, over all ranks."""
         return self.manifest.split(self.split).rows
 
     def num_steps(self, consumed: Sequence[Interval] = ()) -> int:
-        """Batches that every rank gets from what is left of an epoch."""
+        """Number of batches of every rank in the rest of an epoch."""
         left = remaining(self.rows, consumed)
         return num_steps(left, world_size=self.world_size, batch_size=self.batch_size)
 
     def batches(self, epoch: int = 0, consumed: Sequence[Interval] = ()) -> Iterator[RankingBatch]:
-        """The batches of this rank; `consumed` intervals of the epoch's order are left out.
+        """The batches of this rank, without the `consumed` intervals of the epoch's order.
 
         Raises:
-            DataError: a part can't be read, isn't the one that the manifest means, or has a value
-                that the schema doesn't allow; names file, row group, column and value.
+            DataError: a part can't be read, has changed, or has a value that the schema doesn't
+                allow; names file, row group, column and value.
         """
         return prefetch(self._batches(epoch, consumed), self.prefetch_batches)
 
     def _batches(self, epoch: int, consumed: Sequence[Interval]) -> Iterator[RankingBatch]:
-        with self._shuffler() as join:
-            yield from self._joined_batches(epoch, consumed, join)
+        with self._shuffler() as shuffle:
+            yield from self._shuffled_batches(epoch, consumed, shuffle)
 
     @contextmanager
     def _shuffler(self) -> Iterator[RowShuffler]:
-        """Memory for blocks; that of an earlier epoch is warm."""
-        join = self._idle_shufflers.pop() if self._idle_shufflers else RowShuffler()
+        """A shuffler, with the memory of an earlier epoch if there is one."""
+        shuffler = self._idle_shufflers.pop() if self._idle_shufflers else RowShuffler()
         try:
-            yield join
+            yield shuffler
         finally:
-            self._idle_shufflers.append(join)
+            self._idle_shufflers.append(shuffler)
 
-    def _joined_batches(
-        self, epoch: int, consumed: Sequence[Interval], join: RowShuffler
+    def _shuffled_batches(
+        self, epoch: int, consumed: Sequence[Interval], shuffle: RowShuffler
     ) -> Iterator[RankingBatch]:
         collate = Collator(self.schema, self.batch_size, self.unknown_ids)
         mine = deal(remaining(self.rows, consumed), rank=self.rank, world_size=self.world_size)
@@ -120,7 +121,7 @@ class Reader:
         taken: list[Rows] = []
         intervals: list[Interval] = []
         for block, spans in self._blocks(epoch, mine):
-            rows = join(self._read(block, parts), block.permutation())
+            rows = shuffle(self._read(block, parts), block.permutation())
             for start, stop in spans:
                 while start < stop:
                     count = min(missing, stop - start)
@@ -128,21 +129,21 @@ class Reader:
                     picked = rows[first : first + count]
                     intervals.append((start, start + count))
                     start, missing = start + count, missing - count
-                    # What a batch still misses may be read into the memory of this block.
+                    # The rest of an incomplete batch may be read into the memory of this block.
                     taken.append(picked.own() if missing else picked)
                     if not missing:
                         yield collate(concatenate(taken), BatchRows(epoch, tuple(intervals)))
                         steps, missing, taken, intervals = steps - 1, self.batch_size, [], []
-            del rows, picked  # so that the next block is decoded into their memory
-        for _ in range(steps):  # the padded rest; empty for a rank that got a row less
-            rows = concatenate(taken) if taken else join([_no_rows(self.schema)], np.arange(0))
+            del rows, picked  # their memory is reused by the next block
+        for _ in range(steps):  # padded; without rows on a rank whose share is one row smaller
+            rows = concatenate(taken) if taken else shuffle([_no_rows(self.schema)], np.arange(0))
             yield collate(rows, BatchRows(epoch, tuple(intervals)))
             taken, intervals = [], []
 
     def _blocks(
         self, epoch: int, intervals: Sequence[Interval]
     ) -> Iterator[tuple[Block, list[Interval]]]:
-        """The blocks that `intervals` meet, each with what it has of them."""
+        """The blocks that overlap `intervals`, each with its part of them."""
         blocks = epoch_order(
             self.manifest.split(self.split),
             epoch=epoch,
@@ -156,7 +157,7 @@ class Reader:
                 yield block, spans
 
     def _read(self, block: Block, parts: Mapping[str, Part]) -> Iterator[Columns]:
-        """The row groups of a block; a file is opened once for those that follow one another."""
+        """The row groups of a block; a file is opened once for consecutive ones."""
         for name, together in groupby(block.groups, key=lambda group: group.file):
             left = list(together)
             while left:
@@ -169,10 +170,10 @@ class Reader:
                     yield self._leave_out(left.pop(0), error)
 
     def _leave_out(self, group: RowGroup, error: Exception) -> Columns:
-        """Rows that weigh nothing in place of a row group that can't be read, if that is allowed.
+        """Rows without information in place of an unreadable row group.
 
         Raises:
-            DataError: it isn't, or not so often.
+            DataError: `max_bad_row_groups` is exceeded.
         """
         path = self.folder / group.file
         reason = " ".join(str(error).split())
@@ -180,13 +181,13 @@ class Reader:
         known = (group.file, group.index) in self.left_out
         if not known and len(self.left_out) >= self.max_bad_row_groups:
             raise DataError(
-                f"{what}; repair the file, ingest again, or leave out such row groups with "
+                f"{what}; repair the file, ingest again, or allow skipped row groups with "
                 f"data.max_bad_row_groups (now {self.max_bad_row_groups})"
             ) from None
         if not known:
             self.left_out[group.file, group.index] = group.rows
             log.warning(
-                "%s; its %s rows are left out (%s of %s row groups)",
+                "%s; its %s rows are skipped (%s of at most %s row groups)",
                 *(what, f"{group.rows:,}", len(self.left_out), self.max_bad_row_groups),
             )
         return unknown_rows(self.schema, group.rows)

@@ -1,10 +1,10 @@
-"""Rows of several row groups, shuffled; batches are slices of them.
+"""The shuffled rows of a block of row groups; batches are slices of them.
 
-Plain columns are copied and shuffled in memory that is used again. Items of lists stay where they
-were decoded and are copied once, into the batch: a list is a *view* until then, 16 bytes that say
-where it lies, and views are what is shuffled. Arrow has such a type, `binary_view`, and its cast to
-plain binary does what neither torch nor fbgemm can: it gathers bytes from many buffers into a
-single new one.
+Scalar columns are copied and shuffled in memory that is reused. List items stay in the memory that
+they were decoded to and are copied once, into the batch: until then a list is a *view*, 16 bytes
+with its buffer, offset and length, and views are shuffled. Arrow has such a type, `binary_view`,
+and its cast to binary gathers bytes from many buffers into one, which neither torch nor fbgemm can
+do.
 """
 
 import math
@@ -18,13 +18,13 @@ import torch
 
 from infnet_dist.data.decode import Array, Columns, IntArray, Lists
 
-# One of Arrow's views as four int32: bytes, first 4 bytes (which only comparisons look at), number
-# of the buffer, offset in it. Up to 12 bytes aren't pointed at: they stand in place of the rest.
+# An Arrow view as four int32: length in bytes, first 4 bytes (used only in comparisons), index of
+# the buffer, offset in it. Up to 12 bytes are stored inline instead, in the last three int32.
 Views = npt.NDArray[np.int32]
 _BYTES, _BUFFER, _OFFSET, _INLINE = 0, 2, 3, slice(1, 3)
 _ITEM_BYTES, _MAX_INLINE_BYTES = 8, 12
 
-_FLOATS = ("dense", "labels", "truth")  # float32; the others are int64
+_FLOATS = ("dense", "labels", "truth")  # float32; all others are int64
 
 
 @dataclass(frozen=True)
@@ -34,8 +34,8 @@ class Rows:
     Attributes:
         scalars: [columns, N] by kind, see `Columns.scalars`; `ids` and `group` are int64,
             the others float32.
-        views: [N, 4] by key, see `Columns.lists`: where each list lies in `buffers`.
-        buffers: memory with int64 items.
+        views: [N, 4] by key, see `Columns.lists`: the place of each list in `buffers`.
+        buffers: memory of int64 items.
     """
 
     scalars: dict[str, Array]
@@ -43,17 +43,17 @@ class Rows:
     buffers: list[pa.Buffer]
 
     def __len__(self) -> int:
-        """Rows."""
+        """Number of rows."""
         return int(self.scalars["group"].shape[1])
 
     def __getitem__(self, rows: slice) -> "Rows":
-        """These rows, in the same memory."""
+        """A slice of the rows, in the same memory."""
         scalars = {name: values[:, rows] for name, values in self.scalars.items()}
         views = {name: found[rows] for name, found in self.views.items()}
         return Rows(scalars, views, self.buffers)
 
     def own(self) -> "Rows":
-        """A copy, which outlives the block."""
+        """A copy with memory of its own, which outlives the block."""
         views, buffers = {}, list[pa.Buffer]()
         for name in self.views:
             lengths, values = self.lengths(name).numpy(), self.items([name]).numpy()
@@ -64,15 +64,15 @@ class Rows:
         return Rows({name: values.copy() for name, values in self.scalars.items()}, views, buffers)
 
     def lengths(self, name: str) -> torch.Tensor:
-        """Items of each row's list, int32 [N]."""
+        """Number of items of each row's list, int32 [N]."""
         return torch.from_numpy(self.views[name][:, _BYTES] // _ITEM_BYTES)
 
     def items(self, names: Sequence[str], before: IntArray | None = None) -> torch.Tensor:
-        """A copy of the items of these lists, one key after the other, int64.
+        """A copy of the list items, one key after the other, int64.
 
         Args:
             names: keys.
-            before: [columns, N], which lead, one column after the other.
+            before: columns [columns, N] that precede the items.
         """
         views, buffers = [self.views[name] for name in names], self.buffers
         if before is not None:
@@ -82,18 +82,18 @@ class Rows:
 
 
 class RowShuffler:
-    """Joins row groups, and shuffles their rows, in memory that it keeps."""
+    """Concatenates row groups and shuffles their rows, in memory that it reuses."""
 
     def __init__(self) -> None:
-        """Nothing kept yet."""
+        """Start without memory."""
         self._kept: dict[str, Array] = {}
 
     def __call__(self, parts: Iterable[Columns], order: IntArray) -> Rows:
-        """The rows of all parts, one or more, in this order; valid until the next call.
+        """The rows of all parts in the given order; valid until the next call.
 
         Args:
-            parts: row groups.
-            order: [N] a permutation of their rows.
+            parts: one or more row groups.
+            order: permutation of their rows, [N].
         """
         joined = Rows({}, {}, [])
         start = 0
@@ -111,7 +111,7 @@ class RowShuffler:
         return Rows(scalars, views, joined.buffers)
 
     def _add(self, part: Columns, joined: Rows, *, start: int, num_rows: int) -> None:
-        """Put a part into `joined`, as its rows from `start` on of `num_rows`."""
+        """Add a part to `joined`, at row `start` of `num_rows`."""
         stop = start + len(part)
         for name, columns in part.scalars.items():
             dtype = np.float32 if name in _FLOATS else np.int64
@@ -125,16 +125,17 @@ class RowShuffler:
             joined.buffers.append(pa.py_buffer(lists.values))
 
     def _memory(self, name: str, shape: tuple[int, ...], dtype: npt.DTypeLike) -> Array:
-        """Memory of this shape, the same as the last time if that was large enough."""
+        """Memory of this shape, reused if the last one was large enough."""
         size = math.prod(shape)
         kept = self._kept.get(name)
         if kept is None or kept.size < size:
-            kept = self._kept[name] = np.empty(size + size // 8, dtype)  # blocks differ
+            spare = size // 8  # blocks differ in size
+            kept = self._kept[name] = np.empty(size + spare, dtype)
         return kept[:size].reshape(shape)
 
 
 def concatenate(parts: Sequence[Rows]) -> Rows:
-    """The rows of all parts, one or more."""
+    """The rows of one or more parts."""
     if len(parts) == 1:
         return parts[0]
     views: dict[str, list[Views]] = {name: [] for name in parts[0].views}
@@ -150,17 +151,17 @@ def concatenate(parts: Sequence[Rows]) -> Rows:
 
 
 def _view(lists: Lists, buffer: int, *, out: Views) -> None:
-    """Views of `lists`, whose values are the buffer of this number."""
+    """Write the views of `lists`, whose values are the buffer of this index, to `out`."""
     np.multiply(lists.lengths, _ITEM_BYTES, out=out[:, _BYTES])
     out[:, _BUFFER] = buffer
     np.multiply(lists.starts, _ITEM_BYTES, out=out[:, _OFFSET])
-    single = np.flatnonzero(lists.lengths == 1)  # the only ones that are short but not empty
+    single = np.flatnonzero(lists.lengths == 1)  # the only ones that are stored inline
     items = lists.values[lists.starts[single]]
     out[single, _INLINE] = items.view(np.int32).reshape(-1, 2)
 
 
 def _view_whole(columns: IntArray, buffer: int) -> Views:
-    """A view of each column [columns, N]; they are the buffers from this number on."""
+    """A view of each column [columns, N]; their buffers start at this index."""
     views = np.zeros((len(columns), 4), np.int32)
     views[:, _BYTES] = columns.shape[1] * _ITEM_BYTES
     views[:, _BUFFER] = np.arange(buffer, buffer + len(columns))
@@ -170,7 +171,7 @@ def _view_whole(columns: IntArray, buffer: int) -> Views:
 
 
 def _gather(views: Views, buffers: Sequence[pa.Buffer]) -> torch.Tensor:
-    """The int64 items that `views` speak of, one list after the other, in new memory."""
+    """The int64 items of the lists, one list after the other, in new memory."""
     count = int(views[:, _BYTES].sum(dtype=np.int64)) // _ITEM_BYTES
     if not count:
         return torch.empty(0, dtype=torch.int64)

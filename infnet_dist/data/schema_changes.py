@@ -1,7 +1,7 @@
-"""What differs between the schema that a model was trained with and that of a training set.
+"""Differences between the schema that a model was trained with and that of a training set.
 
-Tensors tell little of it: a new feature shows as another shape of some parameter, two features that
-changed places show as nothing at all. So a checkpoint keeps its schema, and schemas are compared.
+Shapes of tensors don't reveal them: a new feature changes the shape of some parameter, two swapped
+features change none. So checkpoints store the schema, and schemas are compared.
 """
 
 from collections.abc import Iterable, Mapping
@@ -9,16 +9,16 @@ from typing import Any, NamedTuple
 
 from infnet_dist.schema import DenseFeature, Schema, SequenceFeature, Table, Task
 
-_MOST = 5  # changes in a message
+_MOST = 5  # changes listed in a message
 _MOST_NAMES = 30
 
 
 class Adapted(NamedTuple):
-    """The schema of a model, reading the columns of another training set.
+    """The schema of a model, adapted to the columns of another training set.
 
     Attributes:
-        schema: as it was trained with, but for the names of columns.
-        notes: what the training set says otherwise, and isn't followed in.
+        schema: the schema of the model, with the training set's column names.
+        notes: other differences of the training set, which are ignored.
     """
 
     schema: Schema
@@ -26,9 +26,9 @@ class Adapted(NamedTuple):
 
 
 def changes(trained: Schema, here: Schema, *, statistics: bool = True) -> list[str]:
-    """All that differs but the names of columns, one line each; `trained` is the older one.
+    """One line per difference other than column names; `trained` is the older schema.
 
-    Without `statistics`, boundaries, means and units of watch times may differ.
+    `statistics=False` ignores boundaries, means and units of watch times.
     """
     features = [_features(schema, statistics=statistics) for schema in (trained, here)]
     tasks = [_tasks(schema, statistics=statistics) for schema in (trained, here)]
@@ -38,8 +38,8 @@ def changes(trained: Schema, here: Schema, *, statistics: bool = True) -> list[s
     return lines
 
 
-def unusable(trained: Schema, here: Schema) -> list[str]:
-    """Of the changes those that keep a model from reading the training set `here`."""
+def incompatibilities(trained: Schema, here: Schema) -> list[str]:
+    """The differences because of which a model can't read the training set `here`."""
     ours, theirs = _features(trained, of_data=True), _features(here, of_data=True)
     lines = _list_changes("feature", ours, theirs, only_trained=True)
     read = {f.table for f in trained.table_features} - {f.name for f in trained.bucketised}
@@ -52,7 +52,7 @@ def unusable(trained: Schema, here: Schema) -> list[str]:
 
 
 def adapt(trained: Schema, here: Schema) -> Adapted:
-    """The schema of a model that reads the training set `here`; nothing may be `unusable`.
+    """The model's schema with the column names of `here`; there must be no `incompatibilities`.
 
     Order, boundaries, means and units of watch times stay those of the model, so that a dense value
     means the same whatever other values the training set holds.
@@ -78,14 +78,14 @@ def adapt(trained: Schema, here: Schema) -> Adapted:
 
 
 def summary_of(lines: Iterable[str]) -> str:
-    """The first changes in one line, and how many more there are."""
+    """The first differences in one line, and the number of the others."""
     found = list(lines)
     more = f"; and {len(found) - _MOST:,} more" if len(found) > _MOST else ""
     return "; ".join(found[:_MOST]) + more
 
 
 def feature_names(schema: Schema) -> str:
-    """A `data.features=[...]` that selects the schema's features."""
+    """The setting `data.features=[...]` that selects the schema's features."""
     names = list(_features(schema))
     return f"data.features=[{', '.join(names)}]" if len(names) <= _MOST_NAMES else "data.features"
 
@@ -101,7 +101,7 @@ Facts = Mapping[str, Mapping[str, Any]]  # by name, in order
 
 
 def _features(schema: Schema, *, of_data: bool = False, statistics: bool = True) -> Facts:
-    """What a feature is; `of_data`: only what a model can't do without or do otherwise."""
+    """Properties of each feature; `of_data`: only those that the training set must provide."""
     found: dict[str, dict[str, Any]] = {}
     for feature in schema.categorical:
         found[feature.name] = {"kind": "categorical", "table": feature.table}
@@ -147,8 +147,8 @@ def _task(task: Task, statistics: bool) -> dict[str, Any]:
 def _list_changes(
     kind: str, trained: Facts, here: Facts, *, only_trained: bool = False
 ) -> list[str]:
-    """Entries that are gone, new, in another order or different, in words."""
-    lines = [f"{kind} {name!r} is gone" for name in trained if name not in here]
+    """One line per entry that is missing, new, moved or changed."""
+    lines = [f"{kind} {name!r} is missing" for name in trained if name not in here]
     if not only_trained:
         lines += [f"{kind} {name!r} is new" for name in here if name not in trained]
         common = [name for name in trained if name in here]
@@ -166,7 +166,7 @@ def _list_changes(
 
 
 def _words(one: Any, other: Any) -> tuple[str, str]:
-    """Two values that differ; of boundaries their numbers, or the first ones that differ."""
+    """Two different values as text; for boundaries their numbers, or the first that differ."""
     if isinstance(one, tuple) and isinstance(other, tuple):
         if len(one) != len(other):
             return f"{len(one):,} values", f"{len(other):,} values"

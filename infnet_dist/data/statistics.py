@@ -1,4 +1,4 @@
-"""What the features of a training set look like, from samples of its rows; planning uses it too."""
+"""Statistics of ids and list lengths, from samples of rows; for reports and planning."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -22,18 +22,18 @@ from infnet_dist.schema import Schema
 IntArray = npt.NDArray[np.int64]
 _BATCH_SIZE = 4_096
 _BATCHES = 16
-_COMMON = 50  # ids whose shares in train and valid are compared
+_COMMON = 50  # most frequent ids, whose shares in train and valid are compared
 
 
 @dataclass(frozen=True)
 class Usage:
-    """What a sample of train looks up.
+    """Lookups of a sample of train.
 
     Attributes:
-        mean_lengths: mean ids per row, by key of the KeyedJaggedTensor.
-        lookups: ids of the sample by table, at most as many as the table has rows: more would be
-            all its rows, whatever its skew.
-        distinct: distinct ids among them, by table.
+        mean_lengths: mean number of ids per row, by key of the KeyedJaggedTensor.
+        lookups: number of sampled ids by table, at most the table's rows: more would contain all
+            rows, whatever the skew.
+        distinct: number of distinct ids among them, by table.
     """
 
     mean_lengths: Mapping[str, float]
@@ -44,16 +44,16 @@ class Usage:
 def sample_usage(
     folder: Path, manifest: Manifest, schema: Schema, open_part: OpenPart = ARROW
 ) -> Usage:
-    """How train uses the tables: as the manifest says, or by looking at up to 65,536 rows.
+    """Lookups of train, from the manifest's statistics or a sample of up to 65,536 rows.
 
     Args:
         folder: the training set.
-        manifest: its manifest, which speaks of all features.
+        manifest: its manifest, with all features.
         schema: the selected features.
-        open_part: how a part is opened.
+        open_part: opens a part.
 
     Raises:
-        DataError: a part can't be read (names the file).
+        DataError: a part can't be read; names the file.
     """
     known = manifest.statistics
     train = known.splits.get("train") if known else None
@@ -70,16 +70,16 @@ def sample_usage(
 
 
 def _is_complete(known: Statistics, train: SplitStatistics, schema: Schema) -> bool:
-    """Whether statistics, which somebody else may have written, speak of all that is looked up."""
+    """Whether statistics, which other software may have written, cover all keys and tables."""
     keys = {feature.key for feature in schema.table_features}
     return train.features.keys() >= keys and known.tables.keys() >= {t.name for t in schema.tables}
 
 
 def take_statistics(folder: Path, manifest: Manifest) -> Statistics:
-    """Statistics of up to 65,536 rows of each split, of row groups in shuffled order.
+    """Statistics of up to 65,536 rows of each split, from row groups in shuffled order.
 
     Raises:
-        DataError: a part can't be read (names the file).
+        DataError: a part can't be read; names the file.
     """
     schema = manifest.schema_
     samples = {split: _Sample(folder, manifest, schema, split) for split in manifest.splits}
@@ -95,7 +95,7 @@ def take_statistics(folder: Path, manifest: Manifest) -> Statistics:
 
 
 class _Sample:
-    """Ids and lengths of some rows of a split.
+    """Ids and lengths of sampled rows of a split.
 
     Attributes:
         rows: number of rows.
@@ -129,7 +129,7 @@ class _Sample:
         for batch in islice(reader.batches(), _BATCHES):
             self.rows += batch.num_rows
             for key, jagged in batch.sparse_features.to_dict().items():
-                ids[key].append(jagged.values().numpy())  # padded rows have none
+                ids[key].append(jagged.values().numpy())  # padding rows have none
                 lengths[key].append(jagged.lengths().numpy()[: batch.num_rows])
         self.ids = {key: np.concatenate(found) for key, found in ids.items()}
         self._lengths = {key: np.concatenate(found) for key, found in lengths.items()}
@@ -160,14 +160,14 @@ class _Sample:
 
 
 def _thinned(values: IntArray, most: int) -> IntArray:
-    """At most so many of the values, evenly spread."""
+    """At most `most` of the values, evenly spaced."""
     return values[np.linspace(0, len(values) - 1, min(len(values), most)).astype(np.int64)]
 
 
 def _distance(train: IntArray, valid: IntArray) -> float:
-    """Total variation between two samples' shares of train's common ids, of 0, and of the rest.
+    """Total variation distance of two samples: shares of train's common ids, of 0, of the rest.
 
-    0: the same shares; 1: nothing in common.
+    0: equal shares; 1: disjoint ids.
     """
     if not len(train) or not len(valid):
         return 0.0

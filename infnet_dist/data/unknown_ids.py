@@ -1,7 +1,7 @@
-"""Drops a share of the ids to row 0 while training, so that the row of unknown ids is learned.
+"""Replaces a share of the ids by 0 in training, so that the row of unknown ids is learned.
 
-A vocabulary is made of train, so no row of train has an unknown id: without this, row 0 would keep
-its random start, and all that is new in the split that is scored would be looked up there.
+A vocabulary is made from train, so train has no unknown ids. Without this, row 0 would keep its
+random initial values, and all new ids of valid and test would be looked up there.
 """
 
 from collections.abc import Mapping
@@ -18,27 +18,27 @@ from infnet_dist.data.manifest import Manifest
 from infnet_dist.schema import Schema, sequence_key
 
 IntArray = npt.NDArray[np.int64]
-_MAX_ITEMS = 2**20  # of a list, see schema.SequenceFeature
+_MAX_ITEMS = 2**20  # items of a list, see schema.SequenceFeature
 
-_MANY, _FEW = 0.05, 0.001  # shares of unknown ids: in the split that is scored; in train
+_MANY, _FEW = 0.05, 0.001  # thresholds on the share of unknown ids: in valid or test; in train
 _DEFAULT_RATE = 0.05
 
 
 @dataclass(frozen=True)
 class UnknownIds:
-    """Which ids are dropped.
+    """Decides which ids are dropped to 0.
 
-    What is new is mostly new in several ways, e.g. a video with its author and music. So all fields
-    of a row share one random number in [0, 1), and each whose table's rate is above it is dropped;
-    likewise all attributes of a history's item.
+    Several ids of a new row are usually new together, e.g. a video with its author and music. So
+    all fields of a row share one random number in [0, 1), and a field is dropped if its table's
+    rate is above that number; likewise all attributes of a history item.
 
-    Whether an id is dropped depends on the seed, the epoch, the row's place in the epoch's order,
-    the behaviour and the item's place in its list alone: it is the same for any number of workers,
-    and wherever a run was resumed.
+    Whether an id is dropped depends only on the seed, the epoch, the row's position in the epoch's
+    order, the behaviour and the item's position in its list: it is the same for any number of
+    workers, and after a resume.
 
     Attributes:
-        rates: share of the ids that is dropped, by table; 0 where a table isn't named.
-        seed: of the run.
+        rates: share of the ids that is dropped, by table; 0 for other tables.
+        seed: seed of the run.
     """
 
     rates: Mapping[str, float] = field(default_factory=dict)
@@ -47,13 +47,13 @@ class UnknownIds:
     def drop(
         self, values: torch.Tensor, lengths: torch.Tensor, schema: Schema, rows: BatchRows
     ) -> torch.Tensor:
-        """The values of a KeyedJaggedTensor, 0 where an id is dropped.
+        """The values of a KeyedJaggedTensor with dropped ids set to 0.
 
         Args:
             values: int64 [ids], key after key.
-            lengths: int64 [keys, B], 0 in padding rows.
+            lengths: int64 [keys, B], 0 for padding rows.
             schema: its `table_features` are the keys.
-            rows: where the batch came from.
+            rows: position of the batch in the epoch's order.
         """
         if not any(self.rates.get(feature.table) for feature in schema.table_features):
             return values
@@ -77,22 +77,22 @@ class UnknownIds:
 
 
 def _item_numbers(places_B: IntArray, count_B: IntArray) -> IntArray:
-    """A number for each item of each row, [items]: by the row's place, and its own in the list."""
+    """A number for each item, [items], from the row's position and the item's in its list."""
     before_B = np.cumsum(count_B, dtype=np.int64) - count_B
     return np.repeat(_MAX_ITEMS * places_B - before_B, count_B) + np.arange(int(count_B.sum()))
 
 
 def _share(numbers: IntArray) -> npt.NDArray[np.floating[Any]]:
-    """A hash of each number in [0, 1)."""
+    """A hash of each number, in [0, 1)."""
     return (mix(numbers) >> np.uint64(11)) * 2.0**-53
 
 
 def default_rates(manifest: Manifest, schema: Schema) -> dict[str, float]:
     """The share of ids to drop, by table with many unknown ids in valid or test, but not in train.
 
-    The table with the most unknown ids is dropped at 0.05 and others in proportion, so that ids are
-    unknown together about as often as there. The user's table isn't among them: of rows drawn
-    evenly most are of frequent users, whom new ones don't resemble.
+    It is 0.05 for the table with the most unknown ids and proportional for others, so that ids are
+    unknown together about as often as in valid and test. The user's table is excluded: most rows
+    are of frequent users, which new users don't resemble.
     """
     shares: dict[str, float] = {}
     for split in manifest.splits.keys() - {"train"}:
@@ -107,16 +107,16 @@ def default_rates(manifest: Manifest, schema: Schema) -> dict[str, float]:
 def unlearned_ids(
     manifest: Manifest, schema: Schema, rates: Mapping[str, float], split: str
 ) -> dict[str, tuple[str, float]]:
-    """Features whose unknown ids are many in `split` and were never trained.
+    """Features with many unknown ids in `split`, while the row of unknown ids isn't trained.
 
     Args:
-        manifest: its statistics are those of a sample; without any, nothing is found.
+        manifest: a manifest; without statistics nothing is found.
         schema: the selected features.
         rates: share of the ids that training drops, by table.
-        split: that is scored.
+        split: the split to evaluate.
 
     Returns:
-        Table, and share of the ids of `split` that are 0, by key of the KeyedJaggedTensor.
+        The table, and the share of ids in `split` that are 0, by key of the KeyedJaggedTensor.
     """
     known = manifest.statistics.splits if manifest.statistics else {}
     if "train" not in known or split not in known:

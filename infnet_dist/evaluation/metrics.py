@@ -188,7 +188,7 @@ class MetricState:
             assert every, "no batch was evaluated on any rank"
             scores = _Scores._make(np.concatenate(parts) for parts in zip(*every, strict=True))
             result = {
-                "model": self._evaluate(scores, scores.logits_BK, split),
+                "model": self._evaluate(scores, scores.logits_BK, split, self._tasks),
                 "optimum": self._optimum(scores, split),
             }
         return context.broadcast(result)
@@ -196,13 +196,15 @@ class MetricState:
     def _optimum(self, scores: _Scores, split: str) -> dict[str, float]:
         known = ~np.isnan(scores.truth_BK).any(axis=0)
         truth = np.clip(scores.truth_BK.astype(np.float64), 1e-7, 1 - 1e-7)
-        every = self._evaluate(scores, np.log(truth) - np.log1p(-truth), split)
-        tasks = {task for task, is_known in zip(self._tasks, known, strict=True) if is_known}
-        return {key: value for key, value in every.items() if key.split("/", 2)[2] in tasks}
+        tasks = [task for task, is_known in zip(self._tasks, known, strict=True) if is_known]
+        return self._evaluate(scores, np.log(truth) - np.log1p(-truth), split, tasks)
 
-    def _evaluate(self, scores: _Scores, logits_BK: Array, split: str) -> dict[str, float]:
+    def _evaluate(
+        self, scores: _Scores, logits_BK: Array, split: str, tasks: Sequence[str]
+    ) -> dict[str, float]:
         metrics: dict[str, float] = {}
-        for k, task in enumerate(self._tasks):
+        for task in tasks:
+            k = self._tasks.index(task)
             heartbeat.beat()
             known = ~np.isnan(scores.labels_BK[:, k])
             logits, labels = logits_BK[known, k], scores.labels_BK[known, k]

@@ -30,6 +30,7 @@ _LEAST_COLUMNS = 20
 _SEPARATOR = "  "
 _CUT = "..."
 _TIME = "%H:%M:%S"
+_log = logging.getLogger("infnet_dist")
 
 
 class Line:
@@ -175,7 +176,7 @@ def set_up_logging(columns: int | None = None) -> None:
     elif elsewhere:
         width, _bar = (lambda: elsewhere), _MarkedLines(stream)
     logging.basicConfig(level=logging.WARNING, handlers=[_Handler(stream, width)], force=True)
-    logging.getLogger("infnet_dist").setLevel(logging.INFO)
+    _log.setLevel(logging.INFO)
 
 
 def terminal_columns() -> int | None:
@@ -184,9 +185,16 @@ def terminal_columns() -> int | None:
 
 
 def show_progress(stage: str, unit: str, done: int, total: int) -> bool:
-    """Show how far a stage is; whether it is shown, as it is on a terminal alone."""
-    _bar.show(Progress(stage, unit, done, total))
-    return _bar.shows
+    """Show how far a stage is, on a terminal alone, and where INFO lines are shown.
+
+    Returns:
+        Whether it is shown.
+    """
+    if not _bar.shows or not _log.isEnabledFor(logging.INFO):
+        return False
+    with suppress(OSError):  # a run outlives its terminal
+        _bar.show(Progress(stage, unit, done, total))
+    return True
 
 
 def take_progress(line: str) -> bool:
@@ -205,8 +213,9 @@ def bar_hidden() -> Iterator[None]:
         yield
         return
     with tqdm.external_write_mode(file=sys.stderr):
-        sys.stderr.write(_ERASE)
-        sys.stderr.flush()
+        with suppress(OSError):  # a run outlives its terminal
+            sys.stderr.write(_ERASE)
+            sys.stderr.flush()
         yield
 
 

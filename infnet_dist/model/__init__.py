@@ -1,1 +1,1 @@
-"""What is trained: lookups -> sparse -> tokens -> towers -> losses."""
+"""The ranking model: lookups -> tokens -> tower -> logits -> losses."""

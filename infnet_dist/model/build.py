@@ -144,7 +144,8 @@ def build_tower(
     """
     if isinstance(options, StackConfig):
         return _build_stack(options, num_fields, sequence_lengths, num_tasks)
-    _check_heads("model", options.num_heads, options.token_dim)
+    if (num_heads := getattr(options, "num_heads", None)) is not None:
+        _check_heads("model", num_heads, options.token_dim)
     return TOWERS[options.name](
         num_fields=num_fields,
         sequence_lengths=sequence_lengths,

@@ -8,22 +8,22 @@ from torch.nn import functional
 
 
 class MultiTaskLoss(nn.Module):
-    """sum_k lambda_k L_k (INFNet v1, training objective), over rows that aren't padding.
+    """sum_k lambda_k L_k (INFNet v1, training objective) over the rows that aren't padding.
 
-    A row whose label of a task is NaN (nobody knows) is left out of that task's L_k.
+    L_k excludes rows whose label of task k is NaN (unknown).
 
-    L_k is the BCE of a binary task. Of a watch time t it is the weighted logistic loss: the BCE of
-    label t / (1 + t) with weight 1 + t, which is t softplus(-z) + softplus(z). Its minimum over all
-    rows is exp(z) = E[t], the prediction (Covington et al. 2016, RecSys, section 4.2); without the
-    weight it would be the odds of E[t / (1 + t)], which is too low.
+    For a binary task L_k is the binary cross-entropy (BCE). For a watch time t it is the weighted
+    logistic loss: the BCE of label t / (1 + t) with weight 1 + t, which is t softplus(-z) +
+    softplus(z). It is minimal at exp(z) = E[t], the prediction (Covington et al. 2016, RecSys,
+    section 4.2); without the weight at the odds of E[t / (1 + t)], which is too low.
 
-    Each L_k is divided by the batch *size*, not by the number of real rows: with gradients
-    averaged over ranks, every real row then weighs the same in a padded last batch, whatever rank
-    it stands on, and no rank needs to know the others' counts.
+    Each L_k is divided by the batch *size*, not by the number of real rows: since gradients are
+    averaged over ranks, every real row then has the same weight in a padded last batch, whichever
+    rank reads it, and ranks needn't exchange their numbers of rows.
 
     Args:
         task_weights: lambda by task, K floats.
-        watch_time: which tasks are watch times, K; none of them by default.
+        watch_time: whether each task is a watch time, K; None: none of them.
     """
 
     weight_K: torch.Tensor
@@ -32,7 +32,7 @@ class MultiTaskLoss(nn.Module):
     def __init__(
         self, task_weights: Sequence[float], watch_time: Sequence[bool] | None = None
     ) -> None:
-        """Keep the weights beside the model, outside its checkpoint."""
+        """Register the weights as buffers that aren't part of checkpoints."""
         super().__init__()
         kinds = torch.tensor(watch_time or [False] * len(task_weights))
         self.register_buffer("weight_K", torch.tensor(task_weights), persistent=False)
@@ -43,7 +43,7 @@ class MultiTaskLoss(nn.Module):
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """The scalar loss, and the unweighted loss per task [K]."""
         known_BK = ~labels_BK.isnan()
-        # Before any product: NaN x 0 is NaN, also in backward.
+        # Before any product, since NaN x 0 is NaN, in backward as well.
         labels_BK, logits_BK = labels_BK.nan_to_num(), logits_BK.where(known_BK, 0.0)
         positive_BK, negative_BK = labels_BK, torch.where(self.watch_time_K, 1.0, 1 - labels_BK)
         loss_BK = positive_BK * functional.softplus(-logits_BK)

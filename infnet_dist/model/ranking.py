@@ -18,15 +18,15 @@ from infnet_dist.model.towers.esmm import EntireSpace
 
 
 class FirstOrder(nn.Module):
-    """What each field says by itself: linear in its embedding, per task; 0 at the start.
+    """First-order logits: linear in each field's embedding and in the dense features; initially 0.
 
-    The first-order term of Wide & Deep (arXiv 1606.07792) and DeepFM (arXiv 1703.04247, eq. 2),
-    with the rows that the tower reads in place of a table of its own. In the tower a field's own
-    effect has to pass a gate that all tokens of its group share (docs/infnet.md, section 4).
+    The first-order term of Wide & Deep (arXiv 1606.07792) and DeepFM (arXiv 1703.04247, eq. 2), but
+    on the embeddings that the tower reads instead of a table of its own. In INFNet a field's own
+    effect passes through a gate that all tokens of its group share (docs/infnet.md, section 4).
     """
 
     def __init__(self, num_inputs: int, num_tasks: int) -> None:
-        """`num_inputs` floats in all fields and dense features together."""
+        """`num_inputs`: floats of all fields and dense features together."""
         super().__init__()
         self.linear = nn.Linear(num_inputs, num_tasks)
         nn.init.zeros_(self.linear.weight)
@@ -39,7 +39,7 @@ class FirstOrder(nn.Module):
 
 
 class DenseArch(nn.Module):
-    """Everything that isn't a table: tokens and tower. Replicated on every worker."""
+    """Everything but the tables: tokens, tower and heads. Replicated on every worker."""
 
     def __init__(
         self,
@@ -48,7 +48,7 @@ class DenseArch(nn.Module):
         first_order: FirstOrder | None = None,
         entire_space: EntireSpace | None = None,
     ) -> None:
-        """Put the tower on the tokens."""
+        """`first_order` and `entire_space` are optional parts; None leaves them out."""
         super().__init__()
         self.tokens = tokens
         self.tower = tower
@@ -71,7 +71,7 @@ class RankingModel(nn.Module):
     """The servable model: ids and dense features -> logits [B, K]."""
 
     def __init__(self, sparse: SparseArch, dense: DenseArch) -> None:
-        """Join the sharded and the replicated part."""
+        """`sparse` is sharded, `dense` replicated."""
         super().__init__()
         self.sparse = sparse
         self.dense = dense

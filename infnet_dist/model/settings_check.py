@@ -1,4 +1,4 @@
-"""Settings that contradict one another or the training set, or that change nothing."""
+"""Checks of settings against one another and against the training set."""
 
 import math
 from collections.abc import Iterator
@@ -19,24 +19,24 @@ def task_weights(config: Config, schema: Schema) -> list[float]:
     """The loss weight of each selected task.
 
     Raises:
-        ConfigError: all of them are 0, so that nothing would be trained.
+        ConfigError: all of them are 0.
     """
-    given = config.training.task_weights
-    weights = [given.get(task.name, 1.0) for task in schema.tasks]
+    by_name = config.training.task_weights
+    weights = [by_name.get(task.name, 1.0) for task in schema.tasks]
     if not any(weights):
         names = ", ".join(task.name for task in schema.tasks)
         raise ConfigError(
             f"training.task_weights: the weights of all tasks ({names}) are 0, so nothing would be "
-            "trained; give one of them a weight above 0"
+            "trained; set one above 0"
         )
     return weights
 
 
 def check_settings(config: Config, schema: Schema) -> None:
-    """Check what a single section can't know; cheap, so the driver calls it too.
+    """Check settings across sections; cheap, so the driver calls it as well.
 
     Raises:
-        ConfigError: settings that contradict one another.
+        ConfigError: settings contradict one another; names the key.
     """
     task_weights(config, schema)
     _check_best(config, schema)
@@ -51,12 +51,12 @@ def _check_best(config: Config, schema: Schema) -> None:
     if name not in kinds:
         raise ConfigError(
             f"checkpoint.keep_best: task {name!r} isn't trained (data.tasks: {', '.join(kinds)}); "
-            "name one that is"
+            "name a trained task"
         )
     if metric not in _METRICS[kinds[name]]:
         known = ", ".join(f"valid/{known}/{name}" for known in _METRICS[kinds[name]])
         raise ConfigError(
-            f"checkpoint.keep_best: {config.checkpoint.keep_best} isn't measured, {name!r} being a "
+            f"checkpoint.keep_best: {config.checkpoint.keep_best} isn't measured for {name!r}, a "
             f"{kinds[name]} task; expected one of: {known}"
         )
 
@@ -70,23 +70,23 @@ def _check_scaling(config: Config) -> None:
         )
     if scaling.min_workers is not None and config.sharding.plan != "auto":
         raise ConfigError(
-            "scaling.min_workers changes the number of workers, which a plan file fixes; set "
-            "sharding.plan=auto, or leave scaling.min_workers out"
+            "scaling.min_workers allows other numbers of workers than the plan file's; set "
+            "sharding.plan=auto, or remove scaling.min_workers"
         )
     _check_gpus(scaling)
 
 
 def _check_gpus(scaling: ScalingConfig) -> None:
     expected = float(scaling.use_gpu)
-    if (given := scaling.resources_per_worker.get("GPU", expected)) != expected:
+    if (gpus := scaling.resources_per_worker.get("GPU", expected)) != expected:
         raise ConfigError(
-            f"scaling.resources_per_worker.GPU is {given:g}, but scaling.use_gpu is "
-            f"{str(scaling.use_gpu).lower()}, which gives each worker {expected:g}; leave GPU out"
+            f"scaling.resources_per_worker.GPU is {gpus:g}, but scaling.use_gpu is "
+            f"{str(scaling.use_gpu).lower()}, which gives each worker {expected:g}; remove GPU"
         )
 
 
 def without_effect(config: Config, manifest: Manifest, schema: Schema) -> Iterator[str]:
-    """Settings that change nothing in this run, one line each."""
+    """One line per setting that has no effect in this run."""
     tables, tasks = ({entry.name for entry in part} for part in (schema.tables, schema.tasks))
     for name in config.tables.overrides:
         if name not in tables:
@@ -97,20 +97,21 @@ def without_effect(config: Config, manifest: Manifest, schema: Schema) -> Iterat
     steps, warmup = _total_steps(config, manifest), config.schedule.warmup_steps
     if warmup >= steps:
         yield (
-            f"schedule.warmup_steps: the run of about {steps:,} steps ends before a warm-up of "
-            f"{warmup:,}, so the full learning rate isn't reached"
+            f"schedule.warmup_steps: the run ends after about {steps:,} steps, within the warm-up "
+            f"of {warmup:,}: it never reaches the full learning rate"
         )
     kept, every = config.checkpoint.keep_every_steps, config.checkpoint.every_steps
     if kept and every and kept % every:
         yield (
-            f"checkpoint.keep_every_steps: of checkpoints every {every:,} steps those at multiples "
-            f"of {math.lcm(kept, every):,} are kept, expected a multiple of checkpoint.every_steps"
+            f"checkpoint.keep_every_steps: checkpoints are written every {every:,} steps, so only "
+            f"those at multiples of {math.lcm(kept, every):,} are kept; set a multiple of "
+            "checkpoint.every_steps"
         )
     yield from _other_ingest(config, manifest)
 
 
 def _other_ingest(config: Config, manifest: Manifest) -> Iterator[str]:
-    """Settings of ingest that the training set wasn't made with; places of raw files may move."""
+    """Settings of ingest that differ from the training set's, except for paths of raw files."""
     if config.ingest is None or manifest.source.get("source") != config.ingest.source:
         return
     made, now = (
@@ -120,7 +121,7 @@ def _other_ingest(config: Config, manifest: Manifest) -> Iterator[str]:
         if made[key] != now[key] and key.split(".")[-1] != "path":
             yield (
                 f"ingest.{key}: the training set was made with {made[key]!r}, not {now[key]!r}; "
-                "ingest again if it is to count"
+                "ingest again to apply it"
             )
 
 

@@ -1,4 +1,4 @@
-"""SparseArch: one EmbeddingCollection for all ids; hands over plain padded tensors and masks.
+"""SparseArch: one EmbeddingCollection for all ids; returns padded tensors and masks.
 
 Letters: B rows, L_f items kept of behaviour f, E embedding width.
 """
@@ -18,12 +18,12 @@ _DATA_TYPES = {"fp32": DataType.FP32, "fp16": DataType.FP16}
 
 
 class SparseEmbeddings(NamedTuple):
-    """Looked up rows, always float32.
+    """Embeddings after the lookup, always float32.
 
     Attributes:
-        fields: one [B, E] per field, in `Schema.fields` order; zeros for padding rows.
+        fields: one [B, E] per field, in the order of `Schema.fields`; zeros for padding rows.
         sequences: one [B, L_f, attributes x E] per behaviour; zeros where padded.
-        masks: one bool [B, L_f] per behaviour, True where there is an item.
+        masks: one bool [B, L_f] per behaviour, True for items, False for padding.
     """
 
     fields: list[torch.Tensor]
@@ -32,13 +32,13 @@ class SparseEmbeddings(NamedTuple):
 
 
 class SparseArch(nn.Module):
-    """All tables of the run in one EmbeddingCollection, the part that TorchRec shards.
+    """All tables of the run in one EmbeddingCollection: the part that TorchRec shards.
 
     Args:
         schema: features and tables.
-        embedding_dim: E, the same for all tables (EmbeddingCollection demands it).
+        embedding_dim: E, the same for all tables, as EmbeddingCollection requires.
         data_type: type of the rows, "fp32" or "fp16".
-        device: "meta" before sharding, a real device for an unsharded model.
+        device: "meta" if the model will be sharded, else a real device.
     """
 
     def __init__(
@@ -49,7 +49,6 @@ class SparseArch(nn.Module):
         data_type: str = "fp32",
         device: torch.device | None = None,
     ) -> None:
-        """Build the collection and the padding that follows it."""
         super().__init__()
         features: dict[str, list[str]] = {table.name: [] for table in schema.tables}
         for feature in schema.table_features:
@@ -71,15 +70,14 @@ class SparseArch(nn.Module):
         self.padding = Padding(schema)
 
     def forward(self, sparse_features: KeyedJaggedTensor) -> SparseEmbeddings:
-        """Look all ids up and pad; see `SparseEmbeddings` for the shapes."""
+        """Look up all ids and pad; see `SparseEmbeddings` for the shapes."""
         return self.padding(self.embeddings(sparse_features))
 
 
 class Padding(nn.Module):
-    """Jagged rows by key -> padded tensors. A module of its own so that FX sees it as a leaf."""
+    """Jagged embeddings by key -> padded tensors; a module of its own, so that it is an FX leaf."""
 
     def __init__(self, schema: Schema) -> None:
-        """Remember keys and lengths."""
         super().__init__()
         self._fields = [field.key for field in schema.fields]
         self._sequences = [
@@ -88,7 +86,7 @@ class Padding(nn.Module):
         ]
 
     def forward(self, embeddings: dict[str, JaggedTensor]) -> SparseEmbeddings:
-        """Pad every behaviour to its max_length, and fields where rows are padding."""
+        """Pad every behaviour to its `max_length`, and fields for padding rows."""
         fields = [_field(embeddings[key]) for key in self._fields]
         sequences, masks = [], []
         for length, keys in self._sequences:
@@ -100,13 +98,13 @@ class Padding(nn.Module):
 
 
 def _field(jagged: JaggedTensor) -> torch.Tensor:
-    """[B, E] in float32: one row each, but for the padding rows at the batch's end."""
+    """[B, E] in float32; padding rows, at the end of the batch, have no id and get zeros."""
     rows_NE, missing = jagged.values().float(), len(jagged.lengths()) - len(jagged.values())
     return functional.pad(rows_NE, (0, 0, 0, missing)) if missing else rows_NE
 
 
 def _pad(jagged: JaggedTensor, length: int) -> torch.Tensor:
-    """[B, length, E] in float32; fp16 rows are widened here, so the tower never sees them."""
+    """[B, length, E] in float32, converted from fp16 tables as well."""
     padded: torch.Tensor = torch.ops.fbgemm.jagged_to_padded_dense(
         jagged.values().float(), [jagged.offsets()], [length], 0.0
     )

@@ -81,7 +81,6 @@ class TokenArch(nn.Module):
         positions: bool = True,
         dropout: float = 0.0,
     ) -> None:
-        """See the class."""
         super().__init__()
         self.target_fields = target_fields
         self.token_dim = token_dim

@@ -11,7 +11,7 @@ from infnet_dist.model.ranking import RankingModel
 
 
 class StepOutput(NamedTuple):
-    """What a step leaves for metrics, detached: logits [B, K] and mean loss per task [K]."""
+    """Detached outputs of a step for metrics: logits [B, K] and mean loss per task [K]."""
 
     logits_BK: torch.Tensor
     task_loss_K: torch.Tensor
@@ -21,13 +21,13 @@ class TrainModel(nn.Module):
     """The ranking model and its loss, as one module that DistributedModelParallel wraps."""
 
     def __init__(self, model: RankingModel, loss: MultiTaskLoss) -> None:
-        """Keep the servable model free of labels."""
+        """`model` is the servable part; labels are used only by `loss`."""
         super().__init__()
         self.model = model
         self.loss = loss
 
     def forward(self, batch: RankingBatch) -> tuple[torch.Tensor, StepOutput]:
-        """The loss of this worker's batch, and its detached by-products."""
+        """The loss of this worker's batch, and the detached outputs."""
         logits_BK = self.model(batch.sparse_features, batch.dense_BN, batch.time_gap_BL)
         loss, task_loss_K = self.loss(logits_BK, batch.labels_BK, batch.weights_B)
         return loss, StepOutput(logits_BK.detach(), task_loss_K.detach())

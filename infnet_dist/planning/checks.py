@@ -87,7 +87,7 @@ def differences(
         elif device == "cpu" and plan.tables[name].compute_kernel not in ("fused", "dense"):
             lines.append(
                 f"table {name!r} has kernel {plan.tables[name].compute_kernel} in the plan, which "
-                "needs GPUs; convert the plan with python -m ray_jobs.plan to-cpu"
+                "needs GPUs; convert the plan with infnet plan to-cpu"
             )
     return lines
 
@@ -114,8 +114,8 @@ def check_plan(
     if found:
         raise PlanError(
             "the plan doesn't fit: "
-            + first_few(found, "listed by python -m ray_jobs.plan check PLAN --config CONFIG")
-            + "; set sharding.plan=auto, or make a plan with: python -m ray_jobs.plan make "
+            + first_few(found, "listed by infnet plan check PLAN --config CONFIG")
+            + "; set sharding.plan=auto, or make a plan with: infnet plan make "
             "--config CONFIG --output PLAN"
         )
 

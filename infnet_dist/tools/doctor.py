@@ -1,11 +1,10 @@
-"""Can this machine train? If not, the command that fixes it: `python -m infnet_dist.tools.doctor`.
+"""Checks whether this machine can train, and shows a fix for each problem.
 
-Each import and lookup runs in a process of its own, with a time limit, since mismatched builds of
-torch, fbgemm and torchrec can crash the interpreter. They stand in doctor_probes. This
-file imports the standard library alone (and rich, where installed), so that it runs where
-everything else is broken.
+    infnet doctor [--workers 2] [--json]
 
-    python -m infnet_dist.tools.doctor [--workers 2] [--json]
+Mismatched builds of torch, fbgemm and torchrec can crash the interpreter, so each import and lookup
+runs in a process of its own, with a time limit (doctor_probes). This file imports the standard
+library alone, and rich where installed, so that it runs where everything else is broken.
 
 Exit code 1: training can't work. Warnings alone give 0.
 """
@@ -46,7 +45,7 @@ INSTALL_NO_DEPS = f"{PIP} install --no-deps -r requirements/no-deps.txt"
 
 @dataclass(frozen=True)
 class Check:
-    """One finding; `fix` is a command that mends it."""
+    """One finding; `fix` is a command that fixes it."""
 
     name: str
     status: Status
@@ -62,7 +61,7 @@ def run_probe(
     timeout_s: float = 120.0,
     folder: Path | None = None,
 ) -> Check:
-    """Run a command whose last line is its finding; a crash, an error or a hang is one too."""
+    """Run a command that prints its finding last; a crash or a hang is a finding too."""
     try:
         done = subprocess.run(
             [sys.executable, "-W", "ignore", *command],
@@ -83,7 +82,7 @@ def run_probe(
 
 
 def check_python(version: tuple[int, ...] = sys.version_info[:3]) -> Check:
-    """The pins hold for one Python minor."""
+    """Check the minor version of Python, for which the pins were verified."""
     text = ".".join(map(str, version[:3]))
     if tuple(version[:2]) == PYTHON:
         return Check("Python", "ok", text)
@@ -99,7 +98,7 @@ def triple_fix() -> str:
 
 
 def check_triple(torch: str | None, fbgemm: str | None, torchrec: str | None) -> Check:
-    """Torch, fbgemm and torchrec were built for each other.
+    """Check that torch, fbgemm and torchrec were built for each other.
 
     Args:
         torch: its version, such as `2.13.0+cpu`; None where not installed.
@@ -135,10 +134,10 @@ def check_installed_triple() -> Check:
 
 
 def check_upload(folder: Path) -> Check:
-    """Whether a Ray job can take this working folder; where it can't, local runs still work.
+    """Check the size of a working folder for a Ray job; local runs need no upload.
 
     Args:
-        folder: that `ray job submit --working-dir` is given.
+        folder: the folder for `ray job submit --working-dir`.
     """
     fix = f"$EDITOR {folder / '.rayignore'}  # a line for each large entry: /NAME/ or *.ENDING"
     found = run_probe("job upload", [*PROBE, "upload"], fix, folder=folder)
@@ -146,7 +145,7 @@ def check_upload(folder: Path) -> Check:
 
 
 def check_petastorm() -> Check:
-    """An optional adapter: its state never stops training."""
+    """Check petastorm, which only its adapter needs: it never stops training."""
     version, pyarrow = _version("petastorm"), _version("pyarrow")
     if version is None:
         return Check("petastorm", "warn", "missing; only its adapter needs it", INSTALL_NO_DEPS)
@@ -160,7 +159,7 @@ def check_petastorm() -> Check:
 
 
 def check_wandb(environ: Mapping[str, str] = os.environ) -> Check:
-    """W&B's version, and whether runs go to its server or stay in a folder."""
+    """Report W&B's version, and whether runs are online or offline."""
     version = _version("wandb")
     if version is None:
         return Check("wandb", "warn", "missing; metrics go to metrics.jsonl alone", INSTALL)
@@ -174,7 +173,7 @@ def check_wandb(environ: Mapping[str, str] = os.environ) -> Check:
 
 
 def check_threads(threads: str | None, cores: int, workers: int) -> Check:
-    """Worker processes times threads each must not exceed the cores.
+    """Check that worker processes times threads don't exceed the cores.
 
     Args:
         threads: the value of OMP_NUM_THREADS, or None where unset (torch then takes all cores).
@@ -192,7 +191,7 @@ def check_threads(threads: str | None, cores: int, workers: int) -> Check:
 
 
 def check_memory() -> Check:
-    """Free memory, as the kernel estimates it."""
+    """Check the free memory, as the kernel estimates it."""
     try:
         lines = Path("/proc/meminfo").read_text().splitlines()
         gib = next(int(s.split()[1]) for s in lines if s.startswith("MemAvailable")) / 2**20
@@ -205,7 +204,7 @@ def check_memory() -> Check:
 
 
 def check_space(name: str, path: Path, least_gib: float, fix: str) -> Check:
-    """Free space in the file system that holds `path`."""
+    """Check the free space in the file system that holds `path`."""
     if not path.is_dir():
         return Check(name, "info", f"no {path} on this system")
     gib = shutil.disk_usage(path).free / 2**30
@@ -215,10 +214,10 @@ def check_space(name: str, path: Path, least_gib: float, fix: str) -> Check:
 
 
 def check_gpu() -> Check:
-    """CUDA and NCCL, and whether torch and fbgemm are builds that can use them."""
+    """Check CUDA and NCCL, and that torch and fbgemm are builds that can use them."""
     probe = run_probe("GPU", [*PROBE, "gpu"], INSTALL)
     if probe.status == "fail":
-        return Check("GPU", "info", "unknown, since torch doesn't load")
+        return Check("GPU", "info", "unknown, because torch doesn't load")
     has_driver = Path("/proc/driver/nvidia/version").exists()
     usable = "NCCL" in probe.detail
     if not has_driver and not usable:
@@ -258,7 +257,7 @@ def checks_for(workers: int) -> list[Callable[[], Check]]:
 
 
 def report(checks: Sequence[Check]) -> None:
-    """Print a table, then each problem's command on a line of its own, ready to copy."""
+    """Print a table, then each fix on a line of its own, ready to copy."""
     try:
         from rich.console import Console
         from rich.table import Table
@@ -277,7 +276,7 @@ def report(checks: Sequence[Check]) -> None:
         if check.fix:
             fixes.setdefault(check.fix, []).append(check.name)
     for fix, names in fixes.items():
-        print(f"to mend {', '.join(names)}:\n    {fix}")
+        print(f"to fix {', '.join(names)}:\n    {fix}")
 
 
 def add_doctor_options(parser: argparse.ArgumentParser) -> None:

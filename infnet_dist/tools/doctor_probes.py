@@ -1,7 +1,7 @@
-"""The doctor's probes, a process each: `python -m infnet_dist.tools.doctor_probes NAME`.
+"""The doctor's probes, one process each: `python -m infnet_dist.tools.doctor_probes NAME`.
 
-A probe prints its finding as the last line, or raises. Imports stand inside, for they are what is
-tried out.
+A probe prints its finding as the last line, or raises. Imports are inside the functions: they are
+under test.
 """
 
 import sys

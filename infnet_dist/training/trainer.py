@@ -18,7 +18,6 @@ from infnet_dist.batch import RankingBatch
 from infnet_dist.checkpoint import (
     CheckpointManifest,
     CheckpointMetadata,
-    NotFiniteError,
     SavedProgress,
     Saver,
     Throughput,
@@ -28,11 +27,12 @@ from infnet_dist.distributed import heartbeat
 from infnet_dist.distributed.context import WorkerContext
 from infnet_dist.distributed.control import ControlFlags
 from infnet_dist.distributed.watchdog import Watchdog
-from infnet_dist.errors import CheckpointError, UserError
+from infnet_dist.errors import UserError
 from infnet_dist.io.json_files import nan_for_null
 from infnet_dist.model.train_model import StepOutput
 from infnet_dist.sharding.optimizers import learning_rates
 from infnet_dist.tracking.tracker import NullTracker, Tracker
+from infnet_dist.training.checkpoints import RunCheckpoints
 from infnet_dist.training.data_changes import check_resumable, check_unchanged
 from infnet_dist.training.evaluation import evaluate
 from infnet_dist.training.meters import TrainMeter
@@ -135,7 +135,6 @@ class _TrainingLoop:
         self._context = setup.context
         self._config = setup.config
         self._manifest = manifest
-        self._saver = saver
         self._shutdown = shutdown
         self._progress = TrainingProgress(
             setup.reader("train", shuffle=True),
@@ -148,10 +147,9 @@ class _TrainingLoop:
         throughput = manifest.totals if manifest else Throughput()
         self._log = RunLog(setup, tracker, self._progress.total_steps, throughput)
         self._metrics = nan_for_null(manifest.metrics) if manifest else {}
-        self._saved_step = manifest.progress.step if manifest else None
-        self._evaluated_step = self._saved_step if self._metrics else None
-        self._saved_at = time.monotonic()
-        self._stall_s = 0.0
+        saved_step = manifest.progress.step if manifest else None
+        self._checkpoints = RunCheckpoints(saver, self._log, saved_step)
+        self._evaluated_step = saved_step if self._metrics else None
         self._flags = ControlFlags()
         self._stopped = False
         self._growth = ""
@@ -164,9 +162,9 @@ class _TrainingLoop:
             self._resume(self._manifest)
         while not (self._stopped or self._progress.at_end):
             self._run_epoch()
-        if self._saved_step != self._progress.step:
+        if self._checkpoints.saved_step != self._progress.step:
             self._save()
-        self._finish_save(required=True)
+        self._checkpoints.finish(required=True)
 
     def _resume(self, manifest: CheckpointManifest) -> None:
         """Evaluate the checkpoint if the run was stopped between its step and its evaluation."""
@@ -175,13 +173,8 @@ class _TrainingLoop:
         if not due or self._evaluated_step == self._progress.step:
             return
         self._evaluate()
-        if self._stopped:
-            return
-        heartbeat.beat("saving")
-        try:
-            self._saver.amend(manifest, self._metadata())
-        except CheckpointError as error:
-            self._log.warn("%s; training continues, the checkpoint only lacks its metrics", error)
+        if not self._stopped:
+            self._checkpoints.amend(manifest, self._metadata())
 
     def _run_epoch(self) -> None:
         self._check_data()
@@ -233,10 +226,10 @@ class _TrainingLoop:
     def _exchange_flags(self, loss: torch.Tensor) -> bool:
         """Combine the flags of all ranks; returns whether the step may change the model."""
         minutes = self._config.checkpoint.every_minutes
-        since_s = time.monotonic() - self._saved_at
+        due = minutes is not None and self._checkpoints.age_s >= 60 * minutes
         self._flags = ControlFlags(
             nonfinite_loss=not math.isfinite(loss.item()),
-            save=self._context.is_first and minutes is not None and since_s >= 60 * minutes,
+            save=due and self._context.is_first,
             stop=self._shutdown.requested,
         ).all_reduced(self._context)
         return not self._flags.nonfinite_loss
@@ -278,15 +271,8 @@ class _TrainingLoop:
         self._meter.reset()
 
     def _save(self) -> None:
-        """Begin a checkpoint, once the checkpoint before is complete."""
         self._log_meter()  # so that no checkpoint has to hold the meter
-        start = time.perf_counter()
-        heartbeat.beat("saving")
-        self._finish_save()
-        self._saver.save(self._metadata())
-        self._saved_step, self._saved_at = self._progress.step, time.monotonic()
-        self._stall_s = time.perf_counter() - start
-        self._meter.exclude(self._stall_s)
+        self._meter.exclude(self._checkpoints.save(self._metadata()))
 
     def _metadata(self) -> CheckpointMetadata:
         return CheckpointMetadata(
@@ -296,21 +282,6 @@ class _TrainingLoop:
             unknown_id_rates=self._setup.unknown_id_rates,
             totals=self._log.throughput,
         )
-
-    def _finish_save(self, *, required: bool = False) -> None:
-        """Wait for the checkpoint that is being written; only if `required` is a failure raised."""
-        start = time.perf_counter()
-        try:
-            saved = self._saver.wait()
-        except NotFiniteError:
-            raise
-        except CheckpointError as error:
-            if required:
-                raise
-            self._log.warn("%s; training continues, the next one is due as scheduled", error)
-            return
-        if saved:
-            self._log.saved(saved, self._stall_s + time.perf_counter() - start)
 
     def summary(self, run_folder: Path, wandb_place: str | None) -> dict[str, Any]:
         """The summary of the whole run, over all attempts."""
@@ -328,7 +299,7 @@ class _TrainingLoop:
             "samples_per_s": throughput.samples_per_s,
             "train_seconds": throughput.seconds,
             "num_workers": self._context.world_size,
-            "checkpoint": str(self._saver.folder_of(progress.step)),
+            "checkpoint": str(self._checkpoints.folder_of(progress.step)),
             "curves": str(run_folder / "curves.png"),
             "metrics_jsonl": str(run_folder / "metrics.jsonl"),
             "wandb": wandb_place,

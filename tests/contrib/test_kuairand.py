@@ -106,7 +106,7 @@ def read_split(folder, split):
     return pq.ParquetDataset(folder / split).read()
 
 
-# ---- made-up logs
+# ---- synthetic logs
 
 
 def test_both_layouts_give_the_same_training_set(tmp_path):
@@ -234,7 +234,7 @@ def test_watch_time_can_be_a_task(tmp_path):
     labels = next(iter(reader.batches())).labels_BK[:, -1]
     assert labels.mean().item() == pytest.approx(1, rel=1e-5)
     logs["rows"].loc[4, "play_time_ms"] = -3
-    with pytest.raises(DataError, match=r"play_time_ms is -3 .* of user_id .*expected 0 or more"):
+    with pytest.raises(DataError, match=r"play_time_ms.*-3.*user_id"):
         ingest(write_slice(tmp_path / "bad", logs), tmp_path / "bad_set", watch_time=True)
 
 
@@ -373,11 +373,11 @@ def drop_column(logs):
 
 
 BROKEN = [
-    (break_label, ["column is_click is 2 in row 3", "0 or 1"]),
-    (break_label_empty, ["column is_like is empty in row 4", "0 or 1"]),
-    (break_time, ["column time_ms is -1", "milliseconds"]),
-    (break_users, ["user_id 0 stands in 2 rows"]),
-    (drop_column, ["lacks column tag", "it has"]),
+    (break_label, ["is_click", "2 in row 3", "0 or 1"]),
+    (break_label_empty, ["is_like", "empty in row 4", "0 or 1"]),
+    (break_time, ["time_ms", "-1", "milliseconds"]),
+    (break_users, ["user_id 0", "2 rows"]),
+    (drop_column, ["column tag", "video_id"]),
 ]
 
 
@@ -395,7 +395,7 @@ def test_wrong_types_are_named(tmp_path):
     logs = make_raw_logs()
     logs["rows"]["tab"] = "main"
     message = error_of(write_slice(tmp_path / "slice", logs), tmp_path)
-    assert "interactions_train.parquet: column tab is main in row 0" in message
+    assert all(part in message for part in ("interactions_train.parquet", "tab", "main in row 0"))
     message = error_of(write_csv(tmp_path / "csv", logs), tmp_path)
     assert "log_standard" in message
     assert "main" in message
@@ -421,27 +421,29 @@ def test_a_missing_file_is_named(tmp_path, write, name):
 def test_unreadable_files_are_named(tmp_path):
     folder = write_slice(tmp_path / "raw", make_raw_logs())
     (folder / "users.parquet").write_text("not Parquet")
-    assert "users.parquet can't be read" in error_of(folder, tmp_path)
+    assert "users.parquet" in error_of(folder, tmp_path)
 
 
 def test_no_logs_at_all(tmp_path):
     (tmp_path / "empty").mkdir()
-    assert "no folder" in error_of(tmp_path / "nowhere", tmp_path)
+    assert f"{tmp_path}/nowhere" in error_of(tmp_path / "nowhere", tmp_path)
     message = error_of(tmp_path / "empty", tmp_path)
-    assert "found nothing" in message
+    assert f"{tmp_path}/empty" in message
     assert "log_standard_*.csv" in message
 
 
 def test_past_exposures_must_be_there_and_past(tmp_path):
     csv = write_csv(tmp_path / "csv", make_raw_logs())
     message = error_of(csv, tmp_path, ConfigError, past_exposures=7)
-    assert "ingest.past_exposures: got 7" in message
+    assert "ingest.past_exposures" in message and "7" in message
     late = write_slice(
         tmp_path / "late", make_raw_logs(), [PAST[0] | {"last_time_ms": VALID_FROM_MS + 9}]
     )
-    assert "reaches beyond ingest.valid_from" in error_of(late, tmp_path)
+    message = error_of(late, tmp_path)
+    assert "exposure_history.parquet" in message and "ingest.valid_from" in message
     twice = write_slice(tmp_path / "twice", make_raw_logs(), [PAST[0], PAST[0]])
-    assert "user_id 0 stands in 2 rows" in error_of(twice, tmp_path)
+    message = error_of(twice, tmp_path)
+    assert "user_id 0" in message and "2 rows" in message
 
 
 def test_histories_of_unequal_length_are_named(tmp_path):
@@ -449,18 +451,20 @@ def test_histories_of_unequal_length_are_named(tmp_path):
     event |= {"exposed_video_id": [100, 101], "long_view": [1], "is_like": [0, 0]}
     event |= {"long_view_video_id": [], "like_video_id": []}
     folder = write_slice(tmp_path / "raw", make_raw_logs(), [event])
-    assert "list long_view of another length" in error_of(folder, tmp_path)
+    message = error_of(folder, tmp_path)
+    assert "exposure_history.parquet" in message and "long_view" in message
 
 
 def test_splits_without_rows_and_bad_days(tmp_path):
     folder = write_csv(tmp_path / "csv", make_raw_logs())
     message = error_of(folder, tmp_path, valid_from="2022-06-01")
-    assert "split valid has no rows" in message
+    assert "split valid" in message
     assert "2022-05-01 to 2022-05-04" in message
-    assert "valid_from: got 'May 4'" in error_of(folder, tmp_path, ConfigError, valid_from="May 4")
+    message = error_of(folder, tmp_path, ConfigError, valid_from="May 4")
+    assert "ingest.valid_from" in message and "'May 4'" in message
     message = error_of(folder, tmp_path, ConfigError, test_from="2022-05-01")
-    assert "expected a day after valid_from" in message
-    assert "no signal has a base rate" in error_of(folder, tmp_path, min_base_rate=0.9)
+    assert "ingest.test_from" in message and "valid_from" in message
+    assert "ingest.min_base_rate" in error_of(folder, tmp_path, min_base_rate=0.9)
 
 
 def error_of(path, tmp_path, kind=DataError, **settings):

@@ -173,7 +173,7 @@ def test_rows_come_through_the_reader(tmp_path: Path) -> None:
 
 
 def test_partition_folders_are_columns(tmp_path: Path) -> None:
-    """Spark's partitionBy("tab"): the value stands in the folder's name alone."""
+    """Spark's partitionBy("tab"): only the name of the folder has the value."""
     raw = write_sets(tmp_path / "raw")
     for split in ("train", "valid"):
         for number, file in enumerate(sorted((raw / split).glob("*.parquet"))):

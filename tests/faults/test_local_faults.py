@@ -270,7 +270,7 @@ def test_the_disk_of_a_run_is_full_for_a_while(
         with suppress(OSError), filler.open("wb", buffering=0) as file:
             while True:
                 file.write(bytes(4096))
-        running.wait_for("No space left on device")
+        running.wait_for("checkpoint.*No space left on device")
         filler.unlink()
         job.check(running.wait())
         job.assert_same(undisturbed)

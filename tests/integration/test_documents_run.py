@@ -69,7 +69,7 @@ MADE = {
         "python -m ray_jobs.ingest --config configs/census_income.yaml "
         "--set ingest.path=raw/census_income_kdd",
     ),
-    "ray_jobs.train --config configs/smoke.yaml": (
+    "train --config configs/smoke.yaml": (
         "data/smoke",
         "python -m ray_jobs.ingest --config configs/smoke.yaml",
     ),
@@ -120,7 +120,7 @@ def runs(line: str) -> bool:
     do: a Ray, the environment.
     """
     left_out = (
-        r"make |source |ray (start|get-auth-token)|.*(wandb|benchmarks/|COMMAND)|python -m \S+$"
+        r"make |source |ray start|infnet sync|.*(wandb|benchmarks/|COMMAND)|(python -m|infnet) \S+$"
     )
     return not re.match(left_out, line)
 
@@ -187,15 +187,14 @@ BLOCKS = documented()
 def test_commands_are_found() -> None:
     commands = [line for block in BLOCKS for line in block.commands]
     assert len(commands) >= 30
-    programs = {words(command)[2] for command in commands if command.startswith("python")}
-    assert programs >= {"ray_jobs.ingest", "ray_jobs.plan", "ray_jobs.compare", "ray_jobs.smoke"}
+    verbs = {words(command)[1] for command in commands if command.startswith("infnet")}
+    assert verbs >= {"ingest", "plan", "train", "evaluate", "compare", "checkpoint", "smoke"}
 
 
 @pytest.mark.parametrize("block", BLOCKS, ids=lambda block: block.where)
 def test_a_documented_block_runs(block: Block, checkout: Path, environ: dict[str, str]) -> None:
-    script = re.sub(r"export (ROOT|RAY_AUTH_MODE)=.*", "", block.script).replace(
-        ".venv/bin/python", "python"
-    )
+    script = re.sub(r"export (ROOT|RAY_AUTH_MODE)=.*", "", block.script)
+    script = re.sub(r"^infnet ", "python -m ray_jobs ", script, flags=re.MULTILINE)
     real = "census_income_kdd" if "census" in script else "kuairand_pure_slice"
     needs_real = re.search(r"census|kuairand|my\.yaml", script)
     if needs_real and not (checkout / "raw" / real).exists():

@@ -83,7 +83,7 @@ def test_the_examples_run(checkout: Path) -> None:
     environ["PATH"] = f"{Path(sys.executable).parent}:{environ['PATH']}"
     for block in blocks(PAGE):
         done = subprocess.run(
-            ["bash", "-euo", "pipefail", "-c", block.script],
+            ["bash", "-euo", "pipefail", "-c", in_the_copy(block.script)],
             cwd=checkout,
             env=environ,
             stdout=subprocess.PIPE,
@@ -93,6 +93,11 @@ def test_the_examples_run(checkout: Path) -> None:
         assert done.returncode == 0, f"{block.where}\n{block.script}\n{done.stdout[-6_000:]}"
     check_model_and_metric(checkout)
     check_feature_kind_and_source(checkout)
+
+
+def in_the_copy(script: str) -> str:
+    """The script with `infnet` as it is in the copy, not as it is installed."""
+    return re.sub(r"^infnet ", "python -m ray_jobs ", script, flags=re.MULTILINE)
 
 
 def check_model_and_metric(checkout: Path) -> None:

@@ -152,7 +152,7 @@ def test_evaluate_with_another_number_of_workers(run: Path, root: Path) -> None:
         (["data.pth=x"], ["'data.pth'", "'path'"]),
         (["data.tasks=[clik]"], ["'clik'", "'click'"]),
         (["data.batch_size=99999"], ["3200", "99999"]),
-        (["data.path=data/none"], ["data/none", "ingest"]),
+        (["data.path=data/none"], ["data/none", "infnet ingest"]),
         (["sharding.plan=no.json"], ["no.json"]),
         (["sharding.plan=PLAN", "scaling.num_workers=3"], ["world_size", "2", "3"]),
     ],

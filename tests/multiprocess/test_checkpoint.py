@@ -132,7 +132,7 @@ def fresh_tables(context: WorkerContext, *, config: Config) -> dict[str, torch.T
     ("first_ranks", "second_ranks"),
     [(1, 2), (2, 3), pytest.param(2, 2, marks=pytest.mark.exhaustive)],
 )
-def test_a_stopped_run_goes_on(
+def test_a_stopped_run_resumes(
     tiny_set: Path, tmp_path: Path, first_ranks: int, second_ranks: int
 ) -> None:
     config = make_config(tiny_set, tmp_path, training={"log_every_steps": 1})
@@ -216,7 +216,7 @@ def test_column_wise_weights_can_be_evaluated_under_any_plan(
     result = run_ranks(evaluate_checkpoint, 2, config=other, path=path, split="valid")[0]
     assert result["metrics"] == pytest.approx(summary["metrics"], abs=1e-6, nan_ok=True)
     (line,) = checkpoint.differences_from(Folder(path), planned(other))
-    assert "state of table 'user' is that of 2 column shards in the checkpoint, 1 in the" in line
+    assert "'user'" in line and "2 column shards" in line and "1 in the plan" in line
 
 
 def planned(config: Config) -> Plan:
@@ -254,7 +254,7 @@ def test_the_last_step_is_evaluated_whenever_it_was_saved(
     assert again["metrics"] == pytest.approx(summary["metrics"], abs=0, nan_ok=True)
 
 
-def test_a_run_that_can_t_go_on_leaves_everything_as_it_was(tiny_set: Path, tmp_path: Path) -> None:
+def test_a_run_that_can_t_resume_changes_nothing(tiny_set: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
     config = make_config(tiny_set, tmp_path, training={"max_steps": 4})
     run_ranks(train, 2, config=config, run_folder=run)
@@ -290,7 +290,7 @@ def test_no_room_for_a_checkpoint(tiny_set: Path, tmp_path: Path) -> None:
     shutil.rmtree(run / "checkpoints" / "step-00000002")
     (run / "checkpoints" / "step-00000002").write_text("in the way, for a while")
     summary = run_ranks(train, 2, config=config, run_folder=run)[0]
-    assert Path(summary["checkpoint"]).name == "step-00000004", "training went on"
+    assert Path(summary["checkpoint"]).name == "step-00000004", "training continued"
 
 
 def test_only_the_newest_are_kept(tiny_set: Path, tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Going on: the same losses, weights and log as without the interruption; nothing twice."""
+"""Resuming: the same losses, weights and log as without the interruption; each step once."""
 
 import errno
 import json
@@ -128,7 +128,7 @@ def die_at_step(context: WorkerContext, *, config: Config, run_folder: Path, ste
 
 
 @pytest.mark.parametrize("step", [3, pytest.param(14, marks=pytest.mark.exhaustive), 20])
-def test_a_killed_run_goes_on_as_if_nothing_had_happened(
+def test_a_killed_run_resumes_bit_identically(
     tiny_set: Path, tmp_path: Path, whole_of_three: Path, step: int
 ) -> None:
     config, run = config_of(tiny_set, tmp_path), tmp_path / "run"
@@ -445,7 +445,7 @@ def test_a_checkpoint_of_a_version_that_did_not_log_at_each_save(
 
 
 def test_a_checkpoint_on_an_object_store_of_any_kind(tiny_set: Path, tmp_path: Path) -> None:
-    """fsspec's local file system stands in for those that Arrow doesn't know itself."""
+    """fsspec's local file system replaces those that Arrow lacks."""
     url = f"local://{tmp_path}/store"
     config = make_config(
         tiny_set,
@@ -522,7 +522,7 @@ def test_a_batch_whose_loss_is_not_finite(tmp_path: Path, whole: Path) -> None:
     assert summary["steps"] == 38 and summary["examples"] == 2400
 
 
-def test_rows_that_were_left_out_count_alike_after_going_on(tmp_path: Path) -> None:
+def test_skipped_rows_count_alike_after_resuming(tmp_path: Path) -> None:
     data = make_tiny_set(tmp_path / "data")
     spoil(data, 3e38)
     training = {"log_every_steps": 7, "max_skipped_steps": 1}
@@ -535,7 +535,7 @@ def test_rows_that_were_left_out_count_alike_after_going_on(tmp_path: Path) -> N
     assert_same_but_for_a_line(tmp_path / "run", tmp_path / "whole", step=36)
 
 
-def test_saving_is_tried_again_while_training_goes_on(
+def test_saving_is_retried_while_training_continues(
     tiny_set: Path, tmp_path: Path, whole: Path
 ) -> None:
     run = tmp_path / "run"
@@ -620,7 +620,7 @@ def test_a_row_group_that_can_t_be_read(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("ranks", [pytest.param(1, marks=pytest.mark.exhaustive), 3])
-def test_under_another_plan_training_goes_on_alike(
+def test_training_continues_alike_under_another_plan(
     tiny_set: Path, tmp_path: Path, ranks: int
 ) -> None:
     """The rest of the epoch by other ranks and shards, against a copy that keeps its shards."""
@@ -738,7 +738,7 @@ def test_summary_and_wandb_hold_all_attempts(tiny_set: Path, tmp_path: Path, who
     assert len(history) == len(expected), "each step once"
 
 
-def test_a_place_that_can_t_be_written_is_told_before_training(
+def test_a_place_that_can_t_be_written_is_an_error_before_training(
     tiny_set: Path, tmp_path: Path
 ) -> None:
     config = make_config(tiny_set, tmp_path, checkpoint={"folder": "/proc/nowhere"})

@@ -1,4 +1,4 @@
-"""All ranks fail together and at once, and the local launcher tells the root error."""
+"""All ranks fail together and at once, and the local launcher raises the root error."""
 
 import os
 import signal

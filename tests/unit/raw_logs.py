@@ -1,4 +1,4 @@
-"""Made-up logs in many files, and what a training set of them must hold, by plain loops."""
+"""Synthetic logs in many files, and the expected training set, by plain loops."""
 
 from collections import defaultdict
 from pathlib import Path
@@ -117,7 +117,7 @@ def until(time_ms: int, config: LogsIngest) -> int:
 
 
 class Truth:
-    """What a row of these logs must hold; rows stand in the order of the files."""
+    """Expected columns of these logs; rows are in the order of the files."""
 
     def __init__(self, rows: list[Row], config: LogsIngest, folder: Path, version: int = 1) -> None:
         self.config = config

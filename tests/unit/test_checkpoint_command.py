@@ -146,7 +146,7 @@ def states(result: tuple[int, str, str]) -> dict[str, str]:
 def test_a_renamed_checkpoint_is_not_the_newest_and_is_not_deleted(
     tmp_path: Path, run: Run
 ) -> None:
-    """The manifest's own step counts, not the folder's name."""
+    """The step of the manifest counts, not the folder's name."""
     for step in (5, 10, 15):
         make(tmp_path, step)
     (tmp_path / "step-00000005").rename(tmp_path / "step-00000099")
@@ -195,7 +195,7 @@ def test_nothing_is_deleted_through_a_link(tmp_path: Path, run: Run) -> None:
     "name", ["manifest.json", "config.yaml", "rank-00000-00-0123abcd.safetensors"]
 )
 def test_only_regular_files_are_opened(tmp_path: Path, run: Run, what: str, name: str) -> None:
-    """Opening a pipe would wait for ever."""
+    """Opening a pipe would block forever."""
     make(tmp_path, 5)
     place = Path(make(tmp_path, 10).url) / name
     put_in_place_of(place, what)
@@ -663,7 +663,7 @@ def test_a_hostile_shape_costs_nothing(tmp_path: Path, run: Run) -> None:
 
 
 def grow(folder: Folder, name: str, size: int = 2**40) -> None:
-    """A sparse file that takes no room on the disk, of which the manifest says the size."""
+    """A sparse file, whose size in the manifest takes no space on the disk."""
     os.truncate(Path(folder.url) / name, size)
 
     def change(raw: dict[str, Any]) -> None:

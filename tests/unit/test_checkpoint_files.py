@@ -1,4 +1,4 @@
-"""Tensors written and read back: by us, and by readers that know nothing of us."""
+"""Tensors written and read back, by this package and by independent readers."""
 
 import json
 import math
@@ -234,7 +234,7 @@ def test_a_file_holds_each_name_once() -> None:
 
 
 def test_a_checkpoint_that_lacks_a_part_is_not_written(tmp_path: Path) -> None:
-    """Noticed when it is saved, not when a run wants to go on from it."""
+    """Noticed when it is saved, not when a run resumes from it."""
     tensor = planted((6, 4), torch.float32)
     for parts in (by_rows(tensor, 3).parts[:2], by_rows(tensor, 3).parts[:1] * 3):
         with pytest.raises(ValueError, match=r"chunks"):

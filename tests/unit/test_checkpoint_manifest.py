@@ -1,4 +1,4 @@
-"""What a checkpoint says of itself is checked: it may come from elsewhere."""
+"""A checkpoint's manifest is untrusted data, so it is checked."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""What a run deletes once a checkpoint is complete: never what it may still need."""
+"""A run deletes checkpoints that it no longer needs, once a newer one is complete."""
 
 import errno
 import os
@@ -37,7 +37,7 @@ def steps(folder: Path) -> list[int]:
 
 
 def failing(method: str, step: int) -> mock._patch:
-    """Storage that gives an error for one checkpoint."""
+    """Storage that fails for one checkpoint."""
     real: Callable[..., object] = getattr(Folder, method)
 
     def fail(self: Folder, *arguments: object) -> object:
@@ -48,7 +48,7 @@ def failing(method: str, step: int) -> mock._patch:
     return mock.patch.object(Folder, method, fail)
 
 
-def test_nothing_goes_while_the_best_is_not_known(
+def test_nothing_is_deleted_while_the_best_is_unknown(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     newest = run_of(tmp_path, {10: 0.6, 20: 0.9, 30: 0.7, 40: 0.5})
@@ -69,10 +69,10 @@ def test_the_damaged_do_not_count(tmp_path: Path) -> None:
     config = CheckpointConfig(keep_last=2, keep_best="valid/auc/click")
     manifest = read_manifest(newest)
     prune(Folder(tmp_path), config, newest=newest, manifest=manifest, damaged=["step-00000027"])
-    assert steps(tmp_path) == [20, 30], "if the newest gets lost the run goes on from 20"
+    assert steps(tmp_path) == [20, 30], "if the newest gets lost the run resumes from 20"
 
 
-def test_what_can_t_be_deleted_is_told(
+def test_what_can_t_be_deleted_is_a_warning(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, capsys: pytest.CaptureFixture[str]
 ) -> None:
     newest = run_of(tmp_path, {10: 0.6, 20: 0.9, 30: 0.7})

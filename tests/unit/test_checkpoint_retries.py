@@ -1,4 +1,4 @@
-"""A store that is away for a moment, or a disk that is full for one, ends no run."""
+"""Storage that fails, or a disk that is full, for a moment doesn't end a run."""
 
 import errno
 from collections.abc import Callable, Iterator
@@ -27,7 +27,7 @@ def context() -> Iterator[WorkerContext]:
 
 
 def failing(method: str, times: int, number: int = errno.ENOSPC) -> mock._patch:
-    """The first calls of a folder's method give an error."""
+    """The first calls of a folder's method raise an error."""
     real: Callable[..., object] = getattr(Folder, method)
     left = [times]
 
@@ -68,7 +68,7 @@ def test_whether_a_place_can_be_written_is_tried_again(
 
 
 @pytest.mark.parametrize("number", [errno.EACCES, errno.ENOTDIR, errno.ENOENT])
-def test_a_wrong_place_is_told_at_once(tmp_path: Path, number: int) -> None:
+def test_a_wrong_place_is_an_error_at_once(tmp_path: Path, number: int) -> None:
     with failing("put", 1, number), pytest.raises(CheckpointError, match=str(tmp_path)):
         check_writable(Folder(tmp_path), config_of(tmp_path), resumed=False)
 

@@ -1,3 +1,5 @@
+import os
+import pty
 import subprocess
 import sys
 from pathlib import Path
@@ -22,6 +24,9 @@ log.info(Line("saved /a/" + "long/" * 30 + "step-00000030 (1.2 MiB in 0.3 s)",
               short=("saved step-00000030", "1.2 MiB in 0.3 s")))
 log.warning("%s", "a warning of many words " * 6 + "about /some/path/" + "x" * 20)
 logging.getLogger("other").info("not shown")
+log.setLevel(logging.WARNING)
+assert not show_progress("quiet", "step", 1, 40)
+log.setLevel(logging.INFO)
 show_progress("valid", "batch", 1, 3)
 end_progress()
 print("the result")
@@ -67,6 +72,7 @@ def test_a_terminal_shows_whole_lines_and_a_bar(columns: int, repository: Path) 
     assert "train:" in written and "/40 [" in written and "step/s]" in written
     assert lines[-2:] == ["the result", ""], "nothing of the bar is left"
     assert not any("train:" in line for line in lines)
+    assert "quiet" not in written
 
 
 def test_a_file_holds_whole_lines_without_escapes(repository: Path) -> None:
@@ -93,3 +99,24 @@ def test_progress_reaches_the_process_that_has_the_terminal(
     assert max(map(len, shown)) <= 80
     assert not take_progress("step 10/40")
     assert take_progress(lines[0][:-5]), "one that was cut off isn't shown either"
+
+
+def test_a_run_outlives_its_terminal(repository: Path, tmp_path: Path) -> None:
+    script = SCRIPT.replace(
+        "for step",
+        "import os, signal, time\n"
+        "signal.signal(signal.SIGHUP, signal.SIG_IGN)\n"
+        "os.write(1, b'started')\n"
+        "time.sleep(0.5)\n"
+        "for step",
+        1,
+    ).replace('print("the result")', f"open({str(tmp_path / 'ended')!r}, 'w')")
+    ours, theirs = pty.openpty()
+    process = subprocess.Popen(
+        [sys.executable, "-c", script], cwd=repository, stdin=theirs, stdout=theirs, stderr=theirs
+    )
+    os.close(theirs)
+    assert b"started" in os.read(ours, 100)
+    os.close(ours)
+    assert process.wait(timeout=60) == 0
+    assert (tmp_path / "ended").exists()

@@ -1,4 +1,4 @@
-"""Where relative paths stand, and which backend is chosen."""
+"""Resolution of relative paths, and the choice of the backend."""
 
 import socket
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Which changes of a training set a run may continue with, and what it says."""
+"""Changes of a training set that a run may resume with, and the errors for others."""
 
 import shutil
 from pathlib import Path

@@ -43,19 +43,19 @@ def test_broken_torchrec_fails_and_names_the_command(repository: Path, tmp_path:
     done = examine(repository, PYTHONPATH=str(tmp_path))
     assert done.returncode == 1
     assert f"fail  torchrec                 ImportError: {UNDEFINED_SYMBOL}" in done.stdout
-    mended, command = done.stdout.split("to mend fbgemm_gpu, ")[1].splitlines()[:2]
-    assert mended == "torchrec, lookup, fused_update:"
+    fixed, command = done.stdout.split("to fix fbgemm_gpu, ")[1].splitlines()[:2]
+    assert fixed == "torchrec, lookup, fused_update:"
     assert command.endswith("torchrec==1.8.0")
     assert " -m pip install --force-reinstall --no-deps torch==2.13.0 fbgemm-gpu" in command
-    assert "to mend ray, matplotlib:\n    rm -f .venv/installed-* && make install" in done.stdout
+    assert "to fix ray, matplotlib:\n    rm -f .venv/installed-* && make install" in done.stdout
 
 
 def test_crash_and_hang_are_findings():
-    crash = doctor.run_probe("x", ["-c", "import os; os.abort()"], "mend it")
-    assert crash == doctor.Check("x", "fail", "the interpreter crashed with SIGABRT", "mend it")
+    crash = doctor.run_probe("x", ["-c", "import os; os.abort()"], "fix it")
+    assert crash == doctor.Check("x", "fail", "the interpreter crashed with SIGABRT", "fix it")
     sleep = ["-c", "import time; time.sleep(60)"]
-    hang = doctor.run_probe("x", sleep, "mend it", timeout_s=0.5)
-    assert hang == doctor.Check("x", "fail", "no answer within 0.5 s", "mend it")
+    hang = doctor.run_probe("x", sleep, "fix it", timeout_s=0.5)
+    assert hang == doctor.Check("x", "fail", "no answer within 0.5 s", "fix it")
 
 
 def test_a_folder_too_large_for_a_ray_job_is_measured_by_rays_rules(

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import REPOSITORY
+from tests.unit.test_structure import ALONE, ORDER
 
 DOCUMENTS = sorted(
     path
@@ -50,6 +51,12 @@ def test_a_dead_link_is_seen(tmp_path: Path) -> None:
     page = tmp_path / "page.md"
     page.write_text("# A b\n[x](#a-b) [y](#c) [z](gone.md) `infnet_dist/gone.py` `configs/`\n")
     assert list(problems(page)) == ["anchor #c", "link to gone.md", "cites infnet_dist/gone.py"]
+
+
+def test_the_rooms_of_the_architecture_are_those_of_the_structure_test() -> None:
+    page = (REPOSITORY / "docs" / "architecture.md").read_text()
+    section = page.partition("## Rooms and layers")[2].partition("\n## ")[0]
+    assert re.findall(r"^\| `(\w+)` \|", section, re.MULTILINE) == [*ORDER, ALONE]
 
 
 def test_documents_that_the_code_cites_exist() -> None:

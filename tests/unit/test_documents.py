@@ -1,4 +1,4 @@
-"""What YAML says, and YAML of a few lines that stands for billions of values or takes minutes."""
+"""YAML scalars, and short YAML texts that would take minutes or contain billions of values."""
 
 import math
 import time

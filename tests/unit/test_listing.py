@@ -146,8 +146,8 @@ def test_sizes_and_times_are_those_that_arrow_tells(tmp_path):
     """What sets made so far hold is compared with them."""
     make(tmp_path, a__csv="12345")
     info = LOCAL.get_file_info(str(tmp_path / "a.csv"))
-    told = LogFile(path=info.path, size=info.size, modified_ns=info.mtime_ns)
-    assert list_place(LOCAL, str(tmp_path), CSV).files == [told]
+    listed = LogFile(path=info.path, size=info.size, modified_ns=info.mtime_ns)
+    assert list_place(LOCAL, str(tmp_path), CSV).files == [listed]
 
 
 def test_other_file_systems_are_listed_alike(tmp_path):

@@ -107,7 +107,7 @@ def test_added_logs_know_what_came_before(seed, refresh, cut_h, unit, monotone, 
 
 @pytest.mark.parametrize("seed", range(4))
 def test_many_additions(seed, tmp_path, monkeypatch):
-    """Five ingests of other task sizes each, with doubles: as if all had come at once."""
+    """Five ingests with different task sizes and duplicates equal one ingest of all logs."""
     rng = np.random.default_rng(seed)
     rows = sorted(make_rows(seed, rows=500, tick_ms=900_000), key=lambda row: row["time_ms"])
     times = sorted({row["time_ms"] for row in rows})
@@ -253,7 +253,7 @@ def contents(folder):
 
 
 @pytest.mark.parametrize("share", np.arange(0, 1, 0.1).round(1).tolist())
-def test_a_killed_job_leaves_the_set_alone_and_goes_on(share, tmp_path):
+def test_a_killed_job_leaves_the_set_unchanged_and_resumes(share, tmp_path):
     rows = sorted(make_rows(1, rows=150, tick_ms=60_000), key=lambda row: row["time_ms"])
     cut = next(i for i in range(70, 150) if rows[i]["time_ms"] != rows[i - 1]["time_ms"])
     logs = tmp_path / "logs"

@@ -157,7 +157,7 @@ def test_null_ids_are_unknown_and_null_labels_may_stay(tmp_path):
         assert row["duration_s"] is None
 
 
-def test_doubles_are_dropped_and_kept(tmp_path):
+def test_duplicates_are_dropped_and_quarantined(tmp_path):
     rows = make_rows(2)
     doubled = rows + rows[10:30]
     unique = ["user_id", "item_id", "time_ms"]
@@ -257,7 +257,7 @@ def test_checks_that_do_not_suit_their_column(column, check, expected, tmp_path)
         ingest(settings(logs, checks={column: check}), tmp_path / "set")
 
 
-def test_nulls_are_nobodys_doubles(tmp_path):
+def test_nulls_are_no_duplicates(tmp_path):
     rows = [row | {"item_id": 2**53 + i} for i, row in enumerate(make_rows(1))]
     rows[7] |= {"item_id": None}
     rows[8] |= {"item_id": None, "time_ms": rows[7]["time_ms"], "user_id": rows[7]["user_id"]}

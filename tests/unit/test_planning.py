@@ -240,7 +240,7 @@ def test_every_difference_is_listed() -> None:
         strict=False,
     ):
         assert all(part in line for part in parts), line
-    assert "sharding.plan=auto" in message and "ray_jobs.plan" in message
+    assert "sharding.plan=auto" in message and "infnet plan" in message
 
 
 def test_a_plan_must_suit_the_kind_of_tables_and_the_device() -> None:

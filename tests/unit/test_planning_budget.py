@@ -287,7 +287,7 @@ def test_many_differences_are_counted_and_a_few_are_named(tmp_path: Path) -> Non
         check_plan(plan, other, world_size=2)
     message = str(caught.value)
     assert "t00" in message and "t40" not in message and "60 in all" in message
-    assert "ray_jobs.plan check" in message and len(message) < 1_000
+    assert "infnet plan check" in message and len(message) < 1_000
 
 
 def test_check_lists_all_differences(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

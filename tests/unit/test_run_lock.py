@@ -1,4 +1,4 @@
-"""A run is trained by one driver; whether another one waits depends on signs of life alone."""
+"""A run is trained by one driver; whether another one waits depends on its heartbeat alone."""
 
 import json
 import os
@@ -33,14 +33,14 @@ def fast(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def record(folder: Path, **changes: object) -> Path:
-    """As a driver of another host left it."""
+    """The record of a driver on another host."""
     path = folder / ".driver.json"
     holder = {"host": "elsewhere", "pid": 4711, "since": "2026-11-28 09:00:00", "job": "job-1"}
     path.write_text(json.dumps(holder | changes))
     return path
 
 
-def test_a_second_driver_is_refused_at_once_and_told_by_whom(tmp_path: Path) -> None:
+def test_a_second_driver_is_refused_at_once_and_sees_the_holder(tmp_path: Path) -> None:
     patient = ScalingConfig(hang_timeout_s=300.0)
     with held_by_driver(tmp_path, patient, job="raysubmit_first"):
         began = time.monotonic()

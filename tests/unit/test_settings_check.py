@@ -162,12 +162,12 @@ def test_evaluate_says_what_the_run_file_has_otherwise(
 
 def test_a_resumed_run_says_what_changed(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.WARNING, logger="infnet_dist")
-    train._as_begun(run(), tmp_path)
+    train._resumed(run(), tmp_path)
     assert not caplog.records, "a new run"
     (tmp_path / "config.yaml").write_text(dump_config(run()))
-    train._as_begun(run(), tmp_path)
+    train._resumed(run(), tmp_path)
     assert not caplog.records
-    train._as_begun(run(dense_optimizer={"learning_rate": 0.5}), tmp_path)
+    train._resumed(run(dense_optimizer={"learning_rate": 0.5}), tmp_path)
     (record,) = caplog.records
     assert isinstance(record.args, tuple)
     assert record.args[1:] == ("dense_optimizer.learning_rate", 0.5, 0.001)
@@ -182,9 +182,9 @@ def test_a_resumed_run_keeps_its_rate_of_unknown_ids(
     assert text.count("unknown_id_rate: null\n") == 1
     line = "" if saved == "absent" else f"  unknown_id_rate: {'null' if saved is None else saved}\n"
     (tmp_path / "config.yaml").write_text(text.replace("  unknown_id_rate: null\n", line))
-    rate = train._as_begun(run(), tmp_path).tables.unknown_id_rate
+    rate = train._resumed(run(), tmp_path).tables.unknown_id_rate
     assert rate == (0.0 if saved == "absent" else saved), "none were dropped before there was a key"
     assert not caplog.records
-    asked = train._as_begun(run(tables={"unknown_id_rate": 0.3}), tmp_path)
+    asked = train._resumed(run(tables={"unknown_id_rate": 0.3}), tmp_path)
     assert asked.tables.unknown_id_rate == 0.3
     assert "tables.unknown_id_rate" in caplog.text

@@ -6,7 +6,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from infnet_dist.config.logs import IdTable
+from infnet_dist.config.log_columns import IdTable
 from infnet_dist.data.hashing import hashed_rows, mix
 from infnet_dist.data.manifest import read_manifest
 from infnet_dist.data.statistics import sample_usage

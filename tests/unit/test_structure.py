@@ -9,7 +9,7 @@ import pytest
 PACKAGE = Path(__file__).resolve().parents[2] / "infnet_dist"
 FILES = sorted(PACKAGE.rglob("*.py"))
 
-# docs/design: a module imports only what stands above it.
+# docs/architecture.md: a module imports only from its own room and from rooms above it.
 ORDER = [
     "errors",
     "io",

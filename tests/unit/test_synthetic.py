@@ -115,7 +115,7 @@ def test_columns_and_ids_fit_the_schema(folder, splits, config):
             ids = rows[name].combine_chunks()
             ids = ids.flatten() if pa.types.is_list(ids.type) else ids
             ids = ids.to_numpy()
-            assert ids.min() >= 1, f"{name}: 0 stands for the unknown"
+            assert ids.min() >= 1, f"{name}: 0 is the unknown id"
             assert ids.max() < schema.table(table).num_embeddings
         for sequence in schema.sequences:
             lengths = [

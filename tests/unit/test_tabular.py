@@ -1,4 +1,4 @@
-"""Tabular ingest: ids and labels hold up to plain loops, bad input is named, drift is told."""
+"""Tabular ingest: ids and labels equal plain loops, bad input is named, drift is reported."""
 
 import logging
 import os
@@ -196,13 +196,13 @@ def test_missing_codes_are_unknown(tmp_path, tables):
 
 
 @pytest.mark.parametrize("name", ["type", "a.b", "time_ms", "label_income"])
-def test_names_that_no_table_can_have_are_told(tmp_path, tables, name):
+def test_names_that_no_table_can_have_are_reported(tmp_path, tables, name):
     raw = write(tmp_path / "raw", change(tables, **{name: "x"}))
     with pytest.raises(DataError, match=r"ingest\.exclude"):
         make_training_set(ingest(raw), tmp_path / "set")
 
 
-def test_other_kinds_in_another_split_are_told(tmp_path, tables):
+def test_other_kinds_in_another_split_are_reported(tmp_path, tables):
     tables["valid"]["age"] = "old"
     with pytest.raises(
         DataError, match=r"'age'.*numbers in train .*text in valid .*/valid\.parquet"
@@ -210,7 +210,7 @@ def test_other_kinds_in_another_split_are_told(tmp_path, tables):
         make_training_set(ingest(write(tmp_path / "raw", tables)), tmp_path / "set")
 
 
-def test_an_empty_split_is_told(tmp_path, tables):
+def test_an_empty_split_is_reported(tmp_path, tables):
     tables["valid"] = tables["valid"][:0]
     with pytest.raises(DataError, match=r"valid\.parquet.*ingest\.path"):
         make_training_set(ingest(write(tmp_path / "raw", tables)), tmp_path / "set")

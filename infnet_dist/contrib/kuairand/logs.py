@@ -124,7 +124,7 @@ def read_kuairand(folder: Path) -> RawLogs:
     found = ", ".join(sorted(p.name for p in folder.iterdir())[:5]) or "nothing"
     raise DataError(
         f"no KuaiRand logs in {folder}: found {found}; expected log_standard_*.csv (there or in "
-        f"data/) or {_SLICE[0]}; set ingest.path to the folder that holds them"
+        f"data/) or {_SLICE[0]}; set ingest.path to the folder that contains them"
     )
 
 

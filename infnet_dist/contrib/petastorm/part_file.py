@@ -234,7 +234,7 @@ def decode_column(column: pa.ChunkedArray, field: Any, where: str) -> pa.Chunked
 
 
 def _unpacked(value: bytes, field: Any) -> Any:
-    """What the field's codec unpacks; plain arrays are unpacked here, faster."""
+    """The value as unpacked by the codec of the field; plain arrays by faster code of ours."""
     faster = _FASTER.get(type(field.codec).__name__)
     found = faster(value) if faster is not None else None
     return field.codec.decode(field, value) if found is None else found

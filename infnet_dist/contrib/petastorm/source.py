@@ -1,7 +1,7 @@
 """Data sets written with Petastorm -> a manifest that refers to their files: no row is copied.
 
 All rows are read once, to check them as the reader does (`data.reader: petastorm`) and to collect
-what the manifest needs: the largest ids, label means, the time range, boundaries of dense features.
+facts for the manifest: the largest ids, label means, the time range, boundaries of dense features.
 """
 
 from collections import defaultdict

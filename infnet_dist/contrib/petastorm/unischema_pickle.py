@@ -59,7 +59,7 @@ def load_unischema(data: bytes) -> Any:
         raise pickle.UnpicklingError(f"damaged ({type(error).__name__}: {error})") from None
     unischema = importlib.import_module("petastorm.unischema")
     if not isinstance(found, unischema.Unischema):
-        raise pickle.UnpicklingError(f"holds {type(found).__name__}, expected a Unischema")
+        raise pickle.UnpicklingError(f"contains {type(found).__name__}, expected a Unischema")
     return found
 
 
@@ -85,7 +85,7 @@ class _Unpickler(_Base):
 
     def reject(self) -> None:
         """Reject opcodes that no pickled Unischema uses."""
-        raise pickle.UnpicklingError("holds what no Unischema needs")
+        raise pickle.UnpicklingError("uses an opcode that no Unischema needs")
 
     dispatch[pickle.REDUCE[0]] = load_reduce
     dispatch[pickle.NEWOBJ[0]] = load_newobj
@@ -146,6 +146,6 @@ def _is_made(kind: Any) -> bool:
 def _restore(name: str, fields: tuple[str, ...], values: tuple[Any, ...]) -> Any:
     """A named tuple as pickled by older versions of Spark; a Unischema contains only one type."""
     if name != "UnischemaField":
-        raise pickle.UnpicklingError(f"holds a {name}, expected UnischemaField")
+        raise pickle.UnpicklingError(f"contains a {name}, expected UnischemaField")
     unischema = importlib.import_module("petastorm.unischema")
     return unischema.UnischemaField(**dict(zip(fields, values, strict=True)))

@@ -1,1 +1,1 @@
-"""Whether parts hold what their manifest and schema say."""
+"""Checks that parts match their manifest and schema."""

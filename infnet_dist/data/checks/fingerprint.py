@@ -1,21 +1,21 @@
-"""What identifies a Parquet file without reading its rows."""
+"""Fingerprint of a Parquet file, without reading its rows."""
 
 import hashlib
 
 import pyarrow as pa
 
-_END = 8  # bytes after the footer: its length, and "PAR1"
+_END = 8  # bytes after the footer: its length and "PAR1"
 
 
 def fingerprint(source: pa.NativeFile) -> str:
     """`size:SHA-256 of the footer` of an open Parquet file.
 
-    The footer of a part that ingest writes has the hash of all bytes before it (`ingest/parts.py`),
-    so the fingerprint changes with any of its rows. That of other writers tells as much as sizes
-    and statistics do.
+    The footer of a part that ingest writes contains the hash of all bytes before it
+    (`ingest/parts.py`), so the fingerprint changes with any row. For files of other writers it
+    reflects sizes and column statistics.
 
     Raises:
-        pa.ArrowInvalid: there is no footer.
+        pa.ArrowInvalid: the file has no footer.
     """
     size = source.seek(0, 2)
     source.seek(max(size - _END, 0))

@@ -1,9 +1,9 @@
-"""Checks a split before training: files, columns, types, id ranges, labels, dense features.
+"""Checks a split before training: files, columns, types, ranges of ids and labels, dense features.
 
-Integers are checked from the statistics in the Parquet footers, without reading data; columns
-without statistics, and floats (whose statistics ignore NaN), are read. So most faults are found
-early; what is decoded is checked again (`values.py`). Each rank checks its share of the parts; call
-through `WorkerContext.together`, so that all ranks fail together.
+Integers are checked by the statistics in Parquet footers, without reading data; columns without
+statistics, and floats (whose statistics ignore NaN), are read. This finds most faults before the
+first step; decoded values are checked again (`values.py`). Each rank checks its share of the parts;
+call through `WorkerContext.together`, so that all ranks fail together.
 """
 
 from collections.abc import Iterator
@@ -21,7 +21,7 @@ from infnet_dist.schema import Schema
 
 
 def check_feed(rows: int, *, split: str, num_workers: int, batch_size: int) -> None:
-    """Raise DataError if `rows` don't fill a single step of all workers."""
+    """Raise DataError if `rows` don't fill one step of all workers."""
     if rows < num_workers * batch_size:
         raise DataError(
             f"{split} has {rows} rows, too few for one step of {num_workers} workers x "
@@ -35,7 +35,7 @@ def check_columns(
     """Check that the first part of every split has the columns and types of `schema`.
 
     Raises:
-        DataError: names file and column, and the type found and expected.
+        DataError: a column is missing or has another type; names file, column and types.
     """
     for split in manifest.splits.values():
         with _opened(folder, split.parts[0], open_part) as part:
@@ -43,10 +43,10 @@ def check_columns(
 
 
 def check_parts(folder: Path, manifest: Manifest) -> None:
-    """Check that all parts are the files that the manifest means, without reading their rows.
+    """Check that all parts match the manifest, without reading their rows.
 
     Raises:
-        DataError: one isn't, or is missing (names the file).
+        DataError: a part is missing or has changed; names the file.
     """
     for split in manifest.splits.values():
         for part in split.parts:
@@ -70,7 +70,7 @@ def check_split(
         The fingerprints of these parts.
 
     Raises:
-        DataError: names file, row group, column and the offending value.
+        DataError: a part doesn't match; names file, row group, column and the offending value.
     """
     parts = manifest.split(split).parts
     ranges = list(allowed_ranges(schema))
@@ -83,7 +83,7 @@ def check_split(
             groups = tuple(file.metadata.row_group(i).num_rows for i in range(file.num_row_groups))
             if groups != part.row_groups:
                 raise DataError(
-                    f"{folder / part.file} has {sum(groups)} rows in {len(groups)} row groups, its "
+                    f"{folder / part.file} has {sum(groups)} rows in {len(groups)} row groups, the "
                     f"manifest says {part.rows} in {len(part.row_groups)}; ingest again"
                 )
             for group in range(file.num_row_groups):
@@ -95,9 +95,9 @@ def check_split(
 def count_orphan_positives(
     folder: Path, manifest: Manifest, schema: Schema, *, task: str, under: str
 ) -> tuple[int, int]:
-    """Positives of `task` in train where `under` is negative, and those where `under` is known.
+    """Positives of `task` in train with a negative `under`, and those with a known `under`.
 
-    Of at most a million rows: the first ones.
+    Only the first million rows are counted.
     """
     columns = {t.name: t.column for t in schema.tasks}
     without = positives = rows = 0
@@ -119,12 +119,12 @@ def count_orphan_positives(
 def _opened(folder: Path, part: Part, open_part: OpenPart = ARROW) -> Iterator[OpenedPart]:
     path = folder / part.file
     if not path.is_file():
-        raise DataError(f"{path} is missing, but the manifest lists it; ingest again")
+        raise DataError(f"{path} is missing, but listed in the manifest; ingest again")
     try:
         with opened(folder, part, open_part) as found:
             yield found
     except (OSError, pa.ArrowException) as error:
-        raise DataError(f"{path} is not a readable Parquet file: {error}; ingest again") from None
+        raise DataError(f"{path} can't be read as Parquet: {error}; ingest again") from None
 
 
 _MOST_ROWS_COUNTED = 1_000_000
@@ -139,12 +139,12 @@ def _check_integers(file: PartFile, part: Part, group: int, ranges: list[Range])
         place = places.get(allowed.column)
         column = None if place is None else metadata.column(place)
         if column is None or column.physical_type not in ("INT32", "INT64"):
-            continue  # a folder's name or packed, in Petastorm's way: checked as it is read
+            continue  # Petastorm: a partition folder or an encoded array, checked when it is read
         statistics = column.statistics
         if statistics is not None and statistics.has_min_max and statistics.has_null_count:
             low, high, nulls = statistics.min, statistics.max, statistics.null_count
             if "list" in str(file.schema_arrow.field(allowed.column).type):
-                nulls = 0  # an empty list counts as a null of its leaf
+                nulls = 0  # statistics count an empty list as a null
         else:
             values = file.read_row_group(group, columns=[allowed.column]).column(allowed.column)
             low, high, nulls = bounds(values)

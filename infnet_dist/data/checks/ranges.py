@@ -1,4 +1,4 @@
-"""The values that integer columns of a training set may hold."""
+"""Allowed ranges of the integer columns of a training set."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -10,7 +10,7 @@ from infnet_dist.errors import DataError
 from infnet_dist.schema import Schema
 
 _ANY = (-(2**63), 2**63 - 1)
-_FIX = "fix the data, or what the ingest section says of it, and ingest again"
+_FIX = "fix the data or the ingest section, and ingest again"
 
 
 @dataclass(frozen=True)
@@ -25,18 +25,18 @@ class Range:
 
     @property
     def is_any(self) -> bool:
-        """Whether all integers are allowed."""
+        """Whether the range allows all integers."""
         return (self.low, self.high) == _ANY
 
     def check(self, found: tuple[int | None, int | None, int], where: str) -> None:
-        """Check a column.
+        """Check the values of a column.
 
         Args:
-            found: its smallest and largest value, and its number of nulls.
+            found: smallest value, largest value and number of nulls of the column.
             where: file and row group, for messages.
 
         Raises:
-            DataError: names the column and the offending value.
+            DataError: a value is out of range; names the column and the value.
         """
         low, high, nulls = found
         where = f"{where}, column {self.column!r}"
@@ -48,25 +48,25 @@ class Range:
 
 
 def allowed_ranges(schema: Schema) -> Iterator[Range]:
-    """What each integer column that the reader needs may hold."""
+    """The range of each integer column that the reader needs."""
     for feature in schema.categorical:
         yield _ids(schema, feature.column, feature.table)
     for sequence in schema.sequences:
         for attribute in sequence.attributes:
             yield _ids(schema, attribute.column, attribute.table)
         if sequence.time_gap_column is not None:
-            yield Range(sequence.time_gap_column, 0, _ANY[1], "a time gap is 0 s or more")
-    yield Range(schema.group_column, *_ANY, "a group is an integer")
+            yield Range(sequence.time_gap_column, 0, _ANY[1], "a time gap must be >= 0 s")
+    yield Range(schema.group_column, *_ANY, "a group must be an integer")
     for task in schema.tasks:
         if task.kind == "watch_time":
-            high, meaning = _ANY[1], f"watch time {task.name!r} is 0 ms or more"
+            high, meaning = _ANY[1], f"watch time {task.name!r} must be >= 0 ms"
         else:
-            high, meaning = 1, f"label of task {task.name!r} is 0 or 1"
+            high, meaning = 1, f"a label of task {task.name!r} must be 0 or 1"
         yield Range(task.column, 0, high, meaning, task.nullable)
 
 
 def bounds(values: pa.ChunkedArray) -> tuple[int | None, int | None, int]:
-    """Smallest and largest value and number of nulls; of a list column's items."""
+    """Smallest value, largest value and number of nulls; for lists, of their items."""
     if pa.types.is_list(values.type):
         values = pc.list_flatten(values)
     found = pc.min_max(values).as_py()
@@ -75,6 +75,6 @@ def bounds(values: pa.ChunkedArray) -> tuple[int | None, int | None, int]:
 
 def _ids(schema: Schema, column: str, table: str) -> Range:
     if schema.table(table).raw:
-        return Range(column, *_ANY, "a raw id is an integer, 0 if unknown")
+        return Range(column, *_ANY, "a raw id must be an integer, 0 if unknown")
     last = schema.table(table).num_embeddings - 1
-    return Range(column, 0, last, f"ids of table {table!r} are 0 (unknown) to {last}")
+    return Range(column, 0, last, f"ids of table {table!r} must be 0 (unknown) to {last}")

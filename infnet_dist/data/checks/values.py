@@ -1,7 +1,7 @@
-"""What a row group may hold, checked as it is decoded, whatever its footer says.
+"""Checks types and values of a decoded row group, independently of its footer.
 
-Statistics in footers find most faults before training (`check.py`), but they may be missing or
-wrong, and a file may be another one by the time it is read.
+Footer statistics reveal most faults before training (`footers.py`), but they may be missing or
+wrong, and a file may change before it is read.
 """
 
 from collections.abc import Mapping
@@ -20,7 +20,7 @@ _UNSIGNED = {1: np.uint8, 8: np.uint64}
 
 
 def check_types(found: pa.Schema, schema: Schema, where: str) -> None:
-    """Check that each column of `schema` is there once, with its type.
+    """Check that each column of `schema` exists once, with its type.
 
     Raises:
         DataError: names the column, the type found and the type expected.
@@ -33,14 +33,14 @@ def check_types(found: pa.Schema, schema: Schema, where: str) -> None:
             raise DataError(f"{where} has column {name!r} {len(places)} times; ingest again")
         got = found.field(places[0]).type
         if not same_type(got, expected):
-            raise DataError(f"{where}: column {name!r} is {got}, expected {expected}")
+            raise DataError(f"{where}: column {name!r} is {got}, expected {expected}; ingest again")
 
 
 def check_values(columns: Mapping[str, pa.Array], schema: Schema, where: str) -> None:
     """Check ids, items, labels, time gaps and dense features of a row group.
 
     Args:
-        columns: those of `schema`, of its types.
+        columns: the columns of `schema`, with its types.
         schema: features and tasks.
         where: file and row group, for messages.
 
@@ -65,7 +65,10 @@ def check_dense(column: pa.Array | pa.ChunkedArray, where: str, nullable: bool) 
         DataError: NaN or infinity; or nulls that aren't `nullable`.
     """
     if column.null_count and not nullable:
-        raise DataError(f"{where}: {column.null_count} nulls; fill them in ingest")
+        raise DataError(
+            f"{where}: {column.null_count} nulls, a standardised dense feature must have none; "
+            "fill them in ingest"
+        )
     found = (column.drop_null() if column.null_count else column).to_numpy()
     finite = np.isfinite(found)
     if not finite.all():
@@ -75,9 +78,9 @@ def check_dense(column: pa.Array | pa.ChunkedArray, where: str, nullable: bool) 
 
 
 def _is_within(column: pa.Array, allowed: Range) -> bool:
-    """Whether a column's integers, or its lists' items, surely fit; one pass over them.
+    """Whether all integers of a column, or all items of its lists, are in range; in one pass.
 
-    All ranges with an end begin at 0, so one comparison of unsigned numbers sees both ends.
+    All bounded ranges start at 0, so one comparison as unsigned integers checks both ends.
     """
     values = column.flatten() if pa.types.is_list(column.type) else column
     if values.null_count:
@@ -86,18 +89,18 @@ def _is_within(column: pa.Array, allowed: Range) -> bool:
         values = values.drop_null()
     if allowed.is_any or not len(values):
         return True
-    assert allowed.low == 0, "an end below 0 needs another comparison"
+    assert allowed.low == 0, "a negative lower end needs another comparison"
     integers: npt.NDArray[np.int64] = values.to_numpy()
     return int(integers.view(_UNSIGNED[integers.itemsize]).max()) <= allowed.high
 
 
 def _check_probabilities(column: pa.Array, name: str, where: str) -> None:
-    """NaN and null are allowed: unknown."""
+    """Check that probabilities are in [0, 1]; NaN and null mean unknown."""
     values = column.to_numpy(zero_copy_only=False)
     wrong = (values < 0) | (values > 1)
     if wrong.any():
         raise DataError(
-            f"{where}, column {name!r}: got {values[wrong][0]}, a probability is in [0, 1]; "
+            f"{where}, column {name!r}: got {values[wrong][0]}, a probability must be in [0, 1]; "
             "ingest again"
         )
 

@@ -14,7 +14,7 @@ manifest.json              written last
 train/ valid/ test/        parts; those of later ingests lie beside the first ones
 vocabulary/<table>/        one version per ingest
 quarantine/                bad rows with their reasons, by ingest
-state/                     what adding later logs requires
+state/                     for adding later logs
 report.html                the data report, with plots
 """
 
@@ -131,7 +131,7 @@ def _ingest(config: LogsIngest, folder: Path, work: Path, runner: StageRunner) -
 
 
 def _prepare(work: Path, folder: Path, plan: str, earlier: Manifest | None) -> None:
-    """Keep the finished work of an interrupted run with the same plan; start anew otherwise."""
+    """Keep the finished work of an interrupted run with the same plan; start over otherwise."""
     file = work / "plan.json"
     if file.is_file() and file.read_text() == plan:
         return
@@ -199,28 +199,18 @@ def _run_stages(context: IngestContext, new: Listing) -> StagedSet | None:
         generation=context.generation,
         last_time_ms=last_ms,
         boundary_ms=boundary_ms,
-        files=(
-            *(before.files if before else ()),
-            *(file for file in new.files if file.path not in partitioned.unreadable),
-        ),
+        files=tuple(file for file in new.files if file.path not in partitioned.unreadable),
         unreadable=partitioned.unreadable,
-        quarantined=_added(before.quarantined if before else {}, quarantined),
-        bad_rows=num_bad + (before.num_bad if before else 0),
-        left_out=_added(
-            before.left_out if before else {}, {n: rows[n] for n in ("early", "left_out")}
-        ),
+        quarantined=quarantined,
+        bad_rows=num_bad,
+        left_out={name: rows[name] for name in ("early", "left_out")},
         hashed=fit_hashed_tables(context, deduplicated),
-        grew_from=(
-            (*(before.grew_from if before else ()), context.earlier.content_hash)
-            if context.earlier is not None
-            else ()
-        ),
     )
     return StagedSet(
         folder=context.staged,
         schema=schema,
         parts=parts,
-        ingested=ingested,
+        ingested=_with_earlier(ingested, context.earlier),
         source=config.model_dump(mode="json"),
         earlier=context.earlier,
         pending_is_train=context.pending_is_train,
@@ -271,6 +261,20 @@ def _existing_rows(context: IngestContext, split: str) -> int:
     if context.pending_is_train:
         kept = {"train": sum(kept.values())}
     return kept.get(split, 0)
+
+
+def _with_earlier(ingested: Ingested, earlier: Manifest | None) -> Ingested:
+    """The record of this ingest, combined with that of the existing set."""
+    before = earlier.ingested if earlier is not None else None
+    update: dict[str, object] = {
+        "quarantined": _added(before.quarantined if before else {}, ingested.quarantined),
+        "left_out": _added(before.left_out if before else {}, ingested.left_out),
+    }
+    if earlier is not None and before is not None:
+        update["files"] = (*before.files, *ingested.files)
+        update["bad_rows"] = before.num_bad + ingested.num_bad
+        update["grew_from"] = (*before.grew_from, earlier.content_hash)
+    return ingested.model_copy(update=update)
 
 
 def _added(before: Mapping[str, int], now: Mapping[str, int]) -> dict[str, int]:

@@ -36,5 +36,5 @@ def check_side_tables(config: LogsIngest, before: Mapping[str, LogFile]) -> None
         if before[name] != file:
             raise DataError(
                 f"{file.path}, of ingest.joins.{name}, changed during the ingest; run the same "
-                "command again: it starts anew"
+                "command again: it starts from the beginning"
             )

@@ -107,16 +107,16 @@ def kind_of_column(name: str, sources: dict[str, Source]) -> str:
     Raises:
         DataError: the column has only nulls, an unsuitable type, or different contents.
     """
-    first: dict[str, str] = {}  # by what files hold, one of them
+    first: dict[str, str] = {}  # by contents, the first such file
     for split, source in sources.items():
         for path, found in source.types(name).items():
-            what = _FAMILIES.get(family(found), _NOTHING if family(found) == "null" else "")
-            if not what:
+            contents = _FAMILIES.get(family(found), _NOTHING if family(found) == "null" else "")
+            if not contents:
                 raise DataError(
                     f"{path}: column {name!r} is {found}, expected text, flags or numbers; name it "
                     "in ingest.exclude"
                 )
-            first.setdefault(what, f"{split} ({path})")
+            first.setdefault(contents, f"{split} ({path})")
     if not first.keys() - {_NOTHING}:
         raise DataError(
             f"column {name!r} contains only nulls in all files of {', '.join(sources)}; name it in "
@@ -126,9 +126,9 @@ def kind_of_column(name: str, sources: dict[str, Source]) -> str:
     if first.keys() == {"integers", "numbers"}:
         return "numbers"
     if len(first) > 1:
-        holds = ", ".join(f"{kind} in {where}" for kind, where in first.items())
+        kinds = ", ".join(f"{kind} in {where}" for kind, where in first.items())
         raise DataError(
-            f"column {name!r} contains {holds}; unify the types, or name it in ingest.exclude"
+            f"column {name!r} contains {kinds}; unify the types, or name it in ingest.exclude"
         )
     return next(iter(first))
 
@@ -149,12 +149,12 @@ class Columns:
     def of(cls, config: TabularIngest, found: Mapping[str, str]) -> "Columns":
         """Conversions by contents: "labels", or the result of `kind_of_column`."""
         kinds: dict[str, Kind] = {}
-        for name, what in found.items():
-            if what == "labels":
+        for name, contents in found.items():
+            if contents == "labels":
                 kinds[name] = "flag"
-            elif what == "text":
+            elif contents == "text":
                 kinds[name] = "text"
-            elif what == "flags" or name in (*config.categorical, config.group_column):
+            elif contents == "flags" or name in (*config.categorical, config.group_column):
                 kinds[name] = "int"
             else:
                 kinds[name] = "float"

@@ -1,4 +1,4 @@
-"""Blocks that several towers share.
+"""Building blocks of several towers.
 
 Letters: B batch, Q queries, N keys, D token width, h heads, F behaviours, L history tokens.
 """
@@ -14,14 +14,14 @@ from infnet_dist.model.tokens import Tokens
 
 
 def mlp(in_dim: int, hidden_dim: int, out_dim: int) -> nn.Sequential:
-    """Linear, SiLU, Linear; the last bias starts at 0."""
+    """Linear, SiLU, Linear; the last bias is initially 0."""
     last = nn.Linear(hidden_dim, out_dim)
     nn.init.zeros_(last.bias)
     return nn.Sequential(nn.Linear(in_dim, hidden_dim), nn.SiLU(), last)
 
 
 def perceptron(in_dim: int, hidden_dims: Sequence[int]) -> nn.Sequential:
-    """Linear and ReLU for each hidden width; the output is the last hidden layer."""
+    """Linear and ReLU per hidden width; the output is the last hidden layer."""
     dims = [in_dim, *hidden_dims]
     layers = [(nn.Linear(a, b), nn.ReLU()) for a, b in pairwise(dims)]
     return nn.Sequential(*(part for layer in layers for part in layer))
@@ -42,7 +42,7 @@ def attend(
         key_BND: projected keys.
         value_BND: projected values.
         num_heads: h; D is a multiple of it.
-        mask_BN: bool, False keys are left out. A row with no key left gets 0, never NaN.
+        mask_BN: bool, False for keys to ignore. A row without any key gets 0, not NaN.
 
     Returns:
         [B, Q, D].
@@ -59,7 +59,7 @@ def attend(
 
 
 def behaviour_matrix(sequence_lengths: Sequence[int]) -> torch.Tensor:
-    """float32 [L, F]: 1 where history place l belongs to behaviour f."""
+    """float32 [L, F]: 1 where history position l belongs to behaviour f."""
     behaviour_L = torch.repeat_interleave(
         torch.arange(len(sequence_lengths)), torch.tensor(list(sequence_lengths), dtype=torch.long)
     )
@@ -72,7 +72,6 @@ class MeanPooling(nn.Module):
     behaviour_LF: torch.Tensor
 
     def __init__(self, *, sequence_lengths: Sequence[int], token_dim: int) -> None:
-        """Remember which place belongs to which behaviour; any token width will do."""
         super().__init__()
         self.register_buffer("behaviour_LF", behaviour_matrix(sequence_lengths), persistent=False)
 
@@ -102,6 +101,6 @@ class TaskHeads(nn.Module):
         self.heads = nn.ModuleList(mlp(in_dim, hidden_dim, 1) for _ in range(num_tasks))
 
     def forward(self, task_BKX: torch.Tensor) -> torch.Tensor:
-        """What the head of each task reads, [B, K, in_dim] -> logits [B, K]."""
+        """Inputs of the heads [B, K, in_dim] -> logits [B, K]."""
         logits = [head(task_BKX[:, k]) for k, head in enumerate(self.heads)]
         return torch.cat(logits, dim=1)

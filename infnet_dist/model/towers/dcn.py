@@ -28,7 +28,6 @@ class DCN(nn.Module):
         num_layers: int = 3,
         hidden_dims: Sequence[int] = (128, 64),
     ) -> None:
-        """Make both parts."""
         super().__init__()
         dim = num_tokens * token_dim
         self.weight = nn.ModuleList(nn.Linear(dim, 1, bias=False) for _ in range(num_layers))

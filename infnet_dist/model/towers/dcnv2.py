@@ -30,7 +30,6 @@ class DCNv2(nn.Module):
         rank: int = 64,
         hidden_dims: Sequence[int] = (128, 64),
     ) -> None:
-        """Make both parts."""
         super().__init__()
         dim = num_tokens * token_dim
         self.down = nn.ModuleList(nn.Linear(dim, rank, bias=False) for _ in range(num_layers))

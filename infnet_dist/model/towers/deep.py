@@ -1,4 +1,4 @@
-"""The plain deep part: an MLP of all tokens (Wide & Deep, arXiv 1606.07792; DIN's upper layers)."""
+"""The deep part: an MLP of all tokens (Wide & Deep, arXiv 1606.07792; DIN's upper layers)."""
 
 from collections.abc import Sequence
 
@@ -20,7 +20,6 @@ class Deep(nn.Module):
     def __init__(
         self, *, num_tokens: int, token_dim: int, hidden_dims: Sequence[int] = (128, 64)
     ) -> None:
-        """Make the layers."""
         super().__init__()
         self.layers = perceptron(num_tokens * token_dim, hidden_dims)
         self.out_dim = hidden_dims[-1]

@@ -12,7 +12,7 @@ from infnet_dist.model.towers.fm import FM
 class DeepFM(nn.Module):
     """Tokens [B, N, D] -> [B, N D + D + last hidden width].
 
-    A linear head adds both parts up (equation 1); they share the embeddings.
+    A linear head sums both parts (equation 1); they share the embeddings.
 
     Args:
         num_tokens: N.
@@ -23,7 +23,6 @@ class DeepFM(nn.Module):
     def __init__(
         self, *, num_tokens: int, token_dim: int, hidden_dims: Sequence[int] = (128, 64)
     ) -> None:
-        """Make both parts."""
         super().__init__()
         self.fm = FM(num_tokens=num_tokens, token_dim=token_dim)
         self.deep = Deep(num_tokens=num_tokens, token_dim=token_dim, hidden_dims=hidden_dims)

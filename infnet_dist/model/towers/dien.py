@@ -1,8 +1,8 @@
 """Deep Interest Evolution Network (Zhou et al. 2019, arXiv 1809.03672): interests over time.
 
-Left out: the auxiliary loss, which needs sampled negatives for every step of the history.
+Not implemented: the auxiliary loss, which needs sampled negatives for every step of the history.
 
-Letters: B batch, L history places of the longest behaviour, F behaviours, D width, N = B F.
+Letters: B batch, L history positions of the longest behaviour, F behaviours, D width, N = B F.
 """
 
 from collections.abc import Sequence
@@ -20,7 +20,7 @@ class DIEN(nn.Module):
     A GRU reads the items from the oldest to the newest ("interest extractor layer"); its states are
     compared with the candidate, a_t = softmax(h_t W e_A), and a GRU whose update gate is scaled by
     a_t reads them ("interest evolving layer", AUGRU); its last state is the summary. All behaviours
-    go through the same cells, side by side.
+    share the same cells.
 
     Args:
         sequence_lengths: L_f of each behaviour.
@@ -28,7 +28,6 @@ class DIEN(nn.Module):
     """
 
     def __init__(self, *, sequence_lengths: Sequence[int], token_dim: int) -> None:
-        """Make the two recurrences."""
         super().__init__()
         self.sequence_lengths = list(sequence_lengths)
         if self.sequence_lengths:
@@ -50,7 +49,7 @@ class DIEN(nn.Module):
         return summary_ND.unflatten(0, (-1, len(self.sequence_lengths)))
 
     def _oldest_first(self, tokens: Tokens) -> tuple[torch.Tensor, torch.Tensor]:
-        """Items [N, L, D] from the oldest on, padding last, and their mask [N, L]."""
+        """Items [N, L, D] from oldest to newest, then padding, and their mask [N, L]."""
         longest = max(self.sequence_lengths)
         items, masks = [], []
         for item_BLD, mask_BL in zip(
@@ -72,7 +71,7 @@ class AUGRU(nn.Module):
     """GRU with attentional update gate: u' = a_t u_t, h_t = (1 - u') h_{t-1} + u' h~_t."""
 
     def __init__(self, dim: int) -> None:
-        """Gates in the order update, reset, candidate."""
+        """The maps have the gates in the order update, reset, candidate."""
         super().__init__()
         self.dim = dim
         self.input = nn.Linear(dim, 3 * dim)

@@ -1,4 +1,4 @@
-"""Deep Interest Network (Zhou et al. 2018, arXiv 1706.06978): items like the candidate.
+"""Deep Interest Network (Zhou et al. 2018, arXiv 1706.06978): items weighted by the candidate.
 
 Letters: B batch, L history tokens, F behaviours, D width.
 """
@@ -15,10 +15,10 @@ from infnet_dist.model.towers.blocks import mlp
 class DIN(nn.Module):
     """Tokens -> one summary per behaviour, [B, F, D].
 
-    v_f = sum_j a(e_j, v_A) e_j (equation 3): the weights aren't normalised, so that many items like
-    the candidate say more than one. The activation unit a is an MLP of [e, v, e - v, e * v], one
-    for each behaviour (SiLU, our choice: the paper's Dice normalises over the batch, and a row's
-    logits would depend on its neighbours).
+    v_f = sum_j a(e_j, v_A) e_j (equation 3): the weights aren't normalised, so that several
+    items similar to the candidate count more than one. The activation unit a is an MLP of [e, v,
+    e - v, e * v], one per behaviour (SiLU is our choice: the paper's Dice normalises over the
+    batch, so a row's logits would depend on the other rows).
 
     Args:
         sequence_lengths: L_f of each behaviour.
@@ -29,7 +29,6 @@ class DIN(nn.Module):
     def __init__(
         self, *, sequence_lengths: Sequence[int], token_dim: int, hidden_dim: int = 32
     ) -> None:
-        """Make the activation units."""
         super().__init__()
         self.sequence_lengths = list(sequence_lengths)
         self.activation = nn.ModuleList(

@@ -1,4 +1,4 @@
-"""Tasks that happen under others (ESMM, Ma et al. 2018, arXiv 1804.07931): like given click."""
+"""Tasks that are conditional on others (ESMM, Ma et al. 2018, arXiv 1804.07931)."""
 
 from collections.abc import Sequence
 
@@ -10,25 +10,25 @@ from torch.nn import functional
 class EntireSpace(nn.Module):
     """Conditional logits [B, K] -> logits over all rows, [B, K].
 
-    The tower's logit z_k of a task under another is that of P(k | parent); over all rows p_k =
-    p_parent sigmoid(z_k) (equations 1 and 2), so that no task trains on a selected sample. The
-    result is logit(p_k): losses and metrics needn't know.
+    For a task k with a parent, the tower's logit z_k is that of P(k | parent), and over all rows
+    p_k = p_parent sigmoid(z_k) (equations 1 and 2), so that no task trains on a selected sample.
+    The result is logit(p_k), the same kind of logit as for other tasks.
 
     Args:
-        parents: for each task the number of the task it happens under; None: of none.
+        parents: for each task the index of the task that it is conditional on; None: no task.
     """
 
     def __init__(self, parents: Sequence[int | None]) -> None:
-        """Remember each task's chain up to the task that stands under none.
+        """Compute each task's chain of parents.
 
         Raises:
-            ValueError: tasks stand under one another in a ring.
+            ValueError: the parents have a cycle.
         """
         super().__init__()
         self.chains = [_chain(parents, task) for task in range(len(parents))]
 
     def forward(self, logits_BK: torch.Tensor) -> torch.Tensor:
-        """[B, K]; the logits of tasks under none stay as they are."""
+        """[B, K]; logits of tasks without a parent are unchanged."""
         log_conditional_BK = functional.logsigmoid(logits_BK)
         columns = []
         for task, chain in enumerate(self.chains):
@@ -45,7 +45,7 @@ def _chain(parents: Sequence[int | None], task: int) -> list[int]:
     chain, above = [task], parents[task]
     while above is not None:
         if above in chain:
-            raise ValueError(f"a ring of tasks: {[*chain, above]}")
+            raise ValueError(f"the parents of tasks have a cycle: {[*chain, above]}")
         chain.append(above)
         above = parents[above]
     return chain

@@ -8,9 +8,9 @@ class FM(nn.Module):
     """Tokens [B, N, D] -> [B, N D + D]: the first-order terms, and the pairs by factor.
 
     sum_{i<j} v_i * v_j = ((sum_i v_i)^2 - sum_i v_i^2) / 2 (lemma 3.1, before the sum over the D
-    factors). A linear head gives each task a weight per factor; with all of them 1 these are the
-    paper's pairs. Its fields are our tokens: mapped and normalised, as for all towers, so the norm
-    of an embedding says nothing.
+    factors). A linear head gives each task a weight per factor; with weights of 1 it is the paper's
+    pair term. The inputs are tokens, which are projected and normalised as for all towers, so the
+    norm of an embedding has no effect.
 
     Args:
         num_tokens: N.
@@ -18,7 +18,6 @@ class FM(nn.Module):
     """
 
     def __init__(self, *, num_tokens: int, token_dim: int) -> None:
-        """Nothing to learn here: the head weighs the terms."""
         super().__init__()
         self.out_dim = (num_tokens + 1) * token_dim
 

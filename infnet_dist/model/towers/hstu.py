@@ -16,9 +16,9 @@ class HSTU(nn.Module):
     """Tokens -> the candidate's tokens after reading the history, [B, F, D].
 
     The sequence is the history of all behaviours and then the candidate, once as an item of each.
-    History reads history, in both directions: all of it is earlier than the row. The candidate
-    reads history and itself. Position and time gap are in the tokens and take the place of the
-    paper's relative attention bias.
+    History tokens read all history tokens, since all are earlier than the row; the candidate reads
+    the history and itself. Position and time gap in the tokens replace the paper's relative
+    attention bias.
 
     Args:
         sequence_lengths: L_f of each behaviour.
@@ -35,7 +35,7 @@ class HSTU(nn.Module):
         num_layers: int = 2,
         num_heads: int = 2,
     ) -> None:
-        """Make the layers; without behaviours there are none."""
+        """Without behaviours there are no layers."""
         super().__init__()
         count = num_layers if sequence_lengths else 0
         self.layers = nn.ModuleList(HSTULayer(token_dim, num_heads) for _ in range(count))
@@ -48,7 +48,9 @@ class HSTU(nn.Module):
         history_BN = functional.pad(tokens.mask_BL, (0, targets))
         reads_BNN = itself_NN | history_BN.unsqueeze(1)
         for number, layer in enumerate(self.layers, start=1):
-            first = length if number == len(self.layers) else 0  # nothing reads the history then
+            first = (
+                length if number == len(self.layers) else 0
+            )  # nothing reads the history after the last layer
             token_BND = layer(token_BND, reads_BNN, first)
         return token_BND[:, -targets:] if targets else tokens.target_BFD
 
@@ -56,11 +58,10 @@ class HSTU(nn.Module):
 class HSTULayer(nn.Module):
     """U, V, Q, K = SiLU(f1(X)); A = SiLU(Q K^T) / N; Y = f2(Norm(A V) * U) (equations 1 to 3).
 
-    The division by N is the authors' code's.
+    The division by N is from the authors' code.
     """
 
     def __init__(self, token_dim: int, num_heads: int) -> None:
-        """Norms, f1 and f2."""
         super().__init__()
         self.num_heads = num_heads
         self.norm = nn.LayerNorm(token_dim)
@@ -69,7 +70,7 @@ class HSTULayer(nn.Module):
         self.out = nn.Linear(token_dim, token_dim)
 
     def forward(self, token_BND: torch.Tensor, reads_BNN: torch.Tensor, first: int) -> torch.Tensor:
-        """The tokens from place `first` on, after reading all that `reads_BNN` allows them."""
+        """The tokens from position `first` on, after reading the tokens that `reads_BNN` allows."""
         count = token_BND.shape[1]
         parts = functional.silu(self.project(self.norm(token_BND))).chunk(4, dim=-1)
         gate_BND, value, query, key = (

@@ -58,7 +58,6 @@ class INFNet(nn.Module):
         num_heads: int = 2,
         ablate: Collection[str] = (),
     ) -> None:
-        """See the class."""
         super().__init__()
         assert num_blocks >= 2, "with one block nothing reads C's hubs"
         self.ablate = frozenset(ablate)
@@ -212,6 +211,12 @@ class HubBlock(nn.Module):
 
     Keys and values are projected once per group, and the hubs of all receivers, the keys of
     `flow.reads`, read them in one attention call.
+
+    Args:
+        num_hubs_by_group: hubs of each group.
+        token_dim: D.
+        num_heads: attention heads.
+        flow: which groups read which, and whose tokens are gated.
     """
 
     def __init__(
@@ -221,14 +226,6 @@ class HubBlock(nn.Module):
         num_heads: int,
         flow: Flow,
     ) -> None:
-        """See the class.
-
-        Args:
-            num_hubs_by_group: hubs of each group.
-            token_dim: D.
-            num_heads: attention heads.
-            flow: which groups read which, and whose tokens are gated.
-        """
         super().__init__()
         self.reads = flow.reads
         self.num_hubs = {g: num_hubs_by_group[g] for g in flow.reads}

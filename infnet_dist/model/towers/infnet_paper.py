@@ -2,8 +2,8 @@
 
 Proxies of each group (C~ categorical, S~ sequence, T~ shared task tokens) read the tokens of the
 *other* two groups (heterogeneous flow), then gate the tokens of their own (homogeneous flow, PGU).
-Where the paper is silent: a residual around each stage, pre-norm on queries and keys, an output
-projection, and the gate reads the new proxies of the block.
+Our choices where the paper gives no detail: a residual around each stage, pre-norm on queries and
+keys, an output projection, and the gate reads the new proxies of the block.
 
 Letters: B batch, M fields, L history tokens, F behaviours, K tasks, D width.
 """
@@ -25,7 +25,7 @@ class INFNetPaper(nn.Module):
         sequence_lengths: L_f of each behaviour; empty for none.
         num_tasks: K.
         token_dim: D.
-        num_blocks: blocks, at least 2: the last one's proxies of C and S would be read by none.
+        num_blocks: blocks, at least 2: nothing reads the proxies of C and S of the last block.
         num_proxies: categorical proxies m.
         num_shared_tasks: shared task tokens N_s.
         num_heads: attention heads; divides D.
@@ -43,7 +43,6 @@ class INFNetPaper(nn.Module):
         num_shared_tasks: int = 2,
         num_heads: int = 2,
     ) -> None:
-        """Make proxies, blocks and heads."""
         super().__init__()
         assert num_blocks >= 2, "with one block nothing reads C's and S's"
         self.token_dim = token_dim
@@ -56,9 +55,10 @@ class INFNetPaper(nn.Module):
         proxy_counts = {"C": num_proxies, "S": len(sequence_lengths), "T": num_shared_tasks}
         if not sequence_lengths:
             del proxy_counts["S"]
-        receivers = [list(proxy_counts)] * (num_blocks - 1) + [["T"]]  # heads read T alone
+        receivers = [list(proxy_counts)] * (num_blocks - 1) + [["T"]]  # heads read only T
         self.blocks = nn.ModuleList(
-            ProxyBlock(proxy_counts, token_dim, num_heads, receivers=last) for last in receivers
+            ProxyBlock(proxy_counts, token_dim, num_heads, receivers=updated)
+            for updated in receivers
         )
         self.heads = TaskHeads(num_tasks, token_dim, token_dim)
 
@@ -91,6 +91,12 @@ class ProxyBlock(nn.Module):
                    T^ <- T + CA(T, C, C) + CA(T, S, S)
     homogeneous    X <- X + X * sigmoid(MLP_X(vec X~)) for X in {C, S}
                    T <- T^ + T^ * sigmoid(MLP_T(vec T~))
+
+    Args:
+        proxy_counts: the groups that exist, in order, and their number of proxies.
+        token_dim: D.
+        num_heads: attention heads.
+        receivers: the groups to update; in the last block only those that heads read.
     """
 
     def __init__(
@@ -101,14 +107,6 @@ class ProxyBlock(nn.Module):
         *,
         receivers: Sequence[str],
     ) -> None:
-        """Make the block.
-
-        Args:
-            proxy_counts: the groups that exist, in order, and their number of proxies.
-            token_dim: D.
-            num_heads: attention heads.
-            receivers: the groups to update; in the last block only those that a head reads.
-        """
         super().__init__()
         self.others = {g: [o for o in proxy_counts if o != g] for g in receivers}
         self.proxy_reads = nn.ModuleDict(
@@ -156,7 +154,7 @@ class CrossAttention(nn.Module):
     """CA(Q, K, K) with pre-norm, heads and an output projection."""
 
     def __init__(self, token_dim: int, num_heads: int) -> None:
-        """Own norms and projections for queries, keys and values."""
+        """Norms and projections of queries, keys and values are separate."""
         super().__init__()
         self.num_heads = num_heads
         self.query_norm = nn.LayerNorm(token_dim)

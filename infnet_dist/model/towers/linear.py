@@ -1,4 +1,4 @@
-"""Logistic regression: what each token says by itself, added up. The floor of every comparison."""
+"""Logistic regression: the sum of each token's own effect. The baseline of every comparison."""
 
 import torch
 from torch import nn
@@ -7,8 +7,8 @@ from torch import nn
 class Linear(nn.Module):
     """Tokens [B, N, D] -> [B, N D], all of them side by side for a linear head.
 
-    A field's token depends on its own id alone, so without history the logits are sums of effects
-    of single ids, and of one function of all dense features together.
+    A field's token depends only on its own id, so without history the logits are sums of effects of
+    single ids and of one function of all dense features.
 
     Args:
         num_tokens: N.
@@ -16,7 +16,6 @@ class Linear(nn.Module):
     """
 
     def __init__(self, *, num_tokens: int, token_dim: int) -> None:
-        """Nothing to learn here."""
         super().__init__()
         self.out_dim = num_tokens * token_dim
 

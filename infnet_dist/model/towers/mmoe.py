@@ -1,4 +1,4 @@
-"""Multi-gate mixture of experts (Ma et al. 2018, KDD): each task mixes shared experts by its gate.
+"""Multi-gate mixture of experts (Ma et al. 2018, KDD): each task mixes shared experts by a gate.
 
 Letters: B batch, R input width, n experts, K tasks, H expert width.
 """
@@ -16,8 +16,8 @@ class MMoE(nn.Module):
 
     y_k = h_k(sum_i g_k(x)_i f_i(x)) with g_k(x) = softmax(W_k x) (section 4.2).
 
-    Expert dropout: in training each expert is left out with this probability, per row and task, and
-    the other gates are scaled to 1 again. It keeps gates from settling on one expert
+    Expert dropout: in training each expert is dropped with this probability, per row and task, and
+    the other gates are rescaled to sum to 1. It keeps gates from collapsing to one expert
     (polarisation; Zhao et al. 2019, RecSys).
 
     Args:
@@ -26,7 +26,7 @@ class MMoE(nn.Module):
         num_experts: n.
         expert_dim: H.
         tower_dim: hidden width of a task's tower.
-        expert_dropout: probability of leaving an expert out.
+        expert_dropout: probability of dropping an expert.
     """
 
     def __init__(
@@ -39,7 +39,6 @@ class MMoE(nn.Module):
         tower_dim: int = 32,
         expert_dropout: float = 0.1,
     ) -> None:
-        """Make experts, gates and towers."""
         super().__init__()
         self.expert_dropout = expert_dropout
         self.num_experts = num_experts
@@ -56,7 +55,7 @@ class MMoE(nn.Module):
         return torch.cat([tower_k(mixed_BH) for tower_k, mixed_BH in each], dim=1)
 
     def _drop(self, gate_BKn: torch.Tensor) -> torch.Tensor:
-        """Leave experts out in training; a row and task that would lose all of them keeps all."""
+        """Drop experts in training; a row and task that would lose all experts keeps all."""
         if not self.training or self.expert_dropout == 0:
             return gate_BKn
         kept_BKn = torch.rand_like(gate_BKn) >= self.expert_dropout

@@ -17,11 +17,11 @@ from infnet_dist.model.towers.rankmixer import PerToken
 class OneTrans(nn.Module):
     """Tokens -> logits [B, K].
 
-    The sequence is the history, each behaviour from its oldest item on and followed by a separator,
-    and then the fields. A token reads what stands before it and itself (causal attention), so the
-    fields read all history. History tokens share their weights, each field token has its own
-    ("mixed parameterization"). From block to block fewer, only the last, history tokens are queries
-    ("pyramid"); in the last block only the fields are. The head reads their mean (our choice).
+    The sequence is the history, each behaviour from oldest to newest and followed by a separator,
+    and then the fields. A token reads itself and the tokens before it (causal attention), so the
+    fields read all history. History tokens share weights, each field token has its own ("mixed
+    parameterization"). Each block has fewer history tokens, the last ones, as queries ("pyramid");
+    the last block has only the fields. The head reads the mean of the fields (our choice).
 
     Args:
         num_fields: N.
@@ -42,7 +42,6 @@ class OneTrans(nn.Module):
         num_blocks: int = 2,
         num_heads: int = 2,
     ) -> None:
-        """Make separators, blocks and heads."""
         super().__init__()
         self.sequence_lengths = list(sequence_lengths)
         self.separator_FD = None
@@ -50,7 +49,7 @@ class OneTrans(nn.Module):
             count = len(self.sequence_lengths)
             self.separator_FD = nn.Parameter(torch.randn(count, token_dim) * 0.02)
         length = sum(self.sequence_lengths) + len(self.sequence_lengths)
-        # History tokens that are left after each block: evenly fewer, none after the last.
+        # History tokens that remain after each block: evenly fewer, none after the last block.
         left = [length * (num_blocks - i) // num_blocks for i in range(num_blocks + 1)]
         self.blocks = nn.ModuleList(
             OneTransBlock(num_fields, token_dim, num_heads, reads=reads, asks=asks)
@@ -71,7 +70,7 @@ class OneTrans(nn.Module):
         return logits_BK
 
     def _history(self, tokens: Tokens) -> tuple[torch.Tensor, torch.Tensor]:
-        """Behaviours from their oldest items on, separators after them: [B, S, D] and [B, S]."""
+        """Each behaviour, oldest item first, then its separator: [B, S, D], and the mask [B, S]."""
         if self.separator_FD is None:
             return tokens.sequence_BLD, tokens.mask_BL
         batch = len(tokens.mask_BL)
@@ -90,7 +89,7 @@ class OneTransBlock(nn.Module):
     def __init__(
         self, num_fields: int, token_dim: int, num_heads: int, *, reads: int, asks: int
     ) -> None:
-        """`reads` history tokens come in; the last `asks` of them are queries and go out."""
+        """The input has `reads` history tokens; the last `asks` of them are queries and outputs."""
         super().__init__()
         self.num_heads = num_heads
         self.num_queries = asks + num_fields
@@ -125,10 +124,10 @@ class OneTransBlock(nn.Module):
 
 
 class Mixed(nn.Module):
-    """One linear map that history tokens share, and one of its own for each field token."""
+    """One linear map shared by history tokens, and one per field token."""
 
     def __init__(self, num_fields: int, in_dim: int, out_dim: int, *, with_history: bool) -> None:
-        """Without history there are the fields' maps alone."""
+        """`with_history=False` has only the maps of the fields."""
         super().__init__()
         self.num_fields = num_fields
         self.fields = PerToken(num_fields, in_dim, out_dim)

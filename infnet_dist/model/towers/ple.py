@@ -1,4 +1,4 @@
-"""Progressive layered extraction (Tang et al. 2020, RecSys): shared experts, and each task's own.
+"""Progressive layered extraction (Tang et al. 2020, RecSys): shared and task-specific experts.
 
 Letters: B batch, R input width, n experts, K tasks, H expert width.
 """
@@ -18,7 +18,7 @@ class PLE(nn.Module):
     Args:
         in_dim: R.
         num_tasks: K.
-        num_levels: extraction networks, one on the other.
+        num_levels: stacked extraction networks.
         num_own: experts of each task and level.
         num_shared: shared experts of each level.
         expert_dim: H.
@@ -36,7 +36,6 @@ class PLE(nn.Module):
         expert_dim: int = 64,
         tower_dim: int = 32,
     ) -> None:
-        """Make levels and towers."""
         super().__init__()
         self.num_tasks = num_tasks
         self.levels = nn.ModuleList(
@@ -65,7 +64,7 @@ class ExtractionNetwork(nn.Module):
     """One level: a task's gate mixes its own and the shared experts, the shared gate all experts.
 
     g_k(x) = w_k(x) S_k(x), w_k = softmax(W_k x), S_k the outputs of the experts that k selects
-    (customized gate control, equations 1 to 3). The last level needs no shared gate.
+    (customized gate control, equations 1 to 3). The last level has no shared gate.
     """
 
     def __init__(
@@ -78,7 +77,7 @@ class ExtractionNetwork(nn.Module):
         expert_dim: int,
         is_last: bool,
     ) -> None:
-        """Arguments as of `PLE`; groups of experts are the tasks' and then the shared one."""
+        """Arguments as in `PLE`; the shared group of experts comes after those of the tasks."""
         super().__init__()
         counts = [num_own] * num_tasks + [num_shared]
         self.counts = counts
@@ -87,7 +86,7 @@ class ExtractionNetwork(nn.Module):
         self.gates = nn.ModuleList(nn.Linear(in_dim, count, bias=False) for count in selected)
 
     def forward(self, parts: Sequence[torch.Tensor]) -> list[torch.Tensor]:
-        """Parts of all tasks and the shared one, [B, R] each -> as many [B, H], or one fewer."""
+        """[B, R] per task and shared -> [B, H] per task and, but for the last level, shared."""
         read = [part for part, n in zip(parts, self.counts, strict=True) for _ in range(n)]
         made = [expert(part_BR) for expert, part_BR in zip(self.experts, read, strict=True)]
         outputs = torch.stack(made, dim=1).split(self.counts, dim=1)

@@ -1,4 +1,4 @@
-"""RankMixer (Zhu et al. 2025, arXiv 2507.15551): tokens exchange parts, then work by themselves.
+"""RankMixer (Zhu et al. 2025, arXiv 2507.15551): tokens exchange parts, then per-token FFNs.
 
 Letters: B batch, T tokens of the mixer, D their width.
 """
@@ -11,8 +11,8 @@ from torch.nn import functional
 class RankMixer(nn.Module):
     """Tokens [B, N, token_dim] -> [B, D], the mean of the last block's tokens.
 
-    The concatenated inputs are cut in T equal pieces, each with a projection of its own
-    ("tokenization"). Block: S = LN(mix(X) + X), X <- LN(PFFN(S) + S).
+    The concatenated inputs are split into T equal pieces with a projection each ("tokenization").
+    Block: S = LN(mix(X) + X), X <- LN(PFFN(S) + S).
 
     Args:
         num_tokens: N.
@@ -21,6 +21,9 @@ class RankMixer(nn.Module):
         mixed_dim: D, a multiple of T.
         num_blocks: blocks.
         expansion: hidden width of the per-token FFN over D.
+
+    Raises:
+        ValueError: T doesn't divide D.
     """
 
     def __init__(
@@ -33,11 +36,6 @@ class RankMixer(nn.Module):
         num_blocks: int = 2,
         expansion: int = 2,
     ) -> None:
-        """Make projections and blocks.
-
-        Raises:
-            ValueError: T doesn't divide D.
-        """
         super().__init__()
         if mixed_dim % num_mixed:
             raise ValueError(
@@ -62,10 +60,10 @@ class RankMixer(nn.Module):
 
 
 class PerToken(nn.Module):
-    """A linear map of its own for each token."""
+    """A separate linear map per token."""
 
     def __init__(self, num_tokens: int, in_dim: int, out_dim: int) -> None:
-        """Weights as of so many `nn.Linear`, biases 0."""
+        """Weights are initialised as in `nn.Linear`, biases are 0."""
         super().__init__()
         bound = in_dim**-0.5
         self.weight_TIO = nn.Parameter(torch.empty(num_tokens, in_dim, out_dim))
@@ -81,7 +79,7 @@ class MixerBlock(nn.Module):
     """Multi-head token mixing and per-token FFN."""
 
     def __init__(self, num_tokens: int, dim: int, expansion: int) -> None:
-        """As many heads as tokens, so that the residual fits."""
+        """There are as many heads as tokens, so that the residual has the same shape."""
         super().__init__()
         self.num_tokens = num_tokens
         self.mix_norm = nn.LayerNorm(dim)

@@ -1,4 +1,4 @@
-"""What stands on a shared representation: one linear map, or one tower per task (Caruana 1997)."""
+"""Heads on a shared representation: one linear map, or one tower per task (Caruana 1997)."""
 
 import torch
 from torch import nn
@@ -7,7 +7,7 @@ from infnet_dist.model.towers.blocks import perceptron
 
 
 class LinearHead(nn.Linear):
-    """[B, R] -> logits [B, K]: what FM, DeepFM, DCN and DIN end with."""
+    """[B, R] -> logits [B, K]: the last layer of FM, DeepFM, DCN and DIN."""
 
     def __init__(self, *, in_dim: int, num_tasks: int) -> None:
         """R inputs, K tasks."""
@@ -15,7 +15,7 @@ class LinearHead(nn.Linear):
 
 
 class SharedBottom(nn.Module):
-    """[B, R] -> logits [B, K]: a tower of its own for each task; everything below is shared.
+    """[B, R] -> logits [B, K]: one tower per task on shared layers.
 
     Args:
         in_dim: R.
@@ -24,7 +24,6 @@ class SharedBottom(nn.Module):
     """
 
     def __init__(self, *, in_dim: int, num_tasks: int, tower_dim: int = 32) -> None:
-        """Make the towers."""
         super().__init__()
         self.towers = nn.ModuleList(tower(in_dim, tower_dim) for _ in range(num_tasks))
 

@@ -1,9 +1,9 @@
-"""A rival in three parts: a summary of the history, an interaction of tokens, a multi-task head.
+"""A baseline in three parts: history summary, interaction of tokens, multi-task head.
 
     Tokens -> sequence part [B, F, D] -> interaction of fields and summaries [B, R] -> head [B, K]
 
 DeepFM is (mean, deepfm, linear), DIN is (din, deep, linear), MMoE over DCNv2 and DIN is (din,
-dcnv2, mmoe). A new part is one file, its options in model_config.py, and one line below.
+dcnv2, mmoe). A new part needs a file, options in `config/model.py`, and a line below.
 """
 
 import torch
@@ -27,7 +27,7 @@ from infnet_dist.model.towers.shared_bottom import LinearHead, SharedBottom
 from infnet_dist.model.towers.wukong import Wukong
 
 SEQUENCES: dict[str, type[nn.Module]] = {
-    "none": MeanPooling,  # of no behaviours: the builder hands over none
+    "none": MeanPooling,  # the builder passes no behaviours
     "mean": MeanPooling,
     "din": DIN,
     "dien": DIEN,
@@ -61,7 +61,6 @@ class Stack(nn.Module):
     """
 
     def __init__(self, sequence: nn.Module, interaction: nn.Module, head: nn.Module) -> None:
-        """Put the parts on one another."""
         super().__init__()
         self.sequence = sequence
         self.interaction = interaction

@@ -1,4 +1,4 @@
-"""Full attention in place of INFNet's hubs: an ablation, and what its cost is compared with.
+"""Full attention instead of INFNet's hubs: an ablation, and the reference for its cost.
 
 Letters: B batch, M fields, L history tokens, K tasks, N = M + L + K, D width.
 """
@@ -37,7 +37,6 @@ class Transformer(nn.Module):
         num_blocks: int = 2,
         num_heads: int = 2,
     ) -> None:
-        """Make a vector for each kind of token, the layers, and the heads."""
         super().__init__()
         self.kind_D = nn.ParameterList(
             torch.randn(token_dim) * 0.02 for _ in range(3 if sequence_lengths else 2)

@@ -17,9 +17,9 @@ class Wukong(nn.Module):
     Args:
         num_tokens: N.
         token_dim: D.
-        num_layers: layers; layer l sees interactions of up to 2^l tokens.
-        num_fm: tokens that the factorization machine block makes.
-        num_compressed: tokens that the linear compression keeps.
+        num_layers: layers; layer l has interactions of up to 2^l tokens.
+        num_fm: output tokens of the factorization machine block.
+        num_compressed: output tokens of the linear compression.
         rank: r.
         hidden_dims: widths of the factorization machine block's MLP.
     """
@@ -35,7 +35,6 @@ class Wukong(nn.Module):
         rank: int = 8,
         hidden_dims: Sequence[int] = (128,),
     ) -> None:
-        """Make the layers."""
         super().__init__()
         width = num_fm + num_compressed
         self.layers = nn.ModuleList(
@@ -59,7 +58,7 @@ class Wukong(nn.Module):
 
 
 class WukongLayer(nn.Module):
-    """X <- LN([FMB(X) ; LCB(X)] + X); a linear map of the tokens fits X's number to the sum's.
+    """X <- LN([FMB(X) ; LCB(X)] + X); a linear map adapts the number of X's tokens.
 
     FMB(X) = reshape(MLP(LN(vec(X X^T Y)))) with a learnable Y [N, r] (the paper's "optimized FM"),
     LCB(X) = W_L X ("linear compress block").
@@ -75,7 +74,7 @@ class WukongLayer(nn.Module):
         rank: int,
         hidden_dims: Sequence[int],
     ) -> None:
-        """Arguments as of `Wukong`."""
+        """Arguments as in `Wukong`."""
         super().__init__()
         self.num_fm = num_fm
         self.project = nn.Linear(num_tokens, rank, bias=False)
@@ -92,7 +91,7 @@ class WukongLayer(nn.Module):
     def forward(self, token_BND: torch.Tensor) -> torch.Tensor:
         """[B, num_fm + num_compressed, D]."""
         column_BDN = token_BND.transpose(1, 2)
-        pairs_BNr = token_BND @ self.project(column_BDN)  # X (X^T Y): never N x N
+        pairs_BNr = token_BND @ self.project(column_BDN)  # X (X^T Y), which avoids the N x N matrix
         fm_BX = self.fm_out(self.hidden(self.fm_norm(pairs_BNr.flatten(1))))
         fm_BnD = fm_BX.unflatten(1, (self.num_fm, -1))
         compressed_BnD = self.compress(column_BDN).transpose(1, 2)

@@ -9,7 +9,8 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from infnet_dist.config.logs import Behaviour, DenseColumn, LogsIngest
+from infnet_dist.config.log_columns import Behaviour, DenseColumn
+from infnet_dist.config.logs import LogsIngest
 from infnet_dist.errors import ConfigError, DataError
 from infnet_dist.ingest.column_names import is_free
 from infnet_dist.ingest.encode import quantile_boundaries

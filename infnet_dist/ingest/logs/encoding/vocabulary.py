@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from infnet_dist.config.logs import IdTable
+from infnet_dist.config.log_columns import IdTable
 from infnet_dist.data.hashing import hashed_rows
 from infnet_dist.errors import DataError
 from infnet_dist.ingest.convert.arrays import mask

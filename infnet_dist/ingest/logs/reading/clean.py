@@ -16,7 +16,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from infnet_dist.config.logs import Check
+from infnet_dist.config.log_columns import Check
 from infnet_dist.errors import DataError
 from infnet_dist.ingest.convert.arrays import (
     Mask,

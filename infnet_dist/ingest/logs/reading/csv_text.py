@@ -6,7 +6,7 @@ import pyarrow as pa
 import pyarrow.csv
 import pyarrow.fs
 
-from infnet_dist.config.logs import CsvFormat
+from infnet_dist.config.log_columns import CsvFormat
 from infnet_dist.errors import DataError
 from infnet_dist.ingest.column_names import check_columns
 
@@ -33,7 +33,7 @@ def read_texts(
 
     Args:
         filesystem: filesystem of the file.
-        path: path of the file; its ending tells the compression.
+        path: path of the file; its ending gives the compression.
         wanted: names of the columns.
         csv: format of the file.
         shown: name of the file in messages.
@@ -76,7 +76,7 @@ def _names(schema: pa.Schema, shown: str) -> list[str]:
 
 
 def open_text(file: pa.NativeFile, path: str) -> pa.NativeFile:
-    """The file, decompressed if its ending tells a compression."""
+    """The file, decompressed if its ending is that of a compression."""
     codec = next((c for ending, c in _CODECS.items() if path.lower().endswith(ending)), None)
     return pa.CompressedInputStream(file, codec) if codec else file
 

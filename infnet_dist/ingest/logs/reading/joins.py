@@ -13,7 +13,8 @@ import pyarrow.compute as pc
 import pyarrow.csv
 import pyarrow.parquet as pq
 
-from infnet_dist.config.logs import Join, LogsIngest
+from infnet_dist.config.log_columns import Join
+from infnet_dist.config.logs import LogsIngest
 from infnet_dist.errors import DataError
 from infnet_dist.ingest.column_names import check_columns
 from infnet_dist.ingest.convert.arrays import UnfitColumnError, family, mask, plain

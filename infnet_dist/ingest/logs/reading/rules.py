@@ -5,7 +5,8 @@ from dataclasses import dataclass, field
 
 import pyarrow as pa
 
-from infnet_dist.config.logs import Check, LogsIngest
+from infnet_dist.config.log_columns import Check
+from infnet_dist.config.logs import LogsIngest
 from infnet_dist.errors import ConfigError
 from infnet_dist.ingest.convert.ids import to_integers
 from infnet_dist.ingest.convert.kinds import TYPES, Kind

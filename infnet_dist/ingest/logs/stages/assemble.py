@@ -11,7 +11,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from infnet_dist.config.logs import Behaviour, LogsIngest
+from infnet_dist.config.log_columns import Behaviour
+from infnet_dist.config.logs import LogsIngest
 from infnet_dist.data.hashing import mix
 from infnet_dist.ingest.encode import float_column
 from infnet_dist.ingest.histories import Packing, Picked, newest_before

@@ -16,7 +16,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from infnet_dist.config.logs import CounterFeature, LogsIngest
+from infnet_dist.config.log_columns import CounterFeature
+from infnet_dist.config.logs import LogsIngest
 from infnet_dist.ingest.logs.context import IngestContext
 from infnet_dist.ingest.logs.encoding.hashing import combined, counting_bucket, keys, mix
 from infnet_dist.ingest.logs.encoding.sketch import HashArray, occurrences, smallest_hashes

@@ -91,7 +91,7 @@ def partition(
 
     Args:
         context: settings and paths.
-        fragments: what to read.
+        fragments: fragments to read.
         rules: conditions on the columns.
         unreadable: reasons by path of files that are known to be unreadable.
 
