@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 import yaml
@@ -205,21 +206,38 @@ def test_the_root_error_of_a_worker_is_the_jobs_last_line(
     )
 
 
-def test_kuairand_slice(root: Path, shared_data: Path) -> None:
-    """The real logs, the whole way, on a few steps."""
+@pytest.mark.parametrize("users", [300, pytest.param(None, marks=pytest.mark.exhaustive)])
+@pytest.mark.timeout(900)
+def test_kuairand_slice(root: Path, shared_data: Path, tmp_path: Path, users: int | None) -> None:
+    """The real logs, of some or all users, from ingest to evaluation on a few steps."""
+    raw = shared_data / "kuairand_pure_slice"
+    if users is not None:
+        raw = of_users(raw, tmp_path / "raw", users)
     common = [
         *("--config", str(REPOSITORY / "configs" / "kuairand_pure.yaml")),
-        *("--set", "tracking.wandb=disabled"),
-        *("--set", f"ingest.path={shared_data / 'kuairand_pure_slice'}"),
-        *("--set", "ingest.history_length=10", "--set", "data.batch_size=512"),
+        *("--set", "tracking.wandb=disabled", "--set", f"run.folder={tmp_path / 'runs'}"),
+        *("--set", f"ingest.path={raw}", "--set", f"data.path={tmp_path / 'set'}"),
+        *("--set", "ingest.history_length=10", "--set", f"data.batch_size={64 if users else 512}"),
         *("--set", "training.max_steps=30", "--set", "model.token_dim=16"),
         *("--set", "sparse_optimizer.learning_rate=0.05", "--set", "schedule.decay_share=0"),
     ]
     for verb in ("ingest", "train", "evaluate"):
         assert run_here(root, verb, *common)[0] == 0, verb
-    (run,) = (root / "runs" / "kuairand_pure").glob("2*")
+    (run,) = (tmp_path / "runs" / "kuairand_pure").glob("2*")
     result = json.loads(evaluation_of(run).read_text())
-    assert result["rows"] == 30_942
+    assert result["rows"] == pq.read_metadata(raw / "interactions_valid.parquet").num_rows
     assert result["optimum"] == {}
     assert {"click", "like", "long_view"} <= {key.split("/")[2] for key in result["metrics"]}
-    assert result["metrics"]["valid/auc/click"] > 0.55, "better than chance after 30 steps"
+    if users is None:
+        assert result["metrics"]["valid/auc/click"] > 0.55, "better than chance after 30 steps"
+
+
+def of_users(raw: Path, folder: Path, users: int) -> Path:
+    """A copy of KuaiRand's slice with the first users' rows alone."""
+    folder.mkdir()
+    for path in raw.glob("*.parquet"):
+        table = pq.read_table(path)
+        if path.stem.startswith(("interactions", "exposure")):
+            table = table.filter(pc.less(table["user_id"], users))
+        pq.write_table(table, folder / path.name)
+    return folder
