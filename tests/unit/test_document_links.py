@@ -71,3 +71,21 @@ def test_documents_that_the_code_cites_exist() -> None:
     gone = [pair for pair in sorted(cited) if not (REPOSITORY / pair[1]).exists()]
     assert not gone
     assert any(name == "docs/infnet.md" for _, name in cited)
+
+
+def test_tests_that_documents_name_exist() -> None:
+    files = list((REPOSITORY / "tests").rglob("test_*.py"))
+    known = {path.name for path in files}
+    known |= {
+        name
+        for path in files
+        for name in re.findall(r"^def (test_\w+)", path.read_text(), re.MULTILINE)
+    }
+    named = {
+        (path.name, name)
+        for path in DOCUMENTS
+        if path.name != "configuration.md"  # has keys such as test_from
+        for name in re.findall(r"`(?:tests/\w+/)?(test_\w+(?:\.py)?)`", path.read_text())
+    }
+    assert len(named) > 30
+    assert not [pair for pair in sorted(named) if pair[1] not in known]
