@@ -46,7 +46,6 @@ FEWER = ["ingest.num_rows=90_000", "ingest.num_users=300", "ingest.num_items=300
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(900)
 @pytest.mark.parametrize(
     ("overrides", "gap", "mean_gap"),
     [(FEWER, *SMALL), pytest.param([], *WHOLE, marks=pytest.mark.exhaustive)],
