@@ -13,7 +13,7 @@ from pathlib import Path
 
 from infnet_dist import __version__
 from infnet_dist.errors import unknown_name
-from ray_jobs._options import VERBS, parse, set_up
+from ray_jobs._verbs import VERBS, parse, set_up
 
 _WIDTH = max(map(len, VERBS))
 _OWN_ERRORS = ("checkpoint", "doctor")  # they print their errors themselves, and import little

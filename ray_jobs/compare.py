@@ -47,8 +47,8 @@ from infnet_dist.training.run_lock import held_by_driver
 from infnet_dist.training.setup import open_training_set
 from ray_jobs._cli import log, run_main
 from ray_jobs._cluster import submission_id
-from ray_jobs._options import parse
 from ray_jobs._trials import run_trials
+from ray_jobs._verbs import parse
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -147,8 +147,8 @@ def _finalists(protocol: Protocol, grid: Sequence[Finished]) -> list[Finished]:
     """
     best = best_points(grid)
     always = [*protocol.always_finalists, *([protocol.ablations.of] if protocol.ablations else [])]
-    rivals = [name for name in best if name != CONTROL]
-    names = dict.fromkeys([*rivals[: protocol.finalists], *always, CONTROL])
+    models = [name for name in best if name != CONTROL]
+    names = dict.fromkeys([*models[: protocol.finalists], *always, CONTROL])
     return [best[name] for name in names]
 
 

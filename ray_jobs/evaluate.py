@@ -26,7 +26,7 @@ from infnet_dist.config.changes import changes
 from infnet_dist.config.overrides import covers, key_of
 from infnet_dist.config.run import Config, config_of_text
 from infnet_dist.data.manifest import read_manifest
-from infnet_dist.data.schema_changes import adapt, summary_of
+from infnet_dist.data.schema_changes import adapt_schema, summary_of
 from infnet_dist.errors import CheckpointError, ConfigError
 from infnet_dist.io.console import wide_console
 from infnet_dist.io.filesystem import Folder
@@ -37,7 +37,7 @@ from infnet_dist.training.evaluation import evaluate_checkpoint
 from infnet_dist.training.setup import open_training_set
 from ray_jobs._cli import log, newest_checkpoint, read_config, run_main
 from ray_jobs._launch import launch
-from ray_jobs._options import parse
+from ray_jobs._verbs import parse
 
 _MAKES_MODEL = ("model", "tables", "data.features", "data.tasks")
 # Keys that evaluation takes from the run file.
@@ -98,7 +98,7 @@ def _check_set(config: Config, path: Folder, split: str) -> None:
     checkpoint.check_readable(path, saved, trained, here, config.data.path)
     manifest, _ = open_training_set(config, trained)
     manifest.split(split)
-    if trained is not None and (notes := adapt(trained, here).notes):
+    if trained is not None and (notes := adapt_schema(trained, here).notes):
         log.info(
             "the training set differs; the model's own settings are used: %s", summary_of(notes)
         )

@@ -22,8 +22,8 @@ from infnet_dist.io.contrib import load_contrib
 from infnet_dist.io.paths import make_writable
 from infnet_dist.tracking.tracker import send_report
 from ray_jobs._cli import log, new_run_id, read_config, run_main
-from ray_jobs._options import parse
 from ray_jobs._tasks import executor
+from ray_jobs._verbs import parse
 
 # The processes of tasks import this module too, so imports that need torch are inside functions.
 _PROGRESS_S = 5.0

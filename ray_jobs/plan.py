@@ -18,7 +18,7 @@ from collections.abc import Sequence
 from infnet_dist.io.paths import make_writable
 from ray_jobs import _plan_commands
 from ray_jobs._cli import run_main
-from ray_jobs._options import parse
+from ray_jobs._verbs import parse
 
 _COMMANDS = {
     "make": _plan_commands.make,

@@ -24,7 +24,8 @@ from infnet_dist.io.console import COLUMNS_VARIABLE, terminal_columns
 from infnet_dist.io.paths import ROOT_VARIABLE, make_writable
 from ray_jobs._cli import new_run_id, run_main
 from ray_jobs._local_ray import LocalRay
-from ray_jobs._options import REPOSITORY, parse
+from ray_jobs._options import REPOSITORY
+from ray_jobs._verbs import parse
 
 # Ray Data hangs without a message if the workers hold all CPUs.
 SPARE_CPUS = 2

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from infnet_dist.errors import DataError
 from infnet_dist.training.wandb_sync import rebuild
 from ray_jobs._cli import run_main
-from ray_jobs._options import parse
+from ray_jobs._verbs import parse
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -23,8 +23,8 @@ from infnet_dist.planning.plan_file import load_plan
 from infnet_dist.planning.run_tables import tables_of_run
 from infnet_dist.training.setup import open_for_training
 from ray_jobs._cli import log, new_run_id, read_config, run_main
-from ray_jobs._options import parse
 from ray_jobs._supervise import train_with_restarts
+from ray_jobs._verbs import parse
 
 
 def main(argv: Sequence[str] | None = None) -> None:

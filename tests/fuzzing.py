@@ -39,7 +39,13 @@ from infnet_dist.config.run import config_of_text, dump_config, load_config
 from infnet_dist.contrib.petastorm.bridge import load_petastorm
 from infnet_dist.contrib.petastorm.unischema_pickle import load_unischema
 from infnet_dist.data.checks.ranges import allowed_ranges
-from infnet_dist.data.epoch_order import deal, epoch_order, merge, num_steps, remaining
+from infnet_dist.data.epoch_order import (
+    epoch_order,
+    merge_intervals,
+    num_steps,
+    rank_share,
+    remaining_intervals,
+)
 from infnet_dist.data.manifest import arrow_type, read_manifest
 from infnet_dist.errors import CheckpointError, UserError
 from infnet_dist.io.filesystem import Folder
@@ -144,12 +150,12 @@ def _read_position(content: bytes) -> None:
 
 def _deal(total: int, consumed: tuple[tuple[int, int], ...]) -> None:
     """What is left of an epoch is dealt whole, equally, and once."""
-    left = remaining(total, consumed)
+    left = remaining_intervals(total, consumed)
     assert all(0 <= start < stop <= total for start, stop in left)
     rows = sum(stop - start for start, stop in left)
     for world_size in _WORLD_SIZES:
-        shares = [deal(left, rank=rank, world_size=world_size) for rank in range(world_size)]
-        assert merge([interval for share in shares for interval in share]) == left
+        shares = [rank_share(left, rank=rank, world_size=world_size) for rank in range(world_size)]
+        assert merge_intervals([interval for share in shares for interval in share]) == left
         sizes = [sum(stop - start for start, stop in share) for share in shares]
         assert sum(sizes) == rows
         assert max(sizes) - min(sizes) <= 1

@@ -6,7 +6,12 @@ from pydantic import ValidationError
 
 from infnet_dist.checkpoint.inspection import read_plain, tables_of
 from infnet_dist.checkpoint.manifest import CheckpointManifest
-from infnet_dist.data.schema_changes import changes, feature_names, incompatibilities, summary_of
+from infnet_dist.data.schema_changes import (
+    feature_names,
+    incompatibilities,
+    schema_differences,
+    summary_of,
+)
 from infnet_dist.errors import CheckpointError, UserError
 from infnet_dist.io.filesystem import Folder
 from infnet_dist.io.parsing import first_error, parse_json
@@ -46,7 +51,7 @@ def check_same(
     if trained is None:
         lines, names = table_changes(manifest, here), "data.features"
     else:
-        lines, names = changes(trained, here, statistics=False), feature_names(trained)
+        lines, names = schema_differences(trained, here, statistics=False), feature_names(trained)
     if lines:
         raise CheckpointError(
             f"{folder} is of a model with another schema: {summary_of(lines)}; resume with the "

@@ -169,8 +169,8 @@ def summarise(
     results.sort(key=lambda result: (len(result.runs) == 1, -_or_worst(result.mean("auc"))))
     several = [result for result in results if len(result.runs) > 1]
     for result in several:
-        rivals = (other for other in several if other is not result and not other.is_control)
-        _compare(result, next(rivals, None))
+        others = (other for other in several if other is not result and not other.is_control)
+        _compare(result, next(others, None))
     variants = _summarise_ablations(ablations, costs, ablations_of)
     for variant in variants:
         _compare(variant, next(r for r in results if r.name == ablations_of))

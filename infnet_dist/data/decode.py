@@ -62,7 +62,7 @@ class Columns:
         return len(self.scalars["group"][0])
 
 
-def unknown_rows(schema: Schema, num_rows: int) -> Columns:
+def blank_rows(schema: Schema, num_rows: int) -> Columns:
     """Rows without information: ids 0, empty lists, unknown labels."""
     ids = [np.zeros(num_rows, np.int64) for _ in schema.fields]
     nothing = np.full(num_rows, np.nan, np.float32)

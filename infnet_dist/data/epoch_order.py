@@ -92,7 +92,7 @@ def _rows(groups: Sequence[RowGroup]) -> int:
     return sum(group.rows for group in groups)
 
 
-def remaining(total: int, consumed: Sequence[Interval]) -> list[Interval]:
+def remaining_intervals(total: int, consumed: Sequence[Interval]) -> list[Interval]:
     """The intervals of [0, total) that `consumed` doesn't cover."""
     left, cursor = [], 0
     for start, stop in sorted(consumed):
@@ -102,7 +102,7 @@ def remaining(total: int, consumed: Sequence[Interval]) -> list[Interval]:
     return left + ([(cursor, total)] if cursor < total else [])
 
 
-def deal(intervals: Sequence[Interval], *, rank: int, world_size: int) -> list[Interval]:
+def rank_share(intervals: Sequence[Interval], *, rank: int, world_size: int) -> list[Interval]:
     """The share of a rank: contiguous in `intervals`, of equal size to within one row."""
     total = sum(stop - start for start, stop in intervals)
     first, last = (total * r // world_size for r in (rank, rank + 1))
@@ -116,7 +116,7 @@ def deal(intervals: Sequence[Interval], *, rank: int, world_size: int) -> list[I
     return mine
 
 
-def merge(intervals: Sequence[Interval]) -> list[Interval]:
+def merge_intervals(intervals: Sequence[Interval]) -> list[Interval]:
     """The intervals sorted, with overlapping and adjacent ones merged."""
     merged: list[Interval] = []
     for start, stop in sorted(intervals):

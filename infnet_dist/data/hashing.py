@@ -9,7 +9,7 @@ IntArray = npt.NDArray[np.int64]
 _STEP = np.uint64(0x9E3779B97F4A7C15)
 
 
-def mix(values: IntArray, seed: int = 0) -> npt.NDArray[np.uint64]:
+def splitmix64(values: IntArray, seed: int = 0) -> npt.NDArray[np.uint64]:
     """The next number of SplitMix64 after each of `values`: a bijection, so without collisions.
 
     Source: Steele, Lea, Flood, "Fast Splittable Pseudorandom Number Generators", 2014.
@@ -23,7 +23,7 @@ def mix(values: IntArray, seed: int = 0) -> npt.NDArray[np.uint64]:
 
 def hashed_rows(values: IntArray, num_embeddings: int, seed: int = 0) -> IntArray:
     """Rows 1 to num_embeddings - 1 for any integers; row 0 is for unknown ids."""
-    return (1 + mix(values, seed) % np.uint64(num_embeddings - 1)).astype(np.int64)
+    return (1 + splitmix64(values, seed) % np.uint64(num_embeddings - 1)).astype(np.int64)
 
 
 def stable_seed(*parts: int | str) -> int:

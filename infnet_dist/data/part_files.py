@@ -130,7 +130,7 @@ class OpenedPart:
 
 
 @contextmanager
-def opened(folder: Path, part: Part, open_part: OpenPart = ARROW) -> Iterator[OpenedPart]:
+def open_checked(folder: Path, part: Part, open_part: OpenPart = ARROW) -> Iterator[OpenedPart]:
     """Open a part of the training set in `folder`; all rows are read through this.
 
     Raises:

@@ -16,24 +16,18 @@ import pyarrow as pa
 
 from infnet_dist.batch import BatchRows, RankingBatch
 from infnet_dist.data.collate import Collator
-from infnet_dist.data.decode import Columns, decode, unknown_rows
+from infnet_dist.data.decode import Columns, blank_rows, decode
 from infnet_dist.data.epoch_order import (
     Block,
     Interval,
     RowGroup,
-    deal,
     epoch_order,
     num_steps,
-    remaining,
+    rank_share,
+    remaining_intervals,
 )
 from infnet_dist.data.manifest import Manifest, Part, arrow_type
-from infnet_dist.data.part_files import (
-    ARROW,
-    OpenedPart,
-    OpenPart,
-    UnreadableError,
-    opened,
-)
+from infnet_dist.data.part_files import ARROW, OpenedPart, OpenPart, UnreadableError, open_checked
 from infnet_dist.data.prefetch import prefetch
 from infnet_dist.data.row_views import Rows, RowShuffler, concatenate
 from infnet_dist.data.unknown_ids import UnknownIds
@@ -86,7 +80,7 @@ class Reader:
 
     def num_steps(self, consumed: Sequence[Interval] = ()) -> int:
         """Number of batches of every rank in the rest of an epoch."""
-        left = remaining(self.rows, consumed)
+        left = remaining_intervals(self.rows, consumed)
         return num_steps(left, world_size=self.world_size, batch_size=self.batch_size)
 
     def batches(self, epoch: int = 0, consumed: Sequence[Interval] = ()) -> Iterator[RankingBatch]:
@@ -115,7 +109,9 @@ class Reader:
         self, epoch: int, consumed: Sequence[Interval], shuffle: RowShuffler
     ) -> Iterator[RankingBatch]:
         collate = Collator(self.schema, self.batch_size, self.unknown_ids)
-        mine = deal(remaining(self.rows, consumed), rank=self.rank, world_size=self.world_size)
+        mine = rank_share(
+            remaining_intervals(self.rows, consumed), rank=self.rank, world_size=self.world_size
+        )
         steps, missing = self.num_steps(consumed), self.batch_size
         parts = {part.file: part for part in self.manifest.split(self.split).parts}
         taken: list[Rows] = []
@@ -162,7 +158,7 @@ class Reader:
             left = list(together)
             while left:
                 try:
-                    with opened(self.folder, parts[name], self.open_part) as part:
+                    with open_checked(self.folder, parts[name], self.open_part) as part:
                         while left:
                             yield self._decode(part, left[0])
                             del left[0]
@@ -190,7 +186,7 @@ class Reader:
                 "%s; its %s rows are skipped (%s of at most %s row groups)",
                 *(what, f"{group.rows:,}", len(self.left_out), self.max_bad_row_groups),
             )
-        return unknown_rows(self.schema, group.rows)
+        return blank_rows(self.schema, group.rows)
 
     def _decode(self, part: OpenedPart, group: RowGroup) -> Columns:
         table = part.read_group(group.index, list(self.schema.columns))

@@ -29,7 +29,7 @@ _FLOATS = ("dense", "labels", "truth")  # float32; all others are int64
 
 @dataclass(frozen=True)
 class Rows:
-    """N rows.
+    """N rows, whose lists are views until a batch is made.
 
     Attributes:
         scalars: [columns, N] by kind, see `Columns.scalars`; `ids` and `group` are int64,

@@ -13,7 +13,7 @@ _MOST = 5  # changes listed in a message
 _MOST_NAMES = 30
 
 
-class Adapted(NamedTuple):
+class AdaptedSchema(NamedTuple):
     """The schema of a model, adapted to the columns of another training set.
 
     Attributes:
@@ -25,7 +25,7 @@ class Adapted(NamedTuple):
     notes: list[str]
 
 
-def changes(trained: Schema, here: Schema, *, statistics: bool = True) -> list[str]:
+def schema_differences(trained: Schema, here: Schema, *, statistics: bool = True) -> list[str]:
     """One line per difference other than column names; `trained` is the older schema.
 
     `statistics=False` ignores boundaries, means and units of watch times.
@@ -51,7 +51,7 @@ def incompatibilities(trained: Schema, here: Schema) -> list[str]:
     return lines
 
 
-def adapt(trained: Schema, here: Schema) -> Adapted:
+def adapt_schema(trained: Schema, here: Schema) -> AdaptedSchema:
     """The model's schema with the column names of `here`; there must be no `incompatibilities`.
 
     Order, boundaries, means and units of watch times stay those of the model, so that a dense value
@@ -74,7 +74,7 @@ def adapt(trained: Schema, here: Schema) -> Adapted:
             "time_column": here.time_column,
         }
     )
-    return Adapted(schema, changes(schema, here))
+    return AdaptedSchema(schema, schema_differences(schema, here))
 
 
 def summary_of(lines: Iterable[str]) -> str:

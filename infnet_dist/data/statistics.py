@@ -26,7 +26,7 @@ _COMMON = 50  # most frequent ids, whose shares in train and valid are compared
 
 
 @dataclass(frozen=True)
-class Usage:
+class TableUsage:
     """Lookups of a sample of train.
 
     Attributes:
@@ -43,7 +43,7 @@ class Usage:
 
 def sample_usage(
     folder: Path, manifest: Manifest, schema: Schema, open_part: OpenPart = ARROW
-) -> Usage:
+) -> TableUsage:
     """Lookups of train, from the manifest's statistics or a sample of up to 65,536 rows.
 
     Args:
@@ -62,7 +62,7 @@ def sample_usage(
     else:
         sample = _Sample(folder, manifest, schema, "train", open_part)
         features, tables = sample.features(), sample.tables()
-    return Usage(
+    return TableUsage(
         mean_lengths={key: feature.mean_length for key, feature in features.items()},
         lookups={name: table.lookups for name, table in tables.items()},
         distinct={name: table.distinct for name, table in tables.items()},
@@ -75,7 +75,7 @@ def _is_complete(known: Statistics, train: SplitStatistics, schema: Schema) -> b
     return train.features.keys() >= keys and known.tables.keys() >= {t.name for t in schema.tables}
 
 
-def take_statistics(folder: Path, manifest: Manifest) -> Statistics:
+def sample_statistics(folder: Path, manifest: Manifest) -> Statistics:
     """Statistics of up to 65,536 rows of each split, from row groups in shuffled order.
 
     Raises:

@@ -13,7 +13,7 @@ import numpy.typing as npt
 import torch
 
 from infnet_dist.batch import BatchRows
-from infnet_dist.data.hashing import mix, stable_seed
+from infnet_dist.data.hashing import splitmix64, stable_seed
 from infnet_dist.data.manifest import Manifest
 from infnet_dist.schema import Schema, sequence_key
 
@@ -84,7 +84,7 @@ def _item_numbers(places_B: IntArray, count_B: IntArray) -> IntArray:
 
 def _share(numbers: IntArray) -> npt.NDArray[np.floating[Any]]:
     """A hash of each number, in [0, 1)."""
-    return (mix(numbers) >> np.uint64(11)) * 2.0**-53
+    return (splitmix64(numbers) >> np.uint64(11)) * 2.0**-53
 
 
 def default_rates(manifest: Manifest, schema: Schema) -> dict[str, float]:

@@ -230,7 +230,7 @@ def wide_console(width: int = 140) -> "Console":
     """For tables: as wide as the terminal; `width` columns where there is none."""
     from rich.console import Console  # which workers don't need
 
-    return Console() if sys.stdout.isatty() else Console(width=width)
+    return Console() if sys.stdout.isatty() else Console(width=_given_columns() or width)
 
 
 def _wrap(line: str, width: int, indent: int) -> str:

@@ -5,7 +5,7 @@ from collections.abc import Iterator, Mapping
 from pydantic import ValidationError
 
 from infnet_dist.config.run import Config
-from infnet_dist.data.statistics import Usage
+from infnet_dist.data.statistics import TableUsage
 from infnet_dist.errors import PlanError
 from infnet_dist.io.parsing import first_error
 from infnet_dist.planning.costs.popularity import fit_zipf
@@ -19,7 +19,7 @@ DEFAULT_SHARDING_TYPES = ("table_wise", "row_wise")
 _MIN_LENGTH = 0.01  # mean length of a sequence that is always empty
 
 
-def tables_of_run(config: Config, schema: Schema, usage: Usage | None = None) -> TableSet:
+def tables_of_run(config: Config, schema: Schema, usage: TableUsage | None = None) -> TableSet:
     """The tables that a run trains.
 
     Args:
@@ -49,7 +49,7 @@ def tables_of_run(config: Config, schema: Schema, usage: Usage | None = None) ->
 
 
 def _tables(
-    config: Config, schema: Schema, usage: Usage | None, lengths: Mapping[str, float]
+    config: Config, schema: Schema, usage: TableUsage | None, lengths: Mapping[str, float]
 ) -> Iterator[PlanTable]:
     for table in schema.tables:
         keys = [feature.key for feature in schema.table_features if feature.table == table.name]
@@ -69,7 +69,7 @@ def _tables(
         )
 
 
-def _zipf(table: Table, usage: Usage | None) -> float | None:
+def _zipf(table: Table, usage: TableUsage | None) -> float | None:
     if usage is None:
         return None
     return fit_zipf(

@@ -21,7 +21,7 @@ from torchrec.optim.keyed import CombinedOptimizer, KeyedOptimizer, KeyedOptimiz
 
 from infnet_dist.config.run import Config
 from infnet_dist.data.hashing import stable_seed
-from infnet_dist.data.statistics import Usage
+from infnet_dist.data.statistics import TableUsage
 from infnet_dist.distributed.context import WorkerContext
 from infnet_dist.model.build import build_train_model
 from infnet_dist.planning.checks import check_budget, check_plan
@@ -86,7 +86,7 @@ def build_sharded_model(
     config: Config,
     schema: Schema,
     context: WorkerContext,
-    sample_usage: Callable[[], Usage] | None = None,
+    sample_usage: Callable[[], TableUsage] | None = None,
 ) -> ShardedModel:
     """Build, plan, shard and initialise the model; every rank calls it.
 
@@ -140,7 +140,7 @@ def get_plan(
     config: Config,
     schema: Schema,
     topology: Topology,
-    sample_usage: Callable[[], Usage] | None = None,
+    sample_usage: Callable[[], TableUsage] | None = None,
 ) -> Plan:
     """The plan file of the run, checked; with `sharding.plan: auto` a new plan for `topology`."""
     if config.sharding.plan == "auto":

@@ -6,7 +6,7 @@ from typing import Any
 from infnet_dist.batch import RankingBatch
 from infnet_dist.checkpoint import MAX_LEFT_OUT, SavedProgress
 from infnet_dist.config.run import TrainingConfig
-from infnet_dist.data.epoch_order import Interval, merge
+from infnet_dist.data.epoch_order import Interval, merge_intervals
 from infnet_dist.data.reader import Reader
 from infnet_dist.distributed.context import WorkerContext
 
@@ -72,11 +72,11 @@ class TrainingProgress:
 
     def sync(self) -> None:
         """Update `saved` with the rows that all ranks consumed, and those that none could read."""
-        self._read = merge(self._read)
+        self._read = merge_intervals(self._read)
         left_out = [(*place, rows) for place, rows in self._reader.left_out.copy().items()]
         every = self._context.gather((self._read, tuple(left_out[:MAX_LEFT_OUT])))
         read = [interval for intervals, _ in every for interval in intervals]
-        consumed = tuple(merge([*self._before, *read]))
+        consumed = tuple(merge_intervals([*self._before, *read]))
         examples = self._examples_before + _rows(consumed)
         left_out_by_rank = tuple(left_out for _, left_out in every)
         self._update(consumed=consumed, examples=examples, left_out=left_out_by_rank)

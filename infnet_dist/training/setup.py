@@ -14,7 +14,7 @@ from infnet_dist.checkpoint import DataOrder
 from infnet_dist.config.run import Config
 from infnet_dist.data.checks.footers import (
     check_columns,
-    check_feed,
+    check_enough_rows,
     check_split,
     count_orphan_positives,
 )
@@ -22,7 +22,7 @@ from infnet_dist.data.epoch_order import ORDER_VERSION
 from infnet_dist.data.manifest import Manifest, read_manifest
 from infnet_dist.data.part_files import part_opener
 from infnet_dist.data.reader import Reader
-from infnet_dist.data.schema_changes import adapt
+from infnet_dist.data.schema_changes import adapt_schema
 from infnet_dist.data.statistics import sample_usage
 from infnet_dist.data.unknown_ids import UnknownIds, default_rates, unlearned_ids
 from infnet_dist.distributed.context import WorkerContext
@@ -62,7 +62,7 @@ def open_training_set(config: Config, trained: Schema | None = None) -> tuple[Ma
     schema = (
         whole.select(config.data.features, config.data.tasks)
         if trained is None
-        else adapt(trained, whole).schema
+        else adapt_schema(trained, whole).schema
     )
     open_part = part_opener(config.data.reader, schema)
     try:
@@ -84,7 +84,7 @@ def open_for_training(config: Config) -> tuple[Manifest, Schema]:
     manifest, schema = open_training_set(config)
     check_settings(config, schema)
     manifest.split("valid")
-    check_feed(
+    check_enough_rows(
         manifest.split("train").rows,
         split="train",
         num_workers=config.scaling.num_workers,

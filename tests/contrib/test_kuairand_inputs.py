@@ -30,7 +30,7 @@ KEYS = {
 
 
 def long_valid():
-    """Logs whose valid has three days, in which users and videos appear that train never saw."""
+    """Logs with three days of valid, in which users and videos appear that aren't in train."""
     logs = make_raw_logs(num_rows=400)
     late = logs["rows"]["time_ms"] >= VALID_FROM_MS
     again = [logs["rows"][late].assign(time_ms=lambda r, d=d: r["time_ms"] + d * DAY_MS)

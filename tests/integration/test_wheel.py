@@ -65,9 +65,9 @@ def test_an_installed_wheel_plans_and_trains(wheel: Path, tmp_path: Path) -> Non
     (folder / "small.yaml").write_text(yaml.safe_dump(SMALL))
     environ = {k: v for k, v in os.environ.items() if not k.startswith(("PYTHON", "INFNET_"))}
 
-    def run(*arguments: str) -> str:
+    def run(program: str, *arguments: str) -> str:
         done = subprocess.run(
-            [python, *arguments],
+            [environment / "bin" / program, *arguments],
             cwd=folder,
             env=environ | {"WANDB_MODE": "disabled"},
             capture_output=True,
@@ -77,13 +77,14 @@ def test_an_installed_wheel_plans_and_trains(wheel: Path, tmp_path: Path) -> Non
         assert done.returncode == 0, done.stdout + done.stderr
         return done.stdout
 
-    assert run("-c", "import infnet_dist; print(infnet_dist.__file__)").startswith(str(packages))
+    installed = run("python", "-c", "import infnet_dist; print(infnet_dist.__file__)")
+    assert installed.startswith(str(packages))
     config = ("--config", "small.yaml", "--launcher", "local")
-    run("-m", "ray_jobs.ingest", *config)
+    run("infnet", "ingest", *config)
     assert "h200x8" in run(
-        *("-m", "ray_jobs.plan", "whatif", "--tables", "industrial"),
+        *("infnet", "plan", "whatif", "--tables", "industrial"),
         *("--topology", "h100x8,h200x8", "--world-size", "32"),
     )
-    run("-m", "ray_jobs.train", *config, "--run-id", "one")
-    run("-m", "ray_jobs.evaluate", *config, "--run-id", "one")
+    run("infnet", "train", *config, "--run-id", "one")
+    run("infnet", "evaluate", *config, "--run-id", "one")
     assert (folder / "runs" / "small" / "one" / "summary.json").exists()

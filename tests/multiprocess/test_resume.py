@@ -549,18 +549,18 @@ def test_saving_is_retried_while_training_continues(
 
 def train_and_make_room(context: WorkerContext, *, config: Config, run_folder: Path) -> dict:
     """Train; what is in the way of a checkpoint is removed once saving it has failed."""
-    import infnet_dist.checkpoint.saving as saving
+    import infnet_dist.checkpoint.writing as writing
 
-    original = saving.write_file
+    original = writing.write_file
 
-    def writing(folder: Folder, *args, **kwargs):
+    def making_room(folder: Folder, *args, **kwargs):
         try:
             return original(folder, *args, **kwargs)
         except OSError:
             Path(folder.url).unlink(missing_ok=True)
             raise
 
-    saving.write_file = writing
+    writing.write_file = making_room
     return train(context, config, run_folder=run_folder)
 
 
@@ -827,7 +827,7 @@ def test_a_set_that_grew_between_epochs(tmp_path: Path) -> None:
 
 def lie_about_ids(folder: Path) -> None:
     """Put an id outside of its table where the footer says that there is none."""
-    from tests.unit.test_values import write_lying
+    from tests.unit.test_value_checks import write_lying
 
     path = folder / "train" / "part-00001.parquet"
     good = pq.read_table(path)

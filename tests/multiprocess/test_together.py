@@ -19,7 +19,7 @@ from infnet_dist.training.setup import TrainingSetup
 from infnet_dist.training.trainer import train
 from tests.ranks import run_ranks
 from tests.runs import make_config, make_tiny_set
-from tests.unit.test_check import rewrite, set_value
+from tests.unit.test_split_checks import rewrite, set_value
 
 
 def fail_on_one(context: WorkerContext, *, culprit: int) -> str:
@@ -120,7 +120,7 @@ def open_and_catch(context: WorkerContext, *, config: Config) -> str:
 
 def test_bad_id_in_one_part_stops_all_ranks_before_training(tiny_set: Path, tmp_path: Path) -> None:
     # part 1 is checked by rank 1 alone
-    import tests.unit.test_check as check
+    import tests.unit.test_split_checks as check
 
     original, check.PART = check.PART, "train/part-00001.parquet"
     try:

@@ -571,7 +571,8 @@ def test_urls(run: Run) -> None:
         assert read_json(run("inspect", one, "--json"))["tables"][0]["untrained"] == 2
         output = "memory://bucket/out/user.parquet"
         assert run("export", one, "user", "--output", output)[0] == 0
-        assert "is there already" in run("export", one, "user", "--output", output)[2]
+        error = run("export", one, "user", "--output", output)[2]
+        assert output in error and "--force" in error
         with memory.open("/bucket/out/user.parquet") as file:
             assert pq.read_table(file).num_rows == 101
         assert run("prune", url, "--keep-last", 1, "--yes")[0] == 0

@@ -128,7 +128,7 @@ def test_ablations_get_the_best_point_of_their_model_and_every_seed(path: Path) 
         ("base: base.yaml", "base: none.yaml", r"none\.yaml"),
     ],
 )
-def test_wrong_files_are_told(path: Path, old: str, new: str, message: str) -> None:
+def test_wrong_files_are_refused(path: Path, old: str, new: str, message: str) -> None:
     path.write_text(PROTOCOL.replace(old, new))
     with pytest.raises(ConfigError, match=message):
         protocol = load_protocol(path)
@@ -246,7 +246,9 @@ def test_best_points_spread_and_paired_test(path: Path, tmp_path: Path) -> None:
     costs["c"] = ModelCosts(5, 1e6, 1.0)
     everything = summarise(grid, more, costs, ablations=variants, ablations_of="a")
     assert [r.name for r in everything] == ["b", "a", "c"], "ablations are last"
-    assert [r.compared_with for r in everything] == ["a", "b", "a"], "and nobody's rivals"
+    assert [r.compared_with for r in everything] == ["a", "b", "a"], (
+        "ablations are compared only with their model"
+    )
     assert everything[2].difference == pytest.approx((0.9 - 0.7 + 0.8 - 0.66) / 2)
     assert "c*" in to_markdown(everything, ["click", "like"])
     one_seed = summarise(grid, more, costs, ablations=variants[:1], ablations_of="a")[2]
@@ -258,7 +260,9 @@ def test_best_points_spread_and_paired_test(path: Path, tmp_path: Path) -> None:
     beside = summarise([*grid, controls[0]], more + controls[1:], costs)
     assert [r.name for r in beside] == ["b", "a", CONTROL]
     assert [r.is_control for r in beside] == [False, False, True]
-    assert [r.compared_with for r in beside] == ["a", "b", "b"], "the control is nobody's rival"
+    assert [r.compared_with for r in beside] == ["a", "b", "b"], (
+        "nothing is compared with the control"
+    )
     assert beside[0].over_control == pytest.approx((0.03 + 0.02 + 0.07) / 3)
     assert beside[2].over_control is None
     assert f"| {CONTROL} (control) | 3 |" in to_markdown(beside, ["click", "like"])

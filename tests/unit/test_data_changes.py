@@ -12,7 +12,7 @@ import pytest
 from infnet_dist.checkpoint import CheckpointManifest, DataOrder, SavedProgress
 from infnet_dist.data.checks.footers import check_split, count_orphan_positives
 from infnet_dist.data.manifest import Ingested, Manifest, read_manifest, write_manifest
-from infnet_dist.data.part_files import ChangedError, opened
+from infnet_dist.data.part_files import ChangedError, open_checked
 from infnet_dist.data.reader import Reader
 from infnet_dist.errors import CheckpointError, DataError
 from infnet_dist.ingest.writing.parts import PartWriter
@@ -75,7 +75,7 @@ def test_a_fingerprint_is_that_of_all_bytes(folder: Path) -> None:
     """The same rows give the same one, at another place too."""
     (part, _) = read_manifest(folder).split("train").parts
     rewrite_as_ingest(folder / PART, pq.read_table(folder / PART))
-    with opened(folder, part) as again:
+    with open_checked(folder, part) as again:
         assert again.fingerprint == part.fingerprint
     size, _, digest = part.fingerprint.partition(":")
     assert int(size) == (folder / PART).stat().st_size and len(digest) == 64
@@ -113,7 +113,7 @@ def test_a_part_replaced_while_batches_are_read(folder: Path) -> None:
 def test_a_part_written_to_between_two_row_groups(folder: Path, whole: bool) -> None:
     (part, _) = read_manifest(folder).split("train").parts
     columns = list(SCHEMA.columns)
-    with opened(folder, part) as file:
+    with open_checked(folder, part) as file:
         assert len(file.read_group(0, columns)) == 10
         content = (folder / PART).read_bytes()
         (folder / PART).write_bytes(content if whole else content[:500])
@@ -229,7 +229,7 @@ def grown(manifest: Manifest, *hashes: str) -> Manifest:
     return manifest.model_copy(update={"ingested": ingested})
 
 
-def test_a_set_that_grew_is_resumed_between_epochs_and_said(folder: Path) -> None:
+def test_a_set_that_grew_is_resumed_between_epochs_and_logged(folder: Path) -> None:
     manifest = read_manifest(folder)
     before, after = order_of(manifest, content_hash="ab" * 32), order_of(manifest)
     now = grown(manifest, "cd" * 32, "ab" * 32)

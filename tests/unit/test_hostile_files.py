@@ -120,10 +120,10 @@ def test_tables_of_a_manifest(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("places", [slice(None), slice(1, None), slice(-1, None)])
-@pytest.mark.parametrize("told", [-1, -(2**40), 1, ROWS + 1, 10**9, 10**15, 2**62])
-def test_a_footer_that_lies(folder: Path, told: int, places: slice) -> None:
+@pytest.mark.parametrize("claimed", [-1, -(2**40), 1, ROWS + 1, 10**9, 10**15, 2**62])
+def test_a_footer_that_lies(folder: Path, claimed: int, places: slice) -> None:
     """About the file, its row group, the values of its columns."""
-    lie(folder / PART, ROWS, told, places)
+    lie(folder / PART, ROWS, claimed, places)
     with pytest.raises(ChangedError, match=r"part-00000\.parquet"):
         read_all(folder, read_manifest(folder))
     forget_fingerprints(folder)
@@ -137,23 +137,23 @@ def test_a_footer_that_lies(folder: Path, told: int, places: slice) -> None:
         count_orphan_positives(folder, manifest, manifest.schema_, task="click", under="click")
 
 
-@pytest.mark.parametrize("told", [1, ROWS + 1, 50_000, 10**7, 10**8, 10**9, 10**15])
-def test_a_footer_and_a_manifest_that_lie_alike(folder: Path, told: int) -> None:
-    lie(folder / PART, ROWS, told)
+@pytest.mark.parametrize("claimed", [1, ROWS + 1, 50_000, 10**7, 10**8, 10**9, 10**15])
+def test_a_footer_and_a_manifest_that_lie_alike(folder: Path, claimed: int) -> None:
+    lie(folder / PART, ROWS, claimed)
     forget_fingerprints(folder)
-    change_rows(folder, told)
-    if told == 1:
+    change_rows(folder, claimed)
+    if claimed == 1:
         assert read_all(folder, read_manifest(folder)) == 1
         return
     with pytest.raises(DataError, match=r"part-00000\.parquet|manifest\.json"):
         read_all(folder, read_manifest(folder))
 
 
-@pytest.mark.parametrize("told", [-1, 10**9, 10**15, 2**62])
-def test_a_footer_of_logs_that_lies(tmp_path: Path, told: int) -> None:
+@pytest.mark.parametrize("claimed", [-1, 10**9, 10**15, 2**62])
+def test_a_footer_of_logs_that_lies(tmp_path: Path, claimed: int) -> None:
     logs = tmp_path / "logs"
     make_set(logs, ROWS, rows_per_part=ROWS, row_group_rows=ROWS)
-    lie(logs / PART, ROWS, told)
+    lie(logs / PART, ROWS, claimed)
     config = LogsIngest.model_validate(
         {"source": "logs", "path": str(logs / "train"), "ids": {"row": "row"}}
         | {"tasks": {"click": "label"}, "valid_from": "2026-01-01"}

@@ -13,7 +13,7 @@ import pytest
 from infnet_dist.errors import UserError
 from ray_jobs import __main__ as infnet
 from ray_jobs._cli import StoppedError, exit_code
-from ray_jobs._options import VERBS, parse, parser_of
+from ray_jobs._verbs import VERBS, parse, parser_of
 
 OF_JOBS = {name for name, verb in VERBS.items() if verb.module.startswith("ray_jobs.")}
 

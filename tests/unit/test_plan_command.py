@@ -43,7 +43,7 @@ def plan(tables: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Pa
     return path
 
 
-def test_make_shows_what_it_planned(
+def test_make_shows_the_plan(
     tables: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     path = str(tmp_path / "plan.json")

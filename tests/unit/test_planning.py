@@ -11,7 +11,7 @@ from torchrec.modules.embedding_configs import EmbeddingBagConfig
 from torchrec.modules.embedding_modules import EmbeddingBagCollection
 
 from infnet_dist.config.run import Config, DataConfig, TableConfig, TablesConfig
-from infnet_dist.data.statistics import Usage
+from infnet_dist.data.statistics import TableUsage
 from infnet_dist.errors import PlanError
 from infnet_dist.model.sparse import SparseArch
 from infnet_dist.planning.checks import check_plan
@@ -40,7 +40,7 @@ def run_tables(**types: tuple[str, ...]) -> TableSet:
     lengths = {key: 2.5 if key.startswith("click.") else 1.0 for key in schema_keys}
     tables = [table.name for table in SCHEMA.tables]
     few = dict.fromkeys(tables, 10)  # too few to tell the skew
-    return tables_of_run(config, SCHEMA, Usage(lengths, few, few))
+    return tables_of_run(config, SCHEMA, TableUsage(lengths, few, few))
 
 
 def cpu(world_size: int) -> Topology:
@@ -379,7 +379,7 @@ def test_an_impossible_constraint_is_named() -> None:
         make_plan(table_set, gpus(1))
 
 
-def test_what_is_short_and_what_helps() -> None:
+def test_the_error_names_missing_memory_and_changes_that_help() -> None:
     table = PlanTable(
         name="user",
         num_embeddings=1_500_000_000,
@@ -564,7 +564,7 @@ def test_a_plan_for_gpus_becomes_one_for_cpu_ranks() -> None:
     assert all(f"'{name}'" in str(caught.value) for name in ("t0", "t16", "t2"))
 
 
-def test_what_reviewers_see(tmp_path: Path) -> None:
+def test_reviews_have_figures_a_page_and_a_picture(tmp_path: Path) -> None:
     plan = make_plan(make_tables(12), gpus(2))
     text = describe(plan)
     for part in ("busiest rank", "lower bound", "hbm, fullest rank", "t11", "not considered"):

@@ -87,9 +87,9 @@ def test_a_plan_file_is_refused_where_the_copy_has_no_room(tmp_path: Path) -> No
     save_plan(plan, tmp_path / "plan.json")
     need = max(plan.ranks.ddr_bytes) * 2 / GIB
     tight = node(1.0 + 1.1 * need)  # two processes take 1 GiB
-    assert get_plan(config(False), table_set, tight) == plan
+    assert get_plan(config(False), SCHEMA, tight) == plan
     with pytest.raises(PlanError) as caught:
-        get_plan(config(True), table_set, tight)
+        get_plan(config(True), SCHEMA, tight)
     assert "checkpoint.background=false" in str(caught.value)
     check_budget(plan, tight, background_save=False)
 

@@ -18,9 +18,10 @@ from torchrec.modules.embedding_configs import (
 )
 from torchrec.modules.embedding_modules import EmbeddingBagCollection, EmbeddingCollection
 
-from infnet_dist.planning.costs.estimator import OPTIMIZERS, Costs, Estimator
+from infnet_dist.planning.costs.estimator import Costs, Estimator
 from infnet_dist.planning.costs.options import ShardingOption, enumerate_options, excluded_options
 from infnet_dist.planning.costs.popularity import ZipfStatistics, fit_zipf
+from infnet_dist.planning.costs.torchrec_estimates import OPTIMIZERS
 from infnet_dist.planning.tables import PlanFeature, PlanTable, TableSet
 from infnet_dist.planning.topology import Topology
 
@@ -126,7 +127,7 @@ def units_as_shards(costs: Costs, option: int, ranks: int) -> list[list[float]]:
     ]
 
 
-def left_out(
+def uncounted(
     table: PlanTable, option: ShardingOption, optimizer: str, rows: int, columns: int
 ) -> list[float]:
     """HBM, DDR and SSD bytes of a shard that TorchRec's estimator doesn't count, on a GPU.
@@ -166,7 +167,7 @@ def test_a_background_save_takes_rows_and_state_again_in_host_memory(device: str
 @pytest.mark.parametrize("num_nodes", [1, 3])
 @pytest.mark.parametrize("optimizer", ["rowwise_adagrad", "adam", "sgd"])
 @pytest.mark.parametrize("pooling", ["sum", "none"])
-def test_every_option_costs_what_torchrec_says_and_leaves_out(
+def test_every_option_costs_torchrecs_estimate_and_the_uncounted_bytes(
     num_nodes: int, optimizer: str, pooling: str
 ) -> None:
     topology = make_topology(num_nodes)
@@ -190,7 +191,7 @@ def test_every_option_costs_what_torchrec_says_and_leaves_out(
         ranks = ranks_per_unit[int(costs.arrays.place[i])]
         expected = [
             np.array([shard.storage.hbm, shard.storage.ddr, shard.storage.ssd])
-            + left_out(table, option, optimizer, *shard.size)
+            + uncounted(table, option, optimizer, *shard.size)
             for shard in torchrec.shards
         ]
         np.testing.assert_allclose(units_as_shards(costs, i, ranks), expected, rtol=0, atol=3)

@@ -141,7 +141,7 @@ def test_the_bound_is_infinite_where_nothing_fits() -> None:
 
 
 @pytest.mark.parametrize("seed", range(5))
-def test_what_is_pinned_counts(seed: int) -> None:
+def test_pinned_tables_count(seed: int) -> None:
     options, cluster = make_problem(seed, tables=3, tight=3.0)
     pinned = np.array([20.0, 0.0, 5.0, 5.0])
     memory = np.tile([[1e8, 0.0]], (RANKS, 1))

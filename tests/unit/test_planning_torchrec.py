@@ -39,7 +39,7 @@ def chosen(name: str, sharding_type: str, pooling: str) -> TableSet:
         *((t, "none") for t in ("table_wise", "column_wise", "row_wise")),
     ],
 )
-def test_each_type_becomes_what_torchrec_makes_of_it(
+def test_each_type_becomes_torchrecs_own_plan(
     sharding_type: str, pooling: str, device: str
 ) -> None:
     topology = make_topology(3)

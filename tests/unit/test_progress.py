@@ -8,7 +8,7 @@ import pytest
 from infnet_dist.batch import BatchRows
 from infnet_dist.checkpoint import SavedProgress
 from infnet_dist.config.run import TrainingConfig
-from infnet_dist.data.epoch_order import num_steps, remaining
+from infnet_dist.data.epoch_order import num_steps, remaining_intervals
 from infnet_dist.training.progress import TrainingProgress
 
 BATCH = 8
@@ -22,10 +22,10 @@ class FakeReader:
         self.left_out: dict[Any, int] = {}
 
     def num_steps(self, consumed: Any = ()) -> int:
-        return num_steps(remaining(self.rows, consumed), world_size=1, batch_size=BATCH)
+        return num_steps(remaining_intervals(self.rows, consumed), world_size=1, batch_size=BATCH)
 
     def batches(self, epoch: int, consumed: Any) -> Any:
-        for start, stop in remaining(self.rows, consumed):
+        for start, stop in remaining_intervals(self.rows, consumed):
             for first in range(start, stop, BATCH):
                 rows = BatchRows(epoch, ((first, min(first + BATCH, stop)),))
                 yield SimpleNamespace(rows=rows)

@@ -291,7 +291,7 @@ def test_a_part_that_went_away_is_named(tmp_path: Path) -> None:
 
 def test_lists_of_different_lengths(tmp_path: Path, monkeypatch) -> None:
     monkeypatch.setattr(
-        "infnet_dist.ingest.writing.writer.take_statistics", lambda *_: None
+        "infnet_dist.ingest.writing.writer.sample_statistics", lambda *_: None
     )  # reads too
     table = make_table(20)
     other = table.column("click_author").take(pa.array([*range(1, 20), 0]))

@@ -4,7 +4,12 @@ from typing import Any
 
 import pytest
 
-from infnet_dist.data.schema_changes import adapt, changes, incompatibilities, summary_of
+from infnet_dist.data.schema_changes import (
+    adapt_schema,
+    incompatibilities,
+    schema_differences,
+    summary_of,
+)
 from infnet_dist.schema import (
     CategoricalFeature,
     DenseFeature,
@@ -86,9 +91,9 @@ def but(**parts: Any) -> Schema:
         (but(tasks=(WATCHED, WATCH)), ["click", "watch_time"], False),
     ],
 )
-def test_what_changed_is_named(here: Schema, names: list[str], fits: bool) -> None:
+def test_changes_are_named(here: Schema, names: list[str], fits: bool) -> None:
     """And whether the model can read such a set all the same."""
-    text = summary_of(changes(TRAINED, here))
+    text = summary_of(schema_differences(TRAINED, here))
     for name in names:
         assert name in text
     lines = incompatibilities(TRAINED, here)
@@ -96,22 +101,22 @@ def test_what_changed_is_named(here: Schema, names: list[str], fits: bool) -> No
     assert all(names[0] in summary_of(lines) for _ in lines)
 
 
-def test_statistics_are_told_from_structure() -> None:
+def test_statistics_are_separate_from_structure() -> None:
     numbers = (
         LENGTH.model_copy(update={"boundaries": (0.5, 2.5)}),
         AGE.model_copy(update={"mean": 1.0}),
         PRICE.model_copy(update={"std": 1.0}),
     )
     here = but(dense=numbers, tasks=(CLICK.model_copy(update={"mean_ms": 7.0}), WATCH))
-    assert len(changes(TRAINED, here)) == 4
-    assert changes(TRAINED, here, statistics=False) == []
-    assert changes(TRAINED, but(dense=numbers[::-1]), statistics=False) != []
+    assert len(schema_differences(TRAINED, here)) == 4
+    assert schema_differences(TRAINED, here, statistics=False) == []
+    assert schema_differences(TRAINED, but(dense=numbers[::-1]), statistics=False) != []
 
 
 def test_names_of_columns_are_no_change() -> None:
     moved = but(categorical=(categorical("user", column="uid"), categorical("item")))
-    assert changes(TRAINED, moved) == changes(TRAINED, TRAINED) == []
-    assert adapt(TRAINED, moved).schema == moved
+    assert schema_differences(TRAINED, moved) == schema_differences(TRAINED, TRAINED) == []
+    assert adapt_schema(TRAINED, moved).schema == moved
 
 
 def test_a_model_reads_another_set_as_its_own() -> None:
@@ -130,7 +135,7 @@ def test_a_model_reads_another_set_as_its_own() -> None:
         time_column="at",
     )
     assert incompatibilities(TRAINED, here) == []
-    found = adapt(TRAINED, here)
+    found = adapt_schema(TRAINED, here)
     assert found.schema == but(
         categorical=(categorical("user"), categorical("item", column="vid")),
         sequences=(CLICKS.model_copy(update={"time_gap_column": "gaps"}),),

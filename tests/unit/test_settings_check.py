@@ -129,12 +129,12 @@ TRAINED: dict[str, Any] = {
         ("ingest.num_rows=500", {"ingest": {"source": "synthetic", "num_rows": 500}}),
     ],
 )
-def test_evaluate_refuses_what_it_would_ignore(override: str, sections: dict) -> None:
+def test_evaluate_refuses_settings_that_it_would_ignore(override: str, sections: dict) -> None:
     with pytest.raises(ConfigError, match=rf"--set {override.split('=')[0]}".replace(".", r"\.")):
         evaluate._with_model_of(run(**(TRAINED | sections)), run(**TRAINED), [override])
 
 
-def test_evaluate_takes_what_agrees_and_what_is_its_own(
+def test_evaluate_accepts_settings_that_agree_and_its_own(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     own = {
@@ -149,7 +149,7 @@ def test_evaluate_takes_what_agrees_and_what_is_its_own(
     assert not caplog.records
 
 
-def test_evaluate_says_what_the_run_file_has_otherwise(
+def test_evaluate_logs_where_the_run_file_differs(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     caplog.set_level(logging.WARNING, logger="infnet_dist")
@@ -160,7 +160,9 @@ def test_evaluate_says_what_the_run_file_has_otherwise(
     assert named == {"tables.embedding_dim", "model.num_blocks", "data.tasks"}
 
 
-def test_a_resumed_run_says_what_changed(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_resumed_run_logs_changed_settings(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     caplog.set_level(logging.WARNING, logger="infnet_dist")
     train._resumed(run(), tmp_path)
     assert not caplog.records, "a new run"

@@ -1,4 +1,5 @@
 import json
+import sys
 from io import StringIO
 from pathlib import Path
 
@@ -6,6 +7,7 @@ import pytest
 from rich.console import Console
 
 from infnet_dist.config.run import parse_config
+from infnet_dist.io.console import COLUMNS_VARIABLE
 from infnet_dist.io.paths import ROOT_VARIABLE
 from infnet_dist.tools.doctor import Check
 from ray_jobs import _local_ray, smoke
@@ -130,6 +132,23 @@ def test_a_root_that_can_t_be_written_to_is_found_before_ray_starts(
     assert smoke.main(["--root", str(tmp_path / "file")]) == 2
     said = capsys.readouterr().err
     assert str(tmp_path / "file") in said and "--root" in said and "Traceback" not in said
+
+
+def test_progress_of_a_job_is_no_line_of_its_output(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+):
+    monkeypatch.setenv(COLUMNS_VARIABLE, "80")
+    job = tmp_path / "ray"
+    script = "from infnet_dist.io.console import *; set_up_logging(); print('one', flush=True)"
+    script += "; show_progress('train', 'step', 1, 9); print('two')"
+    job.write_text(f'#!/bin/sh\nexec {sys.executable} -c "{script}" 2>&1\n')
+    job.chmod(0o755)
+    monkeypatch.setattr(_local_ray, "_ray_command", lambda: str(job))
+    ray = _local_ray.LocalRay(tmp_path, num_cpus=1)
+    ray.dashboard_url = "http://127.0.0.1:1"
+    ray.environ |= {"PYTHONPATH": str(smoke.REPOSITORY)}
+    assert ray.submit(["python"], working_dir=tmp_path).stdout == "one\ntwo\n"
+    assert capfd.readouterr().out == "one\ntwo\n"
 
 
 def test_what_is_too_large_for_a_job_is_named(

@@ -7,7 +7,7 @@ import pyarrow as pa
 import pytest
 
 from infnet_dist.config.log_columns import IdTable
-from infnet_dist.data.hashing import hashed_rows, mix
+from infnet_dist.data.hashing import hashed_rows, splitmix64
 from infnet_dist.data.manifest import read_manifest
 from infnet_dist.data.statistics import sample_usage
 from infnet_dist.ingest.logs.encoding.hashing import keys
@@ -93,9 +93,9 @@ def test_sketches_of_parts_join():
     rng = np.random.default_rng(0)
     parts = [rng.integers(0, 200_000, 100_000) for _ in range(4)]
     true = len(np.unique(np.concatenate(parts)))
-    sketches = np.concatenate([smallest_hashes(mix(part)) for part in parts])
+    sketches = np.concatenate([smallest_hashes(splitmix64(part)) for part in parts])
     assert estimate_distinct(sketches) == pytest.approx(true, rel=0.06)
-    assert estimate_distinct(smallest_hashes(mix(np.arange(100)))) == 100
+    assert estimate_distinct(smallest_hashes(splitmix64(np.arange(100)))) == 100
     rows = rng.integers(0, 5_000, 3_000)
     counts = Counter(rows.tolist())
     shared = sum(n for n in counts.values() if n > 1) / len(rows)
@@ -107,9 +107,9 @@ A, EMPTY = -4496393130729816112, 1760245841805064774  # pandas.util.hash_array o
 
 def test_hashes_never_change():
     """Sets and checkpoints rely on these values; SplitMix64's published ones from seed 0."""
-    assert mix(np.array([0])).tolist() == [0xE220A8397B1DCDAF]
+    assert splitmix64(np.array([0])).tolist() == [0xE220A8397B1DCDAF]
     assert hashed_rows(np.array([1, -1, 2**62]), 1_000, 3).tolist() == [
-        1 + int(h) % 999 for h in mix(np.array([1, -1, 2**62]), 3)
+        1 + int(h) % 999 for h in splitmix64(np.array([1, -1, 2**62]), 3)
     ]
     texts = keys(pa.array(["a", None, "ä", "a", ""], pa.large_string()))
     assert texts.tolist() == [A, -1, 169404545344139998, A, EMPTY]
@@ -173,7 +173,7 @@ def test_buckets_come_back_in_order(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["f"]
 
 
-def test_the_report_tells_what_the_manifest_holds(made):
+def test_the_report_shows_the_statistics_of_the_manifest(made):
     folder, manifest = made
     page = write_report(folder, manifest).read_text()
     for text in (

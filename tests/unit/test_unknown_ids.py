@@ -123,7 +123,7 @@ def test_items_of_a_list_are_dropped_one_by_one(tiny_set: Path) -> None:
 
 
 def test_evaluation_drops_none_and_training_as_asked(tiny_set: Path, tmp_path: Path) -> None:
-    setup = session_of(tiny_set, tmp_path, unknown_id_rate=0.1)
+    setup = setup_of(tiny_set, tmp_path, unknown_id_rate=0.1)
     batches = list(setup.reader("valid", shuffle=False).batches())
     ids = torch.cat([b.sparse_features["item"].values() for b in batches])
     assert ids.count_nonzero() == len(ids) == 150
@@ -132,7 +132,7 @@ def test_evaluation_drops_none_and_training_as_asked(tiny_set: Path, tmp_path: P
     assert 0.05 * len(ids) < (ids == 0).sum() < 0.15 * len(ids)
 
 
-def session_of(data: Path, folder: Path, **tables: object) -> TrainingSetup:
+def setup_of(data: Path, folder: Path, **tables: object) -> TrainingSetup:
     config = make_config(data, folder, tables=tables)
     manifest = read_manifest(data)
     context = WorkerContext(0, 1, 1, torch.device("cpu"))
@@ -213,7 +213,7 @@ def test_unknown_ids_that_were_never_trained_are_named(
     assert unlearned_ids(manifest, schema, {"item": 0.01}, "valid") == {}
     assert unlearned_ids(read_manifest(tiny_set), schema, {}, "valid") == {}
     for rate, lines in ((0.01, 0), (0.0, 1)):
-        setup = session_of(tiny_set, tmp_path, unknown_id_rate=rate)
+        setup = setup_of(tiny_set, tmp_path, unknown_id_rate=rate)
         setup.manifest = manifest
         with caplog.at_level(logging.WARNING, logger="infnet_dist"):
             setup.warn_of_unlearned_ids("valid")
@@ -242,13 +242,13 @@ def test_a_resumed_run_keeps_its_rates_though_the_set_changed(
     assert set(unknown_id_rates(config, grown, schema, begun).values()) == {0.1}
 
 
-def test_a_change_of_the_rate_is_said_when_a_run_is_resumed(
+def test_a_change_of_the_rate_is_logged_when_a_run_is_resumed(
     tiny_set: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    setup = session_of(tiny_set, tmp_path, unknown_id_rate=0.02)
+    setup = setup_of(tiny_set, tmp_path, unknown_id_rate=0.02)
     with caplog.at_level(logging.WARNING, logger="infnet_dist"):
         for rates in (None, setup.unknown_id_rates):
-            setup.keep_rates(rates)
+            setup.resume_unknown_id_rates(rates)
         assert not caplog.records
-        setup.keep_rates(dict.fromkeys(setup.unknown_id_rates, 0.0))
+        setup.resume_unknown_id_rates(dict.fromkeys(setup.unknown_id_rates, 0.0))
     assert "0.0 " in caplog.text and "0.02" in caplog.text

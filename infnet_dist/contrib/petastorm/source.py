@@ -21,7 +21,7 @@ from infnet_dist.config.ingest import PetastormIngest
 from infnet_dist.contrib.petastorm.part import PetastormPart
 from infnet_dist.contrib.petastorm.part_file import PetastormFile, fields_beside
 from infnet_dist.data.checks.fingerprint import fingerprint
-from infnet_dist.data.checks.ranges import bounds
+from infnet_dist.data.checks.ranges import value_bounds
 from infnet_dist.data.decode import decode
 from infnet_dist.data.manifest import Manifest, Part, Split, write_manifest
 from infnet_dist.errors import ConfigError, DataError
@@ -188,7 +188,7 @@ class _Scan:
                 facts.unknown_labels.add(task.name)
 
     def _see_ids(self, table: str, ids: pa.ChunkedArray) -> None:
-        largest = bounds(ids)[1]
+        largest = value_bounds(ids)[1]
         if largest is not None:
             known = self._facts.largest_ids
             known[table] = max(known.get(table, 0), largest)
@@ -205,7 +205,7 @@ class _Scan:
                 f"{path}: ingest.time_column {column!r} is {times.type}, expected integers or "
                 "timestamps; set it to null if there is no time"
             )
-        low, high, _ = bounds(convert(times, "time")[0])
+        low, high, _ = value_bounds(convert(times, "time")[0])
         return [time for time in (low, high) if time is not None]
 
     def _report(self, rows: int) -> None:

@@ -12,15 +12,15 @@ from pathlib import Path
 
 import pyarrow as pa
 
-from infnet_dist.data.checks.ranges import Range, allowed_ranges, bounds
+from infnet_dist.data.checks.ranges import AllowedRange, allowed_ranges, value_bounds
 from infnet_dist.data.checks.values import check_dense, check_types
 from infnet_dist.data.manifest import Manifest, Part
-from infnet_dist.data.part_files import ARROW, OpenedPart, OpenPart, PartFile, opened
+from infnet_dist.data.part_files import ARROW, OpenedPart, OpenPart, PartFile, open_checked
 from infnet_dist.errors import DataError
 from infnet_dist.schema import Schema
 
 
-def check_feed(rows: int, *, split: str, num_workers: int, batch_size: int) -> None:
+def check_enough_rows(rows: int, *, split: str, num_workers: int, batch_size: int) -> None:
     """Raise DataError if `rows` don't fill one step of all workers."""
     if rows < num_workers * batch_size:
         raise DataError(
@@ -121,7 +121,7 @@ def _opened(folder: Path, part: Part, open_part: OpenPart = ARROW) -> Iterator[O
     if not path.is_file():
         raise DataError(f"{path} is missing, but listed in the manifest; ingest again")
     try:
-        with opened(folder, part, open_part) as found:
+        with open_checked(folder, part, open_part) as found:
             yield found
     except (OSError, pa.ArrowException) as error:
         raise DataError(f"{path} can't be read as Parquet: {error}; ingest again") from None
@@ -130,7 +130,7 @@ def _opened(folder: Path, part: Part, open_part: OpenPart = ARROW) -> Iterator[O
 _MOST_ROWS_COUNTED = 1_000_000
 
 
-def _check_integers(file: PartFile, part: Part, group: int, ranges: list[Range]) -> None:
+def _check_integers(file: PartFile, part: Part, group: int, ranges: list[AllowedRange]) -> None:
     metadata = file.metadata.row_group(group)
     places = {
         metadata.column(i).path_in_schema.split(".")[0]: i for i in range(metadata.num_columns)
@@ -147,7 +147,7 @@ def _check_integers(file: PartFile, part: Part, group: int, ranges: list[Range])
                 nulls = 0  # statistics count an empty list as a null
         else:
             values = file.read_row_group(group, columns=[allowed.column]).column(allowed.column)
-            low, high, nulls = bounds(values)
+            low, high, nulls = value_bounds(values)
         allowed.check((low, high, nulls), f"{part.file}, row group {group}")
 
 

@@ -14,7 +14,7 @@ _FIX = "fix the data or the ingest section, and ingest again"
 
 
 @dataclass(frozen=True)
-class Range:
+class AllowedRange:
     """Allowed values of an integer column, both ends included."""
 
     column: str
@@ -47,7 +47,7 @@ class Range:
                 raise DataError(f"{where}: got {value}, {self.meaning}; {_FIX}")
 
 
-def allowed_ranges(schema: Schema) -> Iterator[Range]:
+def allowed_ranges(schema: Schema) -> Iterator[AllowedRange]:
     """The range of each integer column that the reader needs."""
     for feature in schema.categorical:
         yield _ids(schema, feature.column, feature.table)
@@ -55,17 +55,17 @@ def allowed_ranges(schema: Schema) -> Iterator[Range]:
         for attribute in sequence.attributes:
             yield _ids(schema, attribute.column, attribute.table)
         if sequence.time_gap_column is not None:
-            yield Range(sequence.time_gap_column, 0, _ANY[1], "a time gap must be >= 0 s")
-    yield Range(schema.group_column, *_ANY, "a group must be an integer")
+            yield AllowedRange(sequence.time_gap_column, 0, _ANY[1], "a time gap must be >= 0 s")
+    yield AllowedRange(schema.group_column, *_ANY, "a group must be an integer")
     for task in schema.tasks:
         if task.kind == "watch_time":
             high, meaning = _ANY[1], f"watch time {task.name!r} must be >= 0 ms"
         else:
             high, meaning = 1, f"a label of task {task.name!r} must be 0 or 1"
-        yield Range(task.column, 0, high, meaning, task.nullable)
+        yield AllowedRange(task.column, 0, high, meaning, task.nullable)
 
 
-def bounds(values: pa.ChunkedArray) -> tuple[int | None, int | None, int]:
+def value_bounds(values: pa.ChunkedArray) -> tuple[int | None, int | None, int]:
     """Smallest value, largest value and number of nulls; for lists, of their items."""
     if pa.types.is_list(values.type):
         values = pc.list_flatten(values)
@@ -73,8 +73,8 @@ def bounds(values: pa.ChunkedArray) -> tuple[int | None, int | None, int]:
     return found["min"], found["max"], values.null_count
 
 
-def _ids(schema: Schema, column: str, table: str) -> Range:
+def _ids(schema: Schema, column: str, table: str) -> AllowedRange:
     if schema.table(table).raw:
-        return Range(column, *_ANY, "a raw id must be an integer, 0 if unknown")
+        return AllowedRange(column, *_ANY, "a raw id must be an integer, 0 if unknown")
     last = schema.table(table).num_embeddings - 1
-    return Range(column, 0, last, f"ids of table {table!r} must be 0 (unknown) to {last}")
+    return AllowedRange(column, 0, last, f"ids of table {table!r} must be 0 (unknown) to {last}")

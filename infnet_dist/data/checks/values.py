@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from infnet_dist.data.checks.ranges import Range, allowed_ranges, bounds
+from infnet_dist.data.checks.ranges import AllowedRange, allowed_ranges, value_bounds
 from infnet_dist.data.manifest import arrow_type, same_type
 from infnet_dist.errors import DataError
 from infnet_dist.schema import Schema
@@ -49,7 +49,7 @@ def check_values(columns: Mapping[str, pa.Array], schema: Schema, where: str) ->
     """
     for allowed in _ranges(schema):
         if not _is_within(columns[allowed.column], allowed):
-            allowed.check(bounds(columns[allowed.column]), where)
+            allowed.check(value_bounds(columns[allowed.column]), where)
     for feature in schema.dense:
         nullable = feature.boundaries is not None
         check_dense(columns[feature.column], f"{where}, column {feature.column!r}", nullable)
@@ -77,7 +77,7 @@ def check_dense(column: pa.Array | pa.ChunkedArray, where: str, nullable: bool) 
         )
 
 
-def _is_within(column: pa.Array, allowed: Range) -> bool:
+def _is_within(column: pa.Array, allowed: AllowedRange) -> bool:
     """Whether all integers of a column, or all items of its lists, are in range; in one pass.
 
     All bounded ranges start at 0, so one comparison as unsigned integers checks both ends.
@@ -111,5 +111,5 @@ def _types(schema: Schema) -> dict[str, pa.DataType]:
 
 
 @lru_cache(maxsize=16)
-def _ranges(schema: Schema) -> tuple[Range, ...]:
+def _ranges(schema: Schema) -> tuple[AllowedRange, ...]:
     return tuple(allowed_ranges(schema))

@@ -8,7 +8,7 @@ from typing import Any
 
 from infnet_dist import __version__
 from infnet_dist.data.manifest import Ingested, Manifest, Split, read_manifest, write_manifest
-from infnet_dist.data.statistics import take_statistics
+from infnet_dist.data.statistics import sample_statistics
 from infnet_dist.ingest.writing.parts import (
     PartSummary,
     content_hash,
@@ -106,7 +106,7 @@ def remove_unnamed(folder: Path, manifest: Manifest) -> None:
 
 
 def _with_statistics(manifest: Manifest, folder: Path) -> Manifest:
-    return manifest.model_copy(update={"statistics": take_statistics(folder, manifest)})
+    return manifest.model_copy(update={"statistics": sample_statistics(folder, manifest)})
 
 
 def _all_splits(staged: StagedSet, added: dict[str, Split]) -> dict[str, Split]:

@@ -14,7 +14,7 @@ import pyarrow as pa
 
 from infnet_dist import __version__
 from infnet_dist.data.manifest import Manifest, Split, write_manifest
-from infnet_dist.data.statistics import take_statistics
+from infnet_dist.data.statistics import sample_statistics
 from infnet_dist.errors import DataError
 from infnet_dist.ingest.writing.parts import PartWriter, content_hash, make_split, summarise
 from infnet_dist.ingest.writing.raw_state import raw_state
@@ -104,7 +104,7 @@ class TrainingSetWriter:
             files_left_out=dict(files_left_out),
             raw_files=self._raw_files,
         )
-        statistics = take_statistics(self._partial, manifest)
+        statistics = sample_statistics(self._partial, manifest)
         manifest = manifest.model_copy(update={"statistics": statistics})
         write_manifest(self._partial, manifest)
         publish_folder(self._partial, self._folder)

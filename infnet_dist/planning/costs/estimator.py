@@ -1,13 +1,7 @@
-"""Costs of every sharding option of every table, by TorchRec's own estimators.
+"""Costs of every sharding option of every table: TorchRec's estimates, and what they don't count.
 
-TorchRec's enumerator makes one object per shard and estimates each, which takes minutes for many
-tables on many ranks. Here an option is estimated once per *kind* of shard (a whole block of rows,
-the rest, nothing), and its time once per shape class of tables: TorchRec's bytes depend on the
-number of rows, its times don't (except for data-parallel). The times are equal to TorchRec's.
-
-The bytes are TorchRec's and those that it doesn't count: float32 optimizer state of fp16 rows,
-row-wise state of each column shard, gradient and DDP bucket of a data-parallel table, and the copy
-of rows and state in host memory from which a checkpoint is written in the background.
+The times are TorchRec's. The bytes are TorchRec's, those that it doesn't count (`uncounted_bytes`),
+and the copy of rows and state in host memory from which a checkpoint is written in the background.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -15,39 +9,15 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
-import torch
-from torchrec.distributed.embedding import EmbeddingCollectionSharder
-from torchrec.distributed.embeddingbag import EmbeddingBagCollectionSharder
-from torchrec.distributed.planner.enumerators import get_partition_by_type
-from torchrec.distributed.planner.shard_estimators import (
-    EmbeddingPerfEstimator,
-    EmbeddingStorageEstimator,
-)
-from torchrec.distributed.planner.types import ParameterConstraints, Perf, Shard
-from torchrec.distributed.planner.types import ShardingOption as TorchRecOption
-from torchrec.distributed.planner.utils import build_sharder_data_map, sharder_name
-from torchrec.distributed.types import CacheParams
-from torchrec.modules.embedding_modules import EmbeddingBagCollection, EmbeddingCollection
-from torchrec.optim import SGD, Adagrad, Adam, RowWiseAdagrad
 
 from infnet_dist.errors import PlanError
 from infnet_dist.planning.costs.options import ShardingOption, enumerate_options
-from infnet_dist.planning.costs.popularity import zipf_statistics
-from infnet_dist.planning.costs.sizes import (
-    BY_ROWS,
-    DTYPES,
-    block_rows,
-    full_blocks,
-    home_tier,
-    row_bytes,
-    rows_of_kinds,
-)
+from infnet_dist.planning.costs.sizes import full_blocks, stored_bytes, uncounted_bytes
+from infnet_dist.planning.costs.torchrec_estimates import Candidate, TorchRecEstimates
 from infnet_dist.planning.search.placement import EVERY, NODE, RANK, Cluster, OptionArrays
-from infnet_dist.planning.tables import OptimizerName, PlanTable, TableSet
+from infnet_dist.planning.tables import PlanTable, TableSet
 from infnet_dist.planning.topology import TIERS, Topology
 
-OPTIMIZERS = {"sgd": SGD, "rowwise_adagrad": RowWiseAdagrad, "adagrad": Adagrad, "adam": Adam}
-_HBM, _DDR = TIERS.index("hbm"), TIERS.index("ddr")
 # What one unit of a sharding type occupies.
 _PLACES = {
     "data_parallel": EVERY,
@@ -82,24 +52,12 @@ class Costs:
 
 
 class Estimator:
-    """TorchRec's two estimators over the options of all tables; each is estimated once."""
+    """Costs of the sharding options of a table set on a topology."""
 
     def __init__(self, table_set: TableSet, topology: Topology) -> None:
         self.table_set = table_set
         self.topology = topology
-        self._torchrec_topology = topology.to_torchrec()
-        device = torch.device("meta")
-        self._modules = {
-            True: EmbeddingBagCollection(tables=[], device=device),
-            False: EmbeddingCollection(tables=[], device=device),
-        }
-        sharders = (EmbeddingBagCollectionSharder(), EmbeddingCollectionSharder())
-        self._sharders = build_sharder_data_map(
-            {sharder_name(sharder.module_type): sharder for sharder in sharders}
-        )
-        self._tensors = [_meta_rows(table, table_set.optimizer) for table in table_set.tables]
-        self._memory: dict[tuple[int, ShardingOption], np.ndarray] = {}
-        self._perf: dict[tuple[object, ...], Perf] = {}
+        self._torchrec = TorchRecEstimates(table_set, topology)
 
     def costs(self, *, offload: bool, also: Mapping[str, ShardingOption] | None = None) -> Costs:
         """Estimate every sharding option of every table.
@@ -111,76 +69,21 @@ class Estimator:
         Raises:
             PlanError: a table's constraints allow no option.
         """
-        pairs = [
-            (number, table, option)
+        candidates = [
+            (number, option)
             for number, table in enumerate(self.table_set.tables)
             for option in self._options_of(table, offload, (also or {}).get(table.name))
         ]
-        self._estimate_memory(pairs)
-        self._estimate_perf(pairs)
-        perfs = [self._perf[_perf_class(table, option)] for _, table, option in pairs]
+        memory, stored = self._bytes(candidates)
+        perfs = self._torchrec.perf(candidates)
         lookup = np.array([p.fwd_compute + p.bwd_compute + p.prefetch_compute for p in perfs])
         total = np.array([p.total for p in perfs])
-        options = [option for _, _, option in pairs]
-
-        def integers(values: Iterable[int]) -> npt.NDArray[np.int64]:
-            return np.fromiter(values, np.int64, len(pairs))
-
-        stored = np.array([self._stored(table, option) for _, table, option in pairs])
-        memory = np.array([self._memory[number, option] for number, _, option in pairs])
-        if self.table_set.background_save:
-            memory[:, :, _DDR] += stored
-        arrays = OptionArrays(
-            table=integers(number for number, _, _ in pairs),
-            place=integers(_PLACES[option.sharding_type] for option in options),
-            units=integers(table.embedding_dim // option.columns for _, table, option in pairs),
-            time=total,
-            full=integers(full_blocks(table, option, self.topology) for _, table, option in pairs),
-            memory=memory,
-            weight=np.array([table.priority for _, table, _ in pairs]),
-            copies=integers(
-                self.topology.world_size if option.sharding_type == "data_parallel" else 1
-                for option in options
-            ),
-        )
-        return Costs(options, arrays, lookup, total - lookup, stored[:, :, None])
-
-    def _estimate_memory(self, pairs: Sequence[tuple[int, PlanTable, ShardingOption]]) -> None:
-        new = {
-            (number, option): self._torchrec_option(
-                number, option, kinds=3 if option.sharding_type in BY_ROWS else 1
-            )
-            for number, _, option in pairs
-            if (number, option) not in self._memory
-        }
-        self._run(EmbeddingStorageEstimator, new.values())
-        for (number, option), estimated in new.items():
-            uncounted = self._uncounted(self.table_set.tables[number], option)
-            self._memory[number, option] = np.array(_memory(estimated)) + uncounted
-
-    def _estimate_perf(self, pairs: Sequence[tuple[int, PlanTable, ShardingOption]]) -> None:
-        new: dict[tuple[object, ...], TorchRecOption] = {}
-        for number, table, option in pairs:
-            key = _perf_class(table, option)
-            if key not in self._perf and key not in new:
-                new[key] = self._torchrec_option(number, option, 1)
-        self._run(EmbeddingPerfEstimator, new.values())
-        for key, estimated in new.items():
-            perf = estimated.shards[0].perf
-            assert perf is not None
-            self._perf[key] = perf
-
-    def _run(
-        self,
-        estimator: type[EmbeddingStorageEstimator | EmbeddingPerfEstimator],
-        options: Iterable[TorchRecOption],
-    ) -> None:
-        constraints = {
-            table.name: ParameterConstraints(pooling_factors=list(table.lengths))
-            for table in self.table_set.tables
-        }
-        estimator(topology=self._torchrec_topology, constraints=constraints).estimate(
-            list(options), self._sharders
+        return Costs(
+            sharding_options=[option for _, option in candidates],
+            arrays=self._arrays(candidates, time=total, memory=memory),
+            lookup_ms=lookup,
+            comms_ms=total - lookup,
+            stored=stored[:, :, None],
         )
 
     def _options_of(
@@ -200,57 +103,42 @@ class Estimator:
             )
         return options
 
-    def _torchrec_option(self, number: int, option: ShardingOption, kinds: int) -> TorchRecOption:
-        """TorchRec's option with one shard per kind: a whole block, the rest, nothing."""
-        table = self.table_set.tables[number]
-        pooled = table.pooling != "none"
-        block = block_rows(table, option.sharding_type, self.topology)
-        rest = table.num_embeddings % block
-        return TorchRecOption(
-            name=table.name,
-            tensor=self._tensors[number],
-            module=("", self._modules[pooled]),
-            input_lengths=list(table.lengths),
-            batch_size=self.table_set.batch_size,
-            sharding_type=option.sharding_type,
-            partition_by=get_partition_by_type(option.sharding_type),
-            compute_kernel=option.compute_kernel,
-            shards=[
-                Shard(size=[rows, option.columns], offset=[0, 0])
-                for rows in (block, rest, 0)[:kinds]
-            ],
-            cache_params=self._cache_params(table, option),
-            is_pooled=pooled,
+    def _bytes(self, candidates: Sequence[Candidate]) -> tuple[np.ndarray, np.ndarray]:
+        """All bytes by kind of shard and tier [O, 3, M], and those of rows and state [O, 3]."""
+        tables, optimizer = self.table_set.tables, self.table_set.optimizer
+        known = [
+            (tables[number], option, optimizer, self.topology) for number, option in candidates
+        ]
+        stored = np.array([stored_bytes(*one) for one in known])
+        memory = self._torchrec.memory(candidates)
+        memory += np.array([uncounted_bytes(*one) for one in known])
+        if self.table_set.background_save:
+            memory[:, :, TIERS.index("ddr")] += stored
+        return memory, stored
+
+    def _arrays(
+        self, candidates: Sequence[Candidate], *, time: np.ndarray, memory: np.ndarray
+    ) -> OptionArrays:
+        tables = [self.table_set.tables[number] for number, _ in candidates]
+        options = [option for _, option in candidates]
+        pairs = list(zip(tables, options, strict=True))
+        world_size = self.topology.world_size
+
+        def integers(values: Iterable[int]) -> npt.NDArray[np.int64]:
+            return np.fromiter(values, np.int64, len(candidates))
+
+        return OptionArrays(
+            table=integers(number for number, _ in candidates),
+            place=integers(_PLACES[option.sharding_type] for option in options),
+            units=integers(table.embedding_dim // option.columns for table, option in pairs),
+            time=time,
+            full=integers(full_blocks(table, option, self.topology) for table, option in pairs),
+            memory=memory,
+            weight=np.array([table.priority for table in tables]),
+            copies=integers(
+                world_size if option.sharding_type == "data_parallel" else 1 for option in options
+            ),
         )
-
-    def _stored(self, table: PlanTable, option: ShardingOption) -> np.ndarray:
-        """Bytes of rows and optimizer state by kind of shard, float64 [3]."""
-        rows = rows_of_kinds(table, option, self.topology)
-        return rows * row_bytes(table, self.table_set.optimizer, option.columns)
-
-    def _uncounted(self, table: PlanTable, option: ShardingOption) -> np.ndarray:
-        """Bytes that TorchRec doesn't count, by kind of shard and tier; float64 [3, 3]."""
-        uncounted = np.zeros((3, len(TIERS)))
-        rows = rows_of_kinds(table, option, self.topology)
-        weights = rows * option.columns * DTYPES[table.data_type].itemsize
-        factors = {"sgd": 0, "rowwise_adagrad": 1 / table.embedding_dim, "adagrad": 1, "adam": 2}
-        counted = weights * factors[self.table_set.optimizer]
-        state = np.ceil(np.maximum(self._stored(table, option) - weights - counted, 0.0))
-        uncounted[:, home_tier(option.compute_kernel, self.topology.device)] += state
-        if option.cache_share is not None:
-            uncounted[:, _HBM] += np.ceil(option.cache_share * state)
-        if option.sharding_type == "data_parallel":
-            uncounted[:, _HBM if self.topology.device == "cuda" else _DDR] += 2 * weights
-        return uncounted
-
-    def _cache_params(self, table: PlanTable, option: ShardingOption) -> CacheParams | None:
-        if option.cache_share is None:
-            return None
-        stats = None
-        if table.zipf is not None:
-            batch = self.table_set.batch_size * self.topology.world_size
-            stats = zipf_statistics(table.zipf, table.num_embeddings, batch * sum(table.lengths))
-        return CacheParams(load_factor=option.cache_share, stats=stats)
 
 
 def empty_cluster(topology: Topology) -> Cluster:
@@ -262,31 +150,3 @@ def empty_cluster(topology: Topology) -> Cluster:
         base_time=np.zeros(topology.world_size),
         base_memory=np.zeros_like(capacity),
     )
-
-
-def _meta_rows(table: PlanTable, optimizer: OptimizerName) -> torch.Tensor:
-    shape = (table.num_embeddings, table.embedding_dim)
-    tensor = torch.empty(shape, device="meta", dtype=DTYPES[table.data_type])
-    tensor._optimizer_classes = [OPTIMIZERS[optimizer]]  # type: ignore[attr-defined]
-    return tensor
-
-
-def _perf_class(table: PlanTable, option: ShardingOption) -> tuple[object, ...]:
-    """Key of all that TorchRec's time of a shard depends on."""
-    by_rows = option.sharding_type == "data_parallel" or (
-        option.cache_share and table.zipf is not None
-    )
-    rows = table.num_embeddings if by_rows else None
-    return (
-        option,
-        rows,
-        table.zipf,
-        table.data_type,
-        table.pooling == "none",
-        tuple(sorted(table.lengths)),
-    )
-
-
-def _memory(option: TorchRecOption) -> list[list[float]]:
-    kinds = [[float(getattr(shard.storage, tier)) for tier in TIERS] for shard in option.shards]
-    return kinds + [[0.0] * len(TIERS)] * (3 - len(kinds))

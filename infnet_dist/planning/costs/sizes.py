@@ -49,3 +49,34 @@ def home_tier(kernel: str, device: str) -> int:
     if kernel == "key_value":
         return TIERS.index("ssd")
     return TIERS.index("ddr") if device == "cpu" or kernel in OFFLOADED else TIERS.index("hbm")
+
+
+def stored_bytes(
+    table: PlanTable, option: ShardingOption, optimizer: OptimizerName, topology: Topology
+) -> np.ndarray:
+    """Bytes of rows and optimizer state by kind of shard, float64 [3]."""
+    return rows_of_kinds(table, option, topology) * row_bytes(table, optimizer, option.columns)
+
+
+def uncounted_bytes(
+    table: PlanTable, option: ShardingOption, optimizer: OptimizerName, topology: Topology
+) -> np.ndarray:
+    """Bytes that TorchRec's estimator doesn't count, by kind of shard and tier; float64 [3, 3].
+
+    They are float32 optimizer state of fp16 rows, row-wise state of each column shard, and gradient
+    and DDP bucket of a data-parallel table.
+    """
+    hbm, ddr = TIERS.index("hbm"), TIERS.index("ddr")
+    uncounted = np.zeros((3, len(TIERS)))
+    rows = rows_of_kinds(table, option, topology)
+    weights = rows * option.columns * DTYPES[table.data_type].itemsize
+    factors = {"sgd": 0, "rowwise_adagrad": 1 / table.embedding_dim, "adagrad": 1, "adam": 2}
+    counted = weights * factors[optimizer]
+    stored = stored_bytes(table, option, optimizer, topology)
+    state = np.ceil(np.maximum(stored - weights - counted, 0.0))
+    uncounted[:, home_tier(option.compute_kernel, topology.device)] += state
+    if option.cache_share is not None:
+        uncounted[:, hbm] += np.ceil(option.cache_share * state)
+    if option.sharding_type == "data_parallel":
+        uncounted[:, hbm if topology.device == "cuda" else ddr] += 2 * weights
+    return uncounted

@@ -6,7 +6,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from infnet_dist.data.hashing import mix
+from infnet_dist.data.hashing import splitmix64
 
 IntArray = npt.NDArray[np.int64]
 
@@ -26,8 +26,8 @@ def combined(columns: list[IntArray]) -> IntArray:
     """One key per row from several keys, int64 [n]."""
     key = columns[0]
     for other in columns[1:]:
-        key = mix(key, 1).view(np.int64) ^ mix(other, 2).view(np.int64)
-        key = mix(key).view(np.int64)
+        key = splitmix64(key, 1).view(np.int64) ^ splitmix64(other, 2).view(np.int64)
+        key = splitmix64(key).view(np.int64)
     return key
 
 
@@ -38,4 +38,4 @@ def buckets_of(hashes: npt.NDArray[np.uint64], num_buckets: int) -> IntArray:
 
 def counting_bucket(keys: IntArray, num_buckets: int) -> IntArray:
     """Bucket of each key of counters in stage count."""
-    return buckets_of(mix(keys, 3), num_buckets)
+    return buckets_of(splitmix64(keys, 3), num_buckets)

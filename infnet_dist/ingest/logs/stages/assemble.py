@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 
 from infnet_dist.config.log_columns import Behaviour
 from infnet_dist.config.logs import LogsIngest
-from infnet_dist.data.hashing import mix
+from infnet_dist.data.hashing import splitmix64
 from infnet_dist.ingest.encode import float_column
 from infnet_dist.ingest.histories import Packing, Picked, newest_before
 from infnet_dist.ingest.logs.context import IngestContext
@@ -143,7 +143,7 @@ class AssemblePartition:
     def _parts(self, splits: IntArray) -> IntArray:
         """Number of the part of each row: random, but the same in every run."""
         rows = (np.int64(self.partition) << 32) + np.arange(len(splits))
-        hashes = mix(rows, 1_000 + self.config.seed)
+        hashes = splitmix64(rows, 1_000 + self.config.seed)
         parts, first = np.zeros(len(splits), np.int64), 0
         for split, number in self.num_parts.items():
             here = splits == SPLITS.index(split)

@@ -18,8 +18,9 @@ import pyarrow.parquet as pq
 
 from infnet_dist.config.log_columns import CounterFeature
 from infnet_dist.config.logs import LogsIngest
+from infnet_dist.data.hashing import splitmix64
 from infnet_dist.ingest.logs.context import IngestContext
-from infnet_dist.ingest.logs.encoding.hashing import combined, counting_bucket, keys, mix
+from infnet_dist.ingest.logs.encoding.hashing import combined, counting_bucket, keys
 from infnet_dist.ingest.logs.encoding.sketch import HashArray, occurrences, smallest_hashes
 from infnet_dist.ingest.logs.splits import LEFT_OUT, Calendar
 from infnet_dist.ingest.logs.stages.partition import Partitioned
@@ -184,7 +185,7 @@ class DeduplicatePartition:
     def _sample(self, rows: pa.Table, learned: BoolArray) -> None:
         places = (np.int64(self.partition) << 32) + np.arange(len(rows))
         threshold = np.uint64(min(self.sample_share * 2.0**64, 2**64 - 1025))
-        chosen = learned & (mix(places, _SAMPLE_SEED) <= threshold)
+        chosen = learned & (splitmix64(places, _SAMPLE_SEED) <= threshold)
         with published(self._file("sample")) as path:
             pq.write_table(rows.select(list(self.config.dense)).filter(pa.array(chosen)), path)
 
@@ -195,7 +196,7 @@ class DeduplicatePartition:
         times = rows[self.config.time.column].to_numpy()
         counts = (times >= self.events_from_ms) | ~rows["_state"].to_numpy()
         columns = {
-            "_key": mix(key).view(np.int64),
+            "_key": splitmix64(key).view(np.int64),
             "_time": times,
             "_until": calendar.known_until(times),
             "_partition": np.full(len(rows), self.partition, np.int32),
@@ -259,7 +260,7 @@ def _sketched(columns: Sequence[pa.ChunkedArray], learned: BoolArray, later: Boo
 
 
 def _hashes(column: pa.ChunkedArray) -> HashArray:
-    return mix(keys(_flat(column).drop_null().combine_chunks()))
+    return splitmix64(keys(_flat(column).drop_null().combine_chunks()))
 
 
 def _flat(column: pa.ChunkedArray) -> pa.ChunkedArray:

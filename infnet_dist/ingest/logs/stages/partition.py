@@ -13,9 +13,10 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from infnet_dist.config.logs import LogsIngest
+from infnet_dist.data.hashing import splitmix64
 from infnet_dist.errors import DataError
 from infnet_dist.ingest.logs.context import IngestContext
-from infnet_dist.ingest.logs.encoding.hashing import buckets_of, keys, mix
+from infnet_dist.ingest.logs.encoding.hashing import buckets_of, keys
 from infnet_dist.ingest.logs.reading.clean import Cleaner
 from infnet_dist.ingest.logs.reading.fragments import (
     Fragment,
@@ -220,7 +221,7 @@ class PartitionFragment:
 
     def _partitions(self, good: pa.Table) -> np.ndarray:
         users = keys(good[self.config.user].combine_chunks())
-        return buckets_of(mix(users, _USER_SEED), self.num_partitions)
+        return buckets_of(splitmix64(users, _USER_SEED), self.num_partitions)
 
 
 def _numbers(first: int, count: int) -> pa.Array:

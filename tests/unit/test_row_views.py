@@ -68,7 +68,7 @@ def test_newest_items() -> None:
     assert block.items(["k"]).tolist() == [0, 2]
 
 
-def test_gathered_items_outlive_what_they_came_from() -> None:
+def test_gathered_items_outlive_their_row_groups() -> None:
     made = [make_columns(np.random.default_rng(i), 40, 30) for i in range(2)]
     items = join([columns for columns, _ in made]).items(["first"])
     expected = [item for _, rows in made for row in rows for item in row[1]]

@@ -1,4 +1,4 @@
-"""Each rival against its equations, written as loops, or against TorchRec's module of that name."""
+"""Each baseline against its equations, written as loops, or against TorchRec's module."""
 
 import math
 

@@ -12,7 +12,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from infnet_dist.data.epoch_order import Block, deal, epoch_order, merge, num_steps, remaining
+from infnet_dist.data.epoch_order import (
+    Block,
+    epoch_order,
+    merge_intervals,
+    num_steps,
+    rank_share,
+    remaining_intervals,
+)
 from infnet_dist.data.manifest import Part, Split
 
 Interval = tuple[int, int]
@@ -75,7 +82,7 @@ def places(intervals: list[Interval]) -> list[int]:
 
 
 def shares_of(intervals: list[Interval], world_size: int) -> list[list[Interval]]:
-    return [deal(intervals, rank=rank, world_size=world_size) for rank in range(world_size)]
+    return [rank_share(intervals, rank=rank, world_size=world_size) for rank in range(world_size)]
 
 
 def take(share: list[Interval], count: int) -> list[Interval]:
@@ -239,19 +246,19 @@ def test_deal(intervals: list[Interval], world_size: int) -> None:
 @pytest.mark.parametrize("intervals", INTERVALS, ids=str)
 def test_remaining_is_the_complement(intervals: list[Interval]) -> None:
     for total in (2003, 2500):
-        left = remaining(total, intervals[::-1])
+        left = remaining_intervals(total, intervals[::-1])
         assert set(places(left)) == set(range(total)) - set(places(intervals))
-        assert left == merge(left)
-        assert merge([*left, *intervals]) == [(0, total)]
-        assert remaining(total, [*left, *intervals]) == []
-    assert remaining(0, []) == []
+        assert left == merge_intervals(left)
+        assert merge_intervals([*left, *intervals]) == [(0, total)]
+        assert remaining_intervals(total, [*left, *intervals]) == []
+    assert remaining_intervals(0, []) == []
 
 
 def test_merge_by_hand() -> None:
-    assert merge([]) == []
-    assert merge([(5, 6), (0, 2), (2, 3)]) == [(0, 3), (5, 6)]
-    assert merge([(3, 4), (2, 3), (1, 2), (0, 1)]) == [(0, 4)]
-    assert merge([(0, 2), (3, 4)]) == [(0, 2), (3, 4)]
+    assert merge_intervals([]) == []
+    assert merge_intervals([(5, 6), (0, 2), (2, 3)]) == [(0, 3), (5, 6)]
+    assert merge_intervals([(3, 4), (2, 3), (1, 2), (0, 1)]) == [(0, 4)]
+    assert merge_intervals([(0, 2), (3, 4)]) == [(0, 2), (3, 4)]
 
 
 # -------------------------------------------------------------------------------- resumption
@@ -263,9 +270,9 @@ def test_resume_with_other_ranks() -> None:
     for before in WORLDS:
         for after in WORLDS:
             for steps in (0, 1, 3, 10):
-                shares = shares_of(remaining(split.rows, []), before)
-                consumed = merge([i for share in shares for i in take(share, steps * 16)])
-                again = shares_of(remaining(split.rows, consumed), after)
+                shares = shares_of(remaining_intervals(split.rows, []), before)
+                consumed = merge_intervals([i for share in shares for i in take(share, steps * 16)])
+                again = shares_of(remaining_intervals(split.rows, consumed), after)
                 seen = [*places(consumed), *(p for share in again for p in places(share))]
                 assert sorted(seen) == list(range(split.rows)), (before, after, steps)
                 assert Counter(rows[p] for p in seen) == Counter(all_rows(split))
@@ -290,14 +297,14 @@ def test_any_number_of_restarts(
     consumed: list[Interval] = []
     read: list[Row] = []
     for world_size, steps in [*runs, (3, 10_000)]:
-        left = remaining(split.rows, consumed)
+        left = remaining_intervals(split.rows, consumed)
         planned = num_steps(left, world_size=world_size, batch_size=batch_size)
         for share in shares_of(left, world_size):
             assert len(places(share)) <= planned * batch_size
             batches = take(share, min(steps, planned) * batch_size)
             read += [rows[place] for place in places(batches)]
-            consumed = merge([*consumed, *batches])
-    assert remaining(split.rows, consumed) == []
+            consumed = merge_intervals([*consumed, *batches])
+    assert remaining_intervals(split.rows, consumed) == []
     assert Counter(read) == Counter(all_rows(split))
 
 

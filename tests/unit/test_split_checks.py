@@ -12,7 +12,7 @@ import pytest
 
 from infnet_dist.data.checks.footers import (
     check_columns,
-    check_feed,
+    check_enough_rows,
     check_split,
     count_orphan_positives,
 )
@@ -122,7 +122,7 @@ def test_missing_or_unreadable_part(folder: Path) -> None:
 
 
 def test_missing_empty_or_malformed_folder(tmp_path: Path, folder: Path) -> None:
-    with pytest.raises(DataError, match=r"no such folder.*ray_jobs\.ingest"):
+    with pytest.raises(DataError, match=r"absent.*infnet ingest"):
         read_manifest(tmp_path / "absent")
     (tmp_path / "empty").mkdir()
     with pytest.raises(DataError, match=r"no manifest\.json"):
@@ -152,9 +152,9 @@ def test_too_few_rows(folder: Path, tmp_path: Path) -> None:
     )
     with pytest.raises(DataError, match="split 'valid'"):
         open_for_training(config)
-    check_feed(64, split="train", num_workers=2, batch_size=32)
+    check_enough_rows(64, split="train", num_workers=2, batch_size=32)
     with pytest.raises(DataError, match=r"63 rows.* 2 workers x 32 rows"):
-        check_feed(63, split="train", num_workers=2, batch_size=32)
+        check_enough_rows(63, split="train", num_workers=2, batch_size=32)
 
 
 @pytest.mark.parametrize(

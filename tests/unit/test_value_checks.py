@@ -74,7 +74,7 @@ BAD = [
 ]
 
 
-def test_what_the_schema_allows_passes() -> None:
+def test_allowed_values_pass() -> None:
     assert len(decode(make_rich_table(40), RICH, "here")) == 40
     raw = SCHEMA.tables[0].model_copy(update={"raw": True})
     schema = SCHEMA.model_copy(update={"tables": (raw, *SCHEMA.tables[1:])})
