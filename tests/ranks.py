@@ -13,4 +13,4 @@ def run_ranks(worker: Callable[..., Any], world_size: int, **arguments: Any) -> 
 
     Collectives wait longer than a test may take: a rank that waits for a lost one fails the test.
     """
-    return run_local(worker, arguments, num_workers=world_size, timeout_s=600, start_method="fork")
+    return run_local(worker, arguments, num_workers=world_size, timeout_s=1800, start_method="fork")

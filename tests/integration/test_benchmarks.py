@@ -30,7 +30,6 @@ def test_every_benchmark_has_a_tiny_run() -> None:
 
 
 @pytest.mark.exhaustive
-@pytest.mark.timeout(600)
 @pytest.mark.parametrize("path", BENCHMARKS, ids=lambda path: path.stem)
 def test_a_benchmark_runs(path: Path) -> None:
     done = subprocess.run(
@@ -40,7 +39,7 @@ def test_a_benchmark_runs(path: Path) -> None:
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
-        timeout=580,
+        timeout=880,
     )
     assert done.returncode == 0, done.stdout[-6_000:]
     assert f"benchmarks/{path.name}" in done.stdout  # its command

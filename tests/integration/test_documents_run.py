@@ -18,7 +18,7 @@ from ray_jobs._local_ray import LocalRay
 from tests.conftest import REPOSITORY
 from tests.documented import PROGRAMS, Block, blocks, documents, spans, words
 
-pytestmark = [pytest.mark.exhaustive, pytest.mark.timeout(600)]
+pytestmark = pytest.mark.exhaustive
 
 COPIED = ("infnet_dist", "ray_jobs", "sharding_plans", "configs")
 USERS, ROWS = 400, 3_000  # of the real data
@@ -225,6 +225,6 @@ def run(script: str, folder: Path, environ: dict[str, str]) -> None:
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
-        timeout=580,
+        timeout=880,
     )
     assert done.returncode == 0, f"{script}\n{done.stdout[-6_000:]}"

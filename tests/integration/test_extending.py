@@ -15,8 +15,6 @@ from infnet_dist.data.manifest import read_manifest
 from tests.conftest import REPOSITORY
 from tests.documented import blocks
 
-pytestmark = pytest.mark.timeout(600)
-
 PAGE = REPOSITORY / "docs" / "extending.md"
 COPIED = ("infnet_dist", "ray_jobs", "sharding_plans", "configs", "pyproject.toml")
 _FENCED = re.compile(r"^```(\w+)\n(.*?)^```$", re.DOTALL | re.MULTILINE)

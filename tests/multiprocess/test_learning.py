@@ -1,4 +1,4 @@
-"""INFNet against the planted truth and a linear model, on the smoke run's own logs."""
+"""INFNet against the known click probabilities and a linear model, on synthetic logs."""
 
 from pathlib import Path
 
@@ -10,7 +10,7 @@ from sklearn.metrics import roc_auc_score
 from sklearn.preprocessing import OneHotEncoder
 
 from infnet_dist.config.ingest import SyntheticIngest
-from infnet_dist.config.run import Config, load_config
+from infnet_dist.config.run import load_config
 from infnet_dist.ingest.synthetic import make_training_set
 from infnet_dist.training.evaluation import evaluate_checkpoint
 from infnet_dist.training.trainer import train
@@ -19,18 +19,6 @@ from tests.ranks import run_ranks
 
 MARGIN = 0.05  # of AUC over the linear model
 IDS = ["user_id", "item_id", "author_id", "topic_id", "age_group_id", "tab_id"]
-
-
-@pytest.fixture(scope="module")
-def config(tmp_path_factory: pytest.TempPathFactory) -> Config:
-    folder = tmp_path_factory.mktemp("learning")
-    config = load_config(
-        REPOSITORY / "configs" / "smoke.yaml",
-        [f"data.path={folder / 'data'}", f"run.folder={folder}", "tracking.wandb=disabled"],
-    )
-    assert isinstance(config.ingest, SyntheticIngest)
-    make_training_set(config.ingest, config.data.path)
-    return config
 
 
 def linear_auc(folder: Path, tasks: list[str]) -> dict[str, float]:
@@ -51,10 +39,31 @@ def linear_auc(folder: Path, tasks: list[str]) -> dict[str, float]:
     return scores
 
 
+# Largest gap of AUC to the optimum that a task may have, and their mean: on a third of the smoke
+# run's ids, with as many rows of each, and on all.
+SMALL, WHOLE = (0.04, 0.03), (0.03, 0.02)
+FEWER = ["ingest.num_rows=90_000", "ingest.num_users=300", "ingest.num_items=300"]
+
+
 @pytest.mark.slow
-@pytest.mark.timeout(900)
-def test_infnet_comes_near_the_optimum_and_beats_a_linear_model(config: Config) -> None:
-    run = config.run.folder / "run"
+@pytest.mark.parametrize(
+    ("overrides", "gap", "mean_gap"),
+    [(FEWER, *SMALL), pytest.param([], *WHOLE, marks=pytest.mark.exhaustive)],
+    ids=["fewer ids", "smoke run"],
+)
+def test_infnet_comes_near_the_optimum_and_beats_a_linear_model(
+    tmp_path: Path, overrides: list[str], gap: float, mean_gap: float
+) -> None:
+    config = load_config(
+        REPOSITORY / "configs" / "smoke.yaml",
+        [
+            *(f"data.path={tmp_path / 'data'}", f"run.folder={tmp_path}"),
+            *("tracking.wandb=disabled", *overrides),
+        ],
+    )
+    assert isinstance(config.ingest, SyntheticIngest)
+    make_training_set(config.ingest, config.data.path)
+    run = tmp_path / "run"
     summary = run_ranks(train, config.scaling.num_workers, config=config, run_folder=run)[0]
     result = run_ranks(
         evaluate_checkpoint, 1, config=config, path=Path(summary["checkpoint"]), split="valid"
@@ -67,5 +76,5 @@ def test_infnet_comes_near_the_optimum_and_beats_a_linear_model(config: Config) 
         print(f"{task}: linear {linear[task]:.4f}  INFNet {got:.4f}  optimum {best:.4f}")
         gaps.append(best - got)
         assert got >= linear[task] + MARGIN, task
-    assert max(gaps) < 0.03, "each task"
-    assert -0.005 < sum(gaps) / len(gaps) < 0.02, "the mean over tasks"
+    assert max(gaps) < gap, "each task"
+    assert -0.005 < sum(gaps) / len(gaps) < mean_gap, "the mean over tasks"

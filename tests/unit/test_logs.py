@@ -376,9 +376,7 @@ def test_the_shuffle_is_global(tmp_path, monkeypatch):
     assert max(p.rows for p in parts) < 1.5 * min(p.rows for p in parts)
 
 
-@pytest.mark.parametrize(
-    "users", [1_000, pytest.param(10_000, marks=[pytest.mark.exhaustive, pytest.mark.timeout(600)])]
-)
+@pytest.mark.parametrize("users", [1_000, pytest.param(10_000, marks=pytest.mark.exhaustive)])
 def test_histories_of_many_users(users, tmp_path, monkeypatch):
     """In a dozen partitions, each of several chunks."""
     partition, chunk, part = 9 * users // 10, 2 * users // 5, 2 * users
