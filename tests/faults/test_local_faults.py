@@ -151,7 +151,7 @@ def test_all_processes_of_a_job_are_told_to_stop(
 def test_a_second_signal_stops_at_once(tmp_path: Path, data: Path, undisturbed: Job) -> None:
     job = Job(tmp_path, data, scaling={"num_workers": 2, "hang_timeout_s": 100.0})
     running = job.start(Fault("save", "sleep", rank=1, step=20))
-    running.wait_until(lambda: job.has_saved(10))
+    running.wait_for(r"saved .*step-00000010")  # logged when the save of step 20 begins
     running.send(signal.SIGINT)
     running.wait_for("SIGINT")
     time.sleep(3)
