@@ -26,7 +26,7 @@ from infnet_dist.data.manifest import Ingested, read_manifest, write_manifest
 from infnet_dist.distributed.context import WorkerContext
 from infnet_dist.errors import CheckpointError, DataError, UserError
 from infnet_dist.io.filesystem import Folder
-from infnet_dist.model import ranking as model
+from infnet_dist.model import build
 from infnet_dist.model.ranking import DenseArch
 from infnet_dist.sharding import build as parallel
 from infnet_dist.training import run_lock
@@ -164,7 +164,7 @@ def test_killed_and_stopped_with_any_number_of_workers(
             parallel, "FixedBuckets", partial(parallel.FixedBuckets, bucket_cap_mb=0.02)
         )
     elif case == FROZEN:
-        monkeypatch.setattr(model, "_build_dense", partial(build_partly_frozen, model._build_dense))
+        monkeypatch.setattr(build, "_build_dense", partial(build_partly_frozen, build._build_dense))
     elif case == COLUMNS:
         by_column = {"sharding_types": ["column_wise"]}
         overrides = {"user": by_column, "item": by_column}
