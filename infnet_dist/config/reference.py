@@ -27,7 +27,7 @@ Generated from the models in `infnet_dist/config` by `make reference`; edit the 
 
 One YAML file is one run. It holds only the keys whose values differ from the defaults below; a key
 is written as `section: {key: value}` in the file and as `--set section.key=value` on the command
-line. `<name>` stands for a name that you choose. Keys marked *required* have no default. How YAML,
+line. `<name>` is a name that you choose. Keys marked *required* have no default. How YAML,
 paths and overrides are read: [configs/README.md](../configs/README.md).
 """
 _NAMES = {int: "integer", float: "number", bool: "true or false", str: "text", Path: "path"}

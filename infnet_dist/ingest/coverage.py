@@ -14,7 +14,7 @@ log = logging.getLogger(__name__)
 def warn_of_unknown(manifest: Manifest) -> None:
     """Warn of features whose ids are unknown in valid or test far more often than in train.
 
-    Id 0 stands for null, and for values that are rare or missing in train. If train has few of
+    Id 0 means null, and values that are rare or missing in train. If train has few of
     them, only dropped ids train its row. The shares are those of the samples in the manifest. In
     hashed tables, values that are missing in train share trained rows with others.
     """

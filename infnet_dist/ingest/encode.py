@@ -1,6 +1,6 @@
 """Vocabularies of values and bucket boundaries of dense features, fitted on the training window.
 
-Row 0 of every table stands for null and for values that don't occur in the training window: a new
+Row 0 of every table is for null and for values that don't occur in the training window: a new
 value in valid is looked up in the row that new values get in production.
 """
 

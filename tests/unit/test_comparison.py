@@ -75,7 +75,7 @@ def test_every_model_gets_every_point_and_the_common_settings(path: Path) -> Non
     assert other.id != grid[0].id and other.config.run.seed == 8
     elsewhere = grid[0].config.run.model_copy(update={"folder": path.parent})
     moved = replace(grid[0], config=grid[0].config.model_copy(update={"run": elsewhere}))
-    assert moved.id == grid[0].id, "the same run, wherever it stands"
+    assert moved.id == grid[0].id, "the same run, wherever its folder is"
     assert replace(grid[0], data="y").id != grid[0].id
     assert grid[0].config.tracking.wandb == "disabled"
 

@@ -313,5 +313,5 @@ def test_blocks_are_of_one_file_where_a_file_fills_them() -> None:
     blocks = epoch_order(split, epoch=3, seed=1, shuffle_rows=40)
     files = [len({group.file for group in block.groups}) for block in blocks]
     assert files.count(1) >= 5, "three blocks of the first file, two of the second"
-    assert max(files) > 1, "what is left of all files stands together"
+    assert max(files) > 1, "the remaining rows of all files are together"
     assert sum(block.rows for block in blocks) == 240

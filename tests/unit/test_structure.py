@@ -66,13 +66,13 @@ def place(path: Path, line: int) -> str:
 
 def test_every_module_has_a_place():
     unknown = sorted(set(modules()) - {*ORDER, ALONE})
-    assert not unknown, f"{unknown} stand in no place of ORDER: put them where they belong"
+    assert not unknown, f"{unknown} have no place in ORDER: put them where they belong"
     hubs = [path for path in PACKAGE.rglob("*.py") if path.stem in {"util", "utils", "helpers"}]
     assert not hubs, f"{hubs}: name a module after what it does"
 
 
 @pytest.mark.parametrize("module", ORDER)
-def test_imports_only_what_stands_above(module: str):
+def test_imports_only_rooms_above(module: str):
     allowed = set(ORDER[: ORDER.index(module) + 1]) | {"__version__"}
     wrong = [
         f"{place(path, line)} imports {name}"
@@ -80,7 +80,7 @@ def test_imports_only_what_stands_above(module: str):
         for line, name in imports(path)
         if ours(name) is not None and ours(name) not in allowed
     ]
-    assert not wrong, f"{module} imports what stands below it: {wrong}"
+    assert not wrong, f"{module} imports rooms below it: {wrong}"
 
 
 def test_no_module_imports_itself_by_way_of_others():
@@ -137,7 +137,7 @@ def test_package_itself_imports_nothing():
     assert list(imports(PACKAGE / "__init__.py")) == []
 
 
-# What runs code that stands in data, and where it may be used.
+# Functions that run code held in data, and where they may be used.
 RUNS_CODE = {
     *(
         f"{module}.{name}"
