@@ -111,7 +111,7 @@ def test_a_forkserver_that_dies_while_workers_start_is_a_lost_worker(
         started.append(psutil.Process(process.pid))
 
     monkeypatch.setattr(processes, "start", strike)
-    with pytest.raises(WorkerLostError, match="worker 1 was lost while it started"):
+    with pytest.raises(WorkerLostError, match="worker 1"):
         run_local(returns, {}, num_workers=2)
     assert len(started) == 1
     assert gone(started) == []
