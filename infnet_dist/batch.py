@@ -1,7 +1,7 @@
 """RankingBatch: the rows that one worker reads for one step.
 
-Letters: B rows, N standardised dense features, K tasks, L history items over all behaviours (each
-padded).
+Letters: B rows, N standardised dense features, V floats of all vectors, K tasks, L history items
+over all behaviours (each padded).
 """
 
 from dataclasses import dataclass, fields, replace
@@ -25,19 +25,24 @@ class RankingBatch(Pipelineable):
     """B rows; the last rows of an epoch may be padding, which has no ids and weight 0.
 
     Attributes:
-        sparse_features: int64 ids by key, in the order of `Schema.table_features`; padding rows
+        sparse_features: int64 ids by key, in the order of `Schema.unweighted_keys`; padding rows
             have none.
+        weighted_features: int64 ids and float32 weights by key, in the order of
+            `Schema.weighted_keys`; None if there are no such keys.
+        vectors_BV: float32, all vector features side by side; NaN where a vector is null.
         dense_BN: float32, standardised dense features.
         time_gap_BL: uint8, bucket of the time since each history item; 0 if there is no item.
         labels_BK: float32 in {0, 1}, or a watch time divided by the training window's mean; NaN if
             unknown.
-        weights_B: float32; 0 for padding.
+        weights_B: float32, the weight of a row in losses and metrics; 0 for padding.
         group_B: int64, the user for gAUC.
         truth_BK: float32, P(label = 1) if known (synthetic logs), else NaN.
         rows: position of the rows in the epoch's order.
     """
 
     sparse_features: KeyedJaggedTensor
+    weighted_features: KeyedJaggedTensor | None
+    vectors_BV: torch.Tensor
     dense_BN: torch.Tensor
     time_gap_BL: torch.Tensor
     labels_BK: torch.Tensor
@@ -65,7 +70,8 @@ class RankingBatch(Pipelineable):
             part.record_stream(stream)
 
     def _tensors(self) -> dict[str, Any]:
-        return {f.name: getattr(self, f.name) for f in fields(self) if f.name != "rows"}
+        parts = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "rows"}
+        return {name: part for name, part in parts.items() if part is not None}
 
     def _map(self, function: Any) -> "RankingBatch":
         return replace(self, **{name: function(part) for name, part in self._tensors().items()})

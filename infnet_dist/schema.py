@@ -4,9 +4,12 @@ A *table* holds embedding rows. A *feature* reads columns and looks up rows of a
 features may share one (the candidate item and the items of a history).
 
     categorical  int64 column                         one id per row           one token
-    sequence     list<int64> columns, newest first    items of one behaviour   one token per item
     dense        float column with `boundaries`       bucketised to an id      one token
+    cross        2 or 3 of the features above         hashed to an id          one token
+    bag          list<int64> column, may be weighted  rows summed or averaged  one token
+    vector       fixed_size_list<float32> column      a given embedding        one token
     dense        float column without `boundaries`    standardised             one token for all
+    sequence     list<int64> columns, newest first    items of one behaviour   one token per item
 """
 
 from collections.abc import Iterable
@@ -39,6 +42,45 @@ class CategoricalFeature(_Part):
     name: Name
     table: Name
     column: Name
+
+
+class CrossFeature(_Part):
+    """The combination of the values of two or three categorical or bucketised features as one id.
+
+    Made by the reader (`data.crosses`), not a column. The id is 0 where one of them is unknown,
+    else a hash in [1, num_embeddings) of the table, which may be the cross's alone.
+    """
+
+    name: Name
+    features: tuple[Name, ...] = Field(min_length=2, max_length=3)
+    table: Name
+
+
+class BagFeature(_Part):
+    """Several ids per row, whose rows are summed or averaged: a list<int64> column.
+
+    `weight_column` (list<float>, parallel, finite and not negative) multiplies each row by its
+    weight; the mean is then divided by the sum of the weights. Lists are cut after `max_length`
+    ids. An empty or null list gives zeros.
+    """
+
+    name: Name
+    table: Name
+    column: Name
+    pooling: Literal["sum", "mean"] = "mean"
+    max_length: int = Field(ge=1, le=2**20)
+    weight_column: Name | None = None
+
+
+class VectorFeature(_Part):
+    """An embedding that another model made, `dim` floats per row; null: a default is learned.
+
+    A column of type fixed_size_list<float32>[dim]; its values are finite, and aren't trained.
+    """
+
+    name: Name
+    column: Name
+    dim: int = Field(ge=1, le=2**16)
 
 
 class SequenceAttribute(_Part):
@@ -91,6 +133,9 @@ class Task(_Part):
     nullable: bool = False
 
 
+FEATURES = ("categorical", "crosses", "bags", "vectors", "sequences", "dense")  # of a Schema
+
+
 class TableFeature(_Part):
     """One key of the KeyedJaggedTensor and the table it reads."""
 
@@ -101,18 +146,25 @@ class TableFeature(_Part):
 class Schema(_Part):
     """The features, tables and tasks of a training set.
 
+    `weight_column` (float, finite and not negative) is the weight of a row in losses and metrics;
+    None: all rows weigh 1.
+
     Raises:
-        DataError: a name appears twice, or a feature reads an unknown table or a table that is too
-            small for its ids.
+        DataError: a name appears twice, a feature reads an unknown table or a table that is too
+            small for its ids, or a cross combines unknown features.
     """
 
     tables: tuple[Table, ...]
     categorical: tuple[CategoricalFeature, ...] = ()
+    crosses: tuple[CrossFeature, ...] = ()
+    bags: tuple[BagFeature, ...] = ()
+    vectors: tuple[VectorFeature, ...] = ()
     sequences: tuple[SequenceFeature, ...] = ()
     dense: tuple[DenseFeature, ...] = ()
     tasks: tuple[Task, ...]
     group_column: Name
     time_column: Name
+    weight_column: Name | None = None
 
     @model_validator(mode="after")
     def _check(self) -> "Schema":
@@ -125,8 +177,28 @@ class Schema(_Part):
             if feature.table not in tables:
                 message = unknown_name("table", feature.table, tables)
                 raise DataError(f"feature {feature.key!r} reads an {message}")
+        self._check_crosses()
         self._check_sizes()
         return self
+
+    def _check_crosses(self) -> None:
+        """Check that crosses combine features with one id per row, into tables of their own."""
+        single = [f.name for f in self.categorical] + [f.name for f in self.bucketised]
+        for cross in self.crosses:
+            for name in cross.features:
+                if name not in single:
+                    message = unknown_name("categorical or bucketised feature", name, single)
+                    raise DataError(f"cross {cross.name!r}: {message}")
+            if len(set(cross.features)) < len(cross.features):
+                raise DataError(f"cross {cross.name!r} combines a feature with itself")
+            readers = [f.key for f in self.table_features if f.table == cross.table]
+            if len(readers) > 1 or self.table(cross.table).raw:
+                raise DataError(
+                    f"cross {cross.name!r} needs a table of its own that isn't raw; table "
+                    f"{cross.table!r} is read by {', '.join(readers)}"
+                )
+            if self.table(cross.table).num_embeddings < 2:
+                raise DataError(f"table {cross.table!r} has 1 row; a cross needs at least 2")
 
     def _check_sizes(self) -> None:
         """Check that ids made by bucketising or hashing are rows of their tables."""
@@ -148,9 +220,8 @@ class Schema(_Part):
                 )
 
     def _feature_names(self) -> list[str]:
-        categorical = [f.name for f in self.categorical]
-        sequences = [f.name for f in self.sequences]
-        return categorical + sequences + [f.name for f in self.dense]
+        parts = (self.categorical, self.crosses, self.bags, self.vectors, self.sequences)
+        return [f.name for part in (*parts, self.dense) for f in part]
 
     @property
     def bucketised(self) -> tuple[DenseFeature, ...]:
@@ -164,20 +235,53 @@ class Schema(_Part):
 
     @property
     def fields(self) -> tuple[TableFeature, ...]:
-        """The one-id-per-row features in token order: categorical, then bucketised."""
+        """The one-id-per-row features in token order: categorical, bucketised, crosses."""
         return tuple(
             [TableFeature(key=f.name, table=f.table) for f in self.categorical]
             + [TableFeature(key=f.name, table=f.name) for f in self.bucketised]
+            + [TableFeature(key=f.name, table=f.table) for f in self.crosses]
         )
 
     @property
     def table_features(self) -> tuple[TableFeature, ...]:
-        """All keys of the KeyedJaggedTensor in order: fields, then sequence attributes."""
-        return self.fields + tuple(
+        """All keys that look up rows, in order: fields, bags, then sequence attributes."""
+        bags = [TableFeature(key=f.name, table=f.table) for f in self.bags]
+        attributes = [
             TableFeature(key=sequence_key(s, a), table=a.table)
             for s in self.sequences
             for a in s.attributes
-        )
+        ]
+        return (*self.fields, *bags, *attributes)
+
+    @property
+    def weighted_bags(self) -> tuple[BagFeature, ...]:
+        """The bags whose ids have weights."""
+        return tuple(bag for bag in self.bags if bag.weight_column is not None)
+
+    @property
+    def weighted_tables(self) -> frozenset[str]:
+        """Tables of the weighted EmbeddingBagCollection: all of their ids travel with weights.
+
+        Those that a weighted bag reads and no sequence.
+        """
+        of_sequences = {a.table for s in self.sequences for a in s.attributes}
+        return frozenset({bag.table for bag in self.weighted_bags} - of_sequences)
+
+    @property
+    def unweighted_keys(self) -> tuple[str, ...]:
+        """Keys of `RankingBatch.sparse_features`: features of tables outside `weighted_tables`."""
+        weighted = self.weighted_tables
+        return tuple(f.key for f in self.table_features if f.table not in weighted)
+
+    @property
+    def weighted_keys(self) -> tuple[str, ...]:
+        """Keys of `RankingBatch.weighted_features`: all features of `weighted_tables`.
+
+        Also weighted bags over a sequence's table, which are in `unweighted_keys` too: their rows
+        are looked up without weights and pooled afterwards.
+        """
+        tables, bags = self.weighted_tables, {bag.name for bag in self.weighted_bags}
+        return tuple(f.key for f in self.table_features if f.table in tables or f.key in bags)
 
     def target_fields(self, sequence: SequenceFeature) -> tuple[int | None, ...]:
         """For each attribute of a sequence, the index of the candidate's field of the same kind.
@@ -195,7 +299,9 @@ class Schema(_Part):
     @property
     def columns(self) -> tuple[str, ...]:
         """All columns of the training set that the reader needs, without duplicates."""
-        columns = [f.column for f in self.categorical] + [f.column for f in self.dense]
+        columns = [f.column for f in (*self.categorical, *self.dense, *self.bags, *self.vectors)]
+        columns += [bag.weight_column for bag in self.weighted_bags if bag.weight_column]
+        columns += [self.weight_column] if self.weight_column else []
         for sequence in self.sequences:
             columns += [a.column for a in sequence.attributes]
             columns += [sequence.time_gap_column] if sequence.time_gap_column else []
@@ -222,12 +328,18 @@ class Schema(_Part):
         kept_tasks = _pick("task", tasks, [t.name for t in self.tasks])
         picked = self.model_copy(
             update={
-                "categorical": tuple(f for f in self.categorical if f.name in kept_features),
-                "sequences": tuple(f for f in self.sequences if f.name in kept_features),
-                "dense": tuple(f for f in self.dense if f.name in kept_features),
+                **{
+                    part: tuple(f for f in getattr(self, part) if f.name in kept_features)
+                    for part in FEATURES
+                },
                 "tasks": tuple(t for t in self.tasks if t.name in kept_tasks),
             }
         )
+        for cross in picked.crosses:
+            for name in sorted(set(cross.features) - kept_features):
+                raise DataError(
+                    f"cross {cross.name!r} combines {name!r}, which isn't selected; select it too"
+                )
         if not picked.fields:
             raise DataError("no categorical or bucketised feature is selected; select at least one")
         read = {feature.table for feature in picked.table_features}

@@ -17,6 +17,12 @@ from infnet_dist.config.messages import explain
 from infnet_dist.config.model import InfnetConfig, ModelConfig, Section
 from infnet_dist.config.overrides import apply_overrides
 from infnet_dist.config.renamed import with_current_names
+from infnet_dist.config.tables import (
+    SparseOptimizerConfig,
+    TablesConfig,
+    TableSettings,
+    table_settings,
+)
 from infnet_dist.errors import ConfigError
 from infnet_dist.io.parsing import (
     MalformedError,
@@ -28,8 +34,6 @@ from infnet_dist.io.parsing import (
 )
 from infnet_dist.io.paths import resolve_path, resolve_place
 from infnet_dist.io.urls import secrets_in, without_secrets
-
-ShardingTypeName = Literal["table_wise", "row_wise", "column_wise"]
 
 
 class RunConfig(Section):
@@ -70,48 +74,6 @@ class DataConfig(Section):
     petastorm_metadata: bool = Field(
         False, description="ingest also writes the metadata that petastorm's make_reader needs"
     )
-
-
-class TableConfig(Section):
-    """Overrides for one embedding table; the training set determines its number of rows."""
-
-    sharding_types: tuple[ShardingTypeName, ...] | None = Field(
-        None,
-        min_length=1,
-        description="sharding types the planner may choose from; null: table_wise and row_wise",
-    )
-    unknown_id_rate: float | None = Field(
-        None, ge=0, lt=1, description="overrides tables.unknown_id_rate; null: no override"
-    )
-
-
-class TablesConfig(Section):
-    """All embedding tables; TorchRec's EmbeddingCollection requires one width for all of them."""
-
-    embedding_dim: int = Field(
-        16, ge=4, le=2**20, multiple_of=4, description="embedding dimension of all tables"
-    )
-    data_type: Literal["fp32", "fp16"] = Field(
-        "fp32", description="data type of the embedding rows"
-    )
-    unknown_id_rate: float | None = Field(
-        None,
-        ge=0,
-        lt=1,
-        description="share of ids that training replaces by 0, so that the row of unknown ids is "
-        "trained; null: up to 0.05 where valid or test have unknown ids, 0 in the user table, in "
-        "hashed tables and for Petastorm data, where 0 may be a real id",
-    )
-    overrides: dict[str, TableConfig] = Field(
-        default_factory=dict, description="overrides by table name"
-    )
-
-
-class SparseOptimizerConfig(Section):
-    """Row-wise Adagrad, fused into the backward pass of the embedding tables."""
-
-    learning_rate: float = Field(0.05, gt=0, description="learning rate")
-    eps: float = Field(1e-8, gt=0, description="added to the square root of the accumulator")
 
 
 class DenseOptimizerConfig(Section):
@@ -246,6 +208,10 @@ class Config(Section):
     checkpoint: CheckpointConfig = CheckpointConfig()
     scaling: ScalingConfig = ScalingConfig()
     tracking: TrackingConfig = TrackingConfig()
+
+    def table(self, name: str) -> TableSettings:
+        """The settings of the table with this name."""
+        return table_settings(self.tables, self.sparse_optimizer, name)
 
 
 def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
