@@ -62,6 +62,11 @@ class TableLookups:
         return self.table.name
 
     @property
+    def kernel_width(self) -> int:
+        """Floats per row in the collection: fbgemm's kernels need a multiple of 4."""
+        return -(-self.settings.embedding_dim // 4) * 4
+
+    @property
     def keys(self) -> tuple[str, ...]:
         """Keys of the features that read it."""
         return tuple(lookup.feature for lookup in self.lookups)

@@ -299,7 +299,8 @@ class Schema(_Part):
     @property
     def columns(self) -> tuple[str, ...]:
         """All columns of the training set that the reader needs, without duplicates."""
-        columns = [f.column for f in (*self.categorical, *self.dense, *self.bags, *self.vectors)]
+        columns = [f.column for f in self.categorical] + [f.column for f in self.dense]
+        columns += [f.column for f in self.bags] + [f.column for f in self.vectors]
         columns += [bag.weight_column for bag in self.weighted_bags if bag.weight_column]
         columns += [self.weight_column] if self.weight_column else []
         for sequence in self.sequences:

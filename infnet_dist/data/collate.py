@@ -33,6 +33,8 @@ class Collator:
         scalars = {name: torch.from_numpy(values).T for name, values in picked.scalars.items()}
         return RankingBatch(
             sparse_features=self._sparse_features(picked, rows),
+            weighted_features=None,
+            vectors_BV=torch.empty(self._batch_size, 0),
             dense_BN=self._padded(scalars["dense"]),
             time_gap_BL=self._time_gaps(picked),
             labels_BK=self._padded(scalars["labels"]),

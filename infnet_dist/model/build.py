@@ -20,8 +20,9 @@ from infnet_dist.config.model import (
 from infnet_dist.config.run import Config
 from infnet_dist.data.decode import NUM_TIME_GAP_BUCKETS
 from infnet_dist.errors import ConfigError, unknown_name
+from infnet_dist.lookups import Lookups
 from infnet_dist.model.losses import MultiTaskLoss
-from infnet_dist.model.ranking import DenseArch, FirstOrder, RankingModel
+from infnet_dist.model.ranking import DenseArch, FirstOrder, RankingModel, Vectors
 from infnet_dist.model.settings_check import task_weights
 from infnet_dist.model.sparse import SparseArch
 from infnet_dist.model.tokens import TokenArch
@@ -57,25 +58,24 @@ def build_train_model(
         ConfigError: the number of heads doesn't divide the token width, all task weights are 0, or
             model.conditional_on is wrong.
     """
-    sparse = SparseArch(
-        schema,
-        config.tables.embedding_dim,
-        data_type=config.tables.data_type,
-        device=table_device,
-    )
+    lookups = Lookups(schema, config)
+    sparse = SparseArch(lookups, device=table_device)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.run.seed)
-        dense = _build_dense(config, schema)
+        dense = _build_dense(config, lookups)
     watch_time = [task.kind == "watch_time" for task in schema.tasks]
     loss = MultiTaskLoss(task_weights(config, schema), watch_time)
     return TrainModel(RankingModel(sparse, dense), loss)
 
 
-def _build_dense(config: Config, schema: Schema) -> DenseArch:
+def _build_dense(config: Config, lookups: Lookups) -> DenseArch:
     """Tokens, tower and heads; random draws are made in this order."""
-    options, num_tasks = config.model, len(schema.tasks)
+    options, schema = config.model, lookups.schema
+    num_tasks = len(schema.tasks)
+    vector_dims = [vector.dim for vector in schema.vectors]
+    field_widths = [field.width for field in lookups.fields] + vector_dims
     sequences = _sequences_read(options, schema)
-    tokens = _build_tokens(config, schema, sequences)
+    tokens = _build_tokens(config, lookups, field_widths, sequences)
     tower = build_tower(
         options,
         num_fields=tokens.num_fields,
@@ -84,9 +84,14 @@ def _build_dense(config: Config, schema: Schema) -> DenseArch:
     )
     first_order = None
     if options.first_order:
-        num_inputs = config.tables.embedding_dim * len(schema.fields) + len(schema.standardised)
-        first_order = FirstOrder(num_inputs, num_tasks)
-    return DenseArch(tokens, tower, first_order, _entire_space(options.conditional_on, schema))
+        first_order = FirstOrder(sum(field_widths) + len(schema.standardised), num_tasks)
+    return DenseArch(
+        tokens,
+        tower,
+        vectors=Vectors(vector_dims) if vector_dims else None,
+        first_order=first_order,
+        entire_space=_entire_space(options.conditional_on, schema),
+    )
 
 
 def _sequences_read(options: ModelConfig, schema: Schema) -> Sequence[SequenceFeature]:
@@ -95,13 +100,19 @@ def _sequences_read(options: ModelConfig, schema: Schema) -> Sequence[SequenceFe
 
 
 def _build_tokens(
-    config: Config, schema: Schema, sequences: Sequence[SequenceFeature]
+    config: Config,
+    lookups: Lookups,
+    field_widths: Sequence[int],
+    sequences: Sequence[SequenceFeature],
 ) -> TokenArch:
-    options = config.model
+    options, schema = config.model, lookups.schema
     return TokenArch(
-        num_fields=len(schema.fields),
-        embedding_dim=config.tables.embedding_dim,
+        field_widths=field_widths,
         sequence_lengths=[sequence.max_length for sequence in sequences],
+        item_widths=[
+            [config.table(attribute.table).embedding_dim for attribute in sequence.attributes]
+            for sequence in sequences
+        ],
         target_fields=[schema.target_fields(sequence) for sequence in sequences],
         num_dense=len(schema.standardised),
         num_tasks=len(schema.tasks) if options.name in TASK_AWARE else 0,

@@ -2,8 +2,8 @@
 
 The flow: ids -> SparseArch -> TokenArch -> tower -> logits [B, K].
 
-Letters: B batch, M fields, E embedding width, N standardised dense features, L history items,
-K tasks.
+Letters: B batch, E_m width of field m, V floats of all vectors, N standardised dense features,
+L history items, K tasks.
 """
 
 from collections.abc import Sequence
@@ -33,9 +33,24 @@ class FirstOrder(nn.Module):
         nn.init.zeros_(self.linear.bias)
 
     def forward(self, fields: Sequence[torch.Tensor], dense_BN: torch.Tensor) -> torch.Tensor:
-        """Fields [B, E] and dense features [B, N] -> logits [B, K]."""
+        """Fields [B, E_m] and dense features [B, N] -> logits [B, K]."""
         logits_BK: torch.Tensor = self.linear(torch.cat([*fields, dense_BN], dim=1))
         return logits_BK
+
+
+class Vectors(nn.Module):
+    """Given vectors, each a field; a learned default, initially 0, replaces those that are null."""
+
+    def __init__(self, dims: Sequence[int]) -> None:
+        """`dims`: floats of each vector."""
+        super().__init__()
+        self.dims = list(dims)
+        self.default_V = nn.Parameter(torch.zeros(sum(dims)))
+
+    def forward(self, vectors_BV: torch.Tensor) -> list[torch.Tensor]:
+        """All vectors side by side, NaN where null -> one [B, dim] per vector."""
+        filled_BV = torch.where(vectors_BV.isnan(), self.default_V, vectors_BV)
+        return list(filled_BV.split(self.dims, dim=1))
 
 
 class DenseArch(nn.Module):
@@ -45,30 +60,40 @@ class DenseArch(nn.Module):
         self,
         tokens: TokenArch,
         tower: nn.Module,
+        vectors: Vectors | None = None,
         first_order: FirstOrder | None = None,
         entire_space: EntireSpace | None = None,
     ) -> None:
-        """`first_order` and `entire_space` are optional parts; None leaves them out."""
+        """`vectors`, `first_order` and `entire_space` are optional parts; None leaves them out."""
         super().__init__()
+        self.vectors = vectors
         self.tokens = tokens
         self.tower = tower
         self.first_order = first_order
         self.entire_space = entire_space
 
     def forward(
-        self, embeddings: SparseEmbeddings, dense_BN: torch.Tensor, time_gap_BL: torch.Tensor
+        self,
+        embeddings: SparseEmbeddings,
+        vectors_BV: torch.Tensor,
+        dense_BN: torch.Tensor,
+        time_gap_BL: torch.Tensor,
     ) -> torch.Tensor:
         """Logits [B, K]."""
-        logits_BK: torch.Tensor = self.tower(self.tokens(*embeddings, dense_BN, time_gap_BL))
+        fields = embeddings.fields
+        if self.vectors is not None:
+            fields = fields + self.vectors(vectors_BV)
+        tokens = self.tokens(fields, embeddings.sequences, embeddings.masks, dense_BN, time_gap_BL)
+        logits_BK: torch.Tensor = self.tower(tokens)
         if self.first_order is not None:
-            logits_BK = logits_BK + self.first_order(embeddings.fields, dense_BN)
+            logits_BK = logits_BK + self.first_order(fields, dense_BN)
         if self.entire_space is not None:
             logits_BK = self.entire_space(logits_BK)
         return logits_BK
 
 
 class RankingModel(nn.Module):
-    """The servable model: ids and dense features -> logits [B, K]."""
+    """The servable model: ids, vectors and dense features -> logits [B, K]."""
 
     def __init__(self, sparse: SparseArch, dense: DenseArch) -> None:
         """`sparse` is sharded, `dense` replicated."""
@@ -77,8 +102,14 @@ class RankingModel(nn.Module):
         self.dense = dense
 
     def forward(
-        self, sparse_features: KeyedJaggedTensor, dense_BN: torch.Tensor, time_gap_BL: torch.Tensor
+        self,
+        sparse_features: KeyedJaggedTensor,
+        weighted_features: KeyedJaggedTensor | None,
+        vectors_BV: torch.Tensor,
+        dense_BN: torch.Tensor,
+        time_gap_BL: torch.Tensor,
     ) -> torch.Tensor:
         """Logits [B, K]; arguments as in `RankingBatch`."""
-        logits_BK: torch.Tensor = self.dense(self.sparse(sparse_features), dense_BN, time_gap_BL)
+        embeddings = self.sparse(sparse_features, weighted_features)
+        logits_BK: torch.Tensor = self.dense(embeddings, vectors_BV, dense_BN, time_gap_BL)
         return logits_BK

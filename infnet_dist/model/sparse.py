@@ -1,18 +1,19 @@
-"""SparseArch: one EmbeddingCollection for all ids; returns padded tensors and masks.
+"""SparseArch: the TorchRec collections of all tables; returns pooled and padded tensors.
 
-Letters: B rows, L_f items kept of behaviour f, E embedding width.
+Letters: B rows, L_f items kept of behaviour f, E_t embedding width of table t.
 """
 
+from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
 import torch
 from torch import nn
-from torch.nn import functional
-from torchrec.modules.embedding_configs import DataType, EmbeddingConfig
-from torchrec.modules.embedding_modules import EmbeddingCollection
-from torchrec.sparse.jagged_tensor import JaggedTensor, KeyedJaggedTensor
+from torchrec.modules.embedding_configs import DataType, EmbeddingBagConfig, EmbeddingConfig
+from torchrec.modules.embedding_modules import EmbeddingBagCollection, EmbeddingCollection
+from torchrec.sparse.jagged_tensor import JaggedTensor, KeyedJaggedTensor, KeyedTensor
 
-from infnet_dist.schema import Schema, sequence_key
+from infnet_dist.lookups import Home, Lookup, Lookups, TableLookups
+from infnet_dist.schema import sequence_key
 
 _DATA_TYPES = {"fp32": DataType.FP32, "fp16": DataType.FP16}
 
@@ -21,8 +22,8 @@ class SparseEmbeddings(NamedTuple):
     """Embeddings after the lookup, always float32.
 
     Attributes:
-        fields: one [B, E] per field, in the order of `Schema.fields`; zeros for padding rows.
-        sequences: one [B, L_f, attributes x E] per behaviour; zeros where padded.
+        fields: one [B, E_t] per field, in the order of `Lookups.fields`; zeros for padding rows.
+        sequences: one [B, L_f, sum of the attributes' E_t] per behaviour; zeros where padded.
         masks: one bool [B, L_f] per behaviour, True for items, False for padding.
     """
 
@@ -32,80 +33,132 @@ class SparseEmbeddings(NamedTuple):
 
 
 class SparseArch(nn.Module):
-    """All tables of the run in one EmbeddingCollection: the part that TorchRec shards.
+    """The tables of a run, in the collections that TorchRec shards (`infnet_dist.lookups`).
 
     Args:
-        schema: features and tables.
-        embedding_dim: E, the same for all tables, as EmbeddingCollection requires.
-        data_type: type of the rows, "fp32" or "fp16".
+        lookups: features and tables.
         device: "meta" if the model will be sharded, else a real device.
     """
 
-    def __init__(
-        self,
-        schema: Schema,
-        embedding_dim: int,
-        *,
-        data_type: str = "fp32",
-        device: torch.device | None = None,
-    ) -> None:
+    def __init__(self, lookups: Lookups, *, device: torch.device | None = None) -> None:
         super().__init__()
-        features: dict[str, list[str]] = {table.name: [] for table in schema.tables}
-        for feature in schema.table_features:
-            features[feature.table].append(feature.key)
-        self.embeddings = EmbeddingCollection(
-            tables=[
-                EmbeddingConfig(
-                    name=table.name,
-                    num_embeddings=table.num_embeddings,
-                    embedding_dim=embedding_dim,
-                    feature_names=features[table.name],
-                    data_type=_DATA_TYPES[data_type],
-                )
-                for table in schema.tables
-                if features[table.name]
-            ],
-            device=device,
+        self.sequences = nn.ModuleDict()  # by the width of their rows
+        for width, tables in _by_width(_at_home("sequence", lookups)).items():
+            configs = [EmbeddingConfig(**_options(table)) for table in tables]
+            self.sequences[str(width)] = EmbeddingCollection(tables=configs, device=device)
+        self.bags = _bag_collection("bag", lookups, device)
+        self.weighted_bags = _bag_collection("weighted", lookups, device)
+        self.pooling = Pooling(lookups)
+
+    def forward(
+        self, sparse_features: KeyedJaggedTensor, weighted_features: KeyedJaggedTensor | None
+    ) -> SparseEmbeddings:
+        """Look up all ids, pool and pad; see `RankingBatch` and `SparseEmbeddings`."""
+        jagged = [collection(sparse_features) for collection in self.sequences.values()]
+        pooled = []
+        if self.bags is not None:
+            pooled.append(self.bags(sparse_features))
+        if self.weighted_bags is not None:
+            pooled.append(self.weighted_bags(weighted_features))
+        embeddings: SparseEmbeddings = self.pooling(
+            jagged, pooled, sparse_features, weighted_features
         )
-        self.padding = Padding(schema)
-
-    def forward(self, sparse_features: KeyedJaggedTensor) -> SparseEmbeddings:
-        """Look up all ids and pad; see `SparseEmbeddings` for the shapes."""
-        return self.padding(self.embeddings(sparse_features))
+        return embeddings
 
 
-class Padding(nn.Module):
-    """Jagged embeddings by key -> padded tensors; a module of its own, so that it is an FX leaf."""
+def _at_home(home: Home, lookups: Lookups) -> list[TableLookups]:
+    return [table for table in lookups.tables if table.home == home]
 
-    def __init__(self, schema: Schema) -> None:
+
+def _by_width(tables: Iterable[TableLookups]) -> Mapping[int, list[TableLookups]]:
+    groups: dict[int, list[TableLookups]] = {}
+    for table in tables:
+        groups.setdefault(table.kernel_width, []).append(table)
+    return groups
+
+
+def _bag_collection(
+    home: Home, lookups: Lookups, device: torch.device | None
+) -> EmbeddingBagCollection | None:
+    configs = [EmbeddingBagConfig(**_options(table)) for table in _at_home(home, lookups)]
+    if not configs:
+        return None
+    return EmbeddingBagCollection(tables=configs, is_weighted=home == "weighted", device=device)
+
+
+def _options(table: TableLookups) -> dict[str, object]:
+    return {
+        "name": table.name,
+        "num_embeddings": table.table.num_embeddings,
+        "embedding_dim": table.kernel_width,
+        "feature_names": list(table.keys),
+        "data_type": _DATA_TYPES[table.settings.data_type],
+    }
+
+
+class Pooling(nn.Module):
+    """Embeddings by key -> dense tensors; a module of its own, so that it is an FX leaf."""
+
+    def __init__(self, lookups: Lookups) -> None:
         super().__init__()
-        self._fields = [field.key for field in schema.fields]
-        self._sequences = [
-            (sequence.max_length, [sequence_key(sequence, a) for a in sequence.attributes])
-            for sequence in schema.sequences
-        ]
+        self._fields = lookups.fields
+        widths = {lookup.feature: lookup.width for lookup in lookups}
+        self._max_lengths = {bag.name: bag.max_length for bag in lookups.schema.bags}
+        self._sequences = []
+        for sequence in lookups.schema.sequences:
+            keys = [sequence_key(sequence, attribute) for attribute in sequence.attributes]
+            self._sequences.append((sequence.max_length, [(key, widths[key]) for key in keys]))
 
-    def forward(self, embeddings: dict[str, JaggedTensor]) -> SparseEmbeddings:
-        """Pad every behaviour to its `max_length`, and fields for padding rows."""
-        fields = [_field(embeddings[key]) for key in self._fields]
+    def forward(
+        self,
+        jagged: list[dict[str, JaggedTensor]],
+        pooled: list[KeyedTensor],
+        sparse_features: KeyedJaggedTensor,
+        weighted_features: KeyedJaggedTensor | None,
+    ) -> SparseEmbeddings:
+        """Pool bags to means where asked, pad every behaviour to its `max_length`."""
+        rows = {key: value for found in jagged for key, value in found.items()}
+        sums = {key: value for found in pooled for key, value in found.to_dict().items()}
+        fields = []
+        for field in self._fields:
+            weighted = field.weighted or field.home == "weighted"
+            features = weighted_features if weighted else sparse_features
+            assert features is not None  # the batch has weights if a lookup reads them
+            ids = features[field.feature]
+            if field.home == "sequence":
+                sums[field.feature] = self._pool(rows[field.feature], ids, field)
+            sum_BE = sums[field.feature][:, : field.width].float()
+            fields.append(_mean(sum_BE, ids, field) if field.pooling == "mean" else sum_BE)
         sequences, masks = [], []
-        for length, keys in self._sequences:
-            sequences.append(torch.cat([_pad(embeddings[key], length) for key in keys], dim=-1))
-            lengths_B = embeddings[keys[0]].lengths()
+        for length, attributes in self._sequences:
+            padded = [_pad(rows[key].values(), rows[key], length)[..., :w] for key, w in attributes]
+            sequences.append(torch.cat(padded, dim=-1))
+            lengths_B = rows[attributes[0][0]].lengths()
             places_L = torch.arange(length, device=lengths_B.device)
             masks.append(places_L < lengths_B.unsqueeze(1))
         return SparseEmbeddings(fields, sequences, masks)
 
+    def _pool(self, rows: JaggedTensor, ids: JaggedTensor, field: Lookup) -> torch.Tensor:
+        """Sum of the rows of each bag, [B, E_t]; a single id is a bag of one."""
+        length = self._max_lengths.get(field.feature, 1)
+        rows_BLE = _pad(rows.values(), rows, length)
+        if field.weighted:
+            rows_BLE = rows_BLE * _pad(ids.weights().unsqueeze(1), ids, length)
+        return rows_BLE.sum(1)
 
-def _field(jagged: JaggedTensor) -> torch.Tensor:
-    """[B, E] in float32; padding rows, at the end of the batch, have no id and get zeros."""
-    rows_NE, missing = jagged.values().float(), len(jagged.lengths()) - len(jagged.values())
-    return functional.pad(rows_NE, (0, 0, 0, missing)) if missing else rows_NE
+
+def _mean(sum_BE: torch.Tensor, ids: JaggedTensor, field: Lookup) -> torch.Tensor:
+    """The sum divided by the number of ids, or by the sum of their weights; 0 where that is 0."""
+    if field.weighted:
+        total_B = torch.segment_reduce(ids.weights(), "sum", lengths=ids.lengths(), initial=0)
+    else:
+        total_B = ids.lengths().float()
+    return sum_BE / total_B.where(total_B > 0, 1.0).unsqueeze(1)
 
 
-def _pad(jagged: JaggedTensor, length: int) -> torch.Tensor:
-    """[B, length, E] in float32, converted from fp16 tables as well."""
+def _pad(values: torch.Tensor, jagged: JaggedTensor, length: int) -> torch.Tensor:
+    """[B, length, ...] in float32, converted from fp16 tables as well."""
     padded: torch.Tensor = torch.ops.fbgemm.jagged_to_padded_dense(
-        jagged.values().float(), [jagged.offsets()], [length], 0.0
+        values.float(), [jagged.offsets()], [length], 0.0
     )
     return padded

@@ -1,7 +1,7 @@
 """Embeddings -> categorical, sequence and task tokens, all of width D (docs/infnet.md, section 1).
 
 Letters: B batch, M field tokens, L history tokens of all behaviours, K tasks, D token width,
-N standardised dense features, E embedding width.
+N standardised dense features, E_m width of field m.
 """
 
 from collections.abc import Sequence
@@ -33,13 +33,43 @@ class Tokens(NamedTuple):
 
 
 class FieldProjections(nn.Module):
-    """One linear map E -> D per field, all in one batched product."""
+    """One linear map E_m -> D per field m, in one batched product per width."""
 
-    def __init__(self, num_fields: int, embedding_dim: int, token_dim: int) -> None:
-        """Initialised like `nn.Linear`."""
+    def __init__(self, widths: Sequence[int], token_dim: int) -> None:
+        """`widths`: E_m of each field."""
         super().__init__()
-        bound = embedding_dim**-0.5
-        weight_MED = torch.empty(num_fields, embedding_dim, token_dim).uniform_(-bound, bound)
+        groups: dict[int, list[int]] = {}
+        for field, width in enumerate(widths):
+            groups.setdefault(width, []).append(field)
+        self.groups = list(groups.values())
+        order = [field for group in self.groups for field in group]
+        self.order = None if order == sorted(order) else [order.index(i) for i in sorted(order)]
+        self.by_width = nn.ModuleDict(
+            {
+                str(width): _Projections(len(group), width, token_dim)
+                for width, group in groups.items()
+            }
+        )
+
+    def forward(self, fields: Sequence[torch.Tensor]) -> torch.Tensor:
+        """M fields [B, E_m] -> [B, M, D]."""
+        projected_BMD = torch.cat(
+            [
+                project([fields[i] for i in group])
+                for group, project in zip(self.groups, self.by_width.values(), strict=True)
+            ],
+            dim=1,
+        )
+        return projected_BMD if self.order is None else projected_BMD[:, self.order]
+
+
+class _Projections(nn.Module):
+    """One linear map E -> D per field, all in one batched product; initialised like nn.Linear."""
+
+    def __init__(self, num_fields: int, width: int, token_dim: int) -> None:
+        super().__init__()
+        bound = width**-0.5
+        weight_MED = torch.empty(num_fields, width, token_dim).uniform_(-bound, bound)
         bias_M1D = torch.empty(num_fields, 1, token_dim).uniform_(-bound, bound)
         self.weight_MED, self.bias_M1D = nn.Parameter(weight_MED), nn.Parameter(bias_M1D)
 
@@ -53,9 +83,9 @@ class TokenArch(nn.Module):
     """Projects embeddings and dense features to tokens and normalises them (LayerNorm, our choice).
 
     Args:
-        num_fields: number of fields.
-        embedding_dim: E.
+        field_widths: E_m of each field.
         sequence_lengths: L_f of each behaviour.
+        item_widths: for each behaviour the width of each item attribute.
         target_fields: for each behaviour and item attribute the index of the candidate's field of
             the same kind; None if it has none, which is replaced by zeros.
         num_dense: N; their projection is one more field token if N > 0.
@@ -70,9 +100,9 @@ class TokenArch(nn.Module):
     def __init__(
         self,
         *,
-        num_fields: int,
-        embedding_dim: int,
+        field_widths: Sequence[int],
         sequence_lengths: Sequence[int],
+        item_widths: Sequence[Sequence[int]],
         target_fields: Sequence[Sequence[int | None]],
         num_dense: int,
         num_tasks: int,
@@ -84,11 +114,12 @@ class TokenArch(nn.Module):
         super().__init__()
         self.target_fields = target_fields
         self.token_dim = token_dim
-        self.num_fields = num_fields + (num_dense > 0)
-        self.fields = FieldProjections(num_fields, embedding_dim, token_dim)
+        self.item_widths = item_widths
+        self.num_fields = len(field_widths) + (num_dense > 0)
+        self.fields = FieldProjections(field_widths, token_dim)
         # Checkpoints have the projection of the dense features, N -> D, under the name `numbers`.
         self.numbers = nn.Linear(num_dense, token_dim) if num_dense else None
-        self.items = _item_projections(target_fields, embedding_dim, token_dim)
+        self.items = _item_projections(item_widths, token_dim)
         self.task_KD = _task_tokens(num_tasks, token_dim) if num_tasks else None
         self.field_norm = nn.LayerNorm(token_dim)
         self.item_norm = nn.LayerNorm(token_dim) if sequence_lengths else None
@@ -109,8 +140,8 @@ class TokenArch(nn.Module):
         """Make tokens.
 
         Args:
-            fields: one [B, E] per field.
-            sequences: one [B, L_f, attributes x E] per behaviour.
+            fields: one [B, E_m] per field.
+            sequences: one [B, L_f, sum of the attributes' widths] per behaviour.
             masks: one bool [B, L_f] per behaviour.
             dense_BN: standardised dense features.
             time_gap_BL: buckets, of any integer type, 0 where padded.
@@ -155,21 +186,21 @@ class TokenArch(nn.Module):
 
     def _targets(self, fields: Sequence[torch.Tensor]) -> torch.Tensor:
         """The candidate as an item of each behaviour, by that behaviour's projection, [B, F, D]."""
-        missing_BE = torch.zeros_like(fields[0])
         targets = []
-        for project, places in zip(self.items, self.target_fields, strict=True):
-            attributes = [missing_BE if place is None else fields[place] for place in places]
+        for project, places, widths in zip(
+            self.items, self.target_fields, self.item_widths, strict=True
+        ):
+            attributes = [
+                fields[0].new_zeros(len(fields[0]), width) if place is None else fields[place]
+                for place, width in zip(places, widths, strict=True)
+            ]
             targets.append(project(torch.cat(attributes, dim=1)))
         return torch.stack(targets, dim=1)
 
 
-def _item_projections(
-    target_fields: Sequence[Sequence[int | None]], embedding_dim: int, token_dim: int
-) -> nn.ModuleList:
+def _item_projections(item_widths: Sequence[Sequence[int]], token_dim: int) -> nn.ModuleList:
     """One linear map per behaviour: the attributes of an item side by side -> D."""
-    return nn.ModuleList(
-        nn.Linear(embedding_dim * len(attributes), token_dim) for attributes in target_fields
-    )
+    return nn.ModuleList(nn.Linear(sum(widths), token_dim) for widths in item_widths)
 
 
 def _task_tokens(num_tasks: int, token_dim: int) -> nn.Parameter:

@@ -28,6 +28,12 @@ class TrainModel(nn.Module):
 
     def forward(self, batch: RankingBatch) -> tuple[torch.Tensor, StepOutput]:
         """The loss of this worker's batch, and the detached outputs."""
-        logits_BK = self.model(batch.sparse_features, batch.dense_BN, batch.time_gap_BL)
+        logits_BK = self.model(
+            batch.sparse_features,
+            batch.weighted_features,
+            batch.vectors_BV,
+            batch.dense_BN,
+            batch.time_gap_BL,
+        )
         loss, task_loss_K = self.loss(logits_BK, batch.labels_BK, batch.weights_B)
         return loss, StepOutput(logits_BK.detach(), task_loss_K.detach())

@@ -8,6 +8,7 @@ from infnet_dist.config.run import Config
 from infnet_dist.data.statistics import TableUsage
 from infnet_dist.errors import PlanError
 from infnet_dist.io.parsing import first_error
+from infnet_dist.lookups import Lookups
 from infnet_dist.planning.costs.popularity import fit_zipf
 from infnet_dist.planning.tables import PlanFeature, PlanTable, TableSet
 from infnet_dist.schema import Schema, Table, sequence_key
@@ -51,20 +52,17 @@ def tables_of_run(config: Config, schema: Schema, usage: TableUsage | None = Non
 def _tables(
     config: Config, schema: Schema, usage: TableUsage | None, lengths: Mapping[str, float]
 ) -> Iterator[PlanTable]:
-    for table in schema.tables:
-        keys = [feature.key for feature in schema.table_features if feature.table == table.name]
-        if not keys:
-            continue
-        override = config.tables.overrides.get(table.name)
+    for table in Lookups(schema, config).tables:
+        pooled = table.home != "sequence"
         yield PlanTable(
             name=table.name,
-            num_embeddings=table.num_embeddings,
-            embedding_dim=config.tables.embedding_dim,
-            data_type=config.tables.data_type,
-            pooling="none",
-            zipf=_zipf(table, usage),
-            features=tuple(PlanFeature(name=k, mean_length=lengths[k]) for k in keys),
-            sharding_types=(override and override.sharding_types) or DEFAULT_SHARDING_TYPES,
+            num_embeddings=table.table.num_embeddings,
+            embedding_dim=table.kernel_width,
+            data_type=table.settings.data_type,
+            pooling="sum" if pooled else "none",
+            zipf=_zipf(table.table, usage),
+            features=tuple(PlanFeature(name=k, mean_length=lengths[k]) for k in table.keys),
+            sharding_types=table.settings.sharding_types or DEFAULT_SHARDING_TYPES,
             min_column_width=4,
         )
 

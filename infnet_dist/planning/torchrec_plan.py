@@ -5,38 +5,16 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import nn
 from torch.distributed._shard.sharding_spec import EnumerableShardingSpec, ShardMetadata
-from torchrec.distributed.embedding import EmbeddingCollectionSharder
 from torchrec.distributed.types import (
     CacheParams,
     EmbeddingModuleShardingPlan,
     ParameterSharding,
     ShardingPlan,
-    ShardingType,
 )
 from torchrec.modules.embedding_modules import EmbeddingBagCollection, EmbeddingCollection
 
 from infnet_dist.errors import PlanError
 from infnet_dist.planning.plan import Plan, shards_of
-
-
-class CollectionSharder(EmbeddingCollectionSharder):
-    """Offers the sharding types that train correctly under an optimizer fused into backward.
-
-    Excluded: data-parallel and the dense kernel (wrong or memory-unsafe for sequences on CPUs).
-    """
-
-    def sharding_types(self, compute_device_type: str) -> list[str]:
-        """Table-wise, column-wise and row-wise."""
-        return [t.value for t in (ShardingType.TABLE_WISE, ShardingType.COLUMN_WISE)] + [
-            ShardingType.ROW_WISE.value
-        ]
-
-
-def find_collection(model: nn.Module) -> tuple[str, EmbeddingCollection]:
-    """Path and module of the model's only EmbeddingCollection."""
-    found = [(n, m) for n, m in model.named_modules() if isinstance(m, EmbeddingCollection)]
-    assert len(found) == 1, f"expected one EmbeddingCollection, found {len(found)}"
-    return found[0]
 
 
 def to_sharding_plan(plan: Plan, model: nn.Module, device: torch.device) -> ShardingPlan:

@@ -5,13 +5,17 @@ dense optimizer. The same calls run on gloo with CPUs and on NCCL with GPUs.
 """
 
 import math
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 import torch
 import torch.distributed as dist
 from torch import nn
 from torch.distributed._shard.sharded_tensor import ShardedTensor
+from torch.nn import functional
+from torchrec.distributed.embedding import EmbeddingCollectionSharder
+from torchrec.distributed.embeddingbag import EmbeddingBagCollectionSharder
 from torchrec.distributed.model_parallel import (
     DefaultDataParallelWrapper,
     DistributedModelParallel,
@@ -23,6 +27,7 @@ from infnet_dist.config.run import Config
 from infnet_dist.data.hashing import stable_seed
 from infnet_dist.data.statistics import TableUsage
 from infnet_dist.distributed.context import WorkerContext
+from infnet_dist.lookups import Lookups, TableLookups
 from infnet_dist.model.build import build_train_model
 from infnet_dist.planning.checks import check_budget, check_plan
 from infnet_dist.planning.host_memory import host_memory_bytes
@@ -31,11 +36,12 @@ from infnet_dist.planning.plan_file import load_plan
 from infnet_dist.planning.planner import make_plan
 from infnet_dist.planning.run_tables import tables_of_run
 from infnet_dist.planning.topology import Topology, this_topology
-from infnet_dist.planning.torchrec_plan import CollectionSharder, find_collection, to_sharding_plan
+from infnet_dist.planning.torchrec_plan import to_sharding_plan
 from infnet_dist.schema import Schema
 from infnet_dist.sharding.optimizers import apply_sparse_optimizer, make_dense_optimizer
 
 _CHUNK_ROWS = 4096
+_TABLE = re.compile(r"\.(?:embeddings|embedding_bags)\.([^.]+)\.weight$")  # in a state_dict
 
 
 class ShardedModel(NamedTuple):
@@ -100,9 +106,9 @@ def build_sharded_model(
         PlanError: the plan file doesn't fit, or no plan can be made.
         ConfigError: unknown table or task names.
     """
+    lookups = Lookups(schema, config)
     train_model = build_train_model(config, schema, table_device=torch.device("meta"))
-    _, collection = find_collection(train_model)
-    apply_sparse_optimizer(collection, config.sparse_optimizer)
+    apply_sparse_optimizer(train_model.model.sparse, config.sparse_optimizer)
     topology = topology_of(context)
     plan = context.on_first(lambda: get_plan(config, schema, topology, sample_usage))
     model = DistributedModelParallel(
@@ -110,11 +116,11 @@ def build_sharded_model(
         env=ShardingEnv.from_process_group(dist.group.WORLD),
         device=context.device,
         plan=to_sharding_plan(plan, train_model, context.device),
-        sharders=[CollectionSharder()],
+        sharders=[EmbeddingCollectionSharder(), EmbeddingBagCollectionSharder()],
         init_data_parallel=context.world_size > 1,  # nothing to all-reduce on one worker
         data_parallel_wrapper=FixedBuckets(),
     ).to(context.device)
-    fill_tables(model, seed=config.run.seed)
+    fill_tables(model, lookups, seed=config.run.seed)
     dense_optimizer = make_dense_optimizer(model, config.dense_optimizer)
     optimizer = CombinedOptimizer([model.fused_optimizer, ("dense", dense_optimizer)])
     return ShardedModel(model, optimizer, model.fused_optimizer, dense_optimizer, plan, schema)
@@ -163,42 +169,60 @@ def table_bytes(model: nn.Module, sparse_optimizer: KeyedOptimizer) -> int:
     tensors = [tensor for _, tensor in _table_states(model)]
     for states in sparse_optimizer.state_dict()["state"].values():
         tensors += [t for t in states.values() if isinstance(t, ShardedTensor)]
-    shards = [shard.tensor for tensor in tensors for shard in tensor.local_shards()]
-    return sum(shard.nbytes for shard in shards)
+    return sum(shard.nbytes for tensor in tensors for shard, _ in _local_shards(tensor))
 
 
-def fill_tables(model: nn.Module, *, seed: int) -> None:
-    """Initialise every table's rows uniformly in +-1/sqrt(num_embeddings), as TorchRec does.
+def fill_tables(model: nn.Module, lookups: Lookups, *, seed: int) -> None:
+    """Initialise the rows of all tables; by default uniformly in +-1/sqrt(num_embeddings).
 
     A row's values depend on (seed, table, row) alone, so runs under different plans and numbers of
     workers start from the same model. Seeds by rank would differ with the plan, and one seed for
-    all ranks would give row-wise shards equal rows.
+    all ranks would give row-wise shards equal rows. Columns that only the kernel needs are 0.
     """
+    tables = {table.name: table for table in lookups.tables}
     for name, tensor in _table_states(model):
-        table = name.split(".")[-2]
-        rows, columns = tensor.size()
-        bound = rows**-0.5
-        for shard in tensor.local_shards():
-            row, column = shard.metadata.shard_offsets
-            _fill(shard.tensor, (seed, table), row, column, columns, bound)
+        table = tables[name]
+        for shard, (row, column) in _local_shards(tensor):
+            _fill(shard, table, seed, row, column)
 
 
-def _fill(
-    shard: torch.Tensor, key: tuple[int, str], row: int, column: int, width: int, bound: float
-) -> None:
-    stop = row + shard.shape[0]
+def _fill(shard: torch.Tensor, table: TableLookups, seed: int, row: int, column: int) -> None:
+    stop, width = row + shard.shape[0], table.settings.embedding_dim
+    padding = table.kernel_width - width
     for chunk in range(row // _CHUNK_ROWS, -(-stop // _CHUNK_ROWS)):
-        generator = torch.Generator().manual_seed(stable_seed(*key, chunk))
-        values = torch.rand(_CHUNK_ROWS, width, generator=generator).mul_(2 * bound).sub_(bound)
+        generator = torch.Generator().manual_seed(stable_seed(seed, table.name, chunk))
+        values = functional.pad(_initial_values(table, generator), (0, padding))
         first, last = max(row, chunk * _CHUNK_ROWS), min(stop, (chunk + 1) * _CHUNK_ROWS)
         part = values[first - chunk * _CHUNK_ROWS : last - chunk * _CHUNK_ROWS]
         with torch.no_grad():
             shard[first - row : last - row].copy_(part[:, column : column + shard.shape[1]])
 
 
-def _table_states(model: nn.Module) -> list[tuple[str, ShardedTensor]]:
-    return [
-        (name, tensor)
-        for name, tensor in model.state_dict().items()
-        if isinstance(tensor, ShardedTensor)
-    ]
+def _initial_values(table: TableLookups, generator: torch.Generator) -> torch.Tensor:
+    """`_CHUNK_ROWS` rows, float32."""
+    settings = table.settings
+    shape = (_CHUNK_ROWS, settings.embedding_dim)
+    scale = settings.initial_scale or table.table.num_embeddings**-0.5
+    if settings.initialization == "zeros":
+        return torch.zeros(shape)
+    if settings.initialization == "normal":
+        return torch.randn(shape, generator=generator).mul_(scale)
+    return torch.rand(shape, generator=generator).mul_(2 * scale).sub_(scale)
+
+
+def _table_states(model: nn.Module) -> Iterator[tuple[str, torch.Tensor | ShardedTensor]]:
+    """Name and rows of each table; a data-parallel one is a plain tensor."""
+    for name, tensor in model.state_dict().items():
+        if match := _TABLE.search(name):
+            yield match[1], tensor
+
+
+def _local_shards(
+    tensor: torch.Tensor | ShardedTensor,
+) -> Iterator[tuple[torch.Tensor, Sequence[int]]]:
+    """This rank's rectangles, each with its first row and column."""
+    if isinstance(tensor, ShardedTensor):
+        for shard in tensor.local_shards():
+            yield shard.tensor, shard.metadata.shard_offsets
+    else:
+        yield tensor, (0, 0)

@@ -16,6 +16,7 @@ ORDER = [
     "schema",
     "batch",
     "config",
+    "lookups",
     "distributed",
     "data",
     "ingest",
