@@ -9,9 +9,10 @@ EXTRA ?= $(shell cat .venv/extra 2>/dev/null || echo cpu)
 CONFIG ?= configs/smoke.yaml
 BIN := .venv/bin
 STAMP := .venv/installed-$(EXTRA)
-UNIT_TESTS := tests/unit tests/contrib
-TESTS := tests/multiprocess tests/integration tests/faults  # of several processes each
-AT_ONCE := -n 2 --dist loadfile  # two files of tests
+# Four files of tests at once, the longest first: those of several processes wait more than they
+# compute, and the short ones fill the cores at the end.
+TESTS := tests/integration tests/faults tests/multiprocess tests/unit tests/contrib
+AT_ONCE := -n 4 --dist loadfile --no-loadscope-reorder
 
 MINUTES ?= 10
 
@@ -44,12 +45,10 @@ test-all: $(STAMP)  ## Every test, those of `make faults` and the slow ones incl
 	@$(MAKE) --no-print-directory --jobs 3 lint types all-tests
 
 ci-tests:
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(UNIT_TESTS) $(AT_ONCE) -m "not exhaustive"
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(TESTS) $(AT_ONCE) -m "not matrix and not exhaustive"
 
 all-tests:
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(UNIT_TESTS) $(AT_ONCE)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(TESTS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(TESTS) $(AT_ONCE)
 
 faults: $(STAMP)  ## All injected faults, those on Ray included (docs/faults.md)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/faults tests/multiprocess/test_resume.py \
