@@ -74,7 +74,7 @@ class DataConfig(Section):
     )
     crosses: dict[str, CrossConfig] = Field(
         default_factory=dict,
-        description="by name of a further feature and its table, features that are combined",
+        description="further features by name, which is also their table's: combinations of features",
     )
     batch_size: int = Field(512, ge=1, lt=2**31, description="rows per worker and step")
     shuffle_rows: int = Field(

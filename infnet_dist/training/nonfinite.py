@@ -5,9 +5,9 @@ from collections.abc import Iterator
 import torch
 
 from infnet_dist.batch import RankingBatch
+from infnet_dist.lookups import Lookups
 from infnet_dist.model.sparse import SparseEmbeddings
 from infnet_dist.model.train_model import StepOutput, TrainModel
-from infnet_dist.schema import Schema
 from infnet_dist.training.setup import TrainingSetup
 
 
@@ -30,7 +30,7 @@ def diagnose_nonfinite(
         embeddings = module.model.sparse(batch.sparse_features, batch.weighted_features)
     here = None
     if not loss.isfinite():
-        faults = _faults(batch, setup.schema, embeddings, output.logits_BK)
+        faults = _faults(batch, setup.sharded.lookups, embeddings, output.logits_BK)
         here = loss.item(), next(faults, "no input, embedding or logit shows why"), batch.rows
     by_rank = setup.context.gather(here)
     rank, (value, fault, rows) = next((r, found) for r, found in enumerate(by_rank) if found)
@@ -41,9 +41,9 @@ def diagnose_nonfinite(
 
 
 def _faults(
-    batch: RankingBatch, schema: Schema, embeddings: SparseEmbeddings, logits_BK: torch.Tensor
+    batch: RankingBatch, lookups: Lookups, embeddings: SparseEmbeddings, logits_BK: torch.Tensor
 ) -> Iterator[str]:
-    fields = [field.key for field in schema.fields] + [bag.name for bag in schema.bags]
+    schema = lookups.schema
     for place, feature in enumerate(schema.standardised):
         yield from _first(batch.dense_BN[:, place], f"feature {feature.name!r} is")
     for place, task in enumerate(schema.tasks):
@@ -53,8 +53,8 @@ def _faults(
     for vector, vectors_BV in zip(schema.vectors, batch.vectors_BV.split(dims, 1), strict=True):
         given = vectors_BV.nan_to_num(posinf=torch.inf, neginf=-torch.inf)  # NaN: null
         yield from _first(given.sum(1), f"the vector {vector.name!r} sums to")
-    for key, rows_BE in zip(fields, embeddings.fields, strict=True):
-        yield from _first(rows_BE.sum(1), f"the embedding of {key!r} sums to")
+    for field, rows_BE in zip(lookups.fields, embeddings.fields, strict=True):
+        yield from _first(rows_BE.sum(1), f"the embedding of {field.feature!r} sums to")
     for sequence, items_BLE in zip(schema.sequences, embeddings.sequences, strict=True):
         yield from _first(items_BLE.sum((1, 2)), f"the history {sequence.name!r} sums to")
     for place, task in enumerate(schema.tasks):
