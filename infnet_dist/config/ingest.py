@@ -6,7 +6,13 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from infnet_dist.config.limits import MAX_BUCKETS, MAX_GROUP_ROWS, MAX_LENGTH, MAX_TABLE_ROWS
+from infnet_dist.config.limits import (
+    MAX_BUCKETS,
+    MAX_GROUP_ROWS,
+    MAX_LENGTH,
+    MAX_TABLE_ROWS,
+    MAX_VECTOR,
+)
 from infnet_dist.config.logs import LogsIngest
 from infnet_dist.config.model import Section
 from infnet_dist.errors import unknown_name
@@ -38,6 +44,37 @@ class SyntheticIngest(Section):
     extra_fields: tuple[TableRows, ...] = Field(
         (), description="numbers of ids of additional features; each hashes the item or the user"
     )
+    num_tags: int = Field(
+        0,
+        ge=0,
+        le=10**8,
+        description="number of tags, of which items have a bag with an effect on the labels; 0: "
+        "no tags",
+    )
+    num_interests: int = Field(
+        0,
+        ge=0,
+        le=10**8,
+        description="number of interests, of which users have a weighted bag with an effect; 0: "
+        "no interests",
+    )
+    content_dim: int = Field(
+        0,
+        ge=0,
+        le=MAX_VECTOR,
+        description="size of a vector that most items have, with an effect; 0: no vectors",
+    )
+    num_cities: int = Field(
+        0,
+        ge=0,
+        le=3_000,
+        description="number of cities, of which a row has one; each combination of city and "
+        "device has an effect; 0: no cities and devices",
+    )
+    num_devices: int = Field(
+        0, ge=0, le=3_000, description="number of devices, of which a row has one; see num_cities"
+    )
+    sample_weights: bool = Field(False, description="rows have weights, from 0 to 2")
     valid_share: float = Field(
         0.1, gt=0, lt=0.5, description="share of all rows in valid, before those of test"
     )
@@ -51,6 +88,12 @@ class SyntheticIngest(Section):
         16_384, ge=1, le=MAX_GROUP_ROWS, description="number of rows per Parquet row group"
     )
     seed: int = Field(0, ge=0, description="random seed of users, items and logs")
+
+    @model_validator(mode="after")
+    def _check(self) -> "SyntheticIngest":
+        if bool(self.num_cities) != bool(self.num_devices):
+            raise ValueError("num_cities and num_devices: one is 0; set both, or neither")
+        return self
 
 
 class KuaiRandIngest(Section):
