@@ -13,6 +13,7 @@ from infnet_dist.config.limits import (
     MAX_TABLE_ROWS,
     MAX_VECTOR,
 )
+from infnet_dist.config.log_columns import Pooling, VectorColumn
 from infnet_dist.config.logs import LogsIngest
 from infnet_dist.config.model import Section
 from infnet_dist.errors import unknown_name
@@ -135,6 +136,29 @@ class KuaiRandIngest(Section):
     )
 
 
+class BagColumn(Section):
+    """A column of lists of values: a bag, one token for all items."""
+
+    pooling: Pooling = Field("mean", description="sum or mean of the rows of the items")
+    weights: str | None = Field(
+        None,
+        min_length=1,
+        description="column of the weights of the items, as many numbers >= 0 as items; null: all "
+        "items weigh 1",
+    )
+    separator: str = Field(
+        "|",
+        min_length=1,
+        description="separator between the items of lists that are text, and of their weights",
+    )
+    max_length: int = Field(
+        20,
+        ge=1,
+        le=MAX_LENGTH,
+        description="maximum number of items per row; the first ones are kept",
+    )
+
+
 class TabularIngest(Section):
     """Parquet tables with one row per example, already split, without histories."""
 
@@ -149,6 +173,18 @@ class TabularIngest(Section):
     )
     categorical: tuple[str, ...] = Field(
         (), description="numeric columns whose values are categories"
+    )
+    bags: dict[str, BagColumn] = Field(
+        default_factory=dict, description="lists of values, by column"
+    )
+    vectors: dict[str, VectorColumn] = Field(
+        default_factory=dict, description="vectors of numbers, by column"
+    )
+    sample_weight: str | None = Field(
+        None,
+        min_length=1,
+        description="column of the weights of the rows in losses and metrics, numbers >= 0; null: "
+        "all rows weigh 1",
     )
     exclude: tuple[str, ...] = Field((), description="columns that are left out")
     group_column: str | None = Field(
@@ -172,10 +208,24 @@ class TabularIngest(Section):
             raise ValueError(f"splits: {' and '.join(sorted(missing))} missing; add it")
         roles = Counter([*self.tasks.values(), *self.categorical, *self.exclude])
         roles.update([self.group_column] if self.group_column else [])
+        roles.update([self.sample_weight] if self.sample_weight else [])
+        roles.update([*self.bags, *self.vectors, *set(self.weight_columns.values())])
         for column, times in roles.items():
             if times > 1:
                 raise ValueError(f"column {column!r} has {times} roles; keep one")
         return self
+
+    @property
+    def weight_columns(self) -> dict[str, str]:
+        """By column of a weighted bag, the column of its weights."""
+        return {name: bag.weights for name, bag in self.bags.items() if bag.weights is not None}
+
+    @property
+    def not_features(self) -> frozenset[str]:
+        """Columns that aren't read as ids or numbers: labels, groups, weights and vectors."""
+        others = [name for name in (self.group_column, self.sample_weight) if name is not None]
+        weights = self.weight_columns.values()
+        return frozenset([*self.tasks.values(), *others, *weights, *self.vectors])
 
 
 class PetastormSequence(Section):
