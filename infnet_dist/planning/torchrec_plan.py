@@ -45,7 +45,7 @@ def _collections(model: nn.Module) -> Iterator[tuple[str, Sequence[str]]]:
 
 def _parameter_sharding(plan: Plan, name: str, device: torch.device) -> ParameterSharding:
     topology, entry = plan.made_for.topology, plan.tables[name]
-    shards = list(shards_of(plan.made_for.tables.table(name), entry, topology))
+    shards = list(shards_of(plan.table(name), entry, topology))
     spec = None
     if entry.sharding_type != "data_parallel":  # shards are whole tables under DDP, without a spec
         spec = EnumerableShardingSpec(

@@ -98,7 +98,7 @@ def _row(plan: Plan, name: str) -> tuple[str, ...]:
     kind = "nodes" if entry.sharding_type in BY_NODE else "ranks"
     where = f"{kind} {_short(entry.places)}" if entry.places else "all ranks"
     return (
-        shape(plan.made_for.tables.table(name)),
+        shape(plan.table(name)),
         entry.sharding_type,
         entry.compute_kernel + cache,
         where,
