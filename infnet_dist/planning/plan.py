@@ -12,10 +12,17 @@ import numpy as np
 import torchrec
 from pydantic import BaseModel, ConfigDict, Field
 
+from infnet_dist.config.tables import ShardingTypeName
 from infnet_dist.io.parsing import Name
-from infnet_dist.planning.costs.options import ShardingOption
+from infnet_dist.planning.costs.communication import output_bytes
+from infnet_dist.planning.costs.options import COLUMN_TYPES, ShardingOption
 from infnet_dist.planning.costs.sizes import block_rows, home_tier, row_bytes
-from infnet_dist.planning.tables import KernelName, PlanTable, ShardingTypeName, TableSet
+from infnet_dist.planning.tables import (
+    ROW_STATE_OPTIMIZERS,
+    KernelName,
+    PlanTable,
+    TableSet,
+)
 from infnet_dist.planning.topology import TIERS, Topology
 
 FORMAT_VERSION = 2
@@ -194,6 +201,21 @@ class Plan(_Entry):
         buffers = max(sum(entry.memory_bytes.values()) - stored - cached, 0)
         outside_hbm = topology.device == "cuda" and tier != "hbm"
         return TableBytes(stored, tier, outside_hbm, cached, buffers // max(ranks, 1))
+
+    def output_bytes(self, name: str) -> float:
+        """Bytes of a table's rows and gradients that all ranks exchange in a step."""
+        option, tables = self.tables[name].sharding_option, self.made_for.tables
+        return output_bytes(self.table(name), option, self.made_for.topology, tables.batch_size)
+
+    @property
+    def own_states(self) -> list[str]:
+        """Names of tables whose column shards have row-wise optimizer states of their own."""
+        return [
+            name
+            for name, entry in self.tables.items()
+            if entry.sharding_type in COLUMN_TYPES
+            and self.table(name).optimizer in ROW_STATE_OPTIMIZERS
+        ]
 
     @property
     def tables_hash(self) -> str:

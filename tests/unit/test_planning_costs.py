@@ -284,7 +284,9 @@ def test_the_exponent_is_found_from_a_sample(exponent: float, rows: int) -> None
 )
 def test_one_rank_takes_table_wise_alone(workers: int, expected: set[str]) -> None:
     topology = make_topology(1, device="cpu").model_copy(update={"workers_per_node": workers})
-    table = make_tables("sequence")[2].model_copy(update={"sharding_types": ("table_wise", "row_wise")})
+    table = make_tables("sequence")[2].model_copy(
+        update={"sharding_types": ("table_wise", "row_wise")}
+    )
     assert {
         option.sharding_type for option in enumerate_options(table, topology, offload=False)
     } == expected

@@ -39,17 +39,13 @@ def chosen(name: str, sharding_type: str, kind: str) -> TableSet:
         *((t, "sequence") for t in ("table_wise", "column_wise", "row_wise")),
     ],
 )
-def test_each_type_becomes_torchrecs_own_plan(
-    sharding_type: str, kind: str, device: str
-) -> None:
+def test_each_type_becomes_torchrecs_own_plan(sharding_type: str, kind: str, device: str) -> None:
     topology = make_topology(3)
     table_set = chosen("t2", sharding_type, kind)
     plan = make_plan(table_set, topology)
     entry = plan.tables["t2"]
     assert entry.sharding_type == sharding_type
-    (module,) = to_sharding_plan(
-        plan, model(table_set, kind), torch.device(device)
-    ).plan.values()
+    (module,) = to_sharding_plan(plan, model(table_set, kind), torch.device(device)).plan.values()
     ours: ParameterSharding = module["t2"]
 
     option = torchrec_options(table_set, topology, "t2", entry.sharding_option)
