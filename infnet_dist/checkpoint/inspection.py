@@ -1,7 +1,6 @@
 """Inspection of a checkpoint's tensors, read in parts, and verification of all its bytes."""
 
 import math
-import re
 import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -13,10 +12,10 @@ from infnet_dist.checkpoint.files import DamagedError
 from infnet_dist.checkpoint.manifest import CheckpointManifest
 from infnet_dist.checkpoint.reading import RANGE_BYTES, TensorReader
 from infnet_dist.checkpoint.saved_tensors import SavedTensor
+from infnet_dist.checkpoint.tensor_names import TABLE
 from infnet_dist.errors import CheckpointError, unknown_name
 from infnet_dist.io.filesystem import Folder
 
-_TABLE = re.compile(r"model\..*\.embeddings\.([^.]+)\.weight")
 Advance = Callable[[int], object]  # called with the number of bytes read
 _VALUES = 2**20  # converted to float64 at once
 _MOST_PLAIN_BYTES = 2**27  # parsed as JSON, so many may take 3 GiB
@@ -63,7 +62,7 @@ class DenseFacts:
 
 def is_table(name: str) -> bool:
     """Whether a tensor of this name holds a table's rows."""
-    return _TABLE.fullmatch(name) is not None
+    return TABLE.fullmatch(name) is not None
 
 
 def tables_of(manifest: CheckpointManifest) -> dict[str, str]:
@@ -71,7 +70,7 @@ def tables_of(manifest: CheckpointManifest) -> dict[str, str]:
     return {
         match[1]: name
         for name, tensor in manifest.tensors.items()
-        if len(tensor.shape) == 2 and (match := _TABLE.fullmatch(name))
+        if len(tensor.shape) == 2 and (match := TABLE.fullmatch(name))
     }
 
 
@@ -88,8 +87,8 @@ def table_tensor(manifest: CheckpointManifest, table: str) -> str:
 
 
 def optimizer_tensors(manifest: CheckpointManifest, tensor: str) -> list[str]:
-    """Names of the optimizer's tensors of a tensor of the model."""
-    start = f"optimizer.{tensor.removeprefix('model.')}."
+    """Names of the optimizer's tensors of a table's tensor."""
+    start = f"optimizer.{tensor.removeprefix('model.').removesuffix('weight')}"
     return [name for name in manifest.tensors if name.startswith(start)]
 
 

@@ -95,7 +95,7 @@ def _try(
     if found is None:
         return fault, None
     manifest, trained = found
-    context.together(lambda: check_same(folder, manifest, trained, sharded.schema))
+    context.together(lambda: check_same(folder, manifest, trained, sharded.lookups.schema))
     state = ModelState(sharded, with_optimizer=with_optimizer)
     shards = state.shards()
     _check_fits(folder, manifest, shards, context, with_optimizer=with_optimizer)

@@ -21,6 +21,7 @@ from infnet_dist.checkpoint.saved_tensors import (
     rows_per_block,
 )
 from infnet_dist.checkpoint.step_folders import MANIFEST, name_of, step_of
+from infnet_dist.checkpoint.tensor_names import current_name
 from infnet_dist.errors import CheckpointError
 from infnet_dist.io.filesystem import Folder
 from infnet_dist.io.parsing import first_error, parse_json
@@ -129,7 +130,7 @@ class CheckpointManifest(Frozen):
         block_bytes: approximate size of the blocks of rows that share a checksum.
         files: files without tensors, by name.
         tensor_files: sizes of the files with tensors, by name.
-        tensors: by name, `model.<name>` or `optimizer.<parameter>.<state>`.
+        tensors: by name (`tensor_names`).
     """
 
     format_version: Literal[2] = 2
@@ -239,6 +240,8 @@ def _parse(folder: Folder, text: bytes) -> CheckpointManifest:
         if own is None or zlib.crc32(memoryview(text)[own.end() :], _OF_BRACE) != int(own[1]):
             raise ValueError("its checksum is wrong")
         raw = parse_json(text)
+        if isinstance(tensors := raw.get("tensors"), dict):
+            raw["tensors"] = {current_name(name): tensor for name, tensor in tensors.items()}
         return CheckpointManifest.model_validate({k: v for k, v in raw.items() if k != "crc32"})
     except ValueError as error:
         if isinstance(error, CheckpointError):

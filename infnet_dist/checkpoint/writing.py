@@ -148,7 +148,7 @@ class CheckpointWriter:
             files={
                 "plan.json": self._put(folder, "plan.json", dump_plan(self._sharded.plan)),
                 "config.yaml": self._put(folder, "config.yaml", dump_config(self._config)),
-                SCHEMA: self._put(folder, SCHEMA, self._sharded.schema.model_dump_json()),
+                SCHEMA: self._put(folder, SCHEMA, self._sharded.lookups.schema.model_dump_json()),
             },
             tensor_files=sizes,
             tensors=merge_chunks(tensor for _, tensors in written for tensor in tensors),

@@ -44,11 +44,8 @@ class FieldProjections(nn.Module):
         self.groups = list(groups.values())
         order = [field for group in self.groups for field in group]
         self.order = None if order == sorted(order) else [order.index(i) for i in sorted(order)]
-        self.by_width = nn.ModuleDict(
-            {
-                str(width): _Projections(len(group), width, token_dim)
-                for width, group in groups.items()
-            }
+        self.by_width = nn.ModuleList(
+            _Projections(len(group), width, token_dim) for width, group in groups.items()
         )
 
     def forward(self, fields: Sequence[torch.Tensor]) -> torch.Tensor:
@@ -56,7 +53,7 @@ class FieldProjections(nn.Module):
         projected_BMD = torch.cat(
             [
                 project([fields[i] for i in group])
-                for group, project in zip(self.groups, self.by_width.values(), strict=True)
+                for group, project in zip(self.groups, self.by_width, strict=True)
             ],
             dim=1,
         )

@@ -53,7 +53,7 @@ class ShardedModel(NamedTuple):
         sparse_optimizer: row-wise Adagrad; it has updated the rows when backward is done.
         dense_optimizer: AdamW.
         plan: the placement of the tables' shards.
-        schema: its features, tables and tasks.
+        lookups: its features and tables.
     """
 
     model: DistributedModelParallel
@@ -61,7 +61,7 @@ class ShardedModel(NamedTuple):
     sparse_optimizer: KeyedOptimizer
     dense_optimizer: KeyedOptimizerWrapper
     plan: Plan
-    schema: Schema
+    lookups: Lookups
 
 
 class FixedBuckets(DefaultDataParallelWrapper):
@@ -123,7 +123,7 @@ def build_sharded_model(
     fill_tables(model, lookups, seed=config.run.seed)
     dense_optimizer = make_dense_optimizer(model, config.dense_optimizer)
     optimizer = CombinedOptimizer([model.fused_optimizer, ("dense", dense_optimizer)])
-    return ShardedModel(model, optimizer, model.fused_optimizer, dense_optimizer, plan, schema)
+    return ShardedModel(model, optimizer, model.fused_optimizer, dense_optimizer, plan, lookups)
 
 
 def topology_of(context: WorkerContext) -> Topology:
