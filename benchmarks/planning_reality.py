@@ -28,7 +28,6 @@ from torchrec.modules.embedding_configs import EmbeddingConfig
 from torchrec.modules.embedding_modules import EmbeddingCollection
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
-from infnet_dist.config.run import SparseOptimizerConfig
 from infnet_dist.distributed.context import WorkerContext
 from infnet_dist.planning.costs.options import ShardingOption
 from infnet_dist.planning.estimates import estimate_plan
@@ -38,7 +37,6 @@ from infnet_dist.planning.tables import PlanFeature, PlanTable, TableSet
 from infnet_dist.planning.topology import this_topology
 from infnet_dist.planning.torchrec_plan import CollectionSharder, to_sharding_plan
 from infnet_dist.sharding.build import table_bytes
-from infnet_dist.sharding.optimizers import apply_sparse_optimizer
 from infnet_dist.training.provenance import versions
 from ray_jobs._local import run_local
 
@@ -141,7 +139,8 @@ def make_plans(ranks: int) -> dict[str, Plan]:
 def measure(context: WorkerContext, *, plan: Plan, steps: int) -> dict[str, object]:
     """Milliseconds of a step and bytes of the tables by rank."""
     model = Lookups([table.name for table in plan.made_for.tables.tables])
-    apply_sparse_optimizer(model.embeddings, SparseOptimizerConfig())
+    for table in model.embeddings.parameters():
+        apply_optimizer_in_backward(RowWiseAdagrad, [table], {"lr": 0.05, "eps": 1e-8})
     sharded = DistributedModelParallel(
         module=model,
         env=ShardingEnv.from_process_group(dist.group.WORLD),

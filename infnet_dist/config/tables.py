@@ -19,6 +19,8 @@ ShardingTypeName = Literal[
 SparseOptimizerName = Literal[
     "rowwise_adagrad", "adagrad", "sgd", "adam", "partial_rowwise_adam", "lamb"
 ]
+GPU_OPTIMIZERS: tuple[SparseOptimizerName, ...] = ("adam", "partial_rowwise_adam", "lamb")
+WITHOUT_DECAY: tuple[SparseOptimizerName, ...] = ("adagrad", "sgd")  # as fbgemm's kernels have none
 DataType = Literal["fp32", "fp16"]
 Initialization = Literal["uniform", "normal", "zeros"]
 
