@@ -353,6 +353,11 @@ def sequence_key(sequence: SequenceFeature, attribute: SequenceAttribute) -> str
     return f"{sequence.name}.{attribute.name}"
 
 
+def sequence_keys(sequence: SequenceFeature) -> tuple[str, ...]:
+    """Keys of all attributes of a sequence."""
+    return tuple(sequence_key(sequence, attribute) for attribute in sequence.attributes)
+
+
 def _check_unique(kind: str, names: list[str]) -> None:
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:

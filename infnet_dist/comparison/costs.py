@@ -9,10 +9,11 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from infnet_dist.config.run import Config
+from infnet_dist.lookups import Lookups
 from infnet_dist.model.build import build_train_model
 from infnet_dist.model.ranking import DenseArch
 from infnet_dist.model.sparse import SparseEmbeddings
-from infnet_dist.schema import Schema
+from infnet_dist.schema import Schema, sequence_keys
 
 BATCH_SIZE = 512
 _REPEATS = 20
@@ -67,17 +68,21 @@ def _dense(config: Config, schema: Schema) -> DenseArch:
 
 def _inputs(
     config: Config, schema: Schema, batch_size: int
-) -> tuple[SparseEmbeddings, torch.Tensor, torch.Tensor]:
+) -> tuple[SparseEmbeddings, torch.Tensor, torch.Tensor, torch.Tensor]:
     """Random inputs of the right shapes; histories are full."""
-    width = config.tables.embedding_dim
+    lookups = Lookups(schema, config)
+    widths = {lookup.feature: lookup.width for lookup in lookups}
     lengths = [sequence.max_length for sequence in schema.sequences]
+    items = [sum(widths[key] for key in sequence_keys(s)) for s in schema.sequences]
     embeddings = SparseEmbeddings(
-        fields=[torch.randn(batch_size, width) for _ in schema.fields],
+        fields=[torch.randn(batch_size, field.width) for field in lookups.fields],
         sequences=[
-            torch.randn(batch_size, s.max_length, width * len(s.attributes))
-            for s in schema.sequences
+            torch.randn(batch_size, length, width)
+            for length, width in zip(lengths, items, strict=True)
         ],
         masks=[torch.ones(batch_size, length, dtype=torch.bool) for length in lengths],
     )
+    vectors_BV = torch.randn(batch_size, sum(vector.dim for vector in schema.vectors))
     dense_BN = torch.randn(batch_size, len(schema.standardised))
-    return embeddings, dense_BN, torch.zeros(batch_size, sum(lengths), dtype=torch.int64)
+    time_gap_BL = torch.zeros(batch_size, sum(lengths), dtype=torch.int64)
+    return embeddings, vectors_BV, dense_BN, time_gap_BL

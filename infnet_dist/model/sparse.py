@@ -13,7 +13,7 @@ from torchrec.modules.embedding_modules import EmbeddingBagCollection, Embedding
 from torchrec.sparse.jagged_tensor import JaggedTensor, KeyedJaggedTensor, KeyedTensor
 
 from infnet_dist.lookups import Home, Lookup, Lookups, TableLookups
-from infnet_dist.schema import sequence_key
+from infnet_dist.schema import sequence_keys
 
 _DATA_TYPES = {"fp32": DataType.FP32, "fp16": DataType.FP16}
 
@@ -106,8 +106,8 @@ class Pooling(nn.Module):
         self._max_lengths = {bag.name: bag.max_length for bag in lookups.schema.bags}
         self._sequences = []
         for sequence in lookups.schema.sequences:
-            keys = [sequence_key(sequence, attribute) for attribute in sequence.attributes]
-            self._sequences.append((sequence.max_length, [(key, widths[key]) for key in keys]))
+            items = [(key, widths[key]) for key in sequence_keys(sequence)]
+            self._sequences.append((sequence.max_length, items))
 
     def forward(
         self,

@@ -5,9 +5,9 @@ from collections.abc import Iterator
 import torch
 
 from infnet_dist.batch import RankingBatch
+from infnet_dist.lookups import Lookups
 from infnet_dist.model.sparse import SparseEmbeddings
 from infnet_dist.model.train_model import StepOutput, TrainModel
-from infnet_dist.schema import Schema
 from infnet_dist.training.setup import TrainingSetup
 
 
@@ -27,10 +27,10 @@ def diagnose_nonfinite(
     module = setup.sharded.model.module
     assert isinstance(module, TrainModel)
     with torch.no_grad():
-        embeddings = module.model.sparse(batch.sparse_features)
+        embeddings = module.model.sparse(batch.sparse_features, batch.weighted_features)
     here = None
     if not loss.isfinite():
-        faults = _faults(batch, setup.schema, embeddings, output.logits_BK)
+        faults = _faults(batch, setup.sharded.lookups, embeddings, output.logits_BK)
         here = loss.item(), next(faults, "no input, embedding or logit shows why"), batch.rows
     by_rank = setup.context.gather(here)
     rank, (value, fault, rows) = next((r, found) for r, found in enumerate(by_rank) if found)
@@ -41,15 +41,16 @@ def diagnose_nonfinite(
 
 
 def _faults(
-    batch: RankingBatch, schema: Schema, embeddings: SparseEmbeddings, logits_BK: torch.Tensor
+    batch: RankingBatch, lookups: Lookups, embeddings: SparseEmbeddings, logits_BK: torch.Tensor
 ) -> Iterator[str]:
+    schema = lookups.schema
     for place, feature in enumerate(schema.standardised):
         yield from _first(batch.dense_BN[:, place], f"feature {feature.name!r} is")
     for place, task in enumerate(schema.tasks):
         known = batch.labels_BK[:, place].nan_to_num(posinf=torch.inf, neginf=-torch.inf)
         yield from _first(known, f"the label of task {task.name!r} is")
-    for field, rows_BE in zip(schema.fields, embeddings.fields, strict=True):
-        yield from _first(rows_BE.sum(1), f"the embedding of {field.key!r} sums to")
+    for field, rows_BE in zip(lookups.fields, embeddings.fields, strict=True):
+        yield from _first(rows_BE.sum(1), f"the embedding of {field.feature!r} sums to")
     for sequence, items_BLE in zip(schema.sequences, embeddings.sequences, strict=True):
         yield from _first(items_BLE.sum((1, 2)), f"the history {sequence.name!r} sums to")
     for place, task in enumerate(schema.tasks):

@@ -145,7 +145,7 @@ def test_a_sound_set_passes_the_checks(tmp_path: Path) -> None:
     check_columns(tmp_path / "peta", peta, SCHEMA, opener)
     one = {"split": "train", "rank": 0, "world_size": 1}
     check_split(tmp_path / "peta", peta, SCHEMA, open_part=opener, **one)
-    with pytest.raises(DataError, match="'row'.*int32.*int64"):
+    with pytest.raises(DataError, match=r"'row'.*int32.*int64"):
         check_columns(tmp_path / "peta", peta, SCHEMA)
 
 
@@ -278,7 +278,7 @@ def test_wrong_names_and_shapes_are_named(tmp_path: Path) -> None:
     from petastorm.unischema import UnischemaField
 
     write_team_set(tmp_path / "set", make_table(5))
-    with pytest.raises(DataError, match="'click_rwo'.*'click_row'"):
+    with pytest.raises(DataError, match=r"'click_rwo'.*'click_row'"):
         next(read_petastorm_tables(tmp_path / "set", ["click_rwo"]))
     with pytest.raises(DataError, match="no Parquet files in"):
         next(read_petastorm_tables(tmp_path / "nowhere", ["row"]))

@@ -33,7 +33,7 @@ def full_tables(setup: TrainingSetup) -> dict[str, torch.Tensor]:
     """Every table gathered on rank 0 (empty elsewhere)."""
     tables = {}
     for name, sharded in setup.sharded.model.state_dict().items():
-        if "embeddings" in name:
+        if ".sparse." in name:
             whole = torch.empty(sharded.size()) if setup.context.is_first else None
             sharded.gather(dst=0, out=whole)
             tables[name] = whole
@@ -52,7 +52,7 @@ def train_sharded(context: WorkerContext, *, config: Config) -> dict:
     dense = {
         name: value.detach().clone()
         for name, value in setup.sharded.model.state_dict().items()
-        if "embeddings" not in name
+        if ".sparse." not in name
     }
     return {
         "losses": losses,
@@ -72,8 +72,8 @@ def train_unsharded(context: WorkerContext, *, config: Config, before: dict, ran
     setup = TrainingSetup.open(config, context, splits=[])
     model: TrainModel = build_train_model(config, setup.schema)
     model.load_state_dict(before, strict=False)
-    tables = {n: p for n, p in model.named_parameters() if "embeddings" in n}
-    dense = [p for n, p in model.named_parameters() if "embeddings" not in n]
+    tables = {n: p for n, p in model.named_parameters() if ".sparse." in n}
+    dense = [p for n, p in model.named_parameters() if ".sparse." not in n]
     options = config.dense_optimizer
     adamw = torch.optim.AdamW(dense, lr=options.learning_rate, weight_decay=options.weight_decay)
     state = {name: torch.zeros(len(p)) for name, p in tables.items()}

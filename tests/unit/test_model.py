@@ -27,23 +27,23 @@ def test_without_history_only_the_fields_are_read(tmp_path: Path) -> None:
     dense = model.model.dense
     assert [n for n, p in dense.named_parameters() if p.grad is None] == []
     assert not [n for n, _ in dense.named_parameters() if "items" in n]
-    before = dense(model.model.sparse(batch.sparse_features), batch.dense_BN, batch.time_gap_BL)
-    embeddings = model.model.sparse(batch.sparse_features)
+    embeddings = model.model.sparse(batch.sparse_features, None)
+    before = dense(embeddings, batch.vectors_BV, batch.dense_BN, batch.time_gap_BL)
     others = embeddings._replace(sequences=[torch.randn_like(x) for x in embeddings.sequences])
-    assert torch.equal(dense(others, batch.dense_BN, batch.time_gap_BL), before)
+    assert torch.equal(dense(others, batch.vectors_BV, batch.dense_BN, batch.time_gap_BL), before)
 
 
 def test_the_first_order_term_is_zero_at_first_and_then_linear(tmp_path: Path) -> None:
     manifest = make_set(tmp_path / "s", 11, rows_per_part=100, row_group_rows=4)
     batch = next(iter(make_reader(tmp_path / "s", manifest, shuffle_rows=None).batches()))
-    inputs = (batch.sparse_features, batch.dense_BN, batch.time_gap_BL)
+    inputs = (batch.sparse_features, None, batch.vectors_BV, batch.dense_BN, batch.time_gap_BL)
     plain, model = make_model(False).model, make_model(True).model
     plain.sparse.load_state_dict(model.sparse.state_dict())
     assert torch.equal(plain(*inputs), model(*inputs))
     linear = model.dense.first_order.linear
     torch.nn.init.normal_(linear.weight)
     torch.nn.init.normal_(linear.bias)
-    fields = model.sparse(batch.sparse_features).fields
+    fields = model.sparse(batch.sparse_features, None).fields
     added = model(*inputs) - plain(*inputs)
     for row in range(len(added)):
         values = [*(f[row] for f in fields), batch.dense_BN[row]]

@@ -5,23 +5,30 @@ from pathlib import Path
 import pytest
 import torch
 
+from infnet_dist.config.run import Config, DataConfig
+from infnet_dist.lookups import Lookups
 from infnet_dist.model.sparse import SparseArch
 from tests.unit.test_reader import SCHEMA, make_reader, make_set
+
+
+def make_arch(**tables: object) -> SparseArch:
+    config = Config(data=DataConfig(path=Path("unused")), tables={"embedding_dim": 4} | tables)
+    return SparseArch(Lookups(SCHEMA, config))
 
 
 @pytest.mark.parametrize("data_type", ["fp32", "fp16"])
 def test_lookups_by_hand(tmp_path: Path, data_type: str) -> None:
     manifest = make_set(tmp_path / "s", 11, rows_per_part=100, row_group_rows=4)
     batches = make_reader(tmp_path / "s", manifest, shuffle_rows=None).batches()
-    sparse = SparseArch(SCHEMA, 4, data_type=data_type)
-    weights = {name.split(".")[2]: value.float() for name, value in sparse.state_dict().items()}
+    sparse = make_arch(data_type=data_type)
+    weights = {name.split(".")[-2]: value.float() for name, value in sparse.state_dict().items()}
     assert {n: tuple(w.shape) for n, w in weights.items()} == {
         "row": (1_000_000, 4),
         "author": (50, 4),
         "price": (5, 4),
     }
     for batch in batches:
-        out = sparse(batch.sparse_features)
+        out = sparse(batch.sparse_features, None)
         keys = batch.sparse_features
         assert [tuple(f.shape) for f in out.fields] == [(8, 4), (8, 4)]
         assert tuple(out.sequences[0].shape) == (8, 3, 8)
@@ -47,6 +54,7 @@ def test_lookups_by_hand(tmp_path: Path, data_type: str) -> None:
 
 
 def test_item_and_history_share_one_table(tmp_path: Path) -> None:
-    sparse = SparseArch(SCHEMA, 4)
-    (config,) = [c for c in sparse.embeddings.embedding_configs() if c.name == "row"]
+    sparse = make_arch()
+    tables = sparse.sequences["4"].embedding_configs()
+    (config,) = [c for c in tables if c.name == "row"]
     assert config.feature_names == ["row", "click.row"]

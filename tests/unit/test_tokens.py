@@ -18,13 +18,14 @@ def make_arch(
     lengths: tuple[int, ...] = (3, 2),
     num_dense: int = 2,
     num_tasks: int = 3,
+    field_widths: tuple[int, int] = (4, 4),
     **options: Any,
 ) -> TokenArch:
     torch.manual_seed(0)
     arch = TokenArch(
-        num_fields=2,
-        embedding_dim=4,
+        field_widths=field_widths,
         sequence_lengths=lengths,
+        item_widths=[[field_widths[1]], [field_widths[0], 4]][: len(lengths)],
         target_fields=TARGET_FIELDS[: len(lengths)],
         num_dense=num_dense,
         num_tasks=num_tasks,
@@ -39,6 +40,7 @@ def make_inputs(
     arch: TokenArch,
     lengths: tuple[int, ...] = (3, 2),
     num_dense: int = 2,
+    field_widths: tuple[int, int] = (4, 4),
 ) -> tuple[list, list, list, torch.Tensor, torch.Tensor]:
     generator = torch.Generator().manual_seed(3)
     dtype = next(arch.parameters()).dtype
@@ -52,24 +54,32 @@ def make_inputs(
         masks[-1][1] = False
     gaps = torch.randint(0, 7, (4, sum(lengths)), generator=generator)
     return (
-        [normal(4, 4) for _ in range(2)],
-        [normal(4, length, 4 * parts) for length, parts in zip(lengths, (1, 2), strict=False)],
+        [normal(4, width) for width in field_widths],
+        [
+            normal(4, length, width)
+            for length, width in zip(lengths, (field_widths[1], field_widths[0] + 4), strict=False)
+        ],
         masks,
         normal(4, num_dense),
         gaps,
     )
 
 
-@pytest.mark.parametrize("positions", [True, False])
-def test_tokens_by_hand(positions: bool) -> None:
-    arch = make_arch(positions=positions).double()
-    fields, sequences, masks, dense, gaps = make_inputs(arch)
+@pytest.mark.parametrize(
+    ("positions", "field_widths"), [(True, (4, 4)), (False, (4, 4)), (True, (6, 1))]
+)
+def test_tokens_by_hand(positions: bool, field_widths: tuple[int, int]) -> None:
+    arch = make_arch(positions=positions, field_widths=field_widths).double()
+    fields, sequences, masks, dense, gaps = make_inputs(arch, field_widths=field_widths)
     w = Weights(arch)
     tokens = arch(fields, sequences, masks, dense, gaps)
     assert [tuple(t.shape) for t in tokens] == [(4, 3, 8), (4, 5, 8), (4, 5), (4, 2, 8), (4, 3, 8)]
     for b in range(4):
-        weight, bias = w["fields.weight_MED"], w["fields.bias_M1D"]
-        expected = [product(weight[m].T, fields[m][b].numpy()) + bias[m, 0] for m in range(2)]
+        places = [(0, 0), (0, 1)] if field_widths == (4, 4) else [(0, 0), (1, 0)]
+        expected = []
+        for (group, place), field in zip(places, fields, strict=True):
+            weight, bias = (w[f"fields.by_width.{group}.{n}"] for n in ("weight_MED", "bias_M1D"))
+            expected.append(product(weight[place].T, field[b].numpy()) + bias[place, 0])
         expected.append(linear(w, "numbers", dense[b].numpy()))
         for m, projected in enumerate(expected):
             token = layer_norm(w, "field_norm", projected)
