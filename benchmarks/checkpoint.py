@@ -156,7 +156,9 @@ class Steps:
             start = time.perf_counter()
             batch = self._batches[self.done % len(self._batches)]
             factors = learning_rate_factors(self._setup.config, 0, 1_000_000)
-            train_step(self._setup.sharded, batch, factors, step=0, seed=self._setup.config.run.seed)
+            train_step(
+                self._setup.sharded, batch, factors, step=0, seed=self._setup.config.run.seed
+            )
             self.done += 1
             taken.append(time.perf_counter() - start)
         return statistics.median(taken)

@@ -22,10 +22,15 @@ import numpy as np
 import torch
 import torch.distributed as dist
 from torch import nn
+from torch.distributed.optim import (
+    _apply_optimizer_in_backward as apply_optimizer_in_backward,
+)
+from torchrec.distributed.embedding import EmbeddingCollectionSharder
 from torchrec.distributed.model_parallel import DistributedModelParallel
 from torchrec.distributed.types import ShardingEnv
 from torchrec.modules.embedding_configs import EmbeddingConfig
 from torchrec.modules.embedding_modules import EmbeddingCollection
+from torchrec.optim import RowWiseAdagrad
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
 from infnet_dist.distributed.context import WorkerContext
@@ -35,7 +40,7 @@ from infnet_dist.planning.plan import Plan
 from infnet_dist.planning.planner import make_plan
 from infnet_dist.planning.tables import PlanFeature, PlanTable, TableSet
 from infnet_dist.planning.topology import this_topology
-from infnet_dist.planning.torchrec_plan import CollectionSharder, to_sharding_plan
+from infnet_dist.planning.torchrec_plan import to_sharding_plan
 from infnet_dist.sharding.build import table_bytes
 from infnet_dist.training.provenance import versions
 from ray_jobs._local import run_local
@@ -146,7 +151,7 @@ def measure(context: WorkerContext, *, plan: Plan, steps: int) -> dict[str, obje
         env=ShardingEnv.from_process_group(dist.group.WORLD),
         device=context.device,
         plan=to_sharding_plan(plan, model, context.device),
-        sharders=[CollectionSharder()],
+        sharders=[EmbeddingCollectionSharder()],
     )
     generator = torch.Generator().manual_seed(context.rank)
     keys = [f"f_t{i}" for i in range(TABLES)]

@@ -22,7 +22,9 @@ class DenseOptimizerSection(Section):
 
     learning_rate: float = Field(1e-3, gt=0, description="learning rate")
     max_gradient_norm: float | None = Field(
-        None, gt=0, description="the gradient of all dense parameters is scaled to this norm; null: no limit"
+        None,
+        gt=0,
+        description="the gradient of all dense parameters is scaled to this norm; null: no limit",
     )
     ema_decay: float | None = Field(
         None,
