@@ -30,8 +30,8 @@ def write_petastorm_metadata(folder: Path, manifest: Manifest) -> None:
         )
     for vector in manifest.schema_.vectors:
         raise ConfigError(
-            f"data.petastorm_metadata: petastorm can't read lists of fixed size, as in the column "
-            f"{vector.column!r} of vectors; set it to false"
+            f"data.petastorm_metadata: petastorm can't read column {vector.column!r} of vectors "
+            "(a list of fixed size); set it to false"
         )
     load_petastorm()
     from petastorm.unischema import Unischema
