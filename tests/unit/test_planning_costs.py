@@ -153,7 +153,8 @@ def uncounted(
     """HBM, DDR and SSD bytes of a shard that TorchRec's estimator doesn't count.
 
     fbgemm keeps optimizer state in float32, also beside fp16 rows, and one row-wise state for each
-    column shard; a dense (data-parallel) table has a gradient and its place in a bucket of DDP.
+    column shard; a dense (data-parallel) table has a gradient, its place in a bucket of DDP, and two
+    temporaries of its update.
     """
     weights = rows * columns * {"fp32": 4, "fp16": 2}[table.data_type]
     cells = rows * columns
@@ -166,13 +167,13 @@ def uncounted(
         "lamb": (8 * cells, weights),
     }[optimizer]
     missing = state - counted
-    if device == "cpu":
-        return [0, missing + (2 * weights if option.compute_kernel == "dense" else 0), 0]
     if option.compute_kernel == "dense":
-        return [missing + 2 * weights, 0, 0]
+        missing += 2 * weights + 2 * 4 * cells
+    if device == "cpu":
+        return [0, missing, 0]
     if option.compute_kernel == "fused_uvm_caching":
         return [option.cache_share * missing, missing, 0]
-    return [missing, 0, 0] if option.compute_kernel == "fused" else [0, missing, 0]
+    return [missing, 0, 0] if option.compute_kernel in ("fused", "dense") else [0, missing, 0]
 
 
 @pytest.mark.parametrize("device", ["cpu", "cuda"])
@@ -209,7 +210,7 @@ def test_every_option_costs_torchrecs_estimate_and_the_uncounted_bytes(
 ) -> None:
     topology = make_topology(num_nodes, device)
     types = {"sequence": SEQUENCE_TYPES, "mean bag": TYPES[:-1]}.get(kind, TYPES)
-    if optimizer in ("partial_rowwise_adam", "lamb"):
+    if optimizer in ("adam", "partial_rowwise_adam", "lamb"):
         types = tuple(name for name in types if name != "data_parallel")
     tables = make_tables(kind, types)
     tables = (*tables[:-1], tables[-1].model_copy(update={"optimizer": optimizer}))
