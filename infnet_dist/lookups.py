@@ -73,12 +73,17 @@ class TableLookups:
 
 
 class Lookups(Sequence[Lookup]):
-    """All lookups of a run, in the order of `Schema.table_features`."""
+    """All lookups of a run, in the order of `Schema.table_features`.
+
+    Attributes:
+        schema: the selected features.
+        config: the run.
+    """
 
     def __init__(self, schema: Schema, config: Config) -> None:
         """Widths and other settings of tables are those of `config`."""
         self.schema = schema
-        self._config = config
+        self.config = config
         self._lookups = tuple(self._make())
 
     def __getitem__(self, index):  # type: ignore[no-untyped-def]  # int or slice
@@ -101,7 +106,7 @@ class Lookups(Sequence[Lookup]):
         for table in self.schema.tables:
             lookups = tuple(lookup for lookup in self if lookup.table == table.name)
             if lookups:
-                settings = self._config.table(table.name)
+                settings = self.config.table(table.name)
                 found.append(TableLookups(table, settings, lookups[0].home, lookups))
         return tuple(found)
 
@@ -109,7 +114,7 @@ class Lookups(Sequence[Lookup]):
         bags = {bag.name: bag for bag in self.schema.bags}
         sequences = {sequence_key(s, a) for s in self.schema.sequences for a in s.attributes}
         for feature in self.schema.table_features:
-            width = self._config.table(feature.table).embedding_dim
+            width = self.config.table(feature.table).embedding_dim
             home = self._home(feature.table)
             if feature.key in sequences:
                 yield Lookup(feature.key, feature.table, width, "sequence", home)

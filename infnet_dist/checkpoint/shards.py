@@ -2,6 +2,9 @@
 
 Their names are in `tensor_names`. Learning rates aren't part of the state: they follow from the
 config and the step. Nor are columns that only the kernel needs.
+
+If the dense parameters have an average, `model.<parameter>` is the average, which is served, and
+the parameter that is trained is a state of the average.
 """
 
 import math
@@ -78,15 +81,20 @@ class ModelState:
             self._sharded.optimizer.load_state_dict(self._optimizer)
 
     def _shards(self) -> Iterator[LocalShard]:
+        average = self._sharded.average if self._optimizer else None
+        averages = average.params if average else {}
         for parameter, value in self._model.items():
             if table := table_of(parameter):
                 yield from self._of_table(f"model.tables.{table}.weight", value, table)
             else:
-                yield from _of(f"model.{parameter}", value)
+                yield from _of(f"model.{parameter}", averages.get(parameter, value))
         for parameter, states in (self._optimizer or {"state": {}})["state"].items():
             for key, value in states.items():
                 state = key.rpartition(".")[2]
-                if not (table := table_of(parameter)):
+                if state == "average":
+                    trained = self._model[parameter.removeprefix("average.")]
+                    yield from _of(f"optimizer.{parameter}.trained", trained)
+                elif not (table := table_of(parameter)):
                     yield from _of(f"optimizer.{parameter}.{key}", value)
                 elif state != "step":  # of a data-parallel table's, which uses it nowhere
                     name = f"optimizer.tables.{table}.{_FUSED_NAMES.get(state, state)}"

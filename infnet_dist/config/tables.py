@@ -19,6 +19,8 @@ ShardingTypeName = Literal[
 SparseOptimizerName = Literal[
     "rowwise_adagrad", "adagrad", "sgd", "adam", "partial_rowwise_adam", "lamb"
 ]
+GPU_OPTIMIZERS: tuple[SparseOptimizerName, ...] = ("adam", "partial_rowwise_adam", "lamb")
+WITHOUT_DECAY: tuple[SparseOptimizerName, ...] = ("adagrad", "sgd")  # as fbgemm's kernels have none
 DataType = Literal["fp32", "fp16"]
 Initialization = Literal["uniform", "normal", "zeros"]
 
@@ -59,7 +61,8 @@ class TablesConfig(Section):
         lt=1,
         description="share of ids that training replaces by 0, so that the row of unknown ids is "
         "trained; null: up to 0.05 where valid or test have unknown ids, 0 in the user table, in "
-        "hashed tables and for Petastorm data, where 0 may be a real id",
+        "hashed tables and for Petastorm data, where 0 may be a real id; a cross has the largest "
+        "rate of its features",
     )
     initialization: Initialization = Field(
         "uniform", description="distribution of the initial values, around 0"
@@ -90,7 +93,18 @@ class SparseOptimizerConfig(Section):
     )
     learning_rate: float = Field(0.05, gt=0, description="learning rate")
     eps: float = Field(1e-8, gt=0, description="added to the square root of the accumulator")
-    weight_decay: float = Field(0.0, ge=0, description="L2 weight decay of the rows looked up")
+    weight_decay: float = Field(
+        0.0,
+        ge=0,
+        description="weight decay of the rows looked up: L2 of rowwise_adagrad, decoupled of "
+        "those on GPUs; adagrad and sgd have none",
+    )
+    max_gradient_norm: float | None = Field(
+        None,
+        gt=0,
+        description="the gradient of each lookup of a row is scaled down to this norm; null: no "
+        "limit",
+    )
 
 
 class TableSettings(NamedTuple):

@@ -2,11 +2,15 @@
 
 import math
 from collections.abc import Iterator
+from fnmatch import fnmatchcase
+from typing import get_args
 
 from infnet_dist.config.changes import flat
 from infnet_dist.config.run import Config, ScalingConfig
+from infnet_dist.config.tables import GPU_OPTIMIZERS, WITHOUT_DECAY, SparseOptimizerName
 from infnet_dist.data.manifest import Manifest
 from infnet_dist.errors import ConfigError
+from infnet_dist.lookups import Lookups
 from infnet_dist.schema import Schema
 
 _METRICS = {
@@ -39,6 +43,7 @@ def check_settings(config: Config, schema: Schema) -> None:
         ConfigError: settings contradict one another; names the key.
     """
     task_weights(config, schema)
+    _check_optimizers(config, schema)
     _check_best(config, schema)
     _check_scaling(config)
 
@@ -58,6 +63,33 @@ def _check_best(config: Config, schema: Schema) -> None:
         raise ConfigError(
             f"checkpoint.keep_best: {config.checkpoint.keep_best} isn't measured for {name!r}, a "
             f"{kinds[name]} task; expected one of: {known}"
+        )
+
+
+def _check_optimizers(config: Config, schema: Schema) -> None:
+    """Check that the kernels of this device have the optimizers that the tables want."""
+    device = "cuda" if config.scaling.use_gpu else "cpu"
+    known = get_args(SparseOptimizerName)
+    on_device = [name for name in known if device == "cuda" or name not in GPU_OPTIMIZERS]
+    for table in Lookups(schema, config).tables:
+        settings = table.settings
+        if not settings.trainable:
+            continue
+        if settings.optimizer not in on_device:
+            raise ConfigError(
+                f"table {table.name!r}: the optimizer {settings.optimizer} isn't available on "
+                f"{device}; expected one of: {', '.join(on_device)}"
+            )
+        if settings.weight_decay and settings.optimizer in WITHOUT_DECAY:
+            others = ", ".join(name for name in on_device if name not in WITHOUT_DECAY)
+            raise ConfigError(
+                f"table {table.name!r}: weight_decay is {settings.weight_decay:g}, but "
+                f"{settings.optimizer} has none; set it to 0, or choose one of: {others}"
+            )
+    if config.dense_optimizer.first_order and not config.model.first_order:
+        raise ConfigError(
+            "dense_optimizer.first_order is the optimizer of the linear term, but "
+            "model.first_order is false; set it to true, or remove dense_optimizer.first_order"
         )
 
 
@@ -89,12 +121,13 @@ def without_effect(config: Config, manifest: Manifest, schema: Schema) -> Iterat
     """One line per setting that has no effect in this run."""
     tables, tasks = ({entry.name for entry in part} for part in (schema.tables, schema.tasks))
     for name in config.tables.overrides:
-        if name not in tables:
-            yield f"tables.overrides.{name}: no selected feature reads this table"
+        if name not in tables and not any(fnmatchcase(table, name) for table in tables):
+            yield f"tables.overrides.{name}: no selected feature reads such a table"
     for name in config.training.task_weights:
         if name not in tasks:
             yield f"training.task_weights.{name}: this task isn't selected"
-    steps, warmup = _total_steps(config, manifest), config.schedule.warmup_steps
+    steps, schedule = _total_steps(config, manifest), config.schedule
+    warmup = max(schedule.of("sparse").warmup_steps, schedule.of("dense").warmup_steps)
     if warmup >= steps:
         yield (
             f"schedule.warmup_steps: the run ends after about {steps:,} steps, within the warm-up "
