@@ -79,7 +79,7 @@ def unsupported(table: PlanTable, sharding_type: str) -> str | None:
     if table.pooling == "mean" and sharding_type == "grid_shard":
         return "TorchRec's means are wrong under grid_shard"
     if sharding_type == "data_parallel" and table.optimizer not in _DENSE_OPTIMIZERS:
-        return f"a data_parallel table can be trained by {_one_of(_DENSE_OPTIMIZERS)}"
+        return f"{table.optimizer} can't train it then; {_one_of(_DENSE_OPTIMIZERS)} can"
     return None
 
 
