@@ -63,8 +63,8 @@ class TableLookups:
 
     @property
     def kernel_width(self) -> int:
-        """Floats per row in the collection: fbgemm's kernels need a multiple of 4."""
-        return -(-self.settings.embedding_dim // 4) * 4
+        """Floats per row in the collection."""
+        return padded_width(self.settings.embedding_dim)
 
     @property
     def keys(self) -> tuple[str, ...]:
@@ -128,3 +128,8 @@ class Lookups(Sequence[Lookup]):
         if any(a.table == table for s in self.schema.sequences for a in s.attributes):
             return "sequence"
         return "weighted" if table in self.schema.weighted_tables else "bag"
+
+
+def padded_width(embedding_dim: int) -> int:
+    """Floats per row in a collection: fbgemm's kernels need a multiple of 4."""
+    return -(-embedding_dim // 4) * 4

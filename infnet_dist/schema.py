@@ -168,7 +168,7 @@ class Schema(_Part):
 
     @model_validator(mode="after")
     def _check(self) -> "Schema":
-        names = self._feature_names()
+        names = self.feature_names
         _check_unique("feature", names)
         _check_unique("table", [table.name for table in self.tables])
         _check_unique("task", [task.name for task in self.tasks])
@@ -219,7 +219,9 @@ class Schema(_Part):
                     f"{len(cuts)} boundaries and null"
                 )
 
-    def _feature_names(self) -> list[str]:
+    @property
+    def feature_names(self) -> list[str]:
+        """Names of all features."""
         parts = (self.categorical, self.crosses, self.bags, self.vectors, self.sequences)
         return [f.name for part in (*parts, self.dense) for f in part]
 
@@ -325,7 +327,7 @@ class Schema(_Part):
         Raises:
             DataError: a feature or task is unknown, or none is left.
         """
-        kept_features = _pick("feature", features, self._feature_names())
+        kept_features = _pick("feature", features, self.feature_names)
         kept_tasks = _pick("task", tasks, [t.name for t in self.tasks])
         picked = self.model_copy(
             update={

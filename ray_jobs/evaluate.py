@@ -39,7 +39,7 @@ from ray_jobs._cli import log, newest_checkpoint, read_config, run_main
 from ray_jobs._launch import launch
 from ray_jobs._verbs import parse
 
-_MAKES_MODEL = ("model", "tables", "data.features", "data.tasks")
+_MAKES_MODEL = ("model", "tables", "data.features", "data.tasks", "data.crosses")
 # Keys that evaluation takes from the run file.
 _FROM_RUN_FILE = (
     *("run.folder", "run.name", "checkpoint.folder", "scaling", "sharding", "data.path"),
@@ -134,7 +134,7 @@ def _with_model_of(config: Config, saved: Config, overrides: Sequence[str]) -> C
             log.warning(
                 "%s is %s as in the checkpoint, not %s as in the run file", key, theirs, ours
             )
-    data = {"features": saved.data.features, "tasks": saved.data.tasks}
+    data = {key: getattr(saved.data, key) for key in ("features", "tasks", "crosses")}
     return config.model_copy(
         update={
             "model": saved.model,

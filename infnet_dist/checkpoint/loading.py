@@ -20,6 +20,7 @@ from infnet_dist.distributed.context import WorkerContext
 from infnet_dist.errors import CheckpointError
 from infnet_dist.io.filesystem import Folder
 from infnet_dist.io.retries import retrying
+from infnet_dist.lookups import padded_width
 from infnet_dist.planning.plan import Plan, shape
 from infnet_dist.schema import Schema
 from infnet_dist.sharding.build import ShardedModel
@@ -204,9 +205,11 @@ def differences_from(folder: Folder, plan: Plan) -> list[str]:
     planned = {table.name: table for table in plan.made_for.tables.tables}
     lines = []
     for name in sorted({*saved, *planned}):
-        there = " x ".join(map(str, saved[name].shape)) if name in saved else "missing"
+        there = "missing"
         if name in saved:
-            there += f" {_DATA_TYPES.get(saved[name].data_type, saved[name].data_type)}"
+            rows, columns = saved[name].shape
+            data_type = _DATA_TYPES.get(saved[name].data_type, saved[name].data_type)
+            there = f"{rows} x {padded_width(columns)} {data_type}"
         here = shape(planned[name]) if name in planned else "missing"
         if here != there:
             lines.append(f"table {name!r} is {there} in the checkpoint, {here} in the plan")

@@ -12,6 +12,7 @@ from typing import Any, Literal
 from pydantic import Field, NonNegativeFloat, ValidationError
 
 from infnet_dist.config.ingest import IngestConfig
+from infnet_dist.config.limits import MAX_TABLE_ROWS
 from infnet_dist.config.logs import LogsIngest
 from infnet_dist.config.messages import explain
 from infnet_dist.config.model import InfnetConfig, ModelConfig, Section
@@ -47,6 +48,20 @@ class RunConfig(Section):
     seed: int = Field(0, ge=0, description="random seed of tables, tower and shuffling")
 
 
+class CrossConfig(Section):
+    """A combination of the values of features as one id, which reads a table of its own."""
+
+    features: tuple[str, ...] = Field(
+        min_length=2,
+        max_length=3,
+        description="names of categorical or bucketised features; the cross is unknown where one "
+        "of them is",
+    )
+    num_embeddings: int = Field(
+        ge=2, le=MAX_TABLE_ROWS, description="rows of the table, to which combinations are hashed"
+    )
+
+
 class DataConfig(Section):
     """The training set and how it is read."""
 
@@ -57,6 +72,10 @@ class DataConfig(Section):
     )
     tasks: tuple[str, ...] | None = Field(
         None, description="names of the tasks to train; null: all"
+    )
+    crosses: dict[str, CrossConfig] = Field(
+        default_factory=dict,
+        description="further features by name, which is also their table's: combinations of features",
     )
     batch_size: int = Field(512, ge=1, lt=2**31, description="rows per worker and step")
     shuffle_rows: int = Field(

@@ -61,7 +61,8 @@ class TablesConfig(Section):
         lt=1,
         description="share of ids that training replaces by 0, so that the row of unknown ids is "
         "trained; null: up to 0.05 where valid or test have unknown ids, 0 in the user table, in "
-        "hashed tables and for Petastorm data, where 0 may be a real id",
+        "hashed tables and for Petastorm data, where 0 may be a real id; a cross has the largest "
+        "rate of its features",
     )
     initialization: Initialization = Field(
         "uniform", description="distribution of the initial values, around 0"

@@ -1,13 +1,17 @@
 """Rows -> RankingBatch, padded to the batch size."""
 
+from collections.abc import Collection
+from typing import NamedTuple
+
 import fbgemm_gpu  # noqa: F401 (its operators)
 import torch
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
 from infnet_dist.batch import BatchRows, RankingBatch
+from infnet_dist.data.decode import weights_key
 from infnet_dist.data.row_views import Rows
 from infnet_dist.data.unknown_ids import UnknownIds
-from infnet_dist.schema import Schema
+from infnet_dist.schema import Schema, TableFeature
 
 
 class Collator:
@@ -21,8 +25,10 @@ class Collator:
         self._unknown_ids = unknown_ids or UnknownIds()
         self._sequences = schema.sequences
         self._batch_size = batch_size
-        self._keys = [feature.key for feature in schema.table_features]
-        self._num_fields = len(schema.fields)
+        self._unweighted = _Keys.of(schema, schema.unweighted_keys)
+        self._weighted = _Keys.of(schema, schema.weighted_keys)
+        self._weights = {bag.name: weights_key(bag) for bag in schema.weighted_bags}
+        self._dims = {vector.name: vector.dim for vector in schema.vectors}
         # Shared by all batches if no behaviour has time gaps: it may be megabytes of zeros.
         self._no_gaps_BL = torch.zeros(
             batch_size, sum(s.max_length for s in schema.sequences), dtype=torch.uint8
@@ -31,32 +37,68 @@ class Collator:
     def __call__(self, picked: Rows, rows: BatchRows) -> RankingBatch:
         """Collate `picked`, the rows at the position `rows`."""
         scalars = {name: torch.from_numpy(values).T for name, values in picked.scalars.items()}
+        has_weights = self._schema.weight_column is not None
         return RankingBatch(
-            sparse_features=self._sparse_features(picked, rows),
-            weighted_features=None,
-            vectors_BV=torch.empty(self._batch_size, 0),
+            sparse_features=self._jagged(self._unweighted, picked, rows),
+            weighted_features=self._weighted_features(picked, rows),
+            vectors_BV=self._vectors(picked),
             dense_BN=self._padded(scalars["dense"]),
             time_gap_BL=self._time_gaps(picked),
             labels_BK=self._padded(scalars["labels"]),
-            weights_B=self._padded(torch.ones(len(picked))),
+            weights_B=self._padded(
+                scalars["weights"][:, 0] if has_weights else torch.ones(len(picked))
+            ),
             group_B=self._padded(scalars["group"][:, 0]),
             truth_BK=self._padded(scalars["truth"]),
             rows=rows,
         )
 
-    def _sparse_features(self, picked: Rows, rows: BatchRows) -> KeyedJaggedTensor:
-        keys = self._keys[self._num_fields :]
-        lengths = torch.zeros(len(self._keys), self._batch_size, dtype=torch.int64)
-        lengths[: self._num_fields, : len(picked)] = 1
-        for i, key in enumerate(keys, self._num_fields):
+    def _jagged(self, keys: "_Keys", picked: Rows, rows: BatchRows) -> KeyedJaggedTensor:
+        """The ids of these keys, without weights."""
+        names, num_fields = keys.names, len(keys.fields)
+        lengths = torch.zeros(len(names), self._batch_size, dtype=torch.int64)
+        lengths[:num_fields, : len(picked)] = 1
+        for i, key in enumerate(names[num_fields:], num_fields):
             lengths[i, : len(picked)] = picked.lengths(key)
-        values = picked.items(keys, before=picked.scalars["ids"])
+        ids = picked.scalars["ids"]
+        values = picked.items(
+            names[num_fields:], before=ids if num_fields == len(ids) else ids[keys.fields]
+        )
         return KeyedJaggedTensor(
-            keys=self._keys,
-            values=self._unknown_ids.drop(values, lengths, self._schema, rows),
+            keys=names,
+            values=self._unknown_ids.drop(values, lengths, keys.features, self._schema, rows),
             lengths=lengths.flatten(),
             stride=self._batch_size,
         )
+
+    def _weighted_features(self, picked: Rows, rows: BatchRows) -> KeyedJaggedTensor | None:
+        """The ids of weighted keys with their weights, which are 1 for keys without weights."""
+        if not self._weighted.features:
+            return None
+        jagged = self._jagged(self._weighted, picked, rows)
+        weights = picked.items([*self._weights.values()])
+        if len(weights) < len(jagged.values()):
+            given = iter(weights.split([int(picked.lengths(n).sum()) for n in self._weights]))
+            weights = torch.cat(
+                [
+                    next(given) if key in self._weights else torch.ones(count)
+                    for key, count in zip(jagged.keys(), jagged.length_per_key(), strict=True)
+                ]
+            )
+        return KeyedJaggedTensor(
+            keys=jagged.keys(),
+            values=jagged.values(),
+            weights=weights,
+            lengths=jagged.lengths(),
+            stride=self._batch_size,
+        )
+
+    def _vectors(self, picked: Rows) -> torch.Tensor:
+        """All vectors side by side, [B, V]."""
+        if not self._dims:
+            return torch.empty(self._batch_size, 0)
+        vectors_NV = picked.vectors(self._dims)
+        return vectors_NV if len(picked) == self._batch_size else self._padded(vectors_NV)
 
     def _time_gaps(self, picked: Rows) -> torch.Tensor:
         """Time-gap buckets of all behaviours side by side, uint8 [B, L]; 0 if there is no item."""
@@ -80,3 +122,24 @@ class Collator:
         padded = values.new_zeros(self._batch_size, *values.shape[1:])
         padded[: len(values)] = values
         return padded
+
+
+class _Keys(NamedTuple):
+    """Keys of a KeyedJaggedTensor.
+
+    Attributes:
+        names: the keys, in the order of the schema: fields, then lists.
+        features: the same with their tables.
+        fields: places of the fields among those of the schema.
+    """
+
+    names: list[str]
+    features: list[TableFeature]
+    fields: list[int]
+
+    @classmethod
+    def of(cls, schema: Schema, keys: Collection[str]) -> "_Keys":
+        """These keys of the schema's."""
+        features = [feature for feature in schema.table_features if feature.key in keys]
+        fields = [i for i, field in enumerate(schema.fields) if field.key in keys]
+        return cls([feature.key for feature in features], features, fields)

@@ -162,10 +162,16 @@ class FeatureStatistics(_Entry):
 
 
 class SplitStatistics(_Entry):
-    """Statistics by key, from a sample of `rows` rows of a split."""
+    """Statistics from a sample of `rows` rows of a split.
+
+    Attributes:
+        features: by key of the KeyedJaggedTensors.
+        vectors: share of rows that have one, by vector.
+    """
 
     rows: Count
     features: dict[str, FeatureStatistics]
+    vectors: dict[str, float] = Field(default_factory=dict)
 
 
 class TableStatistics(_Entry):
@@ -291,14 +297,20 @@ def write_manifest(folder: Path, manifest: Manifest) -> None:
 
 def arrow_type(schema: Schema, column: str) -> pa.DataType:
     """The Arrow type of `column` in every part."""
-    lists, floats, ints8 = set[str](), set[str](), set[str]()
+    lists, floats, ints8 = {bag.column for bag in schema.bags}, set[str](), set[str]()
     for sequence in schema.sequences:
         lists.update(a.column for a in sequence.attributes)
         lists.update([sequence.time_gap_column] if sequence.time_gap_column else [])
     floats.update(f.column for f in schema.dense)
+    floats.update([schema.weight_column] if schema.weight_column else [])
     ints8.update(task.column for task in schema.tasks if task.kind == "binary")
     if column in lists:
         return pa.list_(pa.int64())
+    if column in {bag.weight_column for bag in schema.bags}:
+        return pa.list_(pa.float32())
+    for vector in schema.vectors:
+        if vector.column == column:
+            return pa.list_(pa.float32(), vector.dim)
     if column in floats:
         return pa.float32()
     if column in ints8:
@@ -312,6 +324,9 @@ def same_type(found: pa.DataType, expected: pa.DataType) -> bool:
     """Whether two types are equal, ignoring the nullability of list items."""
     if pa.types.is_list(found) and pa.types.is_list(expected):
         return bool(found.value_type == expected.value_type)
+    if pa.types.is_fixed_size_list(found) and pa.types.is_fixed_size_list(expected):
+        same_size = found.list_size == expected.list_size
+        return bool(same_size and found.value_type == expected.value_type)
     return bool(found == expected)
 
 

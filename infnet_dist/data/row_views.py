@@ -1,15 +1,16 @@
 """The shuffled rows of a block of row groups; batches are slices of them.
 
-Scalar columns are copied and shuffled in memory that is reused. List items stay in the memory that
-they were decoded to and are copied once, into the batch: until then a list is a *view*, 16 bytes
-with its buffer, offset and length, and views are shuffled. Arrow has such a type, `binary_view`,
-and its cast to binary gathers bytes from many buffers into one, which neither torch nor fbgemm can
-do.
+Scalar columns are copied and shuffled in memory that is reused. List items and vectors stay in the
+memory that they were decoded to and are copied once, into the batch: until then a list is a *view*,
+16 bytes with its buffer, offset and length, and views are shuffled. Arrow has such a type,
+`binary_view`, and its cast to binary gathers bytes from many buffers into one, which neither torch
+nor fbgemm can do.
 """
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -21,10 +22,10 @@ from infnet_dist.data.decode import Array, Columns, IntArray, Lists
 # An Arrow view as four int32: length in bytes, first 4 bytes (used only in comparisons), index of
 # the buffer, offset in it. Up to 12 bytes are stored inline instead, in the last three int32.
 Views = npt.NDArray[np.int32]
-_BYTES, _BUFFER, _OFFSET, _INLINE = 0, 2, 3, slice(1, 3)
-_ITEM_BYTES, _MAX_INLINE_BYTES = 8, 12
+_BYTES, _INLINE, _BUFFER, _OFFSET = 0, 1, 2, 3
+_MAX_INLINE_BYTES = 12
 
-_FLOATS = ("dense", "labels", "truth")  # float32; all others are int64
+_FLOATS = ("dense", "labels", "truth", "weights")  # float32; all others are int64
 
 
 @dataclass(frozen=True)
@@ -35,11 +36,13 @@ class Rows:
         scalars: [columns, N] by kind, see `Columns.scalars`; `ids` and `group` are int64,
             the others float32.
         views: [N, 4] by key, see `Columns.lists`: the place of each list in `buffers`.
-        buffers: memory of int64 items.
+        dtypes: type of the items by key, int64 or float32.
+        buffers: memory of the items.
     """
 
     scalars: dict[str, Array]
     views: dict[str, Views]
+    dtypes: dict[str, np.dtype[Any]]
     buffers: list[pa.Buffer]
 
     def __len__(self) -> int:
@@ -50,7 +53,7 @@ class Rows:
         """A slice of the rows, in the same memory."""
         scalars = {name: values[:, rows] for name, values in self.scalars.items()}
         views = {name: found[rows] for name, found in self.views.items()}
-        return Rows(scalars, views, self.buffers)
+        return Rows(scalars, views, self.dtypes, self.buffers)
 
     def own(self) -> "Rows":
         """A copy with memory of its own, which outlives the block."""
@@ -61,24 +64,42 @@ class Rows:
             views[name] = np.empty((len(self), 4), np.int32)
             _view(Lists(starts, lengths, values), len(buffers), out=views[name])
             buffers.append(pa.py_buffer(values))
-        return Rows({name: values.copy() for name, values in self.scalars.items()}, views, buffers)
+        scalars = {name: values.copy() for name, values in self.scalars.items()}
+        return Rows(scalars, views, self.dtypes, buffers)
 
     def lengths(self, name: str) -> torch.Tensor:
         """Number of items of each row's list, int32 [N]."""
-        return torch.from_numpy(self.views[name][:, _BYTES] // _ITEM_BYTES)
+        item_bytes = np.int32(self.dtypes[name].itemsize)
+        return torch.from_numpy(self.views[name][:, _BYTES] // item_bytes)
 
     def items(self, names: Sequence[str], before: IntArray | None = None) -> torch.Tensor:
-        """A copy of the list items, one key after the other, int64.
+        """A copy of the list items, one key after the other.
 
         Args:
-            names: keys.
-            before: columns [columns, N] that precede the items.
+            names: keys of items of one type.
+            before: columns [columns, N] that precede int64 items.
         """
         views, buffers = [self.views[name] for name in names], self.buffers
+        dtype = self.dtypes[names[0]] if names else np.dtype(np.int64)
         if before is not None:
             views = [_view_whole(before, len(buffers)), *views]
             buffers = [*buffers, *map(pa.py_buffer, before)]
-        return _gather(np.concatenate(views), buffers) if views else torch.empty(0).long()
+        return _gather(np.concatenate(views), buffers, dtype) if views else torch.empty(0).long()
+
+    def vectors(self, dims: Mapping[str, int]) -> torch.Tensor:
+        """A copy of vectors side by side, float32 [N, sum of dims]; NaN where one is null.
+
+        Args:
+            dims: floats of each vector, by key.
+        """
+        views_NF4 = np.stack([self.views[name] for name in dims], axis=1)
+        values = _gather(views_NF4.reshape(-1, 4), self.buffers, np.dtype(np.float32))
+        size = sum(dims.values())
+        if len(values) == len(self) * size:
+            return values.reshape(-1, size)
+        present_NF = torch.from_numpy(views_NF4[:, :, _BYTES] > 0)
+        present_NV = present_NF.repeat_interleave(torch.tensor([*dims.values()]), dim=1)
+        return torch.full((len(self), size), torch.nan).masked_scatter_(present_NV, values)
 
 
 class RowShuffler:
@@ -95,7 +116,7 @@ class RowShuffler:
             parts: one or more row groups.
             order: permutation of their rows, [N].
         """
-        joined = Rows({}, {}, [])
+        joined = Rows({}, {}, {}, [])
         start = 0
         for part in parts:
             self._add(part, joined, start=start, num_rows=len(order))
@@ -108,7 +129,7 @@ class RowShuffler:
         for name, ordered in joined.views.items():
             views[name] = self._memory(f"views of {name}, shuffled", ordered.shape, np.int32)
             ordered.take(order, axis=0, out=views[name], mode="clip")
-        return Rows(scalars, views, joined.buffers)
+        return Rows(scalars, views, joined.dtypes, joined.buffers)
 
     def _add(self, part: Columns, joined: Rows, *, start: int, num_rows: int) -> None:
         """Add a part to `joined`, at row `start` of `num_rows`."""
@@ -120,6 +141,7 @@ class RowShuffler:
                 column[start:stop] = values
         for name, lists in part.lists.items():
             number = len(joined.buffers)
+            joined.dtypes[name] = lists.values.dtype
             joined.views[name] = self._memory(f"views of {name}", (num_rows, 4), np.int32)
             _view(lists, number, out=joined.views[name][start:stop])
             joined.buffers.append(pa.py_buffer(lists.values))
@@ -147,36 +169,41 @@ def concatenate(parts: Sequence[Rows]) -> Rows:
             views[name].append(moved)
         buffers += part.buffers
     scalars = {n: np.concatenate([p.scalars[n] for p in parts], axis=1) for n in parts[0].scalars}
-    return Rows(scalars, {name: np.concatenate(found) for name, found in views.items()}, buffers)
+    joined = {name: np.concatenate(found) for name, found in views.items()}
+    return Rows(scalars, joined, parts[0].dtypes, buffers)
 
 
 def _view(lists: Lists, buffer: int, *, out: Views) -> None:
     """Write the views of `lists`, whose values are the buffer of this index, to `out`."""
-    np.multiply(lists.lengths, _ITEM_BYTES, out=out[:, _BYTES])
+    item_bytes = lists.values.itemsize
+    np.multiply(lists.lengths, item_bytes, out=out[:, _BYTES])
     out[:, _BUFFER] = buffer
-    np.multiply(lists.starts, _ITEM_BYTES, out=out[:, _OFFSET])
-    single = np.flatnonzero(lists.lengths == 1)  # the only ones that are stored inline
-    items = lists.values[lists.starts[single]]
-    out[single, _INLINE] = items.view(np.int32).reshape(-1, 2)
+    np.multiply(lists.starts, item_bytes, out=out[:, _OFFSET])
+    for count in range(1, _MAX_INLINE_BYTES // item_bytes + 1):  # lists that are stored inline
+        short = np.flatnonzero(lists.lengths == count)
+        items = lists.values[lists.starts[short, None] + np.arange(count)]
+        inline = slice(_INLINE, _INLINE + count * item_bytes // 4)
+        out[short, inline] = items.view(np.int32)
 
 
 def _view_whole(columns: IntArray, buffer: int) -> Views:
     """A view of each column [columns, N]; their buffers start at this index."""
     views = np.zeros((len(columns), 4), np.int32)
-    views[:, _BYTES] = columns.shape[1] * _ITEM_BYTES
+    views[:, _BYTES] = columns.shape[1] * columns.itemsize
     views[:, _BUFFER] = np.arange(buffer, buffer + len(columns))
     if columns.shape[1] == 1:
-        views[:, _INLINE] = columns.view(np.int32)
+        views[:, _INLINE : _INLINE + 2] = columns.view(np.int32)
     return views
 
 
-def _gather(views: Views, buffers: Sequence[pa.Buffer]) -> torch.Tensor:
-    """The int64 items of the lists, one list after the other, in new memory."""
-    count = int(views[:, _BYTES].sum(dtype=np.int64)) // _ITEM_BYTES
+def _gather(views: Views, buffers: Sequence[pa.Buffer], dtype: np.dtype[Any]) -> torch.Tensor:
+    """The items of the lists, one list after the other, in new memory."""
+    count = int(views[:, _BYTES].sum(dtype=np.int64)) // dtype.itemsize
     if not count:
-        return torch.empty(0, dtype=torch.int64)
+        return torch.from_numpy(np.empty(0, dtype))
     scattered = pa.Array.from_buffers(
         pa.binary_view(), len(views), [None, pa.py_buffer(views), *buffers]
     )
     gathered = scattered.cast(pa.large_binary()).buffers()[2]
-    return torch.from_dlpack(pa.Array.from_buffers(pa.int64(), count, [None, gathered]))
+    kind = pa.from_numpy_dtype(dtype)
+    return torch.from_dlpack(pa.Array.from_buffers(kind, count, [None, gathered]))

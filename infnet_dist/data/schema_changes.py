@@ -7,10 +7,11 @@ features change none. So checkpoints store the schema, and schemas are compared.
 from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
-from infnet_dist.schema import DenseFeature, Schema, SequenceFeature, Table, Task
+from infnet_dist.schema import BagFeature, DenseFeature, Schema, SequenceFeature, Table, Task
 
 _MOST = 5  # changes listed in a message
 _MOST_NAMES = 30
+_FEATURES = "data.features"
 
 
 class AdaptedSchema(NamedTuple):
@@ -35,14 +36,21 @@ def schema_differences(trained: Schema, here: Schema, *, statistics: bool = True
     lines = _list_changes("feature", *features)
     lines += _list_changes("table", _tables(trained), _tables(here))
     lines += _list_changes("task", *tasks)
+    weights = [schema.weight_column is not None for schema in (trained, here)]
+    if weights[0] != weights[1]:
+        lines.append(f"rows: weights {weights[0]}, now {weights[1]}")
     return lines
 
 
 def incompatibilities(trained: Schema, here: Schema) -> list[str]:
-    """The differences because of which a model can't read the training set `here`."""
-    ours, theirs = _features(trained, of_data=True), _features(here, of_data=True)
+    """The differences because of which a model can't read the training set `here`.
+
+    Crosses are the model's own: they are made from other features.
+    """
+    ours, theirs = (_features(_without_crosses(schema), of_data=True) for schema in (trained, here))
     lines = _list_changes("feature", ours, theirs, only_trained=True)
-    read = {f.table for f in trained.table_features} - {f.name for f in trained.bucketised}
+    read = {f.table for f in _without_crosses(trained).table_features}
+    read -= {f.name for f in trained.bucketised}
     tables = {name: facts for name, facts in _tables(trained).items() if name in read}
     lines += _list_changes("table", tables, _tables(here), only_trained=True)
     lines += _list_changes(
@@ -55,26 +63,33 @@ def adapt_schema(trained: Schema, here: Schema) -> AdaptedSchema:
     """The model's schema with the column names of `here`; there must be no `incompatibilities`.
 
     Order, boundaries, means and units of watch times stay those of the model, so that a dense value
-    means the same whatever other values the training set holds.
+    means the same whatever other values the training set holds. So do crosses. Weights of rows are
+    those of the set: they are part of no model.
     """
-    columns = {f.name: f.column for f in here.categorical}
-    columns |= {f.name: f.column for f in here.dense}
+    parts = (here.categorical, here.dense, here.vectors, here.bags)
+    columns = {f.name: f.column for part in parts for f in part}
+    bags = {bag.name: bag for bag in here.bags}
     lists, tasks = {s.name: s for s in here.sequences}, {t.name: t for t in here.tasks}
     schema = trained.model_copy(
         update={
-            "categorical": tuple(
-                f.model_copy(update={"column": columns[f.name]}) for f in trained.categorical
-            ),
-            "dense": tuple(f.model_copy(update={"column": columns[f.name]}) for f in trained.dense),
+            **{
+                part: tuple(
+                    f.model_copy(update={"column": columns[f.name]}) for f in getattr(trained, part)
+                )
+                for part in ("categorical", "dense", "vectors")
+            },
+            "bags": tuple(_bag_on(bag, bags[bag.name]) for bag in trained.bags),
             "sequences": tuple(_sequence_on(s, lists[s.name]) for s in trained.sequences),
             "tasks": tuple(
                 tasks[t.name].model_copy(update={"mean_ms": t.mean_ms}) for t in trained.tasks
             ),
             "group_column": here.group_column,
             "time_column": here.time_column,
+            "weight_column": here.weight_column,
         }
     )
-    return AdaptedSchema(schema, schema_differences(schema, here))
+    compared = (_without_crosses(schema), _without_crosses(here))
+    return AdaptedSchema(schema, schema_differences(*compared))
 
 
 def summary_of(lines: Iterable[str]) -> str:
@@ -85,9 +100,23 @@ def summary_of(lines: Iterable[str]) -> str:
 
 
 def feature_names(schema: Schema) -> str:
-    """The setting `data.features=[...]` that selects the schema's features."""
-    names = list(_features(schema))
-    return f"data.features=[{', '.join(names)}]" if len(names) <= _MOST_NAMES else "data.features"
+    """The settings `data.features=[...]` and data.crosses that select the schema's features."""
+    names = list(_features(_without_crosses(schema)))
+    features = f"data.features=[{', '.join(names)}]" if len(names) <= _MOST_NAMES else _FEATURES
+    made = ", ".join(cross.name for cross in schema.crosses)
+    return f"{features}, data.crosses: {made}" if made else features
+
+
+def _without_crosses(schema: Schema) -> Schema:
+    """The schema without crosses and their tables."""
+    made = {cross.table for cross in schema.crosses}
+    tables = tuple(table for table in schema.tables if table.name not in made)
+    return schema.model_copy(update={"crosses": (), "tables": tables})
+
+
+def _bag_on(trained: BagFeature, here: BagFeature) -> BagFeature:
+    weights = here.weight_column if trained.weight_column else None
+    return trained.model_copy(update={"column": here.column, "weight_column": weights})
 
 
 def _sequence_on(trained: SequenceFeature, here: SequenceFeature) -> SequenceFeature:
@@ -105,6 +134,17 @@ def _features(schema: Schema, *, of_data: bool = False, statistics: bool = True)
     found: dict[str, dict[str, Any]] = {}
     for feature in schema.categorical:
         found[feature.name] = {"kind": "categorical", "table": feature.table}
+    for cross in schema.crosses:
+        names = " x ".join(cross.features)
+        found[cross.name] = {"kind": "cross", "features": names, "table": cross.table}
+    for bag in schema.bags:
+        found[bag.name] = {"kind": "bag", "table": bag.table}
+        if not of_data or bag.weight_column:
+            found[bag.name]["weights"] = bag.weight_column is not None
+        if not of_data:
+            found[bag.name] |= {"pooling": bag.pooling, "max_length": bag.max_length}
+    for vector in schema.vectors:
+        found[vector.name] = {"kind": "vector", "dim": vector.dim}
     for sequence in schema.sequences:
         tables = {f"attribute {a.name!r}": a.table for a in sequence.attributes}
         found[sequence.name] = {"kind": "sequence", **tables}

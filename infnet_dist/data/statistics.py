@@ -7,7 +7,10 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
+import torch
+from torchrec.sparse.jagged_tensor import JaggedTensor
 
+from infnet_dist.batch import RankingBatch
 from infnet_dist.data.manifest import (
     FeatureStatistics,
     Manifest,
@@ -84,7 +87,7 @@ def sample_statistics(folder: Path, manifest: Manifest) -> Statistics:
     schema = manifest.schema_
     samples = {split: _Sample(folder, manifest, schema, split) for split in manifest.splits}
     splits = {
-        split: SplitStatistics(rows=sample.rows, features=sample.features())
+        split: SplitStatistics(rows=sample.rows, features=sample.features(), vectors=sample.vectors)
         for split, sample in samples.items()
     }
     drift = {}
@@ -99,7 +102,8 @@ class _Sample:
 
     Attributes:
         rows: number of rows.
-        ids: by key of the KeyedJaggedTensor, int64 [ids].
+        ids: by key of the KeyedJaggedTensors, int64 [ids].
+        vectors: share of rows that have one, by vector.
     """
 
     def __init__(
@@ -126,13 +130,19 @@ class _Sample:
         keys = [feature.key for feature in schema.table_features]
         ids: dict[str, list[IntArray]] = {key: [] for key in keys}
         lengths: dict[str, list[IntArray]] = {key: [] for key in keys}
+        present = torch.zeros(len(schema.vectors), dtype=torch.int64)
+        dims = [vector.dim for vector in schema.vectors]
         for batch in islice(reader.batches(), _BATCHES):
             self.rows += batch.num_rows
-            for key, jagged in batch.sparse_features.to_dict().items():
+            for key, jagged in _jagged_by_key(batch).items():
                 ids[key].append(jagged.values().numpy())  # padding rows have none
                 lengths[key].append(jagged.lengths().numpy()[: batch.num_rows])
+            first_BF = batch.vectors_BV[: batch.num_rows, np.cumsum([0, *dims])[:-1]]
+            present += (~first_BF.isnan()).sum(0)
         self.ids = {key: np.concatenate(found) for key, found in ids.items()}
         self._lengths = {key: np.concatenate(found) for key, found in lengths.items()}
+        shares = (present / max(self.rows, 1)).tolist()
+        self.vectors = {v.name: s for v, s in zip(schema.vectors, shares, strict=True)}
 
     def features(self) -> dict[str, FeatureStatistics]:
         return {key: self._feature(key) for key in self.ids}
@@ -157,6 +167,14 @@ class _Sample:
             ids = _thinned(ids, table.num_embeddings)
             found[table.name] = TableStatistics(lookups=len(ids), distinct=len(np.unique(ids)))
         return found
+
+
+def _jagged_by_key(batch: RankingBatch) -> dict[str, JaggedTensor]:
+    """The ids of each key, weighted or not."""
+    found: dict[str, JaggedTensor] = batch.sparse_features.to_dict()
+    if batch.weighted_features is not None:  # some keys are in both, with the same ids
+        found = batch.weighted_features.to_dict() | found
+    return found
 
 
 def _thinned(values: IntArray, most: int) -> IntArray:

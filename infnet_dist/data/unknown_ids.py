@@ -4,7 +4,7 @@ A vocabulary is made from train, so train has no unknown ids. Without this, row 
 random initial values, and all new ids of valid and test would be looked up there.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,7 +15,7 @@ import torch
 from infnet_dist.batch import BatchRows
 from infnet_dist.data.hashing import splitmix64, stable_seed
 from infnet_dist.data.manifest import Manifest
-from infnet_dist.schema import Schema, sequence_key
+from infnet_dist.schema import Schema, TableFeature, sequence_key
 
 IntArray = npt.NDArray[np.int64]
 _MAX_ITEMS = 2**20  # items of a list, see schema.SequenceFeature
@@ -30,11 +30,12 @@ class UnknownIds:
 
     Several ids of a new row are usually new together, e.g. a video with its author and music. So
     all fields of a row share one random number in [0, 1), and a field is dropped if its table's
-    rate is above that number; likewise all attributes of a history item.
+    rate is above that number; likewise all attributes of a history item. Each id of a bag has a
+    number of its own.
 
     Whether an id is dropped depends only on the seed, the epoch, the row's position in the epoch's
-    order, the behaviour and the item's position in its list: it is the same for any number of
-    workers, and after a resume.
+    order, the behaviour or bag and the item's position in its list: it is the same for any number
+    of workers, and after a resume.
 
     Attributes:
         rates: share of the ids that is dropped, by table; 0 for other tables.
@@ -45,33 +46,40 @@ class UnknownIds:
     seed: int = 0
 
     def drop(
-        self, values: torch.Tensor, lengths: torch.Tensor, schema: Schema, rows: BatchRows
+        self,
+        values: torch.Tensor,
+        lengths: torch.Tensor,
+        features: Sequence[TableFeature],
+        schema: Schema,
+        rows: BatchRows,
     ) -> torch.Tensor:
         """The values of a KeyedJaggedTensor with dropped ids set to 0.
 
         Args:
             values: int64 [ids], key after key.
             lengths: int64 [keys, B], 0 for padding rows.
-            schema: its `table_features` are the keys.
+            features: the keys with their tables.
+            schema: says which keys are lists.
             rows: position of the batch in the epoch's order.
         """
-        if not any(self.rates.get(feature.table) for feature in schema.table_features):
+        if not any(self.rates.get(feature.table) for feature in features):
             return values
-        behaviours = {sequence_key(s, a): s.name for s in schema.sequences for a in s.attributes}
+        lists = {sequence_key(s, a): s.name for s in schema.sequences for a in s.attributes}
+        lists |= {bag.name: bag.name for bag in schema.bags}
         places_B = np.zeros(lengths.shape[1], np.int64)
         places_B[: sum(b - a for a, b in rows.intervals)] = np.concatenate(
             [np.arange(0), *(np.arange(*interval) for interval in rows.intervals)]
         )
         dropped, draws = np.zeros(len(values), bool), dict[str, npt.NDArray[np.floating[Any]]]()
         ends = lengths.sum(1).cumsum(0).tolist()
-        for feature, count_B, end in zip(schema.table_features, lengths.numpy(), ends, strict=True):
+        for feature, count_B, end in zip(features, lengths.numpy(), ends, strict=True):
             if not (rate := self.rates.get(feature.table)):
                 continue
-            behaviour = behaviours.get(feature.key, "")  # its attributes have equal lengths
-            if behaviour not in draws:
-                key = stable_seed(self.seed, "unknown id", rows.epoch, behaviour)
-                draws[behaviour] = _share(key + _item_numbers(places_B, count_B))
-            draw = draws[behaviour]
+            name = lists.get(feature.key, "")  # a behaviour's attributes have equal lengths
+            if name not in draws:
+                key = stable_seed(self.seed, "unknown id", rows.epoch, name)
+                draws[name] = _share(key + _item_numbers(places_B, count_B))
+            draw = draws[name]
             dropped[end - len(draw) : end] = draw < rate
         return values.masked_fill(torch.from_numpy(dropped), 0)
 

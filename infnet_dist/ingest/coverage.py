@@ -14,6 +14,8 @@ log = logging.getLogger(__name__)
 def warn_of_unknown(manifest: Manifest) -> None:
     """Warn of features whose ids are unknown in valid or test far more often than in train.
 
+    Likewise of vectors that are null.
+
     Id 0 means null, and values that are rare or missing in train. If train has few of
     them, only dropped ids train its row. The shares are those of the samples in the manifest. In
     hashed tables, values that are missing in train share trained rows with others.
@@ -29,6 +31,7 @@ def warn_of_unknown(manifest: Manifest) -> None:
     splits = manifest.statistics.splits
     tables = {feature.key: feature.table for feature in manifest.schema_.table_features}
     for split in splits.keys() - {"train"}:
+        _warn_of_null_vectors(split, splits[split].vectors, splits["train"].vectors)
         found = []
         for key, feature in splits[split].features.items():
             train = splits["train"].features[key]
@@ -43,6 +46,19 @@ def warn_of_unknown(manifest: Manifest) -> None:
                 split,
                 some(found),
             )
+
+
+def _warn_of_null_vectors(
+    split: str, shares: Mapping[str, float], in_train: Mapping[str, float]
+) -> None:
+    """Warn of vectors that rows of a split have less often than those of train."""
+    found = [
+        f"{name} ({1 - share:.0%}, in train {1 - in_train[name]:.0%})"
+        for name, share in shares.items()
+        if in_train.get(name, 0.0) - share >= _SHARE
+    ]
+    if found:
+        log.warning("%s: vectors that are null, which get a default: %s", split, some(found))
 
 
 def warn_of_joins(unmatched: Mapping[str, int], rows: int) -> None:

@@ -138,6 +138,10 @@ def _features(manifest: Manifest, statistics: Statistics) -> list[str]:
         for key, feature in train.items()
     ]
     sampled = statistics.splits["train"].rows
+    vectors = [
+        (name, *(f"{split.vectors.get(name, 0.0):.1%}" for split in statistics.splits.values()))
+        for name in statistics.splits["train"].vectors
+    ]
     return [
         heading("Features"),
         paragraph(
@@ -146,6 +150,15 @@ def _features(manifest: Manifest, statistics: Statistics) -> list[str]:
             "and valid of the shares of the 50 most frequent ids, of unknown ids and of all others."
         ),
         table(head, rows),
+        *(
+            [
+                heading("Vectors"),
+                paragraph("Share of the rows that have one."),
+                table(("vector", *statistics.splits), vectors),
+            ]
+            if vectors
+            else []
+        ),
         heading("Lengths, coverage, skew, drift"),
         picture(_draw_features(statistics), "lengths, coverage, skew and drift by feature"),
     ]

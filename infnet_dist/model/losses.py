@@ -10,16 +10,16 @@ from torch.nn import functional
 class MultiTaskLoss(nn.Module):
     """sum_k lambda_k L_k (INFNet v1, training objective) over the rows that aren't padding.
 
-    L_k excludes rows whose label of task k is NaN (unknown).
+    L_k excludes rows whose label of task k is NaN (unknown). A row counts by its weight.
 
     For a binary task L_k is the binary cross-entropy (BCE). For a watch time t it is the weighted
     logistic loss: the BCE of label t / (1 + t) with weight 1 + t, which is t softplus(-z) +
     softplus(z). It is minimal at exp(z) = E[t], the prediction (Covington et al. 2016, RecSys,
     section 4.2); without the weight at the odds of E[t / (1 + t)], which is too low.
 
-    Each L_k is divided by the batch *size*, not by the number of real rows: since gradients are
-    averaged over ranks, every real row then has the same weight in a padded last batch, whichever
-    rank reads it, and ranks needn't exchange their numbers of rows.
+    Each L_k is divided by the batch *size*, not by the number of real rows or the sum of their
+    weights: since gradients are averaged over ranks, a real row then counts the same in every
+    batch, a padded last one too, whichever rank reads it, and ranks needn't exchange their sums.
 
     Args:
         task_weights: lambda by task, K floats.
@@ -41,7 +41,7 @@ class MultiTaskLoss(nn.Module):
     def forward(
         self, logits_BK: torch.Tensor, labels_BK: torch.Tensor, weights_B: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """The scalar loss, and the unweighted loss per task [K]."""
+        """The scalar loss, and the loss per task [K] before `task_weights`."""
         known_BK = ~labels_BK.isnan()
         # Before any product, since NaN x 0 is NaN, in backward as well.
         labels_BK, logits_BK = labels_BK.nan_to_num(), logits_BK.where(known_BK, 0.0)

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Iterator
+from fnmatch import fnmatchcase
 from typing import get_args
 
 from infnet_dist.config.changes import flat
@@ -121,8 +122,8 @@ def without_effect(config: Config, manifest: Manifest, schema: Schema) -> Iterat
     """One line per setting that has no effect in this run."""
     tables, tasks = ({entry.name for entry in part} for part in (schema.tables, schema.tasks))
     for name in config.tables.overrides:
-        if name not in tables:
-            yield f"tables.overrides.{name}: no selected feature reads this table"
+        if name not in tables and not any(fnmatchcase(table, name) for table in tables):
+            yield f"tables.overrides.{name}: no selected feature reads such a table"
     for name in config.training.task_weights:
         if name not in tasks:
             yield f"training.task_weights.{name}: this task isn't selected"

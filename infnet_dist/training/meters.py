@@ -15,7 +15,8 @@ from infnet_dist.distributed.context import WorkerContext
 class IntervalStats:
     """Statistics of an interval over all ranks: mean losses per row, rows, this rank's seconds.
 
-    A task's mean loss is over the rows whose label is known; NaN without any.
+    Means are weighted by the rows' weights. A task's mean loss is over the rows whose label is
+    known; NaN without any.
     """
 
     loss: float
@@ -31,13 +32,14 @@ class TrainMeter:
 
     def __init__(self, num_tasks: int, device: torch.device) -> None:
         self._sums = torch.zeros(1 + num_tasks, dtype=torch.float64, device=device)
+        self._weight = torch.zeros(1, dtype=torch.float64, device=device)
         self._known_K = torch.zeros(num_tasks, dtype=torch.float64, device=device)
         self.reset()
 
     def reset(self) -> None:
         """Set the sums to zero and restart the clock."""
-        self._sums.zero_()
-        self._known_K.zero_()
+        for sums in (self._sums, self._weight, self._known_K):
+            sums.zero_()
         self.steps = self.rows = 0
         self._wait_s = 0.0
         self._start = time.perf_counter()
@@ -60,6 +62,7 @@ class TrainMeter:
         _, rows, *sums = (math.fsum(values) for values in zip(*states, strict=True))
         first, end = len(self._sums), len(self._sums) + len(self._known_K)
         self.rows = int(rows)
+        self._weight += rows
         self._sums += torch.tensor(sums[:first]).to(self._sums)
         self._known_K += torch.tensor(sums[first:end]).to(self._known_K)
         if len(sums) > end:
@@ -72,6 +75,7 @@ class TrainMeter:
         """Add a step of this rank; `loss` and `task_loss_K` are means over its batch size."""
         self._sums[0] += loss * len(batch.weights_B)
         self._sums[1:] += task_loss_K * len(batch.weights_B)
+        self._weight += batch.weights_B.sum(dtype=torch.float64)
         self._known_K += (batch.weights_B.unsqueeze(1) * ~batch.labels_BK.isnan()).sum(0)
         self.rows += batch.num_rows
         self._wait_s += wait_s
@@ -80,11 +84,11 @@ class TrainMeter:
     def reduce(self, context: WorkerContext) -> IntervalStats:
         """The statistics over all ranks; every rank calls it."""
         local = torch.tensor([self.rows, self._wait_s], dtype=torch.float64)
-        here = torch.cat([self._sums, self._known_K, local.to(self._sums.device)])
+        here = torch.cat([self._sums, self._weight, self._known_K, local.to(self._sums.device)])
         loss, *tasks, rows, wait_s = context.sum(here).tolist()
-        sums, known = tasks[: len(self._known_K)], tasks[len(self._known_K) :]
+        sums, (weight, *known) = tasks[: len(self._known_K)], tasks[len(self._known_K) :]
         return IntervalStats(
-            loss=loss / rows,
+            loss=loss / weight if weight else math.nan,
             task_losses=[s / n if n else math.nan for s, n in zip(sums, known, strict=True)],
             rows=round(rows),
             wait_s=wait_s / context.world_size,

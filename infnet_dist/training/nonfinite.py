@@ -49,6 +49,10 @@ def _faults(
     for place, task in enumerate(schema.tasks):
         known = batch.labels_BK[:, place].nan_to_num(posinf=torch.inf, neginf=-torch.inf)
         yield from _first(known, f"the label of task {task.name!r} is")
+    dims = [vector.dim for vector in schema.vectors]
+    for vector, vectors_BV in zip(schema.vectors, batch.vectors_BV.split(dims, 1), strict=True):
+        given = vectors_BV.nan_to_num(posinf=torch.inf, neginf=-torch.inf)  # NaN: null
+        yield from _first(given.sum(1), f"the vector {vector.name!r} sums to")
     for field, rows_BE in zip(lookups.fields, embeddings.fields, strict=True):
         yield from _first(rows_BE.sum(1), f"the embedding of {field.feature!r} sums to")
     for sequence, items_BLE in zip(schema.sequences, embeddings.sequences, strict=True):

@@ -2,7 +2,7 @@
 
 import logging
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
 from itertools import zip_longest
@@ -22,31 +22,32 @@ from infnet_dist.data.epoch_order import ORDER_VERSION
 from infnet_dist.data.manifest import Manifest, read_manifest
 from infnet_dist.data.part_files import part_opener
 from infnet_dist.data.reader import Reader
-from infnet_dist.data.schema_changes import adapt_schema
 from infnet_dist.data.statistics import sample_usage
 from infnet_dist.data.unknown_ids import UnknownIds, default_rates, unlearned_ids
 from infnet_dist.distributed.context import WorkerContext
-from infnet_dist.errors import ConfigError, DataError, unknown_name
+from infnet_dist.errors import DataError
 from infnet_dist.model.settings_check import check_settings
-from infnet_dist.schema import Schema, Table, Task
+from infnet_dist.schema import Schema
 from infnet_dist.sharding.build import ShardedModel, build_sharded_model
+from infnet_dist.training.selected_schema import selected_schema
 
 log = logging.getLogger("infnet_dist")
 
 
 def open_training_set(config: Config, trained: Schema | None = None) -> tuple[Manifest, Schema]:
-    """Open a training set: its manifest, and the selected features and tasks.
+    """Open a training set: its manifest, and the selected features and tasks, with crosses.
 
     It reads no rows, so the driver calls it too.
 
     Args:
         config: the run.
-        trained: the schema of a trained model that reads the set; replaces the features that
-            `config` selects. Only the names of columns come from the set.
+        trained: the schema of a trained model that reads the set; replaces the features and crosses
+            that `config` selects. Only the names of columns come from the set.
 
     Raises:
         DataError: missing or malformed set, or unknown names of features or tasks.
-        ConfigError: unknown names of tables or tasks elsewhere in the config.
+        ConfigError: unknown names of tables or tasks elsewhere in the config, or a cross that can't
+            be made.
     """
     manifest = read_manifest(config.data.path)
     if config.data.reader != "petastorm" and manifest.is_elsewhere:
@@ -54,16 +55,7 @@ def open_training_set(config: Config, trained: Schema | None = None) -> tuple[Ma
             f"{config.data.path}: its manifest names files outside its folder, expected "
             "relative names; a Petastorm data set needs data.reader=petastorm"
         )
-    whole = manifest.schema_
-    _check_names("tables.overrides", "table", config.tables.overrides, whole.tables)
-    _check_names("training.task_weights", "task", config.training.task_weights, whole.tasks)
-    best = [config.checkpoint.keep_best.split("/")[2]] if config.checkpoint.keep_best else []
-    _check_names("checkpoint.keep_best", "task", best, whole.tasks)
-    schema = (
-        whole.select(config.data.features, config.data.tasks)
-        if trained is None
-        else adapt_schema(trained, whole).schema
-    )
+    schema = selected_schema(config, manifest.schema_, trained)
     open_part = part_opener(config.data.reader, schema)
     try:
         check_columns(config.data.path, manifest, schema, open_part)
@@ -107,6 +99,8 @@ def unknown_id_rates(
         schema: the selected features.
         begun: of the run's checkpoint; used where `config` leaves the rate open, even if the
             training set has grown since.
+
+    A cross has the largest rate of its features, since it is unknown where one of them is.
     """
     given = config.tables.unknown_id_rate
     if given is None and begun is not None:
@@ -121,19 +115,18 @@ def unknown_id_rates(
             if not (table.raw or table.name in hashed or in_place)
         }
     found = {table.name: rates.get(table.name, 0.0) for table in schema.tables}
-    for name, override in config.tables.overrides.items():
-        if name in found and override.unknown_id_rate is not None:
-            found[name] = override.unknown_id_rate
+    overridden = {
+        name: override.unknown_id_rate
+        for name in found
+        for override in config.tables.overrides_of(name)  # the strongest is last
+        if override.unknown_id_rate is not None
+    }
+    found |= overridden
+    tables = {field.key: field.table for field in schema.fields}
+    for cross in schema.crosses:  # 0 where a feature of it is: they share a random number
+        if cross.table not in overridden:
+            found[cross.table] = max(found[tables[name]] for name in cross.features)
     return found
-
-
-def _check_names(
-    key: str, kind: str, used: Iterable[str], known: Sequence[Table] | Sequence[Task]
-) -> None:
-    names = [entry.name for entry in known]
-    for name in used:
-        if name not in names:
-            raise ConfigError(f"{key}: {unknown_name(kind, name, names)}")
 
 
 @dataclass

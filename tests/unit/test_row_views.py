@@ -62,9 +62,9 @@ def test_items_are_gathered_as_by_a_loop(groups: tuple[int, ...], longest: int) 
     assert_holds(blocks[0][:0], [])
 
 
-def test_newest_items() -> None:
+def test_first_items() -> None:
     lists = Lists(np.array([0, 2], np.int32), np.array([2, 3], np.int32), np.arange(5))
-    block = join([Columns({"group": [np.zeros(2, np.int64)]}, {"k": lists.newest(1)})])
+    block = join([Columns({"group": [np.zeros(2, np.int64)]}, {"k": lists.first(1)})])
     assert block.items(["k"]).tolist() == [0, 2]
 
 

@@ -19,13 +19,19 @@ def write_petastorm_metadata(folder: Path, manifest: Manifest) -> None:
     folder without it, but stacks lists to a matrix and fails if their lengths differ.
 
     Raises:
-        ConfigError: the set refers to Petastorm data sets, which have their own metadata.
+        ConfigError: the set refers to Petastorm data sets, which have their own metadata, or it has
+            vectors, for whose type petastorm has no name.
         DataError: petastorm isn't installed.
     """
     if manifest.source.get("source") == "petastorm":
         raise ConfigError(
             "data.petastorm_metadata: the data sets have Petastorm metadata already; set it to "
             "false"
+        )
+    for vector in manifest.schema_.vectors:
+        raise ConfigError(
+            f"data.petastorm_metadata: petastorm can't read the column {vector.column!r} of vectors "
+            "(a list of fixed size); set it to false"
         )
     load_petastorm()
     from petastorm.unischema import Unischema

@@ -1,9 +1,10 @@
-"""Checks a split before training: files, columns, types, ranges of ids and labels, dense features.
+"""Checks a split before training: columns, types, ids, labels, dense features and weights.
 
 Integers are checked by the statistics in Parquet footers, without reading data; columns without
-statistics, and floats (whose statistics ignore NaN), are read. This finds most faults before the
-first step; decoded values are checked again (`values.py`). Each rank checks its share of the parts;
-call through `WorkerContext.together`, so that all ranks fail together.
+statistics, and floats (whose statistics ignore NaN), are read, except for vectors, which are large.
+This finds most faults before the first step; decoded values are checked again (`values.py`). Each
+rank checks its share of the parts; call through `WorkerContext.together`, so that all ranks fail
+together.
 """
 
 from collections.abc import Iterator
@@ -13,7 +14,7 @@ from pathlib import Path
 import pyarrow as pa
 
 from infnet_dist.data.checks.ranges import AllowedRange, allowed_ranges, value_bounds
-from infnet_dist.data.checks.values import check_dense, check_types
+from infnet_dist.data.checks.values import check_dense, check_types, check_weights, weight_columns
 from infnet_dist.data.manifest import Manifest, Part
 from infnet_dist.data.part_files import ARROW, OpenedPart, OpenPart, PartFile, open_checked
 from infnet_dist.errors import DataError
@@ -153,11 +154,13 @@ def _check_integers(file: PartFile, part: Part, group: int, ranges: list[Allowed
 
 def _check_floats(file: PartFile, part: Part, group: int, schema: Schema) -> None:
     standardised = {feature.column for feature in schema.standardised}
-    columns = [feature.column for feature in schema.dense]
-    if not columns:
+    dense, weights = [feature.column for feature in schema.dense], weight_columns(schema)
+    if not dense and not weights:
         return
-    table = file.read_row_group(group, columns=columns)
-    for column in columns:
-        values = table.column(column)
+    table = file.read_row_group(group, columns=[*dict.fromkeys([*dense, *weights])])
+    for column in dense:
         where = f"{part.file}, row group {group}, column {column!r}"
-        check_dense(values, where, nullable=column not in standardised)
+        check_dense(table.column(column), where, nullable=column not in standardised)
+    for column in weights:
+        where = f"{part.file}, row group {group}, column {column!r}"
+        check_weights(table.column(column), where)

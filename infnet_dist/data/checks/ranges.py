@@ -51,6 +51,8 @@ def allowed_ranges(schema: Schema) -> Iterator[AllowedRange]:
     """The range of each integer column that the reader needs."""
     for feature in schema.categorical:
         yield _ids(schema, feature.column, feature.table)
+    for bag in schema.bags:
+        yield _ids(schema, bag.column, bag.table)
     for sequence in schema.sequences:
         for attribute in sequence.attributes:
             yield _ids(schema, attribute.column, attribute.table)

@@ -10,12 +10,14 @@ from functools import lru_cache
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from infnet_dist.data.checks.ranges import AllowedRange, allowed_ranges, value_bounds
 from infnet_dist.data.manifest import arrow_type, same_type
 from infnet_dist.errors import DataError
 from infnet_dist.schema import Schema
 
+_FIX = "fix the data or the ingest section, and ingest again"
 _UNSIGNED = {1: np.uint8, 8: np.uint64}
 
 
@@ -37,7 +39,7 @@ def check_types(found: pa.Schema, schema: Schema, where: str) -> None:
 
 
 def check_values(columns: Mapping[str, pa.Array], schema: Schema, where: str) -> None:
-    """Check ids, items, labels, time gaps and dense features of a row group.
+    """Check ids, items, labels, time gaps, dense features, weights and vectors of a row group.
 
     Args:
         columns: the columns of `schema`, with its types.
@@ -53,6 +55,10 @@ def check_values(columns: Mapping[str, pa.Array], schema: Schema, where: str) ->
     for feature in schema.dense:
         nullable = feature.boundaries is not None
         check_dense(columns[feature.column], f"{where}, column {feature.column!r}", nullable)
+    for name in weight_columns(schema):
+        check_weights(columns[name], f"{where}, column {name!r}")
+    for vector in schema.vectors:
+        _check_vectors(columns[vector.column], f"{where}, column {vector.column!r}")
     for task in schema.tasks:
         if task.truth_column is not None:
             _check_probabilities(columns[task.truth_column], task.truth_column, where)
@@ -75,6 +81,41 @@ def check_dense(column: pa.Array | pa.ChunkedArray, where: str, nullable: bool) 
         raise DataError(
             f"{where}: got {found[~finite][0]}, a dense feature must be finite; ingest again"
         )
+
+
+def weight_columns(schema: Schema) -> list[str]:
+    """Columns of weights: of rows, and of the ids of bags."""
+    of_rows = [schema.weight_column] if schema.weight_column else []
+    return of_rows + [bag.weight_column for bag in schema.bags if bag.weight_column]
+
+
+def check_weights(column: pa.Array | pa.ChunkedArray, where: str) -> None:
+    """Check that weights, or lists of them, are finite, not negative and not null.
+
+    Raises:
+        DataError: one isn't.
+    """
+    values = pc.list_flatten(column) if pa.types.is_list(column.type) else column
+    if values.null_count:
+        raise DataError(f"{where}: {values.null_count} nulls, a weight can't be null; {_FIX}")
+    found = values.to_numpy()
+    if len(found) and not 0 <= found.min() <= found.max() < np.inf:
+        wrong = ~((found >= 0) & (found < np.inf))
+        raise DataError(f"{where}: got {found[wrong][0]}, a weight must be >= 0 and finite; {_FIX}")
+
+
+def _check_vectors(column: pa.FixedSizeListArray, where: str) -> None:
+    """Check that vectors are null as a whole or have finite values."""
+    values = column.flatten()  # without those of null vectors
+    if values.null_count:
+        raise DataError(
+            f"{where}: {values.null_count} nulls within vectors, only whole vectors may be null; "
+            f"{_FIX}"
+        )
+    found = values.to_numpy()
+    if len(found) and not -np.inf < found.min() <= found.max() < np.inf:
+        wrong = ~np.isfinite(found)
+        raise DataError(f"{where}: got {found[wrong][0]}, a vector must be finite; {_FIX}")
 
 
 def _is_within(column: pa.Array, allowed: AllowedRange) -> bool:

@@ -34,6 +34,7 @@ def render(plan: Plan, *, most_tables: int = 40) -> RenderableType:
     tables = Table(
         "table",
         Column("shape", no_wrap=True),
+        Column("kind", overflow="fold"),
         "sharding",
         Column("kernel", overflow="fold"),
         "where",
@@ -54,7 +55,7 @@ def render(plan: Plan, *, most_tables: int = 40) -> RenderableType:
     ]
     lines += [f"{name}: {text}" for name, text in byte_facts(known)]
     lines.append(f"bottleneck: {known['binds']}")
-    lines += [f"not considered: {line}" for line in plan.excluded]
+    lines += [f"{what}: {line}" for what, line in _notes(plan)]
     return Group(tables, Text("\n".join(lines)))
 
 
@@ -92,13 +93,29 @@ def _largest_first(plan: Plan) -> list[str]:
     return sorted(plan.tables, key=lambda name: (-plan.bytes_of(name).stored, name))
 
 
+def _notes(plan: Plan) -> list[tuple[str, str]]:
+    notes = [("not considered", line) for line in plan.excluded]
+    if plan.own_states:
+        names = ", ".join(plan.own_states)
+        notes.append(
+            (
+                "an optimizer state for each column shard",
+                f"{names}: results differ from an unsharded table's, and the state can't be "
+                "resharded",
+            )
+        )
+    return notes
+
+
 def _row(plan: Plan, name: str) -> tuple[str, ...]:
-    entry, found = plan.tables[name], plan.bytes_of(name)
+    entry, found, table = plan.tables[name], plan.bytes_of(name), plan.table(name)
+    own = table.optimizer != plan.made_for.tables.optimizer
     cache = f" {entry.cache_share:g}" if entry.cache_share else ""
     kind = "nodes" if entry.sharding_type in BY_NODE else "ranks"
     where = f"{kind} {_short(entry.places)}" if entry.places else "all ranks"
     return (
-        shape(plan.made_for.tables.table(name)),
+        shape(table),
+        f"{table.kind}, {table.optimizer}" if own else table.kind,
         entry.sharding_type,
         entry.compute_kernel + cache,
         where,
@@ -163,7 +180,7 @@ def write_html(plan: Plan, path: str | Path) -> None:
         PlanError: the file can't be written.
     """
     known = facts(plan)
-    head = ("table", "shape", "sharding", "kernel", "where", *_NUMBERS)
+    head = ("table", "shape", "kind", "sharding", "kernel", "where", *_NUMBERS)
     rows = [(name, *_row(plan, name)) for name in _largest_first(plan)]
     summary = [
         ("workers", f"{known['world_size']} on {known['num_nodes']} nodes"),
@@ -172,7 +189,7 @@ def write_html(plan: Plan, path: str | Path) -> None:
         ("time balance (max / mean)", f"{known['time_balance']:.3f}"),
         *byte_facts(known),
         ("bottleneck", known["binds"]),
-        *(("not considered", line) for line in plan.excluded),
+        *_notes(plan),
     ]
     title = f"Sharding plan for {known['topology']}, {known['world_size']} workers"
     parts = (
