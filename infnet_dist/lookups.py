@@ -11,6 +11,7 @@ after the lookup. All collections sum: a mean is the sum divided by the number o
 weights), so that it is exact under every sharding type.
 """
 
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -21,6 +22,7 @@ from infnet_dist.config.tables import TableSettings
 from infnet_dist.schema import Schema, Table, sequence_key
 
 Home = Literal["sequence", "bag", "weighted"]
+_ROWS = re.compile(r"(?:^|\.)(?:embeddings|embedding_bags)\.([^.]+)\.weight$")
 
 
 @dataclass(frozen=True)
@@ -133,3 +135,9 @@ class Lookups(Sequence[Lookup]):
 def padded_width(embedding_dim: int) -> int:
     """Floats per row in a collection: fbgemm's kernels need a multiple of 4."""
     return -(-embedding_dim // 4) * 4
+
+
+def table_of(parameter: str) -> str | None:
+    """The table whose rows a parameter of a model holds; None for other parameters."""
+    found = _ROWS.search(parameter)
+    return found[1] if found else None

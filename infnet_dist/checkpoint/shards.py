@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch.distributed._shard.sharded_tensor import ShardedTensor
 
-from infnet_dist.checkpoint.tensor_names import table_of
+from infnet_dist.lookups import table_of
 
 if TYPE_CHECKING:  # imports TorchRec, which the command doesn't need
     from infnet_dist.sharding.build import ShardedModel

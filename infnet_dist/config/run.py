@@ -75,7 +75,7 @@ class DataConfig(Section):
     )
     crosses: dict[str, CrossConfig] = Field(
         default_factory=dict,
-        description="further features by name, which is also their table's: combinations of features",
+        description="combinations of features, by name, which is also that of their table",
     )
     batch_size: int = Field(512, ge=1, lt=2**31, description="rows per worker and step")
     shuffle_rows: int = Field(

@@ -28,7 +28,7 @@ from infnet_dist.config.run import Config
 from infnet_dist.data.hashing import stable_seed
 from infnet_dist.data.statistics import TableUsage
 from infnet_dist.distributed.context import WorkerContext
-from infnet_dist.lookups import Lookups, TableLookups
+from infnet_dist.lookups import Lookups, TableLookups, table_of
 from infnet_dist.model.build import build_train_model
 from infnet_dist.planning.checks import check_budget, check_plan
 from infnet_dist.planning.host_memory import host_memory_bytes
@@ -48,7 +48,6 @@ from infnet_dist.sharding.optimizers import (
     apply_sparse_optimizers,
     check_plan_optimizers,
     make_sparse_optimizer,
-    table_of,
 )
 from infnet_dist.sharding.row_clipping import RowClipping
 

@@ -15,8 +15,8 @@ from infnet_dist.config.optimizers import (
     AdamWConfig,
     DenseOptimizerConfig,
 )
+from infnet_dist.lookups import table_of
 from infnet_dist.sharding.ftrl import FtrlProximal
-from infnet_dist.sharding.optimizers import table_of
 
 _FIRST_ORDER = ".first_order."  # of `DenseArch`, in names of parameters
 

@@ -5,7 +5,6 @@ tables of a collection with equal options into one kernel, with one learning rat
 """
 
 import math
-import re
 from collections.abc import Iterator
 from typing import Any, Literal, NamedTuple
 
@@ -32,7 +31,7 @@ from infnet_dist.config.optimizers import ScheduleConfig
 from infnet_dist.config.run import Config
 from infnet_dist.config.tables import GPU_OPTIMIZERS, SparseOptimizerName
 from infnet_dist.errors import ConfigError
-from infnet_dist.lookups import Lookups, TableLookups
+from infnet_dist.lookups import Lookups, TableLookups, table_of
 from infnet_dist.planning.plan import Plan
 from infnet_dist.sharding import data_parallel
 
@@ -46,7 +45,6 @@ _CLASSES: dict[str, type[torch.optim.Optimizer]] = {
 }
 _ROW_WISE = ("rowwise_adagrad", "partial_rowwise_adam")  # one second moment per row
 _COUNTING = (OptimType.ADAM, OptimType.PARTIAL_ROWWISE_ADAM, OptimType.LAMB)
-_TABLE = re.compile(r"(?:^|\.)(?:embeddings|embedding_bags)\.([^.]+)\.weight$")
 
 
 def optimizer_of(table: TableLookups) -> SparseOptimizerName:
@@ -124,12 +122,6 @@ def _data_parallel_group(table: TableLookups) -> dict[str, Any]:
         "eps": options.get("eps", 0.0),
         "weight_decay": options.get("weight_decay", 0.0),
     }
-
-
-def table_of(parameter: str) -> str | None:
-    """The table whose rows a parameter of the model holds; None for other parameters."""
-    found = _TABLE.search(parameter)
-    return found[1] if found else None
 
 
 def check_plan_optimizers(plan: Plan, lookups: Lookups) -> None:

@@ -9,7 +9,7 @@ from infnet_dist.config.run import Config
 from infnet_dist.distributed.context import WorkerContext
 from infnet_dist.model.build import build_train_model
 from infnet_dist.sharding.build import build_sharded_model
-from infnet_dist.sharding.optimizers import learning_rates
+from infnet_dist.sharding.optimizers import learning_rate_factors
 from infnet_dist.training.step import train_step
 from tests.mixed import ROWS, SCHEMA, config_of, looked_up, make_batch
 from tests.ranks import run_ranks
@@ -23,8 +23,8 @@ def train_sharded(context: WorkerContext, *, config: Config) -> dict[str, Any]:
     before, losses = whole_tables(sharded, context), []
     for step in range(STEPS):
         batch = make_batch(100 * step + context.rank)
-        rates = learning_rates(config, step, STEPS)
-        loss, _ = train_step(sharded, batch, rates, step=step, seed=0)
+        factors = learning_rate_factors(config, step, STEPS)
+        loss, _ = train_step(sharded, batch, factors, step=step, seed=0)
         losses.append(context.sum(loss).item() / context.world_size)
     types = {name: entry.sharding_type for name, entry in sharded.plan.tables.items()}
     return {
