@@ -20,7 +20,7 @@ SparseOptimizerName = Literal[
     "rowwise_adagrad", "adagrad", "sgd", "adam", "partial_rowwise_adam", "lamb"
 ]
 GPU_OPTIMIZERS: tuple[SparseOptimizerName, ...] = ("adam", "partial_rowwise_adam", "lamb")
-WITHOUT_DECAY: tuple[SparseOptimizerName, ...] = ("adagrad", "sgd")  # as fbgemm's kernels have none
+WITHOUT_DECAY: tuple[SparseOptimizerName, ...] = ("adagrad", "sgd")  # fbgemm's CPU kernels: all
 DataType = Literal["fp32", "fp16"]
 Initialization = Literal["uniform", "normal", "zeros"]
 
@@ -96,8 +96,8 @@ class SparseOptimizerConfig(Section):
     weight_decay: float = Field(
         0.0,
         ge=0,
-        description="weight decay of the rows looked up: L2 of rowwise_adagrad, decoupled of "
-        "those on GPUs; adagrad and sgd have none",
+        description="weight decay of the rows looked up, on GPUs alone: L2 of rowwise_adagrad, "
+        "decoupled of adam, partial_rowwise_adam and lamb; adagrad and sgd have none",
     )
     max_gradient_norm: float | None = Field(
         None,

@@ -80,11 +80,12 @@ def _check_optimizers(config: Config, schema: Schema) -> None:
                 f"table {table.name!r}: the optimizer {settings.optimizer} isn't available on "
                 f"{device}; expected one of: {', '.join(on_device)}"
             )
-        if settings.weight_decay and settings.optimizer in WITHOUT_DECAY:
-            others = ", ".join(name for name in on_device if name not in WITHOUT_DECAY)
+        decaying = [name for name in known if device == "cuda" and name not in WITHOUT_DECAY]
+        if settings.weight_decay and settings.optimizer not in decaying:
             raise ConfigError(
                 f"table {table.name!r}: weight_decay is {settings.weight_decay:g}, but "
-                f"{settings.optimizer} has none; set it to 0, or choose one of: {others}"
+                f"{settings.optimizer} has none on {device} (fbgemm ignores it), expected one of: "
+                f"{', '.join(decaying) or 'none'}; set it to 0"
             )
     if config.dense_optimizer.first_order and not config.model.first_order:
         raise ConfigError(
