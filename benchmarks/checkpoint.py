@@ -39,7 +39,7 @@ from infnet_dist.distributed.context import WorkerContext
 from infnet_dist.ingest.synthetic import make_training_set
 from infnet_dist.io.filesystem import Folder
 from infnet_dist.sharding.build import ShardedModel, build_sharded_model
-from infnet_dist.sharding.optimizers import learning_rates
+from infnet_dist.sharding.optimizers import learning_rate_factors
 from infnet_dist.training.provenance import versions
 from infnet_dist.training.setup import TrainingSetup, open_training_set
 from infnet_dist.training.step import train_step
@@ -155,8 +155,10 @@ class Steps:
         for _ in range(count):
             start = time.perf_counter()
             batch = self._batches[self.done % len(self._batches)]
-            rates = learning_rates(self._setup.config, 0, 1_000_000)
-            train_step(self._setup.sharded, batch, rates, step=0, seed=self._setup.config.run.seed)
+            factors = learning_rate_factors(self._setup.config, 0, 1_000_000)
+            train_step(
+                self._setup.sharded, batch, factors, step=0, seed=self._setup.config.run.seed
+            )
             self.done += 1
             taken.append(time.perf_counter() - start)
         return statistics.median(taken)

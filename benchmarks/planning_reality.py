@@ -22,13 +22,17 @@ import numpy as np
 import torch
 import torch.distributed as dist
 from torch import nn
+from torch.distributed.optim import (
+    _apply_optimizer_in_backward as apply_optimizer_in_backward,
+)
+from torchrec.distributed.embedding import EmbeddingCollectionSharder
 from torchrec.distributed.model_parallel import DistributedModelParallel
 from torchrec.distributed.types import ShardingEnv
 from torchrec.modules.embedding_configs import EmbeddingConfig
 from torchrec.modules.embedding_modules import EmbeddingCollection
+from torchrec.optim import RowWiseAdagrad
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
-from infnet_dist.config.run import SparseOptimizerConfig
 from infnet_dist.distributed.context import WorkerContext
 from infnet_dist.planning.costs.options import ShardingOption
 from infnet_dist.planning.estimates import estimate_plan
@@ -36,9 +40,8 @@ from infnet_dist.planning.plan import Plan
 from infnet_dist.planning.planner import make_plan
 from infnet_dist.planning.tables import PlanFeature, PlanTable, TableSet
 from infnet_dist.planning.topology import this_topology
-from infnet_dist.planning.torchrec_plan import CollectionSharder, to_sharding_plan
+from infnet_dist.planning.torchrec_plan import to_sharding_plan
 from infnet_dist.sharding.build import table_bytes
-from infnet_dist.sharding.optimizers import apply_sparse_optimizer
 from infnet_dist.training.provenance import versions
 from ray_jobs._local import run_local
 
@@ -141,13 +144,14 @@ def make_plans(ranks: int) -> dict[str, Plan]:
 def measure(context: WorkerContext, *, plan: Plan, steps: int) -> dict[str, object]:
     """Milliseconds of a step and bytes of the tables by rank."""
     model = Lookups([table.name for table in plan.made_for.tables.tables])
-    apply_sparse_optimizer(model.embeddings, SparseOptimizerConfig())
+    for table in model.embeddings.parameters():
+        apply_optimizer_in_backward(RowWiseAdagrad, [table], {"lr": 0.05, "eps": 1e-8})
     sharded = DistributedModelParallel(
         module=model,
         env=ShardingEnv.from_process_group(dist.group.WORLD),
         device=context.device,
         plan=to_sharding_plan(plan, model, context.device),
-        sharders=[CollectionSharder()],
+        sharders=[EmbeddingCollectionSharder()],
     )
     generator = torch.Generator().manual_seed(context.rank)
     keys = [f"f_t{i}" for i in range(TABLES)]

@@ -11,6 +11,7 @@ after the lookup. All collections sum: a mean is the sum divided by the number o
 weights), so that it is exact under every sharding type.
 """
 
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -21,6 +22,7 @@ from infnet_dist.config.tables import TableSettings
 from infnet_dist.schema import Schema, Table, sequence_key
 
 Home = Literal["sequence", "bag", "weighted"]
+_ROWS = re.compile(r"(?:^|\.)(?:embeddings|embedding_bags)\.([^.]+)\.weight$")
 
 
 @dataclass(frozen=True)
@@ -63,8 +65,8 @@ class TableLookups:
 
     @property
     def kernel_width(self) -> int:
-        """Floats per row in the collection: fbgemm's kernels need a multiple of 4."""
-        return -(-self.settings.embedding_dim // 4) * 4
+        """Floats per row in the collection."""
+        return padded_width(self.settings.embedding_dim)
 
     @property
     def keys(self) -> tuple[str, ...]:
@@ -73,12 +75,17 @@ class TableLookups:
 
 
 class Lookups(Sequence[Lookup]):
-    """All lookups of a run, in the order of `Schema.table_features`."""
+    """All lookups of a run, in the order of `Schema.table_features`.
+
+    Attributes:
+        schema: the selected features.
+        config: the run.
+    """
 
     def __init__(self, schema: Schema, config: Config) -> None:
         """Widths and other settings of tables are those of `config`."""
         self.schema = schema
-        self._config = config
+        self.config = config
         self._lookups = tuple(self._make())
 
     def __getitem__(self, index):  # type: ignore[no-untyped-def]  # int or slice
@@ -101,7 +108,7 @@ class Lookups(Sequence[Lookup]):
         for table in self.schema.tables:
             lookups = tuple(lookup for lookup in self if lookup.table == table.name)
             if lookups:
-                settings = self._config.table(table.name)
+                settings = self.config.table(table.name)
                 found.append(TableLookups(table, settings, lookups[0].home, lookups))
         return tuple(found)
 
@@ -109,7 +116,7 @@ class Lookups(Sequence[Lookup]):
         bags = {bag.name: bag for bag in self.schema.bags}
         sequences = {sequence_key(s, a) for s in self.schema.sequences for a in s.attributes}
         for feature in self.schema.table_features:
-            width = self._config.table(feature.table).embedding_dim
+            width = self.config.table(feature.table).embedding_dim
             home = self._home(feature.table)
             if feature.key in sequences:
                 yield Lookup(feature.key, feature.table, width, "sequence", home)
@@ -123,3 +130,14 @@ class Lookups(Sequence[Lookup]):
         if any(a.table == table for s in self.schema.sequences for a in s.attributes):
             return "sequence"
         return "weighted" if table in self.schema.weighted_tables else "bag"
+
+
+def padded_width(embedding_dim: int) -> int:
+    """Floats per row in a collection: fbgemm's kernels need a multiple of 4."""
+    return -(-embedding_dim // 4) * 4
+
+
+def table_of(parameter: str) -> str | None:
+    """The table whose rows a parameter of a model holds; None for other parameters."""
+    found = _ROWS.search(parameter)
+    return found[1] if found else None

@@ -3,7 +3,6 @@
 import argparse
 import json
 import time
-from typing import Any
 
 from rich.markup import escape
 from rich.table import Table
@@ -19,7 +18,6 @@ from infnet_dist.planning.plan_file import load_plan, save_plan
 from infnet_dist.planning.planner import extend_plan, make_plan
 from infnet_dist.planning.review.facts import byte_facts, facts
 from infnet_dist.planning.review.render import render, write_html, write_png
-from infnet_dist.planning.tables import TableSet
 from infnet_dist.planning.to_cpu import to_cpu
 from infnet_dist.planning.topology import load_topology, this_topology
 from ray_jobs._cli import log
@@ -58,13 +56,13 @@ def check(arguments: argparse.Namespace) -> None:
     if arguments.config:
         tables, config = tables_of_config(arguments)
         device = "cuda" if config.scaling.use_gpu else "cpu"
-        found += _differences(plan, tables, world_size=config.scaling.num_workers, device=device)
+        found += differences(plan, tables, world_size=config.scaling.num_workers, device=device)
         background = config.checkpoint.background
         found += overfull(plan, plan.made_for.topology, background_save=background)
     if arguments.topology:
         topology = load_topology(arguments.topology)
         per_node = min(topology.workers_per_node, world_size)
-        found += _differences(
+        found += differences(
             plan, own, world_size=world_size, workers_per_node=per_node, device=topology.device
         )
         found += overfull(plan, topology, background_save=own.background_save)
@@ -82,10 +80,6 @@ def check(arguments: argparse.Namespace) -> None:
             print("the plan fits")
     if found:
         raise PlanError(f"the plan doesn't fit: {first_few(found, 'listed above')}")
-
-
-def _differences(plan: Plan, tables: TableSet, **workers: Any) -> list[str]:
-    return differences(plan, {table.name: table for table in tables.tables}, **workers)
 
 
 def diff(arguments: argparse.Namespace) -> None:

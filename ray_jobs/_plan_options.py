@@ -60,6 +60,30 @@ def plan_options(parser: argparse.ArgumentParser) -> None:
         "--world-size", required=True, help="numbers of workers, separated by commas"
     )
 
+    widths = _plan_command(commands, "widths", "suggest the width of each table")
+    _add_tables(widths)
+    _add_topology(widths)
+    widths.add_argument(
+        "--budget-gib",
+        type=positive_number,
+        metavar="GIB",
+        help="rows and optimizer state of all tables, on all workers together, each table counted "
+        "once (default: what they take now)",
+    )
+    widths.add_argument(
+        "--max-width",
+        type=positive,
+        metavar="N",
+        help="floats of the widest table, at least 4 (default: the widest now)",
+    )
+    widths.add_argument(
+        "--alpha",
+        type=exponent,
+        default=0.3,
+        help="how much wider often used rows are: width ~ (lookups per row)^alpha where memory is "
+        "short, 0 to 1 (0.3)",
+    )
+
     cpu = _plan_command(commands, "to-cpu", "convert a plan to a few CPU ranks")
     cpu.add_argument("plan", type=Path, help="plan file")
     cpu.add_argument("--ranks", type=positive, required=True, help="CPU ranks, on one machine")
@@ -94,6 +118,29 @@ def _add_topology(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--world-size", type=positive, help="workers (default: the run file's, or one node)"
     )
+
+
+def positive_number(text: str) -> float:
+    """A finite number above 0."""
+    number = _number(text)
+    if not 0 < number < _MAX_BYTES:
+        raise argparse.ArgumentTypeError(f"{text!r}: expected a number above 0")
+    return number
+
+
+def exponent(text: str) -> float:
+    """A number from 0 to 1."""
+    number = _number(text)
+    if not 0 <= number <= 1:
+        raise argparse.ArgumentTypeError(f"{text!r}: expected a number from 0 to 1")
+    return number
+
+
+def _number(text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r}: expected a number") from None
 
 
 def byte_size(text: str) -> float:

@@ -20,8 +20,10 @@ from infnet_dist.checkpoint.step_folders import MANIFEST, name_of
 from infnet_dist.checkpoint.writing import merge_chunks
 from infnet_dist.io.filesystem import Folder
 
-TABLE = "model.model.sparse.embeddings.embeddings.{0}.weight"
-STATE = "optimizer.model.sparse.embeddings.embeddings.{0}.weight.{0}.momentum1"
+TABLE = "model.tables.{0}.weight"
+STATE = "optimizer.tables.{0}.momentum1"
+OLD_TABLE = "model.model.sparse.embeddings.embeddings.{0}.weight"  # of earlier versions
+OLD_STATE = "optimizer.model.sparse.embeddings.embeddings.{0}.weight.{0}.momentum1"
 
 
 class Part(NamedTuple):

@@ -111,8 +111,7 @@ def _read_plan(content: bytes) -> None:
     for table in plan.made_for.tables.tables:
         shards = plan.shards(table.name)
         assert all(shard.rows >= 0 and shard.columns > 0 for shard in shards)
-    tables = {table.name: table for table in plan.made_for.tables.tables}
-    differences(plan, tables, world_size=2)
+    differences(plan, plan.made_for.tables, world_size=2)
 
 
 def _read_set(content: bytes) -> None:

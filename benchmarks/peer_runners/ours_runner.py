@@ -23,7 +23,7 @@ from common import (
 from infnet_dist.config.run import parse_config
 from infnet_dist.distributed.context import WorkerContext, local_process_group
 from infnet_dist.io.ports import free_ports
-from infnet_dist.sharding.optimizers import learning_rates
+from infnet_dist.sharding.optimizers import learning_rate_factors
 from infnet_dist.training.setup import TrainingSetup, stream
 from infnet_dist.training.step import train_step
 
@@ -87,8 +87,8 @@ class Ours:
         batches = itertools.islice(stream(reader.batches(), self.setup.context.device), steps)
         rows = 0
         for step, (batch, _) in enumerate(batches):
-            rates = learning_rates(self.config, step, steps)
-            train_step(self.setup.sharded, batch, rates, step=step, seed=self.config.run.seed)
+            factors = learning_rate_factors(self.config, step, steps)
+            train_step(self.setup.sharded, batch, factors, step=step, seed=self.config.run.seed)
             rows += batch.num_rows
         return rows
 

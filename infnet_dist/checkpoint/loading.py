@@ -3,7 +3,7 @@
 import logging
 import time
 from collections.abc import Callable
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 from tqdm import tqdm
 
@@ -13,11 +13,14 @@ from infnet_dist.checkpoint.manifest import CheckpointManifest, UnreadableError,
 from infnet_dist.checkpoint.reading import TensorReader
 from infnet_dist.checkpoint.shards import LocalShard, ModelState
 from infnet_dist.checkpoint.step_folders import complete_checkpoints
+from infnet_dist.checkpoint.trained_optimizers import check_same_optimizers, read_config
 from infnet_dist.checkpoint.trained_schema import check_same, read_schema
+from infnet_dist.config.run import Config
 from infnet_dist.distributed.context import WorkerContext
 from infnet_dist.errors import CheckpointError
 from infnet_dist.io.filesystem import Folder
 from infnet_dist.io.retries import retrying
+from infnet_dist.lookups import padded_width
 from infnet_dist.planning.plan import Plan, shape
 from infnet_dist.schema import Schema
 from infnet_dist.sharding.build import ShardedModel
@@ -90,12 +93,14 @@ def _try(
     """Load a checkpoint; returns a fault of its files, on any rank, or the manifest."""
     start = time.perf_counter()
     fault, found = context.on_first(
-        lambda: _with_retries(lambda: _read_manifest_and_schema(folder))
+        lambda: _with_retries(lambda: _read_description(folder, with_optimizer=with_optimizer))
     )
     if found is None:
         return fault, None
-    manifest, trained = found
+    manifest, trained, config = found
     context.together(lambda: check_same(folder, manifest, trained, sharded.lookups.schema))
+    if config is not None:
+        context.together(lambda: check_same_optimizers(folder, config, sharded.lookups))
     state = ModelState(sharded, with_optimizer=with_optimizer)
     shards = state.shards()
     _check_fits(folder, manifest, shards, context, with_optimizer=with_optimizer)
@@ -111,13 +116,20 @@ def _try(
     return "", manifest
 
 
-def _read_manifest_and_schema(
-    folder: Folder,
-) -> tuple[str, tuple[CheckpointManifest, Schema | None] | None]:
-    """A fault of a checkpoint's manifest or schema; without one, both of them."""
+class _Description(NamedTuple):
+    """What describes a checkpoint's tensors; the config only if optimizers are loaded."""
+
+    manifest: CheckpointManifest
+    schema: Schema | None
+    config: Config | None
+
+
+def _read_description(folder: Folder, *, with_optimizer: bool) -> tuple[str, _Description | None]:
+    """A fault of a checkpoint's description; without one, the description."""
     try:
         manifest = read_manifest(folder)
-        return "", (manifest, read_schema(folder, manifest))
+        config = read_config(folder, manifest) if with_optimizer else None
+        return "", _Description(manifest, read_schema(folder, manifest), config)
     except UnreadableError:
         raise
     except CheckpointError as error:
@@ -193,9 +205,11 @@ def differences_from(folder: Folder, plan: Plan) -> list[str]:
     planned = {table.name: table for table in plan.made_for.tables.tables}
     lines = []
     for name in sorted({*saved, *planned}):
-        there = " x ".join(map(str, saved[name].shape)) if name in saved else "missing"
+        there = "missing"
         if name in saved:
-            there += f" {_DATA_TYPES.get(saved[name].data_type, saved[name].data_type)}"
+            rows, columns = saved[name].shape
+            data_type = _DATA_TYPES.get(saved[name].data_type, saved[name].data_type)
+            there = f"{rows} x {padded_width(columns)} {data_type}"
         here = shape(planned[name]) if name in planned else "missing"
         if here != there:
             lines.append(f"table {name!r} is {there} in the checkpoint, {here} in the plan")

@@ -17,6 +17,7 @@ from infnet_dist.checkpoint.files import DamagedError, Entry, as_rows, header_of
 from infnet_dist.checkpoint.manifest import CheckpointManifest
 from infnet_dist.checkpoint.saved_tensors import SavedChunk, rows_per_block
 from infnet_dist.checkpoint.shards import LocalShard
+from infnet_dist.checkpoint.tensor_names import current_name
 from infnet_dist.io.filesystem import Folder
 
 RANGE_BYTES = 64 * 2**20
@@ -143,18 +144,19 @@ class TensorReader:
         }
         size = self._manifest.tensor_files[file] - sum(entry.nbytes for entry in entries.values())
         fault = f"{self._folder} is damaged: the header of {file} differs from the manifest"
-        # In another order offsets may have more digits.
-        most = len(header_of(list(entries.values()))) + 64 * (1 + len(entries))
+        # In another order offsets may have more digits, and names of earlier versions are longer.
+        most = len(header_of(list(entries.values()))) + 512 * (1 + len(entries))
         if size > most:
             return size, fault
         content = opened.read(max(0, size))
         try:
             names = [name for name in json.loads(content[8:]) if name != "__metadata__"]
-            intact = content == header_of([entries[name] for name in names])
+            found = [entries[current_name(name)]._replace(name=name) for name in names]
+            intact = content == header_of(found)
             begin = size
-            for name in names:
-                intact &= chunks.pop(name).begin == begin
-                begin += entries[name].nbytes
+            for entry in found:
+                intact &= chunks.pop(current_name(entry.name)).begin == begin
+                begin += entry.nbytes
             intact &= not chunks
         except (ValueError, KeyError, TypeError, RecursionError):
             intact = False

@@ -9,15 +9,8 @@ optimizer.<parameter>.<state>       state of their optimizers
 import re
 
 TABLE = re.compile(r"model\.tables\.([^.]+)\.weight")
-_OF_TABLE = re.compile(r"\.sparse\..*\.(?:embeddings|embedding_bags)\.([^.]+)\.weight$")
 _OLD_ROWS = re.compile(r"(model|optimizer)\.(?:model\.)*sparse\.embeddings\.embeddings\.([^.]+)\.")
 _OLD_FIELDS = re.compile(r"\.tokens\.fields\.(?=weight_MED|bias_M1D)")
-
-
-def table_of(parameter: str) -> str | None:
-    """The table whose rows a parameter of the model holds; None for other parameters."""
-    found = _OF_TABLE.search(parameter)
-    return found[1] if found else None
 
 
 def current_name(saved: str) -> str:

@@ -16,6 +16,7 @@ from infnet_dist.config.limits import MAX_TABLE_ROWS
 from infnet_dist.config.logs import LogsIngest
 from infnet_dist.config.messages import explain
 from infnet_dist.config.model import InfnetConfig, ModelConfig, Section
+from infnet_dist.config.optimizers import AdamWConfig, DenseOptimizerConfig, ScheduleConfig
 from infnet_dist.config.overrides import apply_overrides
 from infnet_dist.config.renamed import with_current_names
 from infnet_dist.config.tables import (
@@ -74,7 +75,7 @@ class DataConfig(Section):
     )
     crosses: dict[str, CrossConfig] = Field(
         default_factory=dict,
-        description="further features by name, which is also their table's: combinations of features",
+        description="combinations of features, by name, which is also that of their table",
     )
     batch_size: int = Field(512, ge=1, lt=2**31, description="rows per worker and step")
     shuffle_rows: int = Field(
@@ -95,22 +96,6 @@ class DataConfig(Section):
     )
 
 
-class DenseOptimizerConfig(Section):
-    """AdamW for all dense parameters."""
-
-    learning_rate: float = Field(1e-3, gt=0, description="learning rate")
-    weight_decay: float = Field(0.0, ge=0, description="decoupled weight decay")
-
-
-class ScheduleConfig(Section):
-    """Factor on both learning rates: linear warm-up, then constant, then linear decay to 0."""
-
-    warmup_steps: int = Field(0, ge=0, description="number of linear warm-up steps")
-    decay_share: float = Field(
-        0.0, ge=0, le=1, description="share of all steps, at the end, with linear decay to 0"
-    )
-
-
 class TrainingConfig(Section):
     """Length of training, logging and evaluation intervals."""
 
@@ -121,6 +106,13 @@ class TrainingConfig(Section):
         None,
         ge=1,
         description="number of steps between evaluations; null: once per epoch, at its end",
+    )
+    accumulate_steps: int = Field(
+        1,
+        ge=1,
+        le=2**20,
+        description="number of steps whose mean gradient updates the dense part at once; tables "
+        "are updated in each step",
     )
     task_weights: dict[str, NonNegativeFloat] = Field(
         default_factory=dict, description="loss weight by task; 1 for tasks that aren't listed"
@@ -220,7 +212,7 @@ class Config(Section):
     tables: TablesConfig = TablesConfig()
     model: ModelConfig = InfnetConfig()
     sparse_optimizer: SparseOptimizerConfig = SparseOptimizerConfig()
-    dense_optimizer: DenseOptimizerConfig = DenseOptimizerConfig()
+    dense_optimizer: DenseOptimizerConfig = AdamWConfig()
     schedule: ScheduleConfig = ScheduleConfig()
     training: TrainingConfig = TrainingConfig()
     sharding: ShardingConfig = ShardingConfig()

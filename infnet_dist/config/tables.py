@@ -19,6 +19,8 @@ ShardingTypeName = Literal[
 SparseOptimizerName = Literal[
     "rowwise_adagrad", "adagrad", "sgd", "adam", "partial_rowwise_adam", "lamb"
 ]
+GPU_OPTIMIZERS: tuple[SparseOptimizerName, ...] = ("adam", "partial_rowwise_adam", "lamb")
+WITHOUT_DECAY: tuple[SparseOptimizerName, ...] = ("adagrad", "sgd")  # fbgemm's CPU kernels: all
 DataType = Literal["fp32", "fp16"]
 Initialization = Literal["uniform", "normal", "zeros"]
 
@@ -91,7 +93,18 @@ class SparseOptimizerConfig(Section):
     )
     learning_rate: float = Field(0.05, gt=0, description="learning rate")
     eps: float = Field(1e-8, gt=0, description="added to the square root of the accumulator")
-    weight_decay: float = Field(0.0, ge=0, description="L2 weight decay of the rows looked up")
+    weight_decay: float = Field(
+        0.0,
+        ge=0,
+        description="weight decay of the rows looked up, on GPUs alone: L2 of rowwise_adagrad, "
+        "decoupled of adam, partial_rowwise_adam and lamb; adagrad and sgd have none",
+    )
+    max_gradient_norm: float | None = Field(
+        None,
+        gt=0,
+        description="the gradient of each lookup of a row is scaled down to this norm; null: no "
+        "limit",
+    )
 
 
 class TableSettings(NamedTuple):

@@ -3,11 +3,14 @@
 import math
 from collections.abc import Iterator
 from fnmatch import fnmatchcase
+from typing import get_args
 
 from infnet_dist.config.changes import flat
 from infnet_dist.config.run import Config, ScalingConfig
+from infnet_dist.config.tables import GPU_OPTIMIZERS, WITHOUT_DECAY, SparseOptimizerName
 from infnet_dist.data.manifest import Manifest
 from infnet_dist.errors import ConfigError
+from infnet_dist.lookups import Lookups
 from infnet_dist.schema import Schema
 
 _METRICS = {
@@ -40,6 +43,7 @@ def check_settings(config: Config, schema: Schema) -> None:
         ConfigError: settings contradict one another; names the key.
     """
     task_weights(config, schema)
+    _check_optimizers(config, schema)
     _check_best(config, schema)
     _check_scaling(config)
 
@@ -59,6 +63,34 @@ def _check_best(config: Config, schema: Schema) -> None:
         raise ConfigError(
             f"checkpoint.keep_best: {config.checkpoint.keep_best} isn't measured for {name!r}, a "
             f"{kinds[name]} task; expected one of: {known}"
+        )
+
+
+def _check_optimizers(config: Config, schema: Schema) -> None:
+    """Check that the kernels of this device have the optimizers that the tables want."""
+    device = "cuda" if config.scaling.use_gpu else "cpu"
+    known = get_args(SparseOptimizerName)
+    on_device = [name for name in known if device == "cuda" or name not in GPU_OPTIMIZERS]
+    for table in Lookups(schema, config).tables:
+        settings = table.settings
+        if not settings.trainable:
+            continue
+        if settings.optimizer not in on_device:
+            raise ConfigError(
+                f"table {table.name!r}: the optimizer {settings.optimizer} isn't available on "
+                f"{device}; expected one of: {', '.join(on_device)}"
+            )
+        decaying = [name for name in known if device == "cuda" and name not in WITHOUT_DECAY]
+        if settings.weight_decay and settings.optimizer not in decaying:
+            raise ConfigError(
+                f"table {table.name!r}: weight_decay is {settings.weight_decay:g}, but "
+                f"{settings.optimizer} has none on {device} (fbgemm ignores it), expected one of: "
+                f"{', '.join(decaying) or 'none'}; set it to 0"
+            )
+    if config.dense_optimizer.first_order and not config.model.first_order:
+        raise ConfigError(
+            "dense_optimizer.first_order is the optimizer of the linear term, but "
+            "model.first_order is false; set it to true, or remove dense_optimizer.first_order"
         )
 
 
@@ -95,7 +127,8 @@ def without_effect(config: Config, manifest: Manifest, schema: Schema) -> Iterat
     for name in config.training.task_weights:
         if name not in tasks:
             yield f"training.task_weights.{name}: this task isn't selected"
-    steps, warmup = _total_steps(config, manifest), config.schedule.warmup_steps
+    steps, schedule = _total_steps(config, manifest), config.schedule
+    warmup = max(schedule.of("sparse").warmup_steps, schedule.of("dense").warmup_steps)
     if warmup >= steps:
         yield (
             f"schedule.warmup_steps: the run ends after about {steps:,} steps, within the warm-up "

@@ -1,15 +1,31 @@
 """Checks of a plan: it is consistent, matches tables and workers, and fits their memory."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 from infnet_dist.errors import PlanError
 from infnet_dist.io.filesystem import size_text
+from infnet_dist.planning.costs.options import unsupported
 from infnet_dist.planning.plan import BY_ALL, BY_NODE, Plan, RankEstimates, shape
 from infnet_dist.planning.tables import PlanTable, TableSet
 from infnet_dist.planning.topology import TIERS, Topology
 
 _MOST_LINES = 5  # differences listed in an error
-UNPOOLED = ("table_wise", "row_wise", "column_wise")  # sharding types that sequence tables support
+
+
+def check_sharding_types(table_set: TableSet) -> None:
+    """Check that each table can have every sharding type that it asks for, on some workers.
+
+    Raises:
+        PlanError: names the tables, the types and the reasons.
+    """
+    found = [
+        f"table {table.name!r} can't be {sharding_type}: {reason}"
+        for table in map(table_set.complete, table_set.tables)
+        for sharding_type in table.sharding_types or ()
+        if (reason := unsupported(table, sharding_type)) is not None
+    ]
+    if found:
+        raise PlanError(f"{first_few(found)}; change sharding_types")
 
 
 def wrong_places(plan: Plan) -> list[str]:
@@ -47,7 +63,7 @@ def wrong_places(plan: Plan) -> list[str]:
 
 def differences(
     plan: Plan,
-    tables: Mapping[str, PlanTable],
+    table_set: TableSet,
     *,
     world_size: int,
     workers_per_node: int | None = None,
@@ -64,32 +80,41 @@ def differences(
         lines.append(
             f"workers_per_node is {topology.workers_per_node} in the plan, {workers_per_node} here"
         )
-    planned = {table.name: table for table in plan.made_for.tables.tables}
+    planned, tables = (
+        {table.name: one.complete(table) for table in one.tables}
+        for one in (plan.made_for.tables, table_set)
+    )
     for name in sorted({*planned, *tables}):
         if name not in tables:
             lines.append(f"table {name!r} of the plan doesn't exist here")
         elif name not in planned:
             lines.append(f"table {name!r} isn't in the plan")
-        elif shape(planned[name]) != shape(tables[name]):
-            lines.append(
-                f"table {name!r} is {shape(planned[name])} in the plan, {shape(tables[name])} here"
-            )
-        elif (planned[name].pooling == "none") != (tables[name].pooling == "none"):
-            lines.append(
-                f"table {name!r} has pooling {planned[name].pooling} in the plan, "
-                f"{tables[name].pooling} here"
-            )
-        elif tables[name].pooling == "none" and plan.tables[name].sharding_type not in UNPOOLED:
-            lines.append(
-                f"table {name!r} is {plan.tables[name].sharding_type} in the plan, which sequence "
-                "tables don't support"
-            )
-        elif device == "cpu" and plan.tables[name].compute_kernel not in ("fused", "dense"):
-            lines.append(
-                f"table {name!r} has kernel {plan.tables[name].compute_kernel} in the plan, which "
-                "needs GPUs; convert the plan with infnet plan to-cpu"
-            )
+        else:
+            lines += _table_differences(planned[name], tables[name], plan, device)
     return lines
+
+
+def _table_differences(
+    planned: PlanTable, table: PlanTable, plan: Plan, device: str | None
+) -> list[str]:
+    """At most one line."""
+    name, entry = table.name, plan.tables[table.name]
+    if shape(planned) != shape(table):
+        return [f"table {name!r} is {shape(planned)} in the plan, {shape(table)} here"]
+    if planned.home != table.home:
+        return [f"table {name!r} is a {planned.kind} in the plan, a {table.kind} here"]
+    if planned.optimizer != table.optimizer:
+        return [
+            f"table {name!r} has optimizer {planned.optimizer} in the plan, {table.optimizer} here"
+        ]
+    if (why := unsupported(table, entry.sharding_type)) is not None:
+        return [f"table {name!r} is {entry.sharding_type} in the plan: {why}"]
+    if device == "cpu" and entry.compute_kernel not in ("fused", "dense"):
+        return [
+            f"table {name!r} has kernel {entry.compute_kernel} in the plan, which needs GPUs; "
+            "convert the plan with infnet plan to-cpu"
+        ]
+    return []
 
 
 def check_plan(
@@ -107,9 +132,8 @@ def check_plan(
     Raises:
         PlanError: names the first differences, their number, and how to make a plan that fits.
     """
-    tables = {table.name: table for table in table_set.tables}
     found = differences(
-        plan, tables, world_size=world_size, workers_per_node=workers_per_node, device=device
+        plan, table_set, world_size=world_size, workers_per_node=workers_per_node, device=device
     )
     if found:
         raise PlanError(

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from infnet_dist.planning.costs.sizes import row_bytes
-from infnet_dist.planning.plan import BY_NODE, Plan, TableBytes, shape, shards_of
+from infnet_dist.planning.plan import BY_NODE, Plan, TableBytes, described, shards_of
 from infnet_dist.planning.topology import Topology
 
 
@@ -88,13 +88,14 @@ class PlanDiff:
 def diff_plans(before: Plan, after: Plan) -> PlanDiff:
     """Compare two plans, taking rank r of both to be the same worker.
 
-    A table whose shape differs counts as changed; its bytes are new, so none move.
+    A table whose shape, kind or optimizer differs counts as changed; its bytes are new, so none
+    move.
     """
     changed, moved = {}, {}
     for name in sorted(set(before.tables) & set(after.tables)):
-        one, two = before.made_for.tables.table(name), after.made_for.tables.table(name)
-        if shape(one) != shape(two):
-            changed[name] = f"{shape(one)} -> {shape(two)}"
+        one, two = before.table(name), after.table(name)
+        if described(one) != described(two):
+            changed[name] = f"{described(one)} -> {described(two)}"
             continue
         if before.tables[name] == after.tables[name] and _same_ranks(before, after):
             continue
@@ -134,10 +135,10 @@ def _where(plan: Plan, name: str) -> str:
 
 def _moved(before: Plan, after: Plan, name: str) -> Moved:
     """Bytes of each new shard that no old shard on its rank holds, by link."""
-    table = after.made_for.tables.table(name)
+    table = after.table(name)
     old = _rectangles(before, name)
     new = _rectangles(after, name)
-    size = row_bytes(table, after.made_for.tables.optimizer) / table.embedding_dim
+    size = row_bytes(table, after.made_for.tables.optimizer_of(table)) / table.embedding_dim
     old_node = old[:, 0] // before.made_for.topology.workers_per_node
     replicated = before.tables[name].sharding_type == "data_parallel"
     intra = inter = 0.0
@@ -160,5 +161,5 @@ def _moved(before: Plan, after: Plan, name: str) -> Moved:
 def _rectangles(plan: Plan, name: str) -> np.ndarray:
     """Rank, row offset, column offset, rows and columns of each shard; int64 [shards, 5]."""
     topology: Topology = plan.made_for.topology
-    shards = shards_of(plan.made_for.tables.table(name), plan.tables[name], topology)
+    shards = shards_of(plan.table(name), plan.tables[name], topology)
     return np.array(list(shards), np.int64)

@@ -12,10 +12,17 @@ import numpy as np
 import torchrec
 from pydantic import BaseModel, ConfigDict, Field
 
+from infnet_dist.config.tables import ShardingTypeName
 from infnet_dist.io.parsing import Name
-from infnet_dist.planning.costs.options import ShardingOption
+from infnet_dist.planning.costs.communication import output_bytes
+from infnet_dist.planning.costs.options import COLUMN_TYPES, ShardingOption
 from infnet_dist.planning.costs.sizes import block_rows, home_tier, row_bytes
-from infnet_dist.planning.tables import KernelName, PlanTable, ShardingTypeName, TableSet
+from infnet_dist.planning.tables import (
+    ROW_STATE_OPTIMIZERS,
+    KernelName,
+    PlanTable,
+    TableSet,
+)
 from infnet_dist.planning.topology import TIERS, Topology
 
 FORMAT_VERSION = 2
@@ -170,10 +177,13 @@ class Plan(_Entry):
         """The largest used share of a rank's capacity, over ranks and tiers."""
         return float((self.memory / np.maximum(self.made_for.topology.capacity, 1.0)).max())
 
+    def table(self, name: str) -> PlanTable:
+        """The description of a table, with its optimizer."""
+        return self.made_for.tables.complete(self.made_for.tables.table(name))
+
     def bytes_of(self, name: str) -> TableBytes:
         """The bytes of a table: rows, cache and buffers apart."""
-        table, entry = self.made_for.tables.table(name), self.tables[name]
-        topology, optimizer = self.made_for.topology, self.made_for.tables.optimizer
+        table, entry, topology = self.table(name), self.tables[name], self.made_for.topology
         ranks, copies = topology.world_size, 1
         if entry.sharding_type == "data_parallel":
             copies = topology.world_size
@@ -182,7 +192,8 @@ class Plan(_Entry):
         elif entry.sharding_type not in BY_ALL:
             ranks = len(entry.places)
         rows = table.num_embeddings * (table.embedding_dim // entry.columns)  # over all shards
-        stored = int(rows * row_bytes(table, optimizer, entry.columns) * copies)
+        row = row_bytes(table, self.made_for.tables.optimizer_of(table), entry.columns)
+        stored = int(rows * row * copies)
         tier = TIERS[home_tier(entry.compute_kernel, topology.device)]
         cached, share = 0, entry.cache_share
         if share is not None:  # fbgemm's cache: 4 bytes per row, and 16 per cached row
@@ -190,6 +201,21 @@ class Plan(_Entry):
         buffers = max(sum(entry.memory_bytes.values()) - stored - cached, 0)
         outside_hbm = topology.device == "cuda" and tier != "hbm"
         return TableBytes(stored, tier, outside_hbm, cached, buffers // max(ranks, 1))
+
+    def output_bytes(self, name: str) -> float:
+        """Bytes of a table's rows and gradients that all ranks exchange in a step."""
+        option, tables = self.tables[name].sharding_option, self.made_for.tables
+        return output_bytes(self.table(name), option, self.made_for.topology, tables.batch_size)
+
+    @property
+    def own_states(self) -> list[str]:
+        """Names of tables whose column shards have row-wise optimizer states of their own."""
+        return [
+            name
+            for name, entry in self.tables.items()
+            if entry.sharding_type in COLUMN_TYPES
+            and self.table(name).optimizer in ROW_STATE_OPTIMIZERS
+        ]
 
     @property
     def tables_hash(self) -> str:
@@ -199,8 +225,7 @@ class Plan(_Entry):
 
     def shards(self, name: str) -> list[Shard]:
         """All shards of a table, in TorchRec's order, including empty ones."""
-        table = self.made_for.tables.table(name)
-        return list(shards_of(table, self.tables[name], self.made_for.topology))
+        return list(shards_of(self.table(name), self.tables[name], self.made_for.topology))
 
 
 def shards_of(table: PlanTable, plan: TablePlan, topology: Topology) -> Iterator[Shard]:
@@ -228,3 +253,9 @@ def shards_of(table: PlanTable, plan: TablePlan, topology: Topology) -> Iterator
 def shape(table: PlanTable) -> str:
     """Rows x width type, e.g. `1000 x 16 fp32`."""
     return f"{table.num_embeddings} x {table.embedding_dim} {table.data_type}"
+
+
+def described(table: PlanTable) -> str:
+    """Shape, kind and, if the table has one of its own, optimizer."""
+    optimizer = f", optimizer {table.optimizer}" if table.optimizer else ""
+    return f"{shape(table)}, {table.kind}{optimizer}"

@@ -36,10 +36,10 @@ def dump_plan(plan: Plan) -> str:
 
 
 def _layout(value: object, indent: str = "") -> str:
-    """JSON with short values and lists of numbers on one line, nested longer values on several."""
+    """JSON with short values and lists of numbers on one line, longer values on several."""
     line = json.dumps(value)
     nested = isinstance(value, dict | list) and any(
-        isinstance(inner, dict | list)
+        isinstance(inner, dict | list | str)
         for inner in (value.values() if isinstance(value, dict) else value)
     )
     if len(line) <= 300 or not (nested or isinstance(value, dict)):

@@ -3,12 +3,12 @@
 import numpy as np
 
 from infnet_dist.errors import PlanError
-from infnet_dist.planning.checks import first_few
+from infnet_dist.planning.checks import check_sharding_types, first_few
 from infnet_dist.planning.costs.estimator import Costs, Estimator, empty_cluster
 from infnet_dist.planning.costs.sizes import row_bytes
 from infnet_dist.planning.diff import diff_plans
 from infnet_dist.planning.estimates import placed_loads, placed_plan
-from infnet_dist.planning.plan import Plan, shape
+from infnet_dist.planning.plan import Plan, described
 from infnet_dist.planning.search.migration import CurrentPlacement, migrate
 from infnet_dist.planning.search.search import search
 from infnet_dist.planning.shortage import check_room, explain_shortage, save_hint
@@ -33,6 +33,7 @@ def make_plan(table_set: TableSet, topology: Topology, *, advise: bool = True) -
             changes that help, each verified by planning.
     """
     check_room(topology)
+    check_sharding_types(table_set)
     plan = _try_plan(table_set, topology)
     if plan is None:
         raise PlanError(explain_shortage(table_set, topology, _try_plan if advise else None))
@@ -56,6 +57,7 @@ def extend_plan(plan: Plan, table_set: TableSet, *, max_move_bytes: float = 0.0)
     tables = {table.name: table for table in table_set.tables}
     kept = {t.name: t for t in plan.made_for.tables.tables if t.name in tables}
     _check_kept(plan, table_set, list(kept))
+    check_sharding_types(table_set)
     also = {name: plan.tables[name].sharding_option for name in kept}
     found: list[Plan] = []
     estimator = Estimator(table_set, topology)
@@ -89,15 +91,14 @@ def extend_plan(plan: Plan, table_set: TableSet, *, max_move_bytes: float = 0.0)
 
 def _check_kept(plan: Plan, table_set: TableSet, kept: list[str]) -> None:
     old = plan.made_for.tables
-    pairs = [(name, old.table(name), table_set.table(name)) for name in kept]
-    changed = [
-        f"table {name!r} is {shape(one)} pooling {one.pooling} in the plan, "
-        f"{shape(two)} pooling {two.pooling} now"
-        for name, one, two in pairs
-        if (shape(one), one.pooling) != (shape(two), two.pooling)
+    pairs = [
+        (old.complete(old.table(name)), table_set.complete(table_set.table(name))) for name in kept
     ]
-    if kept and old.optimizer != table_set.optimizer:
-        changed.append(f"the optimizer is {old.optimizer} in the plan, {table_set.optimizer} now")
+    changed = [
+        f"table {two.name!r} is {described(one)} in the plan, {described(two)} now"
+        for one, two in pairs
+        if described(one) != described(two)
+    ]
     if changed:
         raise PlanError(
             f"{first_few(changed)}; extend can't change existing tables: make a new plan, or "
@@ -135,7 +136,7 @@ def _current_placement(plan: Plan, costs: Costs, table_set: TableSet) -> Current
                 int(i) for i in mine if costs.sharding_options[i] == entry.sharding_option
             )
             places[number] = (option, entry.places)
-    sizes = [t.num_embeddings * row_bytes(t, table_set.optimizer) for t in table_set.tables]
+    sizes = [t.num_embeddings * row_bytes(t, table_set.optimizer_of(t)) for t in table_set.tables]
     return CurrentPlacement(places, np.array(sizes, np.float64))
 
 

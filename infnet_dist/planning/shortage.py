@@ -93,10 +93,12 @@ def _changes_that_fit(
         waiting = table_set.model_copy(update={"background_save": False})
         if try_plan(waiting, topology) is not None:
             yield "no copy for background saves (checkpoint.background: false)"
-    if table_set.optimizer in ("adam", "adagrad"):
-        lighter = table_set.model_copy(update={"optimizer": "rowwise_adagrad"})
+    heavy = {table_set.optimizer_of(t) for t in table_set.tables} - {"sgd", "rowwise_adagrad"}
+    if heavy:
+        tables = tuple(t.model_copy(update={"optimizer": None}) for t in table_set.tables)
+        lighter = table_set.model_copy(update={"optimizer": "rowwise_adagrad", "tables": tables})
         if try_plan(lighter, topology) is not None:
-            yield f"optimizer rowwise_adagrad in place of {table_set.optimizer}"
+            yield f"optimizer rowwise_adagrad in place of {', '.join(sorted(heavy))}"
     names = [table_set.tables[i].name for i in costly]
     for name in names:
         if table_set.table(name).compute_kernels is not None and topology.device == "cuda":

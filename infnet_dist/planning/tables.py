@@ -6,10 +6,16 @@ background_save: true       # checkpoints are written from a copy of the shards 
 tables:
   - name: user
     num_embeddings: 2_000_000_000
-    embedding_dim: 128
+    embedding_dim: 64
     data_type: fp16
     pooling: none           # a sequence of rows; sum or mean: one pooled row
     features: [{name: user_id}, {name: friends, mean_length: 20}]
+  - name: tag
+    num_embeddings: 100_000
+    embedding_dim: 16
+    weighted: true          # each id of a bag has a weight
+    optimizer: adagrad      # otherwise that of all tables
+    features: [{name: tags, mean_length: 5}]
 """
 
 from collections import Counter
@@ -19,21 +25,15 @@ from typing import Annotated, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, Strict, ValidationError, model_validator
 
 from infnet_dist.config.messages import explain
+from infnet_dist.config.tables import DataType, ShardingTypeName, SparseOptimizerName
 from infnet_dist.errors import PlanError
 from infnet_dist.io.parsing import MalformedError, Model, Name, checked, parse_yaml
+from infnet_dist.lookups import Home
 
-ShardingTypeName = Literal[
-    "data_parallel",
-    "table_wise",
-    "column_wise",
-    "row_wise",
-    "table_row_wise",
-    "table_column_wise",
-    "grid_shard",
-]
 KernelName = Literal["dense", "fused", "fused_uvm", "fused_uvm_caching", "key_value"]
-OptimizerName = Literal["sgd", "rowwise_adagrad", "adagrad", "adam"]
-
+# Their state of a row depends on all of its floats, so each column shard has a state of its own.
+ROW_STATE_OPTIMIZERS = ("rowwise_adagrad", "partial_rowwise_adam", "lamb")
+_KINDS = {"none": "sequence", "sum": "bag", "mean": "mean bag"}
 
 Integer = Annotated[int, Strict()]  # rejects text and booleans
 Number = Annotated[float, Strict()]
@@ -69,17 +69,24 @@ class PlanTable(_Entry):
     name: Name
     num_embeddings: Integer = Field(ge=1, le=10**14, description="rows")
     embedding_dim: Integer = Field(ge=4, le=2**20, multiple_of=4, description="floats per row")
-    data_type: Literal["fp32", "fp16"] = Field("fp32", description="type of the rows")
+    data_type: DataType = Field("fp32", description="type of the rows")
     pooling: Literal["none", "sum", "mean"] = Field(
         "sum",
         description="none: a sequence of rows (EmbeddingCollection); sum or mean: one pooled row",
+    )
+    weighted: Boolean = Field(False, description="pooled rows are multiplied by a weight per id")
+    optimizer: SparseOptimizerName | None = Field(
+        None, description="sparse optimizer; null: that of the other tables"
     )
     features: tuple[PlanFeature, ...] = Field(min_length=1, max_length=10_000)
     zipf: Number | None = Field(
         None, ge=0, le=20, description="skew of its ids: P(rank r) ~ r^-zipf; null: unknown"
     )
     sharding_types: tuple[ShardingTypeName, ...] | None = Field(
-        None, min_length=1, description="allowed sharding types; null: all that TorchRec supports"
+        None,
+        min_length=1,
+        description="allowed sharding types; null: table_wise, row_wise and, for pooled tables, "
+        "table_row_wise over several nodes and (fp32 rows) data_parallel",
     )
     compute_kernels: tuple[KernelName, ...] | None = Field(
         None, min_length=1, description="allowed kernels; null: all but key_value"
@@ -106,7 +113,24 @@ class PlanTable(_Entry):
                 f"{self.embedding_dim} {self.data_type} is {size:.2g} bytes, expected at most "
                 f"{MAX_TABLE_BYTES:.2g} ({MAX_TABLE_BYTES // 2**50} PiB)"
             )
+        if self.weighted and self.pooling == "none":
+            raise ValueError(
+                f"table {self.name!r}: weighted needs pooling sum or mean, got none: rows of a "
+                "sequence have no weights"
+            )
         return self
+
+    @property
+    def home(self) -> Home:
+        """The collection that holds it: of sequences, bags or weighted bags."""
+        if self.pooling == "none":
+            return "sequence"
+        return "weighted" if self.weighted else "bag"
+
+    @property
+    def kind(self) -> str:
+        """How its rows are used: sequence, bag, mean bag, weighted bag or weighted mean bag."""
+        return f"weighted {_KINDS[self.pooling]}" if self.weighted else _KINDS[self.pooling]
 
     @property
     def lengths(self) -> tuple[float, ...]:
@@ -118,7 +142,7 @@ class TableSet(_Entry):
     """All tables of a model, with batch size and optimizer."""
 
     batch_size: Integer = Field(ge=1, le=MAX_BATCH_SIZE, description="rows per worker and step")
-    optimizer: OptimizerName = Field("rowwise_adagrad", description="sparse optimizer")
+    optimizer: SparseOptimizerName = Field("rowwise_adagrad", description="sparse optimizer")
     background_save: Boolean = Field(
         True,
         description="checkpoints are written while training continues, from a copy of each rank's "
@@ -149,6 +173,14 @@ class TableSet(_Entry):
     def table(self, name: str) -> PlanTable:
         """The table `name`."""
         return next(table for table in self.tables if table.name == name)
+
+    def optimizer_of(self, table: PlanTable) -> SparseOptimizerName:
+        """The sparse optimizer of a table."""
+        return table.optimizer or self.optimizer
+
+    def complete(self, table: PlanTable) -> PlanTable:
+        """The table with its optimizer, even if it is that of all tables."""
+        return table.model_copy(update={"optimizer": self.optimizer_of(table)})
 
     def replace(self, name: str, **changes: object) -> "TableSet":
         """A copy with changes to the table `name`."""

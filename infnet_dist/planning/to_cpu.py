@@ -3,6 +3,7 @@
 import math
 from collections.abc import Iterator
 
+from infnet_dist.config.tables import GPU_OPTIMIZERS, SparseOptimizerName
 from infnet_dist.errors import PlanError
 from infnet_dist.planning.checks import first_few
 from infnet_dist.planning.costs.options import ShardingOption
@@ -42,10 +43,9 @@ def to_cpu(
     if table_set is not None:
         _check_same_tables(old_set, table_set)
     lines, tables, chosen = [], [], {}
-    optimizer = old_set.optimizer
-    if optimizer == "adam":
-        optimizer = "rowwise_adagrad"
-        lines.append("optimizer: adam -> rowwise_adagrad (fbgemm has no fused Adam on CPUs)")
+    optimizer = _optimizer_on_cpu((table_set or old_set).optimizer)
+    if optimizer != old_set.optimizer:
+        lines.append(f"optimizer: {old_set.optimizer} -> {optimizer}")
     for table in old_set.tables:
         entry = plan.tables[table.name]
         small = _small(table, row_scale, table_set)
@@ -71,6 +71,11 @@ def to_cpu(
     return estimate_plan(new_set, topology, chosen), lines
 
 
+def _optimizer_on_cpu(optimizer: SparseOptimizerName) -> SparseOptimizerName:
+    """The same, or row-wise Adagrad in place of optimizers that fbgemm has for GPUs only."""
+    return "rowwise_adagrad" if optimizer in GPU_OPTIMIZERS else optimizer
+
+
 def _small(table: PlanTable, row_scale: float, table_set: TableSet | None) -> PlanTable:
     """The table to plan for, without constraints that are meant for GPUs."""
     rows = math.ceil(table.num_embeddings * row_scale)
@@ -78,6 +83,7 @@ def _small(table: PlanTable, row_scale: float, table_set: TableSet | None) -> Pl
     return small.model_copy(
         update={
             "num_embeddings": small.num_embeddings if table_set else rows,
+            "optimizer": small.optimizer and _optimizer_on_cpu(small.optimizer),
             "sharding_types": None,
             "compute_kernels": None,
             "cache_share": None,
@@ -88,7 +94,7 @@ def _small(table: PlanTable, row_scale: float, table_set: TableSet | None) -> Pl
 def _substitutions(
     table: PlanTable, small: PlanTable, old: ShardingOption, new: ShardingOption
 ) -> Iterator[str]:
-    for field in ("data_type", "pooling", "lengths"):
+    for field in ("data_type", "kind", "optimizer", "lengths"):
         one, two = getattr(table, field), getattr(small, field)
         if one != two:
             yield f"{table.name}: {field} {one} -> {two}"

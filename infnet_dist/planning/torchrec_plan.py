@@ -14,6 +14,7 @@ from torchrec.distributed.types import (
 from torchrec.modules.embedding_modules import EmbeddingBagCollection, EmbeddingCollection
 
 from infnet_dist.errors import PlanError
+from infnet_dist.lookups import Home
 from infnet_dist.planning.plan import Plan, shards_of
 
 
@@ -21,13 +22,20 @@ def to_sharding_plan(plan: Plan, model: nn.Module, device: torch.device) -> Shar
     """TorchRec's plan for the collections of `model`, on workers with devices of this type.
 
     Raises:
-        PlanError: a table of the model is missing in the plan.
+        PlanError: a table of the model is missing in the plan, or planned for another collection.
     """
     modules = {}
-    for path, tables in _collections(model):
+    for path, home, tables in _collections(model):
         missing = [name for name in tables if name not in plan.tables]
         if missing:
             raise PlanError(f"tables {', '.join(missing)} of {path} are missing in the plan")
+        wrong = [name for name in tables if plan.table(name).home != home]
+        if wrong:
+            kinds = ", ".join(plan.table(name).kind for name in wrong)
+            raise PlanError(
+                f"tables {', '.join(wrong)} are in the {home} collection {path}, but the plan has "
+                f"them as {kinds}; make it again"
+            )
         parameters = EmbeddingModuleShardingPlan()
         for name in tables:
             parameters[name] = _parameter_sharding(plan, name, device)
@@ -35,17 +43,19 @@ def to_sharding_plan(plan: Plan, model: nn.Module, device: torch.device) -> Shar
     return ShardingPlan(plan=modules)
 
 
-def _collections(model: nn.Module) -> Iterator[tuple[str, Sequence[str]]]:
+def _collections(model: nn.Module) -> Iterator[tuple[str, Home, Sequence[str]]]:
+    """Path, home and names of the tables of each collection."""
     for path, module in model.named_modules():
         if isinstance(module, EmbeddingCollection):
-            yield path, [config.name for config in module.embedding_configs()]
+            yield path, "sequence", [config.name for config in module.embedding_configs()]
         elif isinstance(module, EmbeddingBagCollection):
-            yield path, [config.name for config in module.embedding_bag_configs()]
+            home: Home = "weighted" if module.is_weighted() else "bag"
+            yield path, home, [config.name for config in module.embedding_bag_configs()]
 
 
 def _parameter_sharding(plan: Plan, name: str, device: torch.device) -> ParameterSharding:
     topology, entry = plan.made_for.topology, plan.tables[name]
-    shards = list(shards_of(plan.made_for.tables.table(name), entry, topology))
+    shards = list(shards_of(plan.table(name), entry, topology))
     spec = None
     if entry.sharding_type != "data_parallel":  # shards are whole tables under DDP, without a spec
         spec = EnumerableShardingSpec(

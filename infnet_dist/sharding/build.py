@@ -5,8 +5,8 @@ dense optimizer. The same calls run on gloo with CPUs and on NCCL with GPUs.
 """
 
 import math
-import re
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import NamedTuple
 
 import torch
@@ -14,6 +14,7 @@ import torch.distributed as dist
 from torch import nn
 from torch.distributed._shard.sharded_tensor import ShardedTensor
 from torch.nn import functional
+from torch.nn.parallel import DistributedDataParallel
 from torchrec.distributed.embedding import EmbeddingCollectionSharder
 from torchrec.distributed.embeddingbag import EmbeddingBagCollectionSharder
 from torchrec.distributed.model_parallel import (
@@ -21,13 +22,13 @@ from torchrec.distributed.model_parallel import (
     DistributedModelParallel,
 )
 from torchrec.distributed.types import ShardingEnv
-from torchrec.optim.keyed import CombinedOptimizer, KeyedOptimizer, KeyedOptimizerWrapper
+from torchrec.optim.keyed import CombinedOptimizer, KeyedOptimizer
 
 from infnet_dist.config.run import Config
 from infnet_dist.data.hashing import stable_seed
 from infnet_dist.data.statistics import TableUsage
 from infnet_dist.distributed.context import WorkerContext
-from infnet_dist.lookups import Lookups, TableLookups
+from infnet_dist.lookups import Lookups, TableLookups, table_of
 from infnet_dist.model.build import build_train_model
 from infnet_dist.planning.checks import check_budget, check_plan
 from infnet_dist.planning.host_memory import host_memory_bytes
@@ -38,10 +39,19 @@ from infnet_dist.planning.run_tables import tables_of_run
 from infnet_dist.planning.topology import Topology, this_topology
 from infnet_dist.planning.torchrec_plan import to_sharding_plan
 from infnet_dist.schema import Schema
-from infnet_dist.sharding.optimizers import apply_sparse_optimizer, make_dense_optimizer
+from infnet_dist.sharding.dense_optimizer import (
+    DenseUpdate,
+    WeightAverage,
+    make_dense_optimizer,
+)
+from infnet_dist.sharding.optimizers import (
+    apply_sparse_optimizers,
+    check_plan_optimizers,
+    make_sparse_optimizer,
+)
+from infnet_dist.sharding.row_clipping import RowClipping
 
 _CHUNK_ROWS = 4096
-_TABLE = re.compile(r"\.(?:embeddings|embedding_bags)\.([^.]+)\.weight$")  # in a state_dict
 
 
 class ShardedModel(NamedTuple):
@@ -49,19 +59,31 @@ class ShardedModel(NamedTuple):
 
     Attributes:
         model: takes a RankingBatch, returns (loss, StepOutput).
-        optimizer: both optimizers as one, for a step and for checkpoints.
-        sparse_optimizer: row-wise Adagrad; it has updated the rows when backward is done.
-        dense_optimizer: AdamW.
+        sparse_optimizer: of the tables; but for data-parallel ones, backward updates the rows.
+        dense_optimizer: of all other parameters.
+        dense_update: applies it.
+        average: of the dense parameters; None without `dense_optimizer.ema_decay`.
         plan: the placement of the tables' shards.
         lookups: its features and tables.
     """
 
     model: DistributedModelParallel
-    optimizer: CombinedOptimizer
-    sparse_optimizer: KeyedOptimizer
-    dense_optimizer: KeyedOptimizerWrapper
+    sparse_optimizer: CombinedOptimizer
+    dense_optimizer: CombinedOptimizer
+    dense_update: DenseUpdate
+    average: WeightAverage | None
     plan: Plan
     lookups: Lookups
+
+    @property
+    def optimizer(self) -> CombinedOptimizer:
+        """The state of all optimizers, for checkpoints."""
+        average = [("average", self.average)] if self.average else []
+        return CombinedOptimizer([self.sparse_optimizer, self.dense_optimizer, *average])
+
+    def serving_weights(self) -> AbstractContextManager[None]:
+        """The dense parameters are those to evaluate and to serve: the average, if there is one."""
+        return self.average.in_place() if self.average else nullcontext()
 
 
 class FixedBuckets(DefaultDataParallelWrapper):
@@ -82,10 +104,13 @@ class FixedBuckets(DefaultDataParallelWrapper):
         ddp_ignore_param_names: set[str],
     ) -> None:
         super()._ddp_wrap(dmp, env, device, ddp_ignore_param_names)
-        reducer = dmp._dmp_wrapped_module.reducer
-        reducer._push_all_rebuilt_params()
-        if not reducer._rebuild_buckets():  # not an assert: it must happen under python -O too
-            raise RuntimeError("DDP kept its first gradient buckets; resume wouldn't be exact")
+        _fix_buckets(dmp._dmp_wrapped_module)
+
+
+def _fix_buckets(wrapped: DistributedDataParallel) -> None:
+    wrapped.reducer._push_all_rebuilt_params()
+    if not wrapped.reducer._rebuild_buckets():  # not an assert: it must happen under python -O too
+        raise RuntimeError("DDP kept its first gradient buckets; resume wouldn't be exact")
 
 
 def build_sharded_model(
@@ -108,22 +133,57 @@ def build_sharded_model(
     """
     lookups = Lookups(schema, config)
     train_model = build_train_model(config, schema, table_device=torch.device("meta"))
-    apply_sparse_optimizer(train_model.model.sparse, config.sparse_optimizer)
+    apply_sparse_optimizers(train_model.model.sparse, lookups)
     topology = topology_of(context)
     plan = context.on_first(lambda: get_plan(config, schema, topology, sample_usage))
+    check_plan_optimizers(plan, lookups)
+    if (max_norm := config.sparse_optimizer.max_gradient_norm) is not None:
+        # TorchRec divides by the number of workers later, as the loss is the mean over them.
+        clipping = RowClipping(lookups, max_norm * context.world_size)
+        train_model.model.sparse.pooling.register_forward_hook(clipping)
+    accumulates = config.training.accumulate_steps > 1  # without DDP, see `DenseUpdate`
     model = DistributedModelParallel(
         module=train_model,
         env=ShardingEnv.from_process_group(dist.group.WORLD),
         device=context.device,
         plan=to_sharding_plan(plan, train_model, context.device),
         sharders=[EmbeddingCollectionSharder(), EmbeddingBagCollectionSharder()],
-        init_data_parallel=context.world_size > 1,  # nothing to all-reduce on one worker
+        # One worker has nothing to all-reduce.
+        init_data_parallel=context.world_size > 1 and not accumulates,
         data_parallel_wrapper=FixedBuckets(),
     ).to(context.device)
+    for module in model.modules():
+        for lookup in getattr(module, "_lookups", ()):  # data-parallel tables have a DDP each
+            if isinstance(lookup, DistributedDataParallel):
+                _fix_buckets(lookup)
     fill_tables(model, lookups, seed=config.run.seed)
-    dense_optimizer = make_dense_optimizer(model, config.dense_optimizer)
-    optimizer = CombinedOptimizer([model.fused_optimizer, ("dense", dense_optimizer)])
-    return ShardedModel(model, optimizer, model.fused_optimizer, dense_optimizer, plan, lookups)
+    return _with_optimizers(model, config, plan, lookups)
+
+
+def _with_optimizers(
+    model: DistributedModelParallel, config: Config, plan: Plan, lookups: Lookups
+) -> ShardedModel:
+    options = config.dense_optimizer
+    dense_optimizer = make_dense_optimizer(model, options)
+    average = None
+    parameters = {
+        name.removeprefix("dense."): value for name, value in dense_optimizer.params.items()
+    }
+    if config.training.accumulate_steps > 1:
+        for parameter in parameters.values():  # as DDP does
+            dist.broadcast(parameter.detach(), src=0)
+    if options.ema_decay is not None:
+        average = WeightAverage(parameters, options.ema_decay)
+    dense_update = DenseUpdate(
+        dense_optimizer,
+        average,
+        max_gradient_norm=options.max_gradient_norm,
+        accumulate_steps=config.training.accumulate_steps,
+    )
+    sparse_optimizer = make_sparse_optimizer(model, lookups)
+    return ShardedModel(
+        model, sparse_optimizer, dense_optimizer, dense_update, average, plan, lookups
+    )
 
 
 def topology_of(context: WorkerContext) -> Topology:
@@ -168,7 +228,7 @@ def table_bytes(model: nn.Module, sparse_optimizer: KeyedOptimizer) -> int:
     """Bytes of this rank's shards of the tables: rows and optimizer state."""
     tensors = [tensor for _, tensor in _table_states(model)]
     for states in sparse_optimizer.state_dict()["state"].values():
-        tensors += [t for t in states.values() if isinstance(t, ShardedTensor)]
+        tensors += states.values()
     return sum(shard.nbytes for tensor in tensors for shard, _ in _local_shards(tensor))
 
 
@@ -213,8 +273,8 @@ def _initial_values(table: TableLookups, generator: torch.Generator) -> torch.Te
 def _table_states(model: nn.Module) -> Iterator[tuple[str, torch.Tensor | ShardedTensor]]:
     """Name and rows of each table; a data-parallel one is a plain tensor."""
     for name, tensor in model.state_dict().items():
-        if match := _TABLE.search(name):
-            yield match[1], tensor
+        if table := table_of(name):
+            yield table, tensor
 
 
 def _local_shards(

@@ -37,7 +37,7 @@ def evaluate(
     watch_time_s = {t.name: t.mean_ms / 1000 for t in tasks if t.kind == "watch_time"}
     state = MetricState([task.name for task in tasks], watch_time_s)
     model.eval()
-    with torch.no_grad():
+    with torch.no_grad(), setup.sharded.serving_weights():
         reader = setup.reader(split, shuffle=False)
         num_steps = reader.num_steps()
         for step, (batch, _) in enumerate(stream(reader.batches(), setup.context.device), 1):
@@ -69,7 +69,9 @@ def evaluate_checkpoint(
         split, rows, training_set (its content hash), checkpoint, step, metrics, optimum.
     """
     foreground = config.checkpoint.model_copy(update={"background": False})
-    config = config.model_copy(update={"checkpoint": foreground})  # plans no memory for copies
+    served = config.dense_optimizer.model_copy(update={"ema_decay": None})  # it holds the average
+    # Plans no memory for copies.
+    config = config.model_copy(update={"checkpoint": foreground, "dense_optimizer": served})
     trained = context.on_first(lambda: _schema_of(Folder(path)))
     open_set = partial(open_training_set, trained=trained)
     setup = TrainingSetup.open(config, context, splits=[split], open_set=open_set)

@@ -49,6 +49,11 @@ class TrainingProgress:
         return self._steps_left == 0
 
     @property
+    def is_last_step(self) -> bool:
+        """Whether the next step is the last of its epoch or of the run."""
+        return self._steps_left == 1 or self.step + 1 == self._training.max_steps
+
+    @property
     def at_end(self) -> bool:
         """Whether the run has trained all its steps."""
         most = self._training.max_steps

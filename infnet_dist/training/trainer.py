@@ -30,7 +30,7 @@ from infnet_dist.distributed.watchdog import Watchdog
 from infnet_dist.errors import UserError
 from infnet_dist.io.json_files import nan_for_null
 from infnet_dist.model.train_model import StepOutput
-from infnet_dist.sharding.optimizers import learning_rates
+from infnet_dist.sharding.optimizers import learning_rate_factors
 from infnet_dist.tracking.tracker import NullTracker, Tracker
 from infnet_dist.training.checkpoints import RunCheckpoints
 from infnet_dist.training.data_changes import check_resumable, check_unchanged
@@ -181,6 +181,9 @@ class _TrainingLoop:
         for batch, wait_s in stream(self._progress.batches(), self._context.device):
             heartbeat.beat("training", self._progress.step + 1)
             self._step(batch, wait_s)
+            if self._setup.sharded.dense_update.is_pending:
+                heartbeat.beat("reading")
+                continue  # no checkpoint holds gradients, so all actions wait for the update
             self._stopped = self._flags.stop
             if self._is_due(self._config.training.log_every_steps):
                 self._log_meter()
@@ -201,8 +204,12 @@ class _TrainingLoop:
         self._growth = growth
 
     def _is_due(self, every: int | None) -> bool:
-        """Whether an action of every so many steps is due; also after each epoch and at the end."""
-        in_turn = every is not None and self._progress.step % every == 0
+        """Whether an action of every so many steps is due; also after each epoch and at the end.
+
+        With accumulation it is due at the first update of the dense part in or after that step.
+        """
+        late = self._config.training.accumulate_steps - 1  # at most
+        in_turn = every is not None and self._progress.step % every <= late
         return in_turn or self._progress.between_epochs or self._progress.at_end
 
     def _step(self, batch: RankingBatch, wait_s: float) -> None:
@@ -210,10 +217,11 @@ class _TrainingLoop:
         loss, output = train_step(
             self._setup.sharded,
             batch,
-            learning_rates(self._config, step, self._progress.total_steps),
+            learning_rate_factors(self._config, step, self._progress.total_steps),
             step=step,
             seed=self._config.run.seed,
             rank=self._context.rank,
+            is_last=self._progress.is_last_step,
             may_update=self._exchange_flags,
         )
         if self._flags.nonfinite_loss:

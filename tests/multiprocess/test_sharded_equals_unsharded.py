@@ -15,7 +15,7 @@ from infnet_dist.planning.plan_file import load_plan, save_plan
 from infnet_dist.planning.planner import make_plan
 from infnet_dist.planning.run_tables import tables_of_run
 from infnet_dist.sharding.build import table_bytes, topology_of
-from infnet_dist.sharding.optimizers import learning_rates
+from infnet_dist.sharding.optimizers import learning_rate_factors
 from infnet_dist.training.setup import TrainingSetup
 from infnet_dist.training.step import train_step
 from tests.ranks import run_ranks
@@ -46,8 +46,8 @@ def train_sharded(context: WorkerContext, *, config: Config) -> dict:
     losses, sharding = [], {n: t.sharding_type for n, t in setup.sharded.plan.tables.items()}
     for batch in islice(setup.reader("train", shuffle=True).batches(), STEPS):
         step = len(losses)
-        rates = learning_rates(config, step, STEPS)
-        loss, _ = train_step(setup.sharded, batch, rates, step=step, seed=config.run.seed)
+        factors = learning_rate_factors(config, step, STEPS)
+        loss, _ = train_step(setup.sharded, batch, factors, step=step, seed=config.run.seed)
         losses.append(context.sum(loss).item() / context.world_size)
     dense = {
         name: value.detach().clone()

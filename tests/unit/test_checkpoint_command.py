@@ -30,7 +30,17 @@ from infnet_dist.checkpoint.retention import delete, prune
 from infnet_dist.config.run import CheckpointConfig
 from infnet_dist.errors import CheckpointError
 from infnet_dist.io.filesystem import Folder
-from tests.checkpoints import STATE, TABLE, Cut, by_columns, by_rows, whole, write_checkpoint
+from tests.checkpoints import (
+    OLD_STATE,
+    OLD_TABLE,
+    STATE,
+    TABLE,
+    Cut,
+    by_columns,
+    by_rows,
+    whole,
+    write_checkpoint,
+)
 
 PLAN = json.dumps(
     {
@@ -64,6 +74,14 @@ def planted(seed: int = 0) -> dict[str, Cut]:
         "model.model.dense.head.bias": whole(values(5), 1),
         "optimizer.dense.model.dense.head.weight.step": whole(torch.tensor(7.0), 2),
     }
+
+
+def old_name(name: str) -> str:
+    """The name that an earlier version gave a tensor of a table."""
+    part, kind, *rest = name.split(".")
+    if kind != "tables":
+        return name
+    return (OLD_TABLE if part == "model" else OLD_STATE).format(rest[0])
 
 
 def make(
@@ -795,3 +813,12 @@ def test_as_a_program(tmp_path: Path) -> None:
     assert last_line("--help") == "0"
     assert last_line("prune", str(tmp_path)) == "2"
     assert last_line("inspect", str(tmp_path / "step-00000001")) == "0 torch"
+
+
+def test_names_of_earlier_versions_are_read(tmp_path: Path, run: Callable) -> None:
+    """A table's tensors were named by its collection: intact, and equal to those of today."""
+    old = make(tmp_path / "old", 1, {old_name(name): cut for name, cut in planted().items()})
+    new = make(tmp_path / "new", 1)
+    assert run("verify", str(old))[0] == 0
+    assert run("diff", str(old), str(new))[0] == 0
+    assert read_manifest(old).tensors.keys() == read_manifest(new).tensors.keys()

@@ -10,9 +10,11 @@ import torch
 from torchrec.modules.embedding_configs import EmbeddingBagConfig
 from torchrec.modules.embedding_modules import EmbeddingBagCollection
 
-from infnet_dist.config.run import Config, DataConfig, TableConfig, TablesConfig
+from infnet_dist.config.run import Config, DataConfig
+from infnet_dist.config.tables import TableConfig, TablesConfig
 from infnet_dist.data.statistics import TableUsage
 from infnet_dist.errors import PlanError
+from infnet_dist.lookups import Lookups
 from infnet_dist.model.sparse import SparseArch
 from infnet_dist.planning.checks import check_plan
 from infnet_dist.planning.costs.sizes import row_bytes
@@ -203,13 +205,19 @@ def test_ssd_is_used_where_a_table_asks_for_it() -> None:
 
 
 def test_torchrec_plan_names_the_collection_and_the_device() -> None:
-    model = SparseArch(SCHEMA, 8, device=torch.device("meta"))
-    plan = make_plan(run_tables(row=("row_wise",)), cpu(2))
+    config = Config(
+        data=DataConfig(path=Path("unused"), batch_size=64), tables=TablesConfig(embedding_dim=8)
+    )
+    model = SparseArch(Lookups(SCHEMA, config), device=torch.device("meta"))
+    plan = make_plan(run_tables(row=("row_wise",), price=("data_parallel",)), cpu(2))
     for device, place in (("cpu", "rank:1/cpu"), ("cuda", "rank:1/cuda:1")):
         sharding = to_sharding_plan(plan, model, torch.device(device))
-        (module,) = sharding.plan
-        assert module == "embeddings"
-        parameter = sharding.plan[module]["row"]
+        assert {path: set(tables) for path, tables in sharding.plan.items()} == {
+            "sequences.8": {"row", "author"},
+            "bags": {"price"},
+        }
+        assert sharding.plan["bags"]["price"].sharding_spec is None
+        parameter = sharding.plan["sequences.8"]["row"]
         assert parameter.sharding_type == "row_wise"
         assert parameter.compute_kernel == "fused"
         assert str(parameter.sharding_spec.shards[1].placement) == place
@@ -246,7 +254,7 @@ def test_every_difference_is_listed() -> None:
 def test_a_plan_must_suit_the_kind_of_tables_and_the_device() -> None:
     pooled, sequences = make_tables(6), make_tables(6, pooling="none")
     plan = make_plan(pooled, gpus(1))
-    with pytest.raises(PlanError, match=r"'t0'.*pooling sum.*none"):
+    with pytest.raises(PlanError, match=r"'t0'.*bag.*sequence"):
         check_plan(plan, sequences, world_size=8)
     raw = plan.model_dump(mode="json")
     for table in raw["made_for"]["tables"]["tables"]:

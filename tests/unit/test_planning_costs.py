@@ -18,14 +18,22 @@ from torchrec.modules.embedding_configs import (
 )
 from torchrec.modules.embedding_modules import EmbeddingBagCollection, EmbeddingCollection
 
+from infnet_dist.planning.costs.communication import output_bytes
 from infnet_dist.planning.costs.estimator import Costs, Estimator
 from infnet_dist.planning.costs.options import ShardingOption, enumerate_options, excluded_options
-from infnet_dist.planning.costs.popularity import ZipfStatistics, fit_zipf
+from infnet_dist.planning.costs.popularity import ZipfStatistics, effective_rows, fit_zipf
 from infnet_dist.planning.costs.torchrec_estimates import OPTIMIZERS
 from infnet_dist.planning.tables import PlanFeature, PlanTable, TableSet
 from infnet_dist.planning.topology import Topology
 
-TYPES = ("data_parallel", "table_wise", "column_wise", "row_wise", "table_row_wise", "grid_shard")
+SEQUENCE_TYPES = ("table_wise", "column_wise", "row_wise")
+TYPES = (*SEQUENCE_TYPES, "data_parallel", "table_row_wise", "table_column_wise", "grid_shard")
+POOLED = {  # kind: pooling, weighted
+    "sequence": ("none", False),
+    "bag": ("sum", False),
+    "mean bag": ("mean", False),
+    "weighted bag": ("sum", True),
+}
 DTYPES = {"fp32": DataType.FP32, "fp16": DataType.FP16}
 
 
@@ -46,8 +54,11 @@ def make_topology(num_nodes: int, device: str = "cuda") -> Topology:
     )
 
 
-def make_tables(pooling: str = "sum") -> tuple[PlanTable, ...]:
+def make_tables(
+    kind: str = "bag", sharding_types: tuple[str, ...] | None = None
+) -> tuple[PlanTable, ...]:
     """Rows that don't divide by the workers, one row, several features, both row types."""
+    pooling, weighted = POOLED[kind]
     shapes = [
         (1, 64, "fp32", [1.0]),
         (5, 128, "fp16", [3.0, 0.5]),
@@ -62,10 +73,19 @@ def make_tables(pooling: str = "sum") -> tuple[PlanTable, ...]:
             embedding_dim=width,
             data_type=data_type,
             pooling=pooling,
+            weighted=weighted,
+            sharding_types=sharding_types,
             features=tuple(PlanFeature(name=f"t{i}_{j}", mean_length=x) for j, x in enumerate(xs)),
         )
         for i, (rows, width, data_type, xs) in enumerate(shapes)
     )
+
+
+class AllTypes(EmbeddingBagCollectionSharder):
+    """TorchRec's own list leaves out types that work on CPUs."""
+
+    def sharding_types(self, compute_device_type: str) -> list[str]:
+        return list(TYPES)
 
 
 def cache_params(
@@ -98,9 +118,10 @@ def torchrec_options(
     if table.pooling == "none":
         module = EmbeddingCollection(tables=[EmbeddingConfig(**shape)], device=device)
     else:
-        bags = [EmbeddingBagConfig(**shape, pooling=PoolingType.SUM)]
-        module = EmbeddingBagCollection(tables=bags, device=device)
-    apply_optimizer_in_backward(OPTIMIZERS[table_set.optimizer], module.parameters(), {"lr": 0.1})
+        bags = [EmbeddingBagConfig(**shape, pooling=PoolingType[table.pooling.upper()])]
+        module = EmbeddingBagCollection(tables=bags, is_weighted=table.weighted, device=device)
+    optimizer = OPTIMIZERS[table.optimizer or table_set.optimizer]
+    apply_optimizer_in_backward(optimizer, module.parameters(), {"lr": 0.1})
     constraints = ParameterConstraints(
         sharding_types=[option.sharding_type],
         compute_kernels=[option.compute_kernel],
@@ -113,7 +134,7 @@ def torchrec_options(
         batch_size=table_set.batch_size,
         constraints={name: constraints},
     )
-    sharders = [EmbeddingBagCollectionSharder(), EmbeddingCollectionSharder()]
+    sharders = [AllTypes(), EmbeddingCollectionSharder()]
     (option,) = enumerator.enumerate(torch.nn.Sequential(module), sharders)
     return option
 
@@ -128,28 +149,38 @@ def units_as_shards(costs: Costs, option: int, ranks: int) -> list[list[float]]:
 
 
 def uncounted(
-    table: PlanTable, option: ShardingOption, optimizer: str, rows: int, columns: int
+    table: PlanTable, option: ShardingOption, optimizer: str, rows: int, columns: int, device: str
 ) -> list[float]:
-    """HBM, DDR and SSD bytes of a shard that TorchRec's estimator doesn't count, on a GPU.
+    """HBM, DDR and SSD bytes of a shard that TorchRec's estimator doesn't count.
 
     fbgemm keeps optimizer state in float32, also beside fp16 rows, and one row-wise state for each
-    column shard; a dense (data-parallel) table has a gradient and its place in a bucket of DDP.
+    column shard; a dense (data-parallel) table has a gradient, its place in a bucket of DDP, and
+    two temporaries of its update.
     """
     weights = rows * columns * {"fp32": 4, "fp16": 2}[table.data_type]
-    state = {"sgd": 0, "rowwise_adagrad": 4 * rows, "adam": 8 * rows * columns}[optimizer]
-    counted = {"sgd": 0, "rowwise_adagrad": weights / table.embedding_dim, "adam": 2 * weights}
-    missing = state - counted[optimizer]
+    cells = rows * columns
+    state, counted = {
+        "sgd": (0, 0),
+        "rowwise_adagrad": (4 * rows, weights / table.embedding_dim),
+        "adagrad": (4 * cells, weights),
+        "adam": (8 * cells, 2 * weights),
+        "partial_rowwise_adam": (4 * cells + 4 * rows, weights),
+        "lamb": (8 * cells, weights),
+    }[optimizer]
+    missing = state - counted
     if option.compute_kernel == "dense":
-        return [missing + 2 * weights, 0, 0]
+        missing += 2 * weights + 2 * 4 * cells
+    if device == "cpu":
+        return [0, missing, 0]
     if option.compute_kernel == "fused_uvm_caching":
         return [option.cache_share * missing, missing, 0]
-    return [missing, 0, 0] if option.compute_kernel == "fused" else [0, missing, 0]
+    return [missing, 0, 0] if option.compute_kernel in ("fused", "dense") else [0, missing, 0]
 
 
 @pytest.mark.parametrize("device", ["cpu", "cuda"])
 def test_a_background_save_takes_rows_and_state_again_in_host_memory(device: str) -> None:
     topology = make_topology(1, device)
-    table_set = TableSet(batch_size=96, tables=make_tables("none"))
+    table_set = TableSet(batch_size=96, tables=make_tables("sequence", SEQUENCE_TYPES))
     waiting = table_set.model_copy(update={"background_save": False})
     with_copy = Estimator(table_set, topology).costs(offload=device == "cuda")
     without = Estimator(waiting, topology).costs(offload=device == "cuda")
@@ -165,25 +196,33 @@ def test_a_background_save_takes_rows_and_state_again_in_host_memory(device: str
 
 
 @pytest.mark.parametrize("num_nodes", [1, 3])
-@pytest.mark.parametrize("optimizer", ["rowwise_adagrad", "adam", "sgd"])
-@pytest.mark.parametrize("pooling", ["sum", "none"])
+@pytest.mark.parametrize(
+    ("kind", "optimizer", "device"),
+    [
+        *(("bag", name, "cuda") for name in OPTIMIZERS),
+        *(("sequence", name, "cuda") for name in ("rowwise_adagrad", "adam", "sgd")),
+        ("mean bag", "rowwise_adagrad", "cuda"),
+        ("weighted bag", "rowwise_adagrad", "cuda"),
+        *((kind, "adagrad", "cpu") for kind in ("sequence", "bag", "weighted bag")),
+    ],
+)
 def test_every_option_costs_torchrecs_estimate_and_the_uncounted_bytes(
-    num_nodes: int, optimizer: str, pooling: str
+    num_nodes: int, kind: str, optimizer: str, device: str
 ) -> None:
-    topology = make_topology(num_nodes)
-    table_set = TableSet(
-        batch_size=96, optimizer=optimizer, background_save=False, tables=make_tables(pooling)
+    topology = make_topology(num_nodes, device)
+    types = {"sequence": SEQUENCE_TYPES, "mean bag": TYPES[:-1]}.get(kind, TYPES)
+    if optimizer in ("adam", "partial_rowwise_adam", "lamb"):
+        types = tuple(name for name in types if name != "data_parallel")
+    tables = make_tables(kind, types)
+    tables = (*tables[:-1], tables[-1].model_copy(update={"optimizer": optimizer}))
+    table_set = TableSet(batch_size=96, background_save=False, tables=tables)
+    costs = Estimator(table_set, topology).costs(offload=device == "cuda")
+    several_nodes = {"grid_shard", *(["table_row_wise"] if device == "cpu" else [])}
+    given = {option.sharding_type for option in costs.sharding_options}
+    assert given == set(types) - (several_nodes if num_nodes == 1 else set())
+    assert {option.compute_kernel for option in costs.sharding_options} >= (
+        {"fused", "fused_uvm", "fused_uvm_caching"} if device == "cuda" else {"fused"}
     )
-    costs = Estimator(table_set, topology).costs(offload=True)
-    assert {option.sharding_type for option in costs.sharding_options} == {
-        "sum": set(TYPES) - ({"grid_shard"} if num_nodes == 1 else set()),
-        "none": {"table_wise", "column_wise", "row_wise"},
-    }[pooling]
-    assert {option.compute_kernel for option in costs.sharding_options} >= {
-        "fused",
-        "fused_uvm",
-        "fused_uvm_caching",
-    }
     ranks_per_unit = {0: 1, 1: topology.workers_per_node, 2: topology.world_size}
     for i, option in enumerate(costs.sharding_options):
         table = table_set.tables[costs.arrays.table[i]]
@@ -191,7 +230,7 @@ def test_every_option_costs_torchrecs_estimate_and_the_uncounted_bytes(
         ranks = ranks_per_unit[int(costs.arrays.place[i])]
         expected = [
             np.array([shard.storage.hbm, shard.storage.ddr, shard.storage.ssd])
-            + uncounted(table, option, optimizer, *shard.size)
+            + uncounted(table, option, table_set.optimizer_of(table), *shard.size, device)
             for shard in torchrec.shards
         ]
         np.testing.assert_allclose(units_as_shards(costs, i, ranks), expected, rtol=0, atol=3)
@@ -200,6 +239,29 @@ def test_every_option_costs_torchrecs_estimate_and_the_uncounted_bytes(
         comms = [shard.perf.fwd_comms + shard.perf.bwd_comms for shard in torchrec.shards]
         assert comms == pytest.approx([costs.comms_ms[i]] * len(comms), abs=1e-12)
         assert costs.lookup_ms[i] + costs.comms_ms[i] == pytest.approx(costs.arrays.time[i])
+
+
+@pytest.mark.parametrize("num_nodes", [1, 3])
+@pytest.mark.parametrize("kind", ["sequence", "bag", "weighted bag"])
+def test_bytes_of_outputs_are_those_of_torchrec_s_times(kind: str, num_nodes: int) -> None:
+    """With links of equal speed and an endless HBM, times of communication are bytes."""
+    topology = make_topology(num_nodes).model_copy(
+        update={"hbm_gb_s": 1e6, "intra_node_gb_s": 1e-2, "inter_node_gb_s": 1e-2}
+    )
+    bytes_per_ms = 1e-2 * 1e9 / 1e3
+    types = SEQUENCE_TYPES if kind == "sequence" else TYPES
+    table = make_tables(kind, types)[2].model_copy(update={"num_embeddings": 100_003})
+    table_set = TableSet(batch_size=96, tables=(table,))
+    costs = Estimator(table_set, topology).costs(offload=False)
+    ranks_per_unit = {0: 1, 1: topology.workers_per_node, 2: topology.world_size}
+    for i, option in enumerate(costs.sharding_options):
+        ranks = int(costs.arrays.units[i]) * ranks_per_unit[int(costs.arrays.place[i])]
+        expected = costs.comms_ms[i] * bytes_per_ms * ranks
+        if option.sharding_type == "data_parallel":
+            # All links of a node at once; between nodes, a ring sends it three times.
+            expected *= topology.workers_per_node / {1: 1, 3: 3}[num_nodes]
+        found = output_bytes(table, option, topology, table_set.batch_size)
+        assert found == pytest.approx(expected, rel=1e-3), option
 
 
 @pytest.mark.parametrize("exponent", [0.0, 0.8, 1.3])
@@ -211,6 +273,8 @@ def test_zipf_statistics_equal_sums_over_all_rows(exponent: float, rows: int) ->
     each /= each.sum()
     distinct = (1 - (1 - each) ** lookups).sum()
     assert found.expected_lookups == pytest.approx(distinct, rel=0.01)
+    entropy = -(each * np.log(each)).sum()
+    assert effective_rows(exponent, rows) == pytest.approx(np.exp(entropy), rel=0.01)
     assert found.expected_miss_rate(0.0) == pytest.approx(1.0)
     assert found.expected_miss_rate(1.0) == pytest.approx(0.0)
     for share in (0.02, 0.1, 0.5):
@@ -247,7 +311,9 @@ def test_the_exponent_is_found_from_a_sample(exponent: float, rows: int) -> None
 )
 def test_one_rank_takes_table_wise_alone(workers: int, expected: set[str]) -> None:
     topology = make_topology(1, device="cpu").model_copy(update={"workers_per_node": workers})
-    table = make_tables("none")[2].model_copy(update={"sharding_types": ("table_wise", "row_wise")})
+    table = make_tables("sequence")[2].model_copy(
+        update={"sharding_types": ("table_wise", "row_wise")}
+    )
     assert {
         option.sharding_type for option in enumerate_options(table, topology, offload=False)
     } == expected
@@ -262,7 +328,8 @@ def test_one_rank_takes_table_wise_alone(workers: int, expected: set[str]) -> No
 
 def test_one_rank_keeps_the_dense_kernel_of_pooled_tables() -> None:
     topology = make_topology(1).model_copy(update={"workers_per_node": 1})
-    table = make_tables("sum")[0].model_copy(update={"compute_kernels": ("dense",)})
+    table = make_tables("bag")[0]
+    table = table.model_copy(update={"compute_kernels": ("dense",), "optimizer": "sgd"})
     assert [w.sharding_type for w in enumerate_options(table, topology, offload=False)] == [
         "data_parallel"
     ]

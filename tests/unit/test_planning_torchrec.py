@@ -24,32 +24,28 @@ POOLED = (
 )
 
 
-def chosen(name: str, sharding_type: str, pooling: str) -> TableSet:
+def chosen(name: str, sharding_type: str, kind: str) -> TableSet:
     """One table of 1,000,003 rows of 256 floats, of one sharding type."""
-    (table,) = [table for table in make_tables(pooling) if table.name == name]
+    (table,) = [table for table in make_tables(kind) if table.name == name]
     kept = table.model_copy(update={"sharding_types": (sharding_type,), "min_column_width": 64})
     return TableSet(batch_size=96, tables=(kept,))
 
 
 @pytest.mark.parametrize("device", ["cuda", "cpu"])
 @pytest.mark.parametrize(
-    ("sharding_type", "pooling"),
+    ("sharding_type", "kind"),
     [
-        *((t, "sum") for t in POOLED),
-        *((t, "none") for t in ("table_wise", "column_wise", "row_wise")),
+        *((t, "bag") for t in POOLED),
+        *((t, "sequence") for t in ("table_wise", "column_wise", "row_wise")),
     ],
 )
-def test_each_type_becomes_torchrecs_own_plan(
-    sharding_type: str, pooling: str, device: str
-) -> None:
+def test_each_type_becomes_torchrecs_own_plan(sharding_type: str, kind: str, device: str) -> None:
     topology = make_topology(3)
-    table_set = chosen("t2", sharding_type, pooling)
+    table_set = chosen("t2", sharding_type, kind)
     plan = make_plan(table_set, topology)
     entry = plan.tables["t2"]
     assert entry.sharding_type == sharding_type
-    (module,) = to_sharding_plan(
-        plan, model(table_set, pooling), torch.device(device)
-    ).plan.values()
+    (module,) = to_sharding_plan(plan, model(table_set, kind), torch.device(device)).plan.values()
     ours: ParameterSharding = module["t2"]
 
     option = torchrec_options(table_set, topology, "t2", entry.sharding_option)
@@ -72,7 +68,7 @@ def test_each_type_becomes_torchrecs_own_plan(
             assert mine.placement == its.placement
 
 
-def model(table_set: TableSet, pooling: str) -> nn.Module:
+def model(table_set: TableSet, kind: str) -> nn.Module:
     (table,) = table_set.tables
     shape = dict(
         name=table.name,
@@ -81,7 +77,7 @@ def model(table_set: TableSet, pooling: str) -> nn.Module:
         feature_names=[feature.name for feature in table.features],
     )
     device = torch.device("meta")
-    if pooling == "none":
+    if kind == "sequence":
         return nn.Sequential(EmbeddingCollection(tables=[EmbeddingConfig(**shape)], device=device))
     return nn.Sequential(
         EmbeddingBagCollection(tables=[EmbeddingBagConfig(**shape)], device=device)

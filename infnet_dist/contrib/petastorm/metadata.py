@@ -30,7 +30,7 @@ def write_petastorm_metadata(folder: Path, manifest: Manifest) -> None:
         )
     for vector in manifest.schema_.vectors:
         raise ConfigError(
-            f"data.petastorm_metadata: petastorm can't read the column {vector.column!r} of vectors "
+            f"data.petastorm_metadata: petastorm can't read column {vector.column!r} of vectors "
             "(a list of fixed size); set it to false"
         )
     load_petastorm()

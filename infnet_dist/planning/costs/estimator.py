@@ -11,7 +11,11 @@ import numpy as np
 import numpy.typing as npt
 
 from infnet_dist.errors import PlanError
-from infnet_dist.planning.costs.options import ShardingOption, enumerate_options
+from infnet_dist.planning.costs.options import (
+    ShardingOption,
+    enumerate_options,
+    unsupported_on,
+)
 from infnet_dist.planning.costs.sizes import full_blocks, stored_bytes, uncounted_bytes
 from infnet_dist.planning.costs.torchrec_estimates import Candidate, TorchRecEstimates
 from infnet_dist.planning.search.placement import EVERY, NODE, RANK, Cluster, OptionArrays
@@ -72,7 +76,9 @@ class Estimator:
         candidates = [
             (number, option)
             for number, table in enumerate(self.table_set.tables)
-            for option in self._options_of(table, offload, (also or {}).get(table.name))
+            for option in self._options_of(
+                self.table_set.complete(table), offload, (also or {}).get(table.name)
+            )
         ]
         memory, stored = self._bytes(candidates)
         perfs = self._torchrec.perf(candidates)
@@ -93,21 +99,24 @@ class Estimator:
         if also is not None and also not in options:
             options.append(also)
         if not options:
-            types = ", ".join(table.sharding_types or ("any",))
+            asked = table.sharding_types or ()
+            why = [w for t in asked if (w := unsupported_on(table, t, self.topology)) is not None]
             kernels = ", ".join(table.compute_kernels or ("any",))
             raise PlanError(
-                f"table {table.name!r} can't be sharded: sharding_types {types} with "
-                f"compute_kernels {kernels} aren't supported for pooling {table.pooling} on "
-                f"{self.topology.device} with {self.topology.world_size} workers; allow more "
-                "types or kernels"
+                f"table {table.name!r} can't be sharded: sharding_types "
+                f"{', '.join(asked or ('any',))} with compute_kernels {kernels} aren't supported "
+                f"for a {table.kind} of {table.embedding_dim} floats on {self.topology.device} "
+                f"with {self.topology.world_size} workers{''.join(f'; {w}' for w in why)}; allow "
+                "more types or kernels"
             )
         return options
 
     def _bytes(self, candidates: Sequence[Candidate]) -> tuple[np.ndarray, np.ndarray]:
         """All bytes by kind of shard and tier [O, 3, M], and those of rows and state [O, 3]."""
-        tables, optimizer = self.table_set.tables, self.table_set.optimizer
+        tables, optimizer_of = self.table_set.tables, self.table_set.optimizer_of
         known = [
-            (tables[number], option, optimizer, self.topology) for number, option in candidates
+            (tables[number], option, optimizer_of(tables[number]), self.topology)
+            for number, option in candidates
         ]
         stored = np.array([stored_bytes(*one) for one in known])
         memory = self._torchrec.memory(candidates)

@@ -3,11 +3,22 @@
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+from infnet_dist.config.tables import ShardingTypeName
 from infnet_dist.planning.tables import PlanTable
 from infnet_dist.planning.topology import Topology
 
 CACHE_SHARES = (0.05, 0.1, 0.2, 0.4)
 OFFLOADED = ("fused_uvm", "fused_uvm_caching")
+SEQUENCE_TYPES = ("table_wise", "row_wise", "column_wise")  # of an EmbeddingCollection
+# Split tables by columns. They are considered only where a table's sharding_types asks: each column
+# shard has a row-wise optimizer's state of its own, so results differ from those of an unsharded
+# table, and the state can't be resharded to another type.
+COLUMN_TYPES = ("column_wise", "table_column_wise", "grid_shard")
+_ALL_TYPES: tuple[ShardingTypeName, ...] = (
+    *("table_wise", "row_wise", "column_wise", "data_parallel"),
+    *("table_row_wise", "grid_shard", "table_column_wise"),
+)
+_DENSE_OPTIMIZERS = ("rowwise_adagrad", "adagrad", "sgd")  # train data-parallel tables
 
 
 @dataclass(frozen=True)
@@ -30,25 +41,55 @@ class ShardingOption:
 def excluded_options(tables: Sequence[PlanTable], topology: Topology) -> list[str]:
     """One line for each option that isn't considered for these tables, with the reason."""
     lines = []
-    unpooled = [table for table in tables if table.pooling == "none"]
-    if unpooled:
+    sequences = [table for table in tables if table.pooling == "none"]
+    if sequences:
         lines.append(
-            f"{len(unpooled)} sequence tables: table_row_wise, table_column_wise and grid_shard "
+            f"{len(sequences)} sequence tables: table_row_wise, table_column_wise and grid_shard "
             "aren't supported by TorchRec for an EmbeddingCollection; data_parallel isn't trained "
             "under an optimizer fused in backward"
         )
-    if unpooled and topology.world_size == 1:
-        lines.append("row_wise and column_wise where table_wise is allowed: one rank can't spread")
-    if len(unpooled) < len(tables):
-        lines.append(
-            "table_column_wise, unless asked for: it costs what column_wise costs, but its shards "
-            "must share a node"
-        )
+    if topology.world_size == 1:
+        lines.append("other types where table_wise is allowed: one rank can't spread")
+    lines.append(
+        "column_wise, table_column_wise and grid_shard, unless a table's sharding_types asks: a "
+        "row-wise optimizer has a state for each column shard, so results differ from an unsharded "
+        "table's and the state can't be resharded"
+    )
+    if len(sequences) < len(tables):
+        if any(table.pooling == "mean" for table in tables):
+            lines.append("grid_shard for tables with pooling mean: TorchRec's means are wrong")
+        if any(t.data_type == "fp16" for t in tables if t.pooling != "none"):
+            lines.append(
+                "data_parallel for fp16 tables, unless asked for: it sums and applies gradients in "
+                "fp16"
+            )
+        if topology.num_nodes == 1:
+            lines.append("table_row_wise, unless asked for: on one node it is row_wise")
     lines.append("key_value, unless a table's compute_kernels asks")
     lines.append("virtual-table kernels: TorchRec's estimator counts no bytes for their rows")
     if topology.device == "cpu":
         lines.append("fused_uvm and fused_uvm_caching: a CPU has one memory")
     return lines
+
+
+def unsupported(table: PlanTable, sharding_type: str) -> str | None:
+    """Why no workers can have the table, given with its optimizer, under a sharding type."""
+    if table.pooling == "none" and sharding_type not in SEQUENCE_TYPES:
+        return f"a table that a sequence reads can be {_one_of(SEQUENCE_TYPES)}"
+    if table.pooling == "mean" and sharding_type == "grid_shard":
+        return "TorchRec's means are wrong under grid_shard"
+    if sharding_type == "data_parallel" and table.optimizer not in _DENSE_OPTIMIZERS:
+        return f"{table.optimizer} can't train it then; {_one_of(_DENSE_OPTIMIZERS)} can"
+    return None
+
+
+def unsupported_on(table: PlanTable, sharding_type: str, topology: Topology) -> str | None:
+    """Why these workers can't have the table, given with its optimizer, under a type."""
+    if sharding_type == "grid_shard" and topology.num_nodes == 1:
+        return f"grid_shard needs several nodes, {topology.name} has 1 here"
+    if sharding_type == "table_row_wise" and topology.device == "cpu" and topology.num_nodes == 1:
+        return f"table_row_wise on CPUs needs several nodes, {topology.name} has 1 here"
+    return unsupported(table, sharding_type)
 
 
 def enumerate_options(
@@ -66,21 +107,26 @@ def enumerate_options(
 
 
 def _sharding_types(table: PlanTable, topology: Topology) -> list[str]:
-    supported = ["table_wise", "row_wise", "column_wise"]
-    if table.pooling != "none":
-        supported.append("data_parallel")
-        if topology.device == "cuda":
-            supported += ["table_row_wise", "grid_shard"]
-            if table.sharding_types and "table_column_wise" in table.sharding_types:
-                supported.append("table_column_wise")
-    allowed = [name for name in supported if name in (table.sharding_types or supported)]
-    if topology.world_size == 1 and table.pooling == "none" and "table_wise" in allowed:
+    considered = table.sharding_types or _default_types(table, topology)
+    allowed = [t for t in considered if unsupported_on(table, t, topology) is None]
+    only_dense = table.compute_kernels == ("dense",)
+    if topology.world_size == 1 and "table_wise" in allowed and not only_dense:
         return ["table_wise"]  # one rank: other types would only regroup ids and rows
-    return allowed
+    return [name for name in _ALL_TYPES if name in allowed]
+
+
+def _default_types(table: PlanTable, topology: Topology) -> tuple[ShardingTypeName, ...]:
+    """The types under which a table gives the results of an unsharded one."""
+    if table.pooling == "none":
+        return ("table_wise", "row_wise")
+    types: tuple[ShardingTypeName, ...] = ("table_wise", "row_wise")
+    if table.data_type == "fp32":
+        types += ("data_parallel",)
+    return (*types, "table_row_wise") if topology.num_nodes > 1 else types
 
 
 def _column_widths(table: PlanTable, sharding_type: str, topology: Topology) -> Iterator[int]:
-    if sharding_type not in ("column_wise", "table_column_wise", "grid_shard"):
+    if sharding_type not in COLUMN_TYPES:
         yield table.embedding_dim
         return
     most = {
@@ -106,3 +152,7 @@ def _kernels(table: PlanTable, sharding_type: str, topology: Topology, offload: 
     if table.compute_kernels is None:
         return kernels
     return [kernel for kernel in kernels if kernel in table.compute_kernels]
+
+
+def _one_of(names: Sequence[str]) -> str:
+    return f"{', '.join(names[:-1])} or {names[-1]}"

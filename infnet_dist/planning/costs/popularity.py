@@ -1,4 +1,4 @@
-"""Hit rates of a cache of rows under Zipf-distributed ids."""
+"""Hit rates of a cache of rows, and rows in use, under Zipf-distributed ids."""
 
 from functools import lru_cache
 
@@ -21,9 +21,7 @@ class ZipfStatistics(CacheStatistics):
 
     def __init__(self, *, exponent: float, num_embeddings: int, lookups: float) -> None:
         """Sum over buckets of popularity ranks."""
-        edges = np.unique(np.ceil(np.geomspace(1, num_embeddings + 1, _BUCKETS))).astype(np.float64)
-        width = np.diff(edges)
-        each = np.sqrt(edges[:-1] * (edges[1:] - 1)) ** -exponent
+        width, each = _buckets(exponent, num_embeddings)
         total = float((width * each).sum())
         self._share_of_rows = np.concatenate([[0.0], np.cumsum(width) / num_embeddings])
         self._share_of_lookups = np.concatenate([[0.0], np.cumsum(width * each) / total])
@@ -49,6 +47,19 @@ class ZipfStatistics(CacheStatistics):
 def zipf_statistics(exponent: float, num_embeddings: int, lookups: float) -> ZipfStatistics:
     """Cached `ZipfStatistics`."""
     return ZipfStatistics(exponent=exponent, num_embeddings=num_embeddings, lookups=lookups)
+
+
+def effective_rows(exponent: float, num_embeddings: int) -> float:
+    """e^entropy of the ids: that many rows, looked up alike, have the same entropy."""
+    width, each = _buckets(exponent, num_embeddings)
+    share = each / (width * each).sum()
+    return float(np.exp(-(width * share * np.log(share)).sum()))
+
+
+def _buckets(exponent: float, num_embeddings: int) -> tuple[np.ndarray, np.ndarray]:
+    """Buckets of popularity ranks: number of rows, and frequency of each, up to a factor."""
+    edges = np.unique(np.ceil(np.geomspace(1, num_embeddings + 1, _BUCKETS))).astype(np.float64)
+    return np.diff(edges), np.sqrt(edges[:-1] * (edges[1:] - 1)) ** -exponent
 
 
 def fit_zipf(*, num_embeddings: int, lookups: int, distinct: int) -> float | None:

@@ -5,18 +5,28 @@ import math
 import numpy as np
 import torch
 
+from infnet_dist.config.tables import SparseOptimizerName
 from infnet_dist.planning.costs.options import OFFLOADED, ShardingOption
-from infnet_dist.planning.tables import OptimizerName, PlanTable
+from infnet_dist.planning.tables import PlanTable
 from infnet_dist.planning.topology import TIERS, Topology
 
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16}
 BY_ROWS = ("row_wise", "table_row_wise", "grid_shard")
 
 
-def row_bytes(table: PlanTable, optimizer: OptimizerName, columns: int | None = None) -> float:
+def row_bytes(
+    table: PlanTable, optimizer: SparseOptimizerName, columns: int | None = None
+) -> float:
     """Bytes of one row, or of `columns` of its floats, with the optimizer state (float32)."""
     width = columns or table.embedding_dim
-    state = {"sgd": 0, "rowwise_adagrad": 1, "adagrad": width, "adam": 2 * width}[optimizer]
+    state = {
+        "sgd": 0,
+        "rowwise_adagrad": 1,
+        "adagrad": width,
+        "adam": 2 * width,
+        "partial_rowwise_adam": width + 1,
+        "lamb": 2 * width,
+    }[optimizer]
     return width * DTYPES[table.data_type].itemsize + 4 * state
 
 
@@ -52,31 +62,33 @@ def home_tier(kernel: str, device: str) -> int:
 
 
 def stored_bytes(
-    table: PlanTable, option: ShardingOption, optimizer: OptimizerName, topology: Topology
+    table: PlanTable, option: ShardingOption, optimizer: SparseOptimizerName, topology: Topology
 ) -> np.ndarray:
     """Bytes of rows and optimizer state by kind of shard, float64 [3]."""
     return rows_of_kinds(table, option, topology) * row_bytes(table, optimizer, option.columns)
 
 
 def uncounted_bytes(
-    table: PlanTable, option: ShardingOption, optimizer: OptimizerName, topology: Topology
+    table: PlanTable, option: ShardingOption, optimizer: SparseOptimizerName, topology: Topology
 ) -> np.ndarray:
     """Bytes that TorchRec's estimator doesn't count, by kind of shard and tier; float64 [3, 3].
 
-    They are float32 optimizer state of fp16 rows, row-wise state of each column shard, and gradient
-    and DDP bucket of a data-parallel table.
+    They are float32 optimizer state of fp16 rows, row-wise state of each column shard, and for a
+    data-parallel table its gradient, its part of a DDP bucket, and two temporary tensors of its
+    update in float32.
     """
     hbm, ddr = TIERS.index("hbm"), TIERS.index("ddr")
     uncounted = np.zeros((3, len(TIERS)))
     rows = rows_of_kinds(table, option, topology)
     weights = rows * option.columns * DTYPES[table.data_type].itemsize
-    factors = {"sgd": 0, "rowwise_adagrad": 1 / table.embedding_dim, "adagrad": 1, "adam": 2}
-    counted = weights * factors[optimizer]
+    factors = {"sgd": 0, "rowwise_adagrad": 1 / table.embedding_dim, "adam": 2}
+    counted = weights * factors.get(optimizer, 1)
     stored = stored_bytes(table, option, optimizer, topology)
     state = np.ceil(np.maximum(stored - weights - counted, 0.0))
     uncounted[:, home_tier(option.compute_kernel, topology.device)] += state
     if option.cache_share is not None:
         uncounted[:, hbm] += np.ceil(option.cache_share * state)
     if option.sharding_type == "data_parallel":
-        uncounted[:, hbm if topology.device == "cuda" else ddr] += 2 * weights
+        dense = 2 * weights + 2 * 4 * rows * option.columns
+        uncounted[:, hbm if topology.device == "cuda" else ddr] += dense
     return uncounted

@@ -6,7 +6,7 @@ the rest, nothing), and its time once per shape class of tables: TorchRec's byte
 number of rows, its times don't (except for data-parallel). The times are equal to TorchRec's.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 import torch
@@ -22,15 +22,24 @@ from torchrec.distributed.planner.types import ShardingOption as TorchRecOption
 from torchrec.distributed.planner.utils import build_sharder_data_map, sharder_name
 from torchrec.distributed.types import CacheParams
 from torchrec.modules.embedding_modules import EmbeddingBagCollection, EmbeddingCollection
-from torchrec.optim import SGD, Adagrad, Adam, RowWiseAdagrad
+from torchrec.optim import LAMB, SGD, Adagrad, Adam, PartialRowWiseAdam, RowWiseAdagrad
 
+from infnet_dist.config.tables import SparseOptimizerName
+from infnet_dist.lookups import Home
 from infnet_dist.planning.costs.options import ShardingOption
 from infnet_dist.planning.costs.popularity import zipf_statistics
 from infnet_dist.planning.costs.sizes import BY_ROWS, DTYPES, block_rows
-from infnet_dist.planning.tables import OptimizerName, PlanTable, TableSet
+from infnet_dist.planning.tables import PlanTable, TableSet
 from infnet_dist.planning.topology import TIERS, Topology
 
-OPTIMIZERS = {"sgd": SGD, "rowwise_adagrad": RowWiseAdagrad, "adagrad": Adagrad, "adam": Adam}
+OPTIMIZERS = {
+    "sgd": SGD,
+    "rowwise_adagrad": RowWiseAdagrad,
+    "adagrad": Adagrad,
+    "adam": Adam,
+    "partial_rowwise_adam": PartialRowWiseAdam,
+    "lamb": LAMB,
+}
 
 Candidate = tuple[int, ShardingOption]  # index of a table, and one of its options
 
@@ -43,15 +52,16 @@ class TorchRecEstimates:
         self._topology = topology
         self._torchrec_topology = topology.to_torchrec()
         device = torch.device("meta")
-        self._modules = {
-            True: EmbeddingBagCollection(tables=[], device=device),
-            False: EmbeddingCollection(tables=[], device=device),
+        self._modules: Mapping[Home, EmbeddingBagCollection | EmbeddingCollection] = {
+            "sequence": EmbeddingCollection(tables=[], device=device),
+            "bag": EmbeddingBagCollection(tables=[], device=device),
+            "weighted": EmbeddingBagCollection(tables=[], is_weighted=True, device=device),
         }
         sharders = (EmbeddingBagCollectionSharder(), EmbeddingCollectionSharder())
         self._sharders = build_sharder_data_map(
             {sharder_name(sharder.module_type): sharder for sharder in sharders}
         )
-        self._tensors = [_meta_rows(table, table_set.optimizer) for table in table_set.tables]
+        self._tensors = [_meta_rows(t, table_set.optimizer_of(t)) for t in table_set.tables]
         self._memory: dict[Candidate, list[list[float]]] = {}
         self._perf: dict[tuple[object, ...], Perf] = {}
 
@@ -99,13 +109,12 @@ class TorchRecEstimates:
     def _torchrec_option(self, number: int, option: ShardingOption, kinds: int) -> TorchRecOption:
         """TorchRec's option with one shard per kind: a whole block, the rest, nothing."""
         table = self._table_set.tables[number]
-        pooled = table.pooling != "none"
         block = block_rows(table, option.sharding_type, self._topology)
         rest = table.num_embeddings % block
         return TorchRecOption(
             name=table.name,
             tensor=self._tensors[number],
-            module=("", self._modules[pooled]),
+            module=("", self._modules[table.home]),
             input_lengths=list(table.lengths),
             batch_size=self._table_set.batch_size,
             sharding_type=option.sharding_type,
@@ -116,7 +125,7 @@ class TorchRecEstimates:
                 for rows in (block, rest, 0)[:kinds]
             ],
             cache_params=self._cache_params(table, option),
-            is_pooled=pooled,
+            is_pooled=table.pooling != "none",
         )
 
     def _cache_params(self, table: PlanTable, option: ShardingOption) -> CacheParams | None:
@@ -129,7 +138,7 @@ class TorchRecEstimates:
         return CacheParams(load_factor=option.cache_share, stats=stats)
 
 
-def _meta_rows(table: PlanTable, optimizer: OptimizerName) -> torch.Tensor:
+def _meta_rows(table: PlanTable, optimizer: SparseOptimizerName) -> torch.Tensor:
     shape = (table.num_embeddings, table.embedding_dim)
     tensor = torch.empty(shape, device="meta", dtype=DTYPES[table.data_type])
     tensor._optimizer_classes = [OPTIMIZERS[optimizer]]  # type: ignore[attr-defined]
@@ -147,7 +156,7 @@ def _perf_class(table: PlanTable, option: ShardingOption) -> tuple[object, ...]:
         rows,
         table.zipf,
         table.data_type,
-        table.pooling == "none",
+        table.home,
         tuple(sorted(table.lengths)),
     )
 

@@ -25,9 +25,11 @@ def facts(plan: Plan) -> dict[str, Any]:
         "bottleneck_ms": plan.bottleneck_ms,
         "lower_bound_ms": plan.lower_bound_ms,
         "over_lower_bound": plan.bottleneck_ms / max(plan.lower_bound_ms, _MIN_MS) - 1,
+        "output_bytes": int(sum(map(plan.output_bytes, plan.tables))),
         "samples_per_s": 1000 * step_rows / max(plan.bottleneck_ms, _MIN_MS),
         "time_balance": _balance(plan.ranks.time_ms),
         "binds": bottleneck_of(plan),
+        "own_states": plan.own_states,
         "excluded": list(plan.excluded),
     }
 
@@ -61,10 +63,13 @@ def _bytes(plan: Plan) -> dict[str, Any]:
         },
         "bytes_by_table": {
             name: {
+                "kind": plan.table(name).kind,
+                "optimizer": plan.table(name).optimizer,
                 "stored_bytes": found.stored,
                 "tier": found.tier,
                 "cached_bytes": found.cached,
                 "buffer_bytes_per_rank": found.buffers_per_rank,
+                "output_bytes": int(plan.output_bytes(name)),
             }
             for name, found in sorted(by_table.items())
         },
@@ -82,6 +87,12 @@ def byte_facts(known: dict[str, Any]) -> list[tuple[str, str]]:
             f"{size_text(known['buffer_bytes'] / ranks)} per rank (mean)",
         ),
     ]
+    found.append(
+        (
+            "exchange of outputs",
+            f"{size_text(known['output_bytes'])} a step, all ranks, forward and backward",
+        )
+    )
     if known["outside_hbm_bytes"]:
         found.append(
             (

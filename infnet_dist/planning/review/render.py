@@ -34,7 +34,8 @@ def render(plan: Plan, *, most_tables: int = 40) -> RenderableType:
     tables = Table(
         "table",
         Column("shape", no_wrap=True),
-        "sharding",
+        Column("kind", overflow="fold"),
+        Column("sharding", no_wrap=True),
         Column("kernel", overflow="fold"),
         "where",
         title="Tables",
@@ -54,7 +55,7 @@ def render(plan: Plan, *, most_tables: int = 40) -> RenderableType:
     ]
     lines += [f"{name}: {text}" for name, text in byte_facts(known)]
     lines.append(f"bottleneck: {known['binds']}")
-    lines += [f"not considered: {line}" for line in plan.excluded]
+    lines += [f"{what}: {line}" for what, line in _notes(plan)]
     return Group(tables, Text("\n".join(lines)))
 
 
@@ -92,17 +93,38 @@ def _largest_first(plan: Plan) -> list[str]:
     return sorted(plan.tables, key=lambda name: (-plan.bytes_of(name).stored, name))
 
 
+def _notes(plan: Plan) -> list[tuple[str, str]]:
+    tables = plan.made_for.tables
+    names: dict[str, list[str]] = {}
+    for one in tables.tables:
+        if one.optimizer not in (None, tables.optimizer):
+            names.setdefault(str(one.optimizer), []).append(one.name)
+    notes = [(f"optimizer {optimizer}", ", ".join(of)) for optimizer, of in names.items()]
+    notes += [("not considered", line) for line in plan.excluded]
+    if plan.own_states:
+        split = ", ".join(plan.own_states)
+        notes.append(
+            (
+                "an optimizer state for each column shard",
+                f"{split}: results differ from an unsharded table's, and the state can't be "
+                "resharded",
+            )
+        )
+    return notes
+
+
 def _row(plan: Plan, name: str) -> tuple[str, ...]:
-    entry, found = plan.tables[name], plan.bytes_of(name)
+    entry, found, table = plan.tables[name], plan.bytes_of(name), plan.table(name)
     cache = f" {entry.cache_share:g}" if entry.cache_share else ""
     kind = "nodes" if entry.sharding_type in BY_NODE else "ranks"
     where = f"{kind} {_short(entry.places)}" if entry.places else "all ranks"
     return (
-        shape(plan.made_for.tables.table(name)),
+        shape(table),
+        table.kind,
         entry.sharding_type,
         entry.compute_kernel + cache,
         where,
-        f"{entry.time_ms:.4g}",
+        f"{entry.time_ms:.3g}",
         f"{entry.comms_ms / max(entry.time_ms, 1e-12):.0%}",
         f"{size_text(found.stored)}{f' {found.tier}' if found.outside_hbm else ''}",
         size_text(found.buffers_per_rank),
@@ -163,7 +185,7 @@ def write_html(plan: Plan, path: str | Path) -> None:
         PlanError: the file can't be written.
     """
     known = facts(plan)
-    head = ("table", "shape", "sharding", "kernel", "where", *_NUMBERS)
+    head = ("table", "shape", "kind", "sharding", "kernel", "where", *_NUMBERS)
     rows = [(name, *_row(plan, name)) for name in _largest_first(plan)]
     summary = [
         ("workers", f"{known['world_size']} on {known['num_nodes']} nodes"),
@@ -172,7 +194,7 @@ def write_html(plan: Plan, path: str | Path) -> None:
         ("time balance (max / mean)", f"{known['time_balance']:.3f}"),
         *byte_facts(known),
         ("bottleneck", known["binds"]),
-        *(("not considered", line) for line in plan.excluded),
+        *_notes(plan),
     ]
     title = f"Sharding plan for {known['topology']}, {known['world_size']} workers"
     parts = (
