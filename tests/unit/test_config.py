@@ -90,7 +90,7 @@ def test_unknown_key_far_from_all_lists_the_valid_ones():
         ({"scaling": {"timeout_s": "long"}}, "scaling.timeout_s", "'long'", "number"),
         ({"data": {"path": "x", "tasks": "click"}}, "data.tasks", "'click'", "list"),
         ({"tables": {"data_type": "bf16"}}, "tables.data_type", "'bf16'", "'fp32' or 'fp16'"),
-        ({"tables": {"embedding_dim": 6}}, "tables.embedding_dim", "6", "multiple of 4"),
+        ({"tables": {"embedding_dim": 0}}, "tables.embedding_dim", "0", "1"),
         ({"sharding": {"plan": 3}}, "sharding.plan", "3", "path, or 'auto'"),
         ({"training": None}, "training", "None", "section"),
         ({"model": "infnet"}, "model", "'infnet'", "section"),
