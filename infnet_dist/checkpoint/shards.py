@@ -20,8 +20,6 @@ from infnet_dist.lookups import table_of
 if TYPE_CHECKING:  # imports TorchRec, which the command doesn't need
     from infnet_dist.sharding.build import ShardedModel
 
-_FUSED_NAMES = {"sum": "momentum1"}  # of the states of a data-parallel table's optimizer
-
 
 @dataclass(frozen=True)
 class LocalShard:
@@ -59,10 +57,8 @@ class ModelState:
         self._sharded = sharded
         self._model: dict[str, Any] = sharded.model.state_dict()  # flushes the tables' caches
         self._optimizer = sharded.optimizer.state_dict() if with_optimizer else None
-        self._sizes = {
-            table.name: (table.table.num_embeddings, table.settings.embedding_dim)
-            for table in sharded.lookups.tables
-        }
+        tables = sharded.lookups.tables
+        self._widths = {table.name: table.settings.embedding_dim for table in tables}
 
     def shards(self) -> list[LocalShard]:
         """This rank's shards, in an order that all ranks share for those that are replicated."""
@@ -90,31 +86,22 @@ class ModelState:
                 yield from _of(f"model.{parameter}", averages.get(parameter, value))
         for parameter, states in (self._optimizer or {"state": {}})["state"].items():
             for key, value in states.items():
-                state = key.rpartition(".")[2]
-                if state == "average":
-                    trained = self._model[parameter.removeprefix("average.")]
-                    yield from _of(f"optimizer.{parameter}.trained", trained)
-                elif not (table := table_of(parameter)):
-                    yield from _of(f"optimizer.{parameter}.{key}", value)
-                elif state != "step":  # of a data-parallel table's, which uses it nowhere
-                    name = f"optimizer.tables.{table}.{_FUSED_NAMES.get(state, state)}"
+                if table := table_of(parameter):
+                    name = f"optimizer.tables.{table}.{key.removeprefix(f'{table}.')}"
                     yield from self._of_table(name, value, table)
+                else:
+                    yield from _of(f"optimizer.{parameter}.{key}", value)
 
     def _of_table(
         self, name: str, value: torch.Tensor | ShardedTensor, table: str
     ) -> Iterator[LocalShard]:
         """Rows, or a state of them, without the columns that only the kernel needs."""
-        rows, width = self._sizes[table]
+        width = self._widths[table]
         for shard in _of(name, value):
-            if len(shard.shape) != 2:
-                yield shard
-            elif shard.shape[1] == 1:  # row-wise, of a data-parallel table: kernels are wider
-                yield replace(shard, shape=(rows,), offsets=(0,), tensor=shard.tensor.view(-1))
-            elif shard.shape[1] == width:
-                yield shard
-            else:
+            if len(shard.shape) == 2 and shard.shape[1] != width:
                 kept = shard.tensor[:, : width - shard.offsets[1]]
-                yield replace(shard, shape=(rows, width), tensor=kept)
+                shard = replace(shard, shape=(shard.shape[0], width), tensor=kept)
+            yield shard
 
 
 def _of(name: str, value: torch.Tensor | ShardedTensor) -> Iterator[LocalShard]:

@@ -6,7 +6,14 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from infnet_dist.config.limits import MAX_BUCKETS, MAX_GROUP_ROWS, MAX_LENGTH, MAX_TABLE_ROWS
+from infnet_dist.config.limits import (
+    MAX_BUCKETS,
+    MAX_GROUP_ROWS,
+    MAX_LENGTH,
+    MAX_TABLE_ROWS,
+    MAX_VECTOR,
+)
+from infnet_dist.config.log_columns import Pooling, VectorColumn
 from infnet_dist.config.logs import LogsIngest
 from infnet_dist.config.model import Section
 from infnet_dist.errors import unknown_name
@@ -38,6 +45,37 @@ class SyntheticIngest(Section):
     extra_fields: tuple[TableRows, ...] = Field(
         (), description="numbers of ids of additional features; each hashes the item or the user"
     )
+    num_tags: int = Field(
+        0,
+        ge=0,
+        le=10**8,
+        description="number of tags, of which items have a bag with an effect on the labels; 0: "
+        "no tags",
+    )
+    num_interests: int = Field(
+        0,
+        ge=0,
+        le=10**8,
+        description="number of interests, of which users have a weighted bag with an effect; 0: "
+        "no interests",
+    )
+    content_dim: int = Field(
+        0,
+        ge=0,
+        le=MAX_VECTOR,
+        description="size of a vector that most items have, with an effect; 0: no vectors",
+    )
+    num_cities: int = Field(
+        0,
+        ge=0,
+        le=3_000,
+        description="number of cities, of which a row has one; each combination of city and "
+        "device has an effect; 0: no cities and devices",
+    )
+    num_devices: int = Field(
+        0, ge=0, le=3_000, description="number of devices, of which a row has one; see num_cities"
+    )
+    sample_weights: bool = Field(False, description="rows have weights, from 0 to 2")
     valid_share: float = Field(
         0.1, gt=0, lt=0.5, description="share of all rows in valid, before those of test"
     )
@@ -51,6 +89,12 @@ class SyntheticIngest(Section):
         16_384, ge=1, le=MAX_GROUP_ROWS, description="number of rows per Parquet row group"
     )
     seed: int = Field(0, ge=0, description="random seed of users, items and logs")
+
+    @model_validator(mode="after")
+    def _check(self) -> "SyntheticIngest":
+        if bool(self.num_cities) != bool(self.num_devices):
+            raise ValueError("num_cities and num_devices: one is 0; set both, or neither")
+        return self
 
 
 class KuaiRandIngest(Section):
@@ -92,6 +136,29 @@ class KuaiRandIngest(Section):
     )
 
 
+class BagColumn(Section):
+    """A column of lists of values: a bag, one token for all items."""
+
+    pooling: Pooling = Field("mean", description="sum or mean of the rows of the items")
+    weights: str | None = Field(
+        None,
+        min_length=1,
+        description="column of the weights of the items, as many numbers >= 0 as items; null: all "
+        "items weigh 1",
+    )
+    separator: str = Field(
+        "|",
+        min_length=1,
+        description="separator between the items of lists that are text, and of their weights",
+    )
+    max_length: int = Field(
+        20,
+        ge=1,
+        le=MAX_LENGTH,
+        description="maximum number of items per row; the first ones are kept",
+    )
+
+
 class TabularIngest(Section):
     """Parquet tables with one row per example, already split, without histories."""
 
@@ -106,6 +173,18 @@ class TabularIngest(Section):
     )
     categorical: tuple[str, ...] = Field(
         (), description="numeric columns whose values are categories"
+    )
+    bags: dict[str, BagColumn] = Field(
+        default_factory=dict, description="lists of values, by column"
+    )
+    vectors: dict[str, VectorColumn] = Field(
+        default_factory=dict, description="vectors of numbers, by column"
+    )
+    sample_weight: str | None = Field(
+        None,
+        min_length=1,
+        description="column of the weights of the rows in losses and metrics, numbers >= 0; null: "
+        "all rows weigh 1",
     )
     exclude: tuple[str, ...] = Field((), description="columns that are left out")
     group_column: str | None = Field(
@@ -129,10 +208,24 @@ class TabularIngest(Section):
             raise ValueError(f"splits: {' and '.join(sorted(missing))} missing; add it")
         roles = Counter([*self.tasks.values(), *self.categorical, *self.exclude])
         roles.update([self.group_column] if self.group_column else [])
+        roles.update([self.sample_weight] if self.sample_weight else [])
+        roles.update([*self.bags, *self.vectors, *set(self.weight_columns.values())])
         for column, times in roles.items():
             if times > 1:
                 raise ValueError(f"column {column!r} has {times} roles; keep one")
         return self
+
+    @property
+    def weight_columns(self) -> dict[str, str]:
+        """By column of a weighted bag, the column of its weights."""
+        return {name: bag.weights for name, bag in self.bags.items() if bag.weights is not None}
+
+    @property
+    def not_features(self) -> frozenset[str]:
+        """Columns that aren't read as ids or numbers: labels, groups, weights and vectors."""
+        others = [name for name in (self.group_column, self.sample_weight) if name is not None]
+        weights = self.weight_columns.values()
+        return frozenset([*self.tasks.values(), *others, *weights, *self.vectors])
 
 
 class PetastormSequence(Section):

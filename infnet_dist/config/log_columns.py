@@ -1,11 +1,19 @@
-"""Column sections of logs: time, ids, lists, dense features, histories, counters, joins, checks."""
+"""Column sections of logs: time, ids, lists, vectors, dense, histories, counters, joins, checks."""
 
 from typing import Literal
 
 from pydantic import Field, model_validator
 
-from infnet_dist.config.limits import MAX_BUCKETS, MAX_HOURS, MAX_LENGTH, MAX_TABLE_ROWS
+from infnet_dist.config.limits import (
+    MAX_BUCKETS,
+    MAX_HOURS,
+    MAX_LENGTH,
+    MAX_TABLE_ROWS,
+    MAX_VECTOR,
+)
 from infnet_dist.config.model import Section
+
+Pooling = Literal["sum", "mean"]
 
 
 class TimeColumn(Section):
@@ -62,17 +70,45 @@ class IdTable(Section):
 
 
 class ListColumn(Section):
-    """A column of lists of values, e.g. the tags of a video."""
+    """A column of lists of values, e.g. the tags of a video: a bag, or a sequence of items."""
 
     table: str = Field(description="table of the values")
     separator: str = Field(
-        "|", min_length=1, description="separator between the items of lists that are text"
+        "|",
+        min_length=1,
+        description="separator between the items of lists that are text, and of their weights",
     )
     max_length: int = Field(
         20,
         ge=1,
         le=MAX_LENGTH,
         description="maximum number of items per row; the first ones are kept",
+    )
+    pooling: Pooling | None = Field(
+        None,
+        description="sum, mean: a bag, one token for all items; null: a sequence, one token per "
+        "item",
+    )
+    weights: str | None = Field(
+        None,
+        min_length=1,
+        description="column of the weights of a bag's items, as many numbers >= 0 as items; null: "
+        "all items weigh 1",
+    )
+
+    @model_validator(mode="after")
+    def _check(self) -> "ListColumn":
+        if self.weights is not None and self.pooling is None:
+            raise ValueError("weights has no effect if pooling is null; set pooling: sum or mean")
+        return self
+
+
+class VectorColumn(Section):
+    """A column of vectors of one size, e.g. embeddings of images by another model."""
+
+    dim: int = Field(ge=1, le=MAX_VECTOR, description="numbers per row; a null row has no vector")
+    separator: str = Field(
+        " ", min_length=1, description="separator between the numbers of vectors that are text"
     )
 
 

@@ -19,6 +19,7 @@ from infnet_dist.config.log_columns import (
     Join,
     ListColumn,
     TimeColumn,
+    VectorColumn,
 )
 from infnet_dist.config.model import Section
 from infnet_dist.errors import unknown_name
@@ -59,6 +60,9 @@ class LogsIngest(Section):
     lists: dict[str, ListColumn] = Field(
         default_factory=dict, description="lists of ids, by column"
     )
+    vectors: dict[str, VectorColumn] = Field(
+        default_factory=dict, description="vectors of numbers, by column"
+    )
     dense: dict[str, DenseColumn] = Field(
         default_factory=dict, description="dense features, by column"
     )
@@ -71,6 +75,12 @@ class LogsIngest(Section):
     )
     watch_time: str | None = Field(
         None, description="column of watched milliseconds, which adds a task; null: none"
+    )
+    sample_weight: str | None = Field(
+        None,
+        min_length=1,
+        description="column of the weights of the rows in losses and metrics, numbers >= 0; null: "
+        "all rows weigh 1",
     )
     checks: dict[str, Check] = Field(
         default_factory=dict, description="conditions on values, by column"
@@ -152,6 +162,7 @@ class LogsIngest(Section):
     def _check_columns(self) -> None:
         if self.unique and self.user not in self.unique:
             raise ValueError(f"unique: the user column {self.user!r} is missing; add it")
+        self._check_roles()
         inputs = [*self.ids, *self.lists, *self.dense]
         labels = [*self.tasks.values(), *([self.watch_time] if self.watch_time else [])]
         for column in labels:
@@ -167,9 +178,25 @@ class LogsIngest(Section):
                 raise ValueError(
                     f"column {column!r}: names that begin with _ are reserved; rename it"
                 )
-        if self.user in self.checks and self.checks[self.user].nulls == "keep":
-            raise ValueError(f"checks.{self.user}.nulls: rows without a user can't be kept")
+        for needed in (self.user, self.sample_weight):
+            if needed in self.checks and self.checks[needed].nulls == "keep":
+                raise ValueError(
+                    f"checks.{needed}.nulls: rows without a user or a weight can't be kept"
+                )
         self._check_joins()
+
+    def _check_roles(self) -> None:
+        """Check that columns of vectors and of weights have no other role."""
+        taken = {self.user, self.time.column, self.watch_time, *self.ids, *self.lists, *self.dense}
+        taken |= {*self.flags, *self.unique}
+        for key, columns in (
+            ("vectors", {*self.vectors}),
+            ("lists.<name>.weights", {*self.weight_columns.values()}),
+            ("sample_weight", {self.sample_weight} if self.sample_weight else set[str]()),
+        ):
+            for column in sorted(columns & taken):
+                raise ValueError(f"{key}: column {column!r} has another role too; keep one")
+            taken |= columns
 
     def _check_joins(self) -> None:
         used = {*self.columns, *(join.key for join in self.joins.values())}
@@ -189,7 +216,8 @@ class LogsIngest(Section):
             missing -= set(join.columns)
 
     def _feature_names(self) -> list[str]:
-        return [*self.ids, *self.lists, *self.dense, *self.behaviours, *self.counters]
+        columns = [*self.ids, *self.lists, *self.vectors, *self.dense]
+        return [*columns, *self.behaviours, *self.counters]
 
     def _hashed_names(self) -> list[str]:
         """Names of all features; columns with several hashes have several."""
@@ -223,11 +251,17 @@ class LogsIngest(Section):
         return tuple(dict.fromkeys(flags))
 
     @property
+    def weight_columns(self) -> dict[str, str]:
+        """By column of a weighted bag, the column of its weights."""
+        return {name: c.weights for name, c in self.lists.items() if c.weights is not None}
+
+    @property
     def columns(self) -> tuple[str, ...]:
         """All columns that are read, joined ones included."""
         named = [self.user, self.time.column, *self.ids, *self.lists, *self.dense, *self.flags]
-        watch_time = [self.watch_time] if self.watch_time is not None else []
-        return tuple(dict.fromkeys([*named, *watch_time, *self.unique]))
+        numbers = [name for name in (self.watch_time, self.sample_weight) if name is not None]
+        named += [*numbers, *self.unique, *self.weight_columns.values(), *self.vectors]
+        return tuple(dict.fromkeys(named))
 
     @property
     def joined(self) -> tuple[str, ...]:

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Iterator
 
-from infnet_dist.config.tables import SparseOptimizerName
+from infnet_dist.config.tables import GPU_OPTIMIZERS, SparseOptimizerName
 from infnet_dist.errors import PlanError
 from infnet_dist.planning.checks import first_few
 from infnet_dist.planning.costs.options import ShardingOption
@@ -73,7 +73,7 @@ def to_cpu(
 
 def _optimizer_on_cpu(optimizer: SparseOptimizerName) -> SparseOptimizerName:
     """The same, or row-wise Adagrad in place of optimizers that fbgemm has for GPUs only."""
-    return optimizer if optimizer in ("sgd", "rowwise_adagrad", "adagrad") else "rowwise_adagrad"
+    return "rowwise_adagrad" if optimizer in GPU_OPTIMIZERS else optimizer
 
 
 def _small(table: PlanTable, row_scale: float, table_set: TableSet | None) -> PlanTable:

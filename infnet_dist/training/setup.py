@@ -27,6 +27,7 @@ from infnet_dist.data.unknown_ids import UnknownIds, default_rates, unlearned_id
 from infnet_dist.distributed.context import WorkerContext
 from infnet_dist.errors import DataError
 from infnet_dist.model.settings_check import check_settings
+from infnet_dist.planning.run_tables import tables_of_run
 from infnet_dist.schema import Schema
 from infnet_dist.sharding.build import ShardedModel, build_sharded_model
 from infnet_dist.training.selected_schema import selected_schema
@@ -72,9 +73,11 @@ def open_for_training(config: Config) -> tuple[Manifest, Schema]:
     Raises:
         DataError: the train split doesn't fill one step, or there is no valid split.
         ConfigError: contradicting settings.
+        PlanError: a table can't have a sharding type that it asks for.
     """
     manifest, schema = open_training_set(config)
     check_settings(config, schema)
+    tables_of_run(config, schema)  # checks their sharding types
     manifest.split("valid")
     check_enough_rows(
         manifest.split("train").rows,

@@ -11,13 +11,13 @@ from infnet_dist.model.losses import MultiTaskLoss
 def test_against_a_loop() -> None:
     torch.manual_seed(0)
     logits, labels = torch.randn(5, 3), torch.randint(0, 2, (5, 3)).float()
-    weights = torch.tensor([1.0, 1.0, 1.0, 0.0, 0.0])
+    weights = torch.tensor([1.0, 0.25, 3.0, 0.0, 0.0])
     loss, per_task = MultiTaskLoss([1.0, 0.5, 2.0])(logits, labels, weights)
     expected = [0.0, 0.0, 0.0]
     for b in range(3):  # rows 3 and 4 are padding
         for k in range(3):
             p = 1 / (1 + math.exp(-logits[b, k]))
-            expected[k] -= math.log(p if labels[b, k] else 1 - p) / 5
+            expected[k] -= weights[b].item() * math.log(p if labels[b, k] else 1 - p) / 5
     assert per_task.tolist() == pytest.approx(expected, abs=1e-6)
     by_hand = expected[0] + 0.5 * expected[1] + 2 * expected[2]
     assert loss.item() == pytest.approx(by_hand, abs=1e-6)

@@ -44,6 +44,31 @@ def test_a_task_s_mean_is_over_the_rows_whose_label_is_known(tmp_path) -> None:
     assert stats.loss == pytest.approx(sums.sum().item() / 19, rel=1e-5)
 
 
+def test_rows_count_by_their_weights(tmp_path) -> None:
+    manifest = make_set(tmp_path / "s", 19, rows_per_part=50, row_group_rows=9)
+    meter, loss = TrainMeter(1, torch.device("cpu")), MultiTaskLoss([2.0])
+    torch.manual_seed(0)
+    total, known, every = 0.0, 0.0, 0.0
+    for batch in make_reader(tmp_path / "s", manifest).batches():
+        logits = torch.randn(8, 1)
+        batch.weights_B *= torch.rand(8)
+        batch.labels_BK[2] = torch.nan
+        meter.add(*loss(logits, batch.labels_BK, batch.weights_B), batch, wait_s=0.0)
+        for weight, label, logit in zip(batch.weights_B, batch.labels_BK, logits, strict=True):
+            every += weight.item()
+            if not label.isnan():
+                total += (weight * torch.log1p(torch.exp((1 - 2 * label) * logit))).item()
+                known += weight.item()
+    stats = meter.reduce(OneRank())
+    assert stats.rows == 19
+    assert stats.task_losses == pytest.approx([total / known], rel=1e-5)
+    assert stats.loss == pytest.approx(2 * total / every, rel=1e-5)
+    meter.reset()
+    batch.weights_B.zero_()
+    meter.add(*loss(logits, batch.labels_BK, batch.weights_B), batch, wait_s=0.0)
+    assert math.isnan(meter.reduce(OneRank()).loss)
+
+
 def test_a_task_without_a_known_label_has_no_mean(tmp_path) -> None:
     manifest = make_set(tmp_path / "s", 8, rows_per_part=50, row_group_rows=9)
     reader = make_reader(tmp_path / "s", manifest)

@@ -560,6 +560,105 @@ def test_logits_may_carry_gradients_and_low_precision() -> None:
         check(state.compute(OneRank(), "valid")["model"], expected)
 
 
+# ------------------------------------------------------------------------------- weights of rows
+
+
+def weighted_gauc(
+    scores: np.ndarray, labels: np.ndarray, groups: np.ndarray, weights: np.ndarray
+) -> float:
+    """By scikit-learn within each group that has both classes."""
+    values, sums = [], []
+    for group in np.unique(groups):
+        rows = (groups == group) & (weights > 0)
+        if len(set(labels[rows].tolist())) == 2:
+            sample = {"sample_weight": weights[rows].astype(np.float64)}
+            values.append(sklearn_metrics.roc_auc_score(labels[rows], scores[rows], **sample))
+            sums.append(weights[rows].sum(dtype=np.float64))
+    return float(np.average(values, weights=sums)) if values else math.nan
+
+
+@pytest.mark.parametrize("case", CASES.values(), ids=CASES)
+def test_weighted_metrics_are_those_of_scikit_learn(case: tuple[np.ndarray, ...]) -> None:
+    scores, labels, _ = case
+    rng = np.random.default_rng(5)
+    for weights in (
+        rng.exponential(size=len(scores)).astype(np.float32),
+        np.where(rng.random(len(scores)) < 0.3, 0, rng.random(len(scores))),
+        np.full(len(scores), 3.0),
+    ):
+        present = weights > 0
+        sample = {"sample_weight": weights.astype(np.float64)}
+        probabilities = np.array([probability(x) for x in scores.tolist()])
+        if len(set(labels[present].tolist())) < 2:
+            assert math.isnan(auc(scores, labels, weights))
+            continue
+        same(auc(scores, labels, weights), sklearn_metrics.roc_auc_score(labels, scores, **sample))
+        same(gauc(*case, weights), weighted_gauc(*case, weights))
+        if np.abs(scores).max() < 20:  # scikit-learn clips probabilities
+            loss = float(sklearn_metrics.log_loss(labels, probabilities, **sample))
+            same(log_loss(scores, labels, weights), loss)
+            rate = np.average(labels, weights=sample["sample_weight"])
+            entropy = -(rate * math.log(rate) + (1 - rate) * math.log1p(-rate))
+            same(normalized_entropy(scores, labels, weights), loss / entropy)
+        expected = (sample["sample_weight"] * probabilities).sum()
+        expected /= (sample["sample_weight"] * labels).sum()
+        same(calibration(scores, labels, weights), float(expected))
+        error = sklearn_metrics.mean_absolute_error(labels, probabilities, **sample)
+        same(mean_absolute_error(probabilities, labels, weights), float(error))
+        squared = sklearn_metrics.r2_score(labels, probabilities, **sample)
+        same(r2(probabilities, labels, weights), float(squared))
+
+
+def test_a_weight_is_a_number_of_rows() -> None:
+    scores, labels, groups = CASES["tied"]
+    weights = np.random.default_rng(0).integers(0, 4, len(scores))
+    repeated = [np.repeat(x, weights) for x in (scores, labels, groups)]
+    same(gauc(scores, labels, groups, weights), gauc(*repeated), 1e-12)
+    for metric in (auc, log_loss, normalized_entropy, calibration):
+        same(metric(scores, labels, weights), metric(*repeated[:2]), 1e-12)
+    ones = np.ones(len(scores))
+    same(gauc(scores, labels, groups, ones), gauc(scores, labels, groups), 1e-12)
+    nothing = np.zeros(len(scores))
+    assert math.isnan(gauc(scores, labels, groups, nothing))
+    for metric in (auc, log_loss, normalized_entropy, calibration, mean_absolute_error, r2):
+        assert math.isnan(metric(scores, labels, nothing))
+
+
+def test_few_weights_among_many_are_exact() -> None:
+    scores, labels, groups = rows(17, 20_000, ties=50, rate=0.4, users=900)
+    weights = np.random.default_rng(1).exponential(size=20_000) ** 4
+    same(gauc(scores, labels, groups, weights), weighted_gauc(scores, labels, groups, weights))
+
+
+def test_state_weighs_rows() -> None:
+    data = make_data()
+    plain, ones, weighted = MetricState(TASKS), MetricState(TASKS), MetricState(TASKS)
+    update(plain, data, slice(None))
+    expected = plain.compute(OneRank(), "valid")
+    for batch in np.array_split(np.arange(240), 7):
+        update(ones, data, batch)
+    assert ones.compute(OneRank(), "valid") == expected, "bit for bit"
+    data["weights"] *= np.random.default_rng(2).exponential(size=240).astype(np.float32)
+    data["labels"][::7] = np.nan
+    update(weighted, data, slice(None))
+    found = weighted.compute(OneRank(), "valid")
+    real = ~np.isnan(data["labels"][:, 1]) & (data["weights"] > 0)
+    logits, labels, weights = (
+        data["logits"][real, 1],
+        data["labels"][real, 1],
+        data["weights"][real],
+    )
+    area = sklearn_metrics.roc_auc_score(labels, logits, sample_weight=weights.astype(np.float64))
+    same(found["model"]["valid/auc/like"], float(area))
+    by_user = weighted_gauc(logits, labels, data["group"][real], weights)
+    same(found["model"]["valid/gauc/like"], by_user)
+    same(found["model"]["valid/log_loss/like"], log_loss(logits, labels, weights))
+    same(found["model"]["valid/calibration/like"], calibration(logits, labels, weights))
+    truth = data["truth"][real, 1]
+    area = sklearn_metrics.roc_auc_score(labels, truth, sample_weight=weights.astype(np.float64))
+    same(found["optimum"]["valid/auc/like"], float(area))
+
+
 def test_watch_time_metrics() -> None:
     rng = np.random.default_rng(0)
     logits = rng.normal(size=(100, 2)).astype(np.float32)

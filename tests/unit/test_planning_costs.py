@@ -18,9 +18,10 @@ from torchrec.modules.embedding_configs import (
 )
 from torchrec.modules.embedding_modules import EmbeddingBagCollection, EmbeddingCollection
 
+from infnet_dist.planning.costs.communication import output_bytes
 from infnet_dist.planning.costs.estimator import Costs, Estimator
 from infnet_dist.planning.costs.options import ShardingOption, enumerate_options, excluded_options
-from infnet_dist.planning.costs.popularity import ZipfStatistics, fit_zipf
+from infnet_dist.planning.costs.popularity import ZipfStatistics, effective_rows, fit_zipf
 from infnet_dist.planning.costs.torchrec_estimates import OPTIMIZERS
 from infnet_dist.planning.tables import PlanFeature, PlanTable, TableSet
 from infnet_dist.planning.topology import Topology
@@ -153,7 +154,8 @@ def uncounted(
     """HBM, DDR and SSD bytes of a shard that TorchRec's estimator doesn't count.
 
     fbgemm keeps optimizer state in float32, also beside fp16 rows, and one row-wise state for each
-    column shard; a dense (data-parallel) table has a gradient and its place in a bucket of DDP.
+    column shard; a dense (data-parallel) table has a gradient, its place in a bucket of DDP, and
+    two temporaries of its update.
     """
     weights = rows * columns * {"fp32": 4, "fp16": 2}[table.data_type]
     cells = rows * columns
@@ -166,13 +168,13 @@ def uncounted(
         "lamb": (8 * cells, weights),
     }[optimizer]
     missing = state - counted
-    if device == "cpu":
-        return [0, missing + (2 * weights if option.compute_kernel == "dense" else 0), 0]
     if option.compute_kernel == "dense":
-        return [missing + 2 * weights, 0, 0]
+        missing += 2 * weights + 2 * 4 * cells
+    if device == "cpu":
+        return [0, missing, 0]
     if option.compute_kernel == "fused_uvm_caching":
         return [option.cache_share * missing, missing, 0]
-    return [missing, 0, 0] if option.compute_kernel == "fused" else [0, missing, 0]
+    return [missing, 0, 0] if option.compute_kernel in ("fused", "dense") else [0, missing, 0]
 
 
 @pytest.mark.parametrize("device", ["cpu", "cuda"])
@@ -209,7 +211,7 @@ def test_every_option_costs_torchrecs_estimate_and_the_uncounted_bytes(
 ) -> None:
     topology = make_topology(num_nodes, device)
     types = {"sequence": SEQUENCE_TYPES, "mean bag": TYPES[:-1]}.get(kind, TYPES)
-    if optimizer in ("partial_rowwise_adam", "lamb"):
+    if optimizer in ("adam", "partial_rowwise_adam", "lamb"):
         types = tuple(name for name in types if name != "data_parallel")
     tables = make_tables(kind, types)
     tables = (*tables[:-1], tables[-1].model_copy(update={"optimizer": optimizer}))
@@ -239,6 +241,29 @@ def test_every_option_costs_torchrecs_estimate_and_the_uncounted_bytes(
         assert costs.lookup_ms[i] + costs.comms_ms[i] == pytest.approx(costs.arrays.time[i])
 
 
+@pytest.mark.parametrize("num_nodes", [1, 3])
+@pytest.mark.parametrize("kind", ["sequence", "bag", "weighted bag"])
+def test_bytes_of_outputs_are_those_of_torchrec_s_times(kind: str, num_nodes: int) -> None:
+    """With links of equal speed and an endless HBM, times of communication are bytes."""
+    topology = make_topology(num_nodes).model_copy(
+        update={"hbm_gb_s": 1e6, "intra_node_gb_s": 1e-2, "inter_node_gb_s": 1e-2}
+    )
+    bytes_per_ms = 1e-2 * 1e9 / 1e3
+    types = SEQUENCE_TYPES if kind == "sequence" else TYPES
+    table = make_tables(kind, types)[2].model_copy(update={"num_embeddings": 100_003})
+    table_set = TableSet(batch_size=96, tables=(table,))
+    costs = Estimator(table_set, topology).costs(offload=False)
+    ranks_per_unit = {0: 1, 1: topology.workers_per_node, 2: topology.world_size}
+    for i, option in enumerate(costs.sharding_options):
+        ranks = int(costs.arrays.units[i]) * ranks_per_unit[int(costs.arrays.place[i])]
+        expected = costs.comms_ms[i] * bytes_per_ms * ranks
+        if option.sharding_type == "data_parallel":
+            # All links of a node at once; between nodes, a ring sends it three times.
+            expected *= topology.workers_per_node / {1: 1, 3: 3}[num_nodes]
+        found = output_bytes(table, option, topology, table_set.batch_size)
+        assert found == pytest.approx(expected, rel=1e-3), option
+
+
 @pytest.mark.parametrize("exponent", [0.0, 0.8, 1.3])
 @pytest.mark.parametrize("rows", [1, 50, 3_000, 20_000])
 def test_zipf_statistics_equal_sums_over_all_rows(exponent: float, rows: int) -> None:
@@ -248,6 +273,8 @@ def test_zipf_statistics_equal_sums_over_all_rows(exponent: float, rows: int) ->
     each /= each.sum()
     distinct = (1 - (1 - each) ** lookups).sum()
     assert found.expected_lookups == pytest.approx(distinct, rel=0.01)
+    entropy = -(each * np.log(each)).sum()
+    assert effective_rows(exponent, rows) == pytest.approx(np.exp(entropy), rel=0.01)
     assert found.expected_miss_rate(0.0) == pytest.approx(1.0)
     assert found.expected_miss_rate(1.0) == pytest.approx(0.0)
     for share in (0.02, 0.1, 0.5):
@@ -301,7 +328,8 @@ def test_one_rank_takes_table_wise_alone(workers: int, expected: set[str]) -> No
 
 def test_one_rank_keeps_the_dense_kernel_of_pooled_tables() -> None:
     topology = make_topology(1).model_copy(update={"workers_per_node": 1})
-    table = make_tables("bag")[0].model_copy(update={"compute_kernels": ("dense",)})
+    table = make_tables("bag")[0]
+    table = table.model_copy(update={"compute_kernels": ("dense",), "optimizer": "sgd"})
     assert [w.sharding_type for w in enumerate_options(table, topology, offload=False)] == [
         "data_parallel"
     ]

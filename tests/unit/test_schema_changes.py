@@ -6,18 +6,22 @@ import pytest
 
 from infnet_dist.data.schema_changes import (
     adapt_schema,
+    feature_names,
     incompatibilities,
     schema_differences,
     summary_of,
 )
 from infnet_dist.schema import (
+    BagFeature,
     CategoricalFeature,
+    CrossFeature,
     DenseFeature,
     Schema,
     SequenceAttribute,
     SequenceFeature,
     Table,
     Task,
+    VectorFeature,
 )
 
 
@@ -146,6 +150,76 @@ def test_a_model_reads_another_set_as_its_own() -> None:
     )
     assert any("'price'" in note for note in found.notes), "said: its mean differs"
     assert any("'M1D'" in note for note in found.notes), "said: it isn't read"
+
+
+TAGS = BagFeature(name="tags", table="tag", column="tags", max_length=4, weight_column="weights")
+IMAGE = VectorFeature(name="image", column="image", dim=8)
+PAIR = CrossFeature(name="pair", features=("user", "item"), table="pair")
+RICH = but(
+    tables=(*TRAINED.tables, *tables(tag=30, pair=99)),
+    bags=(TAGS,),
+    vectors=(IMAGE,),
+    crosses=(PAIR,),
+    weight_column="weight",
+)
+
+
+def rich(**parts: Any) -> Schema:
+    return RICH.model_copy(update=parts)
+
+
+def bag(**changes: Any) -> Schema:
+    return rich(bags=(TAGS.model_copy(update=changes),))
+
+
+@pytest.mark.parametrize(
+    ("here", "names", "fits"),
+    [
+        (bag(pooling="sum"), ["tags", "pooling mean", "sum"], True),
+        (bag(max_length=9), ["tags", "max_length 4", "9"], True),
+        (bag(table="item"), ["tags", "tag", "item"], False),
+        (bag(weight_column=None), ["tags", "weights True", "False"], False),
+        (rich(bags=()), ["tags"], False),
+        (rich(vectors=(IMAGE.model_copy(update={"dim": 9}),)), ["image", "dim 8", "9"], False),
+        (rich(vectors=()), ["image"], False),
+        (rich(crosses=()), ["pair"], True),
+        (
+            rich(crosses=(PAIR.model_copy(update={"features": ("item", "user")}),)),
+            ["pair", "user x item", "item x user"],
+            True,
+        ),
+        (rich(tables=(*TRAINED.tables, *tables(tag=30, pair=98))), ["pair", "99", "98"], True),
+        (rich(tables=(*TRAINED.tables, *tables(tag=31, pair=99))), ["tag", "30", "31"], False),
+        (rich(weight_column=None), ["weights True", "False"], True),
+    ],
+)
+def test_changes_of_bags_vectors_crosses_and_weights(
+    here: Schema, names: list[str], fits: bool
+) -> None:
+    text = summary_of(schema_differences(RICH, here))
+    assert all(name in text for name in names)
+    assert (incompatibilities(RICH, here) == []) == fits
+
+
+def test_a_model_with_all_kinds_reads_another_set() -> None:
+    """Crosses are the model's; columns and the weights of rows are the set's."""
+    here = rich(
+        tables=(*TRAINED.tables, *tables(tag=30)),
+        crosses=(),
+        bags=(TAGS.model_copy(update={"column": "T", "weight_column": "W", "max_length": 9}),),
+        vectors=(IMAGE.model_copy(update={"column": "V"}),),
+        weight_column=None,
+    )
+    found = adapt_schema(RICH, here)
+    assert found.schema == rich(
+        bags=(TAGS.model_copy(update={"column": "T", "weight_column": "W"}),),
+        vectors=(IMAGE.model_copy(update={"column": "V"}),),
+        weight_column=None,
+    )
+    assert found.notes == ["feature 'tags': max_length 4, now 9"]
+    plain = bag(weight_column=None)
+    assert adapt_schema(plain, here).schema.bags[0].weight_column is None
+    assert feature_names(RICH).endswith(", image, clicks, length, age, price], data.crosses: pair")
 
 
 def test_many_changes_are_counted() -> None:

@@ -75,7 +75,7 @@ def test_settings_without_effect_are_named() -> None:
     config = run(
         data={"path": "/x", "batch_size": 10},
         scaling={"num_workers": 1},
-        tables={"overrides": {"item": {}, "user": {}}},
+        tables={"overrides": {"item": {}, "user": {}, "it*": {}, "us*": {}}},
         training={"task_weights": {"click": 2, "like": 2}, "epochs": 2},
         schedule={"warmup_steps": 20},
         checkpoint={"every_steps": 50, "keep_every_steps": 75},
@@ -86,6 +86,7 @@ def test_settings_without_effect_are_named() -> None:
     found = list(without_effect(config, manifest, SCHEMA.select(["user"], ["click"])))
     assert [line.partition(":")[0] for line in found] == [
         "tables.overrides.item",
+        "tables.overrides.it*",
         "training.task_weights.like",
         "schedule.warmup_steps",
         "checkpoint.keep_every_steps",

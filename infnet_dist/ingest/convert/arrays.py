@@ -82,6 +82,18 @@ def list_items(values: pa.Array) -> tuple[pa.Array, npt.NDArray[np.int64]]:
     return items, lengths.astype(np.int64)
 
 
+def as_vectors(lists: pa.ListArray, dim: int) -> pa.FixedSizeListArray:
+    """Lists of float32 as vectors; null where a list is null or of another size."""
+    items, lengths = list_items(lists)
+    fits = mask(pc.is_valid(lists)) & (lengths == dim)
+    if not fits.all():
+        filled = np.zeros((len(lists), dim), np.float32)
+        kept = pc.fill_null(items, 0.0).to_numpy()[np.repeat(fits, lengths)]
+        filled[fits] = kept.reshape(-1, dim)
+        items = pa.array(filled.ravel())
+    return pa.FixedSizeListArray.from_arrays(items, dim, mask=pa.array(~fits))
+
+
 def utf8(values: pa.Array) -> tuple[pa.Array, Mask]:
     """Text as large_string, null where bytes aren't UTF-8; and the mask of those."""
     texts = values.view(pa.large_string()) if pa.types.is_large_binary(values.type) else values

@@ -6,13 +6,15 @@
 | text        | text       | text, integers, floats, decimals           | UTF-8; exact integers |
 | ints, texts | list of it | lists of any layout, text with a separator | as above, no null     |
 | float       | float64    | integers, floats, decimals, bool, text     | finite in float32     |
+| floats      | list of    | lists of any layout, text with a separator | finite in float32,    |
+|             | float32    |                                            | no null               |
 | flag        | int8       | the same                                   | 0, 1, truth words     |
 | watch_time  | int64 ms   | integers, floats, decimals, text           | below 2**53, rounded  |
 | time        | int64 ms   | timestamps, dates, integers, float64,      | any; `clean` tests    |
 |             |            | decimals, text                             | the range             |
 """
 
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -31,10 +33,15 @@ from infnet_dist.ingest.convert.arrays import (
     without_null_words,
 )
 from infnet_dist.ingest.convert.ids import to_integers, to_texts
-from infnet_dist.ingest.convert.numbers import to_finite_floats, to_flags, to_milliseconds
+from infnet_dist.ingest.convert.numbers import (
+    to_finite_floats,
+    to_flags,
+    to_float32,
+    to_milliseconds,
+)
 from infnet_dist.ingest.convert.times import to_times
 
-Kind = Literal["time", "int", "text", "ints", "texts", "float", "flag", "watch_time"]
+Kind = Literal["time", "int", "text", "ints", "texts", "float", "floats", "flag", "watch_time"]
 
 TYPES: dict[str, pa.DataType] = {
     "time": pa.int64(),
@@ -43,6 +50,7 @@ TYPES: dict[str, pa.DataType] = {
     "ints": pa.list_(pa.int64()),
     "texts": pa.list_(pa.large_string()),
     "float": pa.float64(),
+    "floats": pa.list_(pa.float32()),
     "flag": pa.int8(),
     "watch_time": pa.int64(),
 }
@@ -53,9 +61,11 @@ EXPECTED: dict[str, str] = {
     "ints": "a list of integers",
     "texts": "a list of texts",
     "float": "a finite number of float32",
+    "floats": "a list of finite numbers of float32",
     "flag": "0 or 1",
     "watch_time": "milliseconds",
 }
+ITEMS: dict[str, str] = {"ints": "int", "texts": "text", "floats": "float"}  # kinds of lists
 _NUMERIC = frozenset({"integer", "float", "decimal"})
 _ACCEPTED: dict[str, frozenset[str]] = {
     "int": _NUMERIC | {"bool", "text"},
@@ -63,6 +73,7 @@ _ACCEPTED: dict[str, frozenset[str]] = {
     "ints": frozenset({"list", "text"}),
     "texts": frozenset({"list", "text"}),
     "float": _NUMERIC | {"bool", "text"},
+    "floats": frozenset({"list", "text"}),
     "flag": _NUMERIC | {"bool", "text"},
     "watch_time": _NUMERIC | {"text"},
     "time": _NUMERIC | {"timestamp", "date", "text"},
@@ -104,8 +115,8 @@ def convert(
     values = pa.nulls(len(column), TYPES[kind]) if is_null else plain(column)
     if kind == "time":
         return to_times(values, time_unit)
-    if kind == "ints" or kind == "texts":
-        return _lists(values, "int" if kind == "ints" else "text", separator, zeros)
+    if kind in ITEMS:
+        return _lists(values, kind, separator, zeros)
     if kind == "int":
         return to_integers(values, zeros)
     return _CONVERT[kind](values)
@@ -114,29 +125,40 @@ def convert(
 def accepts(kind: str, found: pa.DataType) -> bool:
     """Whether a kind accepts values of an Arrow type."""
     what = family(found)
-    if kind in ("ints", "texts") and what == "list":
+    if kind in ITEMS and what == "list":
         items = found.storage_type if isinstance(found, pa.BaseExtensionType) else found
         item = family(items.value_type)
-        return item == "null" or item in _ACCEPTED["int" if kind == "ints" else "text"]
+        return item == "null" or item in _ACCEPTED[ITEMS[kind]]
     return what == "null" or what in _ACCEPTED[kind]
 
 
-def _lists(
-    values: pa.Array, item: Literal["int", "text"], separator: str, zeros: bool
-) -> tuple[pa.Array, Mask]:
+def _lists(values: pa.Array, kind: Kind, separator: str, zeros: bool) -> tuple[pa.Array, Mask]:
     """Lists, and the mask of rows with invalid items."""
     unfit = np.zeros(len(values), bool)
     if family(values.type) == "text":
         values, unfit = _split(values, separator)
     items, lengths = list_items(values)
-    rows = np.repeat(np.arange(len(values)), lengths)
     try:
-        converted, bad = convert(items, item, zeros=zeros)
+        converted, bad = _items(items, kind, zeros)
     except UnfitColumnError as error:
-        row = None if error.row is None else int(rows[error.row])
+        row = None if error.row is None else int(_row_of(error.row, lengths))
         raise UnfitColumnError(error.why, row) from None
-    unfit[rows[bad | mask(pc.is_null(converted))]] = True
+    bad = bad | mask(pc.is_null(converted))
+    unfit[_row_of(np.flatnonzero(bad), lengths)] = True
     return _as_lists(converted, lengths, mask(pc.is_null(values))), unfit
+
+
+def _items(items: pa.Array, kind: Kind, zeros: bool) -> tuple[pa.Array, Mask]:
+    if kind != "floats":
+        return convert(items, "int" if kind == "ints" else "text", zeros=zeros)
+    if family(items.type) == "null":
+        return pa.nulls(len(items), pa.float32()), np.zeros(len(items), bool)
+    return to_float32(plain(items))
+
+
+def _row_of(items: Any, lengths: npt.NDArray[np.int64]) -> Any:
+    """The rows of items with these numbers."""
+    return np.searchsorted(np.cumsum(lengths), items, side="right")
 
 
 def _split(values: pa.Array, separator: str) -> tuple[pa.Array, Mask]:

@@ -37,6 +37,17 @@ def to_finite_floats(values: pa.Array) -> tuple[pa.Array, Mask]:
     return pa.array(floats, mask=np.isnan(floats) | unfit), unfit
 
 
+def to_float32(values: pa.Array) -> tuple[pa.Array, Mask]:
+    """float32, null for NaN and invalid values; and the mask of those that float32 can't have."""
+    if family(values.type) == "float" and values.type.bit_width <= 32:  # many: without copies
+        values = values.cast(pa.float32())
+        unfit = mask(pc.is_inf(values))
+        null = unfit | mask(pc.is_nan(values))
+        return (only(values, ~null) if null.any() else values), unfit
+    floats, unfit = to_finite_floats(values)
+    return floats.cast(pa.float32()), unfit
+
+
 def to_flags(values: pa.Array) -> tuple[pa.Array, Mask]:
     """int8 of 0 and 1, null where a value is neither; and the mask of those."""
     if family(values.type) == "text":

@@ -21,10 +21,12 @@ from infnet_dist.config.ingest import SyntheticIngest
 from infnet_dist.data.manifest import Manifest
 from infnet_dist.ingest.histories import HistoryBuilder
 from infnet_dist.ingest.synthetic.population import build_world
+from infnet_dist.ingest.synthetic.signals import sample_weights
 from infnet_dist.ingest.synthetic.world import (
     NUM_AGE_GROUPS,
     NUM_TABS,
     TASKS,
+    Features,
     World,
 )
 from infnet_dist.ingest.writing.writer import TrainingSetWriter
@@ -40,6 +42,7 @@ from infnet_dist.schema import (
 
 CHUNK_ROWS = 50_000
 NUM_DURATION_BUCKETS = 20
+_WEIGHT = "sample_weight"
 _ATTRIBUTES = ("item", "author", "topic")
 _CATEGORICAL = ("user", *_ATTRIBUTES, "age_group", "tab")
 
@@ -77,7 +80,7 @@ def make_training_set(
             done += chunk.num_rows
             if progress is not None:
                 progress(done, config.num_rows)
-        return writer.publish(_schema(config, window, world.item_duration_s))
+        return writer.publish(_schema(config, window, world))
 
 
 def split_rows(config: SyntheticIngest) -> dict[str, int]:
@@ -100,11 +103,11 @@ def log_chunks(world: World, config: SyntheticIngest) -> Iterator[pa.Table]:
     ]
     for first_row in range(0, config.num_rows, CHUNK_ROWS):
         num_rows = min(CHUNK_ROWS, config.num_rows - first_row)
-        yield _chunk(world, range(first_row, first_row + num_rows), builders, config.extra_fields)
+        yield _chunk(world, range(first_row, first_row + num_rows), builders, config)
 
 
 def _chunk(
-    world: World, places: range, builders: list[HistoryBuilder], extra_fields: tuple[int, ...]
+    world: World, places: range, builders: list[HistoryBuilder], config: SyntheticIngest
 ) -> pa.Table:
     first_row = places.start
     rows = world.impressions(first_row, len(places))
@@ -122,7 +125,7 @@ def _chunk(
         "item_age_days": world.item_age_days(rows).astype(np.float32),
         "time_ms": rows.times_ms,
     }
-    for number, num_ids in enumerate(extra_fields):
+    for number, num_ids in enumerate(config.extra_fields):
         owner = rows.users if number % 2 else rows.items
         columns[f"{_extra(number)}_id"] = 1 + _hashed(owner, number) % num_ids
     attributes = np.stack([rows.items, author, topic], axis=1)
@@ -134,6 +137,10 @@ def _chunk(
         for place, attribute in enumerate(_ATTRIBUTES):
             columns[f"{task}_{attribute}_ids"] = histories.column(place)
         columns[f"{task}_gaps_s"] = histories.gap_column()
+    for signal in world.signals:
+        columns |= signal.columns(rows)
+    if config.sample_weights:
+        columns[_WEIGHT] = sample_weights(config.seed, rows)
     return pa.table(columns)
 
 
@@ -194,10 +201,8 @@ class _TrainWindow:
         return tuple(float(boundary) for boundary in np.unique(found))
 
 
-def _schema(
-    config: SyntheticIngest, window: _TrainWindow, duration_s: npt.NDArray[np.float32]
-) -> Schema:
-    boundaries = window.duration_boundaries(duration_s)
+def _schema(config: SyntheticIngest, window: _TrainWindow, world: World) -> Schema:
+    boundaries = window.duration_boundaries(world.item_duration_s)
     age_mean, age_std = window.item_age_mean_and_std()
     counts = {
         "user": config.num_users,
@@ -210,12 +215,21 @@ def _schema(
     }
     extra = {_extra(number): num_ids for number, num_ids in enumerate(config.extra_fields)}
     counts |= extra
+    added: list[Features] = [signal.features() for signal in world.signals]
     return Schema(
-        tables=tuple(Table(name=name, num_embeddings=n + 1) for name, n in counts.items()),
-        categorical=tuple(
-            CategoricalFeature(name=name, table=name, column=f"{name}_id")
-            for name in (*_CATEGORICAL, *extra)
+        tables=(
+            *(Table(name=name, num_embeddings=n + 1) for name, n in counts.items()),
+            *(table for features in added for table in features.tables),
         ),
+        categorical=(
+            *(
+                CategoricalFeature(name=name, table=name, column=f"{name}_id")
+                for name in (*_CATEGORICAL, *extra)
+            ),
+            *(feature for features in added for feature in features.categorical),
+        ),
+        bags=tuple(bag for features in added for bag in features.bags),
+        vectors=tuple(vector for features in added for vector in features.vectors),
         sequences=tuple(_sequence(task, config.history_length) for task in TASKS),
         dense=(
             DenseFeature(name="duration", column="duration_s", boundaries=boundaries),
@@ -224,6 +238,7 @@ def _schema(
         tasks=tuple(Task(name=t, column=t, truth_column=f"truth_{t}") for t in TASKS),
         group_column="user_id",
         time_column="time_ms",
+        weight_column=_WEIGHT if config.sample_weights else None,
     )
 
 

@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from infnet_dist.config.ingest import SyntheticIngest
+from infnet_dist.ingest.synthetic.signals import draw_signals
 from infnet_dist.ingest.synthetic.world import (
     DAY_MS,
     NUM_AGE_GROUPS,
@@ -20,6 +21,7 @@ from infnet_dist.ingest.synthetic.world import (
     FloatArray,
     IntArray,
     World,
+    by_task,
     sigmoid,
 )
 
@@ -57,11 +59,11 @@ def build_world(config: SyntheticIngest) -> World:
     topic_stop = np.searchsorted(item_topic[order], np.arange(config.num_topics + 1), side="right")
     log_duration, duration_s = _durations(rng, item_topic, config.num_topics)
     age_group = _reserve_zero(rng.integers(1, NUM_AGE_GROUPS + 1, config.num_users))
-    author = _by_task(rng, AUTHOR_STD, config.num_authors + 1)
+    author = by_task(rng, AUTHOR_STD, config.num_authors + 1)
     bait = rng.normal(0, 1, (config.num_topics + 1, 1)) * BAIT
-    quality = _by_task(rng, ITEM_STD, config.num_items + 1)
-    tendency = _by_task(rng, USER_STD, config.num_users + 1)
-    age = _by_task(rng, AGE_STD, NUM_AGE_GROUPS + 1)
+    quality = by_task(rng, ITEM_STD, config.num_items + 1)
+    tendency = by_task(rng, USER_STD, config.num_users + 1)
+    age = by_task(rng, AGE_STD, NUM_AGE_GROUPS + 1)
     step_ms = max(1, LOG_DAYS * DAY_MS // config.num_rows)
     upload_ms = START_MS - 1 - rng.integers(0, CATALOGUE_DAYS * DAY_MS, config.num_items + 1)
     favourites_of = _favourites_of(config)
@@ -86,8 +88,9 @@ def build_world(config: SyntheticIngest) -> World:
         + log_duration[:, None] * DURATION
         + quality,
         user_effect=age[age_group] + tendency,
-        tab_effect=_by_task(rng, TAB_STD, NUM_TABS + 1),
-        taste_effect=_by_task(rng, TASTE_STD, NUM_AGE_GROUPS + 1, config.num_topics + 1),
+        tab_effect=by_task(rng, TAB_STD, NUM_TABS + 1),
+        taste_effect=by_task(rng, TASTE_STD, NUM_AGE_GROUPS + 1, config.num_topics + 1),
+        signals=draw_signals(config),
         intercept=np.zeros(len(TASKS)),
     )
     return _calibrate(draft, config.num_rows)
@@ -142,13 +145,6 @@ def _power_law(rng: np.random.Generator, count: int, exponent: float) -> FloatAr
     shares = (np.arange(count) + 1 + count / 100) ** -exponent
     shares = rng.permutation(shares)
     return np.concatenate([[0.0], shares / shares.sum()])
-
-
-def _by_task(rng: np.random.Generator, std: FloatArray, *shape: int) -> FloatArray:
-    """Random effects [*shape, tasks]; half of the variance is shared by all tasks."""
-    shared = rng.normal(0, np.sqrt(0.5), (*shape, 1))
-    own = rng.normal(0, np.sqrt(0.5), (*shape, len(TASKS)))
-    return (shared + own) * std
 
 
 def _cumulate(shares: FloatArray) -> FloatArray:

@@ -9,6 +9,7 @@ P(label = 1) of a row is the sigmoid of a sum that differs by task:
     user        age group and a hidden tendency
     taste       age group x topic
     context     tab; days since the upload of the item
+    signals     tags, interests, content, city x device, if there are any (`signals.py`)
 
 Bait topics and long durations increase `click` and decrease `long_view`: the tasks are correlated
 but conflict. With `ingest.own_favourites` the tasks share nothing of the largest term: each task
@@ -19,9 +20,13 @@ favourites, and the last few clicks reveal them.
 """
 
 from dataclasses import dataclass
+from typing import NamedTuple, Protocol
 
 import numpy as np
 import numpy.typing as npt
+import pyarrow as pa
+
+from infnet_dist.schema import BagFeature, CategoricalFeature, Table, VectorFeature
 
 IntArray = npt.NDArray[np.int64]
 FloatArray = npt.NDArray[np.float64]
@@ -39,17 +44,46 @@ PER_DAY = np.array([-0.012, -0.008, 0.006])
 PERSONAL_SHARE = 0.45  # of the feed
 
 # First elements of the seeds, so that all streams of random numbers differ.
-WORLD_STREAM, ROWS_STREAM, LABEL_STREAM, PILOT_STREAM = range(4)
+WORLD_STREAM, ROWS_STREAM, LABEL_STREAM, PILOT_STREAM, SIGNALS_STREAM = range(5)
 
 
 @dataclass(frozen=True)
 class Impressions:
-    """Users, items, tabs and times of rows; int64 [n] each, ids from 1, times increasing."""
+    """Users, items, tabs and times of rows; int64 [n] each, ids from 1, times increasing.
+
+    `numbers` are the positions of the rows in the log.
+    """
 
     users: IntArray
     items: IntArray
     tabs: IntArray
     times_ms: IntArray
+    numbers: IntArray
+
+
+class Features(NamedTuple):
+    """What a signal adds to the schema."""
+
+    tables: tuple[Table, ...] = ()
+    categorical: tuple[CategoricalFeature, ...] = ()
+    bags: tuple[BagFeature, ...] = ()
+    vectors: tuple[VectorFeature, ...] = ()
+
+
+class Signal(Protocol):
+    """Optional columns, and their effect on the labels."""
+
+    def logits(self, rows: Impressions) -> FloatArray:
+        """Log odds that the columns add, float64 [n, tasks]."""
+        ...
+
+    def columns(self, rows: Impressions) -> dict[str, pa.Array]:
+        """The columns of the rows, by name."""
+        ...
+
+    def features(self) -> Features:
+        """The features that read the columns."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -76,6 +110,7 @@ class World:
         user_effect: by user.
         tab_effect: by tab.
         taste_effect: by age group and topic.
+        signals: optional columns.
         intercept: makes the mean probabilities equal to BASE_RATES, float64 [tasks].
     """
 
@@ -98,6 +133,7 @@ class World:
     user_effect: FloatArray
     tab_effect: FloatArray
     taste_effect: FloatArray
+    signals: tuple[Signal, ...]
     intercept: FloatArray
 
     def impressions(self, first_row: int, num_rows: int) -> Impressions:
@@ -122,7 +158,7 @@ class World:
         """Log odds of `truth`; the docstring of the module lists the terms."""
         topics = self.item_topic[rows.items]
         match = self.is_favourite(rows.users, topics, rows.times_ms)
-        return (
+        logits = (
             self.intercept
             + match * MATCH
             + self.item_effect[rows.items]
@@ -131,6 +167,9 @@ class World:
             + self.tab_effect[rows.tabs]
             + self.item_age_days(rows)[:, None] * PER_DAY
         )
+        for signal in self.signals:
+            logits = logits + signal.logits(rows)
+        return logits
 
     def item_age_days(self, rows: Impressions) -> FloatArray:
         """Days from the upload of the item to the row."""
@@ -148,9 +187,9 @@ class World:
         periods = (times_ms - START_MS) / self.favourite_ms[users]
         period = np.floor(periods[:, None] + self.favourite_phase[users]).astype(np.uint64)
         slot = np.arange(self.favourite_phase.shape[1], dtype=np.uint64)
-        key = _mix(np.full(1, self.seed, np.uint64))
-        key = _mix(key + users.astype(np.uint64))[:, None]
-        key = _mix(_mix(key + slot) + period)
+        key = mix(np.full(1, self.seed, np.uint64))
+        key = mix(key + users.astype(np.uint64))[:, None]
+        key = mix(mix(key + slot) + period)
         return (key % np.uint64(self.num_topics)).astype(np.int64) + 1
 
     def draw(self, rng: np.random.Generator, rows: IntArray) -> Impressions:
@@ -168,7 +207,14 @@ class World:
         ranks = np.searchsorted(self.item_cdf, place, side="right")
         items = self.item_order[np.minimum(ranks, len(self.item_order) - 1)]
         tabs = rng.integers(1, NUM_TABS + 1, len(rows))
-        return Impressions(users, items, tabs, times_ms)
+        return Impressions(users, items, tabs, times_ms, rows)
+
+
+def by_task(rng: np.random.Generator, std: FloatArray, *shape: int) -> FloatArray:
+    """Random effects [*shape, tasks]; half of the variance is shared by all tasks."""
+    shared = rng.normal(0, np.sqrt(0.5), (*shape, 1))
+    own = rng.normal(0, np.sqrt(0.5), (*shape, len(TASKS)))
+    return (shared + own) * std
 
 
 def sigmoid(logits: FloatArray) -> FloatArray:
@@ -176,7 +222,7 @@ def sigmoid(logits: FloatArray) -> FloatArray:
     return 1 / (1 + np.exp(-logits))
 
 
-def _mix(keys: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
+def mix(keys: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
     """SplitMix64 hash of each key (Steele et al. 2014)."""
     keys = keys + np.uint64(0x9E3779B97F4A7C15)
     keys = (keys ^ (keys >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)

@@ -1,32 +1,43 @@
 """Tables with one row per example, already split -> a training set without histories.
 
-Text, flags and the listed columns become ids; other columns become bucketised dense features.
+Text, flags and the listed columns become ids, named lists become bags, and named vectors stay as
+they are; other columns become bucketised dense features.
 Vocabularies and boundaries are fitted on train, one column in memory at a time; rows are written in
 chunks.
 """
 
 import logging
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
 
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from infnet_dist.config.ingest import TabularIngest
 from infnet_dist.data.manifest import Manifest
 from infnet_dist.errors import DataError, unknown_name
 from infnet_dist.ingest.column_names import is_free
-from infnet_dist.ingest.encode import Vocabulary, float_column, quantile_boundaries
-from infnet_dist.ingest.tabular.columns import Columns, Source, kind_of_column
+from infnet_dist.ingest.convert.arrays import as_vectors, list_items
+from infnet_dist.ingest.tabular.columns import Columns, Source, kind_of_column, weights_name
+from infnet_dist.ingest.tabular.encoders import (
+    Encoder,
+    as_lists,
+    first_items,
+    fit_encoders,
+)
 from infnet_dist.ingest.tabular.split_files import check_alike, split_files
 from infnet_dist.ingest.writing.writer import TrainingSetWriter
-from infnet_dist.schema import CategoricalFeature, DenseFeature, Schema, Table, Task
+from infnet_dist.schema import (
+    BagFeature,
+    CategoricalFeature,
+    DenseFeature,
+    Schema,
+    Task,
+    VectorFeature,
+)
 
 _ROW, _TIME = "row", "time_ms"  # placeholder columns for a missing group and the missing time
+_WEIGHT = "sample_weight"
 _DRIFT = 0.5  # minimum share of rows with values that don't occur in train, for a warning
 log = logging.getLogger(__name__)
 
@@ -57,7 +68,7 @@ def make_training_set(
         row_group_rows=config.row_group_rows,
         source=config.model_dump(mode="json"),
     ) as writer:
-        features = _fit(config, sources["train"], columns)
+        features = fit_encoders(config, sources["train"], columns)
         total = sum(source.rows for source in sources.values())
         done = 0
         for split, source in sources.items():
@@ -79,15 +90,22 @@ def _check_columns(config: TabularIngest, sources: dict[str, Source]) -> dict[st
     names = sources["train"].names
     labels = list(config.tasks.values())
     group = [config.group_column] if config.group_column else []
-    for column in [*config.categorical, *config.exclude, *labels, *group]:
+    lists = [*config.weight_columns.values(), *config.vectors]
+    weight = [config.sample_weight] if config.sample_weight else []
+    named = [*config.categorical, *config.exclude, *config.bags, *lists, *weight]
+    for column in [*named, *labels, *group]:
         if column not in names:
             raise DataError(f"ingest: {unknown_name('column', column, names)}")
     kinds = {
-        name: "labels" if name in labels else kind_of_column(name, sources)
+        name: "labels"
+        if name in labels
+        else "lists"
+        if name in lists
+        else kind_of_column(name, sources, lists=name in config.bags)
         for name in names
         if name not in config.exclude
     }
-    for name in labels:
+    for name in [*labels, *lists]:
         for source in sources.values():
             source.types(name)
     for name in group:
@@ -97,7 +115,9 @@ def _check_columns(config: TabularIngest, sources: dict[str, Source]) -> dict[st
                 "to null if rows have no group"
             )
     taken = {_TIME, *(_label(task) for task in config.tasks), *(group or [_ROW])}
-    for name in kinds.keys() - set(labels) - set(group):
+    taken |= {weights_name(name) for name in config.weight_columns}
+    taken |= {_WEIGHT} if config.sample_weight else set()
+    for name in (kinds.keys() - config.not_features) | config.vectors.keys():
         if name in taken or not is_free(name):
             raise DataError(
                 f"column {name!r} can't be a feature: the name is reserved or has a dot; rename "
@@ -106,87 +126,23 @@ def _check_columns(config: TabularIngest, sources: dict[str, Source]) -> dict[st
     return kinds
 
 
-class _Encoder(Protocol):
-    """Encodes one column as a feature; fitted on train."""
-
-    @property
-    def name(self) -> str: ...
-    @property
-    def table(self) -> Table: ...
-    def encode(self, values: pa.Array) -> pa.Array: ...
-
-
-@dataclass(frozen=True)
-class _Categories:
-    """Values -> int64 ids, 0 for null and values that don't occur in train."""
-
-    name: str
-    vocabulary: Vocabulary
-
-    @property
-    def table(self) -> Table:
-        return Table(name=self.name, num_embeddings=self.vocabulary.num_embeddings)
-
-    def encode(self, values: pa.Array) -> pa.Array:
-        return pa.array(self.vocabulary.encode(values))
-
-
-@dataclass(frozen=True)
-class _Dense:
-    """Numbers -> float32, null if missing; the reader bucketises them."""
-
-    name: str
-    boundaries: tuple[float, ...]
-
-    @property
-    def table(self) -> Table:
-        return Table(name=self.name, num_embeddings=len(self.boundaries) + 2)
-
-    def encode(self, values: pa.Array) -> pa.Array:
-        return float_column(_as_floats(values))
-
-
-def _as_floats(values: pa.Array) -> npt.NDArray[np.float64]:
-    return pc.fill_null(values, np.nan).to_numpy(zero_copy_only=False)
-
-
-def _fit(config: TabularIngest, train: Source, columns: Columns) -> list[_Encoder]:
-    """One encoder per feature column, in the order of the file."""
-    beside = {*config.tasks.values(), config.group_column}
-    encoders: list[_Encoder] = []
-    for name, kind in columns.kinds.items():
-        if name in beside:
-            continue
-        chunks = [
-            columns.convert(name, batch.column(0), path, row)
-            for path, row, batch in train.batches([name])
-        ]
-        values = pa.chunked_array(chunks).combine_chunks()
-        if kind == "float":
-            boundaries = quantile_boundaries(_as_floats(values), config.num_buckets)
-            encoders.append(_Dense(name, boundaries))
-        else:
-            encoders.append(_Categories(name, Vocabulary.fit(values)))
-    if not encoders:
-        raise DataError("no column is left for features; remove some from ingest.exclude")
-    return encoders
-
-
 def _encoded(
     config: TabularIngest,
-    features: list[_Encoder],
+    features: list[Encoder],
     source: Source,
     columns: Columns,
     first_row: int,
 ) -> Iterator[pa.Table]:
     """Columns of the training set in chunks; `first_row` counts the rows of earlier splits."""
     columns.not_finite.clear()
-    for path, row, batch in source.batches(list(columns.kinds)):
+    for path, row, batch in source.batches(list(columns.kinds), columns.rows_at_once):
         chunk = {
             name: columns.convert(name, batch.column(name), path, row) for name in columns.kinds
         }
+        columns.check_parallel(chunk, path, row)
         encoded = {f.name: f.encode(chunk[f.name]) for f in features}
         encoded |= {_label(task): chunk[column] for task, column in config.tasks.items()}
+        encoded |= _weights_and_vectors(config, chunk)
         encoded |= _group(config, chunk, first_row, path)
         encoded[_TIME] = pa.array(np.zeros(len(batch), np.int64))
         first_row += len(batch)
@@ -198,6 +154,20 @@ def _encoded(
             name,
             f"{number:,}",
         )
+
+
+def _weights_and_vectors(
+    config: TabularIngest, chunk: Mapping[str, pa.Array]
+) -> dict[str, pa.Array]:
+    found: dict[str, pa.Array] = {}
+    for name, column in config.weight_columns.items():
+        weights = first_items(chunk[column], config.bags[name].max_length)
+        found[weights_name(name)] = as_lists(*list_items(weights))
+    for name, vector in config.vectors.items():
+        found[name] = as_vectors(chunk[name], vector.dim)
+    if config.sample_weight:
+        found[_WEIGHT] = chunk[config.sample_weight].cast(pa.float32())
+    return found
 
 
 def _group(
@@ -216,7 +186,11 @@ def _group(
 
 
 def _count_unknown(values: pa.ChunkedArray) -> int:
-    """Number of unknown values: id 0, or null."""
+    """Number of unknown values: id 0, null, or lists without a known id."""
+    if pa.types.is_list(values.type):
+        items, lengths = list_items(values.combine_chunks())
+        rows = np.repeat(np.arange(len(lengths)), lengths)
+        return int(len(lengths) - len(np.unique(rows[items.to_numpy() != 0])))
     if pa.types.is_integer(values.type):
         return int(np.count_nonzero(values.to_numpy() == 0))
     return int(values.null_count)
@@ -238,20 +212,19 @@ def _label(task: str) -> str:
     return f"label_{task}"
 
 
-def _schema(config: TabularIngest, features: list[_Encoder]) -> Schema:
+def _schema(config: TabularIngest, encoders: list[Encoder]) -> Schema:
+    features = [encoder.feature for encoder in encoders]
     return Schema(
-        tables=tuple(f.table for f in features),
-        categorical=tuple(
-            CategoricalFeature(name=f.name, table=f.name, column=f.name)
-            for f in features
-            if isinstance(f, _Categories)
+        tables=tuple(encoder.table for encoder in encoders),
+        categorical=tuple(f for f in features if isinstance(f, CategoricalFeature)),
+        bags=tuple(f for f in features if isinstance(f, BagFeature)),
+        vectors=tuple(
+            VectorFeature(name=name, column=name, dim=vector.dim)
+            for name, vector in config.vectors.items()
         ),
-        dense=tuple(
-            DenseFeature(name=f.name, column=f.name, boundaries=f.boundaries)
-            for f in features
-            if isinstance(f, _Dense)
-        ),
+        dense=tuple(f for f in features if isinstance(f, DenseFeature)),
         tasks=tuple(Task(name=name, column=_label(name)) for name in config.tasks),
         group_column=config.group_column or _ROW,
         time_column=_TIME,
+        weight_column=_WEIGHT if config.sample_weight else None,
     )

@@ -3,6 +3,9 @@
 from pathlib import Path
 from typing import Any
 
+from pydantic import TypeAdapter, ValidationError
+
+from infnet_dist.config.ingest import IngestConfig
 from infnet_dist.data.checks.footers import check_parts
 from infnet_dist.data.manifest import MANIFEST, Manifest, read_manifest
 from infnet_dist.errors import DataError
@@ -22,13 +25,22 @@ def training_set_is_current(folder: Path, source: dict[str, Any]) -> bool:
     if in_place and not (folder / MANIFEST).is_file():
         return False
     found = read_manifest(folder) if (folder / MANIFEST).is_file() else None
-    if found is None or found.source != source:
+    if found is None or _with_defaults(found.source) != source:
         remove = f"its {MANIFEST}" if in_place else None
         raise other_settings(folder, found.source if found else None, source, remove=remove)
     check_unchanged(folder, found)
     if found.raw_files:  # empty in sets of earlier versions, and for Petastorm, whose parts are raw
         check_same(folder, found.raw_files, source)
     return True
+
+
+def _with_defaults(source: dict[str, Any]) -> dict[str, Any]:
+    """The settings of a set, with the defaults of keys that are newer than the set."""
+    try:
+        config: IngestConfig = TypeAdapter(IngestConfig).validate_python(source)
+    except ValidationError:
+        return source
+    return config.model_dump(mode="json")
 
 
 def check_unchanged(folder: Path, manifest: Manifest) -> None:

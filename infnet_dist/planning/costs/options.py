@@ -18,7 +18,7 @@ _ALL_TYPES: tuple[ShardingTypeName, ...] = (
     *("table_wise", "row_wise", "column_wise", "data_parallel"),
     *("table_row_wise", "grid_shard", "table_column_wise"),
 )
-_NO_DENSE_FORM = ("partial_rowwise_adam", "lamb")  # optimizers of fused kernels only
+_DENSE_OPTIMIZERS = ("rowwise_adagrad", "adagrad", "sgd")  # train data-parallel tables
 
 
 @dataclass(frozen=True)
@@ -73,18 +73,18 @@ def excluded_options(tables: Sequence[PlanTable], topology: Topology) -> list[st
 
 
 def unsupported(table: PlanTable, sharding_type: str) -> str | None:
-    """Why no workers can have the table under a sharding type; None: some can."""
+    """Why no workers can have the table, given with its optimizer, under a sharding type."""
     if table.pooling == "none" and sharding_type not in SEQUENCE_TYPES:
         return f"a table that a sequence reads can be {_one_of(SEQUENCE_TYPES)}"
     if table.pooling == "mean" and sharding_type == "grid_shard":
         return "TorchRec's means are wrong under grid_shard"
-    if sharding_type == "data_parallel" and table.optimizer in _NO_DENSE_FORM:
-        return f"optimizer {table.optimizer} has no form for data_parallel tables"
+    if sharding_type == "data_parallel" and table.optimizer not in _DENSE_OPTIMIZERS:
+        return f"{table.optimizer} can't train it then; {_one_of(_DENSE_OPTIMIZERS)} can"
     return None
 
 
 def unsupported_on(table: PlanTable, sharding_type: str, topology: Topology) -> str | None:
-    """Why these workers can't have the table under a sharding type; None: they can."""
+    """Why these workers can't have the table, given with its optimizer, under a type."""
     if sharding_type == "grid_shard" and topology.num_nodes == 1:
         return f"grid_shard needs several nodes, {topology.name} has 1 here"
     if sharding_type == "table_row_wise" and topology.device == "cpu" and topology.num_nodes == 1:

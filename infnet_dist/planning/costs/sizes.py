@@ -73,8 +73,9 @@ def uncounted_bytes(
 ) -> np.ndarray:
     """Bytes that TorchRec's estimator doesn't count, by kind of shard and tier; float64 [3, 3].
 
-    They are float32 optimizer state of fp16 rows, row-wise state of each column shard, and gradient
-    and DDP bucket of a data-parallel table.
+    They are float32 optimizer state of fp16 rows, row-wise state of each column shard, and for a
+    data-parallel table its gradient, its part of a DDP bucket, and two temporary tensors of its
+    update in float32.
     """
     hbm, ddr = TIERS.index("hbm"), TIERS.index("ddr")
     uncounted = np.zeros((3, len(TIERS)))
@@ -88,5 +89,6 @@ def uncounted_bytes(
     if option.cache_share is not None:
         uncounted[:, hbm] += np.ceil(option.cache_share * state)
     if option.sharding_type == "data_parallel":
-        uncounted[:, hbm if topology.device == "cuda" else ddr] += 2 * weights
+        dense = 2 * weights + 2 * 4 * rows * option.columns
+        uncounted[:, hbm if topology.device == "cuda" else ddr] += dense
     return uncounted

@@ -35,7 +35,7 @@ def render(plan: Plan, *, most_tables: int = 40) -> RenderableType:
         "table",
         Column("shape", no_wrap=True),
         Column("kind", overflow="fold"),
-        "sharding",
+        Column("sharding", no_wrap=True),
         Column("kernel", overflow="fold"),
         "where",
         title="Tables",
@@ -94,13 +94,19 @@ def _largest_first(plan: Plan) -> list[str]:
 
 
 def _notes(plan: Plan) -> list[tuple[str, str]]:
-    notes = [("not considered", line) for line in plan.excluded]
+    tables = plan.made_for.tables
+    names: dict[str, list[str]] = {}
+    for one in tables.tables:
+        if one.optimizer not in (None, tables.optimizer):
+            names.setdefault(str(one.optimizer), []).append(one.name)
+    notes = [(f"optimizer {optimizer}", ", ".join(of)) for optimizer, of in names.items()]
+    notes += [("not considered", line) for line in plan.excluded]
     if plan.own_states:
-        names = ", ".join(plan.own_states)
+        split = ", ".join(plan.own_states)
         notes.append(
             (
                 "an optimizer state for each column shard",
-                f"{names}: results differ from an unsharded table's, and the state can't be "
+                f"{split}: results differ from an unsharded table's, and the state can't be "
                 "resharded",
             )
         )
@@ -109,17 +115,16 @@ def _notes(plan: Plan) -> list[tuple[str, str]]:
 
 def _row(plan: Plan, name: str) -> tuple[str, ...]:
     entry, found, table = plan.tables[name], plan.bytes_of(name), plan.table(name)
-    own = table.optimizer != plan.made_for.tables.optimizer
     cache = f" {entry.cache_share:g}" if entry.cache_share else ""
     kind = "nodes" if entry.sharding_type in BY_NODE else "ranks"
     where = f"{kind} {_short(entry.places)}" if entry.places else "all ranks"
     return (
         shape(table),
-        f"{table.kind}, {table.optimizer}" if own else table.kind,
+        table.kind,
         entry.sharding_type,
         entry.compute_kernel + cache,
         where,
-        f"{entry.time_ms:.4g}",
+        f"{entry.time_ms:.3g}",
         f"{entry.comms_ms / max(entry.time_ms, 1e-12):.0%}",
         f"{size_text(found.stored)}{f' {found.tier}' if found.outside_hbm else ''}",
         size_text(found.buffers_per_rank),

@@ -21,6 +21,7 @@ from infnet_dist.ingest.logs.encoding.vocabulary import (
     VocabularyEncoder,
 )
 from infnet_dist.schema import (
+    BagFeature,
     CategoricalFeature,
     DenseFeature,
     Schema,
@@ -28,10 +29,11 @@ from infnet_dist.schema import (
     SequenceFeature,
     Table,
     Task,
+    VectorFeature,
 )
 
 FloatArray = npt.NDArray[np.float64]
-GROUP, TIME = "group", "time_ms"
+GROUP, TIME, WEIGHT = "group", "time_ms", "sample_weight"
 # Buckets of counts: 0, 1, 2, 3-4, 5-8, ... Boundaries are between two integers.
 COUNT_BOUNDARIES = tuple([0.5, 1.5] + [2.0**i + 0.5 for i in range(1, 21)])
 
@@ -132,17 +134,24 @@ def make_schema(
     ]
     ids = [f for column, table in config.ids.items() for f in id_features(config, column, table)]
     sequences = [_behaviour(config, name, b) for name, b in config.behaviours.items()]
-    sequences += [_list(config, name) for name in config.lists]
+    sequences += [_list(config, name) for name, c in config.lists.items() if c.pooling is None]
+    bags = [bag for name in config.lists for bag in _bags(config, name)]
     schema = Schema(
         tables=tuple(_tables(config, num_ids)) + tuple(_bucket_tables([*dense, *counters])),
         categorical=tuple(
             CategoricalFeature(name=f.name, table=f.table, column=f.name) for f in ids
+        ),
+        bags=tuple(bags),
+        vectors=tuple(
+            VectorFeature(name=name, column=name, dim=column.dim)
+            for name, column in config.vectors.items()
         ),
         sequences=tuple(sequences),
         dense=(*dense, *counters),
         tasks=tuple(_tasks(config, mean_watch_ms)),
         group_column=GROUP,
         time_column=TIME,
+        weight_column=WEIGHT if config.sample_weight is not None else None,
     )
     for table in schema.tables:
         if not is_free(table.name):
@@ -161,6 +170,9 @@ def make_schema(
 def _columns(schema: Schema) -> list[str]:
     columns = [f.column for f in schema.categorical] + [f.column for f in schema.dense]
     columns += [task.column for task in schema.tasks]
+    columns += [f.column for f in schema.bags] + [f.column for f in schema.vectors]
+    columns += dict.fromkeys(f.weight_column for f in schema.weighted_bags if f.weight_column)
+    columns += [schema.weight_column] if schema.weight_column else []
     for sequence in schema.sequences:
         columns += [attribute.column for attribute in sequence.attributes]
         columns += [sequence.time_gap_column] if sequence.time_gap_column else []
@@ -215,6 +227,29 @@ def _list(config: LogsIngest, name: str) -> SequenceFeature:
         ),
         max_length=column.max_length,
     )
+
+
+def _bags(config: LogsIngest, name: str) -> list[BagFeature]:
+    """The bags of a list: one per hash function of its table; none if it is a sequence."""
+    column = config.lists[name]
+    if column.pooling is None:
+        return []
+    return [
+        BagFeature(
+            name=f.name,
+            table=f.table,
+            column=f.name,
+            pooling=column.pooling,
+            max_length=column.max_length,
+            weight_column=weights_name(name) if column.weights is not None else None,
+        )
+        for f in id_features(config, name, column.table)
+    ]
+
+
+def weights_name(name: str) -> str:
+    """Column of the training set with the weights of a list."""
+    return f"{name}_weights"
 
 
 def _tasks(config: LogsIngest, mean_watch_ms: float) -> list[Task]:

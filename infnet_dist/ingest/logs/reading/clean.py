@@ -6,6 +6,8 @@ Conditions on every row; the reasons list all that a row violates, so that one r
     time           between 1990 and 2100, not far ahead of its file; `time.monotone`; later than
                    the rows of the training set
     watch time     0 or more
+    weights        0 or more; those of a bag as many as its ids
+    vectors        of the declared size
 """
 
 from collections.abc import Callable, Iterator
@@ -21,6 +23,7 @@ from infnet_dist.errors import DataError
 from infnet_dist.ingest.convert.arrays import (
     Mask,
     UnfitColumnError,
+    as_vectors,
     family,
     list_items,
     mask,
@@ -32,7 +35,8 @@ from infnet_dist.ingest.convert.times import EARLIEST_MS, LATEST_MS, fits_as
 from infnet_dist.ingest.logs.reading.id_types import Spellings, add_spellings
 from infnet_dist.ingest.logs.reading.rules import Rules, allowed_values
 
-_LISTS, _IDS = ("ints", "texts"), ("int", "text", "ints", "texts")
+_LISTS = ("ints", "texts", "floats")
+_NULLABLE = ("int", "text", *_LISTS, "float")  # by default
 
 
 @dataclass
@@ -74,15 +78,21 @@ class Cleaner:
         """
         breaches: dict[str, Mask] = {}
         typed: dict[str, pa.Array] = {}
+        unfits: dict[str, Mask] = {}
         for name, kind in self.rules.kinds.items():
-            values, unfit = self._typed(raw[name], name, kind, first_row)
-            typed[name] = values
-            for why, bad in self._breaches(name, kind, raw[name].type, values, unfit):
+            values, unfits[name] = self._typed(raw[name], name, kind, first_row)
+            for why, bad in self._breaches(name, kind, raw[name].type, values, unfits[name]):
                 if bad.any():
                     breaches[f"{name}: {why}"] = bad
+            dim = self.rules.dims.get(name)
+            typed[name] = values if dim is None else as_vectors(values, dim)
             if name in self.rules.inferred and kind in ("text", "texts"):
                 texts = list_items(values)[0] if kind == "texts" else values
                 add_spellings(self.spellings, name, pc.unique(texts))
+        for ids, weights in self.rules.weights.items():
+            bad = _lengths(typed[ids]) != _lengths(typed[weights])
+            if (bad := bad & ~unfits[ids] & ~unfits[weights]).any():
+                breaches[f"{weights}: not as many as {ids}"] = bad
         bad_rows = np.logical_or.reduce([*breaches.values(), np.zeros(len(raw), bool)])
         self._count(raw, first_row, breaches, bad_rows)
         rows = pa.array(np.arange(first_row, first_row + len(raw)))
@@ -112,20 +122,28 @@ class Cleaner:
         yield f"not {EXPECTED[kind]}{self._hint(name, kind, found)}", unfit
         check = self.rules.checks.get(name, Check())
         null = mask(pc.is_null(values)) & ~unfit
-        default = "keep" if kind in (*_IDS, "float") else "quarantine"
-        if (check.nulls or default) == "quarantine":
+        keep = kind in _NULLABLE and name != self.rules.sample_weight
+        if (check.nulls or ("keep" if keep else "quarantine")) == "quarantine":
             yield "null", null
         if kind == "time":
             yield from self._time_breaches(values, found)
         elif kind == "watch_time":
             yield "below 0", mask(pc.less(values, 0))
+        elif name in (self.rules.sample_weight, *self.rules.weights.values()):
+            yield from _range(Check(min=0), kind, values)
+        elif name in self.rules.dims:
+            dim = self.rules.dims[name]
+            other = ~unfit & ~null & (_lengths(values) != dim)
+            yield f"not of ingest.vectors.{name}.dim ({dim})", other
         yield from _range(check, kind, values)
 
     def _hint(self, name: str, kind: Kind, found: pa.DataType) -> str:
         """The next move for values of another type."""
         if kind in _LISTS and family(found) == "text":
             separator = self.rules.separators[name]
-            return f" between {separator!r}; is ingest.lists.{name}.separator right?"
+            lists = {weights: ids for ids, weights in self.rules.weights.items()}
+            key = f"vectors.{name}" if name in self.rules.dims else f"lists.{lists.get(name, name)}"
+            return f" between {separator!r}; is ingest.{key}.separator right?"
         if kind == "time":
             return f"; numbers are read as {self.rules.time_unit}, ingest.time.unit"
         if kind in ("int", "ints") and name in self.rules.inferred:
@@ -202,8 +220,14 @@ def _show(raw: pa.Table, row: int, first_row: int, path: str) -> str:
     return f"row {first_row + row} of {path}: {values}"
 
 
+def _lengths(lists: pa.Array) -> npt.NDArray[np.int64]:
+    return list_items(lists)[1]
+
+
 def _range(check: Check, kind: Kind, values: pa.Array) -> Iterator[tuple[str, Mask]]:
     """Violations of `checks`; a list violates a check if any of its items does."""
+    if check.min is None and check.max is None and check.allowed is None:
+        return
     over_rows: Callable[[pa.Array], Mask] = mask
     if pa.types.is_list(values.type):
         rows = len(values)

@@ -63,7 +63,10 @@ def _filesystem(config: LogsIngest, fragment: Fragment) -> pa.fs.FileSystem:
 
 
 def read_chunks(
-    config: LogsIngest, fragment: Fragment, columns: Sequence[str] | None = None
+    config: LogsIngest,
+    fragment: Fragment,
+    columns: Sequence[str] | None = None,
+    max_rows: int | None = None,
 ) -> Iterator[pa.Table]:
     """The columns of a fragment as stored, in chunks of rows.
 
@@ -71,21 +74,25 @@ def read_chunks(
         config: path and format of the logs.
         fragment: the fragment to read.
         columns: names of the columns; None: all that the ingest needs.
+        max_rows: rows per chunk; None: as many as suit most logs.
 
     Raises:
         DataError: a column is missing, or the file changed since it was listed.
         OSError, pa.ArrowException: the file is corrupt.
     """
     filesystem = _filesystem(config, fragment)
+    rows = min(max_rows or _ROWS_PER_CHUNK, _ROWS_PER_CHUNK)
     wanted = list(columns or (config.columns if fragment.state else config.in_files))
     if config.format == "csv" and not fragment.state:
         for batch in read_texts(filesystem, fragment.file.path, wanted, config.csv):
-            yield pa.table(batch)
+            step = max_rows or max(len(batch), 1)
+            for first in range(0, max(len(batch), 1), step):
+                yield pa.table(batch.slice(first, step))
     else:
         with _open(config, filesystem, fragment) as file:
             check_columns(file.schema_arrow.names, wanted, fragment.file.path)
             for batch in file.iter_batches(
-                _ROWS_PER_CHUNK, row_groups=fragment.row_groups, columns=wanted, use_threads=False
+                rows, row_groups=fragment.row_groups, columns=wanted, use_threads=False
             ):
                 yield pa.table(batch).select(wanted)
     _check_unchanged(filesystem, fragment.file)

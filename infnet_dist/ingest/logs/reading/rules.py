@@ -22,7 +22,10 @@ class Rules:
         checks: checks by column.
         time_column: name of the time column.
         time_unit: unit of its numbers.
-        separators: by column of lists, the separator of items in text.
+        separators: by column of lists and vectors, the separator of items in text.
+        dims: size by column of vectors.
+        weights: by column of weighted bags, the column of their weights.
+        sample_weight: column of the weights of rows; None: none.
         inferred: id columns whose type isn't in the config.
         max_ahead_h: maximum hours of a row after the last change of its file; None: no limit.
         monotone: whether times must not decrease within a file.
@@ -34,6 +37,9 @@ class Rules:
     time_column: str
     time_unit: str
     separators: dict[str, str] = field(default_factory=dict)
+    dims: dict[str, int] = field(default_factory=dict)
+    weights: dict[str, str] = field(default_factory=dict)
+    sample_weight: str | None = None
     inferred: tuple[str, ...] = ()
     max_ahead_h: float | None = None
     monotone: bool = False
@@ -42,7 +48,9 @@ class Rules:
     @property
     def schema(self) -> pa.Schema:
         """Columns and types of good rows."""
-        return pa.schema({name: TYPES[kind] for name, kind in self.kinds.items()})
+        types = {name: TYPES[kind] for name, kind in self.kinds.items()}
+        vectors = {name: pa.list_(pa.float32(), dim) for name, dim in self.dims.items()}
+        return pa.schema(types | vectors)
 
 
 def make_rules(config: LogsIngest, types: Mapping[str, IdType], after_ms: int | None) -> Rules:
@@ -61,9 +69,11 @@ def make_rules(config: LogsIngest, types: Mapping[str, IdType], after_ms: int | 
         (config.dense, "float"),
         ([config.watch_time] if config.watch_time else [], "watch_time"),
         (config.flags, "flag"),
+        ([config.sample_weight] if config.sample_weight else [], "float"),
+        ([*config.weight_columns.values(), *config.vectors], "floats"),
     ):
         for name in names:
-            if name in kinds:
+            if kinds.get(name, kind) != kind:
                 raise ConfigError(
                     f"ingest: column {name!r} has the roles {kinds[name]} and {kind}; keep one"
                 )
@@ -88,12 +98,21 @@ def make_rules(config: LogsIngest, types: Mapping[str, IdType], after_ms: int | 
         checks={**config.checks, config.user: _user_check(config)},
         time_column=config.time.column,
         time_unit=config.time.unit,
-        separators={name: column.separator for name, column in config.lists.items()},
+        separators=_separators(config),
+        dims={name: column.dim for name, column in config.vectors.items()},
+        weights=config.weight_columns,
+        sample_weight=config.sample_weight,
         inferred=tuple(n for n in types if config.checks.get(n, Check()).type is None),
         max_ahead_h=config.time.max_ahead_h,
         monotone=config.time.monotone,
         after_ms=after_ms,
     )
+
+
+def _separators(config: LogsIngest) -> dict[str, str]:
+    """Separators of items in text; weights have that of their list."""
+    found = {name: column.separator for name, column in (config.lists | config.vectors).items()}
+    return found | {weights: found[name] for name, weights in config.weight_columns.items()}
 
 
 def _user_check(config: LogsIngest) -> Check:
@@ -145,6 +164,6 @@ def allowed_values(check: Check, kind: Kind) -> pa.Array:
     assert check.allowed is not None
     if kind in ("text", "texts"):
         return pa.array(list(check.allowed), pa.large_string())
-    if kind == "float":
+    if kind in ("float", "floats"):
         return pa.array([float(value) for value in check.allowed])
     return to_integers(pa.array([str(int(value)) for value in check.allowed]))[0]

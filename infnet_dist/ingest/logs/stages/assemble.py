@@ -20,9 +20,11 @@ from infnet_dist.ingest.logs.context import IngestContext
 from infnet_dist.ingest.logs.encoding.features import (
     GROUP,
     TIME,
+    WEIGHT,
     id_features,
     item_features,
     make_encoders,
+    weights_name,
 )
 from infnet_dist.ingest.logs.encoding.hashing import buckets_of
 from infnet_dist.ingest.logs.encoding.vocabulary import Encoder
@@ -158,8 +160,14 @@ class AssemblePartition:
             kept |= made.newest_events(name, self.boundary_ms)
         assert self.state is not None
         with published(self.state) as path:
-            table = rows.filter(pa.array(kept)).select(self.config.columns)
-            pq.write_table(table, path, compression="zstd")
+            columns = self.config.columns
+            # Rows of the state aren't written again: their vectors aren't needed.
+            small = [name for name in columns if name not in self.config.vectors]
+            table = rows.select(small).filter(pa.array(kept))
+            for name in self.config.vectors:
+                found = rows.schema.field(name)
+                table = table.append_column(found, pa.nulls(len(table), found.type))
+            pq.write_table(table.select(columns), path, compression="zstd")
 
 
 class _Columns:
@@ -204,6 +212,8 @@ class _Columns:
         columns: dict[str, Any] = {name: pa.array(ids[chosen]) for name, ids in self._ids.items()}
         for name in self._config.lists:
             columns |= self._list(name, take)
+        for name in self._config.vectors:
+            columns[name] = self._rows[name].take(take).combine_chunks()
         for feature in self._schema.dense:
             columns[feature.name] = self._dense(feature.name, chosen)
         for name, behaviour in self._config.behaviours.items():
@@ -211,6 +221,9 @@ class _Columns:
         for task in self._schema.tasks:
             source = self._config.tasks.get(task.name, self._config.watch_time)
             columns[task.column] = self._rows[source].take(take).combine_chunks()
+        if self._config.sample_weight is not None:
+            weights = self._rows[self._config.sample_weight].take(take).combine_chunks()
+            columns[WEIGHT] = weights.cast(pa.float32())
         columns[GROUP] = self._rows["_user"].take(take).combine_chunks()
         columns[TIME] = pa.array(self._times[chosen])
         return pa.table(columns)
@@ -254,17 +267,22 @@ class _Columns:
 
     def _list(self, name: str, take: pa.Array) -> dict[str, pa.Array]:
         column = self._config.lists[name]
-        lists = self._rows[name].combine_chunks().take(take)
-        lists = pc.list_slice(lists, 0, column.max_length)
-        lengths = pc.fill_null(pc.list_value_length(lists), 0).to_numpy()
-        offsets = _offsets(np.concatenate([[0], np.cumsum(lengths)]))
-        items = lists.flatten()
+        items, offsets = self._items(name, column.max_length, take)
         made = {}
         for feature in id_features(self._config, name, column.table):
             ids = self._encoders[column.table](items, feature.seed)
             ids = pa.array(self._narrow(ids, column.table))
             made[feature.name] = pa.ListArray.from_arrays(offsets, ids)
+        if column.weights is not None:
+            weights, offsets = self._items(column.weights, column.max_length, take)
+            made[weights_name(name)] = pa.ListArray.from_arrays(offsets, weights)
         return made
+
+    def _items(self, name: str, max_length: int, take: pa.Array) -> tuple[pa.Array, pa.Array]:
+        """The first items of the lists of a column, and their offsets; none for null."""
+        lists = pc.list_slice(self._rows[name].combine_chunks().take(take), 0, max_length)
+        lengths = pc.fill_null(pc.list_value_length(lists), 0).to_numpy()
+        return lists.flatten(), _offsets(np.concatenate([[0], np.cumsum(lengths)]))
 
     def _history(self, name: str, behaviour: Behaviour, chosen: IntArray) -> dict[str, pa.Array]:
         events = self._events[name]

@@ -29,7 +29,7 @@ from infnet_dist.ingest.logs.reading.joins import join_all
 from infnet_dist.ingest.logs.reading.rules import Rules
 from infnet_dist.ingest.logs.stages.runner import Outcome
 from infnet_dist.ingest.logs.stages.shuffle_files import BucketWriter
-from infnet_dist.ingest.logs.task_sizes import num_tasks
+from infnet_dist.ingest.logs.task_sizes import num_tasks, rows_at_once
 from infnet_dist.io.filesystem import published
 
 _USER_SEED = 7  # differs from the seed of hashed ids
@@ -209,7 +209,8 @@ class PartitionFragment:
     def _chunks(self) -> Iterator[pa.Table]:
         """The rows of the file; separates read errors from write errors."""
         try:
-            yield from read_chunks(self.config, self.fragment)
+            max_rows = rows_at_once(self.config)
+            yield from read_chunks(self.config, self.fragment, max_rows=max_rows)
         except (OSError, pa.ArrowException) as error:
             raise_unless_corrupt(error, self.fragment.file.path)
             raise UnreadableError(reason(error)) from None
