@@ -7,7 +7,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from infnet_dist.ingest.convert.arrays import UnfitColumnError
+from infnet_dist.ingest.convert.arrays import UnfitColumnError, as_vectors
 from infnet_dist.ingest.convert.ids import spellings, to_join_keys
 from infnet_dist.ingest.convert.kinds import TYPES, convert
 from infnet_dist.ingest.convert.times import fits_as
@@ -312,3 +312,54 @@ def test_spellings():
     texts = ["7", "-3", "0", str(2**64 - 1), "07", "x", "1.0", "1e5", " 7", "+7", "1.5", "", None]
     found = spellings(pa.array(texts, pa.large_string()))
     assert found == {"integer": (4, "7"), "text": (4, "07"), "other": (4, "1.0")}
+
+
+# ---- lists of floats
+
+FLOATS = [[1.5, -2.0, 0.0], [], None, [0.1], [float("nan")], [float("inf")], [1.0, None], [1e39]]
+FLOATS_EXPECTED = [[1.5, -2.0, 0.0], [], None, [float(np.float32(0.1))], *[UNFIT] * 4]
+
+
+@pytest.mark.parametrize("kind", [pa.list_, pa.large_list, pa.list_view])
+def test_lists_of_floats(kind):
+    check(pa.array(FLOATS, kind(pa.float64())), "floats", FLOATS_EXPECTED)
+    whole = [[3, -1], None, [2**24 + 1], [5, None]]
+    check(pa.array(whole, kind(pa.int64())), "floats", [[3.0, -1.0], None, [float(2**24)], UNFIT])
+
+
+@pytest.mark.parametrize("item", [pa.float16(), pa.float32()])
+def test_lists_of_small_floats(item):
+    some = [[1.5, -2.0], None, [], [float("nan")], [1.0, float("-inf")], [None]]
+    values = pa.array(some, pa.list_(pa.float32())).cast(pa.list_(item))
+    check(values, "floats", [[1.5, -2.0], None, [], UNFIT, UNFIT, UNFIT])
+
+
+def test_lists_of_floats_in_other_forms():
+    decimals = pa.array([[Decimal("1.50"), Decimal("-2")], None], pa.list_(pa.decimal128(9, 2)))
+    check(decimals, "floats", [[1.5, -2.0], None])
+    check(pa.nulls(2), "floats", [None, None])
+    check(pa.array([[], [None], None], pa.list_(pa.null())), "floats", [[], UNFIT, None])
+    fixed = pa.array([[1.0, 2.0], None, [3.0, float("nan")]], pa.list_(pa.float32(), 2))
+    check(fixed, "floats", [[1.0, 2.0], None, UNFIT])
+    with pytest.raises(UnfitColumnError):
+        convert(pa.array([1.5]), "floats")
+
+
+@pytest.mark.parametrize("separator", ["|", " ", ", "])
+def test_texts_of_floats(separator):
+    lists = ["1.5", "1e-2", "3"], ["x"], ["1", "", "2"], [""], ["[1", "2]"]
+    texts = [separator.join(items) for items in lists] + [None]
+    expected = [[1.5, float(np.float32(0.01)), 3.0], UNFIT, UNFIT, None, UNFIT, None]
+    for values in encodings(texts):
+        check(values, "floats", expected, separator=separator)
+
+
+@pytest.mark.parametrize("dim", [1, 2, 3])
+def test_vectors_are_lists_of_one_size(dim):
+    rows = [[1.0, 2.0], None, [3.0], [], [4.0, 5.0], [6.0, 7.0, 8.0], [9.0]]
+    lists, _ = convert(pa.array(rows), "floats")
+    for found in (as_vectors(lists, dim), as_vectors(lists.slice(2), dim)):
+        found.validate(full=True)
+        assert found.type == pa.list_(pa.float32(), dim)
+        wanted = rows[len(rows) - len(found) :]
+        assert found.to_pylist() == [r if r and len(r) == dim else None for r in wanted]

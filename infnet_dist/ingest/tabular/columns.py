@@ -135,7 +135,7 @@ def kind_of_column(name: str, sources: dict[str, Source], *, lists: bool = False
         for path, found in source.types(name).items():
             if not (contents := _contents(found, lists)):
                 expected = "lists of text, flags or numbers" if lists else "text, flags or numbers"
-                hint = " or in ingest.bags" if family(found) == "list" and not lists else ""
+                hint = ", ingest.bags or ingest.vectors" if family(found) == "list" else ""
                 raise DataError(
                     f"{path}: column {name!r} is {found}, expected {expected}; name it in "
                     f"ingest.exclude{hint}"
