@@ -18,6 +18,6 @@ def whole_tables(sharded: ShardedModel, context: WorkerContext) -> dict[str, tor
     ]
     tables: dict[str, torch.Tensor] = {}
     for name, shape, (row, column), part in (one for rank in context.gather(mine) for one in rank):
-        table = tables.setdefault(name, torch.full(shape, torch.nan))
+        table = tables.setdefault(name, torch.full(shape, torch.nan, dtype=part.dtype))
         table[row : row + part.shape[0], column : column + part.shape[1]] = part
     return tables

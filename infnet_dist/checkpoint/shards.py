@@ -89,6 +89,9 @@ class ModelState:
                 if table := table_of(parameter):
                     name = f"optimizer.tables.{table}.{key.removeprefix(f'{table}.')}"
                     yield from self._of_table(name, value, table)
+                elif key == "average":
+                    trained = self._model[parameter.removeprefix("average.")]
+                    yield from _of(f"optimizer.{parameter}.trained", trained)
                 else:
                     yield from _of(f"optimizer.{parameter}.{key}", value)
 

@@ -10,7 +10,7 @@ from infnet_dist.config.model import Section
 class FtrlConfig(Section):
     """FTRL-proximal, for online learning of the first-order part; the schedule doesn't apply."""
 
-    name: Literal["ftrl"] = "ftrl"
+    name: Literal["ftrl"] = Field("ftrl", description="kind of the optimizer")
     alpha: float = Field(0.1, gt=0, description="learning rate")
     beta: float = Field(1.0, ge=0, description="added to the square root of the squared gradients")
     l1: float = Field(0.0, ge=0, description="L1 regularisation, which sets weights to exactly 0")
@@ -24,7 +24,8 @@ class DenseOptimizerSection(Section):
     max_gradient_norm: float | None = Field(
         None,
         gt=0,
-        description="the gradient of all dense parameters is scaled to this norm; null: no limit",
+        description="the gradient of all dense parameters is scaled down to this norm; null: no "
+        "limit",
     )
     ema_decay: float | None = Field(
         None,

@@ -25,6 +25,7 @@ from torchrec.distributed.types import ShardingEnv
 from torchrec.optim.keyed import CombinedOptimizer, KeyedOptimizer
 
 from infnet_dist.config.run import Config
+from infnet_dist.config.tables import TableConfig
 from infnet_dist.data.hashing import stable_seed
 from infnet_dist.data.statistics import TableUsage
 from infnet_dist.distributed.context import WorkerContext
@@ -118,6 +119,8 @@ def build_sharded_model(
     schema: Schema,
     context: WorkerContext,
     sample_usage: Callable[[], TableUsage] | None = None,
+    *,
+    for_training: bool = True,
 ) -> ShardedModel:
     """Build, plan, shard and initialise the model; every rank calls it.
 
@@ -126,16 +129,21 @@ def build_sharded_model(
         schema: the selected features.
         context: this worker.
         sample_usage: reads how the training set uses the tables; called on rank 0 where it plans.
+        for_training: whether the model has the optimizers of `config`; without, also those that
+            this device lacks may be configured.
 
     Raises:
         PlanError: the plan file doesn't fit, or no plan can be made.
         ConfigError: unknown table or task names.
     """
+    planned = config
+    if not for_training:
+        config = _without_optimizers(config)
     lookups = Lookups(schema, config)
     train_model = build_train_model(config, schema, table_device=torch.device("meta"))
     apply_sparse_optimizers(train_model.model.sparse, lookups)
     topology = topology_of(context)
-    plan = context.on_first(lambda: get_plan(config, schema, topology, sample_usage))
+    plan = context.on_first(lambda: get_plan(planned, schema, topology, sample_usage))
     check_plan_optimizers(plan, lookups)
     if (max_norm := config.sparse_optimizer.max_gradient_norm) is not None:
         # TorchRec divides by the number of workers later, as the loss is the mean over them.
@@ -158,6 +166,18 @@ def build_sharded_model(
                 _fix_buckets(lookup)
     fill_tables(model, lookups, seed=config.run.seed)
     return _with_optimizers(model, config, plan, lookups)
+
+
+def _without_optimizers(config: Config) -> Config:
+    """No table is trained, and the dense part has no average."""
+    frozen = {"trainable": False}
+    overrides = {
+        name: override.model_copy(update=frozen)
+        for name, override in {"*": TableConfig(), **config.tables.overrides}.items()
+    }
+    tables = config.tables.model_copy(update={"overrides": overrides})
+    dense = config.dense_optimizer.model_copy(update={"ema_decay": None})
+    return config.model_copy(update={"tables": tables, "dense_optimizer": dense})
 
 
 def _with_optimizers(

@@ -127,8 +127,8 @@ class DenseUpdate:
     """Updates the dense part with the mean gradient of one step or several.
 
     Gradients of one step are all-reduced by DDP in the backward pass. Those of several steps are
-    added up on each worker, then averaged here over steps and workers. DDP isn't used then: its
-    `no_sync` all-reduces the first backward pass of a static graph all the same.
+    added up on each worker, then averaged here over steps and workers, without DDP: its `no_sync`
+    fails in the first backward pass of a static graph.
 
     Args:
         optimizer: of the dense part.

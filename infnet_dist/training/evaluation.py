@@ -69,12 +69,12 @@ def evaluate_checkpoint(
         split, rows, training_set (its content hash), checkpoint, step, metrics, optimum.
     """
     foreground = config.checkpoint.model_copy(update={"background": False})
-    served = config.dense_optimizer.model_copy(update={"ema_decay": None})  # it holds the average
-    # Plans no memory for copies.
-    config = config.model_copy(update={"checkpoint": foreground, "dense_optimizer": served})
+    config = config.model_copy(update={"checkpoint": foreground})  # plans no memory for copies
     trained = context.on_first(lambda: _schema_of(Folder(path)))
     open_set = partial(open_training_set, trained=trained)
-    setup = TrainingSetup.open(config, context, splits=[split], open_set=open_set)
+    setup = TrainingSetup.open(
+        config, context, splits=[split], open_set=open_set, for_training=False
+    )
     manifest = checkpoint.load(Folder(path), setup.sharded, context, with_optimizer=False)
     setup.begun_rates = manifest.unknown_id_rates
     setup.warn_of_unlearned_ids(split)

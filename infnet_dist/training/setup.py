@@ -156,8 +156,11 @@ class TrainingSetup:
         *,
         splits: Sequence[str],
         open_set: Callable[[Config], tuple[Manifest, Schema]] = open_training_set,
+        for_training: bool = True,
     ) -> "TrainingSetup":
         """Open the set on rank 0, check the data of `splits` on all ranks, build the model.
+
+        The model has no optimizers unless it is built `for_training`.
 
         All ranks use rank 0's manifest, since the set may change at any time.
         """
@@ -172,7 +175,7 @@ class TrainingSetup:
             manifest = manifest.with_fingerprints(split, in_order)
         data = (config.data.path, manifest, schema)
         sample = partial(sample_usage, *data, open_part)
-        sharded = build_sharded_model(config, schema, context, sample)
+        sharded = build_sharded_model(config, schema, context, sample, for_training=for_training)
         return cls(config, context, manifest, schema, sharded)
 
     @cached_property

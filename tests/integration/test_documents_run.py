@@ -225,6 +225,6 @@ def run(script: str, folder: Path, environ: dict[str, str]) -> None:
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
-        timeout=880,
+        timeout=1700,
     )
     assert done.returncode == 0, f"{script}\n{done.stdout[-6_000:]}"

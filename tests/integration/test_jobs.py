@@ -122,7 +122,7 @@ def test_without_a_cluster_the_losses_are_the_same(run: Path, root: Path, launch
             env=job_environ(root),
             capture_output=True,
             text=True,
-            timeout=800,
+            timeout=1700,
         )
         assert done.returncode == 0, done.stderr
         assert "Failed to query" not in done.stdout + done.stderr, "Ray Train warns each second"
@@ -178,7 +178,7 @@ def test_a_process_ends_with_the_line_and_the_code(root: Path) -> None:
         env=job_environ(root),
         capture_output=True,
         text=True,
-        timeout=800,
+        timeout=1700,
     )
     assert done.returncode == 1
     assert re.match(r"error: .*'data\.pth'", done.stderr.strip().splitlines()[-1]), done.stderr

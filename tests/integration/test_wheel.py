@@ -35,7 +35,7 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def pip(*arguments: str) -> None:
     """Without network."""
     command = [sys.executable, "-m", "pip", *arguments, "--no-index", "--no-deps", "--quiet"]
-    subprocess.run(command, check=True, timeout=800)
+    subprocess.run(command, check=True, timeout=1700)
 
 
 def test_the_wheel_has_all_modules_and_data(wheel: Path) -> None:
@@ -72,7 +72,7 @@ def test_an_installed_wheel_plans_and_trains(wheel: Path, tmp_path: Path) -> Non
             env=environ | {"WANDB_MODE": "disabled"},
             capture_output=True,
             text=True,
-            timeout=800,
+            timeout=1700,
         )
         assert done.returncode == 0, done.stdout + done.stderr
         return done.stdout

@@ -144,6 +144,17 @@ def test_all_kinds_sharded(case: str) -> None:
         assert not torch.equal(table, sharded["before"][name]), name
 
 
+def test_tables_of_two_data_types() -> None:
+    """In each collection; half precision rounds, so that losses are near those of the loops."""
+    half = {name: {"data_type": "fp16"} for name in ("tag", "topic", "item")}
+    config = config_of(overrides=half)
+    sharded = run_ranks(train_sharded, 2, config=config)[0]
+    types = {name: table.dtype for name, table in sharded["before"].items()}
+    assert types["topic"] == types["item"] == torch.float16 and types["user"] == torch.float32
+    slow = Loops(config, {name: table.float() for name, table in sharded["before"].items()})
+    assert sharded["losses"] == pytest.approx(slow.train(2), abs=5e-3)
+
+
 def test_other_workers_and_types(tmp_path: Path) -> None:
     """Two workers, then one, then three, each with another plan."""
     place = {"place": "data_parallel", "topic": "data_parallel"}

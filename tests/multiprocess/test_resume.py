@@ -204,6 +204,50 @@ def test_stopped_by_a_signal_it_saves_where_it_is(
     assert_same_but_for_a_line(run, whole, step=17)
 
 
+# Every optimizer and state that a CPU has. 25 steps; the dense part is updated each 4.
+OPTIMIZERS: dict[str, dict] = {
+    "tables": {
+        "embedding_dim": 8,
+        "overrides": {
+            "user": {"sharding_types": ["data_parallel"]},
+            "tab": {"sharding_types": ["data_parallel"], "optimizer": "adagrad"},
+            "duration": {"sharding_types": ["data_parallel"], "embedding_dim": 6},
+            "age_group": {"sharding_types": ["row_wise"], "embedding_dim": 6},
+            "item": {"sharding_types": ["row_wise"], "optimizer": "adagrad"},
+            "author": {"sharding_types": ["table_wise"], "optimizer": "sgd"},
+            "topic": {"sharding_types": ["row_wise"], "trainable": False},
+        },
+    },
+    "model": {"dropout": 0.2, "first_order": True},
+    "sparse_optimizer": {"max_gradient_norm": 0.01},
+    "dense_optimizer": {
+        "max_gradient_norm": 0.5,
+        "ema_decay": 0.8,
+        "first_order": {"name": "ftrl", "l1": 0.01},
+    },
+    "schedule": {"warmup_steps": 5, "dense": {"decay_share": 0.5}},
+    "training": {"log_every_steps": 7, "accumulate_steps": 4},
+}
+
+
+def test_all_optimizers_resume_bit_identically(tiny_set: Path, tmp_path: Path) -> None:
+    """Stopped and killed within accumulations: it saves, and resumes, between two of them."""
+    config, run = config_of(tiny_set, tmp_path, **OPTIMIZERS), tmp_path / "run"
+    run_ranks(train, 3, config=config, run_folder=tmp_path / "whole")
+    summary = run_ranks(stop_one_rank_at_step, 3, config=config, run_folder=run, step=4)[0]
+    assert summary["stopped"] and summary["steps"] == 8
+    with pytest.raises(RuntimeError, match=r"worker 1 died \(exit code -9\)"):
+        run_ranks(die_at_step, 3, config=config, run_folder=run, step=17)
+    assert [p.name for p in sorted((run / "checkpoints").iterdir())][:2] == [
+        "step-00000008",
+        "step-00000012",  # the first update in or after step 10
+    ]
+    run_ranks(train, 3, config=config, run_folder=run)
+    logged = [r["step"] for r in records(run) if "train/loss/total" in r]
+    assert logged == [8, 12, 16, 20, 24, 25], "each update that follows 7 steps or a checkpoint"
+    assert_same(run, tmp_path / "whole")
+
+
 def stop_one_rank_at_step(
     context: WorkerContext, *, config: Config, run_folder: Path, step: int
 ) -> dict:

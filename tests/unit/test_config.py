@@ -6,6 +6,7 @@ from pydantic import ValidationError
 
 from infnet_dist.config.ingest import SyntheticIngest
 from infnet_dist.config.model import InfnetConfig, InfnetPaperConfig
+from infnet_dist.config.optimizers import AdamWConfig, SgdConfig
 from infnet_dist.config.run import (
     Config,
     config_of_text,
@@ -39,6 +40,15 @@ def complaint(**sections: object) -> str:
     return message.removeprefix("run.yaml: ")
 
 
+def test_dense_optimizers_and_what_older_files_say() -> None:
+    """A section without a name is AdamW, as before there was a choice."""
+    older = parse_config(LEAST | {"dense_optimizer": {"learning_rate": 0.5, "weight_decay": 0.1}})
+    assert older.dense_optimizer == AdamWConfig(learning_rate=0.5, weight_decay=0.1)
+    other = parse_config(LEAST | {"dense_optimizer": {"name": "sgd", "momentum": 0.9}})
+    assert other.dense_optimizer == SgdConfig(name="sgd", momentum=0.9)
+    assert parse_config(other.model_dump(mode="json")).dense_optimizer == other.dense_optimizer
+
+
 def test_the_least_file_gets_all_defaults(tmp_path: Path):
     config = load_config(written(tmp_path, "data: {path: data/x}"))
     assert config.data.path == Path.cwd() / "data/x"
@@ -54,6 +64,19 @@ def test_the_least_file_gets_all_defaults(tmp_path: Path):
         (
             {"dense_optimizer": {"learing_rate": 1}},
             "unknown key 'dense_optimizer.learing_rate'; did you mean 'learning_rate'?",
+        ),
+        (
+            {"dense_optimizer": {"name": "adam"}},
+            "unknown kind of dense_optimizer 'adam'; did you mean 'adamw'? "
+            "(known: adagrad, adamw, sgd)",
+        ),
+        (
+            {"dense_optimizer": {"name": "sgd", "first_order": {"alpah": 1}}},
+            "unknown key 'dense_optimizer.first_order.alpah'; did you mean 'alpha'?",
+        ),
+        (
+            {"schedule": {"dense": {"warmup": 8}}},
+            "unknown key 'schedule.dense.warmup'; did you mean 'warmup_steps'?",
         ),
         ({"model": {"tokn_dim": 8}}, "unknown key 'model.tokn_dim'; did you mean 'token_dim'?"),
         (
@@ -90,7 +113,7 @@ def test_unknown_key_far_from_all_lists_the_valid_ones():
         ({"scaling": {"timeout_s": "long"}}, "scaling.timeout_s", "'long'", "number"),
         ({"data": {"path": "x", "tasks": "click"}}, "data.tasks", "'click'", "list"),
         ({"tables": {"data_type": "bf16"}}, "tables.data_type", "'bf16'", "'fp32' or 'fp16'"),
-        ({"tables": {"embedding_dim": 6}}, "tables.embedding_dim", "6", "multiple of 4"),
+        ({"tables": {"embedding_dim": 0}}, "tables.embedding_dim", "0", "1"),
         ({"sharding": {"plan": 3}}, "sharding.plan", "3", "path, or 'auto'"),
         ({"training": None}, "training", "None", "section"),
         ({"model": "infnet"}, "model", "'infnet'", "section"),

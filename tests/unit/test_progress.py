@@ -73,3 +73,19 @@ def test_a_set_that_grew_between_epochs(stop: int) -> None:
     third = progress(101, 3, second.saved)
     train(third)
     assert third.saved.examples == epochs * 37 + (3 - epochs) * 101
+
+
+def test_last_steps_of_epochs_and_of_the_run() -> None:
+    context: Any = SimpleNamespace(rank=0, world_size=1, gather=lambda value: [value])
+    reader: Any = FakeReader(37)  # 5 steps
+    training = TrainingConfig(epochs=2, max_steps=8)
+    found = TrainingProgress(reader, training, context, SavedProgress())
+    last = []
+    while not found.at_end:
+        for batch in found.batches():
+            if found.is_last_step:
+                last.append(found.step)
+            found.advance(batch, skipped=False)
+            if found.at_end:
+                break
+    assert last == [4, 7]

@@ -64,11 +64,52 @@ def test_weights_that_train_nothing_are_refused(weights: dict, tasks: list[str] 
             "resources_per_worker.GPU",
         ),
         ({"scaling": {"num_workers": 2, "min_workers": 3}}, "scaling.min_workers"),
+        ({"dense_optimizer": {"first_order": {}}}, "dense_optimizer.first_order"),
     ],
 )
 def test_contradictions_are_refused(sections: dict, named: str) -> None:
     with pytest.raises(ConfigError, match=named.replace(".", r"\.")):
         check_settings(run(**sections), SCHEMA.select(None, ["click", "seconds"]))
+
+
+GPU = {"use_gpu": True}
+
+
+@pytest.mark.parametrize("name", ["adam", "partial_rowwise_adam", "lamb"])
+def test_optimizers_that_a_device_lacks_are_refused(name: str) -> None:
+    for sections in (
+        {"sparse_optimizer": {"name": name}},
+        {"tables": {"overrides": {"it*": {"optimizer": name}}}},
+    ):
+        with pytest.raises(
+            ConfigError, match=f"'item'.*{name}.*cpu.*rowwise_adagrad, adagrad, sgd"
+        ):
+            check_settings(run(**sections), SCHEMA)
+        check_settings(run(**sections, scaling=GPU), SCHEMA)
+    frozen = {"overrides": {"*": {"trainable": False}}}
+    check_settings(run(sparse_optimizer={"name": name}, tables=frozen), SCHEMA)
+
+
+@pytest.mark.parametrize(
+    ("name", "device", "allowed"),
+    [
+        ("rowwise_adagrad", "cpu", False),
+        ("rowwise_adagrad", "cuda", True),
+        ("adagrad", "cuda", False),
+        ("sgd", "cuda", False),
+        ("adam", "cuda", True),
+    ],
+)
+def test_weight_decay_that_a_kernel_would_ignore_is_refused(
+    name: str, device: str, allowed: bool
+) -> None:
+    tables = {"overrides": {"user": {"optimizer": name, "weight_decay": 0.1}}}
+    config = run(tables=tables, scaling={"use_gpu": device == "cuda"})
+    if allowed:
+        check_settings(config, SCHEMA)
+        return
+    with pytest.raises(ConfigError, match=rf"'user'.*weight_decay.*0\.1.*{name}.*{device}"):
+        check_settings(config, SCHEMA)
 
 
 def test_settings_without_effect_are_named() -> None:

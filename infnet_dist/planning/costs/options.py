@@ -1,5 +1,6 @@
 """Sharding options that the planner considers for a table, and those it excludes and why."""
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -89,7 +90,22 @@ def unsupported_on(table: PlanTable, sharding_type: str, topology: Topology) -> 
         return f"grid_shard needs several nodes, {topology.name} has 1 here"
     if sharding_type == "table_row_wise" and topology.device == "cpu" and topology.num_nodes == 1:
         return f"table_row_wise on CPUs needs several nodes, {topology.name} has 1 here"
+    if topology.device == "cpu" and _leaves_a_rank_empty(table, sharding_type, topology):
+        return (
+            f"its {table.num_embeddings} rows leave a worker without any, where the kernel of a "
+            "CPU fails"
+        )
     return unsupported(table, sharding_type)
+
+
+def _leaves_a_rank_empty(table: PlanTable, sharding_type: str, topology: Topology) -> bool:
+    """Whether blocks of equal size, rounded up, end before the last of the ranks."""
+    ranks = {
+        "row_wise": topology.world_size,
+        "table_row_wise": topology.workers_per_node,
+        "grid_shard": topology.workers_per_node,
+    }.get(sharding_type, 1)
+    return (ranks - 1) * math.ceil(table.num_embeddings / ranks) >= table.num_embeddings
 
 
 def enumerate_options(

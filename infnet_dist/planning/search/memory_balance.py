@@ -20,6 +20,7 @@ _EQUAL = 1 + 1e-9
 _NEARLY_EQUAL = 1.005
 _HALF_FULL = 0.5
 _GAIN = 1 - 1e-3  # a step must reduce the fullest share to this multiple
+_MATTERS = 1e-3  # part of the fullest share that a table must hold to be moved
 _SAME_TIER = 1.05  # bytes outside of the first tier may grow by this factor (copies for saves)
 
 
@@ -73,7 +74,7 @@ def _relieve(
 
 
 def _largest_here(loads: RankLoads, placement: Placement, rank: int) -> list[int]:
-    """Tables with a shard on the rank, by their share of its memory, largest first."""
+    """Tables with a shard on the rank that matters, by their share of its memory."""
     options, found = loads.options, []
     room = np.maximum(loads.cluster.capacity[rank], 1.0)
     for table, units in enumerate(placement.units):
@@ -81,7 +82,8 @@ def _largest_here(loads: RankLoads, placement: Placement, rank: int) -> list[int
         if any(ranks.start <= rank < ranks.stop for ranks in loads.all_ranks(option, units)):
             share = float((options.memory[option, 0] / room).max())
             found.append((-share, table))
-    return [table for _, table in sorted(found)[:_TRIED]]
+    least = _MATTERS * float(loads.cluster.shares(loads.memory)[rank].max())
+    return [table for share, table in sorted(found)[:_TRIED] if -share >= least]
 
 
 def _options_in_same_tier(
