@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch.distributed._shard.sharded_tensor import ShardedTensor
 
 from infnet_dist.config.run import Config
 from infnet_dist.distributed.context import WorkerContext
@@ -33,7 +34,9 @@ def full_tables(setup: TrainingSetup) -> dict[str, torch.Tensor]:
     """Every table gathered on rank 0 (empty elsewhere)."""
     tables = {}
     for name, sharded in setup.sharded.model.state_dict().items():
-        if ".sparse." in name:
+        if ".sparse." in name and not isinstance(sharded, ShardedTensor):
+            tables[name] = sharded.detach().clone()  # data-parallel
+        elif ".sparse." in name:
             whole = torch.empty(sharded.size()) if setup.context.is_first else None
             sharded.gather(dst=0, out=whole)
             tables[name] = whole
