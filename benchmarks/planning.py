@@ -42,6 +42,10 @@ from infnet_dist.training.provenance import versions
 
 SIZES = "10x8,100x8,100x128,1000x8,1000x128,1000x1024"
 MOST_ROWS = 5e9
+# As TorchRec's planner: by default ours doesn't split tables by columns.
+TYPES = (
+    *("data_parallel", "table_wise", "column_wise", "row_wise", "table_row_wise", "grid_shard"),
+)
 
 
 def main() -> None:
@@ -132,6 +136,7 @@ def make_tables(count: int, topology: Topology, share: float, seed: int) -> Tabl
                     name=f"t{i}",
                     num_embeddings=int(rows[i]),
                     embedding_dim=int(widths[i]),
+                    sharding_types=TYPES,
                     features=tuple(
                         PlanFeature(name=f"t{i}_{j}", mean_length=float(length))
                         for j, length in enumerate(lengths[i])

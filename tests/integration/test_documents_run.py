@@ -74,6 +74,10 @@ MADE = {
         "python -m ray_jobs.ingest --config configs/smoke.yaml",
     ),
     "compare_synthetic": ("data/smoke", "python -m ray_jobs.ingest --config configs/smoke.yaml"),
+    "plan widths": (
+        "data/smoke",
+        "python -m ray_jobs.ingest --config configs/smoke.yaml",
+    ),
     "plan to-cpu": (
         "data/industrial",
         "python -m ray_jobs.ingest --config configs/industrial.yaml",

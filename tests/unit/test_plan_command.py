@@ -157,7 +157,11 @@ def test_the_industrial_plan_trains_as_its_small_run(
     reviewed, made = load_plan(Path(plan)), load_plan(again)
     assert made.made_for == reviewed.made_for
     assert made.bottleneck_ms == pytest.approx(reviewed.bottleneck_ms, rel=1e-3)
-    assert len(load_table_set(Path("sharding_plans/tables/industrial.yaml")).tables) == 63
+    table_set = load_table_set(Path("sharding_plans/tables/industrial.yaml"))
+    assert len(table_set.tables) == 63
+    assert {t.kind for t in table_set.tables} == {"sequence", "bag", "weighted bag"}
+    small = {t.name for t in table_set.tables if t.num_embeddings <= 3_000}
+    assert {name for name, e in made.tables.items() if e.sharding_type == "data_parallel"} == small
 
     config = "configs/industrial.yaml"
     ingest = load_config(config).ingest

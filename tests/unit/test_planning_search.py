@@ -231,3 +231,29 @@ def test_moves_within_a_budget_come_close_to_the_best(tight: float) -> None:
             np.testing.assert_allclose(found.time, loads(options, cluster, after)[0])
             ratios.append(found.bottleneck / best)
     assert np.mean(ratios) < 1.05
+
+
+def test_work_that_hardly_relieves_the_busiest_rank_isn_t_done() -> None:
+    """Table 0 takes 100 on all ranks, table 1 takes 20 on each rank of a node: 120 in all.
+
+    Table 2 takes 20.5 on one rank of the other node, or 15 on both of them.
+    """
+    rows = [(0, EVERY, 100.0), (1, RANK, 60.0), (1, NODE, 20.0), (2, RANK, 20.5), (2, NODE, 15.0)]
+    table, place, time = (np.array(column) for column in zip(*rows, strict=True))
+    ones = np.ones(len(rows), np.int64)
+    options = OptionArrays(
+        table=table.astype(np.int64),
+        place=place.astype(np.int64),
+        units=ones,
+        time=time.astype(float),
+        full=ones,
+        memory=np.ones((len(rows), 3, 2)),
+        weight=np.ones(len(rows)),
+        copies=ones,
+    )
+    capacity = np.full((RANKS, 2), 1e9)
+    cluster = Cluster(RANKS_PER_NODE, capacity, np.zeros(RANKS), np.zeros((RANKS, 2)))
+    found, _ = search(options, cluster)
+    assert found is not None
+    assert [rows[i][1] for i in found.option] == [EVERY, NODE, RANK]
+    assert found.bottleneck == 120.5 and found.time.sum() == 460.5
