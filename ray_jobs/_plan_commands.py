@@ -96,7 +96,7 @@ def diff(arguments: argparse.Namespace) -> None:
         sizes = (moved.intra_node, moved.inter_node) if moved else (0.0, 0.0)
         held = (found.bytes_after[name].stored, found.bytes_after[name].buffers_per_rank)
         table.add_row(escape(name), escape(text), *map(size_text, (*held, *sizes)))
-    console = wide_console(120)
+    console = wide_console()
     console.print(table)
     for kind, names in (("added", found.added), ("removed", found.removed)):
         if names:
@@ -126,7 +126,7 @@ def whatif(arguments: argparse.Namespace) -> None:
     if arguments.json:
         print(json.dumps(rows, indent=1))
     else:
-        print_rows(rows, wide_console(120))
+        print_rows(rows, wide_console())
 
 
 def to_cpu_plan(arguments: argparse.Namespace) -> None:
@@ -154,7 +154,7 @@ def _report(
     if arguments.json:
         print(json.dumps(known, indent=1))
     else:
-        wide_console(120).print(render(plan, most_tables=most_tables))
+        wide_console().print(render(plan, most_tables=most_tables))
     if known["outside_hbm_bytes"]:
         log.warning(
             "%s of the rows and optimizer state (%.0f %%) are outside of HBM, which is far slower; "

@@ -91,7 +91,7 @@ def _print(found: dict[str, Any]) -> None:
         table.add_row(
             escape(row["table"]), row["kind"], *counts, str(row["now"]), str(row["suggested"])
         )
-    console = wide_console(120)
+    console = wide_console()
     console.print(table)
     now, then = found["now"], found["suggested"]
     lines = [

@@ -82,7 +82,7 @@ def summary_lines(plan: Plan) -> tuple[Line, Line]:
 
 def describe(plan: Plan, *, most_tables: int = 40) -> str:
     """`render` as plain text, for logs."""
-    console = Console(width=120, file=io.StringIO(), color_system=None)
+    console = Console(width=140, file=io.StringIO(), color_system=None)
     with console.capture() as capture:
         console.print(render(plan, most_tables=most_tables))
     return capture.get().rstrip()
