@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from infnet_dist import checkpoint
+from infnet_dist.checkpoint.shards import ModelState
 from infnet_dist.config.run import Config
 from infnet_dist.distributed.context import WorkerContext
 from infnet_dist.errors import CheckpointError, ConfigError
@@ -232,6 +233,39 @@ def averages(context: WorkerContext, *, config: Config, path: Path) -> dict[str,
         served = total()
     assert total() == trained
     return {"trained": trained, "served": served}
+
+
+def test_states_move_between_data_parallel_and_sharded(tiny_set: Path, tmp_path: Path) -> None:
+    def config_with(kind: str) -> Config:
+        by_table = {"sharding_types": [kind]}
+        duration = by_table | {"optimizer": "adagrad", "embedding_dim": 6}
+        overrides = {"user": by_table, "duration": duration, "age_group": by_table}
+        tables = {"embedding_dim": 8, "overrides": overrides}
+        return make_config(tiny_set, tmp_path, tables=tables, training={"max_steps": 3})
+
+    whole = config_with("data_parallel")
+    summary = run_ranks(train, 2, config=whole, run_folder=tmp_path / "run")[0]
+    path = Path(summary["checkpoint"])
+    before = run_ranks(states, 2, config=whole, path=path)[0]
+    after = run_ranks(states, 2, config=config_with("row_wise"), path=path)[0]
+    assert before.keys() == after.keys()
+    for name in ("user", "duration", "age_group"):
+        state = f"optimizer.tables.{name}.momentum1"
+        assert before[state].count_nonzero()
+        assert torch.equal(before[state], after[state])
+
+
+def states(context: WorkerContext, *, config: Config, path: Path) -> dict[str, torch.Tensor]:
+    """All tensors after loading a checkpoint, put together from the ranks' shards."""
+    setup = TrainingSetup.open(config, context, splits=[])
+    checkpoint.load(Folder(path), setup.sharded, context)
+    shards = ModelState(setup.sharded).shards()
+    own = [(s.name, s.shape, s.offsets, s.tensor.clone()) for s in shards]
+    whole: dict[str, torch.Tensor] = {}
+    for name, shape, offsets, part in (one for rank in context.gather(own) for one in rank):
+        tensor = whole.setdefault(name, torch.full(shape, torch.nan, dtype=torch.float64))
+        tensor[tuple(slice(o, o + n) for o, n in zip(offsets, part.shape, strict=True))] = part
+    return whole
 
 
 @pytest.mark.parametrize(
