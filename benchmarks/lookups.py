@@ -141,11 +141,11 @@ def measure_bags(
     bags, histories = bag_schema(rows), as_histories(bag_schema(rows))
     model = build_sharded_model(config, bags, context)
     before = build_before(config, histories, context)
-    if context.is_first:
-        types = Counter(entry.sharding_type for entry in model.plan.tables.values())
-        print("plan of the bags:", dict(types), flush=True)
+    print_plan(context, model)
     bag_batches = [random_batch(bags, batch_size, seed=2 * i + context.rank) for i in range(4)]
-    history_batches = [random_batch(histories, batch_size, seed=i) for i in range(4)]
+    history_batches = [
+        random_batch(histories, batch_size, seed=2 * i + context.rank) for i in range(4)
+    ]
     variants: dict[str, Callable[[int], None]] = {
         "model, bags": whole_step(model, config, bag_batches),
         "model, histories": whole_step(before, config, history_batches),
@@ -293,11 +293,14 @@ def compare_widths(arguments: argparse.Namespace) -> None:
             found[name].append({key: max(rank[key] for rank in ranks) for key in ranks[0]})
     before, now = found["before"], found["now"]
     print(f"\n{len(table_set.tables)} tables of at most {arguments.rows} rows, 2 ranks\n")
-    print("| | before | now | ratio |\n|---|---|---|---|")
+    print("| | before | now | before / now |\n|---|---|---|---|")
     for key in sorted(before[0] | now[0]):
         one, other = [r.get(key, 0.0) for r in before], [r.get(key, 0.0) for r in now]
         medians = f"{statistics.median(one):,.2f} | {statistics.median(other):,.2f}"
-        print(f"| {key} | {medians} | {spread(one, other) if min(other) else ''} |")
+        print(f"| {key} | {medians} | {spread(one, other) if min(one + other) else ''} |")
+    for name, turns in found.items():
+        rates = [2 * 1e3 * arguments.batch_size / turn["ms a step"] for turn in turns]
+        print(f"{name}: median {statistics.median(rates):,.0f} samples/s")
 
 
 def measure_widths(
@@ -321,6 +324,7 @@ def measure_widths(
         schema = as_histories(schema)
     build = build_before if before else build_sharded_model
     sharded = build(config, schema, context)
+    print_plan(context, sharded)
     batches = [random_batch(schema, batch_size, seed=2 * i + context.rank) for i in range(4)]
     step = whole_step(sharded, config, batches)
     with CollectiveBytes() as counted:
@@ -458,6 +462,14 @@ def random_batch(schema: Schema, size: int, *, seed: int) -> RankingBatch:
         truth_BK=torch.full((size, num_tasks), torch.nan),
         rows=BatchRows(epoch=0, intervals=((0, size),)),
     )
+
+
+def print_plan(context: WorkerContext, sharded: ShardedModel) -> None:
+    """Number of tables by home and sharding type."""
+    tables = sharded.lookups.tables
+    kinds = Counter((t.home, sharded.plan.tables[t.name].sharding_type) for t in tables)
+    if context.is_first:
+        print("plan:", ", ".join(f"{n} {home} {kind}" for (home, kind), n in kinds.items()))
 
 
 def memory_mb(key: str) -> float:
