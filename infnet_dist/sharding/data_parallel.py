@@ -4,6 +4,7 @@ A data-parallel table has a copy on every worker and a dense gradient, which DDP
 backward pass. TorchRec doesn't train it in the backward pass, so an optimizer does it afterwards.
 """
 
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -67,6 +68,8 @@ def table_optimizer(
     tables: dict[str, torch.nn.Parameter], groups: list[dict[str, Any]]
 ) -> KeyedOptimizerWrapper:
     """A `TableOptimizer` with state by parameter name; `groups` in the order of `tables`."""
+    # On CPUs fbgemm has no autograd kernel for these lookups; gradients are right all the same.
+    warnings.filterwarnings("ignore", message="fbgemm::dense_embedding_codegen_lookup_function")
     return KeyedOptimizerWrapper(
         tables,
         lambda params: TableOptimizer(
