@@ -12,7 +12,7 @@ from torchrec.modules.embedding_configs import DataType, EmbeddingBagConfig, Emb
 from torchrec.modules.embedding_modules import EmbeddingBagCollection, EmbeddingCollection
 from torchrec.sparse.jagged_tensor import JaggedTensor, KeyedJaggedTensor, KeyedTensor
 
-from infnet_dist.lookups import Home, Lookup, Lookups, TableLookups
+from infnet_dist.lookups import Home, Lookups, TableLookups
 from infnet_dist.schema import sequence_keys
 
 _DATA_TYPES = {"fp32": DataType.FP32, "fp16": DataType.FP16}
@@ -119,16 +119,22 @@ class Pooling(nn.Module):
         """Pool bags to means where asked, pad every behaviour to its `max_length`."""
         rows = {key: value for found in jagged for key, value in found.items()}
         sums = {key: value for found in pooled for key, value in found.to_dict().items()}
+        counts = _num_ids(sparse_features)
+        if weighted_features is not None:
+            counts |= _num_ids(weighted_features)
         fields = []
         for field in self._fields:
-            weighted = field.weighted or field.home == "weighted"
-            features = weighted_features if weighted else sparse_features
-            assert features is not None  # the batch has weights if a lookup reads them
-            ids = features[field.feature]
+            key, weights = field.feature, None
+            # Taking one key out of the others costs as much as a small lookup.
+            if field.weighted and (field.home == "sequence" or field.pooling == "mean"):
+                assert weighted_features is not None  # the batch has weights if a lookup reads them
+                weights = weighted_features[key]
             if field.home == "sequence":
-                sums[field.feature] = self._pool(rows[field.feature], ids, field)
-            sum_BE = sums[field.feature][:, : field.width].float()
-            fields.append(_mean(sum_BE, ids, field) if field.pooling == "mean" else sum_BE)
+                sums[key] = self._pool(rows[key], weights, key)
+            sum_BE = sums[key][:, : field.width].float()
+            if field.pooling == "mean":
+                sum_BE = sum_BE / (counts[key] if weights is None else _total_weight(weights))
+            fields.append(sum_BE)
         sequences, masks = [], []
         for length, attributes in self._sequences:
             padded = [_pad(rows[key].values(), rows[key], length)[..., :w] for key, w in attributes]
@@ -138,22 +144,26 @@ class Pooling(nn.Module):
             masks.append(places_L < lengths_B.unsqueeze(1))
         return SparseEmbeddings(fields, sequences, masks)
 
-    def _pool(self, rows: JaggedTensor, ids: JaggedTensor, field: Lookup) -> torch.Tensor:
+    def _pool(self, rows: JaggedTensor, weights: JaggedTensor | None, key: str) -> torch.Tensor:
         """Sum of the rows of each bag, [B, E_t]; a single id is a bag of one."""
-        length = self._max_lengths.get(field.feature, 1)
+        length = self._max_lengths.get(key, 1)
         rows_BLE = _pad(rows.values(), rows, length)
-        if field.weighted:
-            rows_BLE = rows_BLE * _pad(ids.weights().unsqueeze(1), ids, length)
+        if weights is not None:
+            rows_BLE = rows_BLE * _pad(weights.weights().unsqueeze(1), weights, length)
         return rows_BLE.sum(1)
 
 
-def _mean(sum_BE: torch.Tensor, ids: JaggedTensor, field: Lookup) -> torch.Tensor:
-    """The sum divided by the number of ids, or by the sum of their weights; 0 where that is 0."""
-    if field.weighted:
-        total_B = torch.segment_reduce(ids.weights(), "sum", lengths=ids.lengths(), initial=0)
-    else:
-        total_B = ids.lengths().float()
-    return sum_BE / total_B.where(total_B > 0, 1.0).unsqueeze(1)
+def _num_ids(features: KeyedJaggedTensor) -> dict[str, torch.Tensor]:
+    """Number of ids per row by key, float32 [B, 1]; 1 where there are none."""
+    keys = features.keys()
+    count_FB1 = features.lengths().view(len(keys), features.stride(), 1).float().clamp(min=1.0)
+    return dict(zip(keys, count_FB1.unbind(), strict=True))
+
+
+def _total_weight(bags: JaggedTensor) -> torch.Tensor:
+    """Sum of the weights per row, [B, 1]; 1 where it is 0, as the weighted sum is."""
+    total_B = torch.segment_reduce(bags.weights(), "sum", lengths=bags.lengths(), initial=0)
+    return total_B.where(total_B > 0, 1.0).unsqueeze(1)
 
 
 def _pad(values: torch.Tensor, jagged: JaggedTensor, length: int) -> torch.Tensor:

@@ -150,7 +150,8 @@ def test_the_control_reads_every_feature_and_lets_none_interact(path: Path) -> N
             fields=[item], sequences=[history], masks=[torch.ones(1, 3, dtype=torch.bool)]
         )
         zeros = torch.zeros(1, 3, dtype=torch.int64)
-        return dense(embeddings, torch.zeros(1, 0), zeros).detach()
+        nothing = torch.zeros(1, 0)
+        return dense(embeddings, nothing, nothing, zeros).detach()
 
     width = config.tables.embedding_dim
     items, histories = torch.randn(2, 1, width), torch.randn(2, 1, 3, width)

@@ -71,8 +71,8 @@ def test_the_least_file_gets_all_defaults(tmp_path: Path):
             "(known: adagrad, adamw, sgd)",
         ),
         (
-            {"dense_optimizer": {"name": "sgd", "first_order": {"alpah": 1}}},
-            "unknown key 'dense_optimizer.first_order.alpah'; did you mean 'alpha'?",
+            {"dense_optimizer": {"name": "sgd", "first_order": {"alphaa": 1}}},
+            "unknown key 'dense_optimizer.first_order.alphaa'; did you mean 'alpha'?",
         ),
         (
             {"schedule": {"dense": {"warmup": 8}}},
