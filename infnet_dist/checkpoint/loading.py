@@ -202,7 +202,9 @@ def differences_from(folder: Folder, plan: Plan) -> list[str]:
     manifest = read_manifest(folder)
     tensors = tables_of(manifest)
     saved = {name: manifest.tensors[tensor] for name, tensor in tensors.items()}
-    planned = {table.name: table for table in plan.made_for.tables.tables}
+    tables = plan.made_for.tables
+    planned = {table.name: tables.complete(table) for table in tables.tables}
+    config = read_config(folder, manifest)
     lines = []
     for name in sorted({*saved, *planned}):
         there = "missing"
@@ -214,6 +216,16 @@ def differences_from(folder: Folder, plan: Plan) -> list[str]:
         if here != there:
             lines.append(f"table {name!r} is {there} in the checkpoint, {here} in the plan")
             continue
+        if config is not None:
+            settings = config.table(name)
+            optimizer = settings.optimizer if settings.trainable else "sgd"
+            if optimizer != planned[name].optimizer:
+                lines.append(
+                    f"table {name!r} was trained by {optimizer} in the checkpoint, "
+                    f"{planned[name].optimizer} in the plan: its state can't be loaded, weights "
+                    "alone can"
+                )
+                continue
         state = row_state(manifest, tensors[name])
         old = state.column_shards if state else None
         new = planned[name].embedding_dim // plan.tables[name].columns

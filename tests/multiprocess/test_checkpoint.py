@@ -10,6 +10,7 @@ from torch.distributed._shard.sharded_tensor import ShardedTensor
 
 from infnet_dist import checkpoint
 from infnet_dist.config.run import Config
+from infnet_dist.config.tables import TablesConfig
 from infnet_dist.distributed.context import WorkerContext
 from infnet_dist.errors import CheckpointError
 from infnet_dist.io.filesystem import Folder
@@ -238,6 +239,15 @@ def test_a_plan_is_checked_against_the_tensors(trained: tuple[Config, Path, dict
     )
     assert "missing in the plan" in missing
     assert "in the checkpoint, 17 x 8 fp32 in the plan" in changed
+    wanted = config.model_copy(
+        update={
+            "tables": TablesConfig.model_validate(
+                config.tables.model_dump() | {"overrides": {"item": {"optimizer": "adagrad"}}}
+            )
+        }
+    )
+    (line,) = checkpoint.differences_from(Folder(path), planned(wanted))
+    assert all(part in line for part in ("'item'", "rowwise_adagrad", " adagrad "))
 
 
 @pytest.mark.parametrize("every_steps", [2, 3])
