@@ -9,10 +9,10 @@ EXTRA ?= $(shell cat .venv/extra 2>/dev/null || echo cpu)
 CONFIG ?= configs/smoke.yaml
 BIN := .venv/bin
 STAMP := .venv/installed-$(EXTRA)
-# Four files of tests at once, the longest first: those of several processes wait more than they
+# Three files of tests at once, the longest first: those of several processes wait more than they
 # compute, and the short ones fill the cores at the end.
 TESTS := tests/integration tests/faults tests/multiprocess tests/unit tests/contrib
-AT_ONCE := -n 4 --dist loadfile --no-loadscope-reorder
+AT_ONCE := -n 3 --dist loadfile --no-loadscope-reorder
 
 MINUTES ?= 10
 

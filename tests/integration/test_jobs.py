@@ -109,7 +109,7 @@ def test_the_wandb_offline_run_holds_the_logged_metrics(run: Path) -> None:
                 assert history[step][key] == pytest.approx(value), (step, key)
 
 
-@pytest.mark.parametrize("launcher", ["local", "ray"])
+@pytest.mark.parametrize("launcher", ["local", pytest.param("ray", marks=pytest.mark.exhaustive)])
 def test_without_a_cluster_the_losses_are_the_same(run: Path, root: Path, launcher: str) -> None:
     """By local processes, and by a Ray that the command starts for itself."""
     arguments = ["--config", str(root / "small.yaml"), "--run-id", launcher]

@@ -56,6 +56,7 @@ def listening_on(process: psutil.Process) -> list[tuple[str, int]]:
     return []
 
 
+@pytest.mark.exhaustive
 def test_two_at_once_and_nothing_left(tmp_path: Path, job_folder: Path) -> None:
     with LocalRay(tmp_path / "a", num_cpus=1) as one, LocalRay(tmp_path / "b", num_cpus=1) as two:
         assert one.address != two.address

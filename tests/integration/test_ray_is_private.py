@@ -39,7 +39,12 @@ print("it has the key" if os.environ.get("WANDB_API_KEY") else "it lacks the key
 
 
 @pytest.mark.parametrize(
-    "end", ["", "disconnect()", "from ray_jobs._cli import run_main; run_main(lambda argv: 1 // 0)"]
+    "end",
+    [
+        pytest.param("", marks=pytest.mark.exhaustive),
+        pytest.param("disconnect()", marks=pytest.mark.exhaustive),
+        "from ray_jobs._cli import run_main; run_main(lambda argv: 1 // 0)",
+    ],
 )
 def test_a_ray_of_ones_own_is_of_no_use_to_others(
     tmp_path: Path, repository: Path, end: str

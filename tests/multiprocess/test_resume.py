@@ -663,7 +663,8 @@ def test_a_row_group_that_can_t_be_read(tmp_path: Path) -> None:
     assert summary["examples"] == 2400 and summary["steps"] == 38
 
 
-@pytest.mark.parametrize("ranks", [pytest.param(1, marks=pytest.mark.exhaustive), 3])
+@pytest.mark.exhaustive
+@pytest.mark.parametrize("ranks", [1, 3])
 def test_training_continues_alike_under_another_plan(
     tiny_set: Path, tmp_path: Path, ranks: int
 ) -> None:
