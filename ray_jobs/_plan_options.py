@@ -74,7 +74,7 @@ def plan_options(parser: argparse.ArgumentParser) -> None:
         "--max-width",
         type=positive,
         metavar="N",
-        help="floats of the widest table, at least 4 (default: the widest now)",
+        help="floats of the widest table, at least 4 (default: no table gets wider than it is)",
     )
     widths.add_argument(
         "--alpha",

@@ -30,8 +30,8 @@ def print_widths(arguments: argparse.Namespace) -> None:
     """
     table_set, topology = read_tables(arguments), read_topology(arguments)
     now = {table.name: table.embedding_dim for table in table_set.tables}
-    max_width = arguments.max_width or max(now.values())
-    if max_width < 4:
+    max_width = arguments.max_width
+    if max_width is not None and max_width < 4:
         raise PlanError(f"--max-width: got {max_width}, expected at least 4")
     held = sum(table_bytes(table_set, now).values())
     budget = arguments.budget_gib * _GIB if arguments.budget_gib else held

@@ -32,6 +32,7 @@ class _Group:
     """Tables that get one width."""
 
     tables: tuple[PlanTable, ...]
+    max_width: int
 
     @property
     def useful(self) -> float:
@@ -47,21 +48,25 @@ class _Group:
 
 
 def suggest_widths(
-    table_set: TableSet, *, budget_bytes: float, max_width: int, alpha: float = 0.3
+    table_set: TableSet, *, budget_bytes: float, max_width: int | None = None, alpha: float = 0.3
 ) -> dict[str, int]:
     """The width of each table by name.
 
     Args:
-        table_set: the tables; their widths aren't used.
+        table_set: the tables.
         budget_bytes: rows and optimizer state of all tables, each counted once.
-        max_width: of any table.
+        max_width: of any table; None: no table gets wider than it is (of those that share a
+            sequence, than the widest).
         alpha: exponent of the popularity; 0: memory is shared alike.
 
     Raises:
         PlanError: the tables exceed the budget at the least width; names the largest.
     """
-    groups = [_Group(tables) for tables in _that_share_sequences(table_set)]
-    least = _widths(groups, 0.0, max_width, alpha)
+    groups = [
+        _Group(tables, max_width or max(table.embedding_dim for table in tables))
+        for tables in _that_share_sequences(table_set)
+    ]
+    least = _widths(groups, 0.0, alpha)
     sizes = table_bytes(table_set, least)
     if sum(sizes.values()) > budget_bytes:
         largest = sorted(sizes, key=lambda name: (-sizes[name], name))[:3]
@@ -71,16 +76,16 @@ def suggest_widths(
             f"than the budget of {size_text(budget_bytes)}; the largest: {named}; give a larger "
             "--budget-gib, or make these tables smaller"
         )
-    most = max(max_width / group.lookups_per_row**alpha for group in groups)
-    widths = _widths(groups, most, max_width, alpha)
+    most = max(group.max_width / group.lookups_per_row**alpha for group in groups)
+    widths = _widths(groups, most, alpha)
     if sum(table_bytes(table_set, widths).values()) <= budget_bytes:
         return widths
     low, high = 0.0, most
     for _ in range(_STEPS):
         middle = (low + high) / 2
-        fits = sum(table_bytes(table_set, _widths(groups, middle, max_width, alpha)).values())
+        fits = sum(table_bytes(table_set, _widths(groups, middle, alpha)).values())
         low, high = (middle, high) if fits <= budget_bytes else (low, middle)
-    return _widths(groups, low, max_width, alpha)
+    return _widths(groups, low, alpha)
 
 
 def with_widths(table_set: TableSet, widths: Mapping[str, int]) -> TableSet:
@@ -100,13 +105,11 @@ def table_bytes(table_set: TableSet, widths: Mapping[str, int]) -> dict[str, flo
     }
 
 
-def _widths(
-    groups: Sequence[_Group], factor: float, max_width: int, alpha: float
-) -> dict[str, int]:
+def _widths(groups: Sequence[_Group], factor: float, alpha: float) -> dict[str, int]:
     widths: dict[str, int] = {}
     for group in groups:
         allowed = factor * group.lookups_per_row**alpha
-        width = _rounded(min(group.useful, allowed, max_width), max_width)
+        width = _rounded(min(group.useful, allowed), group.max_width)
         widths |= {table.name: width for table in group.tables}
     return widths
 

@@ -92,6 +92,15 @@ def test_a_budget_below_the_least_widths_names_the_largest_tables() -> None:
         suggest_widths(table_set, budget_bytes=2**30, max_width=64)
 
 
+def test_without_a_limit_no_table_gets_wider() -> None:
+    """Tables of a sequence count as one, which is as wide as the widest of them."""
+    narrow = table("city", 3_000).model_copy(update={"embedding_dim": 8})
+    wide = table("user", 50_000_000)
+    found = suggest_widths(tables(narrow, wide), budget_bytes=ENOUGH)
+    assert found == {"city": 8, "user": wide.embedding_dim}
+    assert suggest_widths(tables(narrow, wide), budget_bytes=ENOUGH, max_width=32)["city"] == 32
+
+
 YAML = """
 batch_size: 1024
 tables:
