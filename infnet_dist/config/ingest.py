@@ -13,7 +13,7 @@ from infnet_dist.config.limits import (
     MAX_TABLE_ROWS,
     MAX_VECTOR,
 )
-from infnet_dist.config.log_columns import Pooling, VectorColumn
+from infnet_dist.config.log_columns import ListOptions, Pooling, VectorColumn
 from infnet_dist.config.logs import LogsIngest
 from infnet_dist.config.model import Section
 from infnet_dist.errors import unknown_name
@@ -136,27 +136,10 @@ class KuaiRandIngest(Section):
     )
 
 
-class BagColumn(Section):
+class BagColumn(ListOptions):
     """A column of lists of values: a bag, one token for all items."""
 
     pooling: Pooling = Field("mean", description="sum or mean of the rows of the items")
-    weights: str | None = Field(
-        None,
-        min_length=1,
-        description="column of the weights of the items, as many numbers >= 0 as items; null: all "
-        "items weigh 1",
-    )
-    separator: str = Field(
-        "|",
-        min_length=1,
-        description="separator between the items of lists that are text, and of their weights",
-    )
-    max_length: int = Field(
-        20,
-        ge=1,
-        le=MAX_LENGTH,
-        description="maximum number of items per row; the first ones are kept",
-    )
 
 
 class TabularIngest(Section):

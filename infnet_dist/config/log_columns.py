@@ -69,10 +69,9 @@ class IdTable(Section):
         return self
 
 
-class ListColumn(Section):
-    """A column of lists of values, e.g. the tags of a video: a bag, or a sequence of items."""
+class ListOptions(Section):
+    """What all columns of lists of values have."""
 
-    table: str = Field(description="table of the values")
     separator: str = Field(
         "|",
         min_length=1,
@@ -84,16 +83,22 @@ class ListColumn(Section):
         le=MAX_LENGTH,
         description="maximum number of items per row; the first ones are kept",
     )
-    pooling: Pooling | None = Field(
-        None,
-        description="sum, mean: a bag, one token for all items; null: a sequence, one token per "
-        "item",
-    )
     weights: str | None = Field(
         None,
         min_length=1,
         description="column of the weights of a bag's items, as many numbers >= 0 as items; null: "
         "all items weigh 1",
+    )
+
+
+class ListColumn(ListOptions):
+    """A column of lists of values, e.g. the tags of a video: a bag, or a sequence of items."""
+
+    table: str = Field(description="table of the values")
+    pooling: Pooling | None = Field(
+        None,
+        description="sum, mean: a bag, one token for all items; null: a sequence, one token per "
+        "item",
     )
 
     @model_validator(mode="after")

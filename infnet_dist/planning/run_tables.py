@@ -12,7 +12,7 @@ from infnet_dist.lookups import Lookups, TableLookups
 from infnet_dist.planning.checks import check_sharding_types
 from infnet_dist.planning.costs.popularity import fit_zipf
 from infnet_dist.planning.tables import PlanFeature, PlanTable, TableSet
-from infnet_dist.schema import Schema, Table, sequence_key
+from infnet_dist.schema import Schema, Table, sequence_keys
 
 _MIN_LENGTH = 0.01  # mean length of a sequence that is always empty
 
@@ -52,7 +52,7 @@ def _mean_lengths(lookups: Lookups, usage: TableUsage | None) -> dict[str, float
     lengths = {one.feature: 1.0 for one in lookups}
     lengths |= {bag.name: float(bag.max_length) for bag in lookups.schema.bags}
     for sequence in lookups.schema.sequences:
-        keys = [sequence_key(sequence, attribute) for attribute in sequence.attributes]
+        keys = sequence_keys(sequence)
         lengths |= dict.fromkeys(keys, float(sequence.max_length))
     return lengths
 

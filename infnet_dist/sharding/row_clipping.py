@@ -14,7 +14,7 @@ from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
 from infnet_dist.lookups import Lookup, Lookups
 from infnet_dist.model.sparse import SparseEmbeddings
-from infnet_dist.schema import sequence_key
+from infnet_dist.schema import sequence_keys
 
 
 class RowClipping:
@@ -33,7 +33,7 @@ class RowClipping:
         self._fields = lookups.fields
         widths = {lookup.feature: lookup.width for lookup in lookups}
         self._widths = [
-            [widths[sequence_key(sequence, attribute)] for attribute in sequence.attributes]
+            [widths[key] for key in sequence_keys(sequence)]
             for sequence in lookups.schema.sequences
         ]
 

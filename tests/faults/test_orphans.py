@@ -69,7 +69,6 @@ def test_workers_end_with_a_killed_driver(tmp_path: Path, action: Callable[..., 
 
 
 @pytest.mark.exhaustive
-@pytest.mark.timeout(400)
 @pytest.mark.parametrize("when", ["starting", "training", "saving"])
 def test_a_run_ends_with_its_killed_driver(tmp_path: Path, data: Path, when: str) -> None:
     """A run that would last for minutes; the next attempt needs to wait for nothing."""

@@ -17,7 +17,7 @@ from tests.conftest import REPOSITORY
 from tests.faults.kit import Fault, Job, Running, no_processes_left
 from tests.faults.network import INTERFACE, Network
 
-pytestmark = [pytest.mark.timeout(300), pytest.mark.matrix]
+pytestmark = pytest.mark.matrix
 
 
 @pytest.fixture(scope="module")

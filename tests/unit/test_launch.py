@@ -180,8 +180,8 @@ def test_which_attempt_writes_the_summary(tmp_path: Path) -> None:
     for other in ({"stopped": True}, {"steps": 3}, {"run_folder": "/moved"}):
         path.write_text(json.dumps(ended | other))
         assert close_run_folder(tmp_path, idle, trained=False) == idle, other
-    for spoilt in ("{", "[]", "null", '{"steps": 4}'):
-        path.write_text(spoilt)
+    for content in ("{", "[]", "null", '{"steps": 4}'):
+        path.write_text(content)
         close_run_folder(tmp_path, idle, trained=False)
         assert json.loads(path.read_text()) == idle
     newer = ended | {"samples_per_s": 7.0}

@@ -103,9 +103,9 @@ def test_bad_rows_are_kept_with_their_reason(change, types, checks, reason, tmp_
     if "item_id" in types:
         kind = str if types["item_id"] == pa.string() else float
         rows = [row | {"item_id": kind(row["item_id"])} for row in rows]
-    spoilt = spoil(rows, change)
+    changed = spoil(rows, change)
     (tmp_path / "logs").mkdir()
-    pq.write_table(table_of(spoilt, **types), tmp_path / "logs" / "a.parquet", row_group_size=90)
+    pq.write_table(table_of(changed, **types), tmp_path / "logs" / "a.parquet", row_group_size=90)
     config = settings(tmp_path / "logs", checks=checks, max_bad_share=0.1)
     manifest = ingest(config, tmp_path / "set")
     bad = quarantine(tmp_path / "set")
@@ -113,7 +113,7 @@ def test_bad_rows_are_kept_with_their_reason(change, types, checks, reason, tmp_
     assert [row["_row"] for row in bad] == numbers
     assert all(row["_reason"].startswith(reason) for row in bad)
     kept = [{k: row[k] for k in TYPES.names} for row in bad]
-    assert str(kept) == str(table_of([spoilt[i] for i in numbers], **types).to_pylist())
+    assert str(kept) == str(table_of([changed[i] for i in numbers], **types).to_pylist())
     assert list(manifest.ingested.quarantined.values()) == [len(numbers)]
     # What is left is what a log without these rows gives.
     good = [row for i, row in enumerate(rows) if i % 40 != 7]

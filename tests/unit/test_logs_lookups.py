@@ -292,15 +292,15 @@ BAD_ROWS = [
 
 def test_bad_rows_are_quarantined_by_their_reasons(tmp_path):
     rows = make_rows()
-    spoilt = {4 * i + 1: change for i, (change, _) in enumerate(BAD_ROWS)}
-    logs = write(tmp_path / "logs", [r | spoilt.get(i, {}) for i, r in enumerate(rows)], files=1)
+    changes = {4 * i + 1: change for i, (change, _) in enumerate(BAD_ROWS)}
+    logs = write(tmp_path / "logs", [r | changes.get(i, {}) for i, r in enumerate(rows)], files=1)
     manifest = ingest(settings(logs), tmp_path / "set")
     assert manifest.ingested.bad_rows == len(BAD_ROWS)
     (file,) = (tmp_path / "set" / "quarantine").rglob("*.parquet")
     reasons = {row["_row"]: row["_reason"] for row in pq.read_table(file).to_pylist()}
-    for place, (_, why) in zip(spoilt, BAD_ROWS, strict=True):
+    for place, (_, why) in zip(changes, BAD_ROWS, strict=True):
         assert why in reasons[place] and ";" not in reasons[place]
-    check_rows(tmp_path / "set", [row for i, row in enumerate(rows) if i not in spoilt])
+    check_rows(tmp_path / "set", [row for i, row in enumerate(rows) if i not in changes])
 
 
 @pytest.mark.parametrize(
