@@ -21,7 +21,7 @@ from tests.wandb_file import read_history
 MATRIX = pytest.mark.matrix
 KILLS = [
     pytest.param(Fault("backward", rank=1, step=17), id="rank 1 in backward"),
-    pytest.param(Fault("save", rank=0, step=20), id="rank 0 in a save"),
+    pytest.param(Fault("save", rank=0, step=20), id="rank 0 in a save", marks=MATRIX),
     pytest.param(Fault("manifest", rank=0, step=10), id="rank 0 before the manifest", marks=MATRIX),
     pytest.param(Fault("step", rank=0, step=1), id="rank 0 in the first step", marks=MATRIX),
     pytest.param(Fault("prune", rank=0, step=30), id="rank 0 after the manifest", marks=MATRIX),
@@ -133,6 +133,7 @@ def test_stopped_by_a_signal(
     job.assert_same(undisturbed)
 
 
+@MATRIX
 def test_all_processes_of_a_job_are_told_to_stop(
     tmp_path: Path, data: Path, undisturbed: Job
 ) -> None:
@@ -236,6 +237,7 @@ def test_preempted_by_sigterm_to_a_worker(tmp_path: Path, data: Path, undisturbe
     job.assert_same(undisturbed)
 
 
+@MATRIX
 def test_no_room_while_saving(tmp_path: Path, data: Path, undisturbed: Job) -> None:
     job = Job(tmp_path, data, checkpoint={"retry_s": 20})
     ended = job.run(Fault("save", "full", rank=1, step=0, seconds=3))

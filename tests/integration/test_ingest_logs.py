@@ -101,7 +101,9 @@ def ingest_to(root: Path, raw: Path, made: Path) -> list[str]:
     return ["--config", str(root / "logs.yaml"), *sets]
 
 
-@pytest.mark.parametrize("wait_for", ["partition", "shuffle"])
+@pytest.mark.parametrize(
+    "wait_for", [pytest.param("partition", marks=pytest.mark.exhaustive), "shuffle"]
+)
 def test_a_killed_job_resumes(root: Path, whole: Path, wait_for: str, tmp_path: Path) -> None:
     """SIGKILL to the driver: its processes end too, nothing is published, a rerun completes it."""
     arguments = ingest_to(root, whole.parent, tmp_path / "killed")

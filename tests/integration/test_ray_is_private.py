@@ -6,6 +6,7 @@ import subprocess
 import sys
 import urllib.error
 import urllib.request
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -67,53 +68,61 @@ def test_a_ray_of_ones_own_is_of_no_use_to_others(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_the_list_of_jobs_shows_no_secret(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("WANDB_API_KEY", KEY)
-    (tmp_path / "job").mkdir()
-    (tmp_path / "job" / "tell.py").write_text(TELL)
-    with LocalRay(tmp_path, num_cpus=1) as ray:
-        done = ray.submit(["python", "tell.py"], working_dir=tmp_path / "job", env={"A": "b"})
-        assert "it has the key" in done.stdout
-        command = str(Path(sys.executable).with_name("ray"))
-        listed = subprocess.run(
-            [command, "job", "list", "--address", ray.dashboard_url],
-            env=ray.environ,
+@pytest.fixture(scope="module")
+def ray_with_a_secret(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalRay]:
+    """A Ray whose environment has an API key."""
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setenv("WANDB_API_KEY", KEY)
+        with LocalRay(tmp_path_factory.mktemp("root"), num_cpus=1) as ray:
+            yield ray
+
+
+def test_the_list_of_jobs_shows_no_secret(ray_with_a_secret: LocalRay, tmp_path: Path) -> None:
+    ray = ray_with_a_secret
+    (tmp_path / "tell.py").write_text(TELL)
+    done = ray.submit(["python", "tell.py"], working_dir=tmp_path, env={"A": "b"})
+    assert "it has the key" in done.stdout
+    command = str(Path(sys.executable).with_name("ray"))
+    listed = subprocess.run(
+        [command, "job", "list", "--address", ray.dashboard_url],
+        env=ray.environ,
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    jobs = get(f"{ray.dashboard_url}/api/jobs/", token_header(ray.token_file))
+    assert "tell.py" in listed.stdout
+    assert "tell.py" in jobs
+    assert KEY not in listed.stdout + listed.stderr + jobs + done.stdout
+    files = [path for path in ray.temp_dir.rglob("*") if path.is_file()]
+    assert len(files) > 10
+    assert [path for path in files if KEY.encode() in path.read_bytes()] == []
+
+
+def test_nobody_is_let_in_without_the_token(ray_with_a_secret: LocalRay, tmp_path: Path) -> None:
+    ray = ray_with_a_secret
+    (tmp_path / "other").mkdir()
+    assert ray.token_file.stat().st_mode & 0o077 == 0, "only its owner can read it"
+    jobs = f"{ray.dashboard_url}/api/jobs/"
+    other = write_token(tmp_path / "other")
+    before = get(jobs, token_header(ray.token_file))
+    for header, status in (({}, 401), (token_header(other), 403)):
+        with pytest.raises(urllib.error.HTTPError) as refused:
+            get(jobs, header)
+        assert refused.value.code == status
+    without = {k: v for k, v in ray.environ.items() if not k.startswith("RAY_AUTH_")}
+    wrong = ray.environ | {"RAY_AUTH_TOKEN_PATH": str(other)}
+    for environ in (without, wrong):
+        command = [str(Path(sys.executable).with_name("ray")), "job", "submit"]
+        submitted = subprocess.run(
+            [*command, "--address", ray.dashboard_url, "--", "python", "-V"],
+            env=environ,
             capture_output=True,
             text=True,
             timeout=60,
         )
-        jobs = get(f"{ray.dashboard_url}/api/jobs/", token_header(ray.token_file))
-        assert "tell.py" in listed.stdout
-        assert "tell.py" in jobs
-        assert KEY not in listed.stdout + listed.stderr + jobs + done.stdout
-        files = [path for path in ray.temp_dir.rglob("*") if path.is_file()]
-        assert len(files) > 10
-        assert [path for path in files if KEY.encode() in path.read_bytes()] == []
-
-
-def test_nobody_is_let_in_without_the_token(tmp_path: Path) -> None:
-    (tmp_path / "other").mkdir()
-    with LocalRay(tmp_path, num_cpus=1) as ray:
-        assert ray.token_file.stat().st_mode & 0o077 == 0, "only its owner can read it"
-        jobs = f"{ray.dashboard_url}/api/jobs/"
-        other = write_token(tmp_path / "other")
-        for header, status in (({}, 401), (token_header(other), 403)):
-            with pytest.raises(urllib.error.HTTPError) as refused:
-                get(jobs, header)
-            assert refused.value.code == status
-        without = {k: v for k, v in ray.environ.items() if not k.startswith("RAY_AUTH_")}
-        wrong = ray.environ | {"RAY_AUTH_TOKEN_PATH": str(other)}
-        for environ in (without, wrong):
-            command = [str(Path(sys.executable).with_name("ray")), "job", "submit"]
-            submitted = subprocess.run(
-                [*command, "--address", ray.dashboard_url, "--", "python", "-V"],
-                env=environ,
-                capture_output=True,
-                text=True,
-                timeout=60,
-            )
-            assert submitted.returncode, submitted.stdout
-        assert json.loads(get(jobs, token_header(ray.token_file))) == []
+        assert submitted.returncode, submitted.stdout
+    assert get(jobs, token_header(ray.token_file)) == before
 
 
 def get(url: str, headers: dict[str, str]) -> str:
