@@ -84,7 +84,7 @@ def test_a_job_that_is_stopped(tmp_path: Path, data: Path, undisturbed: Job, ray
     job = Job(tmp_path, data, training={"log_every_steps": 7, "epochs": 1})
     own = job.environ(*(Fault("step", "nap", rank=-1, step=i, seconds=0.5) for i in range(11, 38)))
     names = ("PYTHONPATH", "INFNET_FAULTS", "INFNET_LEDGER", "OMP_NUM_THREADS")
-    env_vars = {name: own[name] for name in names} | {"RAY_JOB_STOP_WAIT_TIME_S": "600"}
+    env_vars = {name: own[name] for name in names} | {"RAY_JOB_STOP_WAIT_TIME_S": "30"}
     runtime = json.dumps({"env_vars": env_vars})
     at = ["--address", ray.dashboard_url]
     submit = ["job", "submit", *at, "--no-wait", "--submission-id", "stopme"]
