@@ -328,6 +328,7 @@ def serve_s3(port: int) -> ThreadedMotoServer:
     return server
 
 
+@MATRIX
 def test_the_store_is_away_for_a_while(
     tmp_path: Path, data: Path, undisturbed: Job, port: int
 ) -> None:

@@ -136,6 +136,7 @@ def test_a_ray_that_could_run_no_job_is_reported(
     assert not ray.temp_dir.exists()
 
 
+@pytest.mark.exhaustive
 def test_the_readme_s_way_to_train_with_a_token(tmp_path: Path, repository: Path) -> None:
     """Its commands in order, but a head that listens on free ports alone, and a smaller run."""
     readme = (repository / "README.md").read_text()

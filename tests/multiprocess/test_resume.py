@@ -309,7 +309,13 @@ def evaluated(tiny_set: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "whole"
 
 
-@pytest.mark.parametrize("moment", ["before the checkpoint knows of it", "soon after"])
+@pytest.mark.parametrize(
+    "moment",
+    [
+        "before the checkpoint knows of it",
+        pytest.param("soon after", marks=pytest.mark.exhaustive),
+    ],
+)
 def test_an_evaluation_that_is_made_up_for(
     tiny_set: Path, tmp_path: Path, evaluated: Path, moment: str
 ) -> None:
@@ -418,6 +424,7 @@ def test_a_damaged_checkpoint_is_skipped_and_replaced(
     assert records(run) == records(whole), "the log isn't touched"
 
 
+@pytest.mark.exhaustive
 def test_the_damaged_do_not_count_among_those_kept(tiny_set: Path, tmp_path: Path) -> None:
     for max_steps, every_steps in ((20, 10), (25, 25)):
         config = make_config(
@@ -466,6 +473,7 @@ def test_checkpoints_by_the_clock_change_no_weights_and_no_evaluation(
     assert sorted({*further, *(r["step"] for r in records(whole))}) == steps, "a line at each save"
 
 
+@pytest.mark.exhaustive
 def test_a_checkpoint_of_a_version_that_did_not_log_at_each_save(
     tiny_set: Path, tmp_path: Path
 ) -> None:
