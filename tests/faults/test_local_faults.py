@@ -48,9 +48,9 @@ def test_more_than_two_workers(tmp_path: Path, data: Path, workers: int) -> None
     whole, job = (Job(tmp_path / name, data, scaling=scaling) for name in ("whole", "run"))
     whole.check(whole.run())
     ended = job.run(Fault("backward", rank=1, step=5), Fault("step", "sigterm", rank=2, step=13))
-    job.check(ended, code=143, says="SIGTERM .*step-00000013")
+    job.check(ended, code=143, says="SIGTERM .*step-00000014")
     job.check(job.run())
-    assert job.resumed_after == 13
+    assert job.resumed_after == 14
     job.assert_same(whole)
 
 
@@ -231,9 +231,9 @@ def test_the_main_process_is_killed(tmp_path: Path, data: Path, undisturbed: Job
 def test_preempted_by_sigterm_to_a_worker(tmp_path: Path, data: Path, undisturbed: Job) -> None:
     job = Job(tmp_path, data)
     ended = job.run(Fault("step", "sigterm", rank=1, step=13))
-    job.check(ended, code=143, says="SIGTERM .*step-00000013; --run-id run ")
+    job.check(ended, code=143, says="SIGTERM .*step-00000014; --run-id run ")
     job.check(job.run())
-    assert job.resumed_after == 13
+    assert job.resumed_after == 14
     job.assert_same(undisturbed)
 
 
