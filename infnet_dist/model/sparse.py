@@ -140,12 +140,10 @@ class Pooling(nn.Module):
             fields.append(sum_BE)
         sequences, masks = [], []
         for length, attributes in self._sequences:
-            padded = [
-                _narrow(_pad(rows[key].values(), rows[key], length), width)
-                for key, width in attributes
-            ]
-            sequences.append(torch.cat(padded, dim=-1))
-            lengths_B = rows[attributes[0][0]].lengths()
+            first = rows[attributes[0][0]]
+            values = [_narrow(rows[key].values(), width) for key, width in attributes]
+            sequences.append(_pad(torch.cat(values, dim=-1), first, length))
+            lengths_B = first.lengths()
             places_L = torch.arange(length, device=lengths_B.device)
             masks.append(places_L < lengths_B.unsqueeze(1))
         return SparseEmbeddings(fields, sequences, masks)

@@ -159,7 +159,12 @@ class Step(ABC):
     def _end_of_dense(self) -> torch.Tensor | None:
         """The gradients of the dense part are complete; returns whether to zero the tables'."""
         self._sharded.dense_update.reduce()
-        return self._flags.nonfinite_loss() if self._sharded.masks_updates else None
+        if not self._sharded.masks_updates:
+            return None
+        on_host = self._context.device.type == "cpu"  # where reading the flag is no waiting
+        if on_host and not self._flags.read().nonfinite_loss:
+            return None
+        return self._flags.nonfinite_loss()
 
 
 class _Guarded(torch.autograd.Function):

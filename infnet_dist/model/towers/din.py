@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 import torch
 from torch import nn
+from torch.nn import functional
 
 from infnet_dist.model.tokens import Tokens
 from infnet_dist.model.towers.blocks import mlp
@@ -43,9 +44,19 @@ class DIN(nn.Module):
         masks = tokens.mask_BL.split(self.sequence_lengths, dim=1)
         summaries = []
         for f, (item_BLD, mask_BL) in enumerate(zip(items, masks, strict=True)):
-            target_BLD = tokens.target_BFD[:, f : f + 1].expand_as(item_BLD)
-            pair = [item_BLD, target_BLD, item_BLD - target_BLD, item_BLD * target_BLD]
-            weight_BL1 = self.activation[f](torch.cat(pair, dim=-1))
-            weight_BL1 = weight_BL1.masked_fill(~mask_BL.unsqueeze(-1), 0.0)
-            summaries.append((weight_BL1 * item_BLD).sum(dim=1))
-        return torch.stack(summaries, dim=1)
+            first, activation, last = self.activation[f]
+            hidden_BLH = activation(_pairs(first, item_BLD, tokens.target_BFD[:, f]))
+            weight_BL = last(hidden_BLH).squeeze(-1).masked_fill(~mask_BL, 0.0)
+            summaries.append(torch.bmm(weight_BL.unsqueeze(1), item_BLD))
+        return torch.cat(summaries, dim=1)
+
+
+def _pairs(layer: nn.Linear, item_BLD: torch.Tensor, target_BD: torch.Tensor) -> torch.Tensor:
+    """`layer` of [e, v, e - v, e * v] for every item e and the row's target v, [B, L, H].
+
+    It is linear in e for a given v, so a row has one matrix for all of its items.
+    """
+    item_HD, target_HD, difference_HD, product_HD = layer.weight.chunk(4, dim=1)
+    weight_BHD = torch.addcmul(item_HD + difference_HD, product_HD, target_BD.unsqueeze(1))
+    bias_BH = functional.linear(target_BD, target_HD - difference_HD, layer.bias)
+    return torch.baddbmm(bias_BH.unsqueeze(1), item_BLD, weight_BHD.transpose(1, 2))
