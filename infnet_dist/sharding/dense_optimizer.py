@@ -7,7 +7,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import nn
-from torchrec.optim.keyed import CombinedOptimizer, KeyedOptimizer, KeyedOptimizerWrapper
+from torchrec.optim.keyed import CombinedOptimizer, KeyedOptimizer
 from torchrec.optim.optimizers import in_backward_optimizer_filter
 
 from infnet_dist.config.optimizers import (
@@ -16,6 +16,7 @@ from infnet_dist.config.optimizers import (
     DenseOptimizerConfig,
 )
 from infnet_dist.lookups import table_of
+from infnet_dist.sharding.flat_optimizer import FlatOptimizer
 from infnet_dist.sharding.ftrl import FtrlProximal
 
 _FIRST_ORDER = ".first_order."  # of `DenseArch`, in names of parameters
@@ -24,7 +25,8 @@ _FIRST_ORDER = ".first_order."  # of `DenseArch`, in names of parameters
 def make_dense_optimizer(model: nn.Module, config: DenseOptimizerConfig) -> CombinedOptimizer:
     """The optimizer of every parameter but the tables', with its state initialised.
 
-    Without state before the first step, a checkpoint would have nothing to load into.
+    Without state before the first step, a checkpoint would have nothing to load into. The
+    parameters become parts of one tensor (`FlatOptimizer`).
     """
     parameters = {
         name: parameter
@@ -34,33 +36,14 @@ def make_dense_optimizer(model: nn.Module, config: DenseOptimizerConfig) -> Comb
     ftrl = config.first_order
     first_order = {n: p for n, p in parameters.items() if ftrl and _FIRST_ORDER in n}
     others = {name: p for name, p in parameters.items() if name not in first_order}
-    found = [("dense", _initialised(others, config))]
+    found = [("dense", FlatOptimizer(others, lambda params: _optimizer(params, config)))]
+    for group in found[0][1].param_groups:
+        group["initial_lr"] = config.learning_rate
     if ftrl:
         options = ftrl.model_dump(exclude={"name"})
-        wrapped = KeyedOptimizerWrapper(first_order, lambda p: FtrlProximal(p, **options))
+        wrapped = FlatOptimizer(first_order, lambda params: FtrlProximal(params, **options))
         found.append(("dense", wrapped))
     return CombinedOptimizer(found)
-
-
-def _initialised(
-    parameters: dict[str, nn.Parameter], config: DenseOptimizerConfig
-) -> KeyedOptimizerWrapper:
-    """The optimizer with its state.
-
-    TorchRec's `init_state` creates it by a step with zero gradients: at rate 0, so that weight
-    decay changes no parameter. The state is then reset to 0: steps are counted, for Adam's bias
-    correction, and L2 weight decay is part of the gradient.
-    """
-    optimizer = KeyedOptimizerWrapper(parameters, lambda params: _optimizer(params, config))
-    for group in optimizer.param_groups:
-        group["lr"] = 0.0
-    optimizer.init_state()
-    for group in optimizer.param_groups:
-        group["lr"] = group["initial_lr"] = config.learning_rate
-    for state in optimizer.state.values():
-        for value in state.values():
-            value.zero_()
-    return optimizer
 
 
 def _optimizer(
@@ -157,24 +140,16 @@ class DenseUpdate:
         max_gradient_norm: float | None = None,
         accumulate_steps: int = 1,
     ) -> None:
-        self._optimizers = [keyed._optimizer for _, keyed in optimizer.optimizers]
+        self._optimizers: list[FlatOptimizer] = [part for _, part in optimizer.optimizers]
         self._average = average
         self._max_norm = max_gradient_norm
         self._accumulate_steps = accumulate_steps
         self._steps = 0  # since the last update
         self._added = 0  # of them, those that weren't skipped
-        fused = all(
-            group.get("fused") for inner in self._optimizers for group in inner.param_groups
-        )
+        fused = all(group.get("fused") for group in optimizer.param_groups)
         self.masks = fused and accumulate_steps == 1
-        self._parameters = [p for p in optimizer.params.values() if p.requires_grad]
         self._world_size = dist.get_world_size()
-        self._work: dist.Work | None = None
-        if self._world_size > 1:
-            sizes = [parameter.numel() for parameter in self._parameters]
-            self._flat = self._parameters[0].new_zeros(sum(sizes))
-            parts = zip(self._flat.split(sizes), self._parameters, strict=True)
-            self._gradients = [part.view_as(parameter) for part, parameter in parts]
+        self._work: list[dist.Work] = []
 
     @property
     def is_pending(self) -> bool:
@@ -184,8 +159,8 @@ class DenseUpdate:
     def begin_step(self) -> None:
         """Drop the gradients of the last update; called before each backward pass."""
         if not self.is_pending:
-            for parameter in self._parameters:
-                parameter.grad = None
+            for optimizer in self._optimizers:
+                optimizer.zero_grad()
 
     def reduce(self) -> None:
         """All gradients of this step are there: begin to average them, unless more are to come.
@@ -216,36 +191,27 @@ class DenseUpdate:
             self._begin_average(self._added)
         self._end_average()
         if self._max_norm is not None:
-            torch.nn.utils.clip_grad_norm_(self._parameters, self._max_norm)
+            wholes = [optimizer.whole for optimizer in self._optimizers]
+            torch.nn.utils.clip_grad_norm_(wholes, self._max_norm)
         for optimizer in self._optimizers:
             if skipped is not None:
-                optimizer.found_inf = skipped.float()  # it then changes nothing
+                # It then changes nothing.
+                optimizer.optimizer.found_inf = skipped.float()  # type: ignore[attr-defined]
             optimizer.step()
         if self._average is not None:
             self._average.include(skipped)
 
     def _begin_average(self, steps: int) -> None:
         """Divide sums of gradients by the number of steps, and begin to average over all ranks."""
-        for parameter in self._parameters:
-            if parameter.grad is None:  # unused; the same on all ranks, and for any number of them
-                parameter.grad = torch.zeros_like(parameter)
-        gradients = [p.grad for p in self._parameters if p.grad is not None]
-        if self._world_size == 1:
-            if steps > 1:
-                torch._foreach_div_(gradients, steps)
-            return
-        torch._foreach_copy_(self._gradients, gradients)
-        self._flat /= steps * self._world_size
-        self._work = dist.all_reduce(self._flat, async_op=True)
-        for parameter in self._parameters:
-            parameter.grad = None
+        for optimizer in self._optimizers:
+            gradient = optimizer.gather()
+            if (divisor := steps * self._world_size) > 1:
+                gradient /= divisor
+            if self._world_size > 1 and (work := dist.all_reduce(gradient, async_op=True)):
+                self._work.append(work)
 
     def _end_average(self) -> None:
-        if self._world_size == 1:
-            return
-        assert self._work is not None
-        self._work.wait()
-        for parameter, gradient in zip(self._parameters, self._gradients, strict=True):
-            if parameter.grad is not None:
-                raise RuntimeError("a gradient of the dense part came after those of the tables")
-            parameter.grad = gradient
+        while self._work:
+            self._work.pop().wait()
+        if any(optimizer.has_gradients() for optimizer in self._optimizers):
+            raise RuntimeError("a gradient of the dense part came after those of the tables")

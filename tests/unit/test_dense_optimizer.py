@@ -80,6 +80,7 @@ def test_state_is_complete_and_zero_before_the_first_step(name: str) -> None:
         set_learning_rates(optimizer, factor)
         update.begin_step()
         loss_of(model, x).backward()
+        update.reduce()
         update.end_step(skipped=False, is_last=False)
         plain.param_groups[0]["lr"] = 0.1 * factor
         plain.zero_grad()
@@ -164,6 +165,7 @@ def test_ftrl_takes_the_linear_term_alone_and_no_schedule() -> None:
     update = DenseUpdate(optimizer)
     update.begin_step()
     loss_of(model, inputs(1)[0]).backward()
+    update.reduce()
     tower = model.dense.tower.weight.detach().clone()
     update.end_step(skipped=False, is_last=False)
     assert torch.equal(model.dense.tower.weight, tower)

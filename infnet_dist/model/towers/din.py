@@ -44,9 +44,10 @@ class DIN(nn.Module):
         masks = tokens.mask_BL.split(self.sequence_lengths, dim=1)
         summaries = []
         for f, (item_BLD, mask_BL) in enumerate(zip(items, masks, strict=True)):
-            first, activation, last = self.activation[f]
-            hidden_BLH = activation(_pairs(first, item_BLD, tokens.target_BFD[:, f]))
-            weight_BL = last(hidden_BLH).squeeze(-1).masked_fill(~mask_BL, 0.0)
+            unit = self.activation[f]
+            assert isinstance(unit, nn.Sequential) and isinstance(unit[0], nn.Linear)
+            hidden_BLH = _pairs(unit[0], item_BLD, tokens.target_BFD[:, f])
+            weight_BL = unit[1:](hidden_BLH).squeeze(-1).masked_fill(~mask_BL, 0.0)
             summaries.append(torch.bmm(weight_BL.unsqueeze(1), item_BLD))
         return torch.cat(summaries, dim=1)
 
