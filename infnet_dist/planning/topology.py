@@ -1,4 +1,7 @@
-"""Topologies: nodes, workers, memory and bandwidths, as YAML in sharding_plans/topologies/."""
+"""Topologies: nodes, workers, memory and bandwidths, as YAML in sharding_plans/topologies/.
+
+`infnet plan calibrate` writes one with measured costs, as JSON.
+"""
 
 import logging
 import math
@@ -14,6 +17,7 @@ from torchrec.distributed.planner import Topology as TorchRecTopology
 from infnet_dist.errors import PlanError
 from infnet_dist.io.parsing import Name
 from infnet_dist.planning.host_memory import host_memory_bytes
+from infnet_dist.planning.measured import Measured
 from infnet_dist.planning.tables import Integer, Number, find_file, read_yaml
 
 FOLDER = Path(__file__).parents[2] / "sharding_plans" / "topologies"
@@ -75,7 +79,17 @@ class Topology(BaseModel):
     backward_factor: Number = Field(
         2.0, ge=1e-3, le=1e3, description="time of a backward pass per forward"
     )
+    collective_ms: Number = Field(
+        0.0,
+        ge=0,
+        le=1e6,
+        description="milliseconds of a collective between workers, however few its bytes; a step "
+        "has about 5 for each collection and sharding type in use",
+    )
     sources: dict[str, str] = Field(default_factory=dict, description="source of each figure")
+    measured: Measured | None = Field(
+        None, description="costs that infnet plan calibrate measured; times come from them"
+    )
 
     @model_validator(mode="after")
     def _check(self) -> Self:

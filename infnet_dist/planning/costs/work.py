@@ -1,0 +1,105 @@
+"""The work of a table's shard on its rank in a step: what measured costs are multiplied by."""
+
+from typing import NamedTuple
+
+import numpy as np
+
+from infnet_dist.planning.costs.communication import output_bytes
+from infnet_dist.planning.costs.options import ShardingOption
+from infnet_dist.planning.costs.popularity import zipf_statistics
+from infnet_dist.planning.costs.sizes import DTYPES
+from infnet_dist.planning.tables import PlanTable
+from infnet_dist.planning.topology import Topology
+
+# Collectives of an exchange, forward and backward: sizes, lengths, ids, outputs, gradients; where
+# ranks share the rows of a bag, outputs are reduced, and between nodes exchanged once more.
+COLLECTIVES = {"data_parallel": 1, "table_row_wise": 7, "grid_shard": 7}
+DEFAULT_COLLECTIVES = 5
+_ID_BYTES = 8
+
+
+class Work(NamedTuple):
+    """Quantities of one unit of an option on each of its ranks, in a step.
+
+    Attributes:
+        features: those that look rows up.
+        ids: ids looked up.
+        id_bytes: bytes of their rows.
+        rows: expected number of distinct rows among them.
+        row_bytes: bytes of those.
+        output_bytes: float32 bytes that the rank gives to the exchange, forward; backward it
+            receives as many. data_parallel: bytes of the gradient, which is reduced.
+    """
+
+    features: float
+    ids: float
+    id_bytes: float
+    rows: float
+    row_bytes: float
+    output_bytes: float
+
+    @property
+    def row_quantities(self) -> np.ndarray:
+        """What `RowCosts.coefficients` are per unit of; float64 [5]."""
+        return np.array([self.features, self.ids, self.id_bytes, self.rows, self.row_bytes])
+
+    @property
+    def exchange_quantities(self) -> np.ndarray:
+        """What `ExchangeCosts.coefficients` are per unit of; float64 [3]."""
+        return np.array([self.features, self.ids, self.output_bytes])
+
+    def link_ms(self, sharding_type: str, topology: Topology) -> float:
+        """Milliseconds of its bytes on the links between workers, forward and backward."""
+        if sharding_type == "data_parallel":
+            return all_reduce_ms(self.output_bytes, topology)
+        ranks, local = topology.world_size, topology.workers_per_node
+        sent = 2 * self.output_bytes + _ID_BYTES * self.ids
+        within, between = (local - 1) / ranks, (ranks - local) / ranks  # shares of the bytes
+        seconds_per_gb = within / topology.intra_node_gb_s + between / topology.inter_node_gb_s
+        return sent * seconds_per_gb / 1e6
+
+
+def work_of(
+    table: PlanTable, option: ShardingOption, topology: Topology, batch_size: int
+) -> Work:
+    """The work of one unit on each of its ranks.
+
+    Args:
+        table: the table.
+        option: how it is sharded.
+        topology: the workers.
+        batch_size: rows per worker and step.
+    """
+    ranks = topology.world_size
+    parts = {  # ranks that split a table's rows, or its batch
+        "row_wise": ranks,
+        "data_parallel": ranks,
+        "table_row_wise": topology.workers_per_node,
+        "grid_shard": topology.workers_per_node,
+    }.get(option.sharding_type, 1)
+    all_ids = ranks * batch_size * sum(table.lengths)
+    ids = all_ids / parts
+    if option.sharding_type == "data_parallel":  # any of the rows
+        rows = _distinct(table, ids)
+    else:
+        rows = _distinct(table, all_ids) / parts
+    row = option.columns * DTYPES[table.data_type].itemsize
+    share = option.columns / table.embedding_dim
+    outputs = output_bytes(table, option, topology, batch_size) * share / parts
+    if option.sharding_type != "data_parallel":
+        outputs /= 2  # it counts both directions
+    return Work(len(table.features), ids, ids * row, rows, rows * row, outputs)
+
+
+def all_reduce_ms(size: float, topology: Topology) -> float:
+    """Milliseconds of an all-reduce of `size` bytes, without its latency."""
+    ranks, measured = topology.world_size, topology.measured
+    gb_s = topology.intra_node_gb_s if measured is None else measured.all_reduce_gb_s
+    if topology.num_nodes > (1 if measured is None else measured.num_nodes):
+        gb_s *= min(1.0, topology.inter_node_gb_s / topology.intra_node_gb_s)
+    return 2 * (ranks - 1) / ranks * size / (gb_s * 1e6)
+
+
+def _distinct(table: PlanTable, ids: float) -> float:
+    """Expected number of distinct rows among `ids` lookups; uniform ids if nothing is known."""
+    return zipf_statistics(table.zipf or 0.0, table.num_embeddings, ids).expected_lookups
