@@ -130,6 +130,11 @@ class ShardingConfig(Section):
     plan: Path | Literal["auto"] = Field(
         "auto", description="path of a plan file; auto: planned at start"
     )
+    topology: Path | None = Field(
+        None,
+        description="topology file whose costs an automatic plan is made with, e.g. of infnet plan "
+        "calibrate; null: that of the GPU, or cpu",
+    )
 
 
 class CheckpointConfig(Section):

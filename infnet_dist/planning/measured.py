@@ -3,7 +3,6 @@
 All are linear: milliseconds = the sum of coefficients times quantities of work on one rank.
 """
 
-import math
 from typing import Literal
 
 import numpy as np
@@ -60,8 +59,6 @@ class Measured(_Entry):
         num_nodes: nodes of the measurement.
         workers_per_node: workers on each.
         cores: CPU cores of a node; more workers than cores are slower. 0: not known, or GPUs.
-        collective_ms: a collective of no bytes, times log2(workers).
-        all_reduce_gb_s: bytes that a worker sends in a large all-reduce (a ring's), in GB/s.
         lookup: forward, by kind.
         update: backward into the rows, float32 and row-wise Adagrad, by kind.
         update_factors: time of an update by "data_type optimizer", e.g. "fp16 rowwise_adagrad",
@@ -73,8 +70,6 @@ class Measured(_Entry):
     num_nodes: Integer = Field(ge=1)
     workers_per_node: Integer = Field(ge=1)
     cores: Integer = Field(0, ge=0)
-    collective_ms: Number = Field(ge=0)
-    all_reduce_gb_s: Number = Field(gt=0)
     lookup: dict[Kind, RowCosts]
     update: dict[Kind, RowCosts]
     update_factors: dict[Name, Number] = Field(default_factory=dict)
@@ -86,7 +81,3 @@ class Measured(_Entry):
         if not self.cores:
             return 1.0
         return max(workers_per_node / self.cores, 1.0) / max(self.workers_per_node / self.cores, 1)
-
-    def latency_ms(self, world_size: int) -> float:
-        """Milliseconds of a collective of no bytes."""
-        return self.collective_ms * math.log2(world_size)

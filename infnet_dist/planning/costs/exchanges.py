@@ -11,7 +11,7 @@ import numpy as np
 
 from infnet_dist.lookups import Home
 from infnet_dist.planning.costs.options import ShardingOption
-from infnet_dist.planning.costs.work import COLLECTIVES, DEFAULT_COLLECTIVES
+from infnet_dist.planning.costs.work import collectives_of
 from infnet_dist.planning.measured import ExchangeCosts, Kind, Measured
 from infnet_dist.planning.search.exchanges import Exchanges
 from infnet_dist.planning.tables import PlanTable
@@ -59,11 +59,10 @@ def kind_of(home: Home) -> Kind:
 
 def fixed_ms(exchange: Exchange, topology: Topology) -> float:
     """Milliseconds of an exchange without tables."""
-    collectives = COLLECTIVES.get(exchange.sharding_type, DEFAULT_COLLECTIVES)
+    waiting = collectives_of(exchange.sharding_type) * topology.latency_ms
     measured = topology.measured
     if measured is None:
-        return collectives * topology.collective_ms if topology.world_size > 1 else 0.0
-    waiting = collectives * measured.latency_ms(topology.world_size)
+        return waiting
     own = exchange_costs(exchange.home, exchange.sharding_type, measured).fixed_ms
     return (own + waiting) * measured.slowdown(topology.workers_per_node)
 

@@ -11,11 +11,14 @@ from infnet_dist.planning.costs.sizes import DTYPES
 from infnet_dist.planning.tables import PlanTable
 from infnet_dist.planning.topology import Topology
 
-# Collectives of an exchange, forward and backward: sizes, lengths, ids, outputs, gradients; where
-# ranks share the rows of a bag, outputs are reduced, and between nodes exchanged once more.
-COLLECTIVES = {"data_parallel": 1, "table_row_wise": 7, "grid_shard": 7}
-DEFAULT_COLLECTIVES = 5
+# Otherwise 5: sizes, lengths, ids, outputs, gradients. Types of a node exchange outputs twice.
+_COLLECTIVES = {"data_parallel": 1, "table_row_wise": 7, "grid_shard": 7}
 _ID_BYTES = 8
+
+
+def collectives_of(sharding_type: str) -> int:
+    """Collectives of an exchange, forward and backward."""
+    return _COLLECTIVES.get(sharding_type, 5)
 
 
 class Work(NamedTuple):
@@ -51,7 +54,7 @@ class Work(NamedTuple):
     def link_ms(self, sharding_type: str, topology: Topology) -> float:
         """Milliseconds of its bytes on the links between workers, forward and backward."""
         if sharding_type == "data_parallel":
-            return all_reduce_ms(self.output_bytes, topology)
+            return topology.all_reduce_ms(self.output_bytes)
         ranks, local = topology.world_size, topology.workers_per_node
         sent = 2 * self.output_bytes + _ID_BYTES * self.ids
         within, between = (local - 1) / ranks, (ranks - local) / ranks  # shares of the bytes
@@ -59,9 +62,7 @@ class Work(NamedTuple):
         return sent * seconds_per_gb / 1e6
 
 
-def work_of(
-    table: PlanTable, option: ShardingOption, topology: Topology, batch_size: int
-) -> Work:
+def work_of(table: PlanTable, option: ShardingOption, topology: Topology, batch_size: int) -> Work:
     """The work of one unit on each of its ranks.
 
     Args:
@@ -89,15 +90,6 @@ def work_of(
     if option.sharding_type != "data_parallel":
         outputs /= 2  # it counts both directions
     return Work(len(table.features), ids, ids * row, rows, rows * row, outputs)
-
-
-def all_reduce_ms(size: float, topology: Topology) -> float:
-    """Milliseconds of an all-reduce of `size` bytes, without its latency."""
-    ranks, measured = topology.world_size, topology.measured
-    gb_s = topology.intra_node_gb_s if measured is None else measured.all_reduce_gb_s
-    if topology.num_nodes > (1 if measured is None else measured.num_nodes):
-        gb_s *= min(1.0, topology.inter_node_gb_s / topology.intra_node_gb_s)
-    return 2 * (ranks - 1) / ranks * size / (gb_s * 1e6)
 
 
 def _distinct(table: PlanTable, ids: float) -> float:

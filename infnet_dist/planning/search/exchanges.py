@@ -82,7 +82,7 @@ def search_exchanges(
 def _without(
     options: OptionArrays, exchanges: Exchanges, cluster: Cluster, rest: IntArray, least: float
 ) -> Placement | None:
-    """A placement with the options `rest` alone that takes less than `least` ms, if one is found."""
+    """A placement with the options `rest` alone, if one is found that takes less than `least`."""
     if len(np.unique(options.table[rest])) < len(options.first):
         return None
     subset, fixed = options.subset(rest), exchanges.subset(rest)
