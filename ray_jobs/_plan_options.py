@@ -66,8 +66,8 @@ def plan_options(parser: argparse.ArgumentParser) -> None:
     )
     calibrate.add_argument(
         "--like",
-        help="name or file of a topology that has what isn't measured: links between nodes, reserves "
-        "(default: that of the GPU, or cpu)",
+        help="name or file of a topology that has what isn't measured: reserves, links between "
+        "nodes (default: that of the GPU, or cpu)",
     )
     calibrate.add_argument(
         "--output", type=Path, required=True, help="topology file to write (.json)"

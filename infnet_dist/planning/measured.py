@@ -76,8 +76,10 @@ class Measured(_Entry):
     exchange: dict[Name, ExchangeCosts]
     made_with: dict[str, str] = Field(default_factory=dict)
 
+    def sharing(self, workers_per_node: int) -> float:
+        """Workers that share a core, at least 1."""
+        return max(workers_per_node / self.cores, 1.0) if self.cores else 1.0
+
     def slowdown(self, workers_per_node: int) -> float:
-        """Factor on all times where workers share a node's cores more than they did."""
-        if not self.cores:
-            return 1.0
-        return max(workers_per_node / self.cores, 1.0) / max(self.workers_per_node / self.cores, 1)
+        """Factor on all times where more workers share a core than did in the measurement."""
+        return self.sharing(workers_per_node) / self.sharing(self.workers_per_node)

@@ -92,7 +92,7 @@ def calibrate(context: WorkerContext, *, topology: Topology) -> Topology:
         update=rows("update"),
         update_factors={n: times[one].update / times[varied].update for n, one in variants.items()},
         exchange={
-            name: fit_exchange(cases, [times[one].exchange for one in cases], topology)
+            name: fit_exchange(cases, [_exchange_ms(one, times[one]) for one in cases], topology)
             for name, cases in exchanges.items()
         },
         made_with=_made_with(context),
@@ -104,6 +104,12 @@ def _cases(
     kind: Kind, sharding_type: ShardingTypeName, shapes: Sequence[_Shape], device: torch.device
 ) -> list[Case]:
     return [Case(kind, sharding_type, *shape).scaled(device) for shape in shapes]
+
+
+def _exchange_ms(case: Case, phases: Phases) -> float:
+    if case.sharding_type == "data_parallel":  # the all-reduce is part of backward
+        return phases.exchange + phases.update
+    return phases.exchange
 
 
 def _measure(

@@ -29,7 +29,7 @@ from infnet_dist.planning.plan import Plan
 from infnet_dist.planning.tables import PlanFeature, PlanTable, TableSet
 from infnet_dist.planning.topology import Topology
 from infnet_dist.planning.torchrec_plan import to_sharding_plan
-from infnet_dist.sharding.data_parallel import TableOptimizer
+from infnet_dist.sharding.data_parallel import table_optimizer
 
 DATA_TYPES: dict[DataTypeName, DataType] = {"fp32": DataType.FP32, "fp16": DataType.FP16}
 _BATCHES = 4
@@ -123,17 +123,9 @@ class ShardedCase:
         self.collection = sharded.module[0]
         self.batches = [_batch(case, len(names), context, i) for i in range(_BATCHES)]
         dense = dict(in_backward_optimizer_filter(sharded.named_parameters(), include=False))
-        self._optimizer = (
-            TableOptimizer(
-                [
-                    {"params": [table], "table": name, "kind": case.optimizer}
-                    | {"lr": 0.01, "eps": 1e-8, "weight_decay": 0.0}
-                    for name, table in dense.items()
-                ]
-            )
-            if dense
-            else None
-        )
+        settings = {"kind": case.optimizer, "lr": 0.01, "eps": 1e-8, "weight_decay": 0.0}
+        groups = [{"table": name, **settings} for name in dense]
+        self._optimizer = table_optimizer(dense, groups) if dense else None
 
     def update_data_parallel(self) -> None:
         """Update data-parallel tables, which backward doesn't."""

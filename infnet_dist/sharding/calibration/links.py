@@ -29,7 +29,7 @@ def measure_links(topology: Topology, context: WorkerContext) -> Topology:
     def all_to_all_ms(size: int, group: dist.ProcessGroup | None = None) -> float:
         given = torch.zeros(size // 4, device=context.device)
         taken = torch.empty_like(given)
-        return _median_ms(lambda: dist.all_to_all_single(taken, given, group=group), context)
+        return _typical_ms(lambda: dist.all_to_all_single(taken, given, group=group), context)
 
     latency = all_to_all_ms(_FEW_BYTES * ranks)
     many = _MANY_BYTES // (4 * ranks * local) * (4 * ranks * local)
@@ -47,20 +47,20 @@ def measure_links(topology: Topology, context: WorkerContext) -> Topology:
         ms = all_to_all_ms(many) - many * (local - 1) / ranks / (within * 1e6)
         found["inter_node_gb_s"] = _gb_s(many * (ranks - local) / ranks, ms - latency)
     data = torch.zeros(many // 4, device=context.device)
-    ms = _median_ms(lambda: dist.all_reduce(data), context)
+    ms = _typical_ms(lambda: dist.all_reduce(data), context)
     found["all_reduce_gb_s"] = _gb_s(2 * many * (ranks - 1) / ranks, ms - latency)
     return topology.model_copy(update=found)
 
 
-def _median_ms(collective: Callable[[], object], context: WorkerContext) -> float:
-    """Median milliseconds of the slowest rank."""
+def _typical_ms(collective: Callable[[], object], context: WorkerContext) -> float:
+    """Milliseconds on the slowest rank, the lower quartile over repeats."""
     times = []
     for _ in range(_REPEATS):
         context.barrier()
         start = now(context)
         collective()
         times.append(1000 * (now(context) - start))
-    return float(max(context.gather(statistics.median(times))))
+    return float(max(context.gather(statistics.quantiles(times, n=4)[0])))
 
 
 def _gb_s(size: float, ms: float) -> float:

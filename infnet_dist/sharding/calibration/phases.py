@@ -15,11 +15,13 @@ _CASE_S = 1.0  # aimed at
 
 
 class Phases(NamedTuple):
-    """Milliseconds of a step: the slowest rank's, medians over steps.
+    """Milliseconds of a step, on the slowest rank.
+
+    They are lower quartiles over steps: other work on a machine only adds time.
 
     Attributes:
         lookup: forward.
-        update: backward into the rows.
+        update: backward into the rows; of data-parallel tables all that follows a lookup.
         exchange: all else: ids, rows and gradients between workers, regrouping, Python.
     """
 
@@ -36,8 +38,8 @@ def measure_phases(case: ShardedCase, context: WorkerContext) -> Phases:
     longest = max(context.gather(time.perf_counter() - start))
     count = min(max(int(_CASE_S / longest), _LEAST_STEPS), _MOST_STEPS)
     found = [_step(case, case.batches[i % len(case.batches)], context) for i in range(count)]
-    medians = [statistics.median(values) for values in zip(*found, strict=True)]
-    return Phases(*(max(values) for values in zip(*context.gather(medians), strict=True)))
+    typical = [statistics.quantiles(values, n=4)[0] for values in zip(*found, strict=True)]
+    return Phases(*(max(values) for values in zip(*context.gather(typical), strict=True)))
 
 
 def _step(case: ShardedCase, batch: Any, context: WorkerContext) -> Phases:
