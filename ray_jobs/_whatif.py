@@ -16,11 +16,11 @@ from infnet_dist.planning.throughput import DensePart, assumptions, estimate_ste
 from infnet_dist.planning.topology import Topology
 
 _COLUMNS = ("ms", "samples/s", "over bound", "fullest rank", "rows + optimizer", "outside HBM")
-_STEP_COLUMNS = ("dense ms", "all-reduce ms", "step ms", "samples/s", "per worker")
+_STEP_COLUMNS = ("lookups ms", "dense ms", "all-reduce ms", "step ms", "samples/s", "per worker")
 _SPEED = "samples/s: estimate for lookups and their communication, without the tower"
 _STEP_SPEED = (
-    "step: lookups, dense part and the all-reduce of its gradients one after the other; "
-    "per worker: samples/s over those of the topology's first row"
+    "lookups, dense part and the all-reduce of its gradients, one after the other; per worker: "
+    "samples/s over those of the first row"
 )
 
 
@@ -76,22 +76,20 @@ def print_rows(rows: Sequence[dict[str, Any]], console: Console) -> None:
     """Print a table, then the reason for each row that doesn't fit."""
     table = Table("topology", "workers", "fits", title="What if", title_justify="left")
     table.caption, table.caption_justify = "\n".join(_captions(rows)), "left"
-    steps = any("step" in row for row in rows)
-    for column in (*_COLUMNS, *(_STEP_COLUMNS if steps else ())):
+    for column in _COLUMNS:
         table.add_column(column, justify="right")
-    first: dict[str, float] = {}  # samples/s of a worker, by topology
     for row in rows:
         size = f"{row['world_size']}{' *' if row['recommended'] else ''}"
-        cells = _cells(row) if row["fits"] else ()
-        if "step" in row:
-            each = row["step"]["samples_per_s"] / row["world_size"]
-            cells += _step_cells(row["step"], each / first.setdefault(row["topology"], each))
-        table.add_row(row["topology"], size, _fits(row), *cells)
+        table.add_row(row["topology"], size, _fits(row), *(_cells(row) if row["fits"] else ()))
     console.print(table)
     for row in rows:
         if not row["fits"]:
             line = f"{row['topology']} x {row['world_size']}: {row['error']}"
             console.print(line, markup=False)
+    if any("step" in row for row in rows):
+        console.print(_step_table([row for row in rows if "step" in row]))
+    for line in dict.fromkeys(line for row in rows for line in row.get("assumptions", ())):
+        console.print(line, markup=False)
 
 
 def _fits(row: dict[str, Any]) -> str:
@@ -113,9 +111,25 @@ def _cells(row: dict[str, Any]) -> tuple[str, ...]:
     )
 
 
-def _step_cells(step: dict[str, float], per_worker: float) -> tuple[str, ...]:
-    times = (f"{step[name]:.4g}" for name in ("dense_ms", "all_reduce_ms", "ms"))
-    return (*times, f"{step['samples_per_s']:,.0f}", f"{per_worker:.0%}")
+def _step_table(rows: Sequence[dict[str, Any]]) -> Table:
+    """Parts and throughput of whole steps."""
+    table = Table("topology", "workers", title="Whole steps", title_justify="left")
+    table.caption, table.caption_justify = _STEP_SPEED, "left"
+    for column in _STEP_COLUMNS:
+        table.add_column(column, justify="right")
+    first: dict[str, float] = {}  # samples/s of a worker, by topology
+    for row in rows:
+        step, workers = row["step"], row["world_size"]
+        each = step["samples_per_s"] / workers
+        times = (step[name] for name in ("lookups_ms", "dense_ms", "all_reduce_ms", "ms"))
+        table.add_row(
+            *(row["topology"], str(workers), *(f"{time:.4g}" for time in times)),
+            *(
+                f"{step['samples_per_s']:,.0f}",
+                f"{each / first.setdefault(row['topology'], each):.0%}",
+            ),
+        )
+    return table
 
 
 def _captions(rows: Sequence[dict[str, Any]]) -> list[str]:
@@ -129,5 +143,4 @@ def _captions(rows: Sequence[dict[str, Any]]) -> list[str]:
         return []
     if any(row["fits"] and not row["in_hbm"] for row in rows):
         found.append("outside HBM: rows in host memory (UVM) or on SSD, far slower than HBM")
-    known = dict.fromkeys(line for row in rows for line in row.get("assumptions", ()))
-    return [*found, _SPEED, *([_STEP_SPEED] if any("step" in row for row in rows) else []), *known]
+    return [*found, _SPEED]

@@ -64,7 +64,7 @@ def assumptions(topology: Topology) -> list[str]:
         )
     if topology.world_size > measured.num_nodes * measured.workers_per_node:
         lines.append(
-            f"{topology.name}: the latency of a collective ({topology.collective_ms:.3g} ms between "
-            "two workers) grows with the logarithm of their number"
+            f"{topology.name}: a collective takes {topology.collective_ms:.3g} ms x log2(workers), "
+            "whatever its bytes"
         )
     return lines
