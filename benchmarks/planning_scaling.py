@@ -147,8 +147,9 @@ def main() -> None:
             measured[count].append(run_local(measure, given, num_workers=count)[0])
     dense = DensePart(statistics.median(dense_ms), sum(p.numel() for p in mlp().parameters()))
     print(f"dense part: {dense.ms:.2f} ms, {dense.parameters:,} parameters")
+    print("                milliseconds of a step                         samples/s")
     print(
-        "ranks  lookups  dense  all-reduce  predicted ms  measured ms  predicted/s  measured/s  ratio"
+        "ranks  lookups  dense  all-reduce  predicted     measured    predicted    measured  ratio"
     )
     for count, plan in plans.items():
         step, found = estimate_step(plan, dense), statistics.median(measured[count])
