@@ -41,8 +41,8 @@ from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 from infnet_dist.distributed.context import WorkerContext
 from infnet_dist.planning.plan import Plan
 from infnet_dist.planning.planner import make_plan
+from infnet_dist.planning.review.throughput import DensePart, estimate_step
 from infnet_dist.planning.tables import PlanFeature, PlanTable, TableSet
-from infnet_dist.planning.throughput import DensePart, estimate_step
 from infnet_dist.planning.topology import load_topology, save_topology, this_topology
 from infnet_dist.planning.torchrec_plan import to_sharding_plan
 from infnet_dist.training.provenance import versions

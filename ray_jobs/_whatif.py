@@ -11,8 +11,8 @@ from infnet_dist.io.filesystem import size_text
 from infnet_dist.planning.plan import Plan
 from infnet_dist.planning.planner import make_plan
 from infnet_dist.planning.review.facts import facts
+from infnet_dist.planning.review.throughput import DensePart, assumptions, estimate_step
 from infnet_dist.planning.tables import TableSet
-from infnet_dist.planning.throughput import DensePart, assumptions, estimate_step
 from infnet_dist.planning.topology import Topology
 
 _COLUMNS = ("ms", "samples/s", "over bound", "fullest rank", "rows + optimizer", "outside HBM")

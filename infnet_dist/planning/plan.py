@@ -14,9 +14,9 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from infnet_dist.config.tables import ShardingTypeName
 from infnet_dist.io.parsing import Name
-from infnet_dist.planning.costs.communication import output_bytes
 from infnet_dist.planning.costs.options import COLUMN_TYPES, ShardingOption
 from infnet_dist.planning.costs.sizes import block_rows, home_tier, row_bytes
+from infnet_dist.planning.costs.work import output_bytes
 from infnet_dist.planning.tables import (
     ROW_STATE_OPTIMIZERS,
     KernelName,

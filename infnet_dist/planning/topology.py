@@ -16,8 +16,8 @@ from torchrec.distributed.planner import Topology as TorchRecTopology
 
 from infnet_dist.errors import PlanError
 from infnet_dist.io.parsing import Name
+from infnet_dist.planning.costs.measured import Measured
 from infnet_dist.planning.host_memory import host_memory_bytes
-from infnet_dist.planning.measured import Measured
 from infnet_dist.planning.tables import Integer, Number, find_file, read_yaml
 
 FOLDER = Path(__file__).parents[2] / "sharding_plans" / "topologies"

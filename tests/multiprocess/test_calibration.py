@@ -9,7 +9,7 @@ from infnet_dist.planning.planner import make_plan
 from infnet_dist.planning.tables import PlanFeature, PlanTable, TableSet
 from infnet_dist.planning.topology import Topology, this_topology
 from infnet_dist.sharding.calibration import calibrate as module
-from infnet_dist.sharding.calibration import phases
+from infnet_dist.sharding.calibration import timing
 from tests.ranks import run_ranks
 
 SHAPES = ((1, 50, 8, 4, 1), (2, 50, 8, 4, 2), (2, 50, 16, 8, 2))
@@ -28,7 +28,7 @@ def test_every_cost_is_measured(
     monkeypatch.setattr(module, "_VARIED", 1)
     monkeypatch.setattr(module, "_SHARDED", SHAPES)
     monkeypatch.setattr(module, "_DATA_PARALLEL", SHAPES)
-    monkeypatch.setattr(phases, "_CASE_S", 0.01)
+    monkeypatch.setattr(timing, "_CASE_S", 0.01)
     found, *others = run_ranks(measure, ranks, ranks_per_node=ranks_per_node)
     assert all(other.measured == found.measured for other in others)
     measured = found.measured

@@ -10,19 +10,19 @@ import pytest
 
 from infnet_dist.errors import PlanError
 from infnet_dist.planning.costs.estimator import Estimator, empty_cluster
-from infnet_dist.planning.costs.exchanges import Exchange, fixed_ms
+from infnet_dist.planning.costs.measured import ExchangeCosts, Measured, RowCosts
 from infnet_dist.planning.costs.options import ShardingOption
+from infnet_dist.planning.costs.times import Exchange
 from infnet_dist.planning.costs.work import work_of
 from infnet_dist.planning.estimates import estimate_plan
-from infnet_dist.planning.measured import ExchangeCosts, Measured, RowCosts
 from infnet_dist.planning.plan_file import load_plan, save_plan
 from infnet_dist.planning.planner import make_plan
+from infnet_dist.planning.review.throughput import DensePart, assumptions, estimate_step
 from infnet_dist.planning.search.placement import RankLoads
 from infnet_dist.planning.tables import PlanFeature, PlanTable, TableSet
-from infnet_dist.planning.throughput import DensePart, assumptions, estimate_step
 from infnet_dist.planning.topology import Topology, load_topology, save_topology, this_topology
+from infnet_dist.sharding.calibration.calibrate import fit_costs, fit_exchange, fit_rows
 from infnet_dist.sharding.calibration.cases import Case
-from infnet_dist.sharding.calibration.fit import fit_costs, fit_exchange, fit_rows
 from ray_jobs.plan import main
 
 BATCH = 100
@@ -109,14 +109,14 @@ def test_bytes_between_nodes_take_the_slower_link() -> None:
 
 def test_an_exchange_costs_its_collectives() -> None:
     one = Exchange("sequence", 16, "row_wise")
-    assert fixed_ms(one, topology(4)) == 0
-    assert fixed_ms(one, topology(4, collective_ms=0.5)) == 5 * 0.5 * 2
-    assert fixed_ms(one, topology(1, collective_ms=0.5)) == 0
-    assert fixed_ms(one._replace(sharding_type="data_parallel"), topology(2, collective_ms=1)) == 1
+    assert one.fixed_ms(topology(4)) == 0
+    assert one.fixed_ms(topology(4, collective_ms=0.5)) == 5 * 0.5 * 2
+    assert one.fixed_ms(topology(1, collective_ms=0.5)) == 0
+    assert one._replace(sharding_type="data_parallel").fixed_ms(topology(2, collective_ms=1)) == 1
     known = topology(4, collective_ms=0.5, measured=measured())
-    assert fixed_ms(one, known) == 2.0 + 5
+    assert one.fixed_ms(known) == 2.0 + 5
     shared = known.model_copy(update={"measured": measured(cores=2)})
-    assert fixed_ms(one, shared) == 2 * (2.0 + 5)
+    assert one.fixed_ms(shared) == 2 * (2.0 + 5)
 
 
 def tables(*widths: int, **changes: object) -> TableSet:
@@ -243,13 +243,17 @@ def test_a_step_is_the_sum_of_its_parts() -> None:
     step = estimate_step(plan, DensePart(10.0, 1_000_000))
     assert step.lookups_ms == plan.bottleneck_ms
     assert step.dense_ms == 20.0  # 4 workers on 2 cores
-    assert step.all_reduce_ms == pytest.approx(2 * (known.all_reduce_ms(4e6) + 0.5 * 2))
+    assert step.all_reduce_ms == pytest.approx(2 * (known.all_reduce_ms(4e6) + 2 * 0.5 * 2))
     assert step.ms == sum(step)
     alone = estimate_step(
         make_plan(tables(16), topology(1, measured=measured())), DensePart(10.0, 5)
     )
     assert alone.all_reduce_ms == 0
-    assert len(assumptions(known)) == 2 and len(assumptions(topology(2))) == 1
+    assert [
+        len(assumptions(one)) for one in (topology(2), topology(2, measured=measured()), known)
+    ] == [
+        *(1, 1, 3)  # known: more workers than measured, on shared cores
+    ]
 
 
 def test_whatif_predicts_whole_steps(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -12,14 +12,13 @@ import numpy as np
 import numpy.typing as npt
 
 from infnet_dist.errors import PlanError
-from infnet_dist.planning.costs.exchanges import exchanges_of
-from infnet_dist.planning.costs.measured_estimates import measured_times
 from infnet_dist.planning.costs.options import (
     ShardingOption,
     enumerate_options,
     unsupported_on,
 )
 from infnet_dist.planning.costs.sizes import full_blocks, stored_bytes, uncounted_bytes
+from infnet_dist.planning.costs.times import exchanges_of, option_times
 from infnet_dist.planning.costs.torchrec_estimates import Candidate, TorchRecEstimates
 from infnet_dist.planning.search.exchanges import Exchanges
 from infnet_dist.planning.search.placement import EVERY, NODE, RANK, Cluster, OptionArrays
@@ -87,7 +86,8 @@ class Estimator:
             )
         ]
         memory, stored = self._bytes(candidates)
-        lookup, comms = self._times(candidates).T
+        times = option_times(candidates, self.table_set, self.topology, self._torchrec)
+        lookup, comms = times.T
         pairs = [(self.table_set.tables[number], option) for number, option in candidates]
         return Costs(
             sharding_options=[option for _, option in candidates],
@@ -97,17 +97,6 @@ class Estimator:
             exchanges=exchanges_of(pairs, self.topology),
             stored=stored[:, :, None],
         )
-
-    def _times(self, candidates: Sequence[Candidate]) -> np.ndarray:
-        """Milliseconds of lookup and communication, float64 [O, 2]."""
-        measured = self.topology.measured
-        if measured is not None:
-            return measured_times(
-                candidates, self.table_set, self.topology, measured, self._torchrec
-            )
-        perfs = self._torchrec.perf(candidates)
-        lookup = np.array([p.fwd_compute + p.bwd_compute + p.prefetch_compute for p in perfs])
-        return np.stack([lookup, np.array([p.total for p in perfs]) - lookup], axis=1)
 
     def _options_of(
         self, table: PlanTable, offload: bool, also: ShardingOption | None

@@ -20,11 +20,11 @@ from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 from infnet_dist.config.tables import DataType as DataTypeName
 from infnet_dist.config.tables import ShardingTypeName, SparseOptimizerName
 from infnet_dist.distributed.context import WorkerContext
+from infnet_dist.planning.costs.measured import Kind
 from infnet_dist.planning.costs.options import ShardingOption
 from infnet_dist.planning.costs.torchrec_estimates import OPTIMIZERS
 from infnet_dist.planning.costs.work import Work, work_of
 from infnet_dist.planning.estimates import estimate_plan
-from infnet_dist.planning.measured import Kind
 from infnet_dist.planning.plan import Plan
 from infnet_dist.planning.tables import PlanFeature, PlanTable, TableSet
 from infnet_dist.planning.topology import Topology
@@ -63,38 +63,44 @@ class Case(NamedTuple):
             return self
         return self._replace(rows=self.rows * _GPU_SCALE, batch_size=self.batch_size * _GPU_SCALE)
 
+    def table(self, number: int) -> PlanTable:
+        """One of its tables."""
+        return PlanTable(
+            name=f"t{number}",
+            num_embeddings=self.rows,
+            embedding_dim=self.width,
+            data_type=self.data_type,
+            pooling="none" if self.kind == "sequence" else "sum",
+            features=(PlanFeature(name=f"f{number}", mean_length=self.length),),
+        )
+
+    @property
+    def option(self) -> ShardingOption:
+        """How its tables are sharded."""
+        kernel = "dense" if self.sharding_type == "data_parallel" else "fused"
+        return ShardingOption(self.sharding_type, kernel, self.width)
+
     def plan(self, topology: Topology) -> Plan:
         """Its plan on these workers; table_wise tables are placed in turn."""
         ranks, whole = topology.world_size, self.sharding_type == "table_wise"
-        tables = tuple(
-            PlanTable(
-                name=f"t{i}",
-                num_embeddings=self.rows,
-                embedding_dim=self.width,
-                data_type=self.data_type,
-                pooling="none" if self.kind == "sequence" else "sum",
-                features=(PlanFeature(name=f"f{i}", mean_length=self.length),),
-            )
-            for i in range(self.tables * (ranks if whole else 1))
-        )
-        kernel = "dense" if self.sharding_type == "data_parallel" else "fused"
-        option = ShardingOption(self.sharding_type, kernel, self.width)
+        tables = [self.table(number) for number in range(self.tables * (ranks if whole else 1))]
         return estimate_plan(
             TableSet(
                 batch_size=self.batch_size,
                 optimizer=self.optimizer,
                 background_save=False,
-                tables=tables,
+                tables=tuple(tables),
             ),
             topology,
-            {table.name: (option, (i % ranks,) if whole else ()) for i, table in enumerate(tables)},
+            {
+                table.name: (self.option, (number % ranks,) if whole else ())
+                for number, table in enumerate(tables)
+            },
         )
 
     def work(self, topology: Topology) -> Work:
         """The work of all its tables on one rank."""
-        plan = self.plan(topology)
-        table, option = plan.table("t0"), plan.tables["t0"].sharding_option
-        one = work_of(table, option, topology, self.batch_size)
+        one = work_of(self.table(0), self.option, topology, self.batch_size)
         return Work(*(self.tables * quantity for quantity in one))
 
 

@@ -9,9 +9,23 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
 from infnet_dist.io.parsing import Name
+from infnet_dist.lookups import Home
 from infnet_dist.planning.tables import Integer, Number
 
 Kind = Literal["sequence", "bag"]  # weighted bags count as bags
+
+# Types that aren't measured cost as much as one that is, but for their number of collectives.
+_MEASURED_AS = {
+    "column_wise": "table_wise",
+    "table_column_wise": "table_wise",
+    "table_row_wise": "row_wise",
+    "grid_shard": "row_wise",
+}
+
+
+def kind_of(home: Home) -> Kind:
+    """The kind under which a collection is measured."""
+    return "sequence" if home == "sequence" else "bag"
 
 
 class _Entry(BaseModel):
@@ -75,6 +89,11 @@ class Measured(_Entry):
     update_factors: dict[Name, Number] = Field(default_factory=dict)
     exchange: dict[Name, ExchangeCosts]
     made_with: dict[str, str] = Field(default_factory=dict)
+
+    def exchange_of(self, home: Home, sharding_type: str) -> ExchangeCosts:
+        """The costs of a sharding type in a collection."""
+        name = f"{kind_of(home)} {_MEASURED_AS.get(sharding_type, sharding_type)}"
+        return self.exchange.get(name, ExchangeCosts())
 
     def sharing(self, workers_per_node: int) -> float:
         """Workers that share a core, at least 1."""

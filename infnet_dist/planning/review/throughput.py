@@ -1,12 +1,11 @@
 """The throughput of whole steps that follows from a plan: lookups, dense part, its all-reduce."""
 
-import math
 from typing import NamedTuple
 
 from infnet_dist.planning.plan import Plan
 from infnet_dist.planning.topology import Topology
 
-_BUCKET_BYTES = 25 * 2**20  # of DistributedDataParallel, each all-reduced by itself
+_COLLECTIVES = 2  # of a step beside the exchanges: the dense part's gradients, the control flags
 
 
 class DensePart(NamedTuple):
@@ -23,7 +22,7 @@ class DensePart(NamedTuple):
 
 
 class StepEstimate(NamedTuple):
-    """Milliseconds of a step's parts, one after the other; a run may overlap some of them."""
+    """Milliseconds of a step's parts, one after the other."""
 
     lookups_ms: float
     dense_ms: float
@@ -41,30 +40,33 @@ def estimate_step(plan: Plan, dense: DensePart) -> StepEstimate:
     measured, workers = topology.measured, topology.workers_per_node
     sharing = measured.sharing(workers) if measured else 1.0
     slowdown = measured.slowdown(workers) if measured else 1.0
-    size = 4 * dense.parameters
-    buckets = math.ceil(size / _BUCKET_BYTES)
-    all_reduce = topology.all_reduce_ms(size) + buckets * topology.latency_ms
+    all_reduce = topology.all_reduce_ms(4 * dense.parameters) + _COLLECTIVES * topology.latency_ms
     return StepEstimate(plan.bottleneck_ms, dense.ms * sharing, all_reduce * slowdown)
 
 
 def assumptions(topology: Topology) -> list[str]:
     """What the estimates of a topology rest on, one line each."""
-    measured = topology.measured
+    name, measured = topology.name, topology.measured
     if measured is None:
-        return [f"{topology.name}: bandwidths and formulas, not measured (infnet plan calibrate)"]
-    made_with = measured.made_with
+        return [f"{name}: bandwidths and formulas, not measured (infnet plan calibrate)"]
+    workers = measured.num_nodes * measured.workers_per_node
     lines = [
-        f"{topology.name}: measured on {measured.num_nodes * measured.workers_per_node} workers of "
-        f"{measured.num_nodes} nodes ({', '.join(made_with.values())})"
+        f"{name}: costs measured on {workers} workers of {measured.num_nodes} nodes "
+        f"({', '.join(measured.made_with.values())})"
     ]
     if topology.num_nodes > 1 and measured.num_nodes == 1:
         lines.append(
-            f"{topology.name}: links between nodes weren't measured: "
+            f"{name}: links between nodes weren't measured: "
             f"{topology.inter_node_gb_s:g} GB/s a worker"
         )
-    if topology.world_size > measured.num_nodes * measured.workers_per_node:
+    if topology.world_size > workers:
         lines.append(
-            f"{topology.name}: a collective takes {topology.collective_ms:.3g} ms x log2(workers), "
-            "whatever its bytes"
+            f"{name}: a collective takes {topology.collective_ms:.3g} ms x log2(workers), "
+            "whatever its bytes; those come on top"
+        )
+    if (sharing := measured.sharing(topology.workers_per_node)) > 1:
+        lines.append(
+            f"{name}: {topology.workers_per_node} workers share {measured.cores} cores, all times "
+            f"x {sharing / measured.sharing(measured.workers_per_node):.3g}"
         )
     return lines
