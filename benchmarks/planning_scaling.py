@@ -1,14 +1,15 @@
 """Is the predicted throughput of more workers right? Predicted beside measured on gloo ranks.
 
     .venv/bin/python benchmarks/planning_scaling.py [--ranks 1,2,4] [--steps 30] [--repeats 3]
-        [--topology FILE]
+        [--topology FILE] [--batch-size 256]
 
-Two workers are calibrated (or --topology names an earlier calibration), and the dense part, an MLP,
-is measured alone on one worker. From both, and from the planner's plan for each number of workers,
-follows the throughput of whole steps, as in `infnet plan whatif --dense-ms`. Then the model (four
-tables of sequences, four of bags, the MLP under DDP with AdamW) runs on that many ranks of this
-machine: forward, backward with the updates, optimizer. With more ranks than cores, times grow by
-the number of ranks that share a core. Medians over repeats; the order of ranks alternates.
+Two workers are calibrated (or --topology names an earlier calibration). The model is INFNet with a
+history of two attributes, six bags and two single ids. Its step without lookups is measured on one
+worker: rows that were looked up once are given to the rest of the model. From both, and from the
+plan that a run makes by itself, follows the throughput of whole steps, as in `infnet plan whatif
+--dense-ms`. Then that many ranks of this machine run the training step. With more ranks than cores,
+times grow by the number of ranks that share a core. Medians over repeats; the order of ranks
+alternates. OMP_NUM_THREADS=1.
 """
 
 import argparse
@@ -21,98 +22,38 @@ import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 import torch.distributed as dist
+from lookups import random_batch
 from torch import nn
-from torch.distributed.optim import (
-    _apply_optimizer_in_backward as apply_optimizer_in_backward,
-)
-from torchrec.distributed.embedding import EmbeddingCollectionSharder
-from torchrec.distributed.embeddingbag import EmbeddingBagCollectionSharder
-from torchrec.distributed.model_parallel import DistributedModelParallel
-from torchrec.distributed.types import ShardingEnv
-from torchrec.modules.embedding_configs import EmbeddingBagConfig, EmbeddingConfig
-from torchrec.modules.embedding_modules import EmbeddingBagCollection, EmbeddingCollection
-from torchrec.optim import RowWiseAdagrad
-from torchrec.optim.optimizers import in_backward_optimizer_filter
-from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
+from torchrec.sparse.jagged_tensor import JaggedTensor, KeyedTensor
 
+from infnet_dist.batch import RankingBatch
+from infnet_dist.config.run import Config
 from infnet_dist.distributed.context import WorkerContext
 from infnet_dist.planning.plan import Plan
-from infnet_dist.planning.planner import make_plan
 from infnet_dist.planning.review.throughput import DensePart, estimate_step
-from infnet_dist.planning.tables import PlanFeature, PlanTable, TableSet
-from infnet_dist.planning.topology import load_topology, save_topology, this_topology
-from infnet_dist.planning.torchrec_plan import to_sharding_plan
+from infnet_dist.planning.topology import load_topology, save_topology
+from infnet_dist.schema import (
+    BagFeature,
+    CategoricalFeature,
+    Schema,
+    SequenceAttribute,
+    SequenceFeature,
+    Table,
+    Task,
+)
+from infnet_dist.sharding.build import ShardedModel, build_sharded_model
+from infnet_dist.sharding.optimizers import learning_rate_factors
 from infnet_dist.training.provenance import versions
+from infnet_dist.training.step import EagerStep, StepSettings
 from ray_jobs._local import run_local
 from ray_jobs._plan_calibrate import measure as measure_workers
 
-BATCH, WIDTH, LENGTH, HIDDEN = 256, 32, 8, 768
-TABLES = TableSet(
-    batch_size=BATCH,
-    tables=tuple(
-        PlanTable(
-            name=f"{kind}{i}",
-            num_embeddings=20_000 * (i + 1),
-            embedding_dim=WIDTH,
-            pooling=pooling,
-            # Without data_parallel, which would need an optimizer of its own here.
-            sharding_types=("table_wise", "row_wise"),
-            features=(PlanFeature(name=f"f_{kind}{i}", mean_length=LENGTH),),
-        )
-        for kind, pooling in (("sequence", "none"), ("bag", "sum"))
-        for i in range(4)
-    ),
-)
-
-
-class Model(nn.Module):
-    """Lookups, then an MLP."""
-
-    def __init__(self) -> None:
-        """Tables on the meta device."""
-        super().__init__()
-        tables = {
-            kind: [
-                {
-                    "name": table.name,
-                    "num_embeddings": table.num_embeddings,
-                    "embedding_dim": WIDTH,
-                    "feature_names": [feature.name for feature in table.features],
-                }
-                for table in TABLES.tables
-                if table.home == kind
-            ]
-            for kind in ("sequence", "bag")
-        }
-        device = torch.device("meta")
-        self.sequences = EmbeddingCollection(
-            tables=[EmbeddingConfig(**table) for table in tables["sequence"]], device=device
-        )
-        self.bags = EmbeddingBagCollection(
-            tables=[EmbeddingBagConfig(**table) for table in tables["bag"]], device=device
-        )
-        self.dense = mlp()
-
-    def forward(self, ids: KeyedJaggedTensor) -> torch.Tensor:
-        """A loss of all rows."""
-        rows = [found.values() for found in self.sequences(ids).values()]
-        means = [each.view(BATCH, LENGTH, WIDTH).mean(1) for each in rows]
-        return self.dense(torch.cat([*means, self.bags(ids).values()], 1)).square().mean()
-
-
-def mlp() -> nn.Module:
-    """The dense part."""
-    width = len(TABLES.tables) * WIDTH
-    return nn.Sequential(
-        nn.Linear(width, HIDDEN),
-        nn.ReLU(),
-        nn.Linear(HIDDEN, HIDDEN),
-        nn.ReLU(),
-        nn.Linear(HIDDEN, 1),
-    )
+ROWS, BAGS, BAG_LENGTH, HISTORY = 50_000, 6, 8, 30
+WARM_UP = 5  # steps
 
 
 def main() -> None:
@@ -121,109 +62,165 @@ def main() -> None:
     parser.add_argument("--ranks", default="1,2,4")
     parser.add_argument("--steps", type=int, default=30)
     parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--batch-size", type=int, default=256, help="rows per rank and step")
     parser.add_argument("--topology", help="calibrated topology (default: calibrate 2 workers)")
     arguments = parser.parse_args()
+    os.environ["OMP_NUM_THREADS"] = "1"
     print("command:", "python", *sys.argv)
     print("versions:", json.dumps(versions()))
     print("machine:", platform.processor() or platform.machine(), os.cpu_count(), "cores")
     ranks = [int(count) for count in arguments.ranks.split(",")]
+    dense: list[Measurement] = []
+    found: dict[int, list[Measurement]] = {count: [] for count in ranks}
     with tempfile.TemporaryDirectory() as folder:
         path = arguments.topology or Path(folder) / "calibrated.json"
         if arguments.topology is None:
             given = {"like": None, "name": "calibrated"}
             save_topology(run_local(measure_workers, given, num_workers=2)[0], path)
-        calibrated = load_topology(path)
-        plans = {
-            count: make_plan(TABLES, this_topology("cpu", count, count, like=path))
-            for count in ranks
-        }
-    print("calibrated on", calibrated.world_size, "workers")
-    dense_ms, measured = [], {count: [] for count in ranks}
-    for repeat in range(arguments.repeats):
-        given = {"steps": arguments.steps}
-        dense_ms.append(run_local(measure_dense, given, num_workers=1)[0])
-        for count in ranks if repeat % 2 == 0 else ranks[::-1]:
-            given = {"plan": plans[count], "steps": arguments.steps}
-            measured[count].append(run_local(measure, given, num_workers=count)[0])
-    dense = DensePart(statistics.median(dense_ms), sum(p.numel() for p in mlp().parameters()))
-    print(f"dense part: {dense.ms:.2f} ms, {dense.parameters:,} parameters")
-    print("                milliseconds of a step                         samples/s")
-    print(
-        "ranks  lookups  dense  all-reduce  predicted     measured    predicted    measured  ratio"
-    )
-    for count, plan in plans.items():
-        step, found = estimate_step(plan, dense), statistics.median(measured[count])
-        rows = 1000 * BATCH * count
+        print("calibrated on", load_topology(path).world_size, "workers")
+        config = Config(
+            data={"path": "unused", "batch_size": arguments.batch_size},
+            sharding={"topology": path},
+        )
+        given = {"config": config, "steps": arguments.steps}
+        for repeat in range(arguments.repeats):
+            alone = given | {"with_lookups": False}
+            dense.append(run_local(measure, alone, num_workers=1)[0])
+            for count in ranks if repeat % 2 == 0 else ranks[::-1]:
+                found[count].append(run_local(measure, given, num_workers=count)[0])
+    part = DensePart(statistics.median(one.ms for one in dense), dense[0].parameters)
+    print(f"step without lookups: {part.ms:.2f} ms; {part.parameters:,} parameters")
+    print_table(found, part, arguments.batch_size)
+
+
+class Measurement(NamedTuple):
+    """Of some ranks.
+
+    Attributes:
+        ms: median milliseconds of a step, of the slowest rank.
+        parameters: of the dense part.
+        plan: the run's own.
+    """
+
+    ms: float
+    parameters: int
+    plan: Plan
+
+
+def print_table(found: dict[int, list[Measurement]], dense: DensePart, batch_size: int) -> None:
+    """One row per number of ranks."""
+    parts = "lookups ms | dense ms | all-reduce ms | predicted ms | measured ms"
+    print(f"| ranks | {parts} | predicted samples/s | measured | predicted / measured | tables |")
+    print("|---" * 10 + "|")
+    for count, measurements in found.items():
+        plan = measurements[0].plan
+        step, ms = estimate_step(plan, dense), statistics.median(one.ms for one in measurements)
+        rows = 1000 * batch_size * count
+        types = sorted({f"{entry.sharding_type}" for entry in plan.tables.values()})
         print(
-            f"{count:5} {step.lookups_ms:8.2f} {step.dense_ms:6.2f} {step.all_reduce_ms:11.2f} "
-            f"{step.ms:13.2f} {found:12.2f} {rows / step.ms:12,.0f} {rows / found:11,.0f} "
-            f"{found / step.ms:6.2f}"
+            f"| {count} | {step.lookups_ms:.2f} | {step.dense_ms:.2f} | {step.all_reduce_ms:.2f} "
+            f"| {step.ms:.2f} | {ms:.2f} | {rows / step.ms:,.0f} | {rows / ms:,.0f} "
+            f"| {ms / step.ms:.2f} | {', '.join(types)} |"
         )
 
 
-def measure_dense(context: WorkerContext, *, steps: int) -> float:
-    """Milliseconds of the dense part alone."""
-    model = mlp()
-    optimizer = torch.optim.AdamW(model.parameters())
-    given = torch.randn(BATCH, len(TABLES.tables) * WIDTH, requires_grad=True)
+def measure(
+    context: WorkerContext, *, config: Config, steps: int, with_lookups: bool = True
+) -> Measurement:
+    """Milliseconds of a training step, with or without its lookups."""
+    torch.set_num_threads(1)
+    schema = make_schema()
+    sharded = build_sharded_model(config, schema, context)
+    size = config.data.batch_size
+    batches = [random_batch(schema, size, seed=4 * context.rank + i) for i in range(4)]
+    if not with_lookups:
+        model = sharded.model.module.model
+        model.sparse = GivenRows(model.sparse, batches[0])
+        batches = batches[:1]
+    eager = EagerStep(sharded, context, seed=0)
+    factors = learning_rate_factors(config, 0, 1000)
 
-    def step() -> None:
-        model(given).square().mean().backward()
-        optimizer.step()
-        optimizer.zero_grad()
+    def step(number: int) -> None:
+        eager.train(batches[number % len(batches)], StepSettings(number, factors))
 
-    return typical_ms(step, steps)
-
-
-def measure(context: WorkerContext, *, plan: Plan, steps: int) -> float:
-    """Milliseconds of a whole step."""
-    model = Model()
-    for table in (*model.sequences.parameters(), *model.bags.parameters()):
-        apply_optimizer_in_backward(RowWiseAdagrad, [table], {"lr": 0.05, "eps": 1e-8})
-    sharded = DistributedModelParallel(
-        module=model,
-        env=ShardingEnv.from_process_group(dist.group.WORLD),
-        device=context.device,
-        plan=to_sharding_plan(plan, model, context.device),
-        sharders=[EmbeddingCollectionSharder(), EmbeddingBagCollectionSharder()],
-    )
-    optimizer = torch.optim.AdamW(
-        parameter for _, parameter in in_backward_optimizer_filter(sharded.named_parameters())
-    )
-    generator = torch.Generator().manual_seed(context.rank)
-    batches = [batch(generator) for _ in range(4)]
-    numbers = iter(range(10**9))
-
-    def step() -> None:
-        dist.barrier()
-        sharded(batches[next(numbers) % len(batches)]).backward()
-        optimizer.step()
-        optimizer.zero_grad()
-
-    return max(context.gather(typical_ms(step, steps)))
+    ms = max(context.gather(typical_ms(step, steps)))
+    return Measurement(ms, parameters_of(sharded), sharded.plan)
 
 
-def batch(generator: torch.Generator) -> KeyedJaggedTensor:
-    """Uniform ids of all tables."""
-    ids = [
-        torch.randint(table.num_embeddings, (BATCH * LENGTH,), generator=generator)
-        for table in TABLES.tables
+def make_schema() -> Schema:
+    """Features of the benchmark."""
+    bags = [f"bag{i}" for i in range(BAGS)]
+    attributes = [
+        SequenceAttribute(name=name, table=name, column=f"history_{name}")
+        for name in ("item", "author")
     ]
-    return KeyedJaggedTensor.from_lengths_sync(
-        keys=[feature.name for table in TABLES.tables for feature in table.features],
-        values=torch.cat(ids),
-        lengths=torch.full((len(ids) * BATCH,), LENGTH, dtype=torch.int32),
+    return Schema(
+        tables=tuple(
+            Table(name=name, num_embeddings=ROWS) for name in ("user", "item", "author", *bags)
+        ),
+        categorical=tuple(
+            CategoricalFeature(name=name, table=name, column=name) for name in ("user", "item")
+        ),
+        bags=tuple(
+            BagFeature(name=name, table=name, column=name, pooling="sum", max_length=BAG_LENGTH)
+            for name in bags
+        ),
+        sequences=(
+            SequenceFeature(name="history", attributes=tuple(attributes), max_length=HISTORY),
+        ),
+        tasks=tuple(Task(name=name, column=name) for name in ("click", "like")),
+        group_column="user",
+        time_column="time",
     )
 
 
-def typical_ms(step: Callable[[], None], steps: int) -> float:
+class GivenRows(nn.Module):
+    """Stands in for `SparseArch`: the rows of one batch, looked up once.
+
+    Args:
+        sparse: a sharded SparseArch without weighted bags.
+        batch: its ids.
+    """
+
+    def __init__(self, sparse: nn.Module, batch: RankingBatch) -> None:
+        super().__init__()
+        self.pooling = sparse.pooling
+        with torch.no_grad():
+            rows = [collection(batch.sparse_features) for collection in sparse.sequences.values()]
+            sums = sparse.bags(batch.sparse_features)
+            self._rows = [
+                {
+                    key: JaggedTensor(leaf(one.values()), lengths=one.lengths())
+                    for key, one in each.items()
+                }
+                for each in rows
+            ]
+            self._sums = KeyedTensor(sums.keys(), sums.length_per_key(), leaf(sums.values()))
+
+    def forward(self, sparse_features, weighted_features):  # type: ignore[no-untyped-def]
+        """See `SparseArch.forward`."""
+        return self.pooling(self._rows, [self._sums], sparse_features, weighted_features)
+
+
+def leaf(values: torch.Tensor) -> torch.Tensor:
+    """A copy that takes gradients."""
+    return values.detach().clone().requires_grad_()
+
+
+def parameters_of(sharded: ShardedModel) -> int:
+    """Of the dense part."""
+    return sum(parameter.numel() for parameter in sharded.dense_optimizer.params.values())
+
+
+def typical_ms(step: Callable[[int], None], steps: int) -> float:
     """Median milliseconds of a step."""
     times = []
-    for _ in range(steps + 5):
+    for number in range(WARM_UP + steps):
+        dist.barrier()
         start = time.perf_counter()
-        step()
+        step(number)
         times.append(1000 * (time.perf_counter() - start))
-    return statistics.median(times[5:])
+    return statistics.median(times[WARM_UP:])
 
 
 if __name__ == "__main__":
