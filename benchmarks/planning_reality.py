@@ -1,24 +1,27 @@
 """Is the cost model right on this machine? Predicted bytes and times beside measured ones.
 
-    .venv/bin/python benchmarks/planning_reality.py [--ranks 2] [--steps 30] [--repeats 3]
+    .venv/bin/python benchmarks/planning_reality.py [--ranks 2] [--steps 10] [--repeats 9]
         [--topology FILE] [--rows 100000] [--length 10] [--batch 512]
 
 Eight plans for the same eight tables (of 64 floats, float32, in one EmbeddingCollection) run on
 gloo ranks of this machine: lookup, all-to-all, backward with the update; no tower. The workers are
-calibrated first, or --topology names an earlier calibration. Printed are, for each plan, the
-estimated milliseconds of a step without and with calibration, the measured ones (median over
-repeats; the order of plans changes from repeat to repeat), the planned and the held bytes of the
-fullest rank; and the rank correlation (Spearman) of estimates and measurements.
+calibrated first, or --topology names an earlier calibration. The plans take turns in the same
+processes, each for --steps, in an order that changes from repeat to repeat. Printed are, for each
+plan, the estimated milliseconds of a step without and with calibration, the measured ones (median
+over repeats), the planned and the held bytes of the fullest rank; the rank correlation (Spearman)
+of estimates and measurements; and the planner's own plan over the fastest, within a repeat.
 """
 
 import argparse
+import itertools
 import json
 import os
 import platform
 import statistics
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -80,8 +83,8 @@ def main() -> None:
     """Measure every plan and print one table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--ranks", type=int, default=2)
-    parser.add_argument("--steps", type=int, default=30)
-    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--steps", type=int, default=10)
+    parser.add_argument("--repeats", type=int, default=9)
     parser.add_argument("--rows", type=int, default=100_000)
     parser.add_argument("--length", type=int, default=10)
     parser.add_argument("--batch", type=int, default=512)
@@ -95,21 +98,15 @@ def main() -> None:
     table_set = make_tables(arguments.rows, arguments.length, arguments.batch)
     plans = make_plans(table_set, calibrated)
     before = make_plans(table_set, this_topology("cpu", ranks, ranks))
-    measured: dict[str, list[float]] = {name: [] for name in plans}
-    held: dict[str, list[int]] = {}
-    for repeat in range(arguments.repeats):
-        names = list(plans)
-        for name in names[repeat % len(names) :] + names[: repeat % len(names)]:
-            found = run_local(
-                measure, {"plan": plans[name], "steps": arguments.steps}, num_workers=ranks
-            )[0]
-            measured[name].append(found["ms"])
-            held[name] = found["bytes"]
+    given = {"plans": plans, "steps": arguments.steps, "repeats": arguments.repeats}
+    found = run_local(measure, given, num_workers=ranks)
+    measured = {name: found[0][name].ms for name in plans}
+    held = {name: max(rank[name].bytes for rank in found) for name in plans}
     medians = {name: statistics.median(times) for name, times in measured.items()}
     print("                             ms, a step                            MiB, fullest rank")
     print("plan                         default  calibrated  measured  ratio     planned     held")
     for name, plan in plans.items():
-        planned, got = max(plan.ranks.stored_bytes), max(held[name])
+        planned, got = max(plan.ranks.stored_bytes), held[name]
         print(
             f"{name:28} {before[name].bottleneck_ms:7.1f} {plan.bottleneck_ms:11.1f} "
             f"{medians[name]:9.1f} {medians[name] / plan.bottleneck_ms:6.2f} "
@@ -117,10 +114,17 @@ def main() -> None:
         )
     for kind, all_plans in (("default", before), ("calibrated", plans)):
         estimates = [all_plans[name].bottleneck_ms for name in plans]
-        found = spearman(estimates, list(medians.values()))
-        print(f"rank correlation of {kind} estimates and measured ms: {found:.2f}")
+        correlation = spearman(estimates, list(medians.values()))
+        print(f"rank correlation of {kind} estimates and measured ms: {correlation:.2f}")
     best = min(medians, key=lambda name: medians[name])
-    print(f"the planner's own plan / the best ({best}): {medians['planned'] / medians[best]:.3f}")
+    ratios = [one / two for one, two in zip(measured["planned"], measured[best], strict=True)]
+    print(
+        f"the planner's own plan / the fastest ({best}): {statistics.median(ratios):.3f} "
+        f"({min(ratios):.3f} to {max(ratios):.3f})"
+    )
+    print(
+        "the planner's own plan:", sorted(e.sharding_type for e in plans["planned"].tables.values())
+    )
 
 
 def calibrate(ranks: int) -> Topology:
@@ -174,23 +178,53 @@ def make_plans(table_set: TableSet, topology: Topology) -> dict[str, Plan]:
     }
 
 
-def measure(context: WorkerContext, *, plan: Plan, steps: int) -> dict[str, object]:
-    """Milliseconds of a step and bytes of the tables by rank."""
-    table_set = plan.made_for.tables
-    model = Lookups(table_set.tables)
+class Measurement(NamedTuple):
+    """Of a plan on this rank: milliseconds of a step by repeat, bytes of the tables."""
+
+    ms: list[float]
+    bytes: int
+
+
+def measure(
+    context: WorkerContext, *, plans: dict[str, Plan], steps: int, repeats: int
+) -> dict[str, Measurement]:
+    """Run all plans in turn."""
+    batches = make_batches(next(iter(plans.values())).made_for.tables, context)
+    models = {name: shard(plan, context) for name, plan in plans.items()}
+    found = {
+        name: Measurement([], table_bytes(model, model.fused_optimizer))
+        for name, model in models.items()
+    }
+    names = list(plans)
+    for repeat in range(-1, repeats):  # the first only warms up
+        start = repeat % len(names)
+        for name in names[start:] + names[:start]:
+            ms = statistics.median(step_ms(models[name], one) for one in cycle(batches, steps))
+            if repeat >= 0:
+                found[name].ms.append(ms)
+    return found
+
+
+def shard(plan: Plan, context: WorkerContext) -> DistributedModelParallel:
+    """The tables under a plan."""
+    model = Lookups(plan.made_for.tables.tables)
     for table in model.embeddings.parameters():
         apply_optimizer_in_backward(RowWiseAdagrad, [table], {"lr": 0.05, "eps": 1e-8})
-    sharded = DistributedModelParallel(
+    return DistributedModelParallel(
         module=model,
         env=ShardingEnv.from_process_group(dist.group.WORLD),
         device=context.device,
         plan=to_sharding_plan(plan, model, context.device),
         sharders=[EmbeddingCollectionSharder()],
     )
+
+
+def make_batches(table_set: TableSet, context: WorkerContext) -> list[KeyedJaggedTensor]:
+    """Four batches of uniform ids."""
     generator = torch.Generator().manual_seed(context.rank)
     rows, length = table_set.tables[0].num_embeddings, int(table_set.tables[0].lengths[0])
     count = TABLES * table_set.batch_size
-    batches = [
+    return [
         KeyedJaggedTensor.from_lengths_sync(
             keys=[f"f_t{i}" for i in range(TABLES)],
             values=torch.randint(0, rows, (count * length,), generator=generator),
@@ -198,15 +232,20 @@ def measure(context: WorkerContext, *, plan: Plan, steps: int) -> dict[str, obje
         )
         for _ in range(4)
     ]
-    times = []
-    for step in range(steps + 5):
-        dist.barrier()
-        start = time.perf_counter()
-        sharded(batches[step % len(batches)]).backward()
-        dist.barrier()
-        times.append(time.perf_counter() - start)
-    own = table_bytes(sharded, sharded.fused_optimizer)
-    return {"ms": 1000 * statistics.median(times[5:]), "bytes": context.gather(own)}
+
+
+def cycle(batches: list[KeyedJaggedTensor], steps: int) -> Iterator[KeyedJaggedTensor]:
+    """As many batches as steps."""
+    return itertools.islice(itertools.cycle(batches), steps)
+
+
+def step_ms(model: DistributedModelParallel, batch: KeyedJaggedTensor) -> float:
+    """Milliseconds of a step, until the last rank is done."""
+    dist.barrier()
+    start = time.perf_counter()
+    model(batch).backward()
+    dist.barrier()
+    return 1000 * (time.perf_counter() - start)
 
 
 def spearman(one: list[float], two: list[float]) -> float:
