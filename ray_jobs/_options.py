@@ -36,14 +36,14 @@ def add_overrides(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def add_launcher(parser: argparse.ArgumentParser) -> None:
+def add_launcher(parser: argparse.ArgumentParser, *, default: str = "ray") -> None:
     """Add --launcher."""
     parser.add_argument(
         "--launcher",
         choices=("ray", "local"),
-        default="ray",
+        default=default,
         help="ray: Ray Train on the cluster of $RAY_ADDRESS or a new one; local: plain processes "
-        "on this machine, without Ray (default: ray)",
+        f"on this machine, without Ray (default: {default})",
     )
 
 

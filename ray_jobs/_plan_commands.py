@@ -18,6 +18,7 @@ from infnet_dist.planning.plan_file import load_plan, save_plan
 from infnet_dist.planning.planner import extend_plan, make_plan
 from infnet_dist.planning.review.facts import byte_facts, facts
 from infnet_dist.planning.review.render import render, write_html, write_png
+from infnet_dist.planning.review.throughput import DensePart
 from infnet_dist.planning.to_cpu import to_cpu
 from infnet_dist.planning.topology import load_topology, this_topology
 from ray_jobs._cli import log
@@ -122,7 +123,13 @@ def whatif(arguments: argparse.Namespace) -> None:
     """Print one row for each topology and world size."""
     sizes = [worker_count(size) for size in arguments.world_size.split(",")]
     names = [name.strip() for name in arguments.topology.split(",")]
-    rows = try_topologies(read_tables(arguments), [load_topology(name) for name in names], sizes)
+    dense = None
+    if arguments.dense_ms is not None:
+        dense = DensePart(arguments.dense_ms, arguments.dense_parameters)
+    elif arguments.dense_parameters:
+        raise PlanError("--dense-parameters needs --dense-ms, the milliseconds of their step")
+    topologies = [load_topology(name) for name in names]
+    rows = try_topologies(read_tables(arguments), topologies, sizes, dense)
     if arguments.json:
         print(json.dumps(rows, indent=1))
     else:

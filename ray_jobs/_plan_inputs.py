@@ -33,14 +33,13 @@ def tables_of_config(arguments: argparse.Namespace) -> tuple[TableSet, Config]:
 
 def read_topology(arguments: argparse.Namespace) -> Topology:
     """The topology of --topology and --world-size; by default the run file's workers."""
-    scaling = (
-        load_config(arguments.config, arguments.overrides).scaling if arguments.config else None
-    )
+    config = load_config(arguments.config, arguments.overrides) if arguments.config else None
+    scaling, like = (config.scaling, config.sharding.topology) if config else (None, None)
     size = arguments.world_size or (scaling.num_workers if scaling else None)
     use_gpu = bool(scaling and scaling.use_gpu)
     if arguments.topology is None and not use_gpu:
-        return this_topology("cpu", size or 2, size or 2)
-    topology = load_topology(arguments.topology or "h100x8")
+        return this_topology("cpu", size or 2, size or 2, like=like)
+    topology = load_topology(arguments.topology or like or "h100x8")
     return topology.with_world_size(size) if size else topology
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from infnet_dist.io.command_line import add_json, positive
-from ray_jobs._options import add_overrides
+from ray_jobs._options import add_launcher, add_overrides
 
 _UNITS = {"": 1, "B": 1, "KB": 1e3, "MB": 1e6, "GB": 1e9, "TB": 1e12}
 _UNITS |= {"KIB": 2**10, "MIB": 2**20, "GIB": 2**30, "TIB": 2**40}
@@ -53,11 +53,44 @@ def plan_options(parser: argparse.ArgumentParser) -> None:
     )
     extend.add_argument("--output", type=Path, required=True, help="plan file to write")
 
+    calibrate = _plan_command(
+        commands, "calibrate", "measure the workers at hand and write a topology with their costs"
+    )
+    calibrate.add_argument(
+        "--config", type=Path, help="run file: its scaling (default: this machine's cores or GPUs)"
+    )
+    add_overrides(calibrate)
+    add_launcher(calibrate, default="local")
+    calibrate.add_argument(
+        "--world-size", type=positive, help="workers (default: the run file's; else all)"
+    )
+    calibrate.add_argument(
+        "--like",
+        help="name or file of a topology that has what isn't measured: reserves, links between "
+        "nodes (default: that of the GPU, or cpu)",
+    )
+    calibrate.add_argument(
+        "--output", type=Path, required=True, help="topology file to write (.json)"
+    )
+
     whatif = _plan_command(commands, "whatif", "compare topologies and world sizes")
     _add_tables(whatif)
     whatif.add_argument("--topology", required=True, help="names or files, separated by commas")
     whatif.add_argument(
         "--world-size", required=True, help="numbers of workers, separated by commas"
+    )
+    whatif.add_argument(
+        "--dense-ms",
+        type=positive_number,
+        metavar="MS",
+        help="milliseconds of a step outside of lookups, on one worker: predict whole steps",
+    )
+    whatif.add_argument(
+        "--dense-parameters",
+        type=positive,
+        default=0,
+        metavar="N",
+        help="parameters of the dense part, whose gradients are all-reduced (0)",
     )
 
     widths = _plan_command(commands, "widths", "suggest the width of each table")

@@ -8,6 +8,7 @@
     $P diff OLD NEW
     $P extend PLAN --tables TABLES.yaml --max-move 50GB --output NEW
     $P whatif --tables TABLES.yaml --topology h100x8,h200x8 --world-size 8,16,32
+    $P calibrate --output TOPOLOGY.json
     $P widths --config CONFIG --budget-gib 4
     $P to-cpu PLAN --ranks 2 --row-scale 0.001 --output NEW
 
@@ -19,6 +20,7 @@ from collections.abc import Sequence
 from infnet_dist.io.paths import make_writable
 from ray_jobs import _plan_commands
 from ray_jobs._cli import run_main
+from ray_jobs._plan_calibrate import calibrate_workers
 from ray_jobs._plan_widths import print_widths
 from ray_jobs._verbs import parse
 
@@ -29,6 +31,7 @@ _COMMANDS = {
     "diff": _plan_commands.diff,
     "extend": _plan_commands.extend,
     "whatif": _plan_commands.whatif,
+    "calibrate": calibrate_workers,
     "widths": print_widths,
     "to-cpu": _plan_commands.to_cpu_plan,
 }

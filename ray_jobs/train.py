@@ -21,6 +21,7 @@ from infnet_dist.model.settings_check import without_effect
 from infnet_dist.planning.checks import check_plan
 from infnet_dist.planning.plan_file import load_plan
 from infnet_dist.planning.run_tables import tables_of_run
+from infnet_dist.planning.topology import load_topology
 from infnet_dist.training.setup import open_for_training
 from ray_jobs._cli import log, new_run_id, read_config, run_main
 from ray_jobs._supervise import train_with_restarts
@@ -35,6 +36,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     for line in without_effect(config, manifest, schema):
         log.warning("no effect: %s", line)
     build_train_model(config, schema, table_device=torch.device("meta"))  # finds wrong settings
+    if config.sharding.topology is not None:
+        load_topology(config.sharding.topology)
     if config.sharding.plan != "auto":
         # The number of workers per machine is checked by the workers.
         check_plan(

@@ -156,6 +156,11 @@ class ShardingConfig(Section):
     bag_qcomms: QCommsConfig = Field(
         QCommsConfig(), description="all other tables (EmbeddingBagCollection)"
     )
+    topology: Path | None = Field(
+        None,
+        description="topology file whose costs an automatic plan is made with, e.g. of infnet plan "
+        "calibrate; null: that of the GPU, or cpu",
+    )
 
 
 class CheckpointConfig(Section):

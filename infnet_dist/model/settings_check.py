@@ -141,6 +141,8 @@ def without_effect(config: Config, manifest: Manifest, schema: Schema) -> Iterat
             f"those at multiples of {math.lcm(kept, every):,} are kept; set a multiple of "
             "checkpoint.every_steps"
         )
+    if config.sharding.topology is not None and config.sharding.plan != "auto":
+        yield "sharding.topology: only an automatic plan uses it, and sharding.plan names a file"
     yield from _other_ingest(config, manifest)
 
 

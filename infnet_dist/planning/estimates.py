@@ -52,6 +52,7 @@ def estimate_plan(
     empty = np.zeros(0)
     placement = Placement(np.array(numbers, np.int64), units, empty, empty)
     bound, _ = lower_bound(costs.arrays, empty_cluster(topology))
+    bound += costs.exchanges.least_ms
     return placed_plan(table_set, topology, costs, placement, bound)
 
 
@@ -83,6 +84,7 @@ def placed_plan(
     return Plan(
         made_for=MadeFor(topology=topology, tables=table_set),
         lower_bound_ms=round(bound, _ROUND_MS),
+        exchange_ms=round(costs.exchanges.total_ms(placement.option), _ROUND_MS),
         excluded=tuple(excluded_options(table_set.tables, topology)),
         tables=dict(sorted(tables.items())),
         ranks=RankEstimates(

@@ -14,9 +14,9 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from infnet_dist.config.tables import ShardingTypeName
 from infnet_dist.io.parsing import Name
-from infnet_dist.planning.costs.communication import output_bytes
 from infnet_dist.planning.costs.options import COLUMN_TYPES, ShardingOption
 from infnet_dist.planning.costs.sizes import block_rows, home_tier, row_bytes
+from infnet_dist.planning.costs.work import output_bytes
 from infnet_dist.planning.tables import (
     ROW_STATE_OPTIMIZERS,
     KernelName,
@@ -64,8 +64,8 @@ class TablePlan(_Entry):
         cache_share: share of the rows cached in HBM; only for fused_uvm_caching.
         places: the rank of each column shard (table_wise: one), or the node of each
             (table_row_wise, grid_shard); empty for row_wise and data_parallel: all ranks.
-        lookup_ms: TorchRec's estimate for one shard: forward, backward and prefetch.
-        comms_ms: TorchRec's estimate for one shard: forward and backward.
+        lookup_ms: estimate for one shard: forward, backward and prefetch.
+        comms_ms: estimate for one shard: forward and backward.
         memory_bytes: of all shards, by tier: rows, optimizer state, cache and buffers.
     """
 
@@ -141,8 +141,9 @@ class Plan(_Entry):
 
     Attributes:
         made_for: the input.
-        lower_bound_ms: proven lower bound on the time of the busiest rank over all plans for this
-            input; in an extended plan, over all plans that keep existing tables in place.
+        lower_bound_ms: proven lower bound on a step's time over all plans for this input; in an
+            extended plan, over all plans that keep existing tables in place.
+        exchange_ms: fixed costs of the exchanges, one for each collection and sharding type in use.
         excluded: options that weren't considered, with reasons.
         tables: table plans by name.
         ranks: estimates by rank.
@@ -151,14 +152,15 @@ class Plan(_Entry):
     format_version: int = FORMAT_VERSION
     made_for: MadeFor
     lower_bound_ms: Milliseconds
+    exchange_ms: Milliseconds = 0.0
     excluded: tuple[str, ...] = ()
     tables: dict[str, TablePlan]
     ranks: RankEstimates
 
     @property
     def bottleneck_ms(self) -> float:
-        """Estimated milliseconds of the busiest rank."""
-        return float(self.ranks.time_ms.max())
+        """Estimated milliseconds of a step: the busiest rank's, and the exchanges' fixed costs."""
+        return float(self.ranks.time_ms.max()) + self.exchange_ms
 
     @property
     def memory(self) -> np.ndarray:

@@ -9,8 +9,8 @@ from infnet_dist.planning.costs.sizes import row_bytes
 from infnet_dist.planning.diff import diff_plans
 from infnet_dist.planning.estimates import placed_loads, placed_plan
 from infnet_dist.planning.plan import Plan, described
+from infnet_dist.planning.search.exchanges import search_exchanges
 from infnet_dist.planning.search.migration import CurrentPlacement, migrate
-from infnet_dist.planning.search.search import search
 from infnet_dist.planning.shortage import check_room, explain_shortage, save_hint
 from infnet_dist.planning.tables import TableSet
 from infnet_dist.planning.topology import Topology
@@ -70,6 +70,7 @@ def extend_plan(plan: Plan, table_set: TableSet, *, max_move_bytes: float = 0.0)
             costs.arrays, empty_cluster(topology), current, float(max_move_bytes)
         )
         if placement is not None:
+            bound += costs.exchanges.least_ms
             found.append(placed_plan(table_set, topology, costs, placement, bound))
             moved_bytes = diff_plans(plan, found[0]).moved_bytes
             assert moved_bytes <= max_move_bytes * (1 + 1e-9), (
@@ -112,7 +113,7 @@ def _try_plan(table_set: TableSet, topology: Topology) -> Plan | None:
     estimator = Estimator(table_set, topology)
     for offload in (False, True) if topology.device == "cuda" else (False,):
         costs = estimator.costs(offload=offload)
-        placement, bound = search(costs.arrays, cluster)
+        placement, bound = search_exchanges(costs.arrays, costs.exchanges, cluster)
         if placement is None:
             continue
         plan = placed_plan(table_set, topology, costs, placement, bound)

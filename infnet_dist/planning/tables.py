@@ -27,7 +27,7 @@ from pydantic import BaseModel, ConfigDict, Field, Strict, ValidationError, mode
 from infnet_dist.config.messages import explain
 from infnet_dist.config.tables import DataType, ShardingTypeName, SparseOptimizerName
 from infnet_dist.errors import PlanError
-from infnet_dist.io.parsing import MalformedError, Model, Name, checked, parse_yaml
+from infnet_dist.io.parsing import MalformedError, Model, Name, checked, parse_json, parse_yaml
 from infnet_dist.lookups import Home
 
 KernelName = Literal["dense", "fused", "fused_uvm", "fused_uvm_caching", "key_value"]
@@ -201,13 +201,13 @@ def load_table_set(name_or_path: str | Path) -> TableSet:
 
 
 def find_file(name_or_path: str | Path, folder: Path, kind: str) -> Path:
-    """The path of a YAML file, given by its path or by its name in `folder`.
+    """The path of a YAML or JSON file, given by its path or by its name in `folder`.
 
     Raises:
         PlanError: the file doesn't exist; names those in `folder`.
     """
     path = Path(name_or_path)
-    if path.suffix not in (".yaml", ".yml"):
+    if path.suffix not in (".yaml", ".yml", ".json"):
         path = folder / f"{name_or_path}.yaml"
     if not path.is_file():
         ready = ", ".join(sorted(p.stem for p in folder.glob("*.yaml"))) or "none"
@@ -216,18 +216,21 @@ def find_file(name_or_path: str | Path, folder: Path, kind: str) -> Path:
 
 
 def read_yaml(path: str | Path, model: type[Model], kind: str) -> Model:
-    """Read a YAML file and validate it as `model`.
+    """Read a YAML or JSON file and validate it as `model`.
 
     Raises:
-        PlanError: the file is missing, isn't YAML or isn't valid; names the first wrong key.
+        PlanError: the file is missing, isn't YAML or JSON, or isn't valid; names the first wrong
+            key.
     """
     path = Path(path)
     if not path.is_file():
         raise PlanError(f"no {kind} {path}")
     try:
-        raw = parse_yaml(path.read_text(encoding="utf-8"))
+        text = path.read_text(encoding="utf-8")
+        raw = parse_json(text) if path.suffix == ".json" else parse_yaml(text)
     except (OSError, UnicodeDecodeError, MalformedError) as error:
-        raise PlanError(f"{path} is not YAML: {' '.join(str(error).split())}") from None
+        language = "JSON" if path.suffix == ".json" else "YAML"
+        raise PlanError(f"{path} is not {language}: {' '.join(str(error).split())}") from None
     if not isinstance(raw, dict):
         raise PlanError(f"{path} holds a {type(raw).__name__}, expected keys such as 'tables:'")
     try:

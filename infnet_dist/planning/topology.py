@@ -1,4 +1,7 @@
-"""Topologies: nodes, workers, memory and bandwidths, as YAML in sharding_plans/topologies/."""
+"""Topologies: nodes, workers, memory and bandwidths, as YAML in sharding_plans/topologies/.
+
+`infnet plan calibrate` writes one with measured costs, as JSON.
+"""
 
 import logging
 import math
@@ -13,6 +16,7 @@ from torchrec.distributed.planner import Topology as TorchRecTopology
 
 from infnet_dist.errors import PlanError
 from infnet_dist.io.parsing import Name
+from infnet_dist.planning.costs.measured import Measured
 from infnet_dist.planning.host_memory import host_memory_bytes
 from infnet_dist.planning.tables import Integer, Number, find_file, read_yaml
 
@@ -75,7 +79,23 @@ class Topology(BaseModel):
     backward_factor: Number = Field(
         2.0, ge=1e-3, le=1e3, description="time of a backward pass per forward"
     )
+    collective_ms: Number = Field(
+        0.0,
+        ge=0,
+        le=1e6,
+        description="milliseconds of a collective, however few its bytes, times log2(workers); a "
+        "step has about 5 for each collection and sharding type in use",
+    )
+    all_reduce_gb_s: Number | None = Field(
+        None,
+        ge=1e-3,
+        le=1e6,
+        description="GB/s that a worker sends in a large all-reduce; null: as between two workers",
+    )
     sources: dict[str, str] = Field(default_factory=dict, description="source of each figure")
+    measured: Measured | None = Field(
+        None, description="costs that infnet plan calibrate measured; times come from them"
+    )
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -115,6 +135,18 @@ class Topology(BaseModel):
             f"{world_size} workers don't fill nodes of {self.workers_per_node} ({self.name}); use "
             f"{whole * self.workers_per_node} or {(whole + 1) * self.workers_per_node}"
         )
+
+    @property
+    def latency_ms(self) -> float:
+        """Milliseconds of a collective of all workers, however few its bytes."""
+        return self.collective_ms * math.log2(self.world_size)
+
+    def all_reduce_ms(self, size: float) -> float:
+        """Milliseconds of an all-reduce of `size` bytes, without its latency."""
+        gb_s = self.all_reduce_gb_s or self.intra_node_gb_s
+        if self.num_nodes > 1 and (self.measured is None or self.measured.num_nodes == 1):
+            gb_s *= min(1.0, self.inter_node_gb_s / self.intra_node_gb_s)
+        return 2 * (self.world_size - 1) / self.world_size * size / (gb_s * _GB) * 1000
 
     @property
     def capacity(self) -> npt.NDArray[np.float64]:
@@ -159,13 +191,30 @@ def load_topology(name_or_path: str | Path) -> Topology:
     return read_yaml(find_file(name_or_path, FOLDER, "topology"), Topology, "topology")
 
 
+def save_topology(topology: Topology, path: str | Path) -> None:
+    """Write a topology as JSON, without its unset figures.
+
+    Raises:
+        PlanError: the file can't be written.
+    """
+    text = topology.model_dump_json(indent=1, exclude_none=True, exclude_defaults=True)
+    try:
+        Path(path).write_text(text + "\n", encoding="utf-8")
+    except OSError as error:
+        raise PlanError(
+            f"can't write topology {path}: {error.strerror}; choose another place"
+        ) from None
+
+
 def this_topology(
-    device: str, world_size: int, local_world_size: int, *, bytes_per_worker: float | None = None
+    device: str,
+    world_size: int,
+    local_world_size: int,
+    *,
+    bytes_per_worker: float | None = None,
+    like: str | Path | None = None,
 ) -> Topology:
     """The topology of a run on machines like this one.
-
-    Bandwidths come from the topology file of this machine's GPU (h100x8 if there is none for it),
-    or from `cpu`.
 
     Args:
         device: cuda or cpu.
@@ -173,9 +222,11 @@ def this_topology(
         local_world_size: workers per node. If it doesn't divide `world_size`, nodes are planned
             with the greatest common divisor of both as workers, and that share of the memory.
         bytes_per_worker: RAM per worker; None: this machine's RAM divided by `local_world_size`.
+        like: name or path of a topology with the same device, whose bandwidths, costs and reserves
+            are taken. None: that of this machine's GPU (h100x8 if there is none for it), or `cpu`.
 
     Raises:
-        PlanError: more than MAX_WORKERS workers.
+        PlanError: more than MAX_WORKERS workers, or `like` is for another device.
     """
     ram = bytes_per_worker or host_memory_bytes() / local_world_size
     local = math.gcd(world_size, local_world_size)
@@ -188,17 +239,28 @@ def this_topology(
         "workers_per_node": local,
         "ddr_gib": ram * local / _GIB,
     }
-    if device != "cuda":
-        return load_topology("cpu").model_copy(update=update)
-    name, memory = "h100x8", 0.0
-    if torch.cuda.is_available():
-        gpu = torch.cuda.get_device_properties(0)
-        memory = gpu.total_memory / _GIB
-        known = [p.stem for p in FOLDER.glob("*x8.yaml")]
-        name = next((k for k in known if k.removesuffix("x8") in gpu.name.lower()), name)
+    gpu = torch.cuda.get_device_properties(0) if _has_gpu(device) else None
+    name = like or ("cpu" if device != "cuda" else _like_gpu(gpu.name if gpu else ""))
     ready = load_topology(name)
-    memory = memory or ready.hbm_gib / ready.workers_per_node
-    return ready.model_copy(update=update | {"hbm_gib": memory * local})
+    if ready.device != device:
+        raise PlanError(
+            f"topology {name} is for {ready.device}, but the workers are on {device}; choose "
+            "another one (sharding.topology)"
+        )
+    if device == "cuda":
+        memory = gpu.total_memory / _GIB if gpu else ready.hbm_gib / ready.workers_per_node
+        update["hbm_gib"] = memory * local
+    return ready.model_copy(update=update)
+
+
+def _has_gpu(device: str) -> bool:
+    return device == "cuda" and torch.cuda.is_available()
+
+
+def _like_gpu(name: str) -> str:
+    """The topology in the folder that is of this GPU, or h100x8."""
+    known = [path.stem for path in FOLDER.glob("*x8.yaml")]
+    return next((k for k in known if k.removesuffix("x8") in name.lower()), "h100x8")
 
 
 def check_world_size(world_size: int) -> None:

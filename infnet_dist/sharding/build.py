@@ -7,6 +7,7 @@ dense optimizer. The same calls run on gloo with CPUs and on NCCL with GPUs.
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
 from typing import NamedTuple
 
 import torch
@@ -136,7 +137,7 @@ def build_sharded_model(
     lookups = Lookups(schema, config)
     train_model = build_train_model(config, schema, table_device=torch.device("meta"))
     apply_sparse_optimizers(train_model.model.sparse, lookups)
-    topology = topology_of(context)
+    topology = topology_of(context, config.sharding.topology)
     plan = context.on_first(lambda: get_plan(planned, schema, topology, sample_usage))
     check_plan_optimizers(plan, lookups)
     if (max_norm := config.sparse_optimizer.max_gradient_norm) is not None:
@@ -202,19 +203,22 @@ def _with_optimizers(
     )
 
 
-def topology_of(context: WorkerContext) -> Topology:
-    """The topology of this run's workers; every rank calls it.
+def topology_of(context: WorkerContext, like: str | Path | None = None) -> Topology:
+    """The topology of this run's workers, with the costs of `like`; every rank calls it.
 
     Nodes may differ: each worker counts with the least RAM of all, and `this_topology` assumes
     equal parts of nodes.
     """
     workers = context.local_world_size
     known = context.gather((workers, host_memory_bytes() / workers))
-    return this_topology(
-        context.device.type,
-        context.world_size,
-        math.gcd(*(workers for workers, _ in known)),
-        bytes_per_worker=min(ram for _, ram in known),
+    return context.on_first(
+        lambda: this_topology(
+            context.device.type,
+            context.world_size,
+            math.gcd(*(workers for workers, _ in known)),
+            bytes_per_worker=min(ram for _, ram in known),
+            like=like,
+        )
     )
 
 

@@ -18,11 +18,11 @@ from torchrec.modules.embedding_configs import (
 )
 from torchrec.modules.embedding_modules import EmbeddingBagCollection, EmbeddingCollection
 
-from infnet_dist.planning.costs.communication import output_bytes
 from infnet_dist.planning.costs.estimator import Costs, Estimator
 from infnet_dist.planning.costs.options import ShardingOption, enumerate_options, excluded_options
 from infnet_dist.planning.costs.popularity import ZipfStatistics, effective_rows, fit_zipf
 from infnet_dist.planning.costs.torchrec_estimates import OPTIMIZERS
+from infnet_dist.planning.costs.work import output_bytes
 from infnet_dist.planning.tables import PlanFeature, PlanTable, TableSet
 from infnet_dist.planning.topology import Topology
 

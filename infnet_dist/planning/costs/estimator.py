@@ -1,6 +1,7 @@
 """Costs of every sharding option of every table: TorchRec's estimates, and what they don't count.
 
-The times are TorchRec's. The bytes are TorchRec's, those that it doesn't count (`uncounted_bytes`),
+The times are TorchRec's, or made of measured costs if the topology has them; beside them are the
+fixed costs of exchanges. The bytes are TorchRec's, those that it doesn't count (`uncounted_bytes`),
 and the copy of rows and state in host memory from which a checkpoint is written in the background.
 """
 
@@ -17,7 +18,9 @@ from infnet_dist.planning.costs.options import (
     unsupported_on,
 )
 from infnet_dist.planning.costs.sizes import full_blocks, stored_bytes, uncounted_bytes
+from infnet_dist.planning.costs.times import exchanges_of, option_times
 from infnet_dist.planning.costs.torchrec_estimates import Candidate, TorchRecEstimates
+from infnet_dist.planning.search.exchanges import Exchanges
 from infnet_dist.planning.search.placement import EVERY, NODE, RANK, Cluster, OptionArrays
 from infnet_dist.planning.tables import PlanTable, TableSet
 from infnet_dist.planning.topology import TIERS, Topology
@@ -42,8 +45,9 @@ class Costs:
         sharding_options: one per entry of `arrays`.
         arrays: the input of the search, O options.
         lookup_ms: float64 [O], forward, backward and prefetch of a unit on each of its ranks.
-        comms_ms: float64 [O], communication of rows and gradients, likewise. Like TorchRec's
-            total, it doesn't include the all-to-all of ids. lookup + comms = arrays.time.
+        comms_ms: float64 [O], communication of rows and gradients, likewise; measured costs include
+            that of ids, TorchRec's don't. lookup + comms = arrays.time.
+        exchanges: which options share an exchange, and its fixed cost.
         stored: float64 [O, 3, 1], bytes of rows and optimizer state on a rank with a whole block,
             the rest, nothing; part of arrays.memory.
     """
@@ -52,6 +56,7 @@ class Costs:
     arrays: OptionArrays
     lookup_ms: np.ndarray
     comms_ms: np.ndarray
+    exchanges: Exchanges
     stored: np.ndarray
 
 
@@ -81,14 +86,15 @@ class Estimator:
             )
         ]
         memory, stored = self._bytes(candidates)
-        perfs = self._torchrec.perf(candidates)
-        lookup = np.array([p.fwd_compute + p.bwd_compute + p.prefetch_compute for p in perfs])
-        total = np.array([p.total for p in perfs])
+        times = option_times(candidates, self.table_set, self.topology, self._torchrec)
+        lookup, comms = times.T
+        pairs = [(self.table_set.tables[number], option) for number, option in candidates]
         return Costs(
             sharding_options=[option for _, option in candidates],
-            arrays=self._arrays(candidates, time=total, memory=memory),
+            arrays=self._arrays(candidates, time=lookup + comms, memory=memory),
             lookup_ms=lookup,
-            comms_ms=total - lookup,
+            comms_ms=comms,
+            exchanges=exchanges_of(pairs, self.topology),
             stored=stored[:, :, None],
         )
 

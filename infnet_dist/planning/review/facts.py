@@ -23,6 +23,7 @@ def facts(plan: Plan) -> dict[str, Any]:
         "tables": len(plan.tables),
         **_bytes(plan),
         "bottleneck_ms": plan.bottleneck_ms,
+        "exchange_ms": plan.exchange_ms,
         "lower_bound_ms": plan.lower_bound_ms,
         "over_lower_bound": plan.bottleneck_ms / max(plan.lower_bound_ms, _MIN_MS) - 1,
         "output_bytes": int(sum(map(plan.output_bytes, plan.tables))),

@@ -53,6 +53,11 @@ def render(plan: Plan, *, most_tables: int = 40) -> RenderableType:
         f"busiest rank {known['bottleneck_ms']:.4g} ms; lower bound {known['lower_bound_ms']:.4g} "
         f"ms (+{known['over_lower_bound']:.1%}); balance (max / mean) {known['time_balance']:.3f}",
     ]
+    if plan.exchange_ms:
+        lines.append(
+            f"fixed cost of exchanges: {plan.exchange_ms:.4g} ms of them, one for each collection "
+            "and sharding type"
+        )
     lines += [f"{name}: {text}" for name, text in byte_facts(known)]
     lines.append(f"bottleneck: {known['binds']}")
     lines += [f"{what}: {line}" for what, line in _notes(plan)]
