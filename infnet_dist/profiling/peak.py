@@ -49,11 +49,10 @@ def peak_of(device: torch.device, dtype: torch.dtype) -> Peak:
 
 def gpu_peak(name: str, dtype: torch.dtype) -> Peak:
     """The peak of a GPU by its name."""
-    for known, sheet in _GPUS.items():
-        if re.search(rf"\b{known}\b", name):
-            break
-    else:
+    known = next((one for one in _GPUS if re.search(rf"\b{one}\b", name)), None)
+    if known is None:
         return Peak(None, f"unknown for {name}")
+    sheet = _GPUS[known]
     if dtype != torch.float32:
         return Peak(sheet.half * 1e12, f"data sheet of {known}, 16-bit floats")
     if torch.backends.cuda.matmul.allow_tf32:

@@ -5,7 +5,7 @@ innermost phase that is open, or to `OTHER`. So the phases sum up to the step.
 """
 
 import time
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
@@ -62,7 +62,7 @@ class PhaseClock:
     def __init__(self, device: torch.device) -> None:
         self._device = device
         self._open: list[str] = []
-        self._seconds: Counter[str] = Counter()
+        self._seconds: dict[str, float] = defaultdict(float)
         self._last = time.perf_counter()
 
     @property
@@ -92,7 +92,7 @@ class PhaseClock:
     def lap(self) -> Mapping[str, float]:
         """Seconds by phase since the last lap."""
         self._charge()
-        seconds, self._seconds = self._seconds, Counter()
+        seconds, self._seconds = self._seconds, defaultdict(float)
         return seconds
 
     def _charge(self) -> None:
@@ -143,15 +143,9 @@ def typical(steps: Sequence[Mapping[str, float]], cycle: int = 1) -> dict[str, f
         cycle: steps after which their work repeats (`training.accumulate_steps`); incomplete cycles
             at the end are left out.
     """
-    cycles = []
-    for start in range(0, len(steps) - cycle + 1, cycle):
-        total: Counter[str] = Counter()
-        for step in steps[start : start + cycle]:
-            total.update(step)
-        cycles.append(total)
-    cycles.sort(key=lambda phases: sum(phases.values()))
+    cycles = [steps[i : i + cycle] for i in range(0, len(steps) - cycle + 1, cycle)]
+    cycles.sort(key=lambda cycle: sum(sum(step.values()) for step in cycle))
     cut = len(cycles) // 4
-    middle = cycles[cut : len(cycles) - cut]
-    count = len(middle) * cycle
-    names = {name for phases in middle for name in phases}
-    return {name: sum(phases[name] for phases in middle) / count for name in names}
+    middle = [step for cycle in cycles[cut : len(cycles) - cut] for step in cycle]
+    names = {name for step in middle for name in step}
+    return {name: sum(step.get(name, 0.0) for step in middle) / len(middle) for name in names}

@@ -6,7 +6,6 @@ from contextlib import closing
 from itertools import count, islice
 from pathlib import Path
 
-import torch
 from torch.profiler import ProfilerActivity, profile, record_function
 
 from infnet_dist.batch import RankingBatch
