@@ -1,5 +1,6 @@
 """The clock of phases, the typical step, peaks, and the rendered result."""
 
+import io
 import itertools
 from pathlib import Path
 
@@ -86,6 +87,12 @@ def test_the_peak_of_a_cpu_is_measured() -> None:
     assert "measured" in peak.source
 
 
+def test_the_document_explains_every_phase(repository: Path) -> None:
+    lines = (repository / "docs" / "benchmark.md").read_text().splitlines()
+    rows = [f"| {name} | {text} |" for name, text in PHASES.items()]
+    assert [line for line in lines if line in rows] == rows
+
+
 def result_of(ranks: int) -> BenchmarkResult:
     found = [
         RankResult(
@@ -107,7 +114,7 @@ def result_of(ranks: int) -> BenchmarkResult:
 
 @pytest.mark.parametrize("ranks", [2, 20])
 def test_a_result_is_shown(ranks: int, tmp_path: Path) -> None:
-    result, console = result_of(ranks), Console(width=160, record=True, file=open("/dev/null", "w"))
+    result, console = result_of(ranks), Console(width=160, file=io.StringIO(), record=True)
     console.print(render(result))
     text = console.export_text()
     for name in (*PHASES, "read", "collate"):
