@@ -111,5 +111,5 @@ def draw(result: BenchmarkResult, image: Path) -> None:
     axis.set_yticks(range(len(ranks)))
     axis.invert_yaxis()
     axis.set_title(f"{result.run}: {result.rows_per_s:,.0f} rows/s on {result.device}")
-    axis.legend(loc="upper center", bbox_to_anchor=(0.5, -0.25), ncols=6, fontsize="small")
+    figure.legend(loc="outside lower center", ncols=6, fontsize="small")
     figure.savefig(image, format="png", dpi=100)
