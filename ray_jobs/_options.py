@@ -77,6 +77,21 @@ def evaluate_options(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def benchmark_options(parser: argparse.ArgumentParser) -> None:
+    """Add the options of `infnet benchmark`."""
+    add_config(parser)
+    add_launcher(parser)
+    parser.add_argument("--steps", type=positive, default=50, help="steps to measure (default: 50)")
+    parser.add_argument(
+        "--warmup", type=positive, default=10, help="steps before them (default: 10)"
+    )
+    parser.add_argument("--json", type=Path, help="file to write all figures to")
+    parser.add_argument(
+        "--trace", type=Path, help="file to write a trace of some steps to, for Chrome or Perfetto"
+    )
+    parser.add_argument("--picture", type=Path, help="PNG to write, a bar of phases per rank")
+
+
 def compare_options(parser: argparse.ArgumentParser) -> None:
     """Add the options of `infnet compare`."""
     add_config(parser)

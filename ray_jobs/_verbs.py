@@ -8,6 +8,7 @@ from infnet_dist.checkpoint.cli.command import add_checkpoint_options
 from infnet_dist.io.command_line import HelpFormatter, examples
 from infnet_dist.tools.doctor import add_doctor_options
 from ray_jobs._options import (
+    benchmark_options,
     compare_options,
     evaluate_options,
     ingest_options,
@@ -76,6 +77,12 @@ VERBS = {
         "--config configs/smoke.yaml --launcher local\n"
         "--config configs/smoke.yaml --run-id 20261122-111407",
         train_options,
+    ),
+    "benchmark": Verb(
+        "ray_jobs.benchmark",
+        "measure where the time of a run's training step goes",
+        "--config configs/smoke.yaml --launcher local --trace trace.json",
+        benchmark_options,
     ),
     "evaluate": Verb(
         "ray_jobs.evaluate",

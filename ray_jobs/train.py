@@ -11,19 +11,11 @@ and 143); lost workers and nodes are replaced: docs/faults.md.
 from collections.abc import Sequence
 from pathlib import Path
 
-import torch
-
 from infnet_dist.config.changes import changes
 from infnet_dist.config.run import Config, config_of_text
 from infnet_dist.io.console import Line
-from infnet_dist.model.build import build_train_model
-from infnet_dist.model.settings_check import without_effect
-from infnet_dist.planning.checks import check_plan
-from infnet_dist.planning.plan_file import load_plan
-from infnet_dist.planning.run_tables import tables_of_run
-from infnet_dist.planning.topology import load_topology
-from infnet_dist.training.setup import open_for_training
 from ray_jobs._cli import log, new_run_id, read_config, run_main
+from ray_jobs._run_checks import check_run
 from ray_jobs._supervise import train_with_restarts
 from ray_jobs._verbs import parse
 
@@ -32,20 +24,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Check everything that needs no workers, then train."""
     arguments = parse("train", argv)
     config = read_config(arguments)
-    manifest, schema = open_for_training(config)
-    for line in without_effect(config, manifest, schema):
-        log.warning("no effect: %s", line)
-    build_train_model(config, schema, table_device=torch.device("meta"))  # finds wrong settings
-    if config.sharding.topology is not None:
-        load_topology(config.sharding.topology)
-    if config.sharding.plan != "auto":
-        # The number of workers per machine is checked by the workers.
-        check_plan(
-            load_plan(config.sharding.plan),
-            tables_of_run(config, schema),
-            world_size=config.scaling.num_workers,
-            device="cuda" if config.scaling.use_gpu else "cpu",
-        )
+    check_run(config)
     run_folder = config.run.folder / config.run.name / (arguments.run_id or new_run_id())
     config = _resumed(config, run_folder)
     summary = train_with_restarts(config, run_folder, arguments.launcher)

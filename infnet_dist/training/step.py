@@ -74,7 +74,7 @@ class Step(ABC):
     def __init__(self, sharded: ShardedModel, context: WorkerContext, *, seed: int) -> None:
         module = sharded.model.module
         assert isinstance(module, TrainModel)
-        module.model.sparse.pooling.register_forward_hook(self._guard)
+        self._hook = module.model.sparse.pooling.register_forward_hook(self._guard)
         self._sharded, self._context, self._seed = sharded, context, seed
         self._next: Callable[[], StepSettings]
         self._settings: StepSettings
@@ -96,6 +96,10 @@ class Step(ABC):
     def paused(self) -> Iterator[None]:
         """The model can be called between two steps, as in evaluations."""
         yield
+
+    def close(self) -> None:
+        """Leave the model to another step."""
+        self._hook.remove()
 
     def zero_grad(self) -> None:
         """Begin the step."""

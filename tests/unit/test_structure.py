@@ -27,6 +27,7 @@ ORDER = [
     "checkpoint",
     "tracking",
     "training",
+    "profiling",
     "comparison",
     "contrib",
 ]
