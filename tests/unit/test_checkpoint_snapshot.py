@@ -232,3 +232,16 @@ def test_ids_of_batches_of_different_sizes() -> None:
     offsets = torch.cat([torch.zeros(1, dtype=torch.int64), lengths.cumsum(0)])
     found = ids_by_table([4, 1, 4], torch.arange(7), offsets, [[1, 1], [1, 0], [2, 0]])
     assert [(table, ids.tolist()) for table, ids in found] == [(4, [0, 1, 2]), (4, [3, 4, 5, 6])]
+
+
+def test_an_id_out_of_range_changes_row_0() -> None:
+    kernel = make_kernel()
+    shards = shards_of(kernel)
+    assembled = Assembled(shards)
+    taken = Snapshot(*kernel_tables(shards, [kernel]))
+    offsets = torch.tensor([0, 1, *[1] * (len(FEATURES) * BATCH - 1)])
+    kernel(indices=torch.tensor([ROWS[0]]), offsets=offsets).sum().backward()
+    assert not torch.equal(shards[0].tensor[0], assembled.before["w0"][0])
+    for shard, start, block in read_all(taken):
+        assembled.add(shard, start, block)
+    assembled.check()

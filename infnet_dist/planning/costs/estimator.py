@@ -1,7 +1,7 @@
 """Costs of every sharding option of every table: TorchRec's estimates, and what they don't count.
 
 The times are TorchRec's. The bytes are TorchRec's, those that it doesn't count (`uncounted_bytes`),
-and the copy of rows and state in host memory from which a checkpoint is written in the background.
+and the copies in host memory that a background save holds.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -16,7 +16,12 @@ from infnet_dist.planning.costs.options import (
     enumerate_options,
     unsupported_on,
 )
-from infnet_dist.planning.costs.sizes import full_blocks, stored_bytes, uncounted_bytes
+from infnet_dist.planning.costs.sizes import (
+    full_blocks,
+    save_copy_share,
+    stored_bytes,
+    uncounted_bytes,
+)
 from infnet_dist.planning.costs.torchrec_estimates import Candidate, TorchRecEstimates
 from infnet_dist.planning.search.placement import EVERY, NODE, RANK, Cluster, OptionArrays
 from infnet_dist.planning.tables import PlanTable, TableSet
@@ -46,6 +51,8 @@ class Costs:
             total, it doesn't include the all-to-all of ids. lookup + comms = arrays.time.
         stored: float64 [O, 3, 1], bytes of rows and optimizer state on a rank with a whole block,
             the rest, nothing; part of arrays.memory.
+        copied: float64 [O, 3, 1], bytes of copies that a background save holds, likewise; part of
+            arrays.memory if it is planned.
     """
 
     sharding_options: list[ShardingOption]
@@ -53,6 +60,7 @@ class Costs:
     lookup_ms: np.ndarray
     comms_ms: np.ndarray
     stored: np.ndarray
+    copied: np.ndarray
 
 
 class Estimator:
@@ -80,7 +88,7 @@ class Estimator:
                 self.table_set.complete(table), offload, (also or {}).get(table.name)
             )
         ]
-        memory, stored = self._bytes(candidates)
+        memory, stored, copied = self._bytes(candidates)
         perfs = self._torchrec.perf(candidates)
         lookup = np.array([p.fwd_compute + p.bwd_compute + p.prefetch_compute for p in perfs])
         total = np.array([p.total for p in perfs])
@@ -90,6 +98,7 @@ class Estimator:
             lookup_ms=lookup,
             comms_ms=total - lookup,
             stored=stored[:, :, None],
+            copied=copied[:, :, None],
         )
 
     def _options_of(
@@ -111,8 +120,8 @@ class Estimator:
             )
         return options
 
-    def _bytes(self, candidates: Sequence[Candidate]) -> tuple[np.ndarray, np.ndarray]:
-        """All bytes by kind of shard and tier [O, 3, M], and those of rows and state [O, 3]."""
+    def _bytes(self, candidates: Sequence[Candidate]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """All bytes by kind of shard and tier [O, 3, M]; stored and copied ones [O, 3]."""
         tables, optimizer_of = self.table_set.tables, self.table_set.optimizer_of
         known = [
             (tables[number], option, optimizer_of(tables[number]), self.topology)
@@ -121,9 +130,12 @@ class Estimator:
         stored = np.array([stored_bytes(*one) for one in known])
         memory = self._torchrec.memory(candidates)
         memory += np.array([uncounted_bytes(*one) for one in known])
+        device = self.topology.device
+        shares = [save_copy_share(option.sharding_type, device) for _, option in candidates]
+        copied = stored * np.array(shares)[:, None]
         if self.table_set.background_save:
-            memory[:, :, TIERS.index("ddr")] += stored
-        return memory, stored
+            memory[:, :, TIERS.index("ddr")] += copied
+        return memory, stored, copied
 
     def _arrays(
         self, candidates: Sequence[Candidate], *, time: np.ndarray, memory: np.ndarray
