@@ -30,7 +30,7 @@ class SavedCheckpoint:
 
     Attributes:
         seconds: from the call of `save` to the manifest.
-        waited_s: seconds of it that steps of this rank waited, as too many rows were copied.
+        waited_s: seconds of it that steps of this rank took for copies of rows.
         num_bytes: of all ranks' tensors.
     """
 

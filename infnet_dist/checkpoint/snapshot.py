@@ -4,11 +4,10 @@
 as of the step of the save, although training changes the model while the blocks are written: rows
 are copied before a step changes them, unless they are written by then.
 
-1. A kernel's lookup names the rows that its backward pass may change. Before the lookup, those that
-   are neither copied nor written are copied (`_before_lookup`).
-2. A block is copied from the model's memory first; then its rows that have a copy by now are
-   replaced by it (`read`). A row may change while the block is copied, but then it was copied
-   before that.
+1. A kernel's lookup names the rows that its backward pass may change: no other row changes. Before
+   the lookup, those that are neither copied nor written are copied (`_before_lookup`).
+2. A block is read from the model's memory first; then its rows that have a copy by now are replaced
+   by it (`read`). A row may change while the block is read, but then it was copied before that.
 3. Copies are dropped once the file that holds their rows is complete (`release`), since a failed
    file is written again. If they would take more than their limit, the step waits for that.
 """
@@ -42,7 +41,7 @@ class LiveState:
         shards: this rank's.
 
     Attributes:
-        waited_s: seconds that steps waited while it was written.
+        waited_s: seconds that steps took for copies of rows, or waited to be allowed to make them.
     """
 
     waited_s = 0.0
@@ -110,9 +109,9 @@ class Snapshot(LiveState):
         others: all other shards, in memory that doesn't change.
 
     Attributes:
-        limit_bytes: of copies, a share of the tables' bytes. Only 4 bytes per row, where copies
-            are found, are taken in any case.
-        most_bytes: of copies that were held at once.
+        limit_bytes: of copies, a share of the tables' bytes. Only the byte per row that says
+            whether it needs a copy is taken in any case.
+        most_bytes: of copies, and of these bytes, that were held at once.
     """
 
     def __init__(self, tables: Sequence[KernelTable], others: Sequence[LocalShard]) -> None:
@@ -128,7 +127,7 @@ class Snapshot(LiveState):
             for part in rows.parts
             for number, shard in enumerate(part.shards)
         }
-        self._held_bytes = sum(rows.slots.nbytes for rows in self._rows.values())
+        self._held_bytes = sum(rows.safe.nbytes for rows in self._rows.values())
         self.most_bytes = self._held_bytes
         kernels = {id(table.kernel): table.kernel for table in tables}
         self._hooks = [
@@ -148,11 +147,10 @@ class Snapshot(LiveState):
             return values
         part, number = place
         values = values.clone(memory_format=torch.contiguous_format)
-        with self._changed:  # only now: a row that changed until now has a slot
-            slots, copies = part.slots[start:stop].clone(), part.copies
-        copied = slots.nonzero().squeeze(1)
-        if len(copied):
-            values[copied] = copies[number][slots[copied].long() - 1]
+        with self._changed:  # only now: a row that changed until now has a copy
+            copied, copies = part.copied(number)
+        inside = ((copied >= start) & (copied < stop)).nonzero().squeeze(1)
+        values[copied[inside] - start] = copies[inside]
         return values
 
     def release(self, shards: Iterable[LocalShard]) -> None:
@@ -176,7 +174,7 @@ class Snapshot(LiveState):
             hook.remove()
 
     def _before_lookup(self, kernel: nn.Module, args: tuple[Any, ...], kwargs: Any) -> None:
-        if not torch.is_grad_enabled():  # an evaluation changes nothing
+        if self._closed or not torch.is_grad_enabled():  # an evaluation changes nothing
             return
         given = dict(zip(("indices", "offsets"), args, strict=False)) | kwargs
         for number, ids in ids_by_table(
@@ -190,58 +188,59 @@ class Snapshot(LiveState):
 
     def _copy(self, rows: "_Rows", ids: torch.Tensor) -> None:
         """Copy those rows that are neither copied nor written; wait as long as that is too much."""
+        start = time.perf_counter()
         with self._changed:
-            start = time.perf_counter()
-            while not self._closed:
-                fresh = rows.fresh(ids)
-                num_bytes = len(fresh) * rows.row_bytes
-                if not num_bytes or self._held_bytes + num_bytes <= self.limit_bytes:
-                    rows.copy(fresh)
-                    self._held_bytes += num_bytes
-                    self.most_bytes = max(self.most_bytes, self._held_bytes)
-                    break
-                self._changed.wait()
-                self.waited_s += time.perf_counter() - start
-                start = time.perf_counter()
+            self._changed.wait_for(lambda: self._closed or self._copies(rows, ids))
+        self.waited_s += time.perf_counter() - start
+
+    def _copies(self, rows: "_Rows", ids: torch.Tensor) -> bool:
+        """As `_copy`; returns False instead of waiting."""
+        unsafe = rows.unsafe(ids)
+        if not len(unsafe):
+            return True
+        held_bytes = self._held_bytes + len(unsafe) * rows.row_bytes
+        if held_bytes > self.limit_bytes:
+            return False
+        rows.copy(unsafe)
+        self._held_bytes, self.most_bytes = held_bytes, max(self.most_bytes, held_bytes)
+        return True
 
 
 class _Rows:
     """The rows of a table with their copies, in parts of consecutive rows.
 
     Attributes:
-        slots: int32 [rows], 1 + the place of the row's copy in its part; 0 without a copy, -1 if
-            none is needed.
-        row_bytes: of one row in all shards.
+        safe: bool [rows], whether a row is copied, or needs no copy since it is written.
+        row_bytes: that the copy of a row takes.
+        parts: each a view of these rows.
     """
 
     def __init__(self, shards: Sequence[LocalShard]) -> None:
         count = len(shards[0].tensor)
-        self.row_bytes = sum(shard.nbytes for shard in shards) // count
-        self.slots = torch.zeros(count, dtype=torch.int32)
-        num_parts = -(-count * self.row_bytes // _PART_BYTES)
+        self.safe = torch.zeros(count, dtype=torch.bool)
+        num_parts = -(-sum(shard.nbytes for shard in shards) // _PART_BYTES)
         self._part_rows = -(-count // num_parts)
         self.parts = [
-            _Part([shard.narrow(start, start + self._part_rows) for shard in shards], slots)
-            for start, slots in zip(
-                range(0, count, self._part_rows), self.slots.split(self._part_rows), strict=True
+            _Part([shard.narrow(start, start + self._part_rows) for shard in shards], safe)
+            for start, safe in zip(
+                range(0, count, self._part_rows), self.safe.split(self._part_rows), strict=True
             )
         ]
+        self.row_bytes = self.parts[0].row_bytes
 
-    def fresh(self, ids: torch.Tensor) -> torch.Tensor:
-        """Those without a slot, once each and in order."""
+    def unsafe(self, ids: torch.Tensor) -> torch.Tensor:
+        """Those that must be copied before they change, once each and in order."""
         # The kernel reads, and changes, row 0 in place of an id that is out of range.
-        ids = ids.where((ids >= 0) & (ids < len(self.slots)), 0)
-        return ids[self.slots[ids] == 0].unique()
+        ids = ids.where((ids >= 0) & (ids < len(self.safe)), 0)
+        return ids[~self.safe[ids]].unique()
 
-    def copy(self, fresh: torch.Tensor) -> None:
+    def copy(self, rows: torch.Tensor) -> None:
         """Copy these rows, in order, into their parts."""
-        starts = torch.arange(len(self.parts) + 1) * self._part_rows
-        bounds = torch.searchsorted(fresh, starts).tolist()
-        for part, start, low, high in zip(
-            self.parts, starts.tolist(), bounds, bounds[1:], strict=False
-        ):
-            if low < high:
-                part.copy(fresh[low:high] - start)
+        ends = torch.arange(1, len(self.parts)) * self._part_rows
+        pieces = rows.tensor_split(torch.searchsorted(rows, ends))
+        for number, (part, piece) in enumerate(zip(self.parts, pieces, strict=True)):
+            if len(piece):
+                part.copy(piece - number * self._part_rows)
 
 
 class _Part:
@@ -249,31 +248,42 @@ class _Part:
 
     Attributes:
         shards: their rows and optimizer state.
-        slots: as in `_Rows`.
-        copies: of rows of each shard, as many as there are slots; memory beyond isn't touched.
+        row_bytes: that the copy of a row takes.
     """
 
-    def __init__(self, shards: list[LocalShard], slots: torch.Tensor) -> None:
+    def __init__(self, shards: list[LocalShard], safe: torch.Tensor) -> None:
         self.shards = shards
-        self.slots = slots
-        self.copies: list[torch.Tensor] = []
+        self._safe = safe
+        # The numbers of the rows that are copied, then the copies by shard: as much memory as for
+        # all rows, of which only that of `_count` rows is touched and thereby taken.
+        self._memory: list[torch.Tensor] = []
         self._count = 0
+        self.row_bytes = sum(shard.tensor[:1].nbytes for shard in shards) + torch.int32.itemsize
+
+    def copied(self, number: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """The rows of a shard that are copied, int32 [count], and their copies."""
+        if not self._count:
+            return torch.empty(0, dtype=torch.int32), self.shards[number].tensor[:0]
+        return self._memory[0][: self._count], self._memory[1 + number][: self._count]
 
     @torch.no_grad()
     def copy(self, rows: torch.Tensor) -> None:
         """Copy these rows."""
-        if not self.copies:
-            self.copies = [torch.empty(s.tensor.shape, dtype=s.tensor.dtype) for s in self.shards]
+        if not self._memory:
+            tensors = [shard.tensor for shard in self.shards]
+            self._memory = [torch.empty(len(self._safe), dtype=torch.int32)]
+            self._memory += [torch.empty(t.shape, dtype=t.dtype) for t in tensors]
         start, self._count = self._count, self._count + len(rows)
-        for shard, copies in zip(self.shards, self.copies, strict=True):
-            torch.index_select(shard.tensor, 0, rows, out=copies[start : self._count])
-        self.slots[rows] = torch.arange(start + 1, self._count + 1, dtype=torch.int32)
+        numbers, *copies = (memory[start : self._count] for memory in self._memory)
+        numbers.copy_(rows)
+        for shard, copy in zip(self.shards, copies, strict=True):
+            torch.index_select(shard.tensor, 0, rows, out=copy)
+        self._safe[rows] = True
 
     def release(self) -> int:
         """Drop the copies, and make none again; returns their bytes."""
-        row_bytes = sum(copies[:1].nbytes for copies in self.copies)
-        dropped, self._count, self.copies = self._count * row_bytes, 0, []
-        self.slots.fill_(-1)
+        dropped, self._count, self._memory = self._count * self.row_bytes, 0, []
+        self._safe.fill_(True)
         return dropped
 
 
