@@ -26,6 +26,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from itertools import count, cycle
 from pathlib import Path
 from typing import Any
 
@@ -42,10 +43,9 @@ from infnet_dist.distributed.context import WorkerContext
 from infnet_dist.ingest.synthetic import make_training_set
 from infnet_dist.io.filesystem import Folder
 from infnet_dist.sharding.build import build_sharded_model, table_bytes
-from infnet_dist.sharding.optimizers import learning_rate_factors
 from infnet_dist.training.provenance import versions
 from infnet_dist.training.setup import TrainingSetup, open_training_set
-from infnet_dist.training.step import train_step
+from infnet_dist.training.step import StepSettings, make_step
 from ray_jobs._local import run_local
 
 WIDTH, TABLE = 64, "item"
@@ -172,28 +172,28 @@ class Steps:
     """Steps of training, whose ids of the big table are uniform over its rows."""
 
     def __init__(self, setup: TrainingSetup) -> None:
-        self._setup = setup
-        reader = setup.reader("train", shuffle=True)
-        self._batches = [batch for batch, _ in zip(reader.batches(), range(4), strict=False)]
+        self._rank = setup.context.rank
         schema = setup.schema
         self._rows = next(table.num_embeddings for table in schema.tables if table.name == TABLE)
         self._keys = {field.key for field in schema.fields if field.table == TABLE}
+        reader = setup.reader("train", shuffle=True)
+        batches = [batch for batch, _ in zip(reader.batches(), range(4), strict=False)]
+        uniform = (self._uniform(batch, step) for step, batch in enumerate(cycle(batches)))
+        numbers = count()
+        self._steps = make_step(setup).over(uniform, lambda: StepSettings(next(numbers)))
         self.done = 0
 
     def make(self, count: int) -> float:
         """Make some; the seconds of one."""
         start = time.perf_counter()
         for _ in range(count):
-            batch = self._batches[self.done % len(self._batches)]
-            factors = learning_rate_factors(self._setup.config, 0, 1_000_000)
-            seed = self._setup.config.run.seed
-            train_step(self._setup.sharded, self._uniform(batch), factors, step=0, seed=seed)
-            self.done += 1
+            next(self._steps)
+        self.done += count
         return (time.perf_counter() - start) / count
 
-    def _uniform(self, batch: RankingBatch) -> RankingBatch:
+    def _uniform(self, batch: RankingBatch, step: int) -> RankingBatch:
         features = batch.sparse_features
-        seed = stable_seed(self.done, "ids", self._setup.context.rank)
+        seed = stable_seed(step, "ids", self._rank)
         generator = torch.Generator().manual_seed(seed)
         values = features.values().clone()
         ends = features.offset_per_key()

@@ -1,4 +1,4 @@
-"""What a plan's budget counts: rows, state, buffers, the copies for saves, processes, containers."""
+"""What a plan's budget counts: rows, state, buffers, copies for saves, processes, containers."""
 
 import json
 from pathlib import Path
