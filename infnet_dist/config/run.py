@@ -130,11 +130,31 @@ class TrainingConfig(Section):
     )
 
 
+class QCommsConfig(Section):
+    """Data types in which workers exchange rows and their gradients (TorchRec's quantised comms).
+
+    Half the bytes of float32, and rounding: fp16 loses gradients below 6e-8, bf16 keeps 8 bits.
+    """
+
+    forward_precision: Literal["fp32", "fp16", "bf16"] = Field(
+        "fp32", description="of the rows that are looked up"
+    )
+    backward_precision: Literal["fp32", "fp16", "bf16"] = Field(
+        "fp32", description="of their gradients"
+    )
+
+
 class ShardingConfig(Section):
-    """Placement of the embedding tables on the workers."""
+    """Placement of the embedding tables on the workers, and their exchange of rows."""
 
     plan: Path | Literal["auto"] = Field(
         "auto", description="path of a plan file; auto: planned at start"
+    )
+    sequence_qcomms: QCommsConfig = Field(
+        QCommsConfig(), description="tables that a sequence reads (EmbeddingCollection)"
+    )
+    bag_qcomms: QCommsConfig = Field(
+        QCommsConfig(), description="all other tables (EmbeddingBagCollection)"
     )
 
 

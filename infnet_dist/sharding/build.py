@@ -15,8 +15,6 @@ from torch import nn
 from torch.distributed._shard.sharded_tensor import ShardedTensor
 from torch.nn import functional
 from torch.nn.parallel import DistributedDataParallel
-from torchrec.distributed.embedding import EmbeddingCollectionSharder
-from torchrec.distributed.embeddingbag import EmbeddingBagCollectionSharder
 from torchrec.distributed.model_parallel import DistributedModelParallel
 from torchrec.distributed.types import ShardingEnv
 from torchrec.optim.keyed import CombinedOptimizer, KeyedOptimizer
@@ -49,6 +47,7 @@ from infnet_dist.sharding.optimizers import (
     make_sparse_optimizer,
 )
 from infnet_dist.sharding.row_clipping import RowClipping
+from infnet_dist.sharding.sharders import make_sharders
 
 _CHUNK_ROWS = 4096
 
@@ -149,7 +148,7 @@ def build_sharded_model(
         env=ShardingEnv.from_process_group(dist.group.WORLD),
         device=context.device,
         plan=to_sharding_plan(plan, train_model, context.device),
-        sharders=[EmbeddingCollectionSharder(), EmbeddingBagCollectionSharder()],
+        sharders=make_sharders(config.sharding, context),
         init_data_parallel=False,  # `DenseUpdate` averages the gradients of the dense part
     ).to(context.device)
     for module in model.modules():
