@@ -94,7 +94,7 @@ def write_checkpoint(
     found: list[tuple[str, SavedTensor]] = []
     for rank in range(world_size):
         shards = [shard for name, cut in tensors.items() for shard in shards_of(name, cut, rank)]
-        for number, together in enumerate(pack(shards)):
+        for number, together in enumerate(pack([shard] for shard in shards)):
             name = f"rank-{rank:05d}-{number:02d}-0123abcd.safetensors"
             sizes[name], written = write_file(folder, name, together)
             found += written

@@ -7,7 +7,7 @@ The header has the tensors' offsets in torch's format (`DCP_SHARDING_INFO`), so 
 import json
 import math
 import zlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import IO, NamedTuple
 
 import torch
@@ -31,28 +31,44 @@ class DamagedError(CheckpointError):
     """The content of a checkpoint's files contradicts its manifest."""
 
 
-def pack(shards: Iterable[LocalShard]) -> list[list[LocalShard]]:
-    """The shards of each file: a file holds a name once, and not much more than `_FILE_BYTES`."""
+def pack(parts: Iterable[Sequence[LocalShard]]) -> list[list[LocalShard]]:
+    """The shards of each file: a file holds a name once, and not much more than `_FILE_BYTES`.
+
+    Args:
+        parts: shards with different names, which go into the same file.
+    """
     files: list[list[LocalShard]] = []
     sizes: list[int] = []
     first: dict[str, int] = {}  # by name, the first file that may hold it
-    for shard in shards:
-        at = first.get(shard.name, 0)
-        while at < len(files) and sizes[at] + shard.nbytes > _FILE_BYTES:
+    for part in parts:
+        num_bytes = sum(shard.nbytes for shard in part)
+        at = max(first.get(shard.name, 0) for shard in part)
+        while at < len(files) and sizes[at] + num_bytes > _FILE_BYTES:
             at += 1
         if at == len(files):
             files.append([])
             sizes.append(0)
-        files[at].append(shard)
-        sizes[at] += shard.nbytes
-        first[shard.name] = at + 1
+        files[at] += part
+        sizes[at] += num_bytes
+        first |= dict.fromkeys((shard.name for shard in part), at + 1)
     return files
+
+
+def as_rows(tensor: torch.Tensor) -> torch.Tensor:
+    """The same memory with rows: a scalar becomes a tensor of one."""
+    return tensor if tensor.ndim else tensor.reshape(1)
+
+
+def rows_of(shard: LocalShard, start: int, stop: int) -> torch.Tensor:
+    """Rows [start, stop) of a shard; a scalar is one row."""
+    return as_rows(shard.tensor)[start:stop]
 
 
 def write_file(
     folder: Folder,
     name: str,
     shards: Sequence[LocalShard],
+    read: Callable[[LocalShard, int, int], torch.Tensor] = rows_of,
 ) -> tuple[int, list[tuple[str, SavedTensor]]]:
     """Write shards with different names into a safetensors file.
 
@@ -60,6 +76,7 @@ def write_file(
         folder: the checkpoint.
         name: of the file.
         shards: the shards to write.
+        read: returns rows [start, stop) of a shard.
 
     Returns:
         The size of the file, and for each shard its name and a tensor with one chunk.
@@ -78,7 +95,7 @@ def write_file(
         nonlocal end
         write_all(file, header)
         for shard in shards:
-            checksums = tuple(_write_blocks(file, shard))
+            checksums = tuple(_write_blocks(file, shard, read))
             chunk = SavedChunk(
                 file=name,
                 begin=end,
@@ -102,12 +119,14 @@ def _tensor(shard: LocalShard, chunk: SavedChunk) -> SavedTensor:
     )
 
 
-def _write_blocks(file: IO[bytes], shard: LocalShard) -> Iterator[int]:
+def _write_blocks(
+    file: IO[bytes], shard: LocalShard, read: Callable[[LocalShard, int, int], torch.Tensor]
+) -> Iterator[int]:
     shape = tuple(shard.tensor.shape)
     step = rows_per_block(shape, shard.tensor.itemsize, BLOCK_BYTES)
     rows = (shape[0] if shape else 1) if shard.nbytes else 0
     for start in range(0, rows, step):
-        block = as_rows(shard.tensor)[start : start + step]
+        block = read(shard, start, min(start + step, rows))
         if block.is_floating_point() and not _is_finite(block):
             raise NotFiniteError(_where_not_finite(shard, block, start))
         content = memoryview(block.contiguous().cpu().view(torch.uint8).numpy())  # type: ignore[arg-type]
@@ -164,8 +183,3 @@ def header_of(described: Sequence[Entry]) -> bytes:
     text = json.dumps({"__metadata__": notes} | entries, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
     return len(text).to_bytes(8, "little") + text
-
-
-def as_rows(tensor: torch.Tensor) -> torch.Tensor:
-    """The same memory with rows: a scalar becomes a tensor of one."""
-    return tensor if tensor.ndim else tensor.reshape(1)

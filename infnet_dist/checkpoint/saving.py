@@ -1,4 +1,4 @@
-"""Saving in the background: the state is copied, then written while training continues."""
+"""Saving in the background: a snapshot of the state is written while training continues."""
 
 import time
 from collections.abc import Iterable, Mapping, Sequence
@@ -9,13 +9,19 @@ import torch
 
 from infnet_dist.checkpoint.manifest import CheckpointManifest
 from infnet_dist.checkpoint.shards import LocalShard, ModelState
+from infnet_dist.checkpoint.snapshot import (
+    LiveState,
+    ShardKey,
+    Snapshot,
+    kernel_tables,
+    shard_key,
+)
 from infnet_dist.checkpoint.writing import CheckpointMetadata, CheckpointWriter
 from infnet_dist.config.run import Config
 from infnet_dist.distributed.context import WorkerContext
 from infnet_dist.io.filesystem import Folder
 from infnet_dist.sharding.build import ShardedModel
-
-ShardKey = tuple[str, tuple[int, ...]]
+from infnet_dist.sharding.optimizers import kernels_of
 
 
 @dataclass(frozen=True)
@@ -24,12 +30,14 @@ class SavedCheckpoint:
 
     Attributes:
         seconds: from the call of `save` to the manifest.
+        waited_s: seconds of it that steps of this rank took for copies of rows.
         num_bytes: of all ranks' tensors.
     """
 
     folder: Folder
     step: int
     seconds: float
+    waited_s: float
     num_bytes: int
 
 
@@ -58,10 +66,13 @@ class Saver:
         self._writer = CheckpointWriter(folder, sharded, config, context, damaged)
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
         self._pending: Future[SavedCheckpoint] | None = None
+        self._snapshot: Snapshot | None = None
+        self._kernels = list(kernels_of(sharded.sparse_optimizer))
         self._copies: Future[dict[ShardKey, torch.Tensor]] | None = None
         if config.checkpoint.background:
             # Fresh pages cost more than the copy: they are touched while training starts.
-            self._copies = self._thread.submit(_allocate_copies, self._shards())
+            _, others = kernel_tables(self._shards(), self._kernels)
+            self._copies = self._thread.submit(_allocate_copies, others)
 
     @property
     def busy(self) -> bool:
@@ -73,18 +84,20 @@ class Saver:
         return self._writer.folder_of(step)
 
     def save(self, metadata: CheckpointMetadata) -> None:
-        """Copy the state and begin to write it; on return the model may change again.
+        """Begin to write the state; on return the model may change again.
 
         Call `wait` for the checkpoint before first.
         """
         assert self._pending is None, "wait for the checkpoint before"
         start = time.perf_counter()
         shards = self._shards()
-        if self._copies:
-            shards = self._copy(shards, self._copies.result())
-        self._pending = self._thread.submit(self._write, shards, metadata, start)
-        if not self._copies:
+        if self._copies is None:
+            self._pending = self._thread.submit(self._write, LiveState(shards), metadata, start)
             self._pending.exception()  # blocks until it is written; `wait` raises the error
+            return
+        tables, others = kernel_tables(shards, self._kernels)
+        self._snapshot = Snapshot(tables, self._copy(others, self._copies.result()))
+        self._pending = self._thread.submit(self._write, self._snapshot, metadata, start)
 
     def wait(self) -> SavedCheckpoint | None:
         """Wait for the checkpoint that is being written; None if there is none.
@@ -94,7 +107,10 @@ class Saver:
             CheckpointError: it can't be written; on all ranks. Earlier checkpoints are untouched.
         """
         pending, self._pending = self._pending, None
-        return None if pending is None else pending.result()
+        try:
+            return None if pending is None else pending.result()
+        finally:
+            self._detach()
 
     def amend(self, manifest: CheckpointManifest, metadata: CheckpointMetadata) -> None:
         """As `CheckpointWriter.amend`; call `wait` first."""
@@ -104,6 +120,13 @@ class Saver:
     def close(self) -> None:
         """Wait for the last checkpoint, complete or failed, and end the thread."""
         self._thread.shutdown(wait=True)
+        self._detach()
+
+    def _detach(self) -> None:
+        """Leave the kernels without the hooks of the last snapshot."""
+        snapshot, self._snapshot = self._snapshot, None
+        if snapshot is not None:
+            snapshot.detach()
 
     def _shards(self) -> list[LocalShard]:
         context = self._context
@@ -114,22 +137,21 @@ class Saver:
     ) -> list[LocalShard]:
         """The shards' present values, in memory of their own."""
         for shard in shards:
-            copies[_key(shard)].copy_(shard.tensor, non_blocking=True)
+            copies[shard_key(shard)].copy_(shard.tensor, non_blocking=True)
         if self._context.device.type == "cuda":
             torch.cuda.synchronize(self._context.device)
-        return [replace(shard, tensor=copies[_key(shard)]) for shard in shards]
+        return [replace(shard, tensor=copies[shard_key(shard)]) for shard in shards]
 
     def _write(
-        self, shards: Sequence[LocalShard], metadata: CheckpointMetadata, start: float
+        self, state: LiveState, metadata: CheckpointMetadata, start: float
     ) -> SavedCheckpoint:
         """Runs in the thread, on all ranks together."""
-        num_bytes = self._writer.write(shards, metadata)
+        try:
+            num_bytes = self._writer.write(state, metadata)
+        finally:
+            state.close()
         step, seconds = metadata.progress.step, time.perf_counter() - start
-        return SavedCheckpoint(self.folder_of(step), step, seconds, num_bytes)
-
-
-def _key(shard: LocalShard) -> ShardKey:
-    return shard.name, shard.offsets
+        return SavedCheckpoint(self.folder_of(step), step, seconds, state.waited_s, num_bytes)
 
 
 def _allocate_copies(shards: Sequence[LocalShard]) -> dict[ShardKey, torch.Tensor]:
@@ -139,5 +161,5 @@ def _allocate_copies(shards: Sequence[LocalShard]) -> dict[ShardKey, torch.Tenso
         copy = torch.empty(
             shard.tensor.shape, dtype=shard.tensor.dtype, pin_memory=shard.tensor.is_cuda
         )
-        copies[_key(shard)] = copy.zero_()  # touches its pages
+        copies[shard_key(shard)] = copy.zero_()  # touches its pages
     return copies

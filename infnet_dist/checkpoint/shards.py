@@ -44,6 +44,11 @@ class LocalShard:
         """Bytes of the rectangle."""
         return math.prod(self.tensor.shape) * self.tensor.itemsize
 
+    def narrow(self, start: int, stop: int) -> "LocalShard":
+        """Rows [start, stop) of the rectangle."""
+        offsets = (self.offsets[0] + start, *self.offsets[1:])
+        return replace(self, offsets=offsets, tensor=self.tensor[start:stop])
+
 
 class ModelState:
     """The state of a model and its optimizers on this rank.

@@ -27,7 +27,7 @@ from infnet_dist.checkpoint.manifest import (
 )
 from infnet_dist.checkpoint.retention import prune
 from infnet_dist.checkpoint.saved_tensors import SavedFile, SavedTensor
-from infnet_dist.checkpoint.shards import LocalShard
+from infnet_dist.checkpoint.snapshot import LiveState
 from infnet_dist.checkpoint.step_folders import MANIFEST, name_of
 from infnet_dist.checkpoint.trained_schema import SCHEMA
 from infnet_dist.checkpoint.writable import as_checkpoint_error, retrying_writes
@@ -86,8 +86,8 @@ class CheckpointWriter:
         """The folder of a step's checkpoint."""
         return self._folder / name_of(step)
 
-    def write(self, shards: Sequence[LocalShard], metadata: CheckpointMetadata) -> int:
-        """Write a checkpoint; returns the bytes of all ranks' tensors.
+    def write(self, state: LiveState, metadata: CheckpointMetadata) -> int:
+        """Write a checkpoint of this rank's `state`; returns the bytes of all ranks' tensors.
 
         Raises:
             NotFiniteError: the model holds NaN or infinity; on all ranks.
@@ -99,7 +99,7 @@ class CheckpointWriter:
         # Only failures of the storage become a CheckpointError: a broken collective means that a
         # worker is gone, which isn't the checkpoint's fault.
         own = context.together(
-            lambda: as_checkpoint_error(folder, lambda: self._write_shards(folder, shards, attempt))
+            lambda: as_checkpoint_error(folder, lambda: self._write_state(folder, state, attempt))
         )
         written = context.gather_to_first(own) or []
         return context.on_first(
@@ -123,13 +123,14 @@ class CheckpointWriter:
             lambda: as_checkpoint_error(folder, lambda: self._replace_manifest(folder, changed))
         )
 
-    def _write_shards(self, folder: Folder, shards: Sequence[LocalShard], attempt: str) -> Written:
+    def _write_state(self, folder: Folder, state: LiveState, attempt: str) -> Written:
         sizes: dict[str, int] = {}
         tensors: list[tuple[str, SavedTensor]] = []
-        for number, together in enumerate(pack(shards)):
+        for number, together in enumerate(pack(state.parts())):
             name = f"rank-{self._context.rank:05d}-{number:02d}-{attempt}.safetensors"
-            sizes[name], found = self._retry(write_file, folder, name, together)
+            sizes[name], found = self._retry(write_file, folder, name, together, state.read)
             tensors += found
+            state.release(together)
         return sizes, tensors
 
     def _publish(

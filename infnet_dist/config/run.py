@@ -180,7 +180,9 @@ class CheckpointConfig(Section):
         None, gt=0, description="minutes between checkpoints; null: by steps and epochs only"
     )
     background: bool = Field(
-        True, description="write while training continues; needs memory for a copy of the state"
+        True,
+        description="write while training continues; takes host memory of a quarter of the tables, "
+        "on GPUs of all of them",
     )
     retry_s: float = Field(
         120.0, ge=0, description="seconds during which a failed write is retried"

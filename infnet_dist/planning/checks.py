@@ -150,7 +150,7 @@ def overfull(plan: Plan, topology: Topology, *, background_save: bool) -> list[s
     Args:
         plan: a plan for as many workers as `topology` has.
         topology: the workers.
-        background_save: whether checkpoints are written from a copy in host memory.
+        background_save: whether checkpoints are written in the background.
     """
     lines, memory, capacity = (
         [],
@@ -161,10 +161,10 @@ def overfull(plan: Plan, topology: Topology, *, background_save: bool) -> list[s
         rank = int(memory[:, i].argmax())
         if memory[rank, i] <= capacity[i]:
             continue
-        copy = plan.ranks.stored_bytes[rank] if tier == "ddr" and background_save else 0
+        copy = plan.save_copy_bytes[rank] if tier == "ddr" and background_save else 0
         copied = (
-            f" ({size_text(copy)} of it for the copy that a background save makes; "
-            "checkpoint.background=false needs no copy)"
+            f" ({size_text(copy)} of it for the copies that a background save makes; "
+            "checkpoint.background=false needs none)"
             if copy
             else ""
         )

@@ -61,7 +61,7 @@ def placed_plan(
 ) -> Plan:
     """The plan of a placement, with the estimates of its tables and ranks."""
     cluster = empty_cluster(topology)
-    copies = costs.arrays.total(cluster, costs.stored) if table_set.background_save else 0.0
+    copies = costs.arrays.total(cluster, costs.copied) if table_set.background_save else 0.0
     totals = costs.arrays.total_memory(cluster) - _in_ddr(copies)
     tables = {}
     for number, table in enumerate(table_set.tables):
@@ -79,7 +79,7 @@ def placed_plan(
         )
     placed = list(zip(map(int, placement.option), placement.units, strict=True))
     loads = placed_loads(costs, placed, topology)
-    copies = loads.stored if table_set.background_save else 0.0
+    copies = loads.copied if table_set.background_save else 0.0
     memory = loads.memory - _in_ddr(copies)
     return Plan(
         made_for=MadeFor(topology=topology, tables=table_set),
@@ -107,14 +107,16 @@ class PlacedLoads(NamedTuple):
     Attributes:
         lookup: float64 [R], ms.
         comms: float64 [R], ms.
-        memory: float64 [R, 3], bytes by tier, with the copy for a background save.
+        memory: float64 [R, 3], bytes by tier, with the copies for a background save.
         stored: float64 [R, 1], bytes of rows and optimizer state.
+        copied: float64 [R, 1], bytes of copies that a background save holds.
     """
 
     lookup: np.ndarray
     comms: np.ndarray
     memory: np.ndarray
     stored: np.ndarray
+    copied: np.ndarray
 
 
 def placed_loads(
@@ -127,6 +129,7 @@ def placed_loads(
         comms=np.zeros(count),
         memory=np.zeros((count, len(TIERS))),
         stored=np.zeros((count, 1)),
+        copied=np.zeros((count, 1)),
     )
     sizes = (1, topology.workers_per_node, count)
     for option, units in placed:
@@ -134,10 +137,12 @@ def placed_loads(
         size = sizes[place]
         memory = costs.arrays.block_memory(option, size)
         stored = costs.arrays.along_ranks(option, costs.stored[option], size)
+        copied = costs.arrays.along_ranks(option, costs.copied[option], size)
         for unit in (0,) if place == EVERY else units:
             ranks = slice(unit * size, (unit + 1) * size)
             loads.lookup[ranks] += costs.lookup_ms[option]
             loads.comms[ranks] += costs.comms_ms[option]
             loads.memory[ranks] += memory
             loads.stored[ranks] += stored
+            loads.copied[ranks] += copied
     return loads

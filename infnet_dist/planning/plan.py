@@ -15,7 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from infnet_dist.config.tables import ShardingTypeName
 from infnet_dist.io.parsing import Name
 from infnet_dist.planning.costs.options import COLUMN_TYPES, ShardingOption
-from infnet_dist.planning.costs.sizes import block_rows, home_tier, row_bytes
+from infnet_dist.planning.costs.sizes import block_rows, home_tier, row_bytes, save_copy_share
 from infnet_dist.planning.costs.work import output_bytes
 from infnet_dist.planning.tables import (
     ROW_STATE_OPTIMIZERS,
@@ -95,8 +95,7 @@ class RankEstimates(_Entry):
     """Estimates by rank.
 
     The bytes of a tier include rows, optimizer state, cache and buffers (inputs, outputs).
-    `stored_bytes` are the rows and their optimizer state on all tiers: the size of the copy from
-    which a checkpoint is written in the background (`Plan.memory`).
+    `stored_bytes` are the rows and their optimizer state on all tiers.
     """
 
     lookup_ms: tuple[Milliseconds, ...]
@@ -113,7 +112,7 @@ class RankEstimates(_Entry):
 
     @property
     def memory(self) -> np.ndarray:
-        """Bytes of the tables by rank and tier, without the copy for a save; float64 [R, 3]."""
+        """Bytes of the tables by rank and tier, without copies for a save; float64 [R, 3]."""
         return np.array([getattr(self, f"{tier}_bytes") for tier in TIERS], np.float64).T
 
 
@@ -164,15 +163,26 @@ class Plan(_Entry):
 
     @property
     def memory(self) -> np.ndarray:
-        """Bytes by rank and tier, with the planned copy for background saves; float64 [R, 3]."""
+        """Bytes by rank and tier, with the planned copies for a save; float64 [R, 3]."""
         return self.memory_for(background_save=self.made_for.tables.background_save)
 
     def memory_for(self, *, background_save: bool) -> np.ndarray:
-        """Bytes by rank and tier, with or without the copy for a save; float64 [R, 3]."""
+        """Bytes by rank and tier, with or without the copies for a save; float64 [R, 3]."""
         memory = self.ranks.memory
         if background_save:
-            memory[:, TIERS.index("ddr")] += np.array(self.ranks.stored_bytes, np.float64)
+            memory[:, TIERS.index("ddr")] += self.save_copy_bytes
         return memory
+
+    @property
+    def save_copy_bytes(self) -> np.ndarray:
+        """Bytes of copies in host memory that a background save holds; float64 [R]."""
+        device, ranks = self.made_for.topology.device, self.made_for.topology.world_size
+        share = save_copy_share("row_wise", device)
+        copied = share * np.array(self.ranks.stored_bytes, np.float64)
+        for name, entry in self.tables.items():
+            if entry.sharding_type == "data_parallel":  # copied as a whole
+                copied += (1 - share) * self.bytes_of(name).stored / ranks
+        return copied
 
     @property
     def fullest(self) -> float:

@@ -29,11 +29,11 @@ def check_room(topology: Topology) -> None:
 
 
 def save_hint(table_set: TableSet) -> str:
-    """A hint to save without a copy of the tables; empty if none is planned."""
+    """A hint to save without copies of rows; empty if none are planned."""
     if not table_set.background_save:
         return ""
     return (
-        ", or save without a copy of the tables (checkpoint.background: false; in a tables file "
+        ", or save without copies of rows (checkpoint.background: false; in a tables file "
         "background_save: false)"
     )
 
@@ -92,7 +92,7 @@ def _changes_that_fit(
     if table_set.background_save:
         waiting = table_set.model_copy(update={"background_save": False})
         if try_plan(waiting, topology) is not None:
-            yield "no copy for background saves (checkpoint.background: false)"
+            yield "no copies for background saves (checkpoint.background: false)"
     heavy = {table_set.optimizer_of(t) for t in table_set.tables} - {"sgd", "rowwise_adagrad"}
     if heavy:
         tables = tuple(t.model_copy(update={"optimizer": None}) for t in table_set.tables)

@@ -2,7 +2,7 @@
 
 batch_size: 1024            # rows per worker and step
 optimizer: rowwise_adagrad
-background_save: true       # checkpoints are written from a copy of the shards in host memory
+background_save: true       # checkpoints are written while training continues
 tables:
   - name: user
     num_embeddings: 2_000_000_000
@@ -145,8 +145,8 @@ class TableSet(_Entry):
     optimizer: SparseOptimizerName = Field("rowwise_adagrad", description="sparse optimizer")
     background_save: Boolean = Field(
         True,
-        description="checkpoints are written while training continues, from a copy of each rank's "
-        "shards in host memory (checkpoint.background)",
+        description="checkpoints are written while training continues, which takes host memory "
+        "for copies of rows (checkpoint.background)",
     )
     tables: tuple[PlanTable, ...] = Field(min_length=1, max_length=MAX_TABLES)
 

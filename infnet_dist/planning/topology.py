@@ -152,7 +152,7 @@ class Topology(BaseModel):
     def capacity(self) -> npt.NDArray[np.float64]:
         """Bytes per worker for tables, by tier, after the reserve; float64 [3].
 
-        Tables take rows, optimizer state, buffers, and the copy for a background save.
+        Tables take rows, optimizer state, buffers, and the copies for a background save.
         """
         on_cpu = self.device == "cpu"
         share = self.reserve if on_cpu else self.ddr_reserve

@@ -197,16 +197,16 @@ def set_step(optimizer: KeyedOptimizer, step: int) -> None:
     evaluations too, and the count isn't part of their state. Set in each step, it makes a resumed
     run equal to an undisturbed one.
     """
-    for kernel in _kernels(optimizer):
+    for kernel in kernels_of(optimizer):
         if kernel.optimizer in _COUNTING:
             kernel.iter.fill_(step)  # is copied to iter_cpu where that is 0
             kernel.iter_cpu.fill_(step)
 
 
-def _kernels(optimizer: KeyedOptimizer) -> Iterator[Any]:
-    """The fbgemm kernels of fused optimizers."""
+def kernels_of(optimizer: KeyedOptimizer) -> Iterator[Any]:
+    """The fbgemm kernels of fused optimizers: each holds the rows and states of some tables."""
     if isinstance(optimizer, CombinedOptimizer):
         for _, part in optimizer.optimizers:
-            yield from _kernels(part)
+            yield from kernels_of(part)
     elif (kernel := getattr(optimizer, "_emb_module", None)) is not None:
         yield kernel

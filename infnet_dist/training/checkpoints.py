@@ -60,7 +60,8 @@ class RunCheckpoints:
             self._log.warn("%s; training continues, the next one is due as scheduled", error)
             return
         if saved:
-            self._log.saved(saved, self._stall_s + time.perf_counter() - start)
+            waited_s = self._stall_s + saved.waited_s + time.perf_counter() - start
+            self._log.saved(saved, waited_s)
 
     def amend(self, manifest: CheckpointManifest, metadata: CheckpointMetadata) -> None:
         """Add an evaluation to the checkpoint that the run resumed from; a failure only warns."""

@@ -145,7 +145,7 @@ class RunLog:
         self.say(Line(f"{head}:", *ranks, short=("bytes of tables (as planned)", *ranks)))
         background = self._setup.config.checkpoint.background
         buffers = size_text(facts(sharded.plan)["buffer_bytes"])
-        copies = size_text(sum(sharded.plan.ranks.stored_bytes) if background else 0)
+        copies = size_text(sum(sharded.plan.save_copy_bytes) if background else 0)
         self.say(
             Line(
                 f"planned beside them, all ranks: {buffers} of buffers, {copies} of copies for "

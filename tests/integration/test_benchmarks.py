@@ -14,6 +14,7 @@ TINY = {
     "encodings": "--rows 256 --repeats 1",
     "ingest": "--rows 4000 --systems ours",
     "lookups": "--rows 100 --batch-size 8 --steps 2 --repeats 1",
+    "memory": "--gib 0.01 --steps 2",
     "mixed_widths": "--world-size 8",
     "peers": "--systems ours --rows 2560 --repeats 1 --set ingest.num_rows=4000",
     "planning": "--only 4x8 --limit 60",

@@ -225,10 +225,18 @@ def test_a_file_holds_each_name_once() -> None:
         return LocalShard(name, (99, 4), (0, 0), torch.empty((rows, 4)), replicated=False)
 
     with mock.patch.object(files, "_FILE_BYTES", 100):
-        packed = files.pack([shard("x", 2), shard("y", 4), shard("x", 2), shard("z", 50)])
+        packed = files.pack(
+            [
+                [shard("x", 2)],
+                [shard("y", 1), shard("u", 3)],
+                [shard("y", 1), shard("x", 2)],
+                [shard("z", 50)],
+                [shard("v", 1)],
+            ]
+        )
     assert [[(p.name, p.nbytes) for p in file] for file in packed] == [
-        [("x", 32), ("y", 64)],
-        [("x", 32)],
+        [("x", 32), ("y", 16), ("u", 48)],
+        [("y", 16), ("x", 32), ("v", 16)],
         [("z", 800)],
     ]
 

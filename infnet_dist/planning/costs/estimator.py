@@ -2,7 +2,7 @@
 
 The times are TorchRec's, or made of measured costs if the topology has them; beside them are the
 fixed costs of exchanges. The bytes are TorchRec's, those that it doesn't count (`uncounted_bytes`),
-and the copy of rows and state in host memory from which a checkpoint is written in the background.
+and the copies in host memory that a background save holds.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -17,7 +17,12 @@ from infnet_dist.planning.costs.options import (
     enumerate_options,
     unsupported_on,
 )
-from infnet_dist.planning.costs.sizes import full_blocks, stored_bytes, uncounted_bytes
+from infnet_dist.planning.costs.sizes import (
+    full_blocks,
+    save_copy_share,
+    stored_bytes,
+    uncounted_bytes,
+)
 from infnet_dist.planning.costs.times import exchanges_of, option_times
 from infnet_dist.planning.costs.torchrec_estimates import Candidate, TorchRecEstimates
 from infnet_dist.planning.search.exchanges import Exchanges
@@ -50,6 +55,8 @@ class Costs:
         exchanges: which options share an exchange, and its fixed cost.
         stored: float64 [O, 3, 1], bytes of rows and optimizer state on a rank with a whole block,
             the rest, nothing; part of arrays.memory.
+        copied: float64 [O, 3, 1], bytes of copies that a background save holds, likewise; part of
+            arrays.memory if it is planned.
     """
 
     sharding_options: list[ShardingOption]
@@ -58,6 +65,7 @@ class Costs:
     comms_ms: np.ndarray
     exchanges: Exchanges
     stored: np.ndarray
+    copied: np.ndarray
 
 
 class Estimator:
@@ -85,7 +93,7 @@ class Estimator:
                 self.table_set.complete(table), offload, (also or {}).get(table.name)
             )
         ]
-        memory, stored = self._bytes(candidates)
+        memory, stored, copied = self._bytes(candidates)
         times = option_times(candidates, self.table_set, self.topology, self._torchrec)
         lookup, comms = times.T
         pairs = [(self.table_set.tables[number], option) for number, option in candidates]
@@ -96,6 +104,7 @@ class Estimator:
             comms_ms=comms,
             exchanges=exchanges_of(pairs, self.topology),
             stored=stored[:, :, None],
+            copied=copied[:, :, None],
         )
 
     def _options_of(
@@ -117,8 +126,8 @@ class Estimator:
             )
         return options
 
-    def _bytes(self, candidates: Sequence[Candidate]) -> tuple[np.ndarray, np.ndarray]:
-        """All bytes by kind of shard and tier [O, 3, M], and those of rows and state [O, 3]."""
+    def _bytes(self, candidates: Sequence[Candidate]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """All bytes by kind of shard and tier [O, 3, M]; stored and copied ones [O, 3]."""
         tables, optimizer_of = self.table_set.tables, self.table_set.optimizer_of
         known = [
             (tables[number], option, optimizer_of(tables[number]), self.topology)
@@ -127,9 +136,12 @@ class Estimator:
         stored = np.array([stored_bytes(*one) for one in known])
         memory = self._torchrec.memory(candidates)
         memory += np.array([uncounted_bytes(*one) for one in known])
+        device = self.topology.device
+        shares = [save_copy_share(option.sharding_type, device) for _, option in candidates]
+        copied = stored * np.array(shares)[:, None]
         if self.table_set.background_save:
-            memory[:, :, TIERS.index("ddr")] += stored
-        return memory, stored
+            memory[:, :, TIERS.index("ddr")] += copied
+        return memory, stored, copied
 
     def _arrays(
         self, candidates: Sequence[Candidate], *, time: np.ndarray, memory: np.ndarray

@@ -12,6 +12,7 @@ from infnet_dist.planning.topology import TIERS, Topology
 
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16}
 BY_ROWS = ("row_wise", "table_row_wise", "grid_shard")
+SAVE_COPY_SHARE = 0.25  # of rows and state on CPUs: most bytes of copies for a background save
 
 
 def row_bytes(
@@ -66,6 +67,15 @@ def stored_bytes(
 ) -> np.ndarray:
     """Bytes of rows and optimizer state by kind of shard, float64 [3]."""
     return rows_of_kinds(table, option, topology) * row_bytes(table, optimizer, option.columns)
+
+
+def save_copy_share(sharding_type: str, device: str) -> float:
+    """The share of rows and state of which a background save holds copies in host memory.
+
+    Rows are copied before they change (`checkpoint.snapshot`), but whole tables from GPUs, and
+    data-parallel ones, whose changing rows aren't known before the update.
+    """
+    return 1.0 if device == "cuda" or sharding_type == "data_parallel" else SAVE_COPY_SHARE
 
 
 def uncounted_bytes(

@@ -42,6 +42,7 @@ def _bytes(plan: Plan) -> dict[str, Any]:
     total = sum(found.stored for found in by_table.values())
     cached = sum(found.cached for found in by_table.values())
     outside = sum(found.stored for found in by_table.values() if found.outside_hbm)
+    saves_copies = plan.made_for.tables.background_save
     return {
         "stored_bytes": int(stored.sum()),
         "stored_bytes_per_rank": list(plan.ranks.stored_bytes),
@@ -49,7 +50,7 @@ def _bytes(plan: Plan) -> dict[str, Any]:
         "outside_hbm_share": outside / max(total, 1),
         "cached_bytes": cached,
         "buffer_bytes": max(int(plan.ranks.memory.sum() - stored.sum()) - cached, 0),
-        "save_copy_bytes": int(stored.sum()) if plan.made_for.tables.background_save else 0,
+        "save_copy_bytes": int(plan.save_copy_bytes.sum()) if saves_copies else 0,
         "memory": {
             tier: {
                 "max_bytes": int(memory[:, i].max()),
@@ -105,7 +106,7 @@ def byte_facts(known: dict[str, Any]) -> list[tuple[str, str]]:
     if known["save_copy_bytes"]:
         found.append(
             (
-                "copy for background saves, in ddr",
+                "copies for background saves, in ddr",
                 f"{size_text(known['save_copy_bytes'])}, all ranks (checkpoint.background)",
             )
         )

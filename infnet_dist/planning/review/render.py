@@ -1,6 +1,6 @@
 """Renders a plan: terminal table, picture, and an HTML page with both.
 
-Rows and optimizer state, buffers of inputs and outputs, and the copy for a background save are
+Rows and optimizer state, buffers of inputs and outputs, and the copies for a background save are
 shown separately, as are rows outside of GPU memory.
 """
 

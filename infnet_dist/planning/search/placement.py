@@ -33,7 +33,7 @@ class OptionArrays:
         time: float64 [O], ms of a unit on each of its ranks.
         full: int64 [O], number of ranks with a whole block.
         memory: float64 [O, 3, M], bytes on a rank with a whole block, the rest, nothing: rows,
-            optimizer state, buffers, and the copy for a background save.
+            optimizer state, buffers, and the copies for a background save.
         weight: float64 [O], weight of the table's time when options are chosen.
         copies: int64 [O], copies of the rows: one per rank if data-parallel, else 1.
     """
