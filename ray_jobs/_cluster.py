@@ -70,8 +70,11 @@ def _join(address: str) -> None:
     import ray
     from ray.exceptions import AuthenticationError
 
+    # Ray's actors, unlike its drivers, otherwise look for a Ray among this machine's processes, and
+    # give up if there are several: then nobody frees the resources of a lost controller.
+    environ = {} if address == "auto" else {"RAY_ADDRESS": address}
     try:
-        ray.init(logging_level=logging.WARNING)
+        ray.init(logging_level=logging.WARNING, runtime_env={"env_vars": environ})
     except (AuthenticationError, ConnectionError) as error:
         reason = str(error).splitlines()[0].partition(" Note: ")[0]
         raise UserError(

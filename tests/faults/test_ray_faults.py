@@ -202,7 +202,10 @@ def test_a_worker_that_takes_too_much_memory(tmp_path: Path, data: Path, undistu
 def test_rays_controller_dies(
     tmp_path: Path, data: Path, undisturbed: Job, ray: LocalRay, place: str
 ) -> None:
-    """The actor with which Ray Train looks after the workers, which take all CPUs."""
+    """The actor with which Ray Train looks after the workers, which take all CPUs.
+
+    Another Ray runs on this machine, which the job's actors mustn't mistake for theirs.
+    """
     cpus = 4 if place == "a cluster" else cpus_of_an_own_ray()
     job = Job(
         tmp_path,
@@ -210,19 +213,20 @@ def test_rays_controller_dies(
         scaling={"hang_timeout_s": 60.0, "resources_per_worker": {"CPU": cpus / 2}},
     )
     nap = Fault("step", "nap", rank=0, step=14, seconds=20)
-    if place == "a cluster":
-        running = start_on_ray(job, ray.environ, ray.address, nap)
-    else:
-        running = Running(job.command("ray"), job.environ(nap), job.folder)
-    running.wait_until(lambda: job.has_saved(10))
-    (controller,) = [
-        process
-        for process in psutil.process_iter(["cmdline"])
-        if "TrainController" in " ".join(process.info["cmdline"] or [])
-        and process.environ().get("INFNET_LEDGER") == str(job.ledger)
-    ]
-    controller.kill()
-    ended = running.wait()
+    with LocalRay(tmp_path, num_cpus=1):
+        if place == "a cluster":
+            running = start_on_ray(job, ray.environ, ray.address, nap)
+        else:
+            running = Running(job.command("ray"), job.environ(nap), job.folder)
+        running.wait_until(lambda: job.has_saved(10))
+        (controller,) = [
+            process
+            for process in psutil.process_iter(["cmdline"])
+            if "TrainController" in " ".join(process.info["cmdline"] or [])
+            and process.environ().get("INFNET_LEDGER") == str(job.ledger)
+        ]
+        controller.kill()
+        ended = running.wait()
     job.check(ended, says="controller")
     assert [name[:5] for name, _ in ended.restarts] == ["step-"]
     job.assert_same(undisturbed)
