@@ -122,6 +122,14 @@ class TrainingConfig(Section):
         ge=0,
         description="maximum number of batches with a NaN or infinite loss that are skipped",
     )
+    precision: Literal["fp32", "tf32", "bf16"] = Field(
+        "fp32",
+        description="of the matrix products of tokens and tower in training; tables, losses, "
+        "parameters and updates are fp32. tf32: on GPUs alone; bf16: autocast",
+    )
+    compile: bool = Field(
+        False, description="compile tokens and tower by torch.compile; needs a C++ compiler"
+    )
 
 
 class ShardingConfig(Section):

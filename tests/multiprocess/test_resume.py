@@ -27,7 +27,7 @@ from infnet_dist.distributed.context import WorkerContext
 from infnet_dist.errors import CheckpointError, DataError, UserError
 from infnet_dist.io.filesystem import Folder
 from infnet_dist.model import build
-from infnet_dist.model.ranking import DenseArch
+from infnet_dist.model.dense import DenseArch
 from infnet_dist.sharding import build as parallel
 from infnet_dist.training import run_lock
 from infnet_dist.training.evaluation import evaluate_checkpoint
