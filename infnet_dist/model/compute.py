@@ -38,7 +38,7 @@ def bf16_autocast(device: torch.device) -> Iterator[None]:
             yield
 
 
-def compile_in_place(module: nn.Module) -> None:
+def compile_in_place(module: nn.Module, *, backend: str = "inductor") -> None:
     """Compile a module's forward and backward at its next calls; names in checkpoints stay.
 
     Raises:
@@ -50,4 +50,4 @@ def compile_in_place(module: nn.Module) -> None:
             f"training.compile needs a C++ compiler on every worker, and {compiler} isn't here; "
             "install it, name another one in CXX, or set training.compile=false"
         )
-    module.compile()
+    module.compile(backend=backend)

@@ -1,0 +1,2 @@
+def sharded_checks(device, steps):
+    return iter(())
