@@ -42,7 +42,7 @@ from infnet_dist.sharding.build import ShardedModel, build_sharded_model
 from infnet_dist.sharding.optimizers import learning_rate_factors
 from infnet_dist.training.provenance import versions
 from infnet_dist.training.setup import TrainingSetup, open_training_set
-from infnet_dist.training.step import train_step
+from infnet_dist.training.step import EagerStep, StepSettings
 from ray_jobs._local import run_local
 
 WIDTH, BLOCK_BYTES = 64, 16 * 2**20
@@ -147,6 +147,7 @@ class Steps:
 
     def __init__(self, setup: TrainingSetup, batches: list[RankingBatch]) -> None:
         self._setup, self._batches = setup, batches
+        self._step = EagerStep(setup.sharded, setup.context, seed=setup.config.run.seed)
         self.done = 0
 
     def make(self, count: int) -> float:
@@ -156,9 +157,7 @@ class Steps:
             start = time.perf_counter()
             batch = self._batches[self.done % len(self._batches)]
             factors = learning_rate_factors(self._setup.config, 0, 1_000_000)
-            train_step(
-                self._setup.sharded, batch, factors, step=0, seed=self._setup.config.run.seed
-            )
+            self._step.train(batch, StepSettings(0, factors))
             self.done += 1
             taken.append(time.perf_counter() - start)
         return statistics.median(taken)

@@ -66,7 +66,7 @@ from infnet_dist.sharding.optimizers import (
     make_sparse_optimizer,
 )
 from infnet_dist.training.provenance import versions
-from infnet_dist.training.step import train_step
+from infnet_dist.training.step import EagerStep, StepSettings
 from ray_jobs._local import run_local
 
 BAGS, IDS, WIDTH = 20, 10, 16
@@ -147,8 +147,8 @@ def measure_bags(
         random_batch(histories, batch_size, seed=2 * i + context.rank) for i in range(4)
     ]
     variants: dict[str, Callable[[int], None]] = {
-        "model, bags": whole_step(model, config, bag_batches),
-        "model, histories": whole_step(before, config, history_batches),
+        "model, bags": whole_step(model, config, context, bag_batches),
+        "model, histories": whole_step(before, config, context, history_batches),
         "sparse part": sparse_step(model, bag_batches),
         "bare, sum": bare_step(model, PoolingType.SUM, bag_batches, context),
         "bare, mean": bare_step(model, PoolingType.MEAN, bag_batches, context),
@@ -200,13 +200,14 @@ def build_before(config: Config, schema: Schema, context: WorkerContext) -> Shar
 
 
 def whole_step(
-    sharded: ShardedModel, config: Config, batches: list[RankingBatch]
+    sharded: ShardedModel, config: Config, context: WorkerContext, batches: list[RankingBatch]
 ) -> Callable[[int], None]:
     """Training steps of the whole model."""
     factors = learning_rate_factors(config, 0, 1000)
+    eager = EagerStep(sharded, context, seed=0)
 
     def step(number: int) -> None:
-        train_step(sharded, batches[number % len(batches)], factors, step=number, seed=0)
+        eager.train(batches[number % len(batches)], StepSettings(number, factors))
 
     return step
 
@@ -326,7 +327,7 @@ def measure_widths(
     sharded = build(config, schema, context)
     print_plan(context, sharded)
     batches = [random_batch(schema, batch_size, seed=2 * i + context.rank) for i in range(4)]
-    step = whole_step(sharded, config, batches)
+    step = whole_step(sharded, config, context, batches)
     with CollectiveBytes() as counted:
         step(0)
     for number in range(WARM_UP):

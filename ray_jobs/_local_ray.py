@@ -29,16 +29,22 @@ from infnet_dist.tools.doctor import check_upload
 from ray_jobs._auth import token_environ, token_header, write_token
 
 START_TIMEOUT_S = 120.0
-_PORT_OPTIONS = (
+_CHOSEN_PORTS = (
     "--port",
     "--dashboard-port",
     "--dashboard-agent-listen-port",
+    "--ray-client-server-port",
+)
+# Nobody outside Ray asks for these: the kernel gives free ones.
+_OTHER_PORTS = (
     "--dashboard-agent-grpc-port",
     "--runtime-env-agent-port",
     "--metrics-export-port",
     "--object-manager-port",
     "--node-manager-port",
-    "--ray-client-server-port",
+    # Of each worker, instead of Ray's fixed 10002-19999.
+    "--min-worker-port",
+    "--max-worker-port",
 )
 _PORT_VARIABLES = ("AUTOSCALER_METRIC_PORT", "DASHBOARD_METRIC_PORT")
 _GUARD = Path(__file__).with_name("_ray_guard.py")
@@ -85,7 +91,7 @@ class LocalRay:
         jobs_temp_dir.mkdir()
         self.token_file = self._given_token_file or write_token(self.temp_dir)
         self.environ |= {"TMPDIR": str(jobs_temp_dir), **token_environ(self.token_file)}
-        names = (*_PORT_OPTIONS, *_PORT_VARIABLES)
+        names = (*_CHOSEN_PORTS, *_PORT_VARIABLES)
         ports = dict(zip(names, free_ports(len(names)), strict=True))
         self.environ |= {name: str(ports.pop(name)) for name in _PORT_VARIABLES}
         self.address = f"127.0.0.1:{ports['--port']}"
@@ -97,7 +103,11 @@ class LocalRay:
             start_new_session=True,  # Ctrl-C doesn't reach it
         )
         try:
-            self._wait_for_job_server()
+            self._wait_for("job server", f"{self.dashboard_url}/api/jobs/")
+            # The job server hands each job to this node's agent, which starts later. It answers a
+            # submission with an error where the agent is missing for 10 s.
+            agent = f"http://127.0.0.1:{ports['--dashboard-agent-listen-port']}"
+            self._wait_for("agent", f"{agent}/api/local_raylet_healthz")
         except BaseException:
             self._end()
             raise
@@ -166,17 +176,15 @@ class LocalRay:
             *("--include-dashboard", "true", "--temp-dir", str(self.temp_dir)),
             *("--num-cpus", str(self.num_cpus)),
             *("--object-store-memory", str(self.object_store_memory)),
-            # 0: each worker asks the kernel for a port, instead of Ray's fixed 10002-19999.
-            *("--min-worker-port", "0", "--max-worker-port", "0"),
         ]
+        for option in _OTHER_PORTS:
+            command += [option, "0"]
         for option, port in ports.items():
             command += [option, str(port)]
         return command
 
-    def _wait_for_job_server(self) -> None:
-        request = urllib.request.Request(
-            f"{self.dashboard_url}/api/jobs/", headers=token_header(self.token_file)
-        )
+    def _wait_for(self, service: str, url: str) -> None:
+        request = urllib.request.Request(url, headers=token_header(self.token_file))
         deadline = time.monotonic() + START_TIMEOUT_S
         while time.monotonic() < deadline:
             if self.guard.poll() is not None:
@@ -185,7 +193,7 @@ class LocalRay:
                 with _OPENER.open(request, timeout=5):
                     return
             time.sleep(0.2)
-        raise RuntimeError(f"Ray's job server didn't answer within {START_TIMEOUT_S:.0f} s")
+        raise RuntimeError(f"Ray's {service} didn't answer within {START_TIMEOUT_S:.0f} s")
 
     def _end(self) -> None:
         """Let the guard clean up, which another Ctrl-C here doesn't interrupt."""

@@ -1,11 +1,21 @@
 """Small training sets and run configs for tests."""
 
+import os
+import signal
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
+
 from infnet_dist.config.ingest import SyntheticIngest
 from infnet_dist.config.run import Config, parse_config
+from infnet_dist.data.manifest import read_manifest
+from infnet_dist.distributed.context import WorkerContext
 from infnet_dist.ingest.synthetic import make_training_set
+from infnet_dist.training.step import Step
+from infnet_dist.training.trainer import train
+from tests.hostile_parquet import forget_fingerprints
 
 
 def make_tiny_set(folder: Path, **changes: Any) -> Path:
@@ -43,3 +53,31 @@ def make_config(data: Path, runs: Path, /, **changes: Any) -> Config:
     for section, values in changes.items():
         raw[section] = raw.get(section, {}) | values
     return parse_config(raw)
+
+
+def spoil(folder: Path, value: float) -> None:
+    """Make one number of the train split's second part infinite, or the like."""
+    path = folder / "train" / "part-00001.parquet"
+    table = pq.read_table(path)
+    name = read_manifest(folder).schema_.standardised[0].column
+    column = table[name].to_numpy().copy()
+    column[123] = value
+    place = table.schema.get_field_index(name)
+    table = table.set_column(place, table.schema.field(place), pa.array(column))
+    pq.write_table(table, path, row_group_size=500)
+    forget_fingerprints(folder)
+
+
+def stop_one_rank_at_step(
+    context: WorkerContext, *, config: Config, run_folder: Path, step: int
+) -> dict:
+    """Train; the last rank gets a signal as that step begins (from 0): the next one is the last."""
+    original = Step.zero_grad
+
+    def signalled(step_parts):
+        if step_parts._next().step == step and context.rank == context.world_size - 1:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return original(step_parts)
+
+    Step.zero_grad = signalled
+    return train(context, config, run_folder=run_folder)

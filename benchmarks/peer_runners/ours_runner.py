@@ -24,8 +24,8 @@ from infnet_dist.config.run import parse_config
 from infnet_dist.distributed.context import WorkerContext, local_process_group
 from infnet_dist.io.ports import free_ports
 from infnet_dist.sharding.optimizers import learning_rate_factors
-from infnet_dist.training.setup import TrainingSetup, stream
-from infnet_dist.training.step import train_step
+from infnet_dist.training.setup import TrainingSetup
+from infnet_dist.training.step import EagerStep, StepSettings
 
 
 def stack(model: str, num_fields: int) -> dict[str, Any]:
@@ -84,13 +84,15 @@ class Ours:
         steps = reader.num_steps()
         if self.rows is not None:
             steps = min(steps, self.rows // self.config.data.batch_size)
-        batches = itertools.islice(stream(reader.batches(), self.setup.context.device), steps)
-        rows = 0
-        for step, (batch, _) in enumerate(batches):
-            factors = learning_rate_factors(self.config, step, steps)
-            train_step(self.setup.sharded, batch, factors, step=step, seed=self.config.run.seed)
-            rows += batch.num_rows
-        return rows
+        batches = itertools.islice(reader.batches(), steps)
+        numbers = itertools.count()
+
+        def settings() -> StepSettings:
+            step = next(numbers)
+            return StepSettings(step, learning_rate_factors(self.config, step, steps))
+
+        step = EagerStep(self.setup.sharded, self.setup.context, seed=self.config.run.seed)
+        return sum(result.batch.num_rows for result in step.over(batches, settings))
 
     def predict(self) -> npt.NDArray[np.float64]:
         """Probabilities of the valid split, [N, K]."""

@@ -1,5 +1,6 @@
 """The optimizer of the dense part, one class per kind, and the learning-rate schedules."""
 
+from functools import cached_property
 from typing import Annotated, Any, Literal
 
 from pydantic import Discriminator, Field, Tag
@@ -99,7 +100,12 @@ class ScheduleConfig(Section):
 
     def of(self, part: Literal["sparse", "dense"]) -> "ScheduleConfig":
         """The schedule of this part, overrides applied."""
-        overrides: PartScheduleConfig = getattr(self, part)
-        return ScheduleConfig(
-            warmup_steps=self.warmup_steps, decay_share=self.decay_share
-        ).model_copy(update=overrides.model_dump(exclude_none=True))
+        return self._of[part]
+
+    @cached_property
+    def _of(self) -> "dict[str, ScheduleConfig]":  # asked for in each step
+        shared = ScheduleConfig(warmup_steps=self.warmup_steps, decay_share=self.decay_share)
+        return {
+            part: shared.model_copy(update=getattr(self, part).model_dump(exclude_none=True))
+            for part in ("sparse", "dense")
+        }

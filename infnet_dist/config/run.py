@@ -114,6 +114,12 @@ class TrainingConfig(Section):
         description="number of steps whose mean gradient updates the dense part at once; tables "
         "are updated in each step",
     )
+    pipeline: Literal["auto", "none", "sparse_dist"] = Field(
+        "auto",
+        description="sparse_dist: the ids of the next batch are exchanged, and copied to the GPU, "
+        "during a step (TorchRec's train pipeline), with the same losses; none: after it; auto: "
+        "sparse_dist with several workers or on GPUs",
+    )
     task_weights: dict[str, NonNegativeFloat] = Field(
         default_factory=dict, description="loss weight by task; 1 for tasks that aren't listed"
     )

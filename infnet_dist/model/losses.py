@@ -35,6 +35,7 @@ class MultiTaskLoss(nn.Module):
         """Register the weights as buffers that aren't part of checkpoints."""
         super().__init__()
         kinds = torch.tensor(watch_time or [False] * len(task_weights))
+        self._any_watch_time = bool(kinds.any())
         self.register_buffer("weight_K", torch.tensor(task_weights), persistent=False)
         self.register_buffer("watch_time_K", kinds, persistent=False)
 
@@ -45,8 +46,11 @@ class MultiTaskLoss(nn.Module):
         known_BK = ~labels_BK.isnan()
         # Before any product, since NaN x 0 is NaN, in backward as well.
         labels_BK, logits_BK = labels_BK.nan_to_num(), logits_BK.where(known_BK, 0.0)
-        positive_BK, negative_BK = labels_BK, torch.where(self.watch_time_K, 1.0, 1 - labels_BK)
-        loss_BK = positive_BK * functional.softplus(-logits_BK)
-        loss_BK = loss_BK + negative_BK * functional.softplus(logits_BK)
-        per_task_K = (loss_BK * known_BK * weights_B.unsqueeze(1)).sum(0) / len(weights_B)
+        share_BK = known_BK * (weights_B / len(weights_B)).unsqueeze(1)
+        positive_BK, total_BK = share_BK * labels_BK, share_BK
+        if self._any_watch_time:
+            total_BK = share_BK * torch.where(self.watch_time_K, 1 + labels_BK, 1.0)
+        # BCE: y softplus(-z) + (1 - y) softplus(z), and softplus(-z) = softplus(z) - z.
+        loss_BK = total_BK * functional.softplus(logits_BK) - positive_BK * logits_BK
+        per_task_K = loss_BK.sum(0)
         return per_task_K @ self.weight_K, per_task_K

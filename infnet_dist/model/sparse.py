@@ -88,6 +88,7 @@ class Pooling(nn.Module):
     def __init__(self, lookups: Lookups) -> None:
         super().__init__()
         self._fields = lookups.fields
+        self._any_mean = any(field.pooling == "mean" for field in lookups.fields)
         widths = {lookup.feature: lookup.width for lookup in lookups}
         self._max_lengths = {bag.name: bag.max_length for bag in lookups.schema.bags}
         self._sequences = []
@@ -105,9 +106,11 @@ class Pooling(nn.Module):
         """Pool bags to means where asked, pad every behaviour to its `max_length`."""
         rows = {key: value for found in jagged for key, value in found.items()}
         sums = {key: value for found in pooled for key, value in found.to_dict().items()}
-        counts = _num_ids(sparse_features)
-        if weighted_features is not None:
-            counts |= _num_ids(weighted_features)
+        counts = {}
+        if self._any_mean:
+            counts = _num_ids(sparse_features)
+            if weighted_features is not None:
+                counts |= _num_ids(weighted_features)
         fields = []
         for field in self._fields:
             key, weights = field.feature, None
@@ -117,13 +120,16 @@ class Pooling(nn.Module):
                 weights = weighted_features[key]
             if field.home == "sequence":
                 sums[key] = self._pool(rows[key], weights, key)
-            sum_BE = sums[key][:, : field.width].float()
+            sum_BE = _narrow(sums[key].float(), field.width)
             if field.pooling == "mean":
                 sum_BE = sum_BE / (counts[key] if weights is None else _total_weight(weights))
             fields.append(sum_BE)
         sequences, masks = [], []
         for length, attributes in self._sequences:
-            padded = [_pad(rows[key].values(), rows[key], length)[..., :w] for key, w in attributes]
+            padded = [
+                _narrow(_pad(rows[key].values(), rows[key], length), width)
+                for key, width in attributes
+            ]
             sequences.append(torch.cat(padded, dim=-1))
             lengths_B = rows[attributes[0][0]].lengths()
             places_L = torch.arange(length, device=lengths_B.device)
@@ -137,6 +143,11 @@ class Pooling(nn.Module):
         if weights is not None:
             rows_BLE = rows_BLE * _pad(weights.weights().unsqueeze(1), weights, length)
         return rows_BLE.sum(1)
+
+
+def _narrow(rows: torch.Tensor, width: int) -> torch.Tensor:
+    """Without the columns that only the kernel needs; a slice costs a copy in backward."""
+    return rows if rows.shape[-1] == width else rows[..., :width]
 
 
 def _num_ids(features: KeyedJaggedTensor) -> dict[str, torch.Tensor]:

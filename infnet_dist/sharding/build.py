@@ -17,10 +17,7 @@ from torch.nn import functional
 from torch.nn.parallel import DistributedDataParallel
 from torchrec.distributed.embedding import EmbeddingCollectionSharder
 from torchrec.distributed.embeddingbag import EmbeddingBagCollectionSharder
-from torchrec.distributed.model_parallel import (
-    DefaultDataParallelWrapper,
-    DistributedModelParallel,
-)
+from torchrec.distributed.model_parallel import DistributedModelParallel
 from torchrec.distributed.types import ShardingEnv
 from torchrec.optim.keyed import CombinedOptimizer, KeyedOptimizer
 
@@ -49,6 +46,7 @@ from infnet_dist.sharding.dense_optimizer import (
 from infnet_dist.sharding.optimizers import (
     apply_sparse_optimizers,
     check_plan_optimizers,
+    ignores_zero_gradients,
     make_sparse_optimizer,
 )
 from infnet_dist.sharding.row_clipping import RowClipping
@@ -64,6 +62,8 @@ class ShardedModel(NamedTuple):
         sparse_optimizer: of the tables; but for data-parallel ones, backward updates the rows.
         dense_optimizer: of all other parameters.
         dense_update: applies it.
+        masks_updates: whether gradients of zero, and `dense_update` told so, change nothing: then a
+            step can be skipped by a flag on the device.
         average: of the dense parameters; None without `dense_optimizer.ema_decay`.
         plan: the placement of the tables' shards.
         lookups: its features and tables.
@@ -73,6 +73,7 @@ class ShardedModel(NamedTuple):
     sparse_optimizer: CombinedOptimizer
     dense_optimizer: CombinedOptimizer
     dense_update: DenseUpdate
+    masks_updates: bool
     average: WeightAverage | None
     plan: Plan
     lookups: Lookups
@@ -83,33 +84,27 @@ class ShardedModel(NamedTuple):
         average = [("average", self.average)] if self.average else []
         return CombinedOptimizer([self.sparse_optimizer, self.dense_optimizer, *average])
 
+    def update(self, *, skipped: torch.Tensor | bool, is_last: bool) -> None:
+        """Update what the backward pass doesn't: data-parallel tables and the dense part.
+
+        Arguments as of `DenseUpdate.end_step`.
+        """
+        for _, optimizer in self.sparse_optimizer.optimizers[1:]:  # the first one is fused
+            optimizer.step()
+        self.dense_update.end_step(skipped=skipped, is_last=is_last)
+
     def serving_weights(self) -> AbstractContextManager[None]:
         """The dense parameters are those to evaluate and to serve: the average, if there is one."""
         return self.average.in_place() if self.average else nullcontext()
 
 
-class FixedBuckets(DefaultDataParallelWrapper):
-    """DDP with the same gradient buckets in every step, so that a resumed run is bit-identical.
-
-    An all-reduce over three or more ranks adds an element's summands in an order that depends on
-    its place in its bucket. By default DDP uses one bucket in the first step of a process and
-    rebuilds its buckets before the second in the order in which gradients were ready: the sums of a
-    step would depend on the step in which the process began. Here they are rebuilt before the first
-    step, in the order of the parameters; DDP never rebuilds them twice.
-    """
-
-    def _ddp_wrap(
-        self,
-        dmp: DistributedModelParallel,
-        env: ShardingEnv,
-        device: torch.device,
-        ddp_ignore_param_names: set[str],
-    ) -> None:
-        super()._ddp_wrap(dmp, env, device, ddp_ignore_param_names)
-        _fix_buckets(dmp._dmp_wrapped_module)
-
-
 def _fix_buckets(wrapped: DistributedDataParallel) -> None:
+    """Use the same buckets of gradients in every step, so that a resumed run is bit-identical.
+
+    By default DDP uses one bucket in the first step of a process and rebuilds its buckets before
+    the second in the order in which gradients were ready: the sums of a step would depend on the
+    step in which the process began. It never rebuilds them twice.
+    """
     wrapped.reducer._push_all_rebuilt_params()
     if not wrapped.reducer._rebuild_buckets():  # not an assert: it must happen under python -O too
         raise RuntimeError("DDP kept its first gradient buckets; resume wouldn't be exact")
@@ -153,16 +148,13 @@ def build_sharded_model(
         # TorchRec divides by the number of workers later, as the loss is the mean over them.
         clipping = RowClipping(lookups, max_norm * context.world_size)
         train_model.model.sparse.pooling.register_forward_hook(clipping)
-    accumulates = config.training.accumulate_steps > 1  # without DDP, see `DenseUpdate`
     model = DistributedModelParallel(
         module=train_model,
         env=ShardingEnv.from_process_group(dist.group.WORLD),
         device=context.device,
         plan=to_sharding_plan(plan, train_model, context.device),
         sharders=[EmbeddingCollectionSharder(), EmbeddingBagCollectionSharder()],
-        # One worker has nothing to all-reduce.
-        init_data_parallel=context.world_size > 1 and not accumulates,
-        data_parallel_wrapper=FixedBuckets(),
+        init_data_parallel=False,  # `DenseUpdate` averages the gradients of the dense part
     ).to(context.device)
     for module in model.modules():
         for lookup in getattr(module, "_lookups", ()):  # data-parallel tables have a DDP each
@@ -193,9 +185,8 @@ def _with_optimizers(
     parameters = {
         name.removeprefix("dense."): value for name, value in dense_optimizer.params.items()
     }
-    if config.training.accumulate_steps > 1:
-        for parameter in parameters.values():  # as DDP does
-            dist.broadcast(parameter.detach(), src=0)
+    for parameter in parameters.values():
+        dist.broadcast(parameter.detach(), src=0)
     if options.ema_decay is not None:
         average = WeightAverage(parameters, options.ema_decay)
     dense_update = DenseUpdate(
@@ -204,9 +195,15 @@ def _with_optimizers(
         max_gradient_norm=options.max_gradient_norm,
         accumulate_steps=config.training.accumulate_steps,
     )
-    sparse_optimizer = make_sparse_optimizer(model, lookups)
     return ShardedModel(
-        model, sparse_optimizer, dense_optimizer, dense_update, average, plan, lookups
+        model=model,
+        sparse_optimizer=make_sparse_optimizer(model, lookups),
+        dense_optimizer=dense_optimizer,
+        dense_update=dense_update,
+        masks_updates=dense_update.masks and all(map(ignores_zero_gradients, lookups.tables)),
+        average=average,
+        plan=plan,
+        lookups=lookups,
     )
 
 

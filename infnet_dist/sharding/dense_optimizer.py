@@ -71,7 +71,9 @@ def _optimizer(
         return torch.optim.AdamW(parameters, lr=rate, weight_decay=decay, fused=True)
     if isinstance(config, AdagradConfig):
         return torch.optim.Adagrad(parameters, lr=rate, weight_decay=decay, eps=config.eps)
-    return torch.optim.SGD(parameters, lr=rate, weight_decay=decay, momentum=config.momentum)
+    return torch.optim.SGD(
+        parameters, lr=rate, weight_decay=decay, momentum=config.momentum, fused=True
+    )
 
 
 class WeightAverage(KeyedOptimizer):
@@ -96,12 +98,19 @@ class WeightAverage(KeyedOptimizer):
         self._decay = decay
 
     @torch.no_grad()
-    def step(self, closure: Any = None) -> None:
-        """Include the present parameters."""
+    def include(self, skipped: torch.Tensor | None = None) -> None:
+        """Include the present parameters, unless they are those of a skipped step (bool scalar)."""
         steps = [state["step"] for state in self.state.values()]
-        torch._foreach_add_(steps, 1)
-        weight = (1 - self._decay) / (1 - self._decay ** steps[0].item())
-        torch._foreach_lerp_(list(self.params.values()), self._values, weight)
+        torch._foreach_add_(steps, 1 if skipped is None else 1 - skipped.long())
+        weight = (1 - self._decay) / (1 - self._decay ** steps[0].double())
+        if skipped is not None:
+            weight = weight.masked_fill(skipped, 0.0)
+        weights = [weight.float()] * len(steps)
+        torch._foreach_lerp_(list(self.params.values()), self._values, weights)
+
+    def step(self, closure: Any = None) -> None:
+        """`include`, as an optimizer's step."""
+        self.include()
 
     def zero_grad(self, set_to_none: bool = True) -> None:
         """Nothing to do."""
@@ -124,17 +133,20 @@ class WeightAverage(KeyedOptimizer):
 
 
 class DenseUpdate:
-    """Updates the dense part with the mean gradient of one step or several.
+    """Updates the dense part with the mean gradient over all workers, of one step or several.
 
-    Gradients of one step are all-reduced by DDP in the backward pass. Those of several steps are
-    added up on each worker, then averaged here over steps and workers, without DDP: its `no_sync`
-    fails in the first backward pass of a static graph.
+    The gradients are one tensor, which one all-reduce sums up in every step alike: over three or
+    more ranks the order of an element's summands depends on its place in the tensor, and a resumed
+    run must be bit-identical. Those of several steps are added up on each worker before.
 
     Args:
         optimizer: of the dense part.
         average: of its parameters, if there is one.
         max_gradient_norm: limit of the norm of the whole gradient.
         accumulate_steps: steps per update.
+
+    Attributes:
+        masks: whether a step can be skipped by a flag on the device.
     """
 
     def __init__(
@@ -145,12 +157,24 @@ class DenseUpdate:
         max_gradient_norm: float | None = None,
         accumulate_steps: int = 1,
     ) -> None:
-        self._optimizer = optimizer
+        self._optimizers = [keyed._optimizer for _, keyed in optimizer.optimizers]
         self._average = average
         self._max_norm = max_gradient_norm
         self._accumulate_steps = accumulate_steps
         self._steps = 0  # since the last update
         self._added = 0  # of them, those that weren't skipped
+        fused = all(
+            group.get("fused") for inner in self._optimizers for group in inner.param_groups
+        )
+        self.masks = fused and accumulate_steps == 1
+        self._parameters = [p for p in optimizer.params.values() if p.requires_grad]
+        self._world_size = dist.get_world_size()
+        self._work: dist.Work | None = None
+        if self._world_size > 1:
+            sizes = [parameter.numel() for parameter in self._parameters]
+            self._flat = self._parameters[0].new_zeros(sum(sizes))
+            parts = zip(self._flat.split(sizes), self._parameters, strict=True)
+            self._gradients = [part.view_as(parameter) for part, parameter in parts]
 
     @property
     def is_pending(self) -> bool:
@@ -160,39 +184,68 @@ class DenseUpdate:
     def begin_step(self) -> None:
         """Drop the gradients of the last update; called before each backward pass."""
         if not self.is_pending:
-            self._optimizer.zero_grad()
+            for parameter in self._parameters:
+                parameter.grad = None
 
-    def end_step(self, *, skipped: bool, is_last: bool) -> None:
+    def reduce(self) -> None:
+        """All gradients of this step are there: begin to average them, unless more are to come.
+
+        Called in the backward pass, before it reaches the tables: so their update runs meanwhile.
+        """
+        if self._accumulate_steps == 1:
+            self._begin_average(1)
+
+    def end_step(self, *, skipped: torch.Tensor | bool, is_last: bool) -> None:
         """Update the parameters if it is time; all ranks make the same calls.
 
         Args:
-            skipped: whether the step made no gradient.
+            skipped: whether the step made no gradient; with `masks` a bool scalar on the device:
+                whether to change nothing.
             is_last: update even if the gradients are of fewer than `accumulate_steps` steps.
         """
         self._steps += 1
-        self._added += not skipped
+        self._added += skipped is not True
         if self._steps < self._accumulate_steps and not is_last:
             return
         if self._added:
-            self._update()
+            self._update(skipped if isinstance(skipped, torch.Tensor) else None)
         self._steps = self._added = 0
 
-    def _update(self) -> None:
-        parameters = list(self._optimizer.params.values())
+    def _update(self, skipped: torch.Tensor | None) -> None:
         if self._accumulate_steps > 1:
-            _average([p.grad for p in parameters if p.grad is not None], self._added)
+            self._begin_average(self._added)
+        self._end_average()
         if self._max_norm is not None:
-            torch.nn.utils.clip_grad_norm_(parameters, self._max_norm)
-        self._optimizer.step()
+            torch.nn.utils.clip_grad_norm_(self._parameters, self._max_norm)
+        for optimizer in self._optimizers:
+            if skipped is not None:
+                optimizer.found_inf = skipped.float()  # it then changes nothing
+            optimizer.step()
         if self._average is not None:
-            self._average.step()
+            self._average.include(skipped)
 
+    def _begin_average(self, steps: int) -> None:
+        """Divide sums of gradients by the number of steps, and begin to average over all ranks."""
+        for parameter in self._parameters:
+            if parameter.grad is None:  # unused; the same on all ranks, and for any number of them
+                parameter.grad = torch.zeros_like(parameter)
+        gradients = [p.grad for p in self._parameters if p.grad is not None]
+        if self._world_size == 1:
+            if steps > 1:
+                torch._foreach_div_(gradients, steps)
+            return
+        torch._foreach_copy_(self._gradients, gradients)
+        self._flat /= steps * self._world_size
+        self._work = dist.all_reduce(self._flat, async_op=True)
+        for parameter in self._parameters:
+            parameter.grad = None
 
-def _average(gradients: Sequence[torch.Tensor], steps: int) -> None:
-    """Divide sums of gradients by the number of steps, and average them over all ranks."""
-    flat = torch.cat([gradient.flatten() for gradient in gradients])
-    flat /= steps * dist.get_world_size()
-    dist.all_reduce(flat)
-    parts = flat.split([gradient.numel() for gradient in gradients])
-    for gradient, part in zip(gradients, parts, strict=True):
-        gradient.copy_(part.view_as(gradient))
+    def _end_average(self) -> None:
+        if self._world_size == 1:
+            return
+        assert self._work is not None
+        self._work.wait()
+        for parameter, gradient in zip(self._parameters, self._gradients, strict=True):
+            if parameter.grad is not None:
+                raise RuntimeError("a gradient of the dense part came after those of the tables")
+            parameter.grad = gradient

@@ -78,6 +78,14 @@ def optimizer_options(table: TableLookups) -> dict[str, Any]:
     return options
 
 
+def ignores_zero_gradients(table: TableLookups) -> bool:
+    """Whether a table's optimizer changes no row whose gradient is 0."""
+    settings, name = table.settings, optimizer_of(table)
+    if name in GPU_OPTIMIZERS:
+        return False  # their momentum goes on
+    return name == "sgd" or (settings.eps > 0 and not settings.weight_decay)
+
+
 def apply_sparse_optimizers(sparse: nn.Module, lookups: Lookups) -> None:
     """Attach its optimizer to every table; called before sharding."""
     tables = {table.name: table for table in lookups.tables}

@@ -7,23 +7,21 @@ import torch
 from infnet_dist.batch import RankingBatch
 from infnet_dist.lookups import Lookups
 from infnet_dist.model.tokens import SparseEmbeddings
-from infnet_dist.model.train_model import StepOutput, TrainModel
+from infnet_dist.model.train_model import TrainModel
 from infnet_dist.training.setup import TrainingSetup
+from infnet_dist.training.step import StepResult
 
 
-def diagnose_nonfinite(
-    setup: TrainingSetup, batch: RankingBatch, loss: torch.Tensor, output: StepOutput
-) -> str:
+def diagnose_nonfinite(setup: TrainingSetup, result: StepResult) -> str:
     """Text that names the rank, the input and the rows that made the loss non-finite.
 
     Every rank calls it: the batch is looked up again, which is a collective.
 
     Args:
         setup: the model, and the names of features and tasks.
-        batch: this rank's batch, on the model's device.
-        loss: of this rank; not finite on one rank at least.
-        output: the model's, for this batch.
+        result: of the step, whose loss isn't finite on one rank at least.
     """
+    batch, loss, output = result.batch, result.loss, result.output
     module = setup.sharded.model.module
     assert isinstance(module, TrainModel)
     with torch.no_grad():

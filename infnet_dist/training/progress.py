@@ -65,15 +65,19 @@ class TrainingProgress:
         self._steps_left = self._reader.num_steps(self._before)
         return self._reader.batches(self.saved.epoch, self._before)
 
-    def advance(self, batch: RankingBatch, *, skipped: bool) -> None:
-        """Count a step with this batch, whether it updated the model or was `skipped`."""
+    def advance(self, batch: RankingBatch) -> None:
+        """Count a step with this batch, whether it updates the model or is skipped."""
         self._read += batch.rows.intervals
         self._steps_left -= 1
-        self._update(step=self.step + 1, skipped=self.saved.skipped + skipped)
+        self._update(step=self.step + 1)
         if self.between_epochs:
             self._examples_before += self._reader.rows
             self._update(epoch=self.saved.epoch + 1)
             self._before, self._read = (), []
+
+    def skip(self) -> None:
+        """Count a step, made before, as skipped."""
+        self._update(skipped=self.saved.skipped + 1)
 
     def sync(self) -> None:
         """Update `saved` with the rows that all ranks consumed, and those that none could read."""

@@ -5,16 +5,12 @@ depends on the model, the optimizers, the reader's state, the seed and its numbe
 """
 
 import logging
-import math
 import time
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from infnet_dist import checkpoint
-from infnet_dist.batch import RankingBatch
 from infnet_dist.checkpoint import (
     CheckpointManifest,
     CheckpointMetadata,
@@ -29,7 +25,6 @@ from infnet_dist.distributed.control import ControlFlags
 from infnet_dist.distributed.watchdog import Watchdog
 from infnet_dist.errors import UserError
 from infnet_dist.io.json_files import nan_for_null
-from infnet_dist.model.train_model import StepOutput
 from infnet_dist.sharding.optimizers import learning_rate_factors
 from infnet_dist.tracking.tracker import NullTracker, Tracker
 from infnet_dist.training.checkpoints import RunCheckpoints
@@ -47,8 +42,8 @@ from infnet_dist.training.run_folder import (
 )
 from infnet_dist.training.run_lock import held_by_workers
 from infnet_dist.training.run_log import RunLog
-from infnet_dist.training.setup import TrainingSetup, open_for_training, stream
-from infnet_dist.training.step import train_step
+from infnet_dist.training.setup import TrainingSetup, open_for_training
+from infnet_dist.training.step import StepResult, StepSettings, make_step
 
 log = logging.getLogger("infnet_dist")
 
@@ -150,7 +145,9 @@ class _TrainingLoop:
         saved_step = manifest.progress.step if manifest else None
         self._checkpoints = RunCheckpoints(saver, self._log, saved_step)
         self._evaluated_step = saved_step if self._metrics else None
-        self._flags = ControlFlags()
+        self._step = make_step(setup)
+        self._unsettled: StepResult | None = None  # the last step, whose flags weren't read
+        self._flags = ControlFlags()  # of the last step whose flags were read
         self._stopped = False
         self._growth = ""
 
@@ -178,23 +175,35 @@ class _TrainingLoop:
 
     def _run_epoch(self) -> None:
         self._check_data()
-        for batch, wait_s in stream(self._progress.batches(), self._context.device):
-            heartbeat.beat("training", self._progress.step + 1)
-            self._step(batch, wait_s)
+        training, checkpoints = self._config.training, self._config.checkpoint
+        for result in self._step.over(self._progress.batches(), self._step_settings):
+            self._settle()  # the flags of the step before are there
+            self._unsettled = result
+            self._progress.advance(result.batch)
+            self._log.step(self._progress.step)
             if self._setup.sharded.dense_update.is_pending:
-                heartbeat.beat("reading")
                 continue  # no checkpoint holds gradients, so all actions wait for the update
-            self._stopped = self._flags.stop
-            if self._is_due(self._config.training.log_every_steps):
+            log, evaluate, save = (
+                self._is_due(every)
+                for every in (
+                    training.log_every_steps,
+                    training.eval_every_steps,
+                    checkpoints.every_steps,
+                )
+            )
+            flags = self._flags
+            if log or evaluate or save or flags.save or flags.stop:
+                self._settle()
+            self._stopped = flags.stop or self._flags.stop
+            save = save or flags.save or self._flags.save
+            if log:
                 self._log_meter()
-            if self._is_due(self._config.training.eval_every_steps) and not self._stopped:
+            if evaluate and not self._stopped:
                 self._evaluate()
-            save = self._flags.save or self._is_due(self._config.checkpoint.every_steps)
             if save and not self._stopped:
                 self._save()
             if self._stopped or self._progress.at_end:
                 return
-            heartbeat.beat("reading")
 
     def _check_data(self) -> None:
         """Refuse a training set that was replaced since it was opened; warn once if it grew."""
@@ -212,45 +221,39 @@ class _TrainingLoop:
         in_turn = every is not None and self._progress.step % every <= late
         return in_turn or self._progress.between_epochs or self._progress.at_end
 
-    def _step(self, batch: RankingBatch, wait_s: float) -> None:
-        step = self._progress.step
-        loss, output = train_step(
-            self._setup.sharded,
-            batch,
-            learning_rate_factors(self._config, step, self._progress.total_steps),
-            step=step,
-            seed=self._config.run.seed,
-            rank=self._context.rank,
-            is_last=self._progress.is_last_step,
-            may_update=self._exchange_flags,
-        )
-        if self._flags.nonfinite_loss:
-            self._skip(batch, loss, output)
-        else:
-            self._meter.add(loss, output.task_loss_K, batch, wait_s)
-        self._progress.advance(batch, skipped=self._flags.nonfinite_loss)
-        self._log.step(self._progress.step)
-
-    def _exchange_flags(self, loss: torch.Tensor) -> bool:
-        """Combine the flags of all ranks; returns whether the step may change the model."""
-        minutes = self._config.checkpoint.every_minutes
+    def _step_settings(self) -> StepSettings:
+        """The next step."""
+        step, minutes = self._progress.step, self._config.checkpoint.every_minutes
         due = minutes is not None and self._checkpoints.age_s >= 60 * minutes
-        self._flags = ControlFlags(
-            nonfinite_loss=not math.isfinite(loss.item()),
+        return StepSettings(
+            step,
+            learning_rate_factors(self._config, step, self._progress.total_steps),
+            is_last=self._progress.is_last_step,
             save=due and self._context.is_first,
             stop=self._shutdown.requested,
-        ).all_reduced(self._context)
-        return not self._flags.nonfinite_loss
+        )
+
+    def _settle(self) -> None:
+        """Read the flags of the last step, and count it or note that its batch was skipped."""
+        if self._unsettled is None:
+            return
+        result, self._unsettled = self._unsettled, None
+        self._flags = result.flags.read()
+        if self._flags.nonfinite_loss:
+            self._skip(result)
+        else:
+            self._meter.add(result.loss, result.output.task_loss_K, result.batch, result.wait_s)
 
     def _stop_requested(self) -> bool:
         heartbeat.beat("evaluation")
         self._flags = ControlFlags(stop=self._shutdown.requested).all_reduced(self._context)
         return self._flags.stop
 
-    def _skip(self, batch: RankingBatch, loss: torch.Tensor, output: StepOutput) -> None:
+    def _skip(self, result: StepResult) -> None:
         """Skip a batch whose loss isn't finite on some rank; an error if too many were skipped."""
-        diagnosis = diagnose_nonfinite(self._setup, batch, loss, output)
-        where = f"in step {self._progress.step + 1} {diagnosis}"
+        with self._step.paused():
+            diagnosis = diagnose_nonfinite(self._setup, result)
+        where = f"in step {self._progress.step} {diagnosis}"
         skipped = self._progress.saved.skipped
         allowed = self._config.training.max_skipped_steps
         if skipped >= allowed:
@@ -259,6 +262,7 @@ class _TrainingLoop:
                 "dense_optimizer.learning_rate or sparse_optimizer.learning_rate, fix the data, "
                 f"or skip such batches with training.max_skipped_steps (now {allowed})"
             )
+        self._progress.skip()
         self._log.warn("%s; skipped (%s of %s)", where, skipped + 1, allowed)
 
     def _log_meter(self) -> None:
@@ -270,7 +274,8 @@ class _TrainingLoop:
             return
         self._log_meter()
         start = time.perf_counter()
-        found = evaluate(self._setup, "valid", self._stop_requested)
+        with self._step.paused():
+            found = evaluate(self._setup, "valid", self._stop_requested)
         if found is None:
             self._stopped = True
             return

@@ -550,7 +550,8 @@ class RealSlice:
 
 
 @pytest.fixture(
-    scope="module", params=["daily", pytest.param("live", marks=pytest.mark.exhaustive)]
+    scope="module",
+    params=[pytest.param(counters, marks=pytest.mark.exhaustive) for counters in ("daily", "live")],
 )
 def real(request, tmp_path_factory):
     return RealSlice(tmp_path_factory.mktemp("kuairand") / "set", request.param)

@@ -96,6 +96,7 @@ def returns(context: WorkerContext) -> int:
     return context.rank
 
 
+@pytest.mark.exhaustive
 def test_a_forkserver_that_dies_while_workers_start_is_a_lost_worker(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

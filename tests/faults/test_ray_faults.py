@@ -14,7 +14,7 @@ import pytest
 from ray_jobs._auth import token_environ, write_token
 from ray_jobs._local_ray import LocalRay, job_environ
 from tests.conftest import REPOSITORY
-from tests.faults.kit import Fault, Job, Running, no_processes_left
+from tests.faults.kit import TIMEOUT_S, Fault, Job, Running, no_processes_left
 from tests.faults.network import INTERFACE, Network
 
 pytestmark = pytest.mark.matrix
@@ -80,11 +80,12 @@ def test_the_driver_is_killed_and_started_again(
 
 
 def test_a_job_that_is_stopped(tmp_path: Path, data: Path, undisturbed: Job, ray: LocalRay) -> None:
-    """`ray job stop`: SIGTERM to the driver, three seconds, SIGKILL."""
+    """`ray job stop`: SIGTERM to the driver, and SIGKILL after RAY_JOB_STOP_WAIT_TIME_S."""
     job = Job(tmp_path, data, training={"log_every_steps": 7, "epochs": 1})
     own = job.environ(*(Fault("step", "nap", rank=-1, step=i, seconds=0.5) for i in range(11, 38)))
     names = ("PYTHONPATH", "INFNET_FAULTS", "INFNET_LEDGER", "OMP_NUM_THREADS")
-    runtime = json.dumps({"env_vars": {name: own[name] for name in names}})
+    env_vars = {name: own[name] for name in names} | {"RAY_JOB_STOP_WAIT_TIME_S": "30"}
+    runtime = json.dumps({"env_vars": env_vars})
     at = ["--address", ray.dashboard_url]
     submit = ["job", "submit", *at, "--no-wait", "--submission-id", "stopme"]
     command = [*submit, "--runtime-env-json", runtime, "--", *job.command("ray")]
@@ -97,7 +98,6 @@ def test_a_job_that_is_stopped(tmp_path: Path, data: Path, undisturbed: Job, ray
     assert no_processes_left(job.folder)
     steps = [int(p.parent.name[5:]) for p in job.run_folder.glob("checkpoints/*/manifest.json")]
     assert max(steps) % 10, "it saved where it was stopped"
-    # Ray may have killed the driver before it took the stop file away: that stops no later run.
     job.check(start_on_ray(job, ray.environ, ray.address).wait())
     assert job.resumed_after >= 10
     job.assert_same(undisturbed)
@@ -231,13 +231,13 @@ def test_rays_controller_dies(
 def test_a_second_signal_stops_at_once(
     tmp_path: Path, data: Path, undisturbed: Job, ray: LocalRay
 ) -> None:
-    job = Job(tmp_path, data, scaling={"num_workers": 2, "hang_timeout_s": 100.0})
+    job = Job(tmp_path, data, scaling={"num_workers": 2, "hang_timeout_s": 550.0})
     running = start_on_ray(job, ray.environ, ray.address, Fault("save", "sleep", rank=1, step=20))
     running.wait_until(lambda: job.has_saved(10))
     running.send(signal.SIGINT)
     running.wait_for("SIGINT")
     running.send(signal.SIGTERM)
-    ended = running.wait(timeout_s=30)
+    ended = running.wait(timeout_s=300)  # the save sleeps for longer, and so does the watchdog
     job.check(ended, code=143, says="SIGTERM .*--run-id run ")
     job.check(start_on_ray(job, ray.environ, ray.address).wait())
     assert job.resumed_after >= 10
@@ -325,7 +325,7 @@ def ray_command() -> str:
 
 
 def wait_until(condition) -> None:
-    deadline = time.monotonic() + 90
+    deadline = time.monotonic() + TIMEOUT_S
     while not condition():
         assert time.monotonic() < deadline
         time.sleep(0.1)

@@ -47,9 +47,7 @@ def contents(folder: Path) -> dict[str, bytes]:
 def test_jobs_on_ray_add_logs_and_train(ray: LocalRay, root: Path) -> None:
     config = ("--config", str(root / "logs.yaml"))
     write_logs(root / "logs" / "first", ROWS[:CUT], files=3)
-    done = submit(ray, root, "ingest", *config)
-    assert done.returncode == 0, done.stdout
-    assert "shuffle: " in done.stdout and " left" in done.stdout
+    assert run_here(root, "ingest", *config)[0] == 0
     first = read_manifest(root / "data" / "logs")
     assert run_here(root, "ingest", *config)[0] == 0
     assert read_manifest(root / "data" / "logs") == first
@@ -58,6 +56,7 @@ def test_jobs_on_ray_add_logs_and_train(ray: LocalRay, root: Path) -> None:
     later = (*config, "--set", "ingest.valid_from='2026-01-04'")
     done = submit(ray, root, "ingest", *later)
     assert done.returncode == 0, done.stdout
+    assert "shuffle: " in done.stdout and " left" in done.stdout
     manifest = read_manifest(root / "data" / "logs")
     assert manifest.ingested is not None and manifest.ingested.generation == 2
     found = [row for split in manifest.splits for row in read_split(root / "data" / "logs", split)]
@@ -126,6 +125,7 @@ def test_a_killed_job_resumes(root: Path, whole: Path, wait_for: str, tmp_path: 
     assert not list(tmp_path.glob(".*"))
 
 
+@pytest.mark.exhaustive
 def test_kuairand_slice(root: Path, shared_data: Path, tmp_path: Path) -> None:
     """The real logs by the general way: each row once, with the labels it has."""
     place = shared_data / "kuairand_pure_slice"

@@ -54,12 +54,12 @@ def read_metrics(run: Path) -> list[dict]:
 
 @pytest.fixture(scope="module")
 def run(ray: LocalRay, root: Path) -> Path:
-    """The folder of a run that was trained and evaluated on Ray."""
+    """The folder of a run that was trained on Ray, and evaluated."""
     config = ["--config", str(root / "small.yaml")]
     assert run_here(root, "ingest", *config, "--set", "tracking.wandb=disabled")[0] == 0
-    for verb, extra in (("train", ["--run-id", "one"]), ("evaluate", [])):
-        done = submit(ray, root, verb, *config, *extra)
-        assert done.returncode == 0, done.stdout
+    done = submit(ray, root, "train", *config, "--run-id", "one")
+    assert done.returncode == 0, done.stdout
+    assert run_here(root, "evaluate", *config)[0] == 0
     return root / "runs" / "small" / "one"
 
 
@@ -92,6 +92,16 @@ def test_evaluate_repeats_the_metrics_of_training(run: Path) -> None:
     assert evaluation["rows"] == 400
     assert evaluation["metrics"] == pytest.approx(summary["metrics"], abs=1e-6, nan_ok=True)
     assert evaluation["optimum"]["valid/auc/click"] > evaluation["metrics"]["valid/auc/click"]
+
+
+@pytest.mark.exhaustive
+def test_evaluate_on_ray(ray: LocalRay, run: Path, root: Path) -> None:
+    here = json.loads(evaluation_of(run).read_text())
+    evaluation_of(run).unlink()
+    done = submit(ray, root, "evaluate", "--config", str(root / "small.yaml"))
+    assert done.returncode == 0, done.stdout
+    on_ray = json.loads(evaluation_of(run).read_text())
+    assert on_ray["metrics"] == pytest.approx(here["metrics"], abs=1e-6, nan_ok=True)
 
 
 def test_the_wandb_offline_run_holds_the_logged_metrics(run: Path) -> None:
@@ -191,7 +201,8 @@ def files_of(root: Path) -> list[Path]:
 def test_the_root_error_of_a_worker_is_the_jobs_last_line(
     ray: LocalRay, run: Path, root: Path
 ) -> None:
-    part = root / "data" / "bad" / "train" / "part-00000.parquet"
+    """Of an evaluation."""
+    part = root / "data" / "bad" / "valid" / "part-00000.parquet"
     shutil.copytree(root / "data" / "small", root / "data" / "bad")
     table = pq.read_table(part)
     ids = pa.array([5_000, *table.column("item_id").to_pylist()[1:]], pa.int64())
@@ -199,9 +210,9 @@ def test_the_root_error_of_a_worker_is_the_jobs_last_line(
     pq.write_table(table.set_column(place, "item_id", ids), part, row_group_size=700)
     forget_fingerprints(root / "data" / "bad")
     config = ["--config", str(root / "small.yaml"), "--set", "data.path=data/bad"]
-    done = submit(ray, root, "train", *config)
+    done = submit(ray, root, "evaluate", *config)
     assert done.returncode == 1
-    assert re.match(r"error: .*train/part-00000\.parquet.*'item_id'.*\b5000\b", last_line(done)), (
+    assert re.match(r"error: .*valid/part-00000\.parquet.*'item_id'.*\b5000\b", last_line(done)), (
         done.stdout
     )
 

@@ -1,4 +1,5 @@
 import re
+import socket
 import subprocess
 import sys
 import time
@@ -11,6 +12,8 @@ import psutil
 import pytest
 import yaml
 
+from infnet_dist.io.ports import free_ports
+from ray_jobs import _local_ray
 from ray_jobs._local_ray import LocalRay
 from tests.runs import make_config, make_tiny_set
 
@@ -19,6 +22,8 @@ HELLO = "import os; print('hello from', os.environ['INFNET_ROOT'], os.environ['G
 HOLDER = """
 import sys, time
 from pathlib import Path
+from infnet_dist.io.ports import free_ports
+from ray_jobs import _local_ray
 from ray_jobs._local_ray import LocalRay
 with LocalRay(Path(sys.argv[1]), num_cpus=1) as ray:
     print(ray.guard.pid, ray.temp_dir, flush=True)
@@ -113,6 +118,25 @@ def test_a_failing_head_is_reported(tmp_path: Path, capfd: pytest.CaptureFixture
     assert not ray.temp_dir.exists()
 
 
+@pytest.mark.exhaustive
+def test_a_ray_that_could_run_no_job_is_reported(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another process took the port of the node's agent, without which jobs can't be submitted."""
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        ports = free_ports(10)
+        agent = _local_ray._CHOSEN_PORTS.index("--dashboard-agent-listen-port")
+        ports[agent] = port
+        monkeypatch.setattr(_local_ray, "free_ports", lambda count: ports[:count])
+        monkeypatch.setattr(_local_ray, "START_TIMEOUT_S", 30.0)
+        ray = LocalRay(tmp_path, num_cpus=1)
+        with pytest.raises(RuntimeError, match="agent"), ray:
+            pass
+    assert not ray.temp_dir.exists()
+
+
+@pytest.mark.exhaustive
 def test_the_readme_s_way_to_train_with_a_token(tmp_path: Path, repository: Path) -> None:
     """Its commands in order, but a head that listens on free ports alone, and a smaller run."""
     readme = (repository / "README.md").read_text()

@@ -17,7 +17,7 @@ from infnet_dist.io.filesystem import Folder
 from infnet_dist.model.build import build_train_model
 from infnet_dist.sharding.build import build_sharded_model
 from infnet_dist.sharding.optimizers import learning_rate_factors
-from infnet_dist.training.step import train_step
+from infnet_dist.training.step import EagerStep, StepSettings
 from tests.mixed import ROWS, SCHEMA, config_of, looked_up, make_batch
 from tests.ranks import run_ranks
 from tests.tables import whole_tables
@@ -42,10 +42,11 @@ def train_sharded(
     if folder and first:
         load(Folder(folder / name_of(first)), sharded, context)
     before, losses = whole_tables(sharded, context), []
+    eager = EagerStep(sharded, context, seed=0)
     for step in range(first, first + STEPS):
         batch = make_batch(100 * step + context.rank)
         factors = learning_rate_factors(config, step, 1000)
-        loss, _ = train_step(sharded, batch, factors, step=step, seed=0)
+        loss = eager.train(batch, StepSettings(step, factors)).loss
         losses.append(context.sum(loss).item() / context.world_size)
     if folder:
         saver = Saver(Folder(folder), sharded, config, context)

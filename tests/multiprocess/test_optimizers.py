@@ -19,7 +19,7 @@ from infnet_dist.sharding.optimizers import learning_rate_factors
 from infnet_dist.sharding.row_clipping import RowClipping
 from infnet_dist.training.evaluation import evaluate_checkpoint
 from infnet_dist.training.setup import TrainingSetup
-from infnet_dist.training.step import train_step
+from infnet_dist.training.step import EagerStep, StepSettings
 from infnet_dist.training.trainer import train
 from tests.mixed import SCHEMA, config_of, looked_up, make_batch
 from tests.ranks import run_ranks
@@ -51,11 +51,12 @@ EVERYTHING: dict[str, Any] = {
 def train_sharded(context: WorkerContext, *, config: Config) -> dict[str, Any]:
     sharded = build_sharded_model(config, SCHEMA, context)
     before, losses = whole_tables(sharded, context), []
+    eager = EagerStep(sharded, context, seed=0)
     for step in range(STEPS):
         batch = make_batch(100 * step + context.rank)
         factors = learning_rate_factors(config, step, STEPS)
         is_last = step == STEPS - 1
-        loss, _ = train_step(sharded, batch, factors, step=step, seed=0, is_last=is_last)
+        loss = eager.train(batch, StepSettings(step, factors, is_last)).loss
         losses.append(context.sum(loss).item() / context.world_size)
     with sharded.serving_weights():
         module = sharded.model.module

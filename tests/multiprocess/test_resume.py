@@ -18,8 +18,6 @@ import torch
 
 from infnet_dist import checkpoint
 from infnet_dist.checkpoint.manifest import dump_manifest
-from infnet_dist.checkpoint.reading import TensorReader
-from infnet_dist.checkpoint.shards import LocalShard
 from infnet_dist.config.run import Config
 from infnet_dist.data.epoch_order import epoch_order
 from infnet_dist.data.manifest import Ingested, read_manifest, write_manifest
@@ -28,7 +26,6 @@ from infnet_dist.errors import CheckpointError, DataError, UserError
 from infnet_dist.io.filesystem import Folder
 from infnet_dist.model import build
 from infnet_dist.model.dense import DenseArch
-from infnet_dist.sharding import build as parallel
 from infnet_dist.training import run_lock
 from infnet_dist.training.evaluation import evaluate_checkpoint
 from infnet_dist.training.run_lock import held_by_workers
@@ -36,7 +33,8 @@ from infnet_dist.training.trainer import train
 from tests.hostile_parquet import forget_fingerprints
 from tests.metric_logs import assert_same_log
 from tests.ranks import run_ranks
-from tests.runs import make_config, make_tiny_set
+from tests.run_files import assert_same, assert_same_but_for_a_line, records, tensors
+from tests.runs import make_config, make_tiny_set, spoil, stop_one_rank_at_step
 from tests.wandb_file import read_history
 
 # Dropout, so that random numbers matter; lines of the log that don't meet checkpoints.
@@ -75,55 +73,18 @@ def config_of(data: Path, folder: Path, /, **changes: dict) -> Config:
     return make_config(data, folder, **(SETTINGS | changes))
 
 
-def tensors(run: Path, name: str | None = None) -> dict[str, torch.Tensor]:
-    """All tensors of a run's newest checkpoint, or of the one of this name."""
-    folder = Folder(run / "checkpoints")
-    found = folder / name if name else checkpoint.newest(folder)
-    assert found is not None
-    manifest = checkpoint.read_manifest(found)
-    reader, whole = TensorReader(found, manifest), {}
-    for key, saved in manifest.tensors.items():
-        whole[key] = torch.zeros(saved.shape, dtype=saved.dtype)
-        start = (0,) * len(saved.shape)
-        reader.fill([LocalShard(key, saved.shape, start, whole[key], replicated=False)])
-    return whole
-
-
-def records(run: Path) -> list[dict]:
-    """The log without what depends on the clock."""
-    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    return [{k: v for k, v in r.items() if not k.startswith(("perf/", "memory/"))} for r in lines]
-
-
-def assert_same(one: Path, other: Path) -> None:
-    a, b = tensors(one), tensors(other)
-    assert a.keys() == b.keys()
-    for name, value in a.items():
-        assert torch.equal(value, b[name]), name
-    assert records(one) == records(other), "each step once, bit for bit"
-
-
-def assert_same_but_for_a_line(one: Path, other: Path, *, step: int) -> None:
-    """As `assert_same`, but `one` saved in this step as well, so it logged there too."""
-    a, b = tensors(one), tensors(other)
-    assert a.keys() == b.keys()
-    for name, value in a.items():
-        assert torch.equal(value, b[name]), name
-    assert assert_same_log(records(one), records(other)) == [step]
-
-
 def die_at_step(context: WorkerContext, *, config: Config, run_folder: Path, step: int) -> dict:
     """Train; rank 1 is killed in that step's backward."""
-    import infnet_dist.training.trainer as trainer
+    from infnet_dist.training.step import Step
 
-    original = trainer.train_step
+    original = Step.forward
 
-    def dying(*args, **kwargs):
-        if kwargs["step"] == step and context.rank == 1:
+    def dying(step_parts, batch):
+        if step_parts._settings.step == step and context.rank == 1:
             torch.Tensor.backward = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
-        return original(*args, **kwargs)
+        return original(step_parts, batch)
 
-    trainer.train_step = dying
+    Step.forward = dying
     return train(context, config, run_folder=run_folder)
 
 
@@ -147,8 +108,6 @@ FROZEN, COLUMNS = "a frozen and an unused parameter", "tables sharded by columns
     [
         (1, ""),
         (4, ""),
-        (3, "many buckets"),
-        (4, "many buckets"),
         (3, FROZEN),
         (3, COLUMNS),
         (4, COLUMNS),
@@ -159,11 +118,7 @@ def test_killed_and_stopped_with_any_number_of_workers(
     tiny_set: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ranks: int, case: str
 ) -> None:
     changes: dict[str, dict] = {}
-    if case == "many buckets":
-        monkeypatch.setattr(
-            parallel, "FixedBuckets", partial(parallel.FixedBuckets, bucket_cap_mb=0.02)
-        )
-    elif case == FROZEN:
+    if case == FROZEN:
         monkeypatch.setattr(build, "_build_dense", partial(build_partly_frozen, build._build_dense))
     elif case == COLUMNS:
         by_column = {"sharding_types": ["column_wise"]}
@@ -177,7 +132,7 @@ def test_killed_and_stopped_with_any_number_of_workers(
         }
     config, run = config_of(tiny_set, tmp_path, **changes), tmp_path / "run"
     run_ranks(train, ranks, config=config, run_folder=tmp_path / "whole")
-    run_ranks(stop_one_rank_at_step, ranks, config=config, run_folder=run, step=4)
+    run_ranks(stop_one_rank_at_step, ranks, config=config, run_folder=run, step=3)
     if ranks > 1:
         with pytest.raises(RuntimeError, match=r"worker 1 died \(exit code -9\)"):
             run_ranks(die_at_step, ranks, config=config, run_folder=run, step=13)
@@ -196,7 +151,7 @@ def test_stopped_by_a_signal_it_saves_where_it_is(
     tiny_set: Path, tmp_path: Path, whole: Path
 ) -> None:
     config, run = config_of(tiny_set, tmp_path), tmp_path / "run"
-    summary = run_ranks(stop_one_rank_at_step, 2, config=config, run_folder=run, step=16)[0]
+    summary = run_ranks(stop_one_rank_at_step, 2, config=config, run_folder=run, step=15)[0]
     assert summary["stopped"] and summary["steps"] == 17
     assert summary["checkpoint"].endswith("step-00000017")
     assert summary["examples"] == 17 * 2 * 32
@@ -248,28 +203,12 @@ def test_all_optimizers_resume_bit_identically(tiny_set: Path, tmp_path: Path) -
     assert_same(run, tmp_path / "whole")
 
 
-def stop_one_rank_at_step(
-    context: WorkerContext, *, config: Config, run_folder: Path, step: int
-) -> dict:
-    import infnet_dist.training.trainer as trainer
-
-    original = trainer.train_step
-
-    def signalled(*args, **kwargs):
-        if kwargs["step"] == step and context.rank == context.world_size - 1:
-            os.kill(os.getpid(), signal.SIGTERM)
-        return original(*args, **kwargs)
-
-    trainer.train_step = signalled
-    return train(context, config, run_folder=run_folder)
-
-
 def test_stopped_by_a_signal_while_it_starts(tiny_set: Path, tmp_path: Path, whole: Path) -> None:
     config, run = config_of(tiny_set, tmp_path), tmp_path / "run"
     summary = run_ranks(stop_at_start, 2, config=config, run_folder=run)[0]
-    assert summary["stopped"] and summary["checkpoint"].endswith("step-00000001")
+    assert summary["stopped"] and summary["checkpoint"].endswith("step-00000002")
     run_ranks(train, 2, config=config, run_folder=run)
-    assert_same_but_for_a_line(run, whole, step=1)
+    assert_same_but_for_a_line(run, whole, step=2)
 
 
 def stop_at_start(context: WorkerContext, *, config: Config, run_folder: Path) -> dict:
@@ -309,14 +248,20 @@ def evaluated(tiny_set: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "whole"
 
 
-@pytest.mark.parametrize("moment", ["before the checkpoint knows of it", "soon after"])
+@pytest.mark.parametrize(
+    "moment",
+    [
+        "before the checkpoint knows of it",
+        pytest.param("soon after", marks=pytest.mark.exhaustive),
+    ],
+)
 def test_an_evaluation_that_is_made_up_for(
     tiny_set: Path, tmp_path: Path, evaluated: Path, moment: str
 ) -> None:
     """Stopped where one was due; the next attempt evaluates, and is killed."""
     run, dying = tmp_path / "run", die_evaluated if moment.startswith("before") else die_at_step
     config = config_of(tiny_set, tmp_path, training=EVERY_17)
-    run_ranks(stop_one_rank_at_step, 2, config=config, run_folder=run, step=16)
+    run_ranks(stop_one_rank_at_step, 2, config=config, run_folder=run, step=15)
     assert not [r for r in records(run) if "valid/auc/click" in r]
     with pytest.raises(RuntimeError, match=r"worker \d died"):
         run_ranks(dying, 2, config=config, run_folder=run, step=18)
@@ -418,6 +363,7 @@ def test_a_damaged_checkpoint_is_skipped_and_replaced(
     assert records(run) == records(whole), "the log isn't touched"
 
 
+@pytest.mark.exhaustive
 def test_the_damaged_do_not_count_among_those_kept(tiny_set: Path, tmp_path: Path) -> None:
     for max_steps, every_steps in ((20, 10), (25, 25)):
         config = make_config(
@@ -459,19 +405,20 @@ def test_checkpoints_by_the_clock_change_no_weights_and_no_evaluation(
     run = tmp_path / "run"
     run_ranks(train, 2, config=config_of(tiny_set, tmp_path, checkpoint=often), run_folder=run)
     steps = sorted(int(p.name[5:]) for p in (run / "checkpoints").iterdir())
-    assert steps == list(range(1, 39))
+    assert steps == list(range(2, 39)), "the clock is read in a step, and the flag in the next"
     ours, theirs = tensors(run), tensors(whole)
     assert all(torch.equal(value, theirs[name]) for name, value in ours.items())
     further = assert_same_log(records(run), records(whole))
     assert sorted({*further, *(r["step"] for r in records(whole))}) == steps, "a line at each save"
 
 
+@pytest.mark.exhaustive
 def test_a_checkpoint_of_a_version_that_did_not_log_at_each_save(
     tiny_set: Path, tmp_path: Path
 ) -> None:
     """It holds the sums since the last line, which go into the next one, under any world size."""
     config, run = config_of(tiny_set, tmp_path), tmp_path / "run"
-    run_ranks(stop_one_rank_at_step, 2, config=config, run_folder=run, step=16)
+    run_ranks(stop_one_rank_at_step, 2, config=config, run_folder=run, step=15)
     folder = Folder(run / "checkpoints") / "step-00000017"
     manifest = checkpoint.read_manifest(folder)
     assert manifest.interval == ()
@@ -534,19 +481,6 @@ def test_two_processes_can_t_train_the_same_run(tiny_set: Path, tmp_path: Path) 
     run_ranks(train, 2, config=config, run_folder=tmp_path / "run")
 
 
-def spoil(folder: Path, value: float) -> None:
-    """Make one number of the train split's second part infinite, or the like."""
-    path = folder / "train" / "part-00001.parquet"
-    table = pq.read_table(path)
-    name = read_manifest(folder).schema_.standardised[0].column
-    column = table[name].to_numpy().copy()
-    column[123] = value
-    place = table.schema.get_field_index(name)
-    table = table.set_column(place, table.schema.field(place), pa.array(column))
-    pq.write_table(table, path, row_group_size=500)
-    forget_fingerprints(folder)
-
-
 def test_a_batch_whose_loss_is_not_finite(tmp_path: Path, whole: Path) -> None:
     data = make_tiny_set(tmp_path / "data")
     spoil(data, 3e38)  # finite, so that the check of the data lets it pass
@@ -573,10 +507,10 @@ def test_skipped_rows_count_alike_after_resuming(tmp_path: Path) -> None:
     config = config_of(data, tmp_path, training=training)
     run_ranks(train, 2, config=config, run_folder=tmp_path / "whole")
     run_ranks(stop_one_rank_at_step, 2, config=config, run_folder=tmp_path / "run", step=35)
-    manifest = checkpoint.read_manifest(Folder(tmp_path / "run" / "checkpoints" / "step-00000036"))
+    manifest = checkpoint.read_manifest(Folder(tmp_path / "run" / "checkpoints" / "step-00000037"))
     assert manifest.progress.skipped == 1
     run_ranks(train, 2, config=config, run_folder=tmp_path / "run")
-    assert_same_but_for_a_line(tmp_path / "run", tmp_path / "whole", step=36)
+    assert_same_but_for_a_line(tmp_path / "run", tmp_path / "whole", step=37)
 
 
 def test_saving_is_retried_while_training_continues(
@@ -670,7 +604,7 @@ def test_training_continues_alike_under_another_plan(
 ) -> None:
     """The rest of the epoch by other ranks and shards, against a copy that keeps its shards."""
     config = config_of(tiny_set, tmp_path, model={"dropout": 0.0})
-    run_ranks(stop_one_rank_at_step, 2, config=config, run_folder=tmp_path / "a", step=16)
+    run_ranks(stop_one_rank_at_step, 2, config=config, run_folder=tmp_path / "a", step=15)
     shutil.copytree(tmp_path / "a", tmp_path / "b")
     tables = {t: {"sharding_types": ["table_wise"]} for t in ("user", "item")}
     tables["author"] = {"sharding_types": ["row_wise"]}
@@ -806,17 +740,17 @@ def replace_at_step(
     context: WorkerContext, *, config: Config, run_folder: Path, step: int, other: Path
 ) -> dict:
     """Train; in that step rank 0 puts `other` in the place of the training set."""
-    import infnet_dist.training.trainer as trainer
+    from infnet_dist.training.step import Step
 
-    original = trainer.train_step
+    original = Step.forward
 
-    def replacing(*args, **kwargs):
-        if kwargs["step"] == step and context.is_first:
+    def replacing(step_parts, batch):
+        if step_parts._settings.step == step and context.is_first:
             config.data.path.rename(config.data.path.with_name("away"))
             other.rename(config.data.path)
-        return original(*args, **kwargs)
+        return original(step_parts, batch)
 
-    trainer.train_step = replacing
+    Step.forward = replacing
     return train(context, config, run_folder=run_folder)
 
 

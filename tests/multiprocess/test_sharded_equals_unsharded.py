@@ -18,7 +18,7 @@ from infnet_dist.planning.run_tables import tables_of_run
 from infnet_dist.sharding.build import table_bytes, topology_of
 from infnet_dist.sharding.optimizers import learning_rate_factors
 from infnet_dist.training.setup import TrainingSetup
-from infnet_dist.training.step import train_step
+from infnet_dist.training.step import EagerStep, StepSettings
 from tests.ranks import run_ranks
 from tests.runs import make_config, make_tiny_set
 
@@ -47,10 +47,11 @@ def train_sharded(context: WorkerContext, *, config: Config) -> dict:
     setup = TrainingSetup.open(config, context, splits=["train"])
     before = full_tables(setup)
     losses, sharding = [], {n: t.sharding_type for n, t in setup.sharded.plan.tables.items()}
+    eager = EagerStep(setup.sharded, context, seed=config.run.seed)
     for batch in islice(setup.reader("train", shuffle=True).batches(), STEPS):
         step = len(losses)
         factors = learning_rate_factors(config, step, STEPS)
-        loss, _ = train_step(setup.sharded, batch, factors, step=step, seed=config.run.seed)
+        loss = eager.train(batch, StepSettings(step, factors)).loss
         losses.append(context.sum(loss).item() / context.world_size)
     dense = {
         name: value.detach().clone()

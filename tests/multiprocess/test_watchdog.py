@@ -22,18 +22,18 @@ def tiny_set(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def hang(context: WorkerContext, *, config: Config, run_folder: Path, rank: int, how: str) -> dict:
     """Train; one rank hangs in step 5."""
-    import infnet_dist.training.trainer as trainer
+    from infnet_dist.training.step import Step
 
-    original = trainer.train_step
+    original = Step.forward
 
-    def hanging(*args, **kwargs):
-        if kwargs["step"] == 4 and context.rank == rank:
+    def hanging(step_parts, batch):
+        if step_parts._settings.step == 4 and context.rank == rank:
             if how == "sleeps":
                 time.sleep(600)
             os.kill(os.getpid(), signal.SIGSTOP)
-        return original(*args, **kwargs)
+        return original(step_parts, batch)
 
-    trainer.train_step = hanging
+    Step.forward = hanging
     return train(context, config, run_folder=run_folder, verdict_file=run_folder / "words")
 
 
@@ -77,15 +77,15 @@ def test_slow_is_not_hanging(tiny_set: Path, tmp_path: Path) -> None:
 
 
 def slow(context: WorkerContext, *, config: Config, run_folder: Path) -> dict:
-    import infnet_dist.training.trainer as trainer
+    from infnet_dist.training.step import Step
 
-    original = trainer.train_step
+    original = Step.forward
 
-    def waiting(*args, **kwargs):
+    def waiting(step_parts, batch):
         time.sleep(1.5 * context.rank)
-        return original(*args, **kwargs)
+        return original(step_parts, batch)
 
-    trainer.train_step = waiting
+    Step.forward = waiting
     return train(context, config, run_folder=run_folder)
 
 

@@ -457,8 +457,10 @@ def test_the_reader_names_file_and_row_group(tmp_path: Path, made: tuple[Path, M
     table = with_value("image", 34, [0.0, 1.0, INF, 3.0, 4.0])
     for part, rows in (("0", table[:23]), ("1", table[23:46]), ("2", table[46:])):
         pq.write_table(rows, tmp_path / f"train/part-0000{part}.parquet", row_group_size=6)
-    with pytest.raises(DataError, match=r"part-00001\.parquet\b.*\b1\b.*'image'.*\binf\b"):
+    with pytest.raises(DataError) as caught:
         read(tmp_path, without_fingerprints(manifest))
+    for value in ("part-00001.parquet", "row group 1", "'image'", "inf"):
+        assert value in str(caught.value)
 
 
 # ------------------------------------------------------------------------------- the run's crosses
@@ -510,8 +512,10 @@ def test_crosses_that_can_t_be_made(
 
 def test_crosses_of_features_that_aren_t_selected(tmp_path: Path) -> None:
     crosses = {"x": {"features": ["row", "item"], "num_embeddings": 9}}
-    with pytest.raises(ConfigError, match=r"data\.crosses\.x\b.*'item'.*\bdata\.features\b"):
+    with pytest.raises(ConfigError) as caught:
         selected(tmp_path, crosses, features=["row", "tags"])
+    for name in ("data.crosses.x", "'item'", "data.features"):
+        assert name in str(caught.value)
     with pytest.raises(ConfigError, match=r"data\.features: 'x' .*data\.crosses"):
         selected(tmp_path, crosses, features=["row", "item", "x"])
     with pytest.raises(ConfigError, match="num_embeddings"):

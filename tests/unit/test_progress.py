@@ -43,7 +43,7 @@ def train(progress: TrainingProgress, *, most_steps: int = 10**6) -> list[int]:
     while not progress.at_end and len(added) < most_steps:
         for batch in progress.batches():
             before = progress.saved.examples
-            progress.advance(batch, skipped=False)
+            progress.advance(batch)
             progress.sync()
             added.append(progress.saved.examples - before)
             if len(added) == most_steps:
@@ -85,7 +85,7 @@ def test_last_steps_of_epochs_and_of_the_run() -> None:
         for batch in found.batches():
             if found.is_last_step:
                 last.append(found.step)
-            found.advance(batch, skipped=False)
+            found.advance(batch)
             if found.at_end:
                 break
     assert last == [4, 7]

@@ -87,16 +87,20 @@ def around(function, point, also=lambda *a, **k: None, clock="step"):
 def patch_trainer(module):
     import torch
 
-    def enter(sharded, batch, rates, *, step, rank=0, **rest):
-        _now.update(rank=rank, step=step + 1)
+    def enter(step):
+        _now.update(rank=step._context.rank, step=step._next().step + 1)
+
+    def note(step, batch):
         if _LEDGER:
-            line = {"rank": rank, "step": step + 1, "epoch": batch.rows.epoch}
+            line = {key: _now[key] for key in ("rank", "step")} | {"epoch": batch.rows.epoch}
             line |= {"intervals": batch.rows.intervals, "attempt": _attempt()}
             line["time"] = time.time()
             with open(f"{_LEDGER}/{os.getpid()}.jsonl", "a") as file:
                 file.write(json.dumps(line) + "\n")
 
-    module.train_step = around(module.train_step, "step", enter)
+    step = sys.modules["infnet_dist.training.step"].Step
+    step.zero_grad = around(step.zero_grad, "step", enter)
+    step.forward = around(step.forward, "", note)
     module.evaluate = around(module.evaluate, "evaluate")
     torch.Tensor.backward = around(torch.Tensor.backward, "backward")
 
