@@ -4,7 +4,7 @@ import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import nn
@@ -15,20 +15,18 @@ from infnet_dist.errors import ConfigError
 Precision = Literal["fp32", "tf32", "bf16"]
 
 
-def set_precision(precision: Precision) -> None:
-    """Set what torch keeps per process; `bf16_autocast` does the rest of bf16."""
-    torch.set_float32_matmul_precision("high" if precision == "tf32" else "highest")
-    torch.backends.cudnn.allow_tf32 = precision == "tf32"
-    # Otherwise attention under SDPBackend.MATH converts its inputs back to float32.
-    torch.backends.cuda.allow_fp16_bf16_reduction_math_sdp(precision == "bf16")
+def set_tf32(allowed: bool) -> None:
+    """Allow TF32 in the float32 matrix products and GRUs of this process; GPUs alone have it."""
+    torch.backends.cuda.matmul.allow_tf32 = allowed
+    torch.backends.cudnn.allow_tf32 = allowed  # True in torch by default
 
 
 @contextmanager
 def bf16_autocast(device: torch.device) -> Iterator[None]:
-    """Matrix products and attention in bfloat16; parameters and their gradients stay float32.
+    """Matrix products in bfloat16; parameters and their gradients stay float32.
 
-    On CPUs attention isn't fused: the backward pass of the fused kernel is 10 times slower in
-    bfloat16 than in float32.
+    On CPUs attention is computed in float32, as torch's math kernel does: the backward pass of the
+    fused one is 10 times slower in bfloat16 than in float32.
     """
     with torch.autocast(device.type, torch.bfloat16):
         if device.type == "cpu":
@@ -38,8 +36,10 @@ def bf16_autocast(device: torch.device) -> Iterator[None]:
             yield
 
 
-def compile_in_place(module: nn.Module, *, backend: str = "inductor") -> None:
-    """Compile a module's forward and backward at its next calls; names in checkpoints stay.
+def compile_training(module: nn.Module, *, backend: str = "inductor") -> None:
+    """Compile a module for training mode, at its next call; it evaluates as before.
+
+    The module stays the same object, so that no name in a checkpoint changes.
 
     Raises:
         ConfigError: this machine has no C++ compiler.
@@ -50,4 +50,9 @@ def compile_in_place(module: nn.Module, *, backend: str = "inductor") -> None:
             f"training.compile needs a C++ compiler on every worker, and {compiler} isn't here; "
             "install it, name another one in CXX, or set training.compile=false"
         )
-    module.compile(backend=backend)
+    plain, compiled = module.forward, torch.compile(module.forward, backend=backend)
+
+    def forward(*inputs: Any) -> Any:
+        return compiled(*inputs) if module.training else plain(*inputs)
+
+    module.forward = forward  # type: ignore[method-assign]
