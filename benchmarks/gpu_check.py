@@ -19,14 +19,14 @@ import platform
 import sys
 import time
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import torch
 from gpu_checks.dense import SHORT, Extent, dense_checks
-from gpu_checks.harness import Check, Result, run_checks
-from gpu_checks.sharded import sharded_checks
+from gpu_checks.harness import Check, Result, SkippedError, Values, run_checks
 
-PARTS = ("dense", "sharded")
+PARTS = ("sharded", "dense")
 
 
 def main() -> int:
@@ -70,10 +70,22 @@ def main() -> int:
 
 def checks_of(parts: list[str], device: torch.device, extent: Extent) -> Iterator[Check]:
     """The checks of these parts."""
+    if "sharded" in parts:
+        try:
+            from gpu_checks.sharded import sharded_checks
+        except ModuleNotFoundError as error:
+            if (error.name or "").startswith(("gpu_checks", "infnet_dist")):
+                raise
+            yield Check("sharded", partial(skip, f"{error}; see docs/quickstart.md"))
+        else:
+            yield from sharded_checks(device, extent)
     if "dense" in parts:
         yield from dense_checks(device, extent)
-    if "sharded" in parts:
-        yield from sharded_checks(device, steps=5 if extent is SHORT else 30)
+
+
+def skip(reason: str) -> Values:
+    """A check that can't run here."""
+    raise SkippedError(reason)
 
 
 def versions(device: torch.device) -> dict[str, str | None]:

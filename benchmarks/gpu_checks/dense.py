@@ -19,7 +19,7 @@ from gpu_checks.models import (
     train,
 )
 
-from infnet_dist.model.compute import Precision, compile_in_place, set_precision
+from infnet_dist.model.compute import Precision, compile_training, set_tf32
 from infnet_dist.model.dense import DenseArch
 
 CPU = torch.device("cpu")
@@ -46,6 +46,8 @@ class Extent(NamedTuple):
         speed_batch: rows where training is timed.
         latency_batches: rows of a request.
         histories: items of the long histories.
+        table_rows: of each table where results are compared.
+        speed_rows: of each table where steps are timed.
         repeats: timed calls.
         matmul: rows of the square matrices.
         backend: of torch.compile.
@@ -56,6 +58,8 @@ class Extent(NamedTuple):
     speed_batch: int = 4096
     latency_batches: tuple[int, ...] = (1, 100, 500)
     histories: tuple[int, ...] = (500, 4000)
+    table_rows: int = 1000
+    speed_rows: int = 1_000_000
     repeats: int = 20
     matmul: int = 8192
     backend: str = "inductor"
@@ -67,6 +71,8 @@ SHORT = Extent(
     speed_batch=16,
     latency_batches=(1, 4),
     histories=(10, 20),
+    table_rows=50,
+    speed_rows=100,
     repeats=3,
     matmul=64,
     backend="aot_eager",
@@ -103,13 +109,13 @@ def dense_on(tower: str, precision: Precision, device: torch.device, sizes: Size
     """The dense part in training mode; sets the precision of this process."""
     if precision == "tf32" and device.type == "cpu":
         raise SkippedError("CPUs have no TF32")
-    set_precision(precision)
+    set_tf32(precision == "tf32")
     return make_dense(tower, sizes, bf16=precision == "bf16").to(device)
 
 
 def reference(tower: str, extent: Extent) -> Trained:
     """The same step in float64 on the CPU."""
-    set_precision("fp32")
+    set_tf32(False)
     inputs = make_inputs(extent.sizes, extent.parity_batch).to(CPU, torch.float64)
     return train(make_dense(tower, extent.sizes).double(), inputs)
 
@@ -165,7 +171,7 @@ def check_compiled(
     plain = dense_on(tower, precision, device, extent.sizes)
     compiled = dense_on(tower, precision, device, extent.sizes)
     torch.compiler.reset()
-    compile_in_place(compiled, backend=extent.backend)
+    compile_training(compiled, backend=extent.backend)
     expect(list(plain.state_dict()) == list(compiled.state_dict()), "names in checkpoints differ")
     inputs = make_inputs(extent.sizes, extent.parity_batch).to(device)
     (start_ms,) = times_ms(lambda: train(compiled, inputs), device, repeats=1, warmup=0)
@@ -197,7 +203,7 @@ def measure_matmul(device: torch.device, extent: Extent) -> Values:
 
 def matmul_tflops(precision: Precision, device: torch.device, extent: Extent) -> float:
     """The same in one precision."""
-    set_precision(precision)
+    set_tf32(precision == "tf32")
     dtype = torch.bfloat16 if precision == "bf16" else torch.float32
     matrix = torch.randn(extent.matmul, extent.matmul, device=device, dtype=dtype)
     median = statistics.median(times_ms(lambda: matrix @ matrix, device, extent.repeats))

@@ -117,7 +117,8 @@ def _stack(sequence: str, interaction: str, head: str) -> Callable[[Sizes], nn.M
         mixed = INTERACTIONS[interaction](
             num_tokens=sizes.fields + 1 + len(sizes.lengths), token_dim=sizes.token_dim
         )
-        logits = HEADS[head](in_dim=mixed.out_dim, num_tasks=TASKS)
+        options = {"expert_dropout": 0.0} if head == "mmoe" else {}
+        logits = HEADS[head](in_dim=mixed.out_dim, num_tasks=TASKS, **options)
         return Stack(summary, mixed, logits)
 
     return make
