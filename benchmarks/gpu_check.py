@@ -23,7 +23,8 @@ from functools import partial
 from pathlib import Path
 
 import torch
-from gpu_checks.dense import SHORT, Extent, dense_checks
+from gpu_checks.dense import dense_checks
+from gpu_checks.extent import SHORT, Extent
 from gpu_checks.harness import Check, Result, SkippedError, Values, run_checks
 
 PARTS = ("sharded", "dense")

@@ -3,9 +3,10 @@
 import statistics
 from collections.abc import Iterator
 from functools import partial
-from typing import NamedTuple
 
 import torch
+
+from gpu_checks.extent import Extent
 from gpu_checks.harness import Check, SkippedError, Values, expect, synchronize, times_ms
 from gpu_checks.models import (
     TOWERS,
@@ -18,7 +19,6 @@ from gpu_checks.models import (
     relative_errors,
     train,
 )
-
 from infnet_dist.model.compute import Precision, compile_training, set_tf32
 from infnet_dist.model.dense import DenseArch
 
@@ -35,48 +35,6 @@ LOSS_TOLERANCES: dict[Precision, float] = {"fp32": 1e-5, "tf32": 2e-3, "bf16": 1
 PEAKS: dict[str, dict[Precision, float]] = {
     name: {"fp32": 67.0, "tf32": 494.5, "bf16": 989.0} for name in ("H200", "H100")
 } | {"A100": {"fp32": 19.5, "tf32": 156.0, "bf16": 312.0}}
-
-
-class Extent(NamedTuple):
-    """How much is measured.
-
-    Attributes:
-        sizes: of the models.
-        parity_batch: rows where results are compared.
-        speed_batch: rows where training is timed.
-        latency_batches: rows of a request.
-        histories: items of the long histories.
-        table_rows: of each table where results are compared.
-        speed_rows: of each table where steps are timed.
-        repeats: timed calls.
-        matmul: rows of the square matrices.
-        backend: of torch.compile.
-    """
-
-    sizes: Sizes = Sizes()
-    parity_batch: int = 128
-    speed_batch: int = 4096
-    latency_batches: tuple[int, ...] = (1, 100, 500)
-    histories: tuple[int, ...] = (500, 4000)
-    table_rows: int = 1000
-    speed_rows: int = 1_000_000
-    repeats: int = 20
-    matmul: int = 8192
-    backend: str = "inductor"
-
-
-SHORT = Extent(
-    sizes=Sizes(fields=4, lengths=(5, 3), token_dim=16, width=8),
-    parity_batch=8,
-    speed_batch=16,
-    latency_batches=(1, 4),
-    histories=(10, 20),
-    table_rows=50,
-    speed_rows=100,
-    repeats=3,
-    matmul=64,
-    backend="aot_eager",
-)
 
 
 def dense_checks(device: torch.device, extent: Extent) -> Iterator[Check]:

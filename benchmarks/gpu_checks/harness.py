@@ -45,7 +45,7 @@ class Result:
     def row(self) -> str:
         """One line of the table."""
         shown = self.reason or ", ".join(f"{k} {_short(v)}" for k, v in self.values.items())
-        return f"{self.status:8}{self.seconds:7.1f} s  {self.name:30}{shown}"
+        return f"{self.status:8}{self.seconds:7.1f} s  {self.name:46}{shown}"
 
 
 def run_checks(

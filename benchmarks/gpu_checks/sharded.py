@@ -15,10 +15,10 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import torch
-from gpu_checks.dense import Extent
-from gpu_checks.harness import Check, SkippedError, Values, expect, synchronize
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
+from gpu_checks.extent import Extent
+from gpu_checks.harness import Check, SkippedError, Values, expect, synchronize
 from infnet_dist.batch import BatchRows, RankingBatch
 from infnet_dist.config.run import Config
 from infnet_dist.distributed.context import WorkerContext, local_process_group
@@ -125,9 +125,7 @@ def check_case(case: Case, context: WorkerContext, extent: Extent) -> Values:
         abs(one / other - 1) for one, other in zip(found.losses, expected.losses, strict=True)
     )
     table_error = max(
-        float(
-            (found.tables[name] - table).norm() / (table - before[name]).norm().clamp(min=1e-12)
-        )
+        float((found.tables[name] - table).norm() / (table - before[name]).norm().clamp(min=1e-12))
         for name, table in expected.tables.items()
     )
     expect(loss_error <= case.tolerance, f"the relative error of a loss is {loss_error:.1e}")
@@ -345,7 +343,7 @@ def train_unsharded(config: Config, schema: Schema, batches: list[RankingBatch])
                 assert table.grad is not None
                 change = update(table.grad, states[name], number, config.sparse_optimizer.eps)
                 table -= config.sparse_optimizer.learning_rate * change
-        losses.append(float(loss))
+        losses.append(loss.item())
     return Outcome(losses, {name: table.detach() for name, table in tables.items()})
 
 

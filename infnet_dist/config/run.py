@@ -130,11 +130,12 @@ class TrainingConfig(Section):
     )
     precision: Literal["fp32", "tf32", "bf16"] = Field(
         "fp32",
-        description="of the matrix products of tokens and tower in training; tables, losses, "
-        "parameters and updates are fp32. tf32: on GPUs alone; bf16: autocast",
+        description="of matrix products in training. tf32: those in fp32 on GPUs; bf16: autocast "
+        "of tokens and tower; tables, losses, parameters, their updates and evaluations are fp32",
     )
     compile: bool = Field(
-        False, description="compile tokens and tower by torch.compile; needs a C++ compiler"
+        False,
+        description="compile tokens and tower for training by torch.compile; needs a C++ compiler",
     )
 
 

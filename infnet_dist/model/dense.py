@@ -66,8 +66,8 @@ class DenseArch(nn.Module):
     ) -> None:
         """`vectors`, `first_order` and `entire_space` are optional parts; None leaves them out.
 
-        With `bf16`, tokens and tower are trained under `bf16_autocast`. Evaluation never is: the
-        8 bits of a bfloat16 logit would tie rows that differ.
+        With `bf16`, tokens and tower are trained under `bf16_autocast`. They are evaluated in
+        float32, as they are served: the 8 bits of a bfloat16 logit would tie rows that differ.
         """
         super().__init__()
         self.bf16 = bf16
