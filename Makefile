@@ -20,7 +20,7 @@ DEVICE ?= cuda
 .PHONY: help install smoke test test-all ci-tests all-tests faults soak fuzz lint format types bench gpu-check doctor reference clean
 
 help:  ## Show this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 install: $(STAMP)  ## Fill .venv with the pinned packages; EXTRA=gpu for CUDA machines
 
