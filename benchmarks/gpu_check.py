@@ -1,7 +1,7 @@
 """What was never run on a GPU, checked on one in at most 8 minutes; exit code 1 if a check fails.
 
     make gpu-check
-    PYTHONPATH=. python benchmarks/gpu_check.py [--device cuda] [--parts sharded dense] [--only NAME]
+    PYTHONPATH=. python benchmarks/gpu_check.py [--device cpu] [--parts sharded dense] [--only TEXT]
 
 `dense`: towers, tokens and losses, against float64 on the CPU; repeatability, synchronisation,
 precision, compilation, memory, latency, speed. It needs torch alone.
