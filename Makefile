@@ -15,11 +15,12 @@ TESTS := tests/integration tests/faults tests/multiprocess tests/unit tests/cont
 AT_ONCE := -n 3 --dist loadfile --no-loadscope-reorder
 
 MINUTES ?= 10
+DEVICE ?= cuda
 
-.PHONY: help install smoke test test-all ci-tests all-tests faults soak fuzz lint format types bench doctor reference clean
+.PHONY: help install smoke test test-all ci-tests all-tests faults soak fuzz lint format types bench gpu-check doctor reference clean
 
 help:  ## Show this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 install: $(STAMP)  ## Fill .venv with the pinned packages; EXTRA=gpu for CUDA machines
 
@@ -78,9 +79,12 @@ types: $(STAMP)  ## Check type annotations
 	touch .peers/installed
 
 bench: $(STAMP) .peers/installed  ## Run every script of benchmarks/ (.peers holds other systems)
-	@for script in $(wildcard benchmarks/*.py); do \
+	@for script in $(filter-out benchmarks/gpu_check.py,$(wildcard benchmarks/*.py)); do \
 	    echo "== $$script"; OMP_NUM_THREADS=1 $(BIN)/python $$script || exit 1; \
 	done
+
+gpu-check: $(STAMP)  ## What was never run on a GPU, in 8 minutes at most; DEVICE=cpu tries the script
+	PYTHONPATH=. $(BIN)/python benchmarks/gpu_check.py --device $(DEVICE)
 
 # Without OMP_NUM_THREADS=1: the doctor judges the surroundings as the user has them.
 doctor: $(STAMP)  ## Can this machine train? A fix for each problem

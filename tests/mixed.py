@@ -9,7 +9,7 @@ from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 from infnet_dist.batch import BatchRows, RankingBatch
 from infnet_dist.config.run import Config, DataConfig
 from infnet_dist.lookups import Lookups
-from infnet_dist.model.sparse import SparseEmbeddings
+from infnet_dist.model.tokens import SparseEmbeddings
 from infnet_dist.schema import (
     BagFeature,
     CategoricalFeature,

@@ -11,8 +11,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from infnet_dist.config.run import Config
 from infnet_dist.lookups import Lookups
 from infnet_dist.model.build import build_train_model
-from infnet_dist.model.ranking import DenseArch
-from infnet_dist.model.sparse import SparseEmbeddings
+from infnet_dist.model.dense import DenseArch
+from infnet_dist.model.tokens import SparseEmbeddings
 from infnet_dist.schema import Schema, sequence_keys
 
 BATCH_SIZE = 512

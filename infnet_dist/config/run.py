@@ -128,6 +128,15 @@ class TrainingConfig(Section):
         ge=0,
         description="maximum number of batches with a NaN or infinite loss that are skipped",
     )
+    precision: Literal["fp32", "tf32", "bf16"] = Field(
+        "fp32",
+        description="of matrix products in training. tf32: those in fp32 on GPUs; bf16: autocast "
+        "of tokens and tower; tables, losses, parameters, their updates and evaluations are fp32",
+    )
+    compile: bool = Field(
+        False,
+        description="compile tokens and tower for training by torch.compile; needs a C++ compiler",
+    )
 
 
 class QCommsConfig(Section):

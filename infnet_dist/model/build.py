@@ -21,8 +21,9 @@ from infnet_dist.config.run import Config
 from infnet_dist.data.decode import NUM_TIME_GAP_BUCKETS
 from infnet_dist.errors import ConfigError, unknown_name
 from infnet_dist.lookups import Lookups
+from infnet_dist.model.dense import DenseArch, FirstOrder, Vectors
 from infnet_dist.model.losses import MultiTaskLoss
-from infnet_dist.model.ranking import DenseArch, FirstOrder, RankingModel, Vectors
+from infnet_dist.model.ranking import RankingModel
 from infnet_dist.model.settings_check import task_weights
 from infnet_dist.model.sparse import SparseArch
 from infnet_dist.model.tokens import TokenArch
@@ -91,6 +92,7 @@ def _build_dense(config: Config, lookups: Lookups) -> DenseArch:
         vectors=Vectors(vector_dims) if vector_dims else None,
         first_order=first_order,
         entire_space=_entire_space(options.conditional_on, schema),
+        bf16=config.training.precision == "bf16",
     )
 
 

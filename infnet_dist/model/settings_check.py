@@ -107,6 +107,11 @@ def _check_scaling(config: Config) -> None:
             "sharding.plan=auto, or remove scaling.min_workers"
         )
     _check_gpus(scaling)
+    if config.training.precision == "tf32" and not scaling.use_gpu:
+        raise ConfigError(
+            "training.precision is tf32, which GPUs alone have, but scaling.use_gpu is false; set "
+            "fp32 or bf16"
+        )
 
 
 def _check_gpus(scaling: ScalingConfig) -> None:

@@ -4,7 +4,6 @@ Letters: B rows, L_f items kept of behaviour f, E_t embedding width of table t.
 """
 
 from collections.abc import Iterable, Mapping
-from typing import NamedTuple
 
 import torch
 from torch import nn
@@ -13,23 +12,10 @@ from torchrec.modules.embedding_modules import EmbeddingBagCollection, Embedding
 from torchrec.sparse.jagged_tensor import JaggedTensor, KeyedJaggedTensor, KeyedTensor
 
 from infnet_dist.lookups import Home, Lookups, TableLookups
+from infnet_dist.model.tokens import SparseEmbeddings
 from infnet_dist.schema import sequence_keys
 
 _DATA_TYPES = {"fp32": DataType.FP32, "fp16": DataType.FP16}
-
-
-class SparseEmbeddings(NamedTuple):
-    """Embeddings after the lookup, always float32.
-
-    Attributes:
-        fields: one [B, E_t] per field, in the order of `Lookups.fields`; zeros for padding rows.
-        sequences: one [B, L_f, sum of the attributes' E_t] per behaviour; zeros where padded.
-        masks: one bool [B, L_f] per behaviour, True for items, False for padding.
-    """
-
-    fields: list[torch.Tensor]
-    sequences: list[torch.Tensor]
-    masks: list[torch.Tensor]
 
 
 class SparseArch(nn.Module):

@@ -11,6 +11,20 @@ import torch
 from torch import nn
 
 
+class SparseEmbeddings(NamedTuple):
+    """Embeddings after the lookup, always float32; SparseArch makes them.
+
+    Attributes:
+        fields: one [B, E_m] per field, in the order of `Lookups.fields`; zeros for padding rows.
+        sequences: one [B, L_f, sum of the attributes' widths] per behaviour; zeros where padded.
+        masks: one bool [B, L_f] per behaviour, True for items, False for padding.
+    """
+
+    fields: list[torch.Tensor]
+    sequences: list[torch.Tensor]
+    masks: list[torch.Tensor]
+
+
 class Tokens(NamedTuple):
     """The input of every tower.
 

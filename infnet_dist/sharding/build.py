@@ -27,6 +27,7 @@ from infnet_dist.data.statistics import TableUsage
 from infnet_dist.distributed.context import WorkerContext
 from infnet_dist.lookups import Lookups, TableLookups, table_of
 from infnet_dist.model.build import build_train_model
+from infnet_dist.model.compute import compile_training, set_tf32
 from infnet_dist.planning.checks import check_budget, check_plan
 from infnet_dist.planning.host_memory import host_memory_bytes
 from infnet_dist.planning.plan import Plan
@@ -136,6 +137,9 @@ def build_sharded_model(
         config = _without_optimizers(config)
     lookups = Lookups(schema, config)
     train_model = build_train_model(config, schema, table_device=torch.device("meta"))
+    set_tf32(config.training.precision == "tf32")
+    if config.training.compile and for_training:
+        context.together(lambda: compile_training(train_model.model.dense))
     apply_sparse_optimizers(train_model.model.sparse, lookups)
     topology = topology_of(context, config.sharding.topology)
     plan = context.on_first(lambda: get_plan(planned, schema, topology, sample_usage))

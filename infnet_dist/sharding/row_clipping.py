@@ -13,7 +13,7 @@ import torch
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
 from infnet_dist.lookups import Lookup, Lookups
-from infnet_dist.model.sparse import SparseEmbeddings
+from infnet_dist.model.tokens import SparseEmbeddings
 from infnet_dist.schema import sequence_keys
 
 

@@ -6,7 +6,7 @@ import torch
 
 from infnet_dist.batch import RankingBatch
 from infnet_dist.lookups import Lookups
-from infnet_dist.model.sparse import SparseEmbeddings
+from infnet_dist.model.tokens import SparseEmbeddings
 from infnet_dist.model.train_model import TrainModel
 from infnet_dist.training.setup import TrainingSetup
 from infnet_dist.training.step import StepResult

@@ -19,7 +19,7 @@ from infnet_dist.data.hashing import stable_seed
 from infnet_dist.distributed import heartbeat
 from infnet_dist.distributed.context import WorkerContext
 from infnet_dist.distributed.control import PendingFlags
-from infnet_dist.model.sparse import SparseEmbeddings
+from infnet_dist.model.tokens import SparseEmbeddings
 from infnet_dist.model.train_model import StepOutput, TrainModel
 from infnet_dist.sharding.build import ShardedModel
 from infnet_dist.sharding.optimizers import LearningRateFactors, set_learning_rates, set_step

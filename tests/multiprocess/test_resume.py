@@ -25,7 +25,7 @@ from infnet_dist.distributed.context import WorkerContext
 from infnet_dist.errors import CheckpointError, DataError, UserError
 from infnet_dist.io.filesystem import Folder
 from infnet_dist.model import build
-from infnet_dist.model.ranking import DenseArch
+from infnet_dist.model.dense import DenseArch
 from infnet_dist.training import run_lock
 from infnet_dist.training.evaluation import evaluate_checkpoint
 from infnet_dist.training.run_lock import held_by_workers

@@ -23,7 +23,7 @@ from infnet_dist.comparison.results import Finished, best_points, summarise
 from infnet_dist.config.run import Config, parse_config
 from infnet_dist.errors import ConfigError
 from infnet_dist.model.build import build_train_model
-from infnet_dist.model.sparse import SparseEmbeddings
+from infnet_dist.model.tokens import SparseEmbeddings
 from infnet_dist.schema import CategoricalFeature, Schema, SequenceAttribute, SequenceFeature, Task
 from infnet_dist.schema import Table as EmbeddingTable
 from tests.conftest import REPOSITORY

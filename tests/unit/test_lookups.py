@@ -10,7 +10,8 @@ from infnet_dist.batch import RankingBatch
 from infnet_dist.config.run import Config
 from infnet_dist.lookups import Lookups
 from infnet_dist.model.build import build_train_model
-from infnet_dist.model.sparse import SparseArch, SparseEmbeddings
+from infnet_dist.model.sparse import SparseArch
+from infnet_dist.model.tokens import SparseEmbeddings
 from tests.mixed import SCHEMA, WIDTHS, config_of, looked_up, make_batch
 
 MODELS: list[dict[str, Any]] = [

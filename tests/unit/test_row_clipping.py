@@ -8,7 +8,8 @@ from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
 from infnet_dist.config.run import parse_config
 from infnet_dist.lookups import Lookups
-from infnet_dist.model.sparse import SparseArch, SparseEmbeddings
+from infnet_dist.model.sparse import SparseArch
+from infnet_dist.model.tokens import SparseEmbeddings
 from infnet_dist.schema import (
     BagFeature,
     CategoricalFeature,

@@ -64,6 +64,7 @@ def test_weights_that_train_nothing_are_refused(weights: dict, tasks: list[str] 
             "resources_per_worker.GPU",
         ),
         ({"scaling": {"num_workers": 2, "min_workers": 3}}, "scaling.min_workers"),
+        ({"training": {"precision": "tf32"}}, "training.precision"),
         ({"dense_optimizer": {"first_order": {}}}, "dense_optimizer.first_order"),
     ],
 )
