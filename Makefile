@@ -17,7 +17,7 @@ AT_ONCE := -n 3 --dist loadfile --no-loadscope-reorder
 MINUTES ?= 10
 DEVICE ?= cuda
 
-.PHONY: help install smoke test test-all ci-tests all-tests faults soak fuzz lint format types bench gpu-check doctor reference clean
+.PHONY: help install smoke test test-all ci-tests all-tests faults soak fuzz lint format types bench bench-check gpu-check doctor reference clean
 
 help:  ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -79,9 +79,12 @@ types: $(STAMP)  ## Check type annotations
 	touch .peers/installed
 
 bench: $(STAMP) .peers/installed  ## Run every script of benchmarks/ (.peers holds other systems)
-	@for script in $(filter-out benchmarks/gpu_check.py,$(wildcard benchmarks/*.py)); do \
+	@for script in $(filter-out benchmarks/gpu_check.py benchmarks/check.py,$(wildcard benchmarks/*.py)); do \
 	    echo "== $$script"; OMP_NUM_THREADS=1 $(BIN)/python $$script || exit 1; \
 	done
+
+bench-check: $(STAMP) .peers/installed  ## Rerun the short benchmarks against the committed ratios
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/check.py
 
 gpu-check: $(STAMP)  ## What was never run on a GPU, in 8 minutes at most; DEVICE=cpu tries the script
 	PYTHONPATH=. $(BIN)/python benchmarks/gpu_check.py --device $(DEVICE)

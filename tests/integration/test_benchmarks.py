@@ -11,6 +11,7 @@ from tests.conftest import REPOSITORY
 
 TINY = {
     "checkpoint": "--gib 0.01 --repeats 1",
+    "check": "--help",
     "encodings": "--rows 256 --repeats 1",
     "gpu_check": "--device cpu --only parity --json /dev/null",
     "ingest": "--rows 4000 --systems ours",
@@ -20,11 +21,13 @@ TINY = {
     "peers": "--systems ours --rows 2560 --repeats 1 --set ingest.num_rows=4000",
     "planning": "--only 4x8 --limit 60",
     "planning_reality": "--steps 2 --repeats 1",
+    "planning_scaling": "--ranks 1 --steps 2 --repeats 1 --batch-size 8",
     "precision": "--models mean+dcn+linear --fields 2 --lengths 3 --token-dim 8 --batch-size 4 "
     "--steps 1 --repeats 1",
     "reader": "--rows 4000 --batch-size 256 --repeats 1 --items 3 --row-group-rows 1000 "
     "--systems bare ours loader petastorm",
     "recovery": "--repeats 1",
+    "sparse_arch": "--cases many --batch-size 8 --steps 1 --repeats 1",
     "train_step": "--steps 60 --repeats 1 --set ingest.num_rows=20000",
     "unknown_ids": "--rows 4000 --seeds 1 --rates null",
 }
