@@ -1,6 +1,7 @@
 """Peak memory of a worker from building to loading, against its tables and optimizer state.
 
-    .venv/bin/python benchmarks/memory.py [--gib 6] [--workers 2] [--steps 20] [--folder DIR]
+    .venv/bin/python benchmarks/memory.py [--gib 6] [--workers 2] [--batch-size 128]
+        [--steps 20] [--folder DIR]
 
 A model with one big table (fp32, 64 wide, row-wise Adagrad, read as single id and histories) of
 `--gib` GiB is spread row-wise over `--workers` processes. All ids of the big table are uniform
@@ -56,6 +57,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--gib", type=float, default=6.0, help="size of the table's rows")
     parser.add_argument("--workers", type=int, default=2)
+    parser.add_argument("--batch-size", type=int, default=128, help="rows per worker and step")
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--folder", type=Path, help="for checkpoints; default: temporary")
     arguments = parser.parse_args()
@@ -67,25 +69,25 @@ def main() -> None:
         data, workers = Path(temporary, "data"), arguments.workers
         make_training_set(SyntheticIngest(source="synthetic", num_rows=20_000), data)
         common = {"gib": arguments.gib, "folder": Path(temporary, "checkpoints")}
-        config = make_config(data, workers, "row_wise")
+        config = make_config(data, arguments, "row_wise")
         found = run_local(
             measure, {"config": config, "steps": arguments.steps, **common}, num_workers=workers
         )
-        config = make_config(data, workers, "table_wise")
+        config = make_config(data, arguments, "table_wise")
         moved = run_local(measure_load, {"config": config, **common}, num_workers=workers)
     report(found, moved)
 
 
-def make_config(data: Path, workers: int, sharding_type: str) -> Config:
+def make_config(data: Path, arguments: argparse.Namespace, sharding_type: str) -> Config:
     """A small tower over one big table."""
     return parse_config(
         {
-            "data": {"path": str(data), "batch_size": 128},
+            "data": {"path": str(data), "batch_size": arguments.batch_size},
             "tables": {
                 "overrides": {TABLE: {"sharding_types": [sharding_type]}},
                 "embedding_dim": WIDTH,
             },
-            "scaling": {"num_workers": workers},
+            "scaling": {"num_workers": arguments.workers},
             "tracking": {"wandb": "disabled"},
         }
     )
@@ -216,13 +218,15 @@ def save(saver: Saver, setup: TrainingSetup, loop: Steps) -> dict[str, float]:
     while busy:  # the same number of steps on all ranks
         during.append(loop.make(1))
         busy = any(setup.context.gather(saver.busy))
-    saver.wait()
+    saved = saver.wait()
+    assert saved is not None
     whole_s = time.perf_counter() - start
     stalled_s = stall_s + sum(during) - len(during) * alone_s
     return {"alone_s": alone_s, "stall_s": stall_s, "whole_s": whole_s, "steps": len(during)} | {
         "during_s": sum(during) / max(1, len(during)),
         "longest_s": max(during, default=0.0),
         "stalled_s": stalled_s,
+        "copies_s": saved.waited_s,
     }
 
 
@@ -246,6 +250,7 @@ def report(found: list[dict[str, Any]], moved: list[dict[str, Any]]) -> None:
         f"{one['whole_s']:.2f} s; {one['steps']} steps of {one['during_s'] * 1000:.0f} ms "
         f"meanwhile (longest {one['longest_s'] * 1000:.0f} ms), {one['alone_s'] * 1000:.0f} ms "
         f"without; in all {one['stalled_s']:.2f} s lost, "
+        f"{one['copies_s']:.2f} s of them for copies of rows, "
         f"{one['stalled_s'] / waited['whole_s']:.1%} of the foreground save"
     )
 
