@@ -116,7 +116,8 @@ def test_bytes_and_flops_are_those_counted_by_hand() -> None:
         numbers = 2 * 3 * INT64  # both collections: of lengths and ids, and the batch size
         lengths = BATCH * INT64
         to_owner = lengths + BATCH * INT64
-        parameters = (WIDTH + 1) * TOKEN + 2 * TOKEN + (TOKEN + 1) * TASKS  # tokens, norm, head
+        # Tokens, norm, head; TASKS biases take as much as 4, so that parameters are aligned.
+        parameters = (WIDTH + 1) * TOKEN + 2 * TOKEN + TOKEN * TASKS + 4
         sent = {
             phases.INPUT_DIST: numbers + lengths + SENT_IDS[rank] * INT64 + (not owns) * to_owner,
             phases.OUTPUT_DIST: (SENT_IDS[other] + owns * BATCH) * WIDTH * FLOAT32,

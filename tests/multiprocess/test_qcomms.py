@@ -10,7 +10,7 @@ from infnet_dist.config.run import Config
 from infnet_dist.distributed.context import WorkerContext
 from infnet_dist.sharding.build import build_sharded_model
 from infnet_dist.training.step import EagerStep, StepSettings
-from tests.mixed import SCHEMA, config_of, make_batch
+from tests.mixed import ROWS, SCHEMA, config_of, make_batch
 from tests.ranks import run_ranks
 
 HALVES = {"fp16": "float16", "bf16": "bfloat16"}
@@ -41,8 +41,7 @@ def losses_and_floats(
 
 def config_with(**qcomms: dict[str, str]) -> Config:
     types = {"sharding_types": ["row_wise"]}
-    overrides = {name: types for name in ("user", "item")}
-    return config_of(overrides=overrides, sharding=qcomms)
+    return config_of(overrides=dict.fromkeys(ROWS, types), sharding=qcomms)
 
 
 @pytest.mark.parametrize("precision", ["fp16", "bf16"])
