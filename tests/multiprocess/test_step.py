@@ -15,7 +15,7 @@ from infnet_dist.distributed.context import WorkerContext
 from infnet_dist.sharding.build import build_sharded_model
 from infnet_dist.training.step import EagerStep, PipelinedStep, Step, StepSettings
 from infnet_dist.training.trainer import train
-from tests.mixed import SCHEMA, config_of, make_batch
+from tests.mixed import ROWS, SCHEMA, config_of, make_batch
 from tests.ranks import run_ranks
 from tests.run_files import assert_same, assert_same_but_for_a_line
 from tests.runs import make_config, make_tiny_set, spoil, stop_one_rank_at_step
@@ -65,7 +65,8 @@ def steps_without_waiting(
     context: WorkerContext, *, kind: type[Step]
 ) -> tuple[list[float], int, int]:
     """Losses; how many collections there are, and how many are pipelined."""
-    sharded = build_sharded_model(config_of(), SCHEMA, context)
+    types = {"sharding_types": ["row_wise"]}  # autograd of data-parallel tables is all C++
+    sharded = build_sharded_model(config_of(overrides=dict.fromkeys(ROWS, types)), SCHEMA, context)
     assert sharded.masks_updates
     step, numbers = kind(sharded, context, seed=0), count()
     batches = iter([make_batch(100 * i + context.rank) for i in range(5)])

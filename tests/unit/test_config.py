@@ -99,7 +99,10 @@ def test_unknown_key_names_the_nearest(sections: dict, expected: str):
 
 
 def test_unknown_key_far_from_all_lists_the_valid_ones():
-    assert complaint(sharding={"zzz": 1}) == "unknown key 'sharding.zzz'; valid keys: plan, sequence_qcomms, bag_qcomms, topology"
+    assert (
+        complaint(sharding={"zzz": 1})
+        == "unknown key 'sharding.zzz'; valid keys: plan, sequence_qcomms, bag_qcomms, topology"
+    )
     # A key of another member of the union is no valid key here.
     message = complaint(ingest={"source": "synthetic", "min_base_rate": 0.5})
     assert message.startswith("unknown key 'ingest.min_base_rate'; valid keys: source, num_rows,")
