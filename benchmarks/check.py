@@ -59,7 +59,7 @@ BENCHMARKS = {
         ["--rows", "40960", "--repeats", "3"],
         {
             f"{model} / best peer": Ratio(rf"\| {model} \| best peer \| \| \| {NUMBER}", ratio)
-            for model, ratio in (("dcnv2", 1.0), ("din", 1.0), ("mmoe", 1.0))
+            for model, ratio in (("dcnv2", 0.76), ("din", 0.70), ("mmoe", 1.07))
         },
     ),
     "train_step": Benchmark(
