@@ -100,7 +100,7 @@ def kernel_tables(
 
 
 class Snapshot(LiveState):
-    """The state as of the moment when it is made, while lookups and their updates go on.
+    """The state as of the moment when it is made, while lookups and their updates continue.
 
     A lookup before that moment must have had its backward pass by then.
 

@@ -11,11 +11,12 @@ from torchrec.modules.embedding_configs import DataType, EmbeddingBagConfig, Emb
 from torchrec.modules.embedding_modules import EmbeddingBagCollection, EmbeddingCollection
 from torchrec.sparse.jagged_tensor import JaggedTensor, KeyedJaggedTensor, KeyedTensor
 
+from infnet_dist.config.tables import DataType as DataTypeName
 from infnet_dist.lookups import Home, Lookups, TableLookups
 from infnet_dist.model.tokens import SparseEmbeddings
 from infnet_dist.schema import sequence_keys
 
-_DATA_TYPES = {"fp32": DataType.FP32, "fp16": DataType.FP16}
+DATA_TYPES: dict[DataTypeName, DataType] = {"fp32": DataType.FP32, "fp16": DataType.FP16}
 
 
 class SparseArch(nn.Module):
@@ -78,7 +79,7 @@ def _options(table: TableLookups) -> dict[str, object]:
         "num_embeddings": table.table.num_embeddings,
         "embedding_dim": table.kernel_width,
         "feature_names": list(table.keys),
-        "data_type": _DATA_TYPES[table.settings.data_type],
+        "data_type": DATA_TYPES[table.settings.data_type],
     }
 
 

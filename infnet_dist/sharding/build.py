@@ -62,8 +62,8 @@ class ShardedModel(NamedTuple):
         sparse_optimizer: of the tables; but for data-parallel ones, backward updates the rows.
         dense_optimizer: of all other parameters.
         dense_update: applies it.
-        masks_updates: whether gradients of zero, and `dense_update` told so, change nothing: then a
-            step can be skipped by a flag on the device.
+        masks_updates: whether a step with zero gradients changes nothing, so that a flag on the
+            device can skip it.
         average: of the dense parameters; None without `dense_optimizer.ema_decay`.
         plan: the placement of the tables' shards.
         lookups: its features and tables.

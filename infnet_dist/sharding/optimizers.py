@@ -82,7 +82,7 @@ def ignores_zero_gradients(table: TableLookups) -> bool:
     """Whether a table's optimizer changes no row whose gradient is 0."""
     settings, name = table.settings, optimizer_of(table)
     if name in GPU_OPTIMIZERS:
-        return False  # their momentum goes on
+        return False  # their momentum still moves rows
     return name == "sgd" or (settings.eps > 0 and not settings.weight_decay)
 
 

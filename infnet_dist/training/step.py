@@ -240,7 +240,7 @@ class PipelinedStep(Step):
 
     @contextmanager
     def paused(self) -> Iterator[None]:
-        """The model's forward is its own meanwhile; exchanges of ids that have begun go on."""
+        """Restores the model's own forward meanwhile; exchanges of ids that have begun continue."""
         self._pipeline.detach()
         try:
             yield

@@ -116,7 +116,7 @@ def test_it_would_differ_without_the_copies(tmp_path: Path) -> None:
 def save_twice(
     context: WorkerContext, *, config: Config, case: Case, folder: Path, copies: bool
 ) -> tuple[int, bool]:
-    """Save while training waits, then while it goes on.
+    """Save while training waits, then while it continues.
 
     Returns:
         The bytes of rows that were copied, and whether training changed most shards.

@@ -19,10 +19,11 @@ from scipy.optimize import nnls
 from infnet_dist.config.tables import ShardingTypeName, SparseOptimizerName
 from infnet_dist.distributed.context import WorkerContext
 from infnet_dist.io.console import show_progress
+from infnet_dist.model.sparse import DATA_TYPES
 from infnet_dist.planning.costs.measured import ExchangeCosts, Kind, Measured, RowCosts
 from infnet_dist.planning.costs.work import collectives_of
 from infnet_dist.planning.topology import Topology
-from infnet_dist.sharding.calibration.cases import DATA_TYPES, Case, ShardedCase
+from infnet_dist.sharding.calibration.cases import Case, ShardedCase
 from infnet_dist.sharding.calibration.timing import Phases, measure_links, measure_phases
 
 FloatArray = npt.NDArray[np.float64]

@@ -12,7 +12,7 @@ from torchrec.distributed.embedding import EmbeddingCollectionSharder
 from torchrec.distributed.embeddingbag import EmbeddingBagCollectionSharder
 from torchrec.distributed.model_parallel import DistributedModelParallel
 from torchrec.distributed.types import ShardingEnv
-from torchrec.modules.embedding_configs import DataType, EmbeddingBagConfig, EmbeddingConfig
+from torchrec.modules.embedding_configs import EmbeddingBagConfig, EmbeddingConfig
 from torchrec.modules.embedding_modules import EmbeddingBagCollection, EmbeddingCollection
 from torchrec.optim.optimizers import in_backward_optimizer_filter
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
@@ -20,6 +20,7 @@ from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 from infnet_dist.config.tables import DataType as DataTypeName
 from infnet_dist.config.tables import ShardingTypeName, SparseOptimizerName
 from infnet_dist.distributed.context import WorkerContext
+from infnet_dist.model.sparse import DATA_TYPES
 from infnet_dist.planning.costs.measured import Kind
 from infnet_dist.planning.costs.options import ShardingOption
 from infnet_dist.planning.costs.torchrec_estimates import OPTIMIZERS
@@ -31,7 +32,6 @@ from infnet_dist.planning.topology import Topology
 from infnet_dist.planning.torchrec_plan import to_sharding_plan
 from infnet_dist.sharding.data_parallel import table_optimizer
 
-DATA_TYPES: dict[DataTypeName, DataType] = {"fp32": DataType.FP32, "fp16": DataType.FP16}
 _BATCHES = 4
 _GPU_SCALE = 16  # times the ids and the rows, so that a GPU has something to do
 
