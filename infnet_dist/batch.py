@@ -31,7 +31,8 @@ class RankingBatch(Pipelineable):
             `Schema.weighted_keys`; None if there are no such keys.
         vectors_BV: float32, all vector features side by side; NaN where a vector is null.
         dense_BN: float32, standardised dense features.
-        time_gap_BL: uint8, bucket of the time since each history item; 0 if there is no item.
+        time_gap_BL: uint8, bucket of the time since each history item, 0 if there is no item; None
+            if no behaviour has time gaps (all buckets are 0).
         labels_BK: float32 in {0, 1}, or a watch time divided by the training window's mean; NaN if
             unknown.
         weights_B: float32, the weight of a row in losses and metrics; 0 for padding.
@@ -44,7 +45,7 @@ class RankingBatch(Pipelineable):
     weighted_features: KeyedJaggedTensor | None
     vectors_BV: torch.Tensor
     dense_BN: torch.Tensor
-    time_gap_BL: torch.Tensor
+    time_gap_BL: torch.Tensor | None
     labels_BK: torch.Tensor
     weights_B: torch.Tensor
     group_B: torch.Tensor

@@ -29,10 +29,6 @@ class Collator:
         self._weighted = _Keys.of(schema, schema.weighted_keys)
         self._weights = {bag.name: weights_key(bag) for bag in schema.weighted_bags}
         self._dims = {vector.name: vector.dim for vector in schema.vectors}
-        # Shared by all batches if no behaviour has time gaps: it may be megabytes of zeros.
-        self._no_gaps_BL = torch.zeros(
-            batch_size, sum(s.max_length for s in schema.sequences), dtype=torch.uint8
-        )
 
     def __call__(self, picked: Rows, rows: BatchRows) -> RankingBatch:
         """Collate `picked`, the rows at the position `rows`."""
@@ -100,12 +96,12 @@ class Collator:
         vectors_NV = picked.vectors(self._dims)
         return vectors_NV if len(picked) == self._batch_size else self._padded(vectors_NV)
 
-    def _time_gaps(self, picked: Rows) -> torch.Tensor:
+    def _time_gaps(self, picked: Rows) -> torch.Tensor | None:
         """Time-gap buckets of all behaviours side by side, uint8 [B, L]; 0 if there is no item."""
         if not any(sequence.time_gap_column for sequence in self._sequences):
-            return self._no_gaps_BL
-        gaps_BL = torch.zeros_like(self._no_gaps_BL)
+            return None
         sizes = [sequence.max_length for sequence in self._sequences]
+        gaps_BL = torch.zeros(self._batch_size, sum(sizes), dtype=torch.uint8)
         for sequence, gaps_Bl in zip(self._sequences, gaps_BL.split(sizes, dim=1), strict=True):
             if sequence.time_gap_column is not None:
                 lengths = picked.lengths(sequence.name).long()

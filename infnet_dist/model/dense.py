@@ -82,7 +82,7 @@ class DenseArch(nn.Module):
         embeddings: SparseEmbeddings,
         vectors_BV: torch.Tensor,
         dense_BN: torch.Tensor,
-        time_gap_BL: torch.Tensor,
+        time_gap_BL: torch.Tensor | None,
     ) -> torch.Tensor:
         """Logits [B, K], float32."""
         fields = embeddings.fields

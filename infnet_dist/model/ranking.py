@@ -28,7 +28,7 @@ class RankingModel(nn.Module):
         weighted_features: KeyedJaggedTensor | None,
         vectors_BV: torch.Tensor,
         dense_BN: torch.Tensor,
-        time_gap_BL: torch.Tensor,
+        time_gap_BL: torch.Tensor | None,
     ) -> torch.Tensor:
         """Logits [B, K]; arguments as in `RankingBatch`."""
         embeddings = self.sparse(sparse_features, weighted_features)

@@ -146,7 +146,7 @@ class TokenArch(nn.Module):
         sequences: Sequence[torch.Tensor],
         masks: Sequence[torch.Tensor],
         dense_BN: torch.Tensor,
-        time_gap_BL: torch.Tensor,
+        time_gap_BL: torch.Tensor | None,
     ) -> Tokens:
         """Make tokens.
 
@@ -155,7 +155,7 @@ class TokenArch(nn.Module):
             sequences: one [B, L_f, sum of the attributes' widths] per behaviour.
             masks: one bool [B, L_f] per behaviour.
             dense_BN: standardised dense features.
-            time_gap_BL: buckets, of any integer type, 0 where padded.
+            time_gap_BL: buckets, of any integer type, 0 where padded; None: all are 0.
         """
         categorical_BMD = self._field_tokens(fields, dense_BN)
         task_BKD = self._expanded_task_tokens(categorical_BMD)
@@ -186,14 +186,17 @@ class TokenArch(nn.Module):
         return self.task_KD.expand(len(like_BMD), -1, -1)
 
     def _history(
-        self, sequences: Sequence[torch.Tensor], time_gap_BL: torch.Tensor
+        self, sequences: Sequence[torch.Tensor], time_gap_BL: torch.Tensor | None
     ) -> torch.Tensor:
         """The items of all behaviours, projected, with position and time gap added, [B, L, D]."""
         projected = [project(x) for project, x in zip(self.items, sequences, strict=True)]
         item_BLD = torch.cat(projected, dim=1)
-        if self.position_LD is not None and self.time_gap is not None:
-            item_BLD = item_BLD + self.position_LD + self.time_gap(time_gap_BL.int())
-        return item_BLD
+        if self.position_LD is None or self.time_gap is None:
+            return item_BLD
+        if time_gap_BL is None:
+            return item_BLD + (self.position_LD + self.time_gap.weight[0])
+        gap_BLD: torch.Tensor = self.time_gap(time_gap_BL.int())
+        return item_BLD + self.position_LD + gap_BLD
 
     def _targets(self, fields: Sequence[torch.Tensor]) -> torch.Tensor:
         """The candidate as an item of each behaviour, by that behaviour's projection, [B, F, D]."""

@@ -146,3 +146,20 @@ def test_tokens_and_tower_train_together(tower: Constructor) -> None:
         assert parameter.grad is not None, name
         assert torch.isfinite(parameter.grad).all(), name
         assert parameter.grad.abs().sum() > 0, name
+
+
+def test_without_time_gaps_every_item_has_bucket_0() -> None:
+    """The same tokens and gradients as with a tensor of zeros."""
+    arch = make_arch().double()
+    *inputs, gaps_BL = make_inputs(arch)
+    found = []
+    for time_gap_BL in (torch.zeros_like(gaps_BL), None):
+        arch.zero_grad()
+        sequence_BLD = arch(*inputs, time_gap_BL).sequence_BLD
+        (
+            sequence_BLD * torch.linspace(-1, 1, sequence_BLD.numel()).view_as(sequence_BLD)
+        ).sum().backward()
+        found.append([sequence_BLD.detach(), arch.time_gap.weight.grad, arch.position_LD.grad])
+    for zeros, none in zip(*found, strict=True):
+        torch.testing.assert_close(zeros, none)
+        assert zeros.any()
