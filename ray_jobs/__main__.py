@@ -13,6 +13,7 @@ from pathlib import Path
 
 from infnet_dist import __version__
 from infnet_dist.errors import unknown_name
+from ray_jobs._forkserver import start_forkserver
 from ray_jobs._verbs import VERBS, parse, set_up
 
 _WIDTH = max(map(len, VERBS))
@@ -25,7 +26,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     if not words or words[0] not in VERBS:
         return _without_verb(words)
     verb, rest = words[0], words[1:]
-    parse(verb, rest)  # --help and wrong options end here, before anything slow is imported
+    arguments = parse(verb, rest)  # --help and wrong options end here, before any slow import
+    if getattr(arguments, "launcher", None) == "local":
+        start_forkserver(VERBS[verb].module)  # imports what workers need while we import it too
     module = importlib.import_module(VERBS[verb].module)
     if verb in _OWN_ERRORS:
         return int(module.main(rest))

@@ -13,13 +13,10 @@ import os
 import pickle
 import signal
 import sys
-import tempfile
-import threading
 import time
 import traceback
 import warnings
 from collections.abc import Callable
-from multiprocessing import forkserver, resource_tracker, util
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import BaseContext
 from multiprocessing.process import BaseProcess
@@ -31,6 +28,7 @@ from infnet_dist.distributed.context import local_process_group
 from infnet_dist.errors import UserError
 from infnet_dist.io.console import set_up_logging
 from infnet_dist.io.ports import free_ports
+from ray_jobs._forkserver import start_forkserver
 from ray_jobs._worker_errors import (
     BrokenCollectiveError,
     WorkerLostError,
@@ -40,10 +38,6 @@ from ray_jobs._worker_errors import (
 
 _PR_SET_PDEATHSIG = 1
 _GRACE_S = 2.0  # in which other ranks report the same error, before they are ended
-# Bytes that the path of a Unix socket may have, and that multiprocessing adds to its folder.
-_SOCKET_PATH = 107
-_SOCKET_NAME = len("/pymp-12345678/listener-12345678")
-_starting = threading.Lock()  # threads start trials
 
 
 def run_local(
@@ -76,8 +70,7 @@ def run_local(
     """
     methods = multiprocessing.get_context(start_method)
     if start_method == "forkserver":
-        with _starting:
-            _start_forkserver(worker.__module__)
+        start_forkserver(worker.__module__)
     port = free_ports(1)[0]
     workers: list[_Worker] = []
     try:
@@ -124,33 +117,6 @@ def _start(methods: BaseContext, rank: int, settings: tuple[Any, ...]) -> _Worke
         sender.close()
         driver_lives.close()
     return _Worker(process, result, lifeline)
-
-
-def _start_forkserver(module: str) -> None:
-    """Start the process that workers are forked from; it imports `module` once for all of them.
-
-    This process and the workers handle a SIGTERM to all processes of a job. The forkserver must
-    ignore it, as the workers would die with it: it inherits a mask that blocks the signal.
-    """
-    _use_a_short_temp_folder()
-    forkserver.set_forkserver_preload([module])
-    resource_tracker.ensure_running()  # the forkserver would start it, and unblock SIGTERM
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
-    try:
-        forkserver.ensure_running()
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
-
-
-def _use_a_short_temp_folder() -> None:
-    """Let multiprocessing put its sockets in /tmp if $TMPDIR is too long for their paths."""
-    if len(os.fsencode(tempfile.gettempdir())) + _SOCKET_NAME <= _SOCKET_PATH:
-        return
-    before, tempfile.tempdir = tempfile.tempdir, "/tmp"
-    try:
-        util.get_temp_dir()  # makes the folder, which is removed at exit
-    finally:
-        tempfile.tempdir = before
 
 
 def _collect(workers: list[_Worker]) -> list[Any]:
@@ -208,7 +174,7 @@ def _work(
     timeout_s: float,
 ) -> None:
     _end_with_parents(driver_lives)
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})  # see _start_forkserver
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})  # see start_forkserver
     set_up_worker_logging()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all processes: the driver decides
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))

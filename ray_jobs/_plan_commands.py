@@ -17,7 +17,8 @@ from infnet_dist.planning.plan import Plan
 from infnet_dist.planning.plan_file import load_plan, save_plan
 from infnet_dist.planning.planner import extend_plan, make_plan
 from infnet_dist.planning.review.facts import byte_facts, facts
-from infnet_dist.planning.review.render import render, write_html, write_png
+from infnet_dist.planning.review.page import write_html, write_png
+from infnet_dist.planning.review.render import render
 from infnet_dist.planning.review.throughput import DensePart
 from infnet_dist.planning.to_cpu import to_cpu
 from infnet_dist.planning.topology import load_topology, this_topology

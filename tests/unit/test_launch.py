@@ -25,7 +25,7 @@ from infnet_dist.io.paths import make_writable
 from infnet_dist.training.run_folder import close_run_folder
 from ray_jobs._cli import newest_checkpoint
 from ray_jobs._cluster import connect, submission_id
-from ray_jobs._local import _use_a_short_temp_folder
+from ray_jobs._forkserver import _use_a_short_temp_folder
 from ray_jobs._options import run_id
 from ray_jobs._ray_failures import nodes_drained, workers_failed
 from ray_jobs._resources import missing_resources

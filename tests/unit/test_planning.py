@@ -23,7 +23,8 @@ from infnet_dist.planning.plan import Plan
 from infnet_dist.planning.plan_file import load_plan, save_plan
 from infnet_dist.planning.planner import extend_plan, make_plan
 from infnet_dist.planning.review.facts import facts
-from infnet_dist.planning.review.render import describe, write_html, write_png
+from infnet_dist.planning.review.page import write_html, write_png
+from infnet_dist.planning.review.render import describe
 from infnet_dist.planning.run_tables import tables_of_run
 from infnet_dist.planning.tables import PlanFeature, PlanTable, TableSet, load_table_set
 from infnet_dist.planning.to_cpu import to_cpu

@@ -1,4 +1,4 @@
-"""Renders a plan: terminal table, picture, and an HTML page with both.
+"""Renders a plan for a terminal.
 
 Rows and optimizer state, buffers of inputs and outputs, and the copies for a background save are
 shown separately, as are rows outside of GPU memory.
@@ -6,26 +6,19 @@ shown separately, as are rows outside of GPU memory.
 
 import io
 from collections import Counter
-from pathlib import Path
 
-import numpy as np
-from matplotlib.figure import Figure
 from rich.console import Console, Group, RenderableType
 from rich.markup import escape
 from rich.table import Column, Table
 from rich.text import Text
 
-from infnet_dist.errors import PlanError
 from infnet_dist.io.console import Line
 from infnet_dist.io.filesystem import size_text
-from infnet_dist.io.html import heading, page, picture, png, table
 from infnet_dist.planning.plan import BY_NODE, Plan, shape
 from infnet_dist.planning.review.facts import byte_facts, facts
-from infnet_dist.planning.topology import TIERS
 
 _GIB = 2**30
-_NUMBERS = ("ms", "comms", "rows + optimizer", "buffers / rank")
-_MAX_BARS = 256  # more ranks are drawn in groups
+NUMBERS = ("ms", "comms", "rows + optimizer", "buffers / rank")
 
 
 def render(plan: Plan, *, most_tables: int = 40) -> RenderableType:
@@ -41,11 +34,11 @@ def render(plan: Plan, *, most_tables: int = 40) -> RenderableType:
         title="Tables",
     )
     tables.title_justify = "left"
-    for column in _NUMBERS:
+    for column in NUMBERS:
         tables.add_column(column, justify="right")
-    names = _largest_first(plan)
+    names = largest_first(plan)
     for name in names[:most_tables]:
-        tables.add_row(escape(name), *_row(plan, name))
+        tables.add_row(escape(name), *row_of(plan, name))
     lines = [f"... and {len(names) - most_tables} more"] if len(names) > most_tables else []
     lines += [
         f"{known['tables']} tables on {known['world_size']} workers of {known['topology']} "
@@ -60,7 +53,7 @@ def render(plan: Plan, *, most_tables: int = 40) -> RenderableType:
         )
     lines += [f"{name}: {text}" for name, text in byte_facts(known)]
     lines.append(f"bottleneck: {known['binds']}")
-    lines += [f"{what}: {line}" for what, line in _notes(plan)]
+    lines += [f"{what}: {line}" for what, line in notes_of(plan)]
     return Group(tables, Text("\n".join(lines)))
 
 
@@ -93,12 +86,13 @@ def describe(plan: Plan, *, most_tables: int = 40) -> str:
     return capture.get().rstrip()
 
 
-def _largest_first(plan: Plan) -> list[str]:
+def largest_first(plan: Plan) -> list[str]:
     """Names of tables by the bytes of their rows and optimizer state, largest first."""
     return sorted(plan.tables, key=lambda name: (-plan.bytes_of(name).stored, name))
 
 
-def _notes(plan: Plan) -> list[tuple[str, str]]:
+def notes_of(plan: Plan) -> list[tuple[str, str]]:
+    """Remarks on a plan: what they are about, and the text."""
     tables = plan.made_for.tables
     names: dict[str, list[str]] = {}
     for one in tables.tables:
@@ -118,7 +112,8 @@ def _notes(plan: Plan) -> list[tuple[str, str]]:
     return notes
 
 
-def _row(plan: Plan, name: str) -> tuple[str, ...]:
+def row_of(plan: Plan, name: str) -> tuple[str, ...]:
+    """The row of a table in the list of tables, without its name."""
     entry, found, table = plan.tables[name], plan.bytes_of(name), plan.table(name)
     cache = f" {entry.cache_share:g}" if entry.cache_share else ""
     kind = "nodes" if entry.sharding_type in BY_NODE else "ranks"
@@ -139,81 +134,3 @@ def _row(plan: Plan, name: str) -> tuple[str, ...]:
 def _short(places: tuple[int, ...]) -> str:
     text = ",".join(map(str, places[:8]))
     return text + (f",... ({len(places)})" if len(places) > 8 else "")
-
-
-def draw(plan: Plan) -> Figure:
-    """Bars per rank: time by lookup and comms, and bytes by tier with the capacity."""
-    figure = Figure(figsize=(10, 6), layout="constrained")
-    time_axes, memory_axes = figure.subplots(2, 1, sharex=True)
-    groups = np.array_split(np.arange(plan.made_for.topology.world_size), _MAX_BARS)
-    groups = [group for group in groups if len(group)]
-    places = [group[0] for group in groups]
-    width = 0.9 * len(groups[0])
-
-    def of(values: np.ndarray) -> np.ndarray:
-        return np.array([values[group].max() for group in groups])
-
-    lookup, comms = np.array(plan.ranks.lookup_ms), np.array(plan.ranks.comms_ms)
-    time_axes.bar(places, of(lookup), width, align="edge", label="lookup")
-    time_axes.bar(places, of(comms), width, bottom=of(lookup), align="edge", label="comms")
-    time_axes.axhline(plan.lower_bound_ms, color="black", linestyle="--", label="lower bound")
-    time_axes.set_ylabel("ms, estimated")
-    bottom = np.zeros(len(groups))
-    memory, capacity = plan.memory / _GIB, plan.made_for.topology.capacity / _GIB
-    for i, tier in enumerate(TIERS):
-        if not memory[:, i].any():
-            continue
-        bars = memory_axes.bar(places, of(memory[:, i]), width, bottom, align="edge", label=tier)
-        color = bars.patches[0].get_facecolor()
-        memory_axes.axhline(capacity[i], color=color, linestyle="--", label=f"{tier} capacity")
-        bottom += of(memory[:, i])
-    memory_axes.set_ylabel("GiB")
-    memory_axes.set_xlabel("rank")
-    for axes in (time_axes, memory_axes):
-        axes.legend(loc="center left", bbox_to_anchor=(1, 0.5))
-    return figure
-
-
-def write_png(plan: Plan, path: str | Path) -> None:
-    """Write the picture.
-
-    Raises:
-        PlanError: the file can't be written.
-    """
-    _write(path, png(draw(plan)))
-
-
-def write_html(plan: Plan, path: str | Path) -> None:
-    """Write one self-contained page.
-
-    Raises:
-        PlanError: the file can't be written.
-    """
-    known = facts(plan)
-    head = ("table", "shape", "kind", "sharding", "kernel", "where", *_NUMBERS)
-    rows = [(name, *_row(plan, name)) for name in _largest_first(plan)]
-    summary = [
-        ("workers", f"{known['world_size']} on {known['num_nodes']} nodes"),
-        ("busiest rank", f"{known['bottleneck_ms']:.4g} ms"),
-        ("lower bound", f"{known['lower_bound_ms']:.4g} ms"),
-        ("time balance (max / mean)", f"{known['time_balance']:.3f}"),
-        *byte_facts(known),
-        ("bottleneck", known["binds"]),
-        *_notes(plan),
-    ]
-    title = f"Sharding plan for {known['topology']}, {known['world_size']} workers"
-    parts = (
-        table((), summary),
-        heading("Ranks"),
-        picture(draw(plan), "time and bytes per rank"),
-        heading("Tables"),
-        table(head, rows),
-    )
-    _write(path, page(title, *parts).encode())
-
-
-def _write(path: str | Path, content: bytes) -> None:
-    try:
-        Path(path).write_bytes(content)
-    except OSError as error:
-        raise PlanError(f"can't write {path}: {error.strerror}; choose another place") from None
