@@ -11,12 +11,15 @@ RESULTS.md.
 """
 
 import argparse
+import json
 import re
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
+
+from infnet_dist.training.provenance import versions
 
 FOLDER = Path(__file__).parent
 NUMBER = r"(\d+\.\d+)"
@@ -75,6 +78,8 @@ def main() -> int:
     parser.add_argument("--only", nargs="+", choices=BENCHMARKS, default=list(BENCHMARKS))
     parser.add_argument("--tolerance", type=float, default=0.15, help="share of a ratio")
     arguments = parser.parse_args()
+    print("command:", "python", *sys.argv)
+    print("versions:", json.dumps(versions()), flush=True)
     lower = 0
     for name in arguments.only:
         benchmark = BENCHMARKS[name]
