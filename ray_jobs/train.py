@@ -24,8 +24,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Check everything that needs no workers, then train."""
     arguments = parse("train", argv)
     config = read_config(arguments)
-    check_run(config)
     run_folder = config.run.folder / config.run.name / (arguments.run_id or new_run_id())
+    check_run(config, run_folder)
     config = _resumed(config, run_folder)
     summary = train_with_restarts(config, run_folder, arguments.launcher)
     trained = f"trained {summary['examples']:,} examples in {summary['steps']:,} steps"

@@ -105,8 +105,11 @@ class DataOrder(Frozen):
 
     Attributes:
         content_hash: the training set's.
-        identity: hash of the selected schema and the parts' fingerprints; empty in checkpoints of
-            versions without fingerprints.
+        identity: hash of the selected schema, the fingerprints of the selected parts and which of
+            their rows are read; empty in checkpoints of versions without fingerprints.
+        replay_share: data.replay_share.
+        generations: generations of train that are read, without replayed ones; empty in checkpoints
+            of earlier versions.
     """
 
     content_hash: Digest
@@ -114,6 +117,8 @@ class DataOrder(Frozen):
     seed: int
     shuffle_rows: int
     version: int = 1  # of the algorithm in data/epoch_order.py; absent in checkpoints before 2
+    replay_share: float = Field(0.0, ge=0, lt=1)
+    generations: tuple[Count, ...] = ()
 
 
 class CheckpointManifest(Frozen):

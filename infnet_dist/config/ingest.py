@@ -76,6 +76,21 @@ class SyntheticIngest(Section):
         0, ge=0, le=3_000, description="number of devices, of which a row has one; see num_cities"
     )
     sample_weights: bool = Field(False, description="rows have weights, from 0 to 2")
+    num_days: int = Field(14, ge=1, le=3_650, description="number of days of the logs")
+    drift: float = Field(
+        0.0,
+        ge=0,
+        le=10,
+        description="standard deviation of the daily steps (log odds) by which the quality of each "
+        "item, and the taste of each age group for each topic, drift; 0: no drift",
+    )
+    items_born_daily: float = Field(
+        0.0,
+        ge=0,
+        lt=1,
+        description="share of all items that first appear on each day after the first; 0: all "
+        "exist from the start",
+    )
     valid_share: float = Field(
         0.1, gt=0, lt=0.5, description="share of all rows in valid, before those of test"
     )
@@ -94,6 +109,12 @@ class SyntheticIngest(Section):
     def _check(self) -> "SyntheticIngest":
         if bool(self.num_cities) != bool(self.num_devices):
             raise ValueError("num_cities and num_devices: one is 0; set both, or neither")
+        born = self.items_born_daily * (self.num_days - 1)
+        if born >= 1:
+            raise ValueError(
+                f"items_born_daily: {self.items_born_daily:g} on each of {self.num_days - 1} days "
+                "leaves no item for the first day; lower it, or num_days"
+            )
         return self
 
 

@@ -94,6 +94,13 @@ class LogsIngest(Section):
         0.01, ge=0, le=1, description="maximum share of bad rows; above it the ingest fails"
     )
     skip_bad_files: bool = Field(False, description="skip and report unreadable files")
+    min_age_s: float = Field(
+        0.0,
+        ge=0,
+        le=3600 * MAX_HOURS,
+        description="seconds since the last change of a file before it is read, so that files that "
+        "are still being written are left to the next ingest",
+    )
     train_from: Day | None = Field(
         None,
         description="first day (or time) of train; earlier rows are used in histories only; null: "

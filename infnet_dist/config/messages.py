@@ -81,7 +81,7 @@ class _Place:
             self.annotation = members[str(part)]
         elif len(members) == 1 and get_origin(self.annotation) is not dict:
             self.section = next(iter(members.values()))
-            self.field = self.section.model_fields.get(str(part))
+            self.field = _fields(self.section).get(str(part))
             self.annotation = self.field.annotation if self.field else None
             self.parts.append(str(part))
         elif get_origin(self.annotation) is dict:
@@ -91,6 +91,11 @@ class _Place:
             if get_origin(self.annotation) is tuple:
                 self.annotation = get_args(self.annotation)[0]
             self.parts.append(str(part))
+
+
+def _fields(section: type[BaseModel]) -> dict[str, FieldInfo]:
+    """The fields of a section by their keys in a run file."""
+    return {field.alias or name: field for name, field in section.model_fields.items()}
 
 
 def sections(annotation: Any) -> dict[str, type[BaseModel]]:
@@ -147,6 +152,6 @@ def _short(text: str) -> str:
 
 
 def _nearest(place: _Place) -> str:
-    valid = list(place.section.model_fields) if place.section else []
+    valid = list(_fields(place.section)) if place.section else []
     near = difflib.get_close_matches(place.parts[-1][:100], valid, n=1)
     return f"did you mean {near[0]!r}?" if near else f"valid keys: {', '.join(valid)}"

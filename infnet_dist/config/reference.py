@@ -50,7 +50,8 @@ def _section(place: str, annotation: Any, level: int) -> Iterator[str]:
         tag = _tag(model) if len(kinds) > 1 else None
         title = f"`{place}`" + (f", `{tag}: {kind}`" if tag else "")
         yield f"{'#' * level} {title}\n\n{_summary(model)}\n"
-        rows = [_row(name, field) for name, field in model.model_fields.items() if name != tag]
+        fields = {field.alias or name: field for name, field in model.model_fields.items()}
+        rows = [_row(name, field) for name, field in fields.items() if name != tag]
         if rows:
             yield "\n".join(["| key | type | default | meaning |", "|---|---|---|---|", *rows, ""])
         for name, field in model.model_fields.items():

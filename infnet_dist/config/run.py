@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import Field, NonNegativeFloat, ValidationError
+from pydantic import Field, NonNegativeFloat, ValidationError, model_validator
 
 from infnet_dist.config.ingest import IngestConfig
 from infnet_dist.config.limits import MAX_TABLE_ROWS
@@ -25,6 +25,7 @@ from infnet_dist.config.tables import (
     TableSettings,
     table_settings,
 )
+from infnet_dist.config.window import Window
 from infnet_dist.errors import ConfigError
 from infnet_dist.io.parsing import (
     MalformedError,
@@ -77,6 +78,18 @@ class DataConfig(Section):
         default_factory=dict,
         description="combinations of features, by name, which is also that of their table",
     )
+    window: Window = Field(
+        None,
+        description="rows of train that a run reads: `new`, the newest generation, or a section; "
+        "null: all",
+    )
+    replay_share: float = Field(
+        0.0,
+        ge=0,
+        lt=1,
+        description="share of the rows of an epoch that are sampled from generations older than "
+        "the window",
+    )
     batch_size: int = Field(512, ge=1, lt=2**31, description="rows per worker and step")
     shuffle_rows: int = Field(
         65_536, ge=1, description="rows shuffled together in memory, per worker"
@@ -94,6 +107,12 @@ class DataConfig(Section):
     petastorm_metadata: bool = Field(
         False, description="ingest also writes the metadata that petastorm's make_reader needs"
     )
+
+    @model_validator(mode="after")
+    def _check(self) -> "DataConfig":
+        if self.replay_share and self.window is None:
+            raise ValueError("replay_share has no effect without window; set window, or remove it")
+        return self
 
 
 class TrainingConfig(Section):

@@ -41,18 +41,46 @@ class Part(_Entry):
 
     `file` is relative to the training set's folder and inside of it; links are followed. Only a set
     that describes Petastorm data in place may have absolute paths. `fingerprint`
-    (`data/checks/fingerprint.py`) is None in sets of earlier versions.
+    (`data/checks/fingerprint.py`), `generation` and `time_range_ms` are None in sets of earlier
+    versions.
+
+    Attributes:
+        generation: number of the ingest that added the rows to their split: the one that wrote
+            them, or, for rows of valid or test that belong to train now, the one that moved them.
+            So no later ingest changes a generation of train. 1 for sets that can't grow.
+        time_range_ms: times of the first and the last row, in epoch milliseconds; None if unknown.
     """
 
     file: FileName
     rows: Count
     row_groups: tuple[Rows, ...]
     fingerprint: Fingerprint | None = None
+    generation: int | None = Field(None, ge=1, lt=2**31)
+    time_range_ms: tuple[Moment, Moment] | None = None
 
     @property
     def is_elsewhere(self) -> bool:
         """Whether the file is outside of the training set's folder."""
         return PurePosixPath(self.file).is_absolute()
+
+    @property
+    def rows_in_file(self) -> tuple[int, ...]:
+        """Number of rows of each row group of the file, whether they are read or not."""
+        return self.row_groups
+
+    @property
+    def identity(self) -> str:
+        """Text that differs for other rows."""
+        return str(self.fingerprint)
+
+    @property
+    def selects_by(self) -> tuple[str, ...]:
+        """Columns that `select` needs."""
+        return ()
+
+    def select(self, table: pa.Table, index: int) -> pa.Table:
+        """The rows of a row group that are read: here all (see `window/selected_part.py`)."""
+        return table
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -231,12 +259,12 @@ class Manifest(_Entry):
         return any(part.is_elsewhere for split in self.splits.values() for part in split.parts)
 
     def identity(self, schema: Schema) -> str:
-        """Hash of the selected schema and the fingerprints of all parts, in order."""
+        """Hash of the selected schema, the fingerprints of all parts, and which rows are read."""
         # Without defaults, so that options of later versions don't change the hash.
         digest = hashlib.sha256(schema.model_dump_json(exclude_defaults=True).encode())
         for name, split in sorted(self.splits.items()):
             for part in split.parts:
-                digest.update(f"{name} {part.fingerprint}\n".encode())
+                digest.update(f"{name} {part.identity}\n".encode())
         return digest.hexdigest()
 
     def with_fingerprints(self, name: str, found: Sequence[str]) -> Self:

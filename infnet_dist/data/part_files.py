@@ -101,7 +101,7 @@ class OpenedPart:
     _state: tuple[int, int]
 
     def read_group(self, index: int, columns: Sequence[str]) -> pa.Table:
-        """The columns of a row group, with the number of rows checked against the manifest.
+        """The rows of a row group that are read, with their number checked against the manifest.
 
         The footer is checked before decoding, since memory is allocated by it, and the decoded
         rows after, since a file may hold fewer rows than its footer says.
@@ -111,14 +111,15 @@ class OpenedPart:
             ChangedError: the file has changed since it was opened.
             OSError, pa.ArrowException: the row group can't be read.
         """
-        where, rows = f"{self._path}, row group {index}", self._part.row_groups[index]
+        where, rows = f"{self._path}, row group {index}", self._part.rows_in_file[index]
         there = index < self.file.num_row_groups
         promised = self.file.metadata.row_group(index).num_rows if there else None
         if promised != rows:
             found = "is missing" if promised is None else f"has {promised} rows"
             raise UnreadableError(f"{where} {found}, the manifest says {rows}; ingest again")
+        wanted = list(dict.fromkeys([*columns, *self._part.selects_by]))
         try:
-            table = self.file.read_row_group(index, columns=columns, use_threads=False)
+            table = self.file.read_row_group(index, columns=wanted, use_threads=False)
         finally:
             if _state(self._source) != self._state:
                 raise ChangedError(f"{self._path} changed while it was read; {_RESTORE}")
@@ -126,7 +127,7 @@ class OpenedPart:
             raise UnreadableError(
                 f"{where} contains {len(table)} rows, its footer says {rows}; ingest again"
             )
-        return table
+        return self._part.select(table, index)
 
 
 @contextmanager

@@ -26,11 +26,12 @@ from infnet_dist.data.epoch_order import (
     rank_share,
     remaining_intervals,
 )
-from infnet_dist.data.manifest import Manifest, Part, arrow_type
+from infnet_dist.data.manifest import Manifest, Part, Split, arrow_type
 from infnet_dist.data.part_files import ARROW, OpenedPart, OpenPart, UnreadableError, open_checked
 from infnet_dist.data.prefetch import prefetch
 from infnet_dist.data.row_views import Rows, RowShuffler, concatenate
 from infnet_dist.data.unknown_ids import UnknownIds
+from infnet_dist.data.window.replay import Replay
 from infnet_dist.errors import DataError
 from infnet_dist.schema import Schema
 
@@ -50,6 +51,7 @@ class Reader:
         prefetch_batches: batches prepared in advance.
         open_part: opens a part (`part_opener`).
         unknown_ids: which ids are dropped to 0 (training).
+        replay: older rows that are mixed into each epoch; None: none.
         max_bad_row_groups: number of unreadable row groups that may be skipped; row groups with
             invalid values are never skipped.
         left_out: rows by (file, row group) of skipped row groups, in this attempt and earlier ones.
@@ -67,6 +69,7 @@ class Reader:
     prefetch_batches: int = 4
     open_part: OpenPart = ARROW
     unknown_ids: UnknownIds = field(default_factory=UnknownIds)
+    replay: Replay | None = None
     max_bad_row_groups: int = 0
     left_out: dict[tuple[str, int], int] = field(default_factory=dict, init=False, compare=False)
     _idle_shufflers: list[RowShuffler] = field(
@@ -75,8 +78,17 @@ class Reader:
 
     @property
     def rows(self) -> int:
-        """Number of rows of the split, over all ranks."""
-        return self.manifest.split(self.split).rows
+        """Number of rows of an epoch, over all ranks."""
+        replayed = self.replay.rows if self.replay is not None else 0
+        return self.manifest.split(self.split).rows + replayed
+
+    def _epoch(self, epoch: int) -> Split:
+        """The rows of an epoch: those of the split, and the sample of older ones."""
+        split = self.manifest.split(self.split)
+        if self.replay is None:
+            return split
+        parts = (*split.parts, *self.replay.sample(epoch))
+        return split.model_copy(update={"parts": parts, "rows": self.rows})
 
     def num_steps(self, consumed: Sequence[Interval] = ()) -> int:
         """Number of batches of every rank in the rest of an epoch."""
@@ -113,10 +125,11 @@ class Reader:
             remaining_intervals(self.rows, consumed), rank=self.rank, world_size=self.world_size
         )
         steps, missing = self.num_steps(consumed), self.batch_size
-        parts = {part.file: part for part in self.manifest.split(self.split).parts}
+        split = self._epoch(epoch)
+        parts = {part.file: part for part in split.parts}
         taken: list[Rows] = []
         intervals: list[Interval] = []
-        for block, spans in self._blocks(epoch, mine):
+        for block, spans in self._blocks(split, epoch, mine):
             rows = shuffle(self._read(block, parts), block.permutation())
             for start, stop in spans:
                 while start < stop:
@@ -137,15 +150,10 @@ class Reader:
             taken, intervals = [], []
 
     def _blocks(
-        self, epoch: int, intervals: Sequence[Interval]
+        self, split: Split, epoch: int, intervals: Sequence[Interval]
     ) -> Iterator[tuple[Block, list[Interval]]]:
         """The blocks that overlap `intervals`, each with its part of them."""
-        blocks = epoch_order(
-            self.manifest.split(self.split),
-            epoch=epoch,
-            seed=self.seed,
-            shuffle_rows=self.shuffle_rows,
-        )
+        blocks = epoch_order(split, epoch=epoch, seed=self.seed, shuffle_rows=self.shuffle_rows)
         for block in blocks:
             cut = [(max(a, block.start), min(b, block.start + block.rows)) for a, b in intervals]
             spans = [(low, high) for low, high in cut if low < high]

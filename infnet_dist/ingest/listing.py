@@ -26,6 +26,7 @@ PARQUET = (".parquet", ".parq", ".pq")
 PACKED = (".gz", ".zst", ".bz2", ".lz4")
 CSV = tuple(f".{text}{packed}" for text in ("csv", "tsv") for packed in ("", *PACKED))
 _HIDDEN = "its name begins with . or _"
+_RECENT = "it changed less than ingest.min_age_s ago"
 _END_BYTES = 1 << 16  # of the beginning and end of a file, compared before all of it
 _BLOCK_BYTES = 1 << 20
 _AT_ONCE = 16
@@ -53,6 +54,18 @@ class Listing:
         inside = {f.path for f in self.files if Path(f.path).resolve().is_relative_to(folder)}
         files = [file for file in self.files if file.path not in inside]
         return Listing(files, self.left_out | dict.fromkeys(inside, why), self.unreadable)
+
+    def without_recent(self, since_ns: int, known: Sequence[LogFile]) -> "Listing":
+        """The listing without files that aren't known and changed after a time (epoch ns)."""
+        names = {file.path for file in known}
+        recent = {f.path for f in self.files if f.modified_ns > since_ns and f.path not in names}
+        files = [file for file in self.files if file.path not in recent]
+        return Listing(files, self.left_out | dict.fromkeys(recent, _RECENT), self.unreadable)
+
+    @property
+    def recent(self) -> list[str]:
+        """Files that `without_recent` left out."""
+        return [path for path, why in self.left_out.items() if why == _RECENT]
 
 
 @dataclass(frozen=True)
@@ -121,11 +134,12 @@ def list_place(
 
 
 def log_left_out(left_out: dict[str, str]) -> None:
-    """Log hidden files, and warn of other files that aren't read."""
-    hidden = [path for path, why in left_out.items() if why == _HIDDEN]
-    others = [f"{path} ({why})" for path, why in left_out.items() if why != _HIDDEN]
-    if hidden:
-        log.info("not read, because the name begins with . or _: %s", some(hidden))
+    """Log hidden and recent files, and warn of other files that aren't read."""
+    expected = {_HIDDEN: "the name begins with . or _", _RECENT: "changed a moment ago"}
+    others = [f"{path} ({why})" for path, why in left_out.items() if why not in expected]
+    for reason, text in expected.items():
+        if found := [path for path, why in left_out.items() if why == reason]:
+            log.info("not read, because %s: %s", text, some(found))
     if others:
         log.warning("not read: %s", some(others))
 

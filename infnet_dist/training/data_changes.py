@@ -1,7 +1,7 @@
 """Checks that a run may resume on a training set: the same set, or the same set after it grew.
 
 A set grows when `ingest` adds later logs to it: ids and parts stay unchanged. All other changes are
-refused.
+refused. `begun_set.py` decides which parts of a set that grew a run reads.
 """
 
 from pathlib import Path
@@ -12,16 +12,19 @@ from infnet_dist.errors import CheckpointError, DataError
 from infnet_dist.training.setup import TrainingSetup
 
 
-def check_resumable(saved: CheckpointManifest, now: DataOrder, manifest: Manifest) -> str:
+def check_resumable(
+    saved: CheckpointManifest, now: DataOrder, manifest: Manifest, *, rows: int | None = None
+) -> str:
     """Check that a run may resume from a checkpoint with this training set.
 
-    Within an epoch the set and the order of its rows must be the same. Between epochs the set may
-    have grown.
+    Within an epoch the selected rows and their order must be the same. Between epochs the set may
+    have grown. A set that grew is the same where the selected parts are equal.
 
     Args:
         saved: the checkpoint's manifest.
         now: the order of rows in this attempt.
-        manifest: of the training set.
+        manifest: what the run reads of the training set.
+        rows: number of rows of an epoch; None: those of train.
 
     Returns:
         How the set grew, as text; empty if it didn't.
@@ -31,8 +34,9 @@ def check_resumable(saved: CheckpointManifest, now: DataOrder, manifest: Manifes
             than it has.
     """
     step, consumed = saved.progress.step, saved.progress.consumed
-    different = _differences(saved.order, now, content_only=not consumed)
-    if different and not consumed and _grew_from(saved.order.content_hash, manifest):
+    grew = _grew_from(saved.order.content_hash, manifest)
+    different = _differences(saved.order, now, content_only=not consumed, grew=grew)
+    if different and not consumed and grew:
         return f"since step {step:,} {_growth(manifest)}; the next epoch reads all of them"
     if different:
         where = f"step {step:,} was saved {'within' if consumed else 'after'} an epoch"
@@ -40,10 +44,10 @@ def check_resumable(saved: CheckpointManifest, now: DataOrder, manifest: Manifes
             f"{where} of other data: {'; '.join(different)}; restore the earlier values, or start "
             "a new run with another --run-id"
         )
-    rows = manifest.split("train").rows
+    rows = manifest.split("train").rows if rows is None else rows
     if consumed and consumed[-1][1] > rows:
         raise CheckpointError(
-            f"step {step:,} has read row {consumed[-1][1]:,} of the epoch's order, but train has "
+            f"step {step:,} has read row {consumed[-1][1]:,} of the epoch's order, which has "
             f"{rows:,} rows; start a new run with another --run-id"
         )
     return ""
@@ -99,16 +103,24 @@ def warning_of_other_data(saved: CheckpointManifest, manifest: Manifest) -> str:
     )
 
 
-def _differences(saved: DataOrder, now: DataOrder, *, content_only: bool) -> list[str]:
-    """The keys in which two orders of rows differ, one text each."""
+def _differences(saved: DataOrder, now: DataOrder, *, content_only: bool, grew: bool) -> list[str]:
+    """The keys in which two orders of rows differ, one text each.
+
+    Args:
+        saved: the checkpoint's order.
+        now: this attempt's.
+        content_only: whether to compare the rows alone.
+        grew: whether the training set grew from the checkpoint's.
+    """
     found = []
-    if saved.content_hash != now.content_hash:
+    same_rows = grew and saved.identity == now.identity
+    if saved.content_hash != now.content_hash and not same_rows:
         there, here = _short(saved.content_hash), _short(now.content_hash)
         found.append(f"the training set has content {there} there, {here} here")
     elif saved.identity and saved.identity != now.identity:
         found.append(
-            "the training set's parts, or its schema under data.features and data.tasks, changed "
-            "under the same content hash"
+            "the selected rows (data.window, data.replay_share), features or tasks, or parts of "
+            "the training set, changed under the same content hash"
         )
     if content_only:
         return found
@@ -123,6 +135,7 @@ _ORDER_KEYS = {
     "seed": "run.seed",
     "shuffle_rows": "data.shuffle_rows",
     "version": "the version of the order",
+    "replay_share": "data.replay_share",
 }
 
 

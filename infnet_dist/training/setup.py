@@ -24,6 +24,8 @@ from infnet_dist.data.part_files import part_opener
 from infnet_dist.data.reader import Reader
 from infnet_dist.data.statistics import sample_usage
 from infnet_dist.data.unknown_ids import UnknownIds, default_rates, unlearned_ids
+from infnet_dist.data.window.replay import REPLAY, Replay, replay_of
+from infnet_dist.data.window.selection import generations_of, select_window
 from infnet_dist.distributed.context import WorkerContext
 from infnet_dist.errors import DataError
 from infnet_dist.model.settings_check import check_settings
@@ -35,7 +37,9 @@ from infnet_dist.training.selected_schema import selected_schema
 log = logging.getLogger("infnet_dist")
 
 
-def open_training_set(config: Config, trained: Schema | None = None) -> tuple[Manifest, Schema]:
+def open_training_set(
+    config: Config, trained: Schema | None = None, *, manifest: Manifest | None = None
+) -> tuple[Manifest, Schema]:
     """Open a training set: its manifest, and the selected features and tasks, with crosses.
 
     It reads no rows, so the driver calls it too.
@@ -44,13 +48,14 @@ def open_training_set(config: Config, trained: Schema | None = None) -> tuple[Ma
         config: the run.
         trained: the schema of a trained model that reads the set; replaces the features and crosses
             that `config` selects. Only the names of columns come from the set.
+        manifest: the set's, if it was read before.
 
     Raises:
         DataError: missing or malformed set, or unknown names of features or tasks.
         ConfigError: unknown names of tables or tasks elsewhere in the config, or a cross that can't
             be made.
     """
-    manifest = read_manifest(config.data.path)
+    manifest = manifest or read_manifest(config.data.path)
     if config.data.reader != "petastorm" and manifest.is_elsewhere:
         raise DataError(
             f"{config.data.path}: its manifest names files outside its folder, expected "
@@ -67,23 +72,32 @@ def open_training_set(config: Config, trained: Schema | None = None) -> tuple[Ma
     return manifest, schema
 
 
-def open_for_training(config: Config) -> tuple[Manifest, Schema]:
-    """As `open_training_set`, with all checks of a run that need no worker.
+def open_for_training(config: Config, manifest: Manifest | None = None) -> tuple[Manifest, Schema]:
+    """As `open_training_set`, with the rows of the window, and all checks that need no worker.
+
+    It reads the times of parts that are partly in a time window, and no other rows.
+
+    Args:
+        config: the run.
+        manifest: the set's, if it was read before (`manifest_of_run`).
 
     Raises:
-        DataError: the train split doesn't fill one step, or there is no valid split.
+        DataError: the window doesn't fill one step, or there is no valid split.
         ConfigError: contradicting settings.
         PlanError: a table can't have a sharding type that it asks for.
     """
-    manifest, schema = open_training_set(config)
+    manifest, schema = open_training_set(config, manifest=manifest)
     check_settings(config, schema)
     tables_of_run(config, schema)  # checks their sharding types
     manifest.split("valid")
+    data = config.data
+    replay = data.replay_share > 0
+    manifest = select_window(data.path, manifest, data.window, replay=replay)
     check_enough_rows(
         manifest.split("train").rows,
-        split="train",
+        split="train" if data.window is None else "the window of train",
         num_workers=config.scaling.num_workers,
-        batch_size=config.data.batch_size,
+        batch_size=data.batch_size,
     )
     return manifest, schema
 
@@ -167,7 +181,7 @@ class TrainingSetup:
         manifest, schema = context.on_first(lambda: open_set(config))
         open_part = part_opener(config.data.reader, schema)
         rank, world_size = context.rank, context.world_size
-        for split in splits:
+        for split in (*splits, REPLAY) if REPLAY in manifest.splits else splits:
             check = partial(check_split, config.data.path, manifest, schema, open_part=open_part)
             here = partial(check, split=split, rank=rank, world_size=world_size)
             found = context.gather(context.together(here))
@@ -187,6 +201,20 @@ class TrainingSetup:
             seed=self.config.run.seed,
             shuffle_rows=self.config.data.shuffle_rows,
             version=ORDER_VERSION,
+            replay_share=self.config.data.replay_share,
+            generations=generations_of(self.manifest.split("train").parts),
+        )
+
+    @cached_property
+    def replay(self) -> Replay | None:
+        """The sample of older rows in each epoch of training, if there is one."""
+        if REPLAY not in self.manifest.splits:
+            return None
+        return replay_of(
+            self.manifest.splits[REPLAY].parts,
+            window_rows=self.manifest.split("train").rows,
+            share=self.config.data.replay_share,
+            seed=self.config.run.seed,
         )
 
     @property
@@ -255,6 +283,7 @@ class TrainingSetup:
             unknown_ids=UnknownIds(rates, self.config.run.seed),
             open_part=part_opener(data.reader, self.schema),
             max_bad_row_groups=data.max_bad_row_groups,
+            replay=self.replay if split == "train" and shuffle else None,
         )
 
 

@@ -7,6 +7,7 @@ depends on the model, the optimizers, the reader's state, the seed and its numbe
 import logging
 import time
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from infnet_dist.checkpoint import (
     Throughput,
 )
 from infnet_dist.config.run import Config
+from infnet_dist.data.manifest import Manifest
 from infnet_dist.distributed import heartbeat
 from infnet_dist.distributed.context import WorkerContext
 from infnet_dist.distributed.control import ControlFlags
@@ -27,6 +29,7 @@ from infnet_dist.errors import UserError
 from infnet_dist.io.json_files import nan_for_null
 from infnet_dist.sharding.optimizers import learning_rate_factors
 from infnet_dist.tracking.tracker import NullTracker, Tracker
+from infnet_dist.training.begun_set import keep_manifest, log_window, manifest_of_run
 from infnet_dist.training.checkpoints import RunCheckpoints
 from infnet_dist.training.data_changes import check_resumable, check_unchanged
 from infnet_dist.training.evaluation import evaluate
@@ -74,7 +77,9 @@ def train(
     shutdown = GracefulShutdown(stop_file if context.is_first else None)
     with shutdown.on_sigterm(), ExitStack() as stack:
         splits = ("train", "valid")
-        setup = TrainingSetup.open(config, context, splits=splits, open_set=open_for_training)
+        whole = context.on_first(lambda: manifest_of_run(config, run_folder))
+        open_set = partial(open_for_training, manifest=whole)
+        setup = TrainingSetup.open(config, context, splits=splits, open_set=open_set)
         lock = held_by_workers(run_folder, config.scaling)
         context.on_first(lambda: stack.enter_context(lock))
         folder = checkpoint_folder(config, run_folder)
@@ -83,7 +88,7 @@ def train(
             _check_resumable(setup, manifest)
         resumed = manifest is not None
         context.on_first(lambda: checkpoint.check_writable(folder, config, resumed=resumed))
-        tracker = context.together(lambda: _open_tracker(setup, run_folder, manifest))
+        tracker = context.together(lambda: _open_tracker(setup, whole, run_folder, manifest))
         saver = Saver(folder, setup.sharded, config, context, damaged)
         loop = _TrainingLoop(setup, manifest, tracker, saver, shutdown)
         try:
@@ -99,17 +104,20 @@ def train(
 
 def _check_resumable(setup: TrainingSetup, manifest: CheckpointManifest) -> None:
     setup.resume_unknown_id_rates(manifest.unknown_id_rates)
-    growth = check_resumable(manifest, setup.order, setup.manifest)
+    rows = setup.reader("train", shuffle=True).rows
+    growth = check_resumable(manifest, setup.order, setup.manifest, rows=rows)
     if growth and setup.context.is_first:
         log.warning("%s", growth)
 
 
 def _open_tracker(
-    setup: TrainingSetup, run_folder: Path, manifest: CheckpointManifest | None
+    setup: TrainingSetup, whole: Manifest, run_folder: Path, manifest: CheckpointManifest | None
 ) -> Tracker:
     if not setup.context.is_first:
         return NullTracker()
     log.info("run folder %s", run_folder)
+    keep_manifest(run_folder, whole)
+    log_window(setup, whole)
     setup.warn_of_contradicting_labels()
     setup.warn_of_unlearned_ids("valid")
     return open_run_folder(setup.config, setup.sharded.plan, run_folder, manifest)

@@ -231,7 +231,8 @@ def grown(manifest: Manifest, *hashes: str) -> Manifest:
 
 def test_a_set_that_grew_is_resumed_between_epochs_and_logged(folder: Path) -> None:
     manifest = read_manifest(folder)
-    before, after = order_of(manifest, content_hash="ab" * 32), order_of(manifest)
+    before = order_of(manifest, content_hash="ab" * 32, identity="ef" * 32)
+    after = order_of(manifest)
     now = grown(manifest, "cd" * 32, "ab" * 32)
     growth = check_resumable(saved(before, **BETWEEN), after, now)
     assert "step 7" in growth and "40 rows of train" in growth
@@ -241,6 +242,24 @@ def test_a_set_that_grew_is_resumed_between_epochs_and_logged(folder: Path) -> N
         check_resumable(saved(before, **BETWEEN), after, grown(manifest, "cd" * 32))
     assert warning_of_other_data(saved(before, **BETWEEN), now) == ""
     assert "abab" in warning_of_other_data(saved(before, **BETWEEN), manifest)
+
+
+@pytest.mark.parametrize("progress", [WITHIN, BETWEEN])
+def test_equal_selected_parts_of_a_set_that_grew_are_the_same_rows(
+    folder: Path, progress: dict
+) -> None:
+    manifest = read_manifest(folder)
+    before, after = order_of(manifest, content_hash="ab" * 32), order_of(manifest)
+    assert check_resumable(saved(before, **progress), after, grown(manifest, "ab" * 32)) == ""
+    with pytest.raises(CheckpointError, match="abab"):
+        check_resumable(saved(before, **progress), after, grown(manifest, "cd" * 32))
+
+
+def test_another_replay_share_is_refused_within_an_epoch(folder: Path) -> None:
+    manifest = read_manifest(folder)
+    other = order_of(manifest, replay_share=0.5)
+    with pytest.raises(CheckpointError, match=r"replay_share .*0\.5"):
+        check_resumable(saved(other, **WITHIN), order_of(manifest), manifest)
 
 
 def test_a_position_beyond_the_rows_is_refused(folder: Path) -> None:

@@ -30,7 +30,7 @@ from infnet_dist.ingest.convert.arrays import family
 from infnet_dist.ingest.convert.kinds import convert
 from infnet_dist.ingest.encode import quantile_boundaries
 from infnet_dist.ingest.tabular.split_files import split_files
-from infnet_dist.ingest.writing.parts import content_hash
+from infnet_dist.ingest.writing.parts import NO_TIME, content_hash
 from infnet_dist.schema import (
     CategoricalFeature,
     DenseFeature,
@@ -42,7 +42,6 @@ from infnet_dist.schema import (
 )
 
 _NO_LIMIT = 2**62
-_NO_TIME = (0, 0)
 
 
 def make_training_set(
@@ -166,7 +165,7 @@ class _Scan:
             raise DataError(f"{files[0].parent} has no rows; change ingest.path or ingest.splits")
         return Split(
             rows=sum(part.rows for part in parts),
-            time_range_ms=(min(times), max(times)) if times else _NO_TIME,
+            time_range_ms=(min(times), max(times)) if times else NO_TIME,
             base_rates={task: float(s / max(n, 1)) for task, (s, n) in sums.items()},
             labels={task: int(n) for task, (_, n) in sums.items()},
             parts=tuple(parts),

@@ -82,10 +82,11 @@ def check_split(
             fingerprints.append(found.fingerprint)
             check_types(file.schema_arrow, schema, str(folder / part.file))
             groups = tuple(file.metadata.row_group(i).num_rows for i in range(file.num_row_groups))
-            if groups != part.row_groups:
+            if groups != part.rows_in_file:
                 raise DataError(
                     f"{folder / part.file} has {sum(groups)} rows in {len(groups)} row groups, the "
-                    f"manifest says {part.rows} in {len(part.row_groups)}; ingest again"
+                    f"manifest says {sum(part.rows_in_file)} in {len(part.rows_in_file)}; ingest "
+                    "again"
                 )
             for group in range(file.num_row_groups):
                 _check_integers(file, part, group, ranges)

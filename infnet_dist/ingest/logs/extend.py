@@ -16,7 +16,7 @@ from infnet_dist.ingest.writing.existing import check_unchanged, other_settings
 # Settings that may differ when logs are added; all others must be equal.
 _FREE = (
     *("path", "format", "csv", "valid_from", "test_from", "max_bad_share", "skip_bad_files"),
-    *("memory_mib", "seed", "row_group_rows"),
+    *("memory_mib", "seed", "row_group_rows", "min_age_s"),
 )
 
 

@@ -20,6 +20,7 @@ report.html                the data report, with plots
 
 import logging
 import shutil
+import time
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import replace
@@ -111,7 +112,15 @@ def _ingest(config: LogsIngest, folder: Path, work: Path, runner: StageRunner) -
     found = list_files(config, known_files(earlier))
     if isinstance(open_filesystem(config.path)[0], pa.fs.LocalFileSystem):
         found = found.without(folder, "it is part of the training set itself")
+    since_ns = time.time_ns() - round(config.min_age_s * 1e9)
+    if config.min_age_s:
+        found = found.without_recent(since_ns, known_files(earlier))
     log_left_out(found.left_out)
+    if earlier is None and found.recent and not found.files:
+        raise DataError(
+            f"all {len(found.recent):,} files of {without_secrets(config.path)} changed less than "
+            f"{config.min_age_s:g} s ago; run the same command later, or lower ingest.min_age_s"
+        )
     new = replace(found, files=new_files(found.files, earlier))
     if not new.files:
         shutil.rmtree(work, ignore_errors=True)  # of a job that was killed after its last rename

@@ -114,10 +114,19 @@ def _all_splits(staged: StagedSet, added: dict[str, Split]) -> dict[str, Split]:
         return added
     found: dict[str, list[Split]] = {}
     for name, split in staged.earlier.splits.items():
+        if staged.pending_is_train and name != "train":
+            split = _moved(split, staged.ingested.generation)
         found.setdefault("train" if staged.pending_is_train else name, []).append(split)
     for name, split in added.items():
         found.setdefault(name, []).append(split)
     return {name: join_splits(splits) for name, splits in found.items()}
+
+
+def _moved(split: Split, generation: int) -> Split:
+    """The split as part of train from this ingest on."""
+    update = {"generation": generation}
+    parts = tuple(part.model_copy(update=update) for part in split.parts)
+    return split.model_copy(update={"parts": parts})
 
 
 def _move_in(staged: Path, folder: Path) -> None:

@@ -27,6 +27,7 @@ from infnet_dist.ingest.synthetic.world import (
     NUM_TABS,
     TASKS,
     Features,
+    Impressions,
     World,
 )
 from infnet_dist.ingest.writing.writer import TrainingSetWriter
@@ -113,12 +114,27 @@ def _chunk(
     rows = world.impressions(first_row, len(places))
     truth = world.truth(rows)
     labels = world.labels(first_row, truth)
-    author, topic = world.item_author[rows.items], world.item_topic[rows.items]
+    columns = impression_columns(world, rows, config)
+    attributes = np.stack([rows.items, columns["author_id"], columns["topic_id"]], axis=1)
+    for number, task in enumerate(TASKS):
+        happened = labels[:, number]
+        columns |= label_columns(task, happened, truth[:, number])
+        histories = builders[number].read_then_add(rows.users, rows.times_ms, attributes, happened)
+        for place, attribute in enumerate(_ATTRIBUTES):
+            columns[f"{task}_{attribute}_ids"] = histories.column(place)
+        columns[f"{task}_gaps_s"] = histories.gap_column()
+    return pa.table(columns | signal_columns(world, rows, config))
+
+
+def impression_columns(
+    world: World, rows: Impressions, config: SyntheticIngest
+) -> dict[str, npt.NDArray | pa.Array]:
+    """Ids, numbers and times of impressions."""
     columns: dict[str, npt.NDArray | pa.Array] = {
         "user_id": rows.users,
         "item_id": rows.items,
-        "author_id": author,
-        "topic_id": topic,
+        "author_id": world.item_author[rows.items],
+        "topic_id": world.item_topic[rows.items],
         "age_group_id": world.user_age_group[rows.users],
         "tab_id": rows.tabs,
         "duration_s": world.item_duration_s[rows.items],
@@ -128,20 +144,26 @@ def _chunk(
     for number, num_ids in enumerate(config.extra_fields):
         owner = rows.users if number % 2 else rows.items
         columns[f"{_extra(number)}_id"] = 1 + _hashed(owner, number) % num_ids
-    attributes = np.stack([rows.items, author, topic], axis=1)
-    for number, task in enumerate(TASKS):
-        happened = labels[:, number]
-        columns[task] = happened.astype(np.int8)
-        columns[f"truth_{task}"] = truth[:, number].astype(np.float32)
-        histories = builders[number].read_then_add(rows.users, rows.times_ms, attributes, happened)
-        for place, attribute in enumerate(_ATTRIBUTES):
-            columns[f"{task}_{attribute}_ids"] = histories.column(place)
-        columns[f"{task}_gaps_s"] = histories.gap_column()
+    return columns
+
+
+def label_columns(
+    task: str, happened: npt.NDArray[np.bool_], truth: npt.NDArray[np.float64]
+) -> dict[str, npt.NDArray]:
+    """The labels of a task and their probabilities."""
+    return {task: happened.astype(np.int8), f"truth_{task}": truth.astype(np.float32)}
+
+
+def signal_columns(
+    world: World, rows: Impressions, config: SyntheticIngest
+) -> dict[str, npt.NDArray | pa.Array]:
+    """The columns of signals, and weights."""
+    columns: dict[str, npt.NDArray | pa.Array] = {}
     for signal in world.signals:
         columns |= signal.columns(rows)
     if config.sample_weights:
         columns[_WEIGHT] = sample_weights(config.seed, rows)
-    return pa.table(columns)
+    return columns
 
 
 def _extra(number: int) -> str:

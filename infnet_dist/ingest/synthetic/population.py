@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from infnet_dist.config.ingest import SyntheticIngest
+from infnet_dist.ingest.synthetic.changes import Births, Drift
 from infnet_dist.ingest.synthetic.signals import draw_signals
 from infnet_dist.ingest.synthetic.world import (
     DAY_MS,
@@ -25,7 +26,6 @@ from infnet_dist.ingest.synthetic.world import (
     sigmoid,
 )
 
-LOG_DAYS = 14
 CATALOGUE_DAYS = 60  # maximum age of an item at the start of the log, in days
 BASE_RATES = (0.34, 0.06, 0.16)
 
@@ -64,8 +64,13 @@ def build_world(config: SyntheticIngest) -> World:
     quality = by_task(rng, ITEM_STD, config.num_items + 1)
     tendency = by_task(rng, USER_STD, config.num_users + 1)
     age = by_task(rng, AGE_STD, NUM_AGE_GROUPS + 1)
-    step_ms = max(1, LOG_DAYS * DAY_MS // config.num_rows)
+    step_ms = max(1, config.num_days * DAY_MS // config.num_rows)
     upload_ms = START_MS - 1 - rng.integers(0, CATALOGUE_DAYS * DAY_MS, config.num_items + 1)
+    births = Births(config, order, item_share, topic_stop) if config.items_born_daily else None
+    signals = draw_signals(config)
+    if config.drift:
+        num_days = -(-config.num_rows * step_ms // DAY_MS)
+        signals += (Drift.draw(config, item_topic, age_group, num_days),)
     favourites_of = _favourites_of(config)
     draft = World(
         seed=config.seed,
@@ -78,7 +83,7 @@ def build_world(config: SyntheticIngest) -> World:
         item_author=item_author,
         item_topic=item_topic,
         item_duration_s=duration_s,
-        item_upload_ms=upload_ms,
+        item_upload_ms=births.upload_ms(upload_ms) if births else upload_ms,
         user_age_group=age_group,
         favourite_ms=FAVOURITE_IMPRESSIONS * step_ms / np.maximum(user_share, 1e-12),
         favourite_phase=rng.random((config.num_users + 1, len(favourites_of))),
@@ -90,8 +95,9 @@ def build_world(config: SyntheticIngest) -> World:
         user_effect=age[age_group] + tendency,
         tab_effect=by_task(rng, TAB_STD, NUM_TABS + 1),
         taste_effect=by_task(rng, TASTE_STD, NUM_AGE_GROUPS + 1, config.num_topics + 1),
-        signals=draw_signals(config),
+        signals=signals,
         intercept=np.zeros(len(TASKS)),
+        births=births,
     )
     return _calibrate(draft, config.num_rows)
 

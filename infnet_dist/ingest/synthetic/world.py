@@ -10,6 +10,7 @@ P(label = 1) of a row is the sigmoid of a sum that differs by task:
     taste       age group x topic
     context     tab; days since the upload of the item
     signals     tags, interests, content, city x device, if there are any (`signals.py`)
+    drift       daily changes of items and tastes, if there are any (`changes.py`)
 
 Bait topics and long durations increase `click` and decrease `long_view`: the tasks are correlated
 but conflict. With `ingest.own_favourites` the tasks share nothing of the largest term: each task
@@ -44,7 +45,7 @@ PER_DAY = np.array([-0.012, -0.008, 0.006])
 PERSONAL_SHARE = 0.45  # of the feed
 
 # First elements of the seeds, so that all streams of random numbers differ.
-WORLD_STREAM, ROWS_STREAM, LABEL_STREAM, PILOT_STREAM, SIGNALS_STREAM = range(5)
+WORLD_STREAM, ROWS_STREAM, LABEL_STREAM, PILOT_STREAM, SIGNALS_STREAM, CHANGES_STREAM = range(6)
 
 
 @dataclass(frozen=True)
@@ -86,6 +87,14 @@ class Signal(Protocol):
         ...
 
 
+class Catalogue(Protocol):
+    """Items that don't all exist from the start."""
+
+    def shares_of(self, day: int) -> tuple[FloatArray, FloatArray]:
+        """`item_cdf` and `topic_cdf` (see `World`) on a day from 0."""
+        ...
+
+
 @dataclass(frozen=True)
 class World:
     """Users, items and authors; row 0 of every array is the unknown id and is never drawn.
@@ -101,7 +110,7 @@ class World:
         item_author: int64 [items + 1].
         item_topic: int64 [items + 1].
         item_duration_s: float32 [items + 1].
-        item_upload_ms: int64 [items + 1], before START_MS.
+        item_upload_ms: int64 [items + 1], before the first row of the item.
         user_age_group: int64 [users + 1].
         favourite_ms: duration of a favourite of the user, float64 [users + 1].
         favourite_phase: phase of its changes in [0, 1), float64 [users + 1, favourites].
@@ -112,6 +121,7 @@ class World:
         taste_effect: by age group and topic.
         signals: optional columns.
         intercept: makes the mean probabilities equal to BASE_RATES, float64 [tasks].
+        births: which items exist on a day; None: all, always.
     """
 
     seed: int
@@ -135,6 +145,7 @@ class World:
     taste_effect: FloatArray
     signals: tuple[Signal, ...]
     intercept: FloatArray
+    births: Catalogue | None = None
 
     def impressions(self, first_row: int, num_rows: int) -> Impressions:
         """Rows `first_row` to `first_row + num_rows` of the log; deterministic.
@@ -199,15 +210,47 @@ class World:
         favourites = self.favourites(users, times_ms)
         chosen = rng.integers(0, favourites.shape[1], len(rows))
         topic = favourites[np.arange(len(rows)), chosen]
-        low, high = self.topic_cdf[topic], self.topic_cdf[topic + 1]
-        # Rows of a topic without items are drawn from the whole catalogue.
-        whole = (rng.random(len(rows)) >= PERSONAL_SHARE) | (high <= low)
-        low, high = np.where(whole, 0.0, low), np.where(whole, 1.0, high)
-        place = low + (high - low) * rng.random(len(rows))
-        ranks = np.searchsorted(self.item_cdf, place, side="right")
-        items = self.item_order[np.minimum(ranks, len(self.item_order) - 1)]
+        whole, place = rng.random(len(rows)) >= PERSONAL_SHARE, rng.random(len(rows))
+        items = self._items(topic, whole, place, times_ms)
         tabs = rng.integers(1, NUM_TABS + 1, len(rows))
         return Impressions(users, items, tabs, times_ms, rows)
+
+    def _items(
+        self, topic: IntArray, whole: npt.NDArray, place: FloatArray, times_ms: IntArray
+    ) -> IntArray:
+        """Items by their share of the impressions, of the topic or of the whole catalogue.
+
+        Args:
+            topic: topic of each row.
+            whole: mask of the rows whose items are of any topic.
+            place: random numbers in [0, 1).
+            times_ms: times of the rows.
+        """
+        if self.births is None:
+            return self._items_of(self.item_cdf, self.topic_cdf, topic, whole, place)
+        items = np.zeros(len(topic), np.int64)
+        days = (times_ms - START_MS) // DAY_MS
+        for day in np.unique(days):
+            on = days == day
+            shares = self.births.shares_of(int(day))
+            items[on] = self._items_of(*shares, topic[on], whole[on], place[on])
+        return items
+
+    def _items_of(
+        self,
+        item_cdf: FloatArray,
+        topic_cdf: FloatArray,
+        topic: IntArray,
+        whole: npt.NDArray,
+        place: FloatArray,
+    ) -> IntArray:
+        low, high = topic_cdf[topic], topic_cdf[topic + 1]
+        # Rows of a topic without items are drawn from the whole catalogue.
+        whole = whole | (high <= low)
+        low, high = np.where(whole, 0.0, low), np.where(whole, 1.0, high)
+        ranks = np.searchsorted(item_cdf, low + (high - low) * place, side="right")
+        last = np.searchsorted(item_cdf, 1.0)  # the first to reach 1: later ones have no share
+        return self.item_order[np.minimum(ranks, last)]
 
 
 def by_task(rng: np.random.Generator, std: FloatArray, *shape: int) -> FloatArray:

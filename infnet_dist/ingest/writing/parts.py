@@ -16,6 +16,7 @@ from infnet_dist.data.manifest import Part, Split, arrow_type, same_type
 from infnet_dist.schema import Schema
 
 ROWS_HASH = "infnet_dist.rows_sha256"  # in the footer
+NO_TIME = (0, 0)  # time range of rows whose times are unknown
 
 
 class PartSummary(BaseModel):
@@ -126,8 +127,15 @@ def _encoding(field: pa.Field) -> str | None:
     return "DELTA_BINARY_PACKED" if leaf == pa.int64() else None
 
 
-def summarise(folder: Path, name: str, schema: Schema) -> PartSummary:
-    """Check the columns of a part and read back its summary for the manifest."""
+def summarise(folder: Path, name: str, schema: Schema, *, generation: int = 1) -> PartSummary:
+    """Check the columns of a part and read back its summary for the manifest.
+
+    Args:
+        folder: the training set.
+        name: path of the part in it.
+        schema: the training set's.
+        generation: number of the ingest that writes the part.
+    """
     with pa.OSFile(str(folder / name)) as source, pq.ParquetFile(source) as file:
         _check_columns(schema, file.schema_arrow, name)
         here = fingerprint(source)
@@ -136,9 +144,17 @@ def summarise(folder: Path, name: str, schema: Schema) -> PartSummary:
         table = file.read(columns, use_threads=False)
     time = table[schema.time_column].to_numpy()
     known = {task.name: table[task.column].drop_null().to_numpy() for task in schema.tasks}
+    times_ms = (int(time.min()), int(time.max()))
     return PartSummary(
-        part=Part(file=name, rows=sum(groups), row_groups=tuple(groups), fingerprint=here),
-        time_range_ms=(int(time.min()), int(time.max())),
+        part=Part(
+            file=name,
+            rows=sum(groups),
+            row_groups=tuple(groups),
+            fingerprint=here,
+            generation=generation,
+            time_range_ms=None if times_ms == NO_TIME else times_ms,
+        ),
+        time_range_ms=times_ms,
         label_sums={task: float(np.sum(labels)) for task, labels in known.items()},
         labels={task: len(labels) for task, labels in known.items()},
     )

@@ -53,6 +53,7 @@ def write_parts(
             row_group_rows=context.config.row_group_rows,
             folder=context.staged,
             file=file,
+            generation=context.generation,
         )
         for part, (_, file) in enumerate(files)
     }
@@ -76,6 +77,7 @@ class WritePart:
         part: number of the part, of `num_parts` in all splits.
         folder: folder of the new parts.
         file: path of the part in it, e.g. train/part-00000.parquet.
+        generation: number of this ingest.
     """
 
     schema: Schema
@@ -86,6 +88,7 @@ class WritePart:
     row_group_rows: int
     folder: Path
     file: str
+    generation: int
 
     def run(self) -> dict[str, Any]:
         """Summary of the part; `rows` is 0 and there is no file if it got no rows."""
@@ -103,5 +106,5 @@ class WritePart:
                 chosen = pa.array(order[start : start + self.row_group_rows])
                 group = rows.take(chosen).cast(writer.schema)
                 writer.write_table(group, row_group_size=self.row_group_rows)
-        summary = summarise(self.folder, self.file, self.schema)
+        summary = summarise(self.folder, self.file, self.schema, generation=self.generation)
         return {"rows": len(rows), "summary": summary.model_dump(mode="json")}
