@@ -70,8 +70,8 @@ def build_train_model(
 
 
 def dense_shapes(config: Config, schema: Schema) -> dict[str, tuple[int, ...]]:
-    """Shapes of the dense part's tensors, by name in a `TrainModel`; takes no memory for them."""
-    with torch.device("meta"):
+    """Shapes of the dense part's tensors, by name in a `TrainModel`."""
+    with torch.random.fork_rng(devices=[]):  # on the CPU: buffers can't be made on "meta"
         dense = _build_dense(config, Lookups(schema, config))
     return {f"model.dense.{name}": tuple(t.shape) for name, t in dense.state_dict().items()}
 
