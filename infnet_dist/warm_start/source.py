@@ -1,9 +1,9 @@
 """Which checkpoint `checkpoint.init_from.source` names.
 
-    latest                      of the runs of this name under run.folder, that saved last
-    latest/20261122-111407      one run
-    /runs/latest/1, s3://b/x    folder or URL of a run, of its checkpoints, or of one checkpoint
-    ...@newest, @best, @500     which checkpoint of a run; the newest by default
+latest                      of the runs of this name under run.folder, that saved last
+latest/20261122-111407      one run
+/runs/latest/1, s3://b/x    folder or URL of a run, of its checkpoints, or of one checkpoint
+...@newest, @best, @500     which checkpoint of a run; the newest by default
 """
 
 import re
@@ -49,7 +49,7 @@ def find_checkpoint(source: str, config: Config) -> Folder:
 
 def _one(folder: Folder, choice: str | None) -> Folder:
     if choice is not None:
-        raise CheckpointError(f"{folder} is one checkpoint, so @{choice} chooses nothing; remove it")
+        raise CheckpointError(f"{folder} is one checkpoint; remove @{choice}")
     return folder
 
 
