@@ -5,7 +5,7 @@
 
 A run's folder is <run.folder>/<run.name>/<run id>. With the --run-id of an earlier run, training
 resumes from its newest checkpoint. Ctrl-C, SIGTERM and `ray job stop` save first (exit codes 130
-and 143); lost workers and nodes are replaced: docs/faults.md. --dry-run stops before the first step.
+and 143); lost workers and nodes are replaced: docs/faults.md. --dry-run stops before training.
 """
 
 from collections.abc import Sequence

@@ -22,8 +22,8 @@ class InitFromConfig(Section):
     )
     progress: bool = Field(
         False,
-        description="continue to count steps from the checkpoint's, so that warm-up isn't repeated; "
-        "training.max_steps then counts the earlier steps too",
+        description="count steps from the checkpoint's on, so that warm-up isn't repeated; "
+        "training.max_steps then includes the earlier steps",
     )
     exclude: tuple[str, ...] = Field(
         (),

@@ -3,7 +3,7 @@
 <run.folder>/<run.name>/<run id>/
 config.yaml, versions.json, plan.json, plan.txt   of the newest attempt
 attempts/001/                           the same of each, and attempt.json: when it began, and where
-init.json                               what a run with checkpoint.init_from took of which checkpoint
+init.json                               what checkpoint.init_from took of which checkpoint
 metrics.jsonl                           one line per log call; each step once, whatever happened
 summary.json, curves.png                once it has ended; of the attempt that trained last
 checkpoints/                            unless checkpoint.folder names another place

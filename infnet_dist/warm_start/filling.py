@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
+from typing import NamedTuple
 
 import torch
 
@@ -9,6 +10,8 @@ from infnet_dist.checkpoint.manifest import CheckpointManifest
 from infnet_dist.checkpoint.reading import TensorReader
 from infnet_dist.checkpoint.shards import LocalShard
 from infnet_dist.warm_start.match import Match
+
+_ROWS = 2**20  # converted at once
 
 
 def fill_from(
@@ -29,6 +32,7 @@ def fill_from(
         DamagedError: a block's checksum is wrong, or a file ends early.
         OSError: a file can't be read.
     """
+    num_bytes = 0
     direct: list[LocalShard] = []
     mapped: list[tuple[LocalShard, LocalShard, Match]] = []
     for shard in shards:
@@ -37,34 +41,84 @@ def fill_from(
             continue
         shape = manifest.tensors[match.source].shape
         if match.rows is not None:
-            direct += _old_rows(replace(shard, name=match.source), shape, match.rows)
+            parts = _old_rows(shard, match.rows, match.blocks[1])
+            if match.blocks[0] != match.blocks[1]:
+                num_bytes += sum(_fill_from_blocks(reader, part, match, shape) for part in parts)
+            else:
+                direct += [part.as_shard(match.source, shape, match.rows[0]) for part in parts]
         elif match.entries:
             whole = torch.empty(shape, dtype=shard.tensor.dtype)
             zeros = (0,) * len(shape)
             mapped.append((LocalShard(match.source, shape, zeros, whole, True), shard, match))
         else:
             direct.append(replace(shard, name=match.source))
-    num_bytes = reader.fill([*direct, *(source for source, _, _ in mapped)])
+    num_bytes += reader.fill([*direct, *(source for source, _, _ in mapped)])
     for source, target, match in mapped:
         _copy_entries(source.tensor, target.tensor, match)
     return num_bytes
 
 
-def _old_rows(
-    shard: LocalShard, saved: tuple[int, ...], rows: tuple[int, int]
-) -> Iterator[LocalShard]:
-    """The parts of a shard that belong to rows of the checkpoint, at their places there.
+class _Rows(NamedTuple):
+    """Consecutive rows of a table, or of a column shard of a row-wise state.
 
-    A row-wise state has a block of all rows for each column shard, one after the other.
+    Attributes:
+        block: number of the column shard; 0 for a table.
+        row: the first row.
+        column: the first column.
+        tensor: their values in the model.
     """
+
+    block: int
+    row: int
+    column: tuple[int, ...]
+    tensor: torch.Tensor
+
+    def as_shard(self, source: str, shape: tuple[int, ...], num_rows: int) -> LocalShard:
+        """These rows in the checkpoint, whose table has `num_rows`."""
+        offsets = (self.block * num_rows + self.row, *self.column)
+        return LocalShard(source, shape, offsets, self.tensor, replicated=False)
+
+
+def _old_rows(shard: LocalShard, rows: tuple[int, int], num_blocks: int) -> Iterator[_Rows]:
+    """The parts of a shard whose rows the checkpoint has."""
     before, now = rows
     start, stop = shard.offsets[0], shard.offsets[0] + shard.tensor.shape[0]
-    for block in range(saved[0] // before):
+    for block in range(num_blocks):
         low, high = max(start, block * now), min(stop, block * now + before)
         if low < high:
-            part = shard.narrow(low - start, high - start)
-            offset = low - block * now + block * before
-            yield replace(part, shape=saved, offsets=(offset, *shard.offsets[1:]))
+            part = shard.tensor[low - start : high - start]
+            yield _Rows(block, low - block * now, shard.offsets[1:], part)
+
+
+def _fill_from_blocks(
+    reader: TensorReader, part: _Rows, match: Match, shape: tuple[int, ...]
+) -> int:
+    """Fill a row-wise state that had other column shards; returns the bytes read.
+
+    The state is a mean over the columns of a shard, so that of other columns is the mean of the
+    shards' by their common columns: exact for a merged shard, an estimate for a part of one.
+    """
+    assert match.source is not None and match.rows is not None
+    (old, new), num_bytes = match.blocks, 0
+    share = [
+        max(
+            0.0, min((block + 1) / old, (part.block + 1) / new) - max(block / old, part.block / new)
+        )
+        for block in range(old)
+    ]
+    for first in range(0, len(part.tensor), _ROWS):
+        target = part.tensor[first : first + _ROWS]
+        blocks = torch.empty(old, len(target), dtype=target.dtype)
+        num_bytes += reader.fill(
+            [
+                _Rows(block, part.row + first, (), blocks[block]).as_shard(
+                    match.source, shape, match.rows[0]
+                )
+                for block in range(old)
+            ]
+        )
+        target.copy_((torch.tensor(share).unsqueeze(1) * new * blocks).sum(0))
+    return num_bytes
 
 
 def _copy_entries(source: torch.Tensor, target: torch.Tensor, match: Match) -> None:

@@ -27,11 +27,13 @@ class Match:
         name: in the new model; for `dropped` in the checkpoint.
         shape: of the whole tensor.
         status: taken: all values, bit for bit. grown: old entries or rows bit for bit, new ones
-            have their initial values. converted: taken or grown in another data type. new: initial
-            values. dropped: the model has no such tensor. refused: an error.
+            have their initial values. converted: taken or grown in another data type, or a row-wise
+            state under another number of column shards. new: initial values. dropped: the model has no such tensor. refused: an error.
         detail: the reason, or what changed; may be empty.
         source: name in the checkpoint of the tensor whose values are taken; None for none.
         rows: of a table or a state of its rows: number of its rows in the checkpoint and now.
+        blocks: of a row-wise state, its number of column shards in the checkpoint and now: it has a
+            value for each row and shard, one shard after the other.
         entries: by dimension that isn't taken as it is, pairs of a place now and in the checkpoint.
     """
 
@@ -41,6 +43,7 @@ class Match:
     detail: str = ""
     source: str | None = None
     rows: tuple[int, int] | None = None
+    blocks: tuple[int, int] = (1, 1)
     entries: Entries = ()
 
 
@@ -50,7 +53,7 @@ def new(name: str, wanted: Wanted, detail: str = "") -> Match:
 
 
 def refused(name: str, wanted: Wanted, detail: str) -> Match:
-    """A tensor that can be neither taken nor silently left out; `detail` ends with the next move."""
+    """A tensor that can't be taken, which is an error; `detail` ends with the next move."""
     return Match(name, wanted.shape, "refused", detail)
 
 

@@ -112,12 +112,7 @@ def match_state(
         return new(name, wanted, f"its shape was {list(found.shape)}")
     blocks = found.shape[0] // before, wanted.shape[0] // now
     if blocks[0] != blocks[1]:
-        return refused(
-            name,
-            wanted,
-            f"the state is of {blocks[0]} column shards in the checkpoint, {blocks[1]} in the "
-            "plan; set tables.overrides.<table>.sharding_types as in its training, or "
-            "checkpoint.init_from.optimizer_state=false",
-        )
+        detail = f"of {blocks[1]} column shards, was of {blocks[0]}: their mean by columns"
+        return Match(name, wanted.shape, "converted", detail, name, rows.rows, blocks=blocks)
     status, detail = status_of(wanted, found, grown=before < now)
-    return Match(name, wanted.shape, status, detail, source=name, rows=rows.rows)
+    return Match(name, wanted.shape, status, detail, name, rows.rows, blocks=blocks)
