@@ -28,7 +28,8 @@ class Match:
         shape: of the whole tensor.
         status: taken: all values, bit for bit. grown: old entries or rows bit for bit, new ones
             have their initial values. converted: taken or grown in another data type, or a row-wise
-            state under another number of column shards. new: initial values. dropped: the model has no such tensor. refused: an error.
+            state of another number of column shards. new: initial values. dropped: the model has no
+            tensor of this name. refused: an error.
         detail: the reason, or what changed; may be empty.
         source: name in the checkpoint of the tensor whose values are taken; None for none.
         rows: of a table or a state of its rows: number of its rows in the checkpoint and now.

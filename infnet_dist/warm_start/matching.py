@@ -78,7 +78,11 @@ class Matching:
                 found[name] = self._counter(name, want, found.values())
         _check(found.values())
         used = {match.source for match in found.values()}
-        return [*found.values(), *_dropped(self._saved.keys() - used, self._saved)]
+        dropped = sorted(self._saved.keys() - used - found.keys())
+        return [
+            *found.values(),
+            *(Match(name, self._saved[name].shape, "dropped") for name in dropped),
+        ]
 
     def _parameter(self, name: str, want: Wanted) -> Match:
         """Rows of a table, or a dense parameter."""
@@ -179,11 +183,6 @@ class Matching:
 
 def _parameters(wanted: Mapping[str, Wanted]) -> Iterator[tuple[str, Wanted]]:
     yield from ((name, want) for name, want in wanted.items() if name.startswith("model."))
-
-
-def _dropped(names: Iterable[str], saved: Mapping[str, object]) -> Iterator[Match]:
-    for name in sorted(names):
-        yield Match(name, saved[name].shape, "dropped")  # type: ignore[attr-defined]
 
 
 def _check(found: Collection[Match]) -> None:
