@@ -29,11 +29,16 @@ class Table(_Part):
     """Embedding rows; ids are in [0, num_embeddings).
 
     If `raw`, columns hold any int64 (0: unknown), and the reader hashes them to rows.
+
+    `num_ids` is set where a trained model reads a training set that has gained ids since: columns
+    hold ids in [0, num_ids), and those without a row are unknown to the model. It describes a
+    reading, so it is never saved.
     """
 
     name: Name
     num_embeddings: int = Field(ge=1, lt=2**63)
     raw: bool = False
+    num_ids: int | None = Field(None, exclude=True)
 
 
 class CategoricalFeature(_Part):

@@ -60,6 +60,11 @@ def train_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--run-id", type=run_id, help="name of the run's folder (default: the time, UTC)"
     )
+    parser.add_argument(
+        "--dry-run",
+        action="store_true",
+        help="show the plan and what checkpoint.init_from would take, but train and write nothing",
+    )
 
 
 def evaluate_options(parser: argparse.ArgumentParser) -> None:

@@ -75,7 +75,8 @@ VERBS = {
         "ray_jobs.train",
         "train a run, or resume it",
         "--config configs/smoke.yaml --launcher local\n"
-        "--config configs/smoke.yaml --run-id 20261122-111407",
+        "--config configs/smoke.yaml --run-id 20261122-111407\n"
+        "--config configs/smoke.yaml --set checkpoint.init_from=smoke@best --dry-run",
         train_options,
     ),
     "benchmark": Verb(

@@ -33,7 +33,7 @@ from infnet_dist.io.filesystem import Folder
 from infnet_dist.io.json_files import dump_json, write_json
 from infnet_dist.io.paths import resolve_place
 from infnet_dist.training.data_changes import warning_of_other_data
-from infnet_dist.training.evaluation import evaluate_checkpoint
+from infnet_dist.training.evaluation import check_readable_set, evaluate_checkpoint
 from infnet_dist.training.setup import open_training_set
 from ray_jobs._cli import log, newest_checkpoint, read_config, run_main
 from ray_jobs._launch import launch
@@ -92,10 +92,9 @@ def _check_set(config: Config, path: Folder, split: str) -> None:
     """
     saved = checkpoint.read_manifest(path)
     trained = checkpoint.read_schema(path, saved)
-    here = read_manifest(config.data.path).schema_
-    if trained is None:
-        here = here.select(config.data.features, config.data.tasks)
-    checkpoint.check_readable(path, saved, trained, here, config.data.path)
+    manifest = read_manifest(config.data.path)
+    check_readable_set(path, config, saved, trained, manifest)
+    here = manifest.schema_
     manifest, _ = open_training_set(config, trained)
     manifest.split(split)
     if trained is not None and (notes := adapt_schema(trained, here).notes):

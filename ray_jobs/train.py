@@ -5,7 +5,7 @@
 
 A run's folder is <run.folder>/<run.name>/<run id>. With the --run-id of an earlier run, training
 resumes from its newest checkpoint. Ctrl-C, SIGTERM and `ray job stop` save first (exit codes 130
-and 143); lost workers and nodes are replaced: docs/faults.md.
+and 143); lost workers and nodes are replaced: docs/faults.md. --dry-run stops before training.
 """
 
 from collections.abc import Sequence
@@ -14,7 +14,9 @@ from pathlib import Path
 from infnet_dist.config.changes import changes
 from infnet_dist.config.run import Config, config_of_text
 from infnet_dist.io.console import Line
+from infnet_dist.training.initial_state import dry_run
 from ray_jobs._cli import log, new_run_id, read_config, run_main
+from ray_jobs._launch import launch
 from ray_jobs._run_checks import check_run
 from ray_jobs._supervise import train_with_restarts
 from ray_jobs._verbs import parse
@@ -27,6 +29,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     run_folder = config.run.folder / config.run.name / (arguments.run_id or new_run_id())
     check_run(config, run_folder)
     config = _resumed(config, run_folder)
+    if arguments.dry_run:
+        launch(dry_run, {"config": config, "run_folder": run_folder}, config, arguments.launcher)
+        return
     summary = train_with_restarts(config, run_folder, arguments.launcher)
     trained = f"trained {summary['examples']:,} examples in {summary['steps']:,} steps"
     speed, path = f"{summary['samples_per_s']:.0f} samples/s", summary["checkpoint"]

@@ -45,7 +45,7 @@ def load_newest(
         UnreadableError: the storage failed for a minute, which skips nothing; on all ranks.
         CheckpointError: it is of another model, or all are damaged; on all ranks.
     """
-    candidates = context.on_first(lambda: _with_retries(lambda: _candidates(folder)))
+    candidates = context.on_first(lambda: with_retries(lambda: _candidates(folder)))
     faults: dict[str, str] = {}  # by name
     for candidate in reversed(candidates):
         fault, manifest = _try(candidate, sharded, context)
@@ -93,7 +93,7 @@ def _try(
     """Load a checkpoint; returns a fault of its files, on any rank, or the manifest."""
     start = time.perf_counter()
     fault, found = context.on_first(
-        lambda: _with_retries(lambda: _read_description(folder, with_optimizer=with_optimizer))
+        lambda: with_retries(lambda: read_description(folder, with_optimizer=with_optimizer))
     )
     if found is None:
         return fault, None
@@ -105,8 +105,10 @@ def _try(
     shards = state.shards()
     _check_fits(folder, manifest, shards, context, with_optimizer=with_optimizer)
     reader = TensorReader(folder, manifest)
-    fault, num_bytes = context.together(lambda: _with_retries(lambda: _fill(reader, shards)))
-    if first := _first(context.gather(fault)):
+    fault, num_bytes = context.together(
+        lambda: with_retries(lambda: fill_faults(lambda: reader.fill(shards)))
+    )
+    if first := first_fault(context.gather(fault)):
         return first, None
     context.together(state.load_state_dict)
     seconds = time.perf_counter() - start
@@ -116,7 +118,7 @@ def _try(
     return "", manifest
 
 
-class _Description(NamedTuple):
+class Description(NamedTuple):
     """What describes a checkpoint's tensors; the config only if optimizers are loaded."""
 
     manifest: CheckpointManifest
@@ -124,12 +126,16 @@ class _Description(NamedTuple):
     config: Config | None
 
 
-def _read_description(folder: Folder, *, with_optimizer: bool) -> tuple[str, _Description | None]:
-    """A fault of a checkpoint's description; without one, the description."""
+def read_description(folder: Folder, *, with_optimizer: bool) -> tuple[str, Description | None]:
+    """A fault of a checkpoint's description; without one, the description.
+
+    Raises:
+        UnreadableError: the storage failed.
+    """
     try:
         manifest = read_manifest(folder)
         config = read_config(folder, manifest) if with_optimizer else None
-        return "", _Description(manifest, read_schema(folder, manifest), config)
+        return "", Description(manifest, read_schema(folder, manifest), config)
     except UnreadableError:
         raise
     except CheckpointError as error:
@@ -138,22 +144,27 @@ def _read_description(folder: Folder, *, with_optimizer: bool) -> tuple[str, _De
         raise UnreadableError(f"can't read a checkpoint: {error}") from error
 
 
-def _fill(reader: TensorReader, shards: list[LocalShard]) -> tuple[str, int]:
-    """A fault of a checkpoint's files, empty if none, and the bytes read."""
+def fill_faults(fill: Callable[[], int]) -> tuple[str, int]:
+    """A fault of a checkpoint's files, empty if none, and the bytes that `fill` read.
+
+    Raises:
+        UnreadableError: the storage failed.
+    """
     try:
-        return "", reader.fill(shards)
+        return "", fill()
     except DamagedError as error:
         return str(error), 0
     except OSError as error:
         raise UnreadableError(f"can't read a checkpoint: {error}") from error
 
 
-def _with_retries(read: Callable[[], T]) -> T:
+def with_retries(read: Callable[[], T]) -> T:
     """Retry for a while if the storage fails, which is no damage of the checkpoint."""
     return retrying(_RETRY_S, lambda error: isinstance(error, UnreadableError))(read)
 
 
-def _first(faults: list[str]) -> str:
+def first_fault(faults: list[str]) -> str:
+    """The first text that isn't empty; empty if all are."""
     return next((fault for fault in faults if fault), "")
 
 
@@ -177,7 +188,7 @@ def _check_fits(
             f"e.g. {', '.join(some)}"
         )
     found = [fault for fault in wrong if fault]
-    if first := _first(context.gather(found[0] if found else "")):
+    if first := first_fault(context.gather(found[0] if found else "")):
         raise CheckpointError(
             f"{folder} doesn't fit this run's model: {first}; use the config of its "
             f"training ({folder / 'config.yaml'})"

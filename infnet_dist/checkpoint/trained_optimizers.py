@@ -44,8 +44,8 @@ def check_same_optimizers(folder: Folder, saved: Config, lookups: Lookups) -> No
     Raises:
         CheckpointError: names the optimizers that differ.
     """
-    there = dict(_optimizers(saved, Lookups(lookups.schema, saved)))
-    here = dict(_optimizers(lookups.config, lookups))
+    there = dict(optimizers_of(saved, Lookups(lookups.schema, saved)))
+    here = dict(optimizers_of(lookups.config, lookups))
     for part, name in here.items():
         if (before := there[part]) != name:
             raise CheckpointError(
@@ -54,7 +54,7 @@ def check_same_optimizers(folder: Folder, saved: Config, lookups: Lookups) -> No
             )
 
 
-def _optimizers(config: Config, lookups: Lookups) -> Iterator[tuple[str, str]]:
+def optimizers_of(config: Config, lookups: Lookups) -> Iterator[tuple[str, str]]:
     """By part of the model or key of the config, the optimizer that determines its state."""
     for table in lookups.tables:
         name = table.settings.optimizer if table.settings.trainable else "sgd"

@@ -1,5 +1,6 @@
 """The schema of a checkpoint's model, and its comparison with a run's schema."""
 
+from collections.abc import Container
 from pathlib import Path
 
 from pydantic import ValidationError
@@ -55,7 +56,8 @@ def check_same(
     if lines:
         raise CheckpointError(
             f"{folder} is of a model with another schema: {summary_of(lines)}; resume with the "
-            f"training set and the features of its training ({names}), or start a new run"
+            f"training set and the features of its training ({names}), or start a new run, which may "
+            "take the values of this one (checkpoint.init_from)"
         )
 
 
@@ -65,18 +67,24 @@ def check_readable(
     trained: Schema | None,
     here: Schema,
     training_set: Path,
+    grown: Container[str] = frozenset(),
 ) -> None:
     """Check that a checkpoint's model can read a training set with the schema `here`.
+
+    `grown` are tables that may have gained rows since (`grown_tables`).
 
     Raises:
         CheckpointError: names the features, tables and tasks that are missing or differ.
     """
-    lines = table_changes(manifest, here) if trained is None else incompatibilities(trained, here)
+    if trained is None:
+        lines = table_changes(manifest, here)
+    else:
+        lines = incompatibilities(trained, here, grown)
     if lines:
         raise CheckpointError(
             f"{folder} can't read {training_set}: {summary_of(lines)}; evaluate on a set with "
-            "the features and tables of its training (for logs: ingest with num_embeddings set, so "
-            "that tables keep their size), or train a new run"
+            "the features and tables of its training, or on that set after logs were added, or "
+            "train a new run"
         )
 
 

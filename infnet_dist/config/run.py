@@ -25,6 +25,7 @@ from infnet_dist.config.tables import (
     TableSettings,
     table_settings,
 )
+from infnet_dist.config.warm_start import InitFromConfig
 from infnet_dist.config.window import Window
 from infnet_dist.errors import ConfigError
 from infnet_dist.io.parsing import (
@@ -226,6 +227,11 @@ class CheckpointConfig(Section):
         pattern=r"^valid/(auc|gauc|r2|log_loss|normalized_entropy|mae_s)/[^/]+$",
         description="metric whose best checkpoint is also kept, e.g. valid/auc/click; null: none",
     )
+    init_from: InitFromConfig | None = Field(
+        None,
+        description="another run's checkpoint from which a new run starts; a run that has a "
+        "checkpoint of its own resumes from that one; null: random initial values",
+    )
 
 
 class ScalingConfig(Section):
@@ -381,9 +387,12 @@ def _with_absolute_paths(config: Config) -> Config:
         }
         found = {"path": resolve_place(config.ingest.path), "joins": joins}
         update["ingest"] = config.ingest.model_copy(update=found)
+    places: dict[str, object] = {}
     if config.checkpoint.folder is not None:
-        folder = {"folder": resolve_place(config.checkpoint.folder)}
-        update["checkpoint"] = config.checkpoint.model_copy(update=folder)
+        places["folder"] = resolve_place(config.checkpoint.folder)
+    if (init := config.checkpoint.init_from) and init.source.startswith("."):
+        places["init_from"] = init.model_copy(update={"source": resolve_place(init.source)})
+    update["checkpoint"] = config.checkpoint.model_copy(update=places)
     if config.sharding.plan != "auto":  # plans are kept with the code, not with the data
         plan = config.sharding.plan.absolute()
         update["sharding"] = config.sharding.model_copy(update={"plan": plan})

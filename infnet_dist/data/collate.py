@@ -10,7 +10,7 @@ from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 from infnet_dist.batch import BatchRows, RankingBatch
 from infnet_dist.data.decode import weights_key
 from infnet_dist.data.row_views import Rows
-from infnet_dist.data.unknown_ids import UnknownIds
+from infnet_dist.data.unknown_ids import OutOfVocabulary, UnknownIds
 from infnet_dist.schema import Schema, TableFeature
 
 
@@ -18,10 +18,15 @@ class Collator:
     """Makes batches of exactly `batch_size` rows from up to so many, with padding."""
 
     def __init__(
-        self, schema: Schema, batch_size: int, unknown_ids: UnknownIds | None = None
+        self,
+        schema: Schema,
+        batch_size: int,
+        unknown_ids: UnknownIds | None = None,
+        out_of_vocabulary: OutOfVocabulary | None = None,
     ) -> None:
-        """`unknown_ids` says which ids are dropped to 0; None: no ids."""
+        """`unknown_ids` says which ids are dropped to 0, None: no ids; the other one counts."""
         self._schema = schema
+        self._out_of_vocabulary = out_of_vocabulary or OutOfVocabulary()
         self._unknown_ids = unknown_ids or UnknownIds()
         self._sequences = schema.sequences
         self._batch_size = batch_size
@@ -59,6 +64,10 @@ class Collator:
         ids = picked.scalars["ids"]
         values = picked.items(
             names[num_fields:], before=ids if num_fields == len(ids) else ids[keys.fields]
+        )
+        twice = () if keys is self._unweighted else self._unweighted.names
+        values = self._out_of_vocabulary.replace(
+            values, lengths, keys.features, self._schema, uncounted=twice
         )
         return KeyedJaggedTensor(
             keys=names,

@@ -156,6 +156,7 @@ def _ids(columns: dict[str, pa.Array], schema: Schema) -> list[Array]:
     given |= {f.name: bucketise(columns[f.column], f) for f in schema.bucketised}
     ids = [_in_range(given[f.name], schema.table(f.table)) for f in schema.categorical]
     ids += [given[f.name] for f in schema.bucketised]
+    given |= {f.name: _known(given[f.name], schema.table(f.table)) for f in schema.categorical}
     return ids + [
         cross_ids([given[n] for n in cross.features], schema.table(cross.table).num_embeddings)
         for cross in schema.crosses
@@ -165,6 +166,11 @@ def _ids(columns: dict[str, pa.Array], schema: Schema) -> list[Array]:
 def _in_range(ids: IntArray, table: Table) -> IntArray:
     """Rows of the table: ids as they are, or raw ids hashed; 0 stays 0, unknown."""
     return np.where(ids == 0, 0, hashed_rows(ids, table.num_embeddings)) if table.raw else ids
+
+
+def _known(ids: IntArray, table: Table) -> IntArray:
+    """The ids, with 0 for those that a trained model doesn't know; so is a cross with them."""
+    return ids if table.num_ids is None else np.where(ids < table.num_embeddings, ids, 0)
 
 
 def bucketise(column: pa.Array, feature: DenseFeature) -> IntArray:

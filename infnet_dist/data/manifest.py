@@ -258,6 +258,13 @@ class Manifest(_Entry):
         """Whether parts are outside of the training set's folder."""
         return any(part.is_elsewhere for split in self.splits.values() for part in split.parts)
 
+    def grew_from(self, content_hash: str) -> bool:
+        """Whether it is the set with this content hash after logs were added to that one.
+
+        Ids keep their meaning: vocabularies only gain ids, after all earlier ones.
+        """
+        return self.ingested is not None and content_hash in self.ingested.grew_from
+
     def identity(self, schema: Schema) -> str:
         """Hash of the selected schema, the fingerprints of all parts, and which rows are read."""
         # Without defaults, so that options of later versions don't change the hash.

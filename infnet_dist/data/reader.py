@@ -30,7 +30,7 @@ from infnet_dist.data.manifest import Manifest, Part, Split, arrow_type
 from infnet_dist.data.part_files import ARROW, OpenedPart, OpenPart, UnreadableError, open_checked
 from infnet_dist.data.prefetch import prefetch
 from infnet_dist.data.row_views import Rows, RowShuffler, concatenate
-from infnet_dist.data.unknown_ids import UnknownIds
+from infnet_dist.data.unknown_ids import OutOfVocabulary, UnknownIds
 from infnet_dist.data.window.replay import Replay
 from infnet_dist.errors import DataError
 from infnet_dist.schema import Schema
@@ -54,6 +54,7 @@ class Reader:
         replay: older rows that are mixed into each epoch; None: none.
         max_bad_row_groups: number of unreadable row groups that may be skipped; row groups with
             invalid values are never skipped.
+        out_of_vocabulary: counts of ids that the model doesn't know.
         left_out: rows by (file, row group) of skipped row groups, in this attempt and earlier ones.
     """
 
@@ -71,6 +72,7 @@ class Reader:
     unknown_ids: UnknownIds = field(default_factory=UnknownIds)
     replay: Replay | None = None
     max_bad_row_groups: int = 0
+    out_of_vocabulary: OutOfVocabulary = field(default_factory=OutOfVocabulary, compare=False)
     left_out: dict[tuple[str, int], int] = field(default_factory=dict, init=False, compare=False)
     _idle_shufflers: list[RowShuffler] = field(
         default_factory=list, init=False, repr=False, compare=False
@@ -120,7 +122,7 @@ class Reader:
     def _shuffled_batches(
         self, epoch: int, consumed: Sequence[Interval], shuffle: RowShuffler
     ) -> Iterator[RankingBatch]:
-        collate = Collator(self.schema, self.batch_size, self.unknown_ids)
+        collate = Collator(self.schema, self.batch_size, self.unknown_ids, self.out_of_vocabulary)
         mine = rank_share(
             remaining_intervals(self.rows, consumed), rank=self.rank, world_size=self.world_size
         )

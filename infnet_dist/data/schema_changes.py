@@ -4,9 +4,10 @@ Shapes of tensors don't reveal them: a new feature changes the shape of some par
 features change none. So checkpoints store the schema, and schemas are compared.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Container, Iterable, Mapping
 from typing import Any, NamedTuple
 
+from infnet_dist.data.manifest import Manifest
 from infnet_dist.schema import BagFeature, DenseFeature, Schema, SequenceFeature, Table, Task
 
 _MOST = 5  # changes listed in a message
@@ -42,17 +43,47 @@ def schema_differences(trained: Schema, here: Schema, *, statistics: bool = True
     return lines
 
 
-def incompatibilities(trained: Schema, here: Schema) -> list[str]:
+def grown_tables(trained: Schema, content_hash: str, manifest: Manifest) -> frozenset[str]:
+    """Tables whose vocabulary gained ids since a model was trained; all earlier ids are the same.
+
+    Args:
+        trained: the schema of the model.
+        content_hash: of the training set then.
+        manifest: of the training set now.
+    """
+    if manifest.ingested is None or not manifest.grew_from(content_hash):
+        return frozenset()
+    rows = {table.name: table.num_embeddings for table in manifest.schema_.tables}
+    fixed = {f.name for f in trained.bucketised} | {cross.table for cross in trained.crosses}
+    fixed |= manifest.ingested.hashed.keys()
+    return frozenset(
+        table.name
+        for table in trained.tables
+        if not table.raw
+        and table.name not in fixed
+        and rows.get(table.name, 0) > table.num_embeddings
+    )
+
+
+def incompatibilities(
+    trained: Schema, here: Schema, grown: Container[str] = frozenset()
+) -> list[str]:
     """The differences because of which a model can't read the training set `here`.
 
     Crosses are the model's own: they are made from other features.
+
+    Args:
+        trained: the schema of the model.
+        here: of the training set.
+        grown: tables that may have gained rows (`grown_tables`).
     """
     ours, theirs = (_features(_without_crosses(schema), of_data=True) for schema in (trained, here))
     lines = _list_changes("feature", ours, theirs, only_trained=True)
     read = {f.table for f in _without_crosses(trained).table_features}
     read -= {f.name for f in trained.bucketised}
     tables = {name: facts for name, facts in _tables(trained).items() if name in read}
-    lines += _list_changes("table", tables, _tables(here), only_trained=True)
+    known = {n: tables[n] if n in grown and n in tables else f for n, f in _tables(here).items()}
+    lines += _list_changes("table", tables, known, only_trained=True)
     lines += _list_changes(
         "task", _tasks(trained, statistics=False), _tasks(here), only_trained=True
     )
@@ -64,14 +95,22 @@ def adapt_schema(trained: Schema, here: Schema) -> AdaptedSchema:
 
     Order, boundaries, means and units of watch times stay those of the model, so that a dense value
     means the same whatever other values the training set holds. So do crosses. Weights of rows are
-    those of the set: they are part of no model.
+    those of the set: they are part of no model. Ids that its vocabularies have gained are unknown.
     """
+    num_ids = {table.name: table.num_embeddings for table in here.tables}
+    own = {f.name for f in trained.bucketised} | {cross.table for cross in trained.crosses}
     parts = (here.categorical, here.dense, here.vectors, here.bags)
     columns = {f.name: f.column for part in parts for f in part}
     bags = {bag.name: bag for bag in here.bags}
     lists, tasks = {s.name: s for s in here.sequences}, {t.name: t for t in here.tasks}
     schema = trained.model_copy(
         update={
+            "tables": tuple(
+                table
+                if table.raw or table.name in own
+                else _with_ids(table, num_ids.get(table.name, 0))
+                for table in trained.tables
+            ),
             **{
                 part: tuple(
                     f.model_copy(update={"column": columns[f.name]}) for f in getattr(trained, part)
@@ -112,6 +151,12 @@ def _without_crosses(schema: Schema) -> Schema:
     made = {cross.table for cross in schema.crosses}
     tables = tuple(table for table in schema.tables if table.name not in made)
     return schema.model_copy(update={"crosses": (), "tables": tables})
+
+
+def _with_ids(table: Table, num_ids: int) -> Table:
+    if num_ids <= table.num_embeddings:
+        return table
+    return table.model_copy(update={"num_ids": num_ids})
 
 
 def _bag_on(trained: BagFeature, here: BagFeature) -> BagFeature:

@@ -4,7 +4,8 @@ A vocabulary is made from train, so train has no unknown ids. Without this, row 
 random initial values, and all new ids of valid and test would be looked up there.
 """
 
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -82,6 +83,48 @@ class UnknownIds:
             draw = draws[name]
             dropped[end - len(draw) : end] = draw < rate
         return values.masked_fill(torch.from_numpy(dropped), 0)
+
+
+@dataclass
+class OutOfVocabulary:
+    """Replaces ids that a model doesn't know by 0, and counts them.
+
+    They are those that its training set has gained since it was trained (`Table.num_ids`).
+
+    Attributes:
+        replaced: number of ids replaced, by key of the KeyedJaggedTensors.
+        total: number of all ids of these keys.
+    """
+
+    replaced: Counter[str] = field(default_factory=Counter)
+    total: Counter[str] = field(default_factory=Counter)
+
+    def replace(
+        self,
+        values: torch.Tensor,
+        lengths: torch.Tensor,
+        features: Sequence[TableFeature],
+        schema: Schema,
+        *,
+        uncounted: Collection[str] = (),
+    ) -> torch.Tensor:
+        """The values of a KeyedJaggedTensor; arguments as of `UnknownIds.drop`.
+
+        `uncounted` are keys whose ids were counted in another KeyedJaggedTensor.
+        """
+        rows = {t.name: t.num_embeddings for t in schema.tables if t.num_ids is not None}
+        if not any(feature.table in rows for feature in features):
+            return values
+        beyond = torch.zeros(len(values), dtype=torch.bool)
+        ends = lengths.sum(1).cumsum(0).tolist()
+        for feature, start, end in zip(features, [0, *ends], ends, strict=False):
+            if feature.table not in rows:
+                continue
+            beyond[start:end] = values[start:end] >= rows[feature.table]
+            if feature.key not in uncounted:
+                self.replaced[feature.key] += int(beyond[start:end].sum())
+                self.total[feature.key] += end - start
+        return values.masked_fill(beyond, 0)
 
 
 def _item_numbers(places_B: IntArray, count_B: IntArray) -> IntArray:

@@ -69,6 +69,13 @@ def build_train_model(
     return TrainModel(RankingModel(sparse, dense), loss)
 
 
+def dense_shapes(config: Config, schema: Schema) -> dict[str, tuple[int, ...]]:
+    """Shapes of the dense part's tensors, by name in a `TrainModel`."""
+    with torch.random.fork_rng(devices=[]):  # on the CPU: buffers can't be made on "meta"
+        dense = _build_dense(config, Lookups(schema, config))
+    return {f"model.dense.{name}": tuple(t.shape) for name, t in dense.state_dict().items()}
+
+
 def _build_dense(config: Config, lookups: Lookups) -> DenseArch:
     """Tokens, tower and heads; random draws are made in this order."""
     options, schema = config.model, lookups.schema

@@ -34,7 +34,7 @@ def check_resumable(
             than it has.
     """
     step, consumed = saved.progress.step, saved.progress.consumed
-    grew = _grew_from(saved.order.content_hash, manifest)
+    grew = manifest.grew_from(saved.order.content_hash)
     different = _differences(saved.order, now, content_only=not consumed, grew=grew)
     if different and not consumed and grew:
         return f"since step {step:,} {_growth(manifest)}; the next epoch reads all of them"
@@ -66,7 +66,7 @@ def check_unchanged(setup: TrainingSetup) -> str:
     found = read_manifest(folder)
     if found.content_hash == mine:
         return ""
-    if _grew_from(mine, found):
+    if found.grew_from(mine):
         return (
             f"{_growth(found)}; this attempt continues with the "
             f"{setup.manifest.split('train').rows:,} that it began with"
@@ -95,7 +95,7 @@ def check_content(folder: Path, content_hash: str) -> None:
 def warning_of_other_data(saved: CheckpointManifest, manifest: Manifest) -> str:
     """The warning to log before a checkpoint is evaluated on this set; empty if there is none."""
     before = saved.order.content_hash
-    if before == manifest.content_hash or _grew_from(before, manifest):
+    if before == manifest.content_hash or manifest.grew_from(before):
         return ""
     return (
         f"the checkpoint was trained on another training set (content {_short(before)}, here "
@@ -137,10 +137,6 @@ _ORDER_KEYS = {
     "version": "the version of the order",
     "replay_share": "data.replay_share",
 }
-
-
-def _grew_from(content_hash: str, manifest: Manifest) -> bool:
-    return manifest.ingested is not None and content_hash in manifest.ingested.grew_from
 
 
 def _growth(manifest: Manifest) -> str:

@@ -1,5 +1,7 @@
 """Evaluation of a model on a split, during training or from a checkpoint."""
 
+import logging
+from collections import Counter
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -8,13 +10,19 @@ from typing import Any
 import torch
 
 from infnet_dist import checkpoint
+from infnet_dist.checkpoint import CheckpointManifest
 from infnet_dist.config.run import Config
+from infnet_dist.data.manifest import Manifest, read_manifest
+from infnet_dist.data.schema_changes import grown_tables
+from infnet_dist.data.unknown_ids import OutOfVocabulary
 from infnet_dist.distributed.context import WorkerContext
 from infnet_dist.evaluation.metrics import MetricState
 from infnet_dist.io.console import show_progress
 from infnet_dist.io.filesystem import Folder
 from infnet_dist.schema import Schema
 from infnet_dist.training.setup import TrainingSetup, open_training_set, stream
+
+log = logging.getLogger("infnet_dist")
 
 
 def evaluate(
@@ -30,7 +38,9 @@ def evaluate(
         interrupted: called after each batch, by all ranks alike; True ends the evaluation.
 
     Returns:
-        The metrics by name; None if it was interrupted.
+        The metrics by name, and the shares of ids that the model doesn't know by key
+        (`out_of_vocabulary`, of a model whose training set has gained ids since); None if it was
+        interrupted.
     """
     model = setup.sharded.model
     tasks = setup.schema.tasks
@@ -55,7 +65,16 @@ def evaluate(
                 model.train()
                 return None
     model.train()
-    return state.compute(setup.context, split)
+    shares = _shares_out_of_vocabulary(setup.context, reader.out_of_vocabulary)
+    return {**state.compute(setup.context, split), "out_of_vocabulary": shares}
+
+
+def _shares_out_of_vocabulary(context: WorkerContext, found: OutOfVocabulary) -> dict[str, float]:
+    """By key, the share of ids of all ranks that the model doesn't know."""
+    replaced, total = Counter[str](), Counter[str]()
+    for here, of_all in context.gather((found.replaced, found.total)):
+        replaced, total = replaced + here, total + of_all
+    return {key: replaced[key] / count for key, count in total.items()}
 
 
 def evaluate_checkpoint(
@@ -66,11 +85,15 @@ def evaluate_checkpoint(
     The model's features, their order and their statistics are those of its training.
 
     Returns:
-        split, rows, training_set (its content hash), checkpoint, step, metrics, optimum.
+        split, rows, training_set (its content hash), checkpoint, step, metrics, optimum,
+        out_of_vocabulary.
+
+    Raises:
+        CheckpointError: its model can't read the training set, or it is damaged; on all ranks.
     """
     foreground = config.checkpoint.model_copy(update={"background": False})
     config = config.model_copy(update={"checkpoint": foreground})  # plans no memory for copies
-    trained = context.on_first(lambda: _schema_of(Folder(path)))
+    trained = context.on_first(lambda: _readable_schema(Folder(path), config))
     open_set = partial(open_training_set, trained=trained)
     setup = TrainingSetup.open(
         config, context, splits=[split], open_set=open_set, for_training=False
@@ -80,6 +103,13 @@ def evaluate_checkpoint(
     setup.warn_of_unlearned_ids(split)
     result = evaluate(setup, split)
     assert result is not None
+    for key, share in result["out_of_vocabulary"].items() if context.is_first else ():
+        if share:
+            log.warning(
+                "%.2f %% of the ids of %r in %s aren't in the model's vocabulary, which the "
+                "training set has extended since: they are looked up as unknown (0)",
+                *(100 * share, key, split),
+            )
     return {
         "split": split,
         "rows": setup.manifest.split(split).rows,
@@ -88,8 +118,42 @@ def evaluate_checkpoint(
         "step": manifest.progress.step,
         "metrics": result["model"],
         "optimum": result["optimum"],
+        "out_of_vocabulary": result["out_of_vocabulary"],
     }
 
 
-def _schema_of(folder: Folder) -> Schema | None:
-    return checkpoint.read_schema(folder, checkpoint.read_manifest(folder))
+def _readable_schema(folder: Folder, config: Config) -> Schema | None:
+    """The schema of a checkpoint's model, which can read the training set."""
+    saved = checkpoint.read_manifest(folder)
+    trained = checkpoint.read_schema(folder, saved)
+    check_readable_set(folder, config, saved, trained, read_manifest(config.data.path))
+    return trained
+
+
+def check_readable_set(
+    folder: Folder,
+    config: Config,
+    saved: CheckpointManifest,
+    trained: Schema | None,
+    manifest: Manifest,
+) -> None:
+    """Check that a checkpoint's model can read a training set.
+
+    Its vocabularies may have gained ids by later logs: the model doesn't know them.
+
+    Args:
+        folder: the checkpoint.
+        config: the run.
+        saved: manifest of the checkpoint.
+        trained: schema of its model; None in old checkpoints.
+        manifest: of the training set.
+
+    Raises:
+        CheckpointError: names the features, tables and tasks that are missing or differ.
+    """
+    here, grown = manifest.schema_, frozenset[str]()
+    if trained is None:
+        here = here.select(config.data.features, config.data.tasks)
+    else:
+        grown = grown_tables(trained, saved.order.content_hash, manifest)
+    checkpoint.check_readable(folder, saved, trained, here, config.data.path, grown)

@@ -3,6 +3,7 @@
 <run.folder>/<run.name>/<run id>/
 config.yaml, versions.json, plan.json, plan.txt   of the newest attempt
 attempts/001/                           the same of each, and attempt.json: when it began, and where
+init.json                               what checkpoint.init_from took of which checkpoint
 metrics.jsonl                           one line per log call; each step once, whatever happened
 summary.json, curves.png                once it has ended; of the attempt that trained last
 checkpoints/                            unless checkpoint.folder names another place
@@ -17,8 +18,10 @@ from typing import Any
 
 from infnet_dist.checkpoint import CheckpointManifest
 from infnet_dist.config.run import Config, dump_config
+from infnet_dist.errors import CheckpointError
 from infnet_dist.io.filesystem import Folder
 from infnet_dist.io.json_files import write_json
+from infnet_dist.io.parsing import parse_json
 from infnet_dist.planning.plan import Plan
 from infnet_dist.planning.plan_file import save_plan
 from infnet_dist.planning.review.render import describe
@@ -26,6 +29,7 @@ from infnet_dist.tracking.tracker import METRICS, Tracker, make_tracker, plot_cu
 from infnet_dist.training.provenance import versions
 
 ATTEMPTS = "attempts"
+INIT = "init.json"
 PLAN_TEXT = "plan.txt"
 log = logging.getLogger("infnet_dist")
 
@@ -65,8 +69,33 @@ def open_run_folder(
         config.tracking,
         folder=run_folder,
         run_id=wandb_id(config, run_folder),
-        settings=config.model_dump(mode="json"),
+        settings=config.model_dump(mode="json") | _origin(run_folder),
     )
+
+
+def read_init(run_folder: Path) -> dict[str, Any] | None:
+    """The content of `init.json`; None for a run that didn't start from a checkpoint.
+
+    Raises:
+        CheckpointError: it is damaged.
+    """
+    path = run_folder / INIT
+    if not path.is_file():
+        return None
+    try:
+        found = parse_json(path.read_bytes())
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{path} is damaged ({error}); delete it") from None
+    if not isinstance(found, dict) or not {"requested", "checkpoint"} <= found.keys():
+        raise CheckpointError(f"{path} names no checkpoint; delete it")
+    return found
+
+
+def _origin(run_folder: Path) -> dict[str, Any]:
+    """The checkpoint from which a run started, for its settings in W&B."""
+    found = read_init(run_folder)
+    left_out = ("tensors", "notes")
+    return {"init": {k: v for k, v in found.items() if k not in left_out}} if found else {}
 
 
 def read_attempts(run_folder: Path) -> list[dict[str, Any]]:

@@ -33,6 +33,7 @@ from infnet_dist.training.begun_set import keep_manifest, log_window, manifest_o
 from infnet_dist.training.checkpoints import RunCheckpoints
 from infnet_dist.training.data_changes import check_resumable, check_unchanged
 from infnet_dist.training.evaluation import evaluate
+from infnet_dist.training.initial_state import initialise
 from infnet_dist.training.meters import TrainMeter
 from infnet_dist.training.nonfinite import diagnose_nonfinite
 from infnet_dist.training.preemption import GracefulShutdown
@@ -86,11 +87,12 @@ def train(
         manifest, damaged = checkpoint.load_newest(folder, setup.sharded, context)
         if manifest is not None:
             _check_resumable(setup, manifest)
+        start = initialise(setup, run_folder, manifest)
         resumed = manifest is not None
         context.on_first(lambda: checkpoint.check_writable(folder, config, resumed=resumed))
         tracker = context.together(lambda: _open_tracker(setup, whole, run_folder, manifest))
         saver = Saver(folder, setup.sharded, config, context, damaged)
-        loop = _TrainingLoop(setup, manifest, tracker, saver, shutdown)
+        loop = _TrainingLoop(setup, manifest, start, tracker, saver, shutdown)
         try:
             with Watchdog(context, config.scaling.hang_timeout_s, verdict_file):
                 loop.run(run_folder)
@@ -98,7 +100,7 @@ def train(
             saver.close()
             wandb_place = tracker.finish()
         summary = loop.summary(run_folder, wandb_place)
-        trained = summary["steps"] != (manifest.progress.step if manifest else 0)
+        trained = summary["steps"] != start.step
         return context.on_first(lambda: close_run_folder(run_folder, summary, trained=trained))
 
 
@@ -130,6 +132,7 @@ class _TrainingLoop:
         self,
         setup: TrainingSetup,
         manifest: CheckpointManifest | None,
+        start: SavedProgress,
         tracker: Tracker,
         saver: Saver,
         shutdown: GracefulShutdown,
@@ -143,7 +146,7 @@ class _TrainingLoop:
             setup.reader("train", shuffle=True),
             setup.config.training,
             setup.context,
-            manifest.progress if manifest else SavedProgress(),
+            start,
         )
         self._meter = TrainMeter(len(setup.schema.tasks), self._context.device)
         self._meter.restore(manifest.interval if manifest else (), self._context)

@@ -25,6 +25,7 @@ ORDER = [
     "sharding",
     "evaluation",
     "checkpoint",
+    "warm_start",
     "tracking",
     "training",
     "profiling",

@@ -78,5 +78,6 @@ def value_bounds(values: pa.ChunkedArray) -> tuple[int | None, int | None, int]:
 def _ids(schema: Schema, column: str, table: str) -> AllowedRange:
     if schema.table(table).raw:
         return AllowedRange(column, *_ANY, "a raw id must be an integer, 0 if unknown")
-    last = schema.table(table).num_embeddings - 1
+    found = schema.table(table)
+    last = (found.num_ids or found.num_embeddings) - 1
     return AllowedRange(column, 0, last, f"ids of table {table!r} must be 0 (unknown) to {last}")
