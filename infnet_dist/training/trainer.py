@@ -155,6 +155,7 @@ class _TrainingLoop:
         """Train all epochs, with evaluations and checkpoints."""
         if self._manifest is None or self._manifest.world_size != self._context.world_size:
             self._log.start(run_folder)
+        self._log.trained_parts()
         if self._manifest is not None:
             self._resume(self._manifest)
         while not (self._stopped or self._progress.at_end):
