@@ -1,6 +1,6 @@
 """An optimizer that updates all parameters at once, as parts of one tensor."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import groupby
 from typing import Any
 

@@ -9,7 +9,7 @@ Sizes = Sequence[tuple[int, float]]  # rows or values, and their learning-rate f
 
 
 def trained_parts(sharded: ShardedModel) -> list[str]:
-    """A line about what is frozen, and one about what `training.trainable` slows; none otherwise."""
+    """A line about what is frozen, and one about what is slowed; none if there is nothing."""
     training = sharded.lookups.config.training
     tables = [
         (table.table.num_embeddings, 0.0 if table.settings.is_frozen else table.settings.lr_factor)
