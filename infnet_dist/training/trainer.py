@@ -71,7 +71,8 @@ def train(
     Raises:
         UserError: bad data, plan or checkpoint, or a loss that isn't finite; on all ranks.
     """
-    shutdown = GracefulShutdown(stop_file if context.is_first else None)
+    stop_file = stop_file if context.is_first else None
+    shutdown = GracefulShutdown(stop_file, context.preemption_notice)
     with shutdown.on_sigterm(), ExitStack() as stack:
         splits = ("train", "valid")
         setup = TrainingSetup.open(config, context, splits=splits, open_set=open_for_training)
