@@ -7,7 +7,6 @@ import signal
 import threading
 import time
 from types import FrameType
-from typing import Any
 
 from ray_jobs._ray_internals import preemption_info
 
@@ -44,19 +43,3 @@ def notice(rank: int) -> str:
     left_s = (info.deadline_ms or 0) / 1000 - time.time()
     deadline = f", and is gone in {max(0.0, left_s):.0f} s" if info.deadline_ms else ""
     return f"the node of worker {ranks} is being drained (preempted){deadline}"
-
-
-def with_sigterm_taken(config: type[Any]) -> type[Any]:
-    """A class of `TorchConfig`s whose workers call `take_sigterm` as they start."""
-
-    class Config(config):  # type: ignore[misc]
-        @property
-        def backend_cls(self) -> type[Any]:
-            class Backend(super().backend_cls):  # type: ignore[misc]
-                def on_start(self, worker_group: Any, backend_config: Any) -> None:
-                    super().on_start(worker_group, backend_config)
-                    worker_group.execute(take_sigterm)
-
-            return Backend
-
-    return Config

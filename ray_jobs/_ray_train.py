@@ -16,7 +16,7 @@ from infnet_dist.errors import UserError
 from infnet_dist.io.console import terminal_columns
 from ray_jobs._cluster import connect, is_own
 from ray_jobs._local import set_up_worker_logging
-from ray_jobs._preemption import notice, with_sigterm_taken
+from ray_jobs._preemption import notice
 from ray_jobs._ray_failures import nodes_drained, reason_of, workers_failed
 from ray_jobs._ray_internals import without_cleaner
 from ray_jobs._resources import missing_resources
@@ -91,7 +91,9 @@ def _trainer(
     storage: str,
 ) -> Any:
     from ray.train import RunConfig, ScalingConfig
-    from ray.train.torch import TorchConfig, TorchTrainer
+    from ray.train.torch import TorchTrainer
+
+    from ray_jobs._torch_backend import WorkerTorchConfig
 
     scaling = config.scaling
     # In a Ray of our own, which has no dashboard, `_remove_placement_groups` does it.
@@ -104,7 +106,7 @@ def _trainer(
             "use_gpu": scaling.use_gpu,
             "columns": terminal_columns(),
         },
-        torch_config=with_sigterm_taken(TorchConfig)(
+        torch_config=WorkerTorchConfig(
             backend=backend_for(scaling.use_gpu), timeout_s=int(scaling.timeout_s)
         ),
         scaling_config=ScalingConfig(
