@@ -238,3 +238,12 @@ def test_a_frozen_parameter_keeps_its_average() -> None:
         is_frozen = "tower" in name
         assert torch.equal(average.params[name], before[name]) == is_frozen, name
         assert int(state["step"]) == (7 if is_frozen else 8)
+
+
+def test_a_factor_multiplies_the_schedules() -> None:
+    config = config_of(learning_rate=0.1).dense_optimizer
+    optimizer = make_dense_optimizer(Model(), config, lambda name: 0.2 if "tower" in name else 1.0)
+    set_learning_rates(optimizer, 0.5)
+    for name, parameter in optimizer.params.items():
+        (group,) = (g for g in optimizer.param_groups if any(parameter is p for p in g["params"]))
+        assert group["lr"] == pytest.approx(0.1 * 0.5 * (0.2 if "tower" in name else 1.0))
