@@ -57,7 +57,7 @@ def test_what_is_no_factor_or_would_train_nothing(training: dict[str, Any]) -> N
 
 @pytest.mark.parametrize("factor", [-0.1, float("inf"), "half"])
 def test_factors_are_numbers_from_0(factor: Any) -> None:
-    with pytest.raises(ConfigError, match="training.trainable"):
+    with pytest.raises(ConfigError, match=r"training\.trainable"):
         config_of(trainable={"user": factor})
 
 
