@@ -37,6 +37,19 @@ def free_resources_by_node() -> Sequence[Mapping[str, float]]:
     return [each for node, each in free.items() if node in alive and node not in draining]
 
 
+def preemption_info() -> Any:
+    """Ray Train's `PreemptionInfo` of this worker's group, in a worker; None without a notice.
+
+    Ray's public function of this is a barrier of all workers through an actor; this reads what the
+    watcher of the group has sent. With a later Ray that keeps it elsewhere, there is no notice, and
+    a node that is drained is lost at its deadline.
+    """
+    with suppress(UserError, AttributeError, RuntimeError):
+        context = _find("ray.train.v2._internal.execution.context", "get_train_context")()
+        return context.preemption_context.preemption_info
+    return None
+
+
 def keep_to_loopback() -> None:
     """Let a Ray that is started by this process listen on 127.0.0.1, and nowhere else.
 

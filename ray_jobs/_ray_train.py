@@ -6,6 +6,8 @@ import tempfile
 import threading
 from collections.abc import Callable
 from concurrent.futures import Future, wait
+from dataclasses import replace
+from functools import partial
 from typing import Any
 
 from infnet_dist.config.run import Config
@@ -14,6 +16,7 @@ from infnet_dist.errors import UserError
 from infnet_dist.io.console import terminal_columns
 from ray_jobs._cluster import connect, is_own
 from ray_jobs._local import set_up_worker_logging
+from ray_jobs._preemption import notice
 from ray_jobs._ray_failures import nodes_drained, reason_of, workers_failed
 from ray_jobs._ray_internals import without_cleaner
 from ray_jobs._resources import missing_resources
@@ -23,6 +26,7 @@ from ray_jobs._worker_errors import WorkerLostError
 _START_RETRIES = 2
 # Where fewer workers will do: Ray may notice a lost node late, and waits for its workers.
 _ELASTIC_START_TIMEOUT_S = 30
+_DRAIN_POLL_S = 1.0  # of Ray's watcher of nodes that are drained; Ray's default is 5 s
 log = logging.getLogger("infnet_dist")
 
 
@@ -42,6 +46,7 @@ def run_on_ray(
     elastic = config.scaling.min_workers is not None
     if elastic:
         os.environ["RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"] = str(_ELASTIC_START_TIMEOUT_S)
+    os.environ.setdefault("RAY_TRAIN_PREEMPTION_POLL_INTERVAL_S", str(_DRAIN_POLL_S))
     missing = missing_resources(ray.cluster_resources(), config.scaling, num_workers)
     if missing:  # no error yet: the cluster may grow
         log.warning("%s; waiting for them", missing)
@@ -86,7 +91,9 @@ def _trainer(
     storage: str,
 ) -> Any:
     from ray.train import RunConfig, ScalingConfig
-    from ray.train.torch import TorchConfig, TorchTrainer
+    from ray.train.torch import TorchTrainer
+
+    from ray_jobs._torch_backend import WorkerTorchConfig
 
     scaling = config.scaling
     # In a Ray of our own, which has no dashboard, `_remove_placement_groups` does it.
@@ -99,7 +106,7 @@ def _trainer(
             "use_gpu": scaling.use_gpu,
             "columns": terminal_columns(),
         },
-        torch_config=TorchConfig(
+        torch_config=WorkerTorchConfig(
             backend=backend_for(scaling.use_gpu), timeout_s=int(scaling.timeout_s)
         ),
         scaling_config=ScalingConfig(
@@ -120,7 +127,9 @@ def _work(settings: dict[str, Any]) -> Any:
     set_up_worker_logging(settings["columns"])
     # Ray Train shows each worker all GPUs that the workers of its node were given.
     device = device_for(settings["use_gpu"], int(os.environ["LOCAL_RANK"]))
-    return settings["worker"](WorkerContext.from_process_group(device), **settings["arguments"])
+    context = WorkerContext.from_process_group(device)
+    context = replace(context, preemption_notice=partial(notice, context.rank))
+    return settings["worker"](context, **settings["arguments"])
 
 
 def _in_thread(action: Callable[[], Any], while_waiting: Callable[[], None]) -> Any:

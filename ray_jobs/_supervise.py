@@ -73,8 +73,10 @@ def _train_until_done(
             continue
         if not summary["stopped"]:
             return summary
-        if shutdown.signal is not None or not growth.found:
+        if shutdown.signal is not None or not (growth.found or launcher == "ray"):
             raise shutdown.after_saving(summary)
+        if not growth.found:
+            log.info("saved step %s before a worker is lost; resuming", f"{summary['steps']:,}")
         failures = 0
 
 

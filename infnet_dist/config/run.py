@@ -25,6 +25,7 @@ from infnet_dist.config.tables import (
     TableSettings,
     table_settings,
 )
+from infnet_dist.config.trainable import TrainableSection
 from infnet_dist.config.warm_start import InitFromConfig
 from infnet_dist.config.window import Window
 from infnet_dist.errors import ConfigError
@@ -116,7 +117,7 @@ class DataConfig(Section):
         return self
 
 
-class TrainingConfig(Section):
+class TrainingConfig(TrainableSection):
     """Length of training, logging and evaluation intervals."""
 
     epochs: int = Field(1, ge=1, description="number of passes over the train split")
@@ -289,7 +290,8 @@ class Config(Section):
 
     def table(self, name: str) -> TableSettings:
         """The settings of the table with this name."""
-        return table_settings(self.tables, self.sparse_optimizer, name)
+        settings = table_settings(self.tables, self.sparse_optimizer, name)
+        return settings._replace(lr_factor=self.training.lr_factor(name))
 
 
 def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:

@@ -121,6 +121,12 @@ class TableSettings(NamedTuple):
     trainable: bool
     initialization: Initialization
     initial_scale: float | None
+    lr_factor: float = 1.0  # of training.trainable
+
+    @property
+    def is_frozen(self) -> bool:
+        """Whether no row changes in training."""
+        return not self.trainable or not self.lr_factor
 
 
 def table_settings(

@@ -23,12 +23,18 @@ from infnet_dist.errors import ConfigError, UserError
 T = TypeVar("T")
 
 
+def _no_notice() -> str:
+    return ""
+
+
 @dataclass(frozen=True)
 class WorkerContext:
     """One worker among `world_size`.
 
     Attributes:
         group: the process group of the collectives below; None is torch's default group.
+        preemption_notice: returns why a worker is about to be lost, empty if none is; cheap, and
+            not the same on all ranks.
     """
 
     rank: int
@@ -36,6 +42,7 @@ class WorkerContext:
     local_world_size: int
     device: torch.device
     group: dist.ProcessGroup | None = None
+    preemption_notice: Callable[[], str] = _no_notice
 
     @classmethod
     def from_process_group(cls, device: torch.device) -> "WorkerContext":

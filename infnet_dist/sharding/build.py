@@ -50,6 +50,7 @@ from infnet_dist.sharding.optimizers import (
 )
 from infnet_dist.sharding.row_clipping import RowClipping
 from infnet_dist.sharding.sharders import make_sharders
+from infnet_dist.sharding.trainable import check_trainable_names, freeze_tables
 
 _CHUNK_ROWS = 4096
 
@@ -137,6 +138,8 @@ def build_sharded_model(
         config = _without_optimizers(config)
     lookups = Lookups(schema, config)
     train_model = build_train_model(config, schema, table_device=torch.device("meta"))
+    if for_training:
+        check_trainable_names(train_model, config)
     set_tf32(config.training.precision == "tf32")
     if config.training.compile and for_training:
         context.together(lambda: compile_training(train_model.model.dense))
@@ -167,20 +170,24 @@ def build_sharded_model(
 def _without_optimizers(config: Config) -> Config:
     """No table is trained, and the dense part has no average."""
     frozen = {"trainable": False}
+    training = config.training.model_copy(update={"trainable": {}, "ids_only": False})
     overrides = {
         name: override.model_copy(update=frozen)
         for name, override in {"*": TableConfig(), **config.tables.overrides}.items()
     }
     tables = config.tables.model_copy(update={"overrides": overrides})
     dense = config.dense_optimizer.model_copy(update={"ema_decay": None})
-    return config.model_copy(update={"tables": tables, "dense_optimizer": dense})
+    update = {"tables": tables, "dense_optimizer": dense, "training": training}
+    return config.model_copy(update=update)
 
 
 def _with_optimizers(
     model: DistributedModelParallel, config: Config, plan: Plan, lookups: Lookups
 ) -> ShardedModel:
     options = config.dense_optimizer
-    dense_optimizer = make_dense_optimizer(model, options)
+    dense_optimizer = make_dense_optimizer(model, options, config.training.lr_factor)
+    sparse_optimizer = make_sparse_optimizer(model, lookups)
+    freeze_tables(sparse_optimizer, lookups)
     average = None
     parameters = {
         name.removeprefix("dense."): value for name, value in dense_optimizer.params.items()
@@ -197,7 +204,7 @@ def _with_optimizers(
     )
     return ShardedModel(
         model=model,
-        sparse_optimizer=make_sparse_optimizer(model, lookups),
+        sparse_optimizer=sparse_optimizer,
         dense_optimizer=dense_optimizer,
         dense_update=dense_update,
         masks_updates=dense_update.masks and all(map(ignores_zero_gradients, lookups.tables)),

@@ -22,7 +22,7 @@ class TableOptimizer(torch.optim.Optimizer):
 
     Args:
         groups: `params` (one table), `table` (its name), `kind` (one of `KINDS`), `lr`, `eps` and
-            `weight_decay` (L2, of row-wise Adagrad alone).
+            `weight_decay` (L2, of row-wise Adagrad alone); `is_frozen`, if the table is.
     """
 
     def __init__(self, groups: list[dict[str, Any]]) -> None:
@@ -41,11 +41,11 @@ class TableOptimizer(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> None:  # type: ignore[override]
-        """Update all tables that have a gradient."""
+        """Update all tables that have a gradient, except for frozen ones."""
         assert closure is None
         for group in self.param_groups:
             (weight,) = group["params"]
-            if weight.grad is not None:
+            if weight.grad is not None and not group.get("is_frozen"):
                 self._update(weight, weight.grad, group)
 
     def _update(self, weight: torch.Tensor, gradient: torch.Tensor, group: dict[str, Any]) -> None:

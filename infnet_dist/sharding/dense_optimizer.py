@@ -1,7 +1,8 @@
 """The optimizer of the dense part: AdamW, Adagrad or SGD, FTRL, clipping, accumulation, average."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import torch
@@ -14,36 +15,68 @@ from infnet_dist.config.optimizers import (
     AdagradConfig,
     AdamWConfig,
     DenseOptimizerConfig,
+    FtrlConfig,
 )
+from infnet_dist.errors import ConfigError
 from infnet_dist.lookups import table_of
 from infnet_dist.sharding.flat_optimizer import FlatOptimizer
 from infnet_dist.sharding.ftrl import FtrlProximal
+from infnet_dist.sharding.trainable import trainable_name
 
 _FIRST_ORDER = ".first_order."  # of `DenseArch`, in names of parameters
 
 
-def make_dense_optimizer(model: nn.Module, config: DenseOptimizerConfig) -> CombinedOptimizer:
+def make_dense_optimizer(
+    model: nn.Module,
+    config: DenseOptimizerConfig,
+    lr_factor: Callable[[str], float] = lambda name: 1.0,
+) -> CombinedOptimizer:
     """The optimizer of every parameter but the tables', with its state initialised.
 
     Without state before the first step, a checkpoint would have nothing to load into. The
-    parameters become parts of one tensor (`FlatOptimizer`).
+    parameters become parts of one tensor (`FlatOptimizer`), or of one per learning rate.
+
+    Args:
+        model: the parameters that are frozen won't require gradients.
+        config: of the optimizer.
+        lr_factor: by `trainable_name`, the factor on the learning rate; 0: frozen.
+
+    Raises:
+        ConfigError: a factor on the learning rate of FTRL-proximal.
     """
-    parameters = {
-        name: parameter
-        for name, parameter in in_backward_optimizer_filter(model.named_parameters())
-        if not table_of(name)
-    }
-    ftrl = config.first_order
-    first_order = {n: p for n, p in parameters.items() if ftrl and _FIRST_ORDER in n}
-    others = {name: p for name, p in parameters.items() if name not in first_order}
-    found = [("dense", FlatOptimizer(others, lambda params: _optimizer(params, config)))]
-    for group in found[0][1].param_groups:
-        group["initial_lr"] = config.learning_rate
-    if ftrl:
-        options = ftrl.model_dump(exclude={"name"})
-        wrapped = FlatOptimizer(first_order, lambda params: FtrlProximal(params, **options))
-        found.append(("dense", wrapped))
+    kinds: dict[tuple[bool, float], dict[str, nn.Parameter]] = {}
+    for name, parameter in in_backward_optimizer_filter(model.named_parameters()):
+        if not table_of(name):
+            is_ftrl = config.first_order is not None and _FIRST_ORDER in name
+            factor = lr_factor(trainable_name(name))
+            kinds.setdefault((is_ftrl, factor), {})[name] = parameter
+    found = []
+    for (is_ftrl, factor), parameters in kinds.items():
+        if is_ftrl and config.first_order:
+            _check_ftrl_factor(factor)
+            optimizer = FlatOptimizer(
+                parameters, partial(_ftrl, config=config.first_order), is_frozen=not factor
+            )
+        else:
+            make = partial(_optimizer, config=config)
+            optimizer = FlatOptimizer(parameters, make, is_frozen=not factor)
+            for group in optimizer.param_groups:
+                group["initial_lr"] = factor * config.learning_rate
+        found.append(("dense", optimizer))
     return CombinedOptimizer(found)
+
+
+def _check_ftrl_factor(factor: float) -> None:
+    if factor not in (0, 1):
+        raise ConfigError(
+            f"training.trainable: the factor of the linear term is {factor:g}, but weights of "
+            "FTRL-proximal follow from its state and alpha, so expected 0 or 1; set "
+            "dense_optimizer.first_order.alpha for another learning rate"
+        )
+
+
+def _ftrl(parameters: Sequence[torch.Tensor], config: FtrlConfig) -> torch.optim.Optimizer:
+    return FtrlProximal(parameters, **config.model_dump(exclude={"name"}))
 
 
 def _optimizer(
@@ -65,7 +98,7 @@ class WeightAverage(KeyedOptimizer):
     After t steps it is the mean of the parameters after step 1 to t, weighted by decay^(t - i).
 
     Args:
-        parameters: by name.
+        parameters: by name; those that don't require a gradient are frozen.
         decay: weight of the average before a step, relative to the parameters' after it.
     """
 
@@ -78,18 +111,28 @@ class WeightAverage(KeyedOptimizer):
         }
         super().__init__(averages, state, [])
         self._values = [parameter.detach() for parameter in parameters.values()]
+        self._trained = [n for n, p in enumerate(parameters.values()) if p.requires_grad]
         self._decay = decay
 
     @torch.no_grad()
     def include(self, skipped: torch.Tensor | None = None) -> None:
-        """Include the present parameters, unless they are those of a skipped step (bool scalar)."""
-        steps = [state["step"] for state in self.state.values()]
+        """Include the present parameters, unless they are those of a skipped step (bool scalar).
+
+        The average of a frozen parameter doesn't change.
+        """
+        every_average, every_state = list(self.params.values()), list(self.state.values())
+        averages, steps, values = (
+            [every_average[n] for n in self._trained],
+            [every_state[n]["step"] for n in self._trained],
+            [self._values[n] for n in self._trained],
+        )
+        if not steps:
+            return
         torch._foreach_add_(steps, 1 if skipped is None else 1 - skipped.long())
-        weight = (1 - self._decay) / (1 - self._decay ** steps[0].double())
+        weights = (1 - self._decay) / (1 - self._decay ** torch.stack(steps).double())
         if skipped is not None:
-            weight = weight.masked_fill(skipped, 0.0)
-        weights = [weight.float()] * len(steps)
-        torch._foreach_lerp_(list(self.params.values()), self._values, weights)
+            weights = weights.masked_fill(skipped, 0.0)
+        torch._foreach_lerp_(averages, values, list(weights.float().unbind()))
 
     def step(self, closure: Any = None) -> None:
         """`include`, as an optimizer's step."""
@@ -140,13 +183,14 @@ class DenseUpdate:
         max_gradient_norm: float | None = None,
         accumulate_steps: int = 1,
     ) -> None:
-        self._optimizers: list[FlatOptimizer] = [part for _, part in optimizer.optimizers]
+        parts: list[FlatOptimizer] = [part for _, part in optimizer.optimizers]
+        self._optimizers = [part for part in parts if not part.is_frozen]
         self._average = average
         self._max_norm = max_gradient_norm
         self._accumulate_steps = accumulate_steps
         self._steps = 0  # since the last update
         self._added = 0  # of them, those that weren't skipped
-        fused = all(group.get("fused") for group in optimizer.param_groups)
+        fused = all(g.get("fused") for part in self._optimizers for g in part.param_groups)
         self.masks = fused and accumulate_steps == 1
         self._world_size = dist.get_world_size()
         self._work: list[dist.Work] = []

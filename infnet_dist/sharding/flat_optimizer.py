@@ -1,6 +1,7 @@
 """An optimizer that updates all parameters at once, as parts of one tensor."""
 
 from collections.abc import Callable, Mapping, Sequence
+from itertools import groupby
 from typing import Any
 
 import torch
@@ -14,24 +15,31 @@ class FlatOptimizer(KeyedOptimizer):
     """An optimizer of one tensor that holds all parameters, whose gradients are gathered into one.
 
     Its state is per parameter, as that of the optimizer of separate parameters: parts of the
-    tensor's state.
+    tensor's state, and a number of steps each. After loading a checkpoint these may differ, where
+    some parameters were frozen for a while: then the tensor is updated in segments of equal ones.
 
     Args:
         parameters: by name, of one device and data type; those that are trained become parts of the
             tensor.
-        make: the optimizer of the tensor; it updates every element by itself.
+        make: the optimizer of the tensor, or of its segments; it updates every element by itself.
+        is_frozen: the parameters don't change, and have no gradients, but they keep the state.
 
     Attributes:
         whole: the tensor; its gradient is `gradient`.
         gradient: of the last `gather`.
         optimizer: of the tensor.
+        is_frozen: whether the parameters are frozen; then no other method may be called.
     """
 
     def __init__(
         self,
         parameters: Mapping[str, nn.Parameter],
         make: Callable[[Sequence[torch.Tensor]], torch.optim.Optimizer],
+        *,
+        is_frozen: bool = False,
     ) -> None:
+        self.is_frozen = is_frozen
+        self._make = make
         self._parameters = [p for p in parameters.values() if p.requires_grad]
         first = self._parameters[0]
         unit = _ALIGNMENT // first.element_size()
@@ -48,8 +56,14 @@ class FlatOptimizer(KeyedOptimizer):
                 parameter.data = part
         self.whole.grad = self.gradient
         self.optimizer = make([self.whole])
+        self._whole_state: dict[str, torch.Tensor] = {}  # but for the number of steps
+        self._steps: torch.Tensor  # by parameter
+        # By range of parameters with equal numbers; none if the optimizer doesn't count steps.
+        self._segment_steps: dict[tuple[int, int], torch.Tensor] = {}
         groups = [group | {"params": self._parameters} for group in self.optimizer.param_groups]
         super().__init__(parameters, self._initial_state(), groups)
+        for parameter in self._parameters if is_frozen else ():
+            parameter.requires_grad_(False)
 
     def gather(self) -> torch.Tensor:
         """Move the parameters' gradients to `gradient`: zeros where there is none."""
@@ -76,6 +90,27 @@ class FlatOptimizer(KeyedOptimizer):
             if "lr" in group:  # as a schedule set it
                 inner["lr"] = group["lr"]
         self.optimizer.step()
+        for (first, last), step in self._segment_steps.items():
+            self._steps[first:last] = step
+
+    def post_load_state_dict(self) -> None:
+        """Apply the numbers of steps that were loaded; called by `load_state_dict`."""
+        if not self._segment_steps:
+            return
+        self._segment_steps, segments, first = {}, [], 0
+        for step, equal in groupby(self._steps.tolist()):
+            last = first + len(list(equal))
+            self._segment_steps[first, last] = self._steps.new_tensor(step)
+            segments.append(slice(sum(self._sizes[:first]), sum(self._sizes[:last])))
+            first = last
+        parameters = [nn.Parameter(self.whole.detach()[segment]) for segment in segments]
+        self.optimizer = self._make(parameters)
+        for parameter, segment, step in zip(
+            parameters, segments, self._segment_steps.values(), strict=True
+        ):
+            parameter.grad = self.gradient[segment]
+            state = {key: value[segment] for key, value in self._whole_state.items()}
+            self.optimizer.state[parameter] = state | {"step": step}
 
     def _initial_state(self) -> dict[torch.Tensor, dict[str, torch.Tensor]]:
         """The state that the optimizer makes in its first step, all zeros, by parameter.
@@ -90,8 +125,13 @@ class FlatOptimizer(KeyedOptimizer):
         states: list[dict[str, torch.Tensor]] = [{} for _ in self._parameters]
         for key, value in self.optimizer.state[self.whole].items():
             value.zero_()
-            is_shared = value.shape != self.whole.shape  # such as a number of steps
-            parts = [value] * len(states) if is_shared else self._parts(value)
+            if key == "step":
+                self._steps = value.new_zeros(len(states))
+                self._segment_steps[0, len(states)] = value
+                parts = [self._steps[number] for number in range(len(states))]
+            else:
+                self._whole_state[key] = value
+                parts = self._parts(value)
             for state, part in zip(states, parts, strict=True):
                 state[key] = part
         return dict(zip(self._parameters, states, strict=True))

@@ -65,7 +65,7 @@ def optimizer_options(table: TableLookups) -> dict[str, Any]:
     scale = 1.0
     if name in _ROW_WISE:
         scale = math.sqrt(settings.embedding_dim / table.kernel_width)
-    options: dict[str, Any] = {"lr": settings.learning_rate * scale}
+    options: dict[str, Any] = {"lr": settings.learning_rate * settings.lr_factor * scale}
     if name != "sgd":
         options["eps"] = settings.eps * scale
     if settings.weight_decay and name == "rowwise_adagrad":
@@ -81,6 +81,8 @@ def optimizer_options(table: TableLookups) -> dict[str, Any]:
 def ignores_zero_gradients(table: TableLookups) -> bool:
     """Whether a table's optimizer changes no row whose gradient is 0."""
     settings, name = table.settings, optimizer_of(table)
+    if settings.is_frozen:
+        return True
     if name in GPU_OPTIMIZERS:
         return False  # their momentum still moves rows
     return name == "sgd" or (settings.eps > 0 and not settings.weight_decay)
@@ -125,6 +127,7 @@ def _data_parallel_group(table: TableLookups) -> dict[str, Any]:
     return {
         "table": table.name,
         "kind": optimizer_of(table),
+        "is_frozen": table.settings.is_frozen,
         "lr": options["lr"],
         "initial_lr": options["lr"],
         "eps": options.get("eps", 0.0),
@@ -205,8 +208,14 @@ def set_step(optimizer: KeyedOptimizer, step: int) -> None:
 
 def kernels_of(optimizer: KeyedOptimizer) -> Iterator[Any]:
     """The fbgemm kernels of fused optimizers: each holds the rows and states of some tables."""
+    for kernel, _ in kernels_with_tables(optimizer):
+        yield kernel
+
+
+def kernels_with_tables(optimizer: KeyedOptimizer) -> Iterator[tuple[Any, set[str]]]:
+    """The fbgemm kernels of fused optimizers, and the names of their tables."""
     if isinstance(optimizer, CombinedOptimizer):
         for _, part in optimizer.optimizers:
-            yield from kernels_of(part)
+            yield from kernels_with_tables(part)
     elif (kernel := getattr(optimizer, "_emb_module", None)) is not None:
-        yield kernel
+        yield kernel, {table for name in optimizer.params if (table := table_of(name))}

@@ -1,26 +1,30 @@
 """Graceful shutdown: a run that is asked to stop saves, and can resume from there."""
 
+import logging
 import signal
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 _POLL_S = 0.5
+log = logging.getLogger("infnet_dist")
 
 
 class GracefulShutdown:
-    """A request to stop the run, by a signal to this process or by a file.
+    """A request to stop the run, by a signal to this process, by a file, or by notice.
 
     The launcher, which may run on another machine, creates the file.
 
     Args:
-        file: the file; None for signals alone.
+        file: the file; None without one.
+        notice: returns why a worker is about to be lost; empty if none is.
     """
 
-    def __init__(self, file: Path | None) -> None:
+    def __init__(self, file: Path | None, notice: Callable[[], str] = str) -> None:
         self._file = file
+        self._notice = notice
         self._by_signal = threading.Event()
         self._found = False
         self._next_poll = 0.0
@@ -32,6 +36,9 @@ class GracefulShutdown:
         if self._file is not None and not self._found and now >= self._next_poll:
             self._next_poll = now + _POLL_S
             self._found = self._file.exists()
+        if not self._found and (reason := self._notice()):
+            self._found = True
+            log.warning("%s: all workers save and stop", reason)
         return self._found or self._by_signal.is_set()
 
     @contextmanager

@@ -17,6 +17,7 @@ from infnet_dist.tracking.tracker import Tracker
 from infnet_dist.training.meters import TrainMeter
 from infnet_dist.training.run_folder import PLAN_TEXT
 from infnet_dist.training.setup import TrainingSetup
+from infnet_dist.training.trained_parts import trained_parts
 
 log = logging.getLogger("infnet_dist")
 
@@ -56,6 +57,11 @@ class RunLog:
             )
         )
         self.say("dense parameters: %s", f"{dense:,}")
+
+    def trained_parts(self) -> None:
+        """Log what is frozen, and what has another learning rate than the optimizer's."""
+        for line in trained_parts(self._setup.sharded):
+            self.say("%s", line)
 
     def interval(self, meter: TrainMeter, progress: SavedProgress) -> None:
         """Log losses and throughput since the last line, if there was a step; reset the meter."""

@@ -75,7 +75,8 @@ def train(
     Raises:
         UserError: bad data, plan or checkpoint, or a loss that isn't finite; on all ranks.
     """
-    shutdown = GracefulShutdown(stop_file if context.is_first else None)
+    stop_file = stop_file if context.is_first else None
+    shutdown = GracefulShutdown(stop_file, context.preemption_notice)
     with shutdown.on_sigterm(), ExitStack() as stack:
         splits = ("train", "valid")
         whole = context.on_first(lambda: manifest_of_run(config, run_folder))
@@ -166,6 +167,7 @@ class _TrainingLoop:
         """Train all epochs, with evaluations and checkpoints."""
         if self._manifest is None or self._manifest.world_size != self._context.world_size:
             self._log.start(run_folder)
+        self._log.trained_parts()
         if self._manifest is not None:
             self._resume(self._manifest)
         while not (self._stopped or self._progress.at_end):

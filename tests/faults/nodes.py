@@ -1,6 +1,6 @@
 """A Ray of several nodes on this machine; obeys words on its standard input.
 
-kill, add, drain: a node; take, leave: one CPU, as another job does.
+kill, add, drain SECONDS: a node; take, leave: one CPU, as another job does.
 """
 
 import subprocess
@@ -23,16 +23,16 @@ def main() -> None:
     print("answer:", cluster.address, flush=True)
     try:
         for line in sys.stdin:
-            match line.strip():
-                case "kill":
+            match line.split():
+                case ["kill"]:
                     cluster.remove_node(nodes.pop(), allow_graceful=False)
-                case "drain":
-                    drain(cluster, nodes.pop())
-                case "add":
+                case ["drain", seconds]:
+                    drain(cluster, nodes.pop(), seconds)
+                case ["add"]:
                     nodes.append(add(cluster, next(addresses)))
-                case "take":
+                case ["take"]:
                     other = take(cluster)
-                case "leave":
+                case ["leave"]:
                     ray.kill(other)
             print("answer: done", flush=True)
     finally:
@@ -56,12 +56,12 @@ def take(cluster: Cluster):
     return other
 
 
-def drain(cluster: Cluster, node):
+def drain(cluster: Cluster, node, seconds: str):
     """Announce that a node is reclaimed in some seconds, as a spot instance's is."""
     command = [str(Path(sys.executable).with_name("ray")), "drain-node"]
     command += ["--address", cluster.address, "--node-id", node.node_id]
     command += ["--reason", "DRAIN_NODE_REASON_PREEMPTION", "--reason-message", "reclaimed"]
-    command += ["--deadline-remaining-seconds", "8"]
+    command += ["--deadline-remaining-seconds", seconds]
     subprocess.run(command, check=True, capture_output=True)
 
 

@@ -131,17 +131,51 @@ def test_a_node_is_lost_and_comes_back(tmp_path: Path, data: Path) -> None:
 
 
 def test_a_node_is_drained(tmp_path: Path, data: Path) -> None:
-    """As a lost node: the supervisor counts it and says so; Ray Train restarts nothing itself."""
-    job = elastic_job(tmp_path, data, hang_timeout_s=30)
+    """All workers save before the deadline; no step is lost, and no failure is counted."""
+    job = elastic_job(tmp_path, data, hang_timeout_s=60)
     naps = [Fault("step", "nap", rank=0, step=step, seconds=1.0) for step in range(12, 75, 2)]
     with nodes(tmp_path) as cluster:
         running = start_on_ray(job, cluster.environ, cluster.address, *naps)
         running.wait_until(lambda: job.has_saved(10))
-        cluster.drain_a_node()
+        cluster.drain_a_node(deadline_s=30)
+        ended = running.wait()
+    job.check(ended, says=r"worker \d is being drained \(preempted\), and is gone in \d+ s")
+    assert not ended.restarts
+    assert job.workers_of_attempts() == [2, 1]
+    first, second = job.steps_of_attempts()
+    assert second[0] == first[1] + 1, "no step is lost"
+
+
+def test_a_node_is_drained_while_a_worker_can_t_save(tmp_path: Path, data: Path) -> None:
+    """As a lost node: the supervisor counts it and says so; Ray Train restarts nothing itself."""
+    job = elastic_job(tmp_path, data, hang_timeout_s=60)
+    nap = Fault("step", "nap", rank=0, step=14, seconds=40.0)
+    with nodes(tmp_path) as cluster:
+        running = start_on_ray(job, cluster.environ, cluster.address, nap)
+        running.wait_until(lambda: job.has_saved(10))
+        cluster.drain_a_node(deadline_s=8)
         ended = running.wait()
     job.check(ended)
-    assert [count for _, count in ended.restarts] == [1]
+    assert ended.restarts == [("step-00000010", 1)]
     assert len(job.workers_of_attempts()) == 2
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_sigterm_to_a_worker(
+    tmp_path: Path, data: Path, undisturbed: Job, ray: LocalRay, rank: int
+) -> None:
+    """All workers save and start again, with no step lost and no failure counted."""
+    job = Job(tmp_path, data)
+    naps = [Fault("step", "nap", rank=0, step=step, seconds=1.0) for step in range(12, 38, 2)]
+    running = start_on_ray(job, ray.environ, ray.address, *naps)
+    running.wait_until(lambda: job.has_saved(10))
+    job.worker_of(rank).send_signal(signal.SIGTERM)
+    ended = running.wait()
+    job.check(ended, says=f"worker {rank} received SIGTERM")
+    assert not ended.restarts
+    first, second = job.steps_of_attempts()
+    assert second[0] == first[1] + 1, "no step is lost"
+    job.assert_same(undisturbed)
 
 
 def test_another_job_takes_room_and_leaves_it(tmp_path: Path, data: Path) -> None:
@@ -291,9 +325,9 @@ class Nodes:
         """SIGKILL to all of its processes."""
         self._say("kill")
 
-    def drain_a_node(self) -> None:
-        """It is reclaimed in 8 s."""
-        self._say("drain")
+    def drain_a_node(self, *, deadline_s: int) -> None:
+        """It is reclaimed in so many seconds."""
+        self._say(f"drain {deadline_s}")
 
     def add_a_node(self) -> None:
         """One like the others."""

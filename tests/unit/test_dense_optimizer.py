@@ -170,3 +170,80 @@ def test_ftrl_takes_the_linear_term_alone_and_no_schedule() -> None:
     update.end_step(skipped=False, is_last=False)
     assert torch.equal(model.dense.tower.weight, tower)
     assert model.dense.first_order.weight.count_nonzero()
+
+
+@pytest.mark.parametrize("name", SECTIONS)
+def test_parameters_that_were_frozen_for_a_while(name: str) -> None:
+    """Loaded into an optimizer of all, each continues with its own state and number of steps."""
+    config = config_of(name=name, learning_rate=0.1, **SECTIONS[name]).dense_optimizer
+    kinds = {"adamw": torch.optim.AdamW, "adagrad": torch.optim.Adagrad, "sgd": torch.optim.SGD}
+    model, other = Model(), Model()
+    plain = kinds[name](other.parameters(), lr=0.1, **SECTIONS[name])
+    frozen = "dense.tower.bias"  # between two parameters that aren't
+    other.dense.tower.bias.requires_grad_(False)
+    optimizer = make_dense_optimizer(model, config, lambda name: float(name != frozen))
+    _train_both(model, optimizer, other, plain, steps=range(4))
+    assert torch.equal(model.dense.tower.bias, Model().dense.tower.bias)
+
+    thawed = Model()
+    thawed.load_state_dict(model.state_dict())
+    other.dense.tower.bias.requires_grad_(True)
+    optimizer_of_all = make_dense_optimizer(thawed, config)
+    optimizer_of_all.load_state_dict(optimizer.state_dict())
+    _train_both(thawed, optimizer_of_all, other, plain, steps=range(4, 9))
+    for mine, reference in zip(thawed.parameters(), other.parameters(), strict=True):
+        torch.testing.assert_close(mine, reference, rtol=0, atol=1e-6)
+    if name == "adamw":
+        states = optimizer_of_all.state_dict()["state"]
+        steps = {key.removeprefix("dense."): int(s["step"]) for key, s in states.items()}
+        assert steps == {n: 5 if n == frozen else 9 for n, _ in model.named_parameters()}
+
+
+def _train_both(
+    model: nn.Module,
+    optimizer: Any,
+    other: nn.Module,
+    plain: torch.optim.Optimizer,
+    *,
+    steps: range,
+) -> None:
+    update, batches = DenseUpdate(optimizer), inputs(steps.stop)
+    for step in steps:
+        update.begin_step()
+        loss_of(model, batches[step]).backward()
+        update.reduce()
+        update.end_step(skipped=False, is_last=False)
+        plain.zero_grad()
+        loss_of(other, batches[step]).backward()
+        plain.step()
+
+
+def test_a_frozen_parameter_keeps_its_average() -> None:
+    model, decay = Model(), 0.5
+    config = config_of(learning_rate=0.1, ema_decay=decay)
+    optimizer = make_dense_optimizer(
+        model, config.dense_optimizer, lambda name: float("tower" not in name)
+    )
+    average = WeightAverage(dict(model.named_parameters()), decay)
+    for state in average.state.values():  # as a checkpoint has it
+        state["average"] += 1
+        state["step"] += 7
+    before = {name: value.clone() for name, value in average.params.items()}
+    update = DenseUpdate(optimizer, average)
+    update.begin_step()
+    loss_of(model, inputs(1)[0]).backward()
+    update.reduce()
+    update.end_step(skipped=False, is_last=False)
+    for name, state in zip(average.params, average.state.values(), strict=True):
+        is_frozen = "tower" in name
+        assert torch.equal(average.params[name], before[name]) == is_frozen, name
+        assert int(state["step"]) == (7 if is_frozen else 8)
+
+
+def test_a_factor_multiplies_the_schedules() -> None:
+    config = config_of(learning_rate=0.1).dense_optimizer
+    optimizer = make_dense_optimizer(Model(), config, lambda name: 0.2 if "tower" in name else 1.0)
+    set_learning_rates(optimizer, 0.5)
+    for name, parameter in optimizer.params.items():
+        (group,) = (g for g in optimizer.param_groups if any(parameter is p for p in g["params"]))
+        assert group["lr"] == pytest.approx(0.1 * 0.5 * (0.2 if "tower" in name else 1.0))

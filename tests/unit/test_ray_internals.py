@@ -49,6 +49,15 @@ def test_resources_of_nodes_are_found() -> None:
     assert hasattr(part("ray._private.state", "state"), "get_draining_nodes"), BROKEN
 
 
+def test_notices_of_preemption_are_found() -> None:
+    contexts = "ray.train.v2._internal.execution.context"
+    names = {field.name for field in dataclasses.fields(part(contexts, "TrainContext"))}  # type: ignore[arg-type]
+    assert callable(part(contexts, "get_train_context")) and "preemption_context" in names, BROKEN
+    kind = part("ray.train.v2._internal.execution.preemption", "PreemptionContext")
+    assert kind().preemption_info is None, BROKEN  # type: ignore[operator]
+    assert _ray_internals.preemption_info() is None, "outside of a worker"
+
+
 def test_ray_is_kept_to_loopback(monkeypatch: pytest.MonkeyPatch) -> None:
     constants = importlib.import_module("ray._private.ray_constants")
     part("ray._private.ray_constants", "ENABLE_RAY_CLUSTER")
