@@ -1,7 +1,7 @@
 """Saving in the background: a snapshot of the state is written while training continues."""
 
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 
@@ -41,6 +41,52 @@ class SavedCheckpoint:
     num_bytes: int
 
 
+class SnapshotMaker:
+    """Takes the state of a model that is written while training continues, one at a time.
+
+    Args:
+        sharded: the model.
+        context: this worker.
+        background: False: training waits until all is written, so nothing is copied.
+        thread: in which memory for the copies is prepared.
+        shards: those to write; called at each snapshot.
+    """
+
+    def __init__(
+        self,
+        sharded: ShardedModel,
+        context: WorkerContext,
+        *,
+        background: bool,
+        thread: ThreadPoolExecutor,
+        shards: Callable[[], list[LocalShard]],
+    ) -> None:
+        self._context = context
+        self._shards = shards
+        self._kernels = list(kernels_of(sharded.sparse_optimizer))
+        self._snapshot: Snapshot | None = None
+        self._copies: Future[dict[ShardKey, torch.Tensor]] | None = None
+        if background:
+            # Fresh pages cost more than the copy: they are touched while training starts.
+            _, others = kernel_tables(shards(), self._kernels)
+            self._copies = thread.submit(_allocate_copies, others)
+
+    def take(self) -> LiveState:
+        """The state as of now; call `detach` once it is written."""
+        shards = self._shards()
+        if self._copies is None:
+            return LiveState(shards)
+        tables, others = kernel_tables(shards, self._kernels)
+        self._snapshot = Snapshot(tables, copied(others, self._copies.result(), self._context))
+        return self._snapshot
+
+    def detach(self) -> None:
+        """Leave the kernels without the hooks of the last snapshot."""
+        snapshot, self._snapshot = self._snapshot, None
+        if snapshot is not None:
+            snapshot.detach()
+
+
 class Saver:
     """Saves checkpoints of one model into `folder`, one at a time; all ranks make the same calls.
 
@@ -50,6 +96,7 @@ class Saver:
         config: the run.
         context: this worker.
         damaged: names of checkpoints that were skipped when the run resumed.
+        more_shards: returns further shards to save beside the model's and optimizers'.
     """
 
     def __init__(
@@ -59,20 +106,22 @@ class Saver:
         config: Config,
         context: WorkerContext,
         damaged: Iterable[str] = (),
+        more_shards: Callable[[], list[LocalShard]] = list,
     ) -> None:
         self._sharded = sharded
         self._context = context
+        self._more_shards = more_shards
         context = context.with_own_group()
         self._writer = CheckpointWriter(folder, sharded, config, context, damaged)
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
         self._pending: Future[SavedCheckpoint] | None = None
-        self._snapshot: Snapshot | None = None
-        self._kernels = list(kernels_of(sharded.sparse_optimizer))
-        self._copies: Future[dict[ShardKey, torch.Tensor]] | None = None
-        if config.checkpoint.background:
-            # Fresh pages cost more than the copy: they are touched while training starts.
-            _, others = kernel_tables(self._shards(), self._kernels)
-            self._copies = self._thread.submit(_allocate_copies, others)
+        self._snapshots = SnapshotMaker(
+            sharded,
+            self._context,
+            background=config.checkpoint.background,
+            thread=self._thread,
+            shards=self._shards,
+        )
 
     @property
     def busy(self) -> bool:
@@ -90,14 +139,10 @@ class Saver:
         """
         assert self._pending is None, "wait for the checkpoint before"
         start = time.perf_counter()
-        shards = self._shards()
-        if self._copies is None:
-            self._pending = self._thread.submit(self._write, LiveState(shards), metadata, start)
+        state = self._snapshots.take()
+        self._pending = self._thread.submit(self._write, state, metadata, start)
+        if not isinstance(state, Snapshot):
             self._pending.exception()  # blocks until it is written; `wait` raises the error
-            return
-        tables, others = kernel_tables(shards, self._kernels)
-        self._snapshot = Snapshot(tables, self._copy(others, self._copies.result()))
-        self._pending = self._thread.submit(self._write, self._snapshot, metadata, start)
 
     def wait(self) -> SavedCheckpoint | None:
         """Wait for the checkpoint that is being written; None if there is none.
@@ -110,7 +155,7 @@ class Saver:
         try:
             return None if pending is None else pending.result()
         finally:
-            self._detach()
+            self._snapshots.detach()
 
     def amend(self, manifest: CheckpointManifest, metadata: CheckpointMetadata) -> None:
         """As `CheckpointWriter.amend`; call `wait` first."""
@@ -120,27 +165,12 @@ class Saver:
     def close(self) -> None:
         """Wait for the last checkpoint, complete or failed, and end the thread."""
         self._thread.shutdown(wait=True)
-        self._detach()
-
-    def _detach(self) -> None:
-        """Leave the kernels without the hooks of the last snapshot."""
-        snapshot, self._snapshot = self._snapshot, None
-        if snapshot is not None:
-            snapshot.detach()
+        self._snapshots.detach()
 
     def _shards(self) -> list[LocalShard]:
         context = self._context
-        return ModelState(self._sharded).shards_to_save(context.rank, context.world_size)
-
-    def _copy(
-        self, shards: Sequence[LocalShard], copies: Mapping[ShardKey, torch.Tensor]
-    ) -> list[LocalShard]:
-        """The shards' present values, in memory of their own."""
-        for shard in shards:
-            copies[shard_key(shard)].copy_(shard.tensor, non_blocking=True)
-        if self._context.device.type == "cuda":
-            torch.cuda.synchronize(self._context.device)
-        return [replace(shard, tensor=copies[shard_key(shard)]) for shard in shards]
+        own = ModelState(self._sharded).shards_to_save(context.rank, context.world_size)
+        return own + self._more_shards()
 
     def _write(
         self, state: LiveState, metadata: CheckpointMetadata, start: float
@@ -152,6 +182,17 @@ class Saver:
             state.close()
         step, seconds = metadata.progress.step, time.perf_counter() - start
         return SavedCheckpoint(self.folder_of(step), step, seconds, state.waited_s, num_bytes)
+
+
+def copied(
+    shards: Sequence[LocalShard], copies: Mapping[ShardKey, torch.Tensor], context: WorkerContext
+) -> list[LocalShard]:
+    """The shards' present values, in memory of their own."""
+    for shard in shards:
+        copies[shard_key(shard)].copy_(shard.tensor, non_blocking=True)
+    if context.device.type == "cuda":
+        torch.cuda.synchronize(context.device)
+    return [replace(shard, tensor=copies[shard_key(shard)]) for shard in shards]
 
 
 def _allocate_copies(shards: Sequence[LocalShard]) -> dict[ShardKey, torch.Tensor]:
