@@ -49,7 +49,7 @@ class SnapshotMaker:
         context: this worker.
         background: False: training waits until all is written, so nothing is copied.
         thread: in which memory for the copies is prepared.
-        shards: those to write; called at each snapshot.
+        shards: all that may be in a snapshot.
     """
 
     def __init__(
@@ -59,32 +59,33 @@ class SnapshotMaker:
         *,
         background: bool,
         thread: ThreadPoolExecutor,
-        shards: Callable[[], list[LocalShard]],
+        shards: Sequence[LocalShard],
     ) -> None:
         self._context = context
-        self._shards = shards
         self._kernels = list(kernels_of(sharded.sparse_optimizer))
-        self._snapshot: Snapshot | None = None
+        self._taken: LiveState | None = None
         self._copies: Future[dict[ShardKey, torch.Tensor]] | None = None
         if background:
             # Fresh pages cost more than the copy: they are touched while training starts.
-            _, others = kernel_tables(shards(), self._kernels)
+            _, others = kernel_tables(shards, self._kernels)
             self._copies = thread.submit(_allocate_copies, others)
 
-    def take(self) -> LiveState:
-        """The state as of now; call `detach` once it is written."""
-        shards = self._shards()
+    def take(self, shards: Sequence[LocalShard]) -> LiveState:
+        """The state as of now; call `detach` with it once it is written."""
+        assert self._taken is None, "the copies of the state before are still needed"
         if self._copies is None:
-            return LiveState(shards)
-        tables, others = kernel_tables(shards, self._kernels)
-        self._snapshot = Snapshot(tables, copied(others, self._copies.result(), self._context))
-        return self._snapshot
+            self._taken = LiveState(shards)
+        else:
+            tables, others = kernel_tables(shards, self._kernels)
+            self._taken = Snapshot(tables, copied(others, self._copies.result(), self._context))
+        return self._taken
 
-    def detach(self) -> None:
-        """Leave the kernels without the hooks of the last snapshot."""
-        snapshot, self._snapshot = self._snapshot, None
-        if snapshot is not None:
-            snapshot.detach()
+    def detach(self, state: LiveState) -> None:
+        """The state is written, or given up: leave the kernels without its hooks."""
+        if isinstance(state, Snapshot):
+            state.detach()
+        if state is self._taken:
+            self._taken = None
 
 
 class Saver:
@@ -97,6 +98,9 @@ class Saver:
         context: this worker.
         damaged: names of checkpoints that were skipped when the run resumed.
         more_shards: returns further shards to save beside the model's and optimizers'.
+
+    Attributes:
+        snapshots: those of the saves; others may be taken while none is being written.
     """
 
     def __init__(
@@ -115,12 +119,13 @@ class Saver:
         self._writer = CheckpointWriter(folder, sharded, config, context, damaged)
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
         self._pending: Future[SavedCheckpoint] | None = None
-        self._snapshots = SnapshotMaker(
+        self._state: LiveState | None = None
+        self.snapshots = SnapshotMaker(
             sharded,
             self._context,
             background=config.checkpoint.background,
             thread=self._thread,
-            shards=self._shards,
+            shards=self._shards(),
         )
 
     @property
@@ -139,7 +144,7 @@ class Saver:
         """
         assert self._pending is None, "wait for the checkpoint before"
         start = time.perf_counter()
-        state = self._snapshots.take()
+        state = self._state = self.snapshots.take(self._shards())
         self._pending = self._thread.submit(self._write, state, metadata, start)
         if not isinstance(state, Snapshot):
             self._pending.exception()  # blocks until it is written; `wait` raises the error
@@ -155,7 +160,7 @@ class Saver:
         try:
             return None if pending is None else pending.result()
         finally:
-            self._snapshots.detach()
+            self._detach()
 
     def amend(self, manifest: CheckpointManifest, metadata: CheckpointMetadata) -> None:
         """As `CheckpointWriter.amend`; call `wait` first."""
@@ -165,7 +170,12 @@ class Saver:
     def close(self) -> None:
         """Wait for the last checkpoint, complete or failed, and end the thread."""
         self._thread.shutdown(wait=True)
-        self._snapshots.detach()
+        self._detach()
+
+    def _detach(self) -> None:
+        state, self._state = self._state, None
+        if state is not None:
+            self.snapshots.detach(state)
 
     def _shards(self) -> list[LocalShard]:
         context = self._context

@@ -25,6 +25,7 @@ ORDER = [
     "sharding",
     "evaluation",
     "checkpoint",
+    "deltas",
     "tracking",
     "training",
     "profiling",
