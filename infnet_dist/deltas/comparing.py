@@ -94,6 +94,7 @@ def make_delta(
         base=base,
         previous=base,
         number=1,
+        state=identity(b.manifest),
         rows=rows,
         optimizer_state=optimizer_state,
         tables=tables,

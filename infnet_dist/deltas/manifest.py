@@ -45,7 +45,8 @@ class DeltaLink(Frozen):
         base: the checkpoint at the head of its chain.
         previous: the publication that it changes, which is the base or another delta.
         number: its place in the chain; the first delta of a base is 1.
-        state: of a compacted delta, identity of the last one that it replaces.
+        state: identity of another publication with the state that it leads to: of a compacted delta
+            the last one that it replaces, of a compared one the second checkpoint.
         rows: data type of the rows; all but fp32 are rounded.
         optimizer_state: whether the optimizers' state is in it.
         tables: by table with indices, its number of rows.

@@ -110,12 +110,13 @@ def check_chain(base: Base | None, deltas: Sequence[Delta]) -> None:
         states, place = states_of(base.manifest), base.folder
     for delta in deltas:
         link = delta.manifest.delta
-        if link.base.digest not in heads:
+        fits = link.previous.digest in states
+        if not fits and link.base.digest not in heads:
             raise CheckpointError(
                 f"{delta.folder} is a delta of {link.base.name} (checksum {link.base.digest}), not "
                 f"of {place} (checksum {', '.join(sorted(heads))}); pass its own base"
             )
-        if link.previous.digest not in states:
+        if not fits:
             raise CheckpointError(
                 f"{delta.folder} changes {link.previous.name} (checksum {link.previous.digest}), "
                 f"but is preceded by {place}; pass {link.previous.name} before it"

@@ -17,6 +17,7 @@ from infnet_dist.checkpoint.reading import TensorReader
 from infnet_dist.config.run import Config
 from infnet_dist.deltas.applying import apply_deltas
 from infnet_dist.deltas.chain import newest_chain
+from infnet_dist.deltas.compacting import compact
 from infnet_dist.deltas.comparing import make_delta
 from infnet_dist.deltas.manifest import DeltaManifest
 from infnet_dist.deltas.publishing import InterruptedChainError, Publisher
@@ -148,12 +149,16 @@ def assert_chain_is(folder: Path, step: int, *, made: str = "full") -> list[Any]
     if len(chain) > 1:
         out = Folder(folder / made)
         apply_deltas(chain[0].folder, [one.folder for one in chain[1:]], out)
-    found = tensors_of(out)
+    assert_equal(tensors_of(out), wanted)
+    return chain
+
+
+def assert_equal(found: dict[str, torch.Tensor], wanted: dict[str, torch.Tensor]) -> None:
+    """Bit for bit."""
     assert found.keys() == wanted.keys()
     for name, value in wanted.items():
         assert found[name].dtype == value.dtype
         assert torch.equal(found[name].view(torch.uint8), value.view(torch.uint8)), name
-    return chain
 
 
 MIXED = {"user": "data_parallel", "item": "table_wise", "author": "row_wise", "tag": "table_wise"}
@@ -177,6 +182,12 @@ def test_base_and_deltas_are_the_checkpoint(attempt: Attempt, tmp_path: Path) ->
     assert found["skipped"] == ([attempt.spoilt + 1] if attempt.spoilt is not None else [])
     chain = assert_chain_is(tmp_path, 4)
     assert [type(one.manifest) is DeltaManifest for one in chain] == [False, True, True]
+    one = Folder(tmp_path / "compacted")
+    compact([link.folder for link in chain[1:]], one)
+    apply_deltas(chain[0].folder, [one], Folder(tmp_path / "of-compacted"))
+    assert_equal(
+        tensors_of(Folder(tmp_path / "of-compacted")), tensors_of(Folder(tmp_path / "full"))
+    )
     steps = Folder(tmp_path / "checkpoints")
     for before, after, one in ((1, 2, chain[1]), (2, 4, chain[2])):
         tracked = Delta(one.folder, one.manifest)
