@@ -175,7 +175,7 @@ def dense_facts(reader: TensorReader, manifest: CheckpointManifest, advance: Adv
         for values in _read(reader, manifest, name, advance):
             squares += float(values.square().sum())
     of_tables = {n for table in tables for n in optimizer_tensors(manifest, table)}
-    others = [n for n in manifest.tensors if not n.startswith("model.") and n not in of_tables]
+    others = [n for n in manifest.tensors if n.startswith("optimizer.") and n not in of_tables]
     return DenseFacts(
         tensors=len(names),
         values=sum(math.prod(manifest.tensors[name].shape) for name in names),

@@ -13,6 +13,7 @@ from infnet_dist.checkpoint.manifest import CheckpointManifest, UnreadableError,
 from infnet_dist.checkpoint.reading import TensorReader
 from infnet_dist.checkpoint.shards import LocalShard, ModelState
 from infnet_dist.checkpoint.step_folders import complete_checkpoints
+from infnet_dist.checkpoint.tensor_names import CHANGED
 from infnet_dist.checkpoint.trained_optimizers import check_same_optimizers, read_config
 from infnet_dist.checkpoint.trained_schema import check_same, read_schema
 from infnet_dist.config.run import Config
@@ -180,7 +181,11 @@ def _check_fits(
     wrong = [_difference(manifest, shard) for shard in shards if shard.name in manifest.tensors]
     known = {name for names in context.gather({p.name for p in shards}) for name in names}
     wanted = "" if with_optimizer else "model."
-    saved = {name for name in manifest.tensors if name.startswith(wanted)}
+    saved = {
+        name
+        for name in manifest.tensors
+        if name.startswith(wanted) and not name.startswith(CHANGED)
+    }
     if saved != known:
         some = sorted(saved ^ known)[:3]
         wrong.append(

@@ -7,7 +7,7 @@ chunk must be within a file of the size that the folder really holds.
 import math
 import re
 import zlib
-from typing import Annotated, Literal
+from typing import Annotated, Literal, TypeVar
 
 from pydantic import Field, ValidationError, model_validator
 
@@ -20,7 +20,7 @@ from infnet_dist.checkpoint.saved_tensors import (
     SavedTensor,
     rows_per_block,
 )
-from infnet_dist.checkpoint.step_folders import MANIFEST, name_of, step_of
+from infnet_dist.checkpoint.step_folders import DELTA_MANIFEST, MANIFEST, name_of, step_of
 from infnet_dist.checkpoint.tensor_names import current_name
 from infnet_dist.errors import CheckpointError
 from infnet_dist.io.filesystem import Folder
@@ -39,6 +39,9 @@ Rate = Annotated[float, Field(ge=0, lt=1)]
 Name = Annotated[str, Field(pattern=r"^[^\x00-\x1f\x7f-\x9f]{1,1000}$")]  # safe on a terminal
 PartName = Annotated[str, Field(pattern=r"^[^\x00-\x1f\x7f-\x9f]{1,4000}$")]  # as of data
 LeftOut = Annotated[tuple[tuple[PartName, Count, Count], ...], Field(max_length=MAX_LEFT_OUT)]
+
+
+M = TypeVar("M", bound="CheckpointManifest")
 
 
 class UnreadableError(CheckpointError):
@@ -121,6 +124,13 @@ class DataOrder(Frozen):
     generations: tuple[Count, ...] = ()
 
 
+class AppliedDeltas(Frozen):
+    """The deltas that a checkpoint was made of: identities of their base and of the last one."""
+
+    base: Digest
+    last: Digest
+
+
 class CheckpointManifest(Frozen):
     """The manifest of a complete checkpoint.
 
@@ -132,6 +142,8 @@ class CheckpointManifest(Frozen):
         interval: the train meter by rank (see `TrainMeter.restore`) in checkpoints of versions that
             didn't log at each save; empty since.
         totals: throughput up to the checkpoint; 0 in checkpoints of earlier versions.
+        published: identity of the publication that `changed.tables.*` refer to, if there are any.
+        applied: if it was made of a base and deltas, of which.
         block_bytes: approximate size of the blocks of rows that share a checksum.
         files: files without tensors, by name.
         tensor_files: sizes of the files with tensors, by name.
@@ -146,6 +158,8 @@ class CheckpointManifest(Frozen):
     unknown_id_rates: dict[Name, Rate] | None = None
     interval: tuple[tuple[float, ...], ...] = ()
     totals: Throughput = Throughput()
+    published: Digest | None = None
+    applied: AppliedDeltas | None = None
     block_bytes: int = Field(ge=1, le=MAX_BLOCK_BYTES)
     files: dict[FileName, SavedFile]
     tensor_files: dict[FileName, Count]
@@ -196,24 +210,29 @@ def read_manifest(folder: Folder) -> CheckpointManifest:
     Raises:
         CheckpointError: missing, incomplete, damaged, or named after another step.
     """
+    return read_manifest_of(CheckpointManifest, folder, MANIFEST)
+
+
+def read_manifest_of(kind: type[M], folder: Folder, file: str) -> M:
+    """As `read_manifest`, for a kind of manifest in a file of its own."""
     try:
-        size = folder.size(MANIFEST)
+        size = folder.size(file)
         if size is None:
-            raise CheckpointError(_without_manifest(folder, folder.entries()))
+            raise CheckpointError(_without_manifest(folder, folder.entries(), file))
         if size > MAX_MANIFEST_BYTES:
             raise CheckpointError(
-                f"checkpoint {folder} has a {MANIFEST} of {size} bytes, at most "
+                f"checkpoint {folder} has a {file} of {size} bytes, at most "
                 f"{MAX_MANIFEST_BYTES} are read"
             )
-        text = folder.read(MANIFEST)
+        text = folder.read(file)
         there = folder.entries()
     except OSError as error:
         raise UnreadableError(f"checkpoint {folder} can't be read: {error}") from None
-    manifest = _parse(folder, text)
+    manifest = _parse(kind, folder, file, text)
     step = manifest.progress.step
     if step_of(folder.name) not in (None, step):
         raise RenamedError(
-            f"checkpoint {folder} was renamed: its {MANIFEST} has step {step}; rename it to "
+            f"checkpoint {folder} was renamed: its {file} has step {step}; rename it to "
             f"{name_of(step)}, or move it elsewhere"
         )
     expected = manifest.tensor_files | {name: file.size for name, file in manifest.files.items()}
@@ -226,15 +245,22 @@ def read_manifest(folder: Folder) -> CheckpointManifest:
     return manifest
 
 
-def _without_manifest(folder: Folder, there: dict[str, int | None]) -> str:
-    if MANIFEST in there:
-        return f"checkpoint {folder} is damaged: its {MANIFEST} isn't a regular file"
+def _without_manifest(folder: Folder, there: dict[str, int | None], file: str) -> str:
+    if file in there:
+        return f"checkpoint {folder} is damaged: its {file} isn't a regular file"
+    if other := next((kind for kind in (DELTA_MANIFEST, MANIFEST) if kind in there), None):
+        if other == DELTA_MANIFEST:
+            return (
+                f"{folder} is a delta, expected a checkpoint; make one: infnet checkpoint apply "
+                "BASE DELTA ... --out FOLDER"
+            )
+        return f"{folder} is a checkpoint, expected a delta"
     if there:
-        return f"checkpoint {folder} is incomplete (no {MANIFEST})"
+        return f"checkpoint {folder} is incomplete (no {file})"
     return f"no checkpoint {folder}: no such folder"
 
 
-def _parse(folder: Folder, text: bytes) -> CheckpointManifest:
+def _parse(kind: type[M], folder: Folder, file: str, text: bytes) -> M:
     try:
         if _FORMAT_1.match(text):
             raise CheckpointError(
@@ -247,9 +273,9 @@ def _parse(folder: Folder, text: bytes) -> CheckpointManifest:
         raw = parse_json(text)
         if isinstance(tensors := raw.get("tensors"), dict):
             raw["tensors"] = {current_name(name): tensor for name, tensor in tensors.items()}
-        return CheckpointManifest.model_validate({k: v for k, v in raw.items() if k != "crc32"})
+        return kind.model_validate({k: v for k, v in raw.items() if k != "crc32"})
     except ValueError as error:
         if isinstance(error, CheckpointError):
             raise
         first = first_error(error) if isinstance(error, ValidationError) else str(error)
-        raise CheckpointError(f"checkpoint {folder} has a damaged {MANIFEST}: {first}") from None
+        raise CheckpointError(f"checkpoint {folder} has a damaged {file}: {first}") from None

@@ -16,6 +16,7 @@ DATA_TYPES = {
     "BF16": torch.bfloat16,
     "I64": torch.int64,
     "I32": torch.int32,
+    "I8": torch.int8,
     "U8": torch.uint8,
     "BOOL": torch.bool,
 }
@@ -60,7 +61,7 @@ class SavedChunk(Frozen):
 class SavedTensor(Frozen):
     """A tensor, in chunks: the shards of the ranks."""
 
-    data_type: Literal["F64", "F32", "F16", "BF16", "I64", "I32", "U8", "BOOL"]
+    data_type: Literal["F64", "F32", "F16", "BF16", "I64", "I32", "I8", "U8", "BOOL"]
     shape: Shape
     chunks: tuple[SavedChunk, ...] = Field(min_length=1)
 

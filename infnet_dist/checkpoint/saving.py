@@ -1,7 +1,7 @@
 """Saving in the background: a snapshot of the state is written while training continues."""
 
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 
@@ -41,6 +41,53 @@ class SavedCheckpoint:
     num_bytes: int
 
 
+class SnapshotMaker:
+    """Takes the state of a model that is written while training continues, one at a time.
+
+    Args:
+        sharded: the model.
+        context: this worker.
+        background: False: training waits until all is written, so nothing is copied.
+        thread: in which memory for the copies is prepared.
+        shards: all that may be in a snapshot.
+    """
+
+    def __init__(
+        self,
+        sharded: ShardedModel,
+        context: WorkerContext,
+        *,
+        background: bool,
+        thread: ThreadPoolExecutor,
+        shards: Sequence[LocalShard],
+    ) -> None:
+        self._context = context
+        self._kernels = list(kernels_of(sharded.sparse_optimizer))
+        self._taken: LiveState | None = None
+        self._copies: Future[dict[ShardKey, torch.Tensor]] | None = None
+        if background:
+            # Fresh pages cost more than the copy: they are touched while training starts.
+            _, others = kernel_tables(shards, self._kernels)
+            self._copies = thread.submit(_allocate_copies, others)
+
+    def take(self, shards: Sequence[LocalShard]) -> LiveState:
+        """The state as of now; call `detach` with it once it is written."""
+        assert self._taken is None, "the copies of the state before are still needed"
+        if self._copies is None:
+            self._taken = LiveState(shards)
+        else:
+            tables, others = kernel_tables(shards, self._kernels)
+            self._taken = Snapshot(tables, copied(others, self._copies.result(), self._context))
+        return self._taken
+
+    def detach(self, state: LiveState) -> None:
+        """The state is written, or given up: leave the kernels without its hooks."""
+        if isinstance(state, Snapshot):
+            state.detach()
+        if state is self._taken:
+            self._taken = None
+
+
 class Saver:
     """Saves checkpoints of one model into `folder`, one at a time; all ranks make the same calls.
 
@@ -50,6 +97,10 @@ class Saver:
         config: the run.
         context: this worker.
         damaged: names of checkpoints that were skipped when the run resumed.
+        more_shards: returns further shards to save beside the model's and optimizers'.
+
+    Attributes:
+        snapshots: those of the saves; others may be taken while none is being written.
     """
 
     def __init__(
@@ -59,20 +110,23 @@ class Saver:
         config: Config,
         context: WorkerContext,
         damaged: Iterable[str] = (),
+        more_shards: Callable[[], list[LocalShard]] = list,
     ) -> None:
         self._sharded = sharded
         self._context = context
+        self._more_shards = more_shards
         context = context.with_own_group()
         self._writer = CheckpointWriter(folder, sharded, config, context, damaged)
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
         self._pending: Future[SavedCheckpoint] | None = None
-        self._snapshot: Snapshot | None = None
-        self._kernels = list(kernels_of(sharded.sparse_optimizer))
-        self._copies: Future[dict[ShardKey, torch.Tensor]] | None = None
-        if config.checkpoint.background:
-            # Fresh pages cost more than the copy: they are touched while training starts.
-            _, others = kernel_tables(self._shards(), self._kernels)
-            self._copies = self._thread.submit(_allocate_copies, others)
+        self._state: LiveState | None = None
+        self.snapshots = SnapshotMaker(
+            sharded,
+            self._context,
+            background=config.checkpoint.background,
+            thread=self._thread,
+            shards=self._shards(),
+        )
 
     @property
     def busy(self) -> bool:
@@ -90,14 +144,10 @@ class Saver:
         """
         assert self._pending is None, "wait for the checkpoint before"
         start = time.perf_counter()
-        shards = self._shards()
-        if self._copies is None:
-            self._pending = self._thread.submit(self._write, LiveState(shards), metadata, start)
+        state = self._state = self.snapshots.take(self._shards())
+        self._pending = self._thread.submit(self._write, state, metadata, start)
+        if not isinstance(state, Snapshot):
             self._pending.exception()  # blocks until it is written; `wait` raises the error
-            return
-        tables, others = kernel_tables(shards, self._kernels)
-        self._snapshot = Snapshot(tables, self._copy(others, self._copies.result()))
-        self._pending = self._thread.submit(self._write, self._snapshot, metadata, start)
 
     def wait(self) -> SavedCheckpoint | None:
         """Wait for the checkpoint that is being written; None if there is none.
@@ -123,24 +173,14 @@ class Saver:
         self._detach()
 
     def _detach(self) -> None:
-        """Leave the kernels without the hooks of the last snapshot."""
-        snapshot, self._snapshot = self._snapshot, None
-        if snapshot is not None:
-            snapshot.detach()
+        state, self._state = self._state, None
+        if state is not None:
+            self.snapshots.detach(state)
 
     def _shards(self) -> list[LocalShard]:
         context = self._context
-        return ModelState(self._sharded).shards_to_save(context.rank, context.world_size)
-
-    def _copy(
-        self, shards: Sequence[LocalShard], copies: Mapping[ShardKey, torch.Tensor]
-    ) -> list[LocalShard]:
-        """The shards' present values, in memory of their own."""
-        for shard in shards:
-            copies[shard_key(shard)].copy_(shard.tensor, non_blocking=True)
-        if self._context.device.type == "cuda":
-            torch.cuda.synchronize(self._context.device)
-        return [replace(shard, tensor=copies[shard_key(shard)]) for shard in shards]
+        own = ModelState(self._sharded).shards_to_save(context.rank, context.world_size)
+        return own + self._more_shards()
 
     def _write(
         self, state: LiveState, metadata: CheckpointMetadata, start: float
@@ -152,6 +192,17 @@ class Saver:
             state.close()
         step, seconds = metadata.progress.step, time.perf_counter() - start
         return SavedCheckpoint(self.folder_of(step), step, seconds, state.waited_s, num_bytes)
+
+
+def copied(
+    shards: Sequence[LocalShard], copies: Mapping[ShardKey, torch.Tensor], context: WorkerContext
+) -> list[LocalShard]:
+    """The shards' present values, in memory of their own."""
+    for shard in shards:
+        copies[shard_key(shard)].copy_(shard.tensor, non_blocking=True)
+    if context.device.type == "cuda":
+        torch.cuda.synchronize(context.device)
+    return [replace(shard, tensor=copies[shard_key(shard)]) for shard in shards]
 
 
 def _allocate_copies(shards: Sequence[LocalShard]) -> dict[ShardKey, torch.Tensor]:

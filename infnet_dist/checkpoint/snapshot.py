@@ -65,7 +65,7 @@ class LiveState:
 
 
 class KernelTable(NamedTuple):
-    """A table of an fbgemm kernel on CPUs, whose lookups name the rows that may change.
+    """A table of an fbgemm kernel, whose lookups name the rows that may change.
 
     Attributes:
         kernel: a `SplitTableBatchedEmbeddingBagsCodegen`.
@@ -79,9 +79,9 @@ class KernelTable(NamedTuple):
 
 
 def kernel_tables(
-    shards: Iterable[LocalShard], kernels: Iterable[Any]
+    shards: Iterable[LocalShard], kernels: Iterable[Any], *, devices: Sequence[str] = ("cpu",)
 ) -> tuple[list[KernelTable], list[LocalShard]]:
-    """The tables of these kernels, and all shards that don't belong to one."""
+    """The tables of these kernels on `devices`, and all shards that don't belong to one."""
     by_address: dict[int, KernelTable] = {}
     for kernel in kernels:
         weights = kernel.split_embedding_weights()
@@ -89,7 +89,7 @@ def kernel_tables(
         for number, (weight, of_weight) in enumerate(zip(weights, states, strict=True)):
             table = KernelTable(kernel, number, [])
             for tensor in (weight, *of_weight):
-                if tensor.device.type == "cpu" and tensor.numel() and len(tensor) == len(weight):
+                if tensor.device.type in devices and tensor.numel() and len(tensor) == len(weight):
                     by_address[tensor.data_ptr()] = table
     others: list[LocalShard] = []
     for shard in shards:

@@ -5,6 +5,7 @@ import re
 from infnet_dist.io.filesystem import Folder
 
 MANIFEST = "manifest.json"
+DELTA_MANIFEST = "delta.json"  # of a delta, instead
 _STEP = re.compile(r"step-(\d{8,12})")
 
 

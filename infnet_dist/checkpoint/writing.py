@@ -55,9 +55,84 @@ class CheckpointMetadata:
     metrics: dict[str, float]
     unknown_id_rates: dict[str, float] | None = None
     totals: Throughput = field(default_factory=Throughput)
+    published: str | None = None
 
 
-class CheckpointWriter:
+class FolderWriter:
+    """Writes tensors and plain files into a folder, with retries; the parts of a checkpoint.
+
+    Args:
+        sharded: the model.
+        config: the run.
+        context: this worker, with a process group for the writing thread.
+    """
+
+    def __init__(self, sharded: ShardedModel, config: Config, context: WorkerContext) -> None:
+        self._sharded = sharded
+        self._config = config
+        self._context = context
+
+    def write_state(self, folder: Folder, state: LiveState) -> list[Written]:
+        """Write this rank's `state`; returns what all ranks wrote, on rank 0.
+
+        Raises:
+            NotFiniteError: the model holds NaN or infinity; on all ranks.
+            CheckpointError: it can't be written; on all ranks.
+        """
+        attempt = self._context.broadcast(secrets.token_hex(4))
+        # Only failures of the storage become a CheckpointError: a broken collective means that a
+        # worker is gone, which isn't the checkpoint's fault.
+        own = self._context.together(
+            lambda: as_checkpoint_error(folder, lambda: self._write_tensors(folder, state, attempt))
+        )
+        return self._context.gather_to_first(own) or []
+
+    def description(
+        self, folder: Folder, metadata: CheckpointMetadata, written: Sequence[Written]
+    ) -> CheckpointManifest:
+        """Write the files without tensors; returns the manifest of the whole."""
+        return CheckpointManifest(
+            progress=metadata.progress,
+            order=metadata.order,
+            world_size=self._context.world_size,
+            metrics=null_nonfinite(metadata.metrics),
+            unknown_id_rates=metadata.unknown_id_rates,
+            totals=metadata.totals,
+            published=metadata.published,
+            block_bytes=BLOCK_BYTES,
+            files={
+                "plan.json": self.put(folder, "plan.json", dump_plan(self._sharded.plan)),
+                "config.yaml": self.put(folder, "config.yaml", dump_config(self._config)),
+                SCHEMA: self.put(folder, SCHEMA, self._sharded.lookups.schema.model_dump_json()),
+            },
+            tensor_files={name: size for sizes, _ in written for name, size in sizes.items()},
+            tensors=merge_chunks(tensor for _, tensors in written for tensor in tensors),
+        )
+
+    def put(self, folder: Folder, name: str, text: str) -> SavedFile:
+        """Write a small file."""
+        content = text.encode()
+        self.retry(folder.put, name, content)
+        return SavedFile(size=len(content), crc32=zlib.crc32(content))
+
+    def retry(self, action: Callable[..., T], *arguments: object) -> T:
+        """Call `action` until it doesn't fail, for `checkpoint.retry_s` at most."""
+        longest_wait_s = min(10.0, self._config.scaling.hang_timeout_s / 2)  # or it looks hung
+        seconds = self._config.checkpoint.retry_s
+        return retrying_writes(seconds, (NotFiniteError,), longest_wait_s)(action, *arguments)
+
+    def _write_tensors(self, folder: Folder, state: LiveState, attempt: str) -> Written:
+        sizes: dict[str, int] = {}
+        tensors: list[tuple[str, SavedTensor]] = []
+        for number, together in enumerate(pack(state.parts())):
+            name = f"rank-{self._context.rank:05d}-{number:02d}-{attempt}.safetensors"
+            sizes[name], found = self.retry(write_file, folder, name, together, state.read)
+            tensors += found
+            state.release(together)
+        return sizes, tensors
+
+
+class CheckpointWriter(FolderWriter):
     """Writes checkpoints into `folder`; all ranks make the same calls.
 
     Args:
@@ -76,10 +151,8 @@ class CheckpointWriter:
         context: WorkerContext,
         damaged: Iterable[str],
     ) -> None:
+        super().__init__(sharded, config, context)
         self._folder = folder
-        self._sharded = sharded
-        self._config = config
-        self._context = context
         self._damaged = set(damaged)
 
     def folder_of(self, step: int) -> Folder:
@@ -94,15 +167,8 @@ class CheckpointWriter:
             CheckpointError: it can't be written; on all ranks.
         """
         folder = self.folder_of(metadata.progress.step)
-        context = self._context
-        attempt = context.broadcast(secrets.token_hex(4))
-        # Only failures of the storage become a CheckpointError: a broken collective means that a
-        # worker is gone, which isn't the checkpoint's fault.
-        own = context.together(
-            lambda: as_checkpoint_error(folder, lambda: self._write_state(folder, state, attempt))
-        )
-        written = context.gather_to_first(own) or []
-        return context.on_first(
+        written = self.write_state(folder, state)
+        return self._context.on_first(
             lambda: as_checkpoint_error(folder, lambda: self._publish(folder, metadata, written))
         )
 
@@ -123,47 +189,21 @@ class CheckpointWriter:
             lambda: as_checkpoint_error(folder, lambda: self._replace_manifest(folder, changed))
         )
 
-    def _write_state(self, folder: Folder, state: LiveState, attempt: str) -> Written:
-        sizes: dict[str, int] = {}
-        tensors: list[tuple[str, SavedTensor]] = []
-        for number, together in enumerate(pack(state.parts())):
-            name = f"rank-{self._context.rank:05d}-{number:02d}-{attempt}.safetensors"
-            sizes[name], found = self._retry(write_file, folder, name, together, state.read)
-            tensors += found
-            state.release(together)
-        return sizes, tensors
-
     def _publish(
         self, folder: Folder, metadata: CheckpointMetadata, written: Sequence[Written]
     ) -> int:
         """Write the manifest, which makes the checkpoint complete; then delete older ones."""
-        sizes = {name: size for by_name, _ in written for name, size in by_name.items()}
-        manifest = CheckpointManifest(
-            progress=metadata.progress,
-            order=metadata.order,
-            world_size=self._context.world_size,
-            metrics=null_nonfinite(metadata.metrics),
-            unknown_id_rates=metadata.unknown_id_rates,
-            totals=metadata.totals,
-            block_bytes=BLOCK_BYTES,
-            files={
-                "plan.json": self._put(folder, "plan.json", dump_plan(self._sharded.plan)),
-                "config.yaml": self._put(folder, "config.yaml", dump_config(self._config)),
-                SCHEMA: self._put(folder, SCHEMA, self._sharded.lookups.schema.model_dump_json()),
-            },
-            tensor_files=sizes,
-            tensors=merge_chunks(tensor for _, tensors in written for tensor in tensors),
-        )
-        self._retry(folder.put, MANIFEST, dump_manifest(manifest))
+        manifest = self.description(folder, metadata, written)
+        self.retry(folder.put, MANIFEST, dump_manifest(manifest))
         self._damaged.discard(folder.name)  # replaced
         self._prune(folder, manifest)
-        return sum(sizes.values())
+        return sum(manifest.tensor_files.values())
 
     def _replace_manifest(self, folder: Folder, manifest: CheckpointManifest) -> None:
         content = dump_manifest(manifest)
         # A failed write may delete an object store's manifest (`create_whole`): try another first.
-        self._retry(folder.put, f"{MANIFEST}{_TRIAL}", content)
-        self._retry(folder.put, MANIFEST, content)
+        self.retry(folder.put, f"{MANIFEST}{_TRIAL}", content)
+        self.retry(folder.put, MANIFEST, content)
         self._prune(folder, manifest)
 
     def _prune(self, folder: Folder, manifest: CheckpointManifest) -> None:
@@ -174,16 +214,6 @@ class CheckpointWriter:
             manifest=manifest,
             damaged=self._damaged,
         )
-
-    def _put(self, folder: Folder, name: str, text: str) -> SavedFile:
-        content = text.encode()
-        self._retry(folder.put, name, content)
-        return SavedFile(size=len(content), crc32=zlib.crc32(content))
-
-    def _retry(self, action: Callable[..., T], *arguments: object) -> T:
-        longest_wait_s = min(10.0, self._config.scaling.hang_timeout_s / 2)  # or it looks hung
-        seconds = self._config.checkpoint.retry_s
-        return retrying_writes(seconds, (NotFiniteError,), longest_wait_s)(action, *arguments)
 
 
 def merge_chunks(found: Iterable[tuple[str, SavedTensor]]) -> dict[str, SavedTensor]:

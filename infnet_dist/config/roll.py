@@ -16,8 +16,8 @@ class GateConfig(Section):
     )
     min_difference: float | None = Field(
         None,
-        description="minimum improvement over the current model, e.g. -0.002 to allow a small loss; "
-        "of log_loss, normalized_entropy and mae_s, lower is an improvement; null: any",
+        description="minimum improvement over the current model, e.g. -0.002 to allow a small "
+        "loss; lower log_loss, normalized_entropy and mae_s are an improvement; null: any",
     )
     min: float | None = Field(None, description="minimum value; null: no limit")
     max: float | None = Field(None, description="maximum value; null: no limit")

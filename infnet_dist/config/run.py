@@ -18,6 +18,7 @@ from infnet_dist.config.messages import explain
 from infnet_dist.config.model import InfnetConfig, ModelConfig, Section
 from infnet_dist.config.optimizers import AdamWConfig, DenseOptimizerConfig, ScheduleConfig
 from infnet_dist.config.overrides import apply_overrides
+from infnet_dist.config.publish import PublishConfig
 from infnet_dist.config.renamed import with_current_names
 from infnet_dist.config.tables import (
     SparseOptimizerConfig,
@@ -287,6 +288,7 @@ class Config(Section):
     checkpoint: CheckpointConfig = CheckpointConfig()
     scaling: ScalingConfig = ScalingConfig()
     tracking: TrackingConfig = TrackingConfig()
+    publish: PublishConfig = PublishConfig()
 
     def table(self, name: str) -> TableSettings:
         """The settings of the table with this name."""
@@ -395,6 +397,9 @@ def _with_absolute_paths(config: Config) -> Config:
     if (init := config.checkpoint.init_from) and init.source.startswith("."):
         places["init_from"] = init.model_copy(update={"source": resolve_place(init.source)})
     update["checkpoint"] = config.checkpoint.model_copy(update=places)
+    if config.publish.folder is not None:
+        folder = {"folder": resolve_place(config.publish.folder)}
+        update["publish"] = config.publish.model_copy(update=folder)
     if config.sharding.plan != "auto":  # plans are kept with the code, not with the data
         plan = config.sharding.plan.absolute()
         update["sharding"] = config.sharding.model_copy(update={"plan": plan})

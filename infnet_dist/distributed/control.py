@@ -18,11 +18,13 @@ class ControlFlags(NamedTuple):
         nonfinite_loss: the loss of the step's batch isn't finite.
         save: checkpoint.every_minutes have passed since the last checkpoint.
         stop: a graceful shutdown is requested.
+        publish: publish.every_minutes have passed since the last publication.
     """
 
     nonfinite_loss: bool = False
     save: bool = False
     stop: bool = False
+    publish: bool = False
 
     def all_reduced(self, context: WorkerContext) -> "ControlFlags":
         """The flags of all ranks combined; every rank calls it."""
@@ -43,15 +45,22 @@ class PendingFlags:
         loss: of this rank, a scalar on the worker's device.
         save: as in `ControlFlags`.
         stop: as in `ControlFlags`.
+        publish: as in `ControlFlags`.
         context: this worker.
     """
 
     def __init__(
-        self, loss: torch.Tensor, context: WorkerContext, *, save: bool = False, stop: bool = False
+        self,
+        loss: torch.Tensor,
+        context: WorkerContext,
+        *,
+        save: bool = False,
+        stop: bool = False,
+        publish: bool = False,
     ) -> None:
-        self._flags = torch.zeros(3, dtype=torch.int32, device=loss.device)
+        self._flags = torch.zeros(4, dtype=torch.int32, device=loss.device)
         self._flags[0].copy_(loss.detach().isfinite().logical_not())
-        for place, flag in ((1, save), (2, stop)):
+        for place, flag in ((1, save), (2, stop), (3, publish)):
             if flag:
                 self._flags[place].fill_(1)
         self._work: dist.Work | None = None

@@ -8,6 +8,7 @@ import psutil
 from tqdm import tqdm
 
 from infnet_dist.checkpoint import SavedCheckpoint, SavedProgress, Throughput
+from infnet_dist.deltas.publishing import Published
 from infnet_dist.io.console import Line, show_progress
 from infnet_dist.io.filesystem import size_text
 from infnet_dist.planning.review.facts import facts
@@ -116,6 +117,19 @@ class RunLog:
             Line(
                 f"saved {saved.folder} ({size}, of which training waited {stall_s:.1f} s)",
                 short=(f"saved {saved.folder.name}", size, f"training waited {stall_s:.1f} s"),
+            )
+        )
+
+    def published(self, done: Published, stall_s: float) -> None:
+        """Log that a publication is complete."""
+        size = f"{size_text(done.num_bytes)} in {done.seconds:.1f} s"
+        rows = done.changed_rows
+        kind = "all rows" if rows is None else f"{rows:,} changed rows"
+        self.say(
+            Line(
+                f"published {done.folder} ({kind}, {size}, of which training waited "
+                f"{stall_s:.1f} s)",
+                short=(f"published {done.folder.name}", kind, size),
             )
         )
 

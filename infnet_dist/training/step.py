@@ -35,6 +35,7 @@ class StepSettings(NamedTuple):
         is_last: update the dense part even if fewer steps are accumulated.
         save: flag of this rank, see `ControlFlags`.
         stop: flag of this rank.
+        publish: flag of this rank.
     """
 
     step: int
@@ -42,6 +43,7 @@ class StepSettings(NamedTuple):
     is_last: bool = False
     save: bool = False
     stop: bool = False
+    publish: bool = False
 
 
 class StepResult(NamedTuple):
@@ -117,7 +119,11 @@ class Step(ABC):
         """The loss to differentiate, and the step's result."""
         loss, output = self._sharded.model(batch)
         self._flags = PendingFlags(
-            loss, self._context, save=self._settings.save, stop=self._settings.stop
+            loss,
+            self._context,
+            save=self._settings.save,
+            stop=self._settings.stop,
+            publish=self._settings.publish,
         )
         wait_s, self._wait_s = self._wait_s, 0.0
         return loss, StepResult(batch, loss.detach(), output, self._flags, wait_s)

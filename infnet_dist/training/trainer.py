@@ -38,6 +38,7 @@ from infnet_dist.training.meters import TrainMeter
 from infnet_dist.training.nonfinite import diagnose_nonfinite
 from infnet_dist.training.preemption import GracefulShutdown
 from infnet_dist.training.progress import TrainingProgress
+from infnet_dist.training.publications import Publications, open_publications, tracked_rows
 from infnet_dist.training.run_folder import (
     checkpoint_folder,
     close_run_folder,
@@ -92,13 +93,17 @@ def train(
         resumed = manifest is not None
         context.on_first(lambda: checkpoint.check_writable(folder, config, resumed=resumed))
         tracker = context.together(lambda: _open_tracker(setup, whole, run_folder, manifest))
-        saver = Saver(folder, setup.sharded, config, context, damaged)
-        loop = _TrainingLoop(setup, manifest, start, tracker, saver, shutdown)
+        rows = tracked_rows(setup)
+        more = rows.shards if rows else list
+        saver = Saver(folder, setup.sharded, config, context, damaged, more_shards=more)
+        publications = open_publications(setup, rows, saver, manifest)
+        loop = _TrainingLoop(setup, manifest, start, tracker, saver, publications, shutdown)
         try:
             with Watchdog(context, config.scaling.hang_timeout_s, verdict_file):
                 loop.run(run_folder)
         finally:
             saver.close()
+            publications.close()
             wandb_place = tracker.finish()
         summary = loop.summary(run_folder, wandb_place)
         trained = summary["steps"] != start.step
@@ -136,6 +141,7 @@ class _TrainingLoop:
         start: SavedProgress,
         tracker: Tracker,
         saver: Saver,
+        publications: Publications,
         shutdown: GracefulShutdown,
     ) -> None:
         self._setup = setup
@@ -156,6 +162,7 @@ class _TrainingLoop:
         self._metrics = nan_for_null(manifest.metrics) if manifest else {}
         saved_step = manifest.progress.step if manifest else None
         self._checkpoints = RunCheckpoints(saver, self._log, saved_step)
+        self._publications = publications
         self._evaluated_step = saved_step if self._metrics else None
         self._step = make_step(setup)
         self._unsettled: StepResult | None = None  # the last step, whose flags weren't read
@@ -175,6 +182,7 @@ class _TrainingLoop:
         if self._checkpoints.saved_step != self._progress.step:
             self._save()
         self._checkpoints.finish(required=True)
+        self._publications.finish(self._log, required=True)
 
     def _resume(self, manifest: CheckpointManifest) -> None:
         """Evaluate the checkpoint if the run was stopped between its step and its evaluation."""
@@ -196,16 +204,18 @@ class _TrainingLoop:
             self._log.step(self._progress.step)
             if self._setup.sharded.dense_update.is_pending:
                 continue  # no checkpoint holds gradients, so all actions wait for the update
-            log, evaluate, save = (
+            log, evaluate, save, publish = (
                 self._is_due(every)
                 for every in (
                     training.log_every_steps,
                     training.eval_every_steps,
                     checkpoints.every_steps,
+                    self._config.publish.every_steps,
                 )
             )
             flags = self._flags
-            if log or evaluate or save or flags.save or flags.stop:
+            publish = self._publications.wanted and (publish or flags.publish)
+            if log or evaluate or save or publish or flags.save or flags.stop:
                 self._settle()
             self._stopped = flags.stop or self._flags.stop
             save = save or flags.save or self._flags.save
@@ -215,6 +225,8 @@ class _TrainingLoop:
                 self._evaluate()
             if save and not self._stopped:
                 self._save()
+            if publish and not self._stopped:
+                self._publish()
             if self._stopped or self._progress.at_end:
                 return
 
@@ -244,6 +256,7 @@ class _TrainingLoop:
             is_last=self._progress.is_last_step,
             save=due and self._context.is_first,
             stop=self._shutdown.requested,
+            publish=self._publications.is_due and self._context.is_first,
         )
 
     def _settle(self) -> None:
@@ -298,7 +311,16 @@ class _TrainingLoop:
 
     def _save(self) -> None:
         self._log_meter()  # so that no checkpoint has to hold the meter
+        if self._publications.writes_full:  # one copy of the state at a time
+            self._publications.finish(self._log)
         self._meter.exclude(self._checkpoints.save(self._metadata()))
+
+    def _publish(self) -> None:
+        self._progress.sync()
+        self._publications.finish(self._log)
+        if self._publications.next_is_full:  # one copy of the state at a time
+            self._checkpoints.finish()
+        self._meter.exclude(self._publications.publish(self._metadata(), self._log))
 
     def _metadata(self) -> CheckpointMetadata:
         return CheckpointMetadata(
@@ -307,6 +329,7 @@ class _TrainingLoop:
             metrics=self._metrics if self._evaluated_step == self._progress.step else {},
             unknown_id_rates=self._setup.unknown_id_rates,
             totals=self._log.throughput,
+            published=self._publications.published,
         )
 
     def summary(self, run_folder: Path, wandb_place: str | None) -> dict[str, Any]:

@@ -143,7 +143,7 @@ def save_twice(
     with small_blocks(), reads_between_steps() as release, copying(copies):
         saver = saver_of(folder / "continued", sharded, config, context)
         saver.save(metadata(2))
-        taken = saver._snapshot
+        taken = saver._state
         assert taken is not None
         marks = taken.most_bytes
         for _ in steps:
@@ -227,7 +227,7 @@ def fail_then_save(context: WorkerContext, *, config: Config, folder: Path) -> t
 
     with mock.patch.object(writing, "write_file", write_or_fail):
         saver.save(metadata(0))
-        taken = saver._snapshot
+        taken = saver._state
         assert taken is not None
         marks = taken.most_bytes
         step.train(make_batch(context.rank), StepSettings(0))

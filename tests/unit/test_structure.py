@@ -26,6 +26,8 @@ ORDER = [
     "evaluation",
     "checkpoint",
     "warm_start",
+    "deltas",
+    "rolling",
     "tracking",
     "training",
     "profiling",

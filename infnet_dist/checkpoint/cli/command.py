@@ -7,6 +7,9 @@
     $P diff runs/a/1/checkpoints/step-00005000 runs/b/1/checkpoints/step-00005000
     $P export s3://bucket/my_run/1/step-00005000 item --output item.parquet
     $P prune runs/my_run/20261122-111407 --keep-last 2 --keep-best valid/auc/click --dry-run
+    $P delta A B --out DELTA
+    $P apply A DELTA --out FULL
+    $P compact DELTA1 DELTA2 --out DELTA
 
 All take paths and URLs. No command reads a whole table at once.
 """
@@ -26,8 +29,11 @@ from infnet_dist.errors import UserError
 from infnet_dist.io.command_line import HelpFormatter, add_json, examples, positive
 from infnet_dist.io.urls import without_secrets
 
-_PLACES = {name: "folder_reports" for name in ("list", "verify", "prune")}
-_PLACES |= {name: "tensor_reports" for name in ("inspect", "diff", "export")}
+_OWN = "infnet_dist.checkpoint.cli"
+# Imported by name: the room of deltas is below this one.
+_PLACES = {name: f"{_OWN}.folder_reports" for name in ("list", "verify", "prune")}
+_PLACES |= {name: f"{_OWN}.tensor_reports" for name in ("inspect", "diff", "export")}
+_PLACES |= {name: "infnet_dist.deltas.command" for name in ("delta", "apply", "compact")}
 _PROGRAM = "infnet checkpoint"
 _FOLDER = "folder or URL of a run, or of its checkpoints"
 _CHECKPOINT = "folder or URL of one checkpoint (step-...)"
@@ -55,7 +61,7 @@ def _interrupted_by_sigterm() -> Iterator[None]:
 def _run(arguments: argparse.Namespace) -> int:
     try:
         # Imported here, since it imports torch, which --help doesn't need.
-        module = importlib.import_module(f"infnet_dist.checkpoint.cli.{_PLACES[arguments.command]}")
+        module = importlib.import_module(_PLACES[arguments.command])
         code: int = getattr(module, f"{arguments.command}_command")(arguments)
         sys.stdout.flush()
         return code
@@ -92,8 +98,8 @@ def add_checkpoint_options(parser: argparse.ArgumentParser) -> None:
     """Add the sub-commands and their options."""
     parser.formatter_class = HelpFormatter
     parser.description = (
-        "List, verify, inspect, compare, export and delete checkpoints, on any machine without a "
-        "GPU. Paths and URLs (s3://...) work alike.\n\n"
+        "List, verify, inspect, compare, export and delete checkpoints, and make and apply their "
+        "deltas, on any machine without a GPU. Paths and URLs (s3://...) work alike.\n\n"
         "Exit codes: 0; 1 after an error, if verify finds a fault, or if diff finds a difference; "
         "2 for a wrong command line. docs/checkpoints.md shows the output."
     )
@@ -105,6 +111,9 @@ def add_checkpoint_options(parser: argparse.ArgumentParser) -> None:
     _add_diff(commands)
     _add_export(commands)
     _add_prune(commands)
+    _add_delta(commands)
+    _add_apply(commands)
+    _add_compact(commands)
 
 
 def _add_list(commands: Any) -> None:
@@ -233,6 +242,61 @@ def _add_prune(commands: Any) -> None:
     command.add_argument("--dry-run", action="store_true", help="list, but delete nothing")
     command.add_argument("--yes", action="store_true", help="don't prompt")
     add_json(command)
+
+
+def _add_delta(commands: Any) -> None:
+    command = _command(
+        commands,
+        "delta",
+        "the rows that changed between two checkpoints",
+        "Compares all bytes of A and B, and writes the rows of B's tables that differ, with their "
+        "optimizer state, and B's dense part. A and the delta make up B (apply).",
+        "delta runs/a/1/checkpoints/step-00005000 runs/a/1/checkpoints/step-00006000 --out delta",
+    )
+    command.add_argument("first", metavar="A", help=_CHECKPOINT)
+    command.add_argument("second", metavar="B", help="the other checkpoint")
+    _add_out(command)
+    command.add_argument(
+        "--rows",
+        choices=("fp32", "fp16", "int8"),
+        default="fp32",
+        help="type of the rows; fp16 and int8 are rounded and need --without-optimizer "
+        "(default: fp32)",
+    )
+    command.add_argument(
+        "--without-optimizer", action="store_true", help="leave the optimizer state out"
+    )
+
+
+def _add_apply(commands: Any) -> None:
+    command = _command(
+        commands,
+        "apply",
+        "the checkpoint that a base and its deltas make up",
+        "Deltas in order, all of them. Unless their rows are rounded, the tensors are those of the "
+        "last publication, byte for byte.",
+        "apply published/version-00000001 published/version-0000000[23] --out full",
+    )
+    command.add_argument("base", metavar="BASE", help="folder or URL of the base, a checkpoint")
+    command.add_argument("deltas", nargs="+", metavar="DELTA", help="its deltas, in order")
+    _add_out(command)
+
+
+def _add_compact(commands: Any) -> None:
+    command = _command(
+        commands,
+        "compact",
+        "one delta in place of several",
+        "They must follow one another. The result changes what the first one changes, and the "
+        "delta after the last one fits on it.",
+        "compact published/version-00000002 published/version-00000003 --out day",
+    )
+    command.add_argument("deltas", nargs="+", metavar="DELTA", help="deltas, in order")
+    _add_out(command)
+
+
+def _add_out(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--out", required=True, metavar="FOLDER", help="a new folder or URL")
 
 
 def _command(

@@ -1,0 +1,172 @@
+"""The delta between two checkpoints, found by comparing their bytes."""
+
+from collections.abc import Iterator
+
+import torch
+
+from infnet_dist.checkpoint.differences import kind
+from infnet_dist.checkpoint.inspection import Advance, as_matrix, parts_of, tables_of
+from infnet_dist.checkpoint.manifest import read_manifest
+from infnet_dist.checkpoint.reading import TensorReader
+from infnet_dist.checkpoint.saved_tensors import SavedTensor
+from infnet_dist.checkpoint.shards import LocalShard
+from infnet_dist.checkpoint.tensor_names import TABLE
+from infnet_dist.config.publish import RowType
+from infnet_dist.deltas.assembling import check_output, whole_shard, write_folder
+from infnet_dist.deltas.manifest import (
+    INDICES,
+    SCALE,
+    DeltaLink,
+    DeltaManifest,
+    Identity,
+    identity,
+    table_in,
+)
+from infnet_dist.deltas.reading import Base
+from infnet_dist.deltas.rounding import rounded
+from infnet_dist.errors import CheckpointError
+from infnet_dist.io.filesystem import Folder
+
+_TYPES = {"fp16": torch.float16, "int8": torch.int8}
+
+
+def make_delta(
+    first: Folder,
+    second: Folder,
+    out: Folder,
+    advance: Advance = lambda num_bytes: None,
+    *,
+    rows: RowType = "fp32",
+    optimizer_state: bool = True,
+) -> DeltaManifest:
+    """Write the delta that turns checkpoint `first` into `second`; of any world sizes and plans.
+
+    A row is in it if a bit of it, or of its optimizer state, differs.
+
+    Raises:
+        CheckpointError: they are of different models, or the delta would replace something.
+        DamagedError: a block of one of them is damaged.
+    """
+    if rows != "fp32" and optimizer_state:
+        raise CheckpointError(f"rows of {rows} are rounded: leave the optimizer state out")
+    a, b = Base(first, read_manifest(first)), Base(second, read_manifest(second))
+    check_output(out, b.manifest.progress.step)
+    wanted = _common(a, b, with_optimizer=optimizer_state)
+    readers = TensorReader(*a), TensorReader(*b)
+    tables = {
+        table: b.manifest.tensors[name].shape[0] for table, name in tables_of(b.manifest).items()
+    }
+    changed = {
+        table: _changed_rows(readers, wanted, table, rows_of_table, advance)
+        for table, rows_of_table in tables.items()
+    }
+
+    def read(shard: LocalShard, start: int, stop: int) -> torch.Tensor:
+        table = table_in(shard.name)
+        if table is None or table not in changed:
+            return readers[1].rows(shard.name, start, stop)
+        name = shard.name if shard.name in wanted else f"model.tables.{table}.weight"
+        values = _at(
+            readers[1], wanted[name], name, _places(changed[table], tables[table], start, stop)
+        )
+        if shard.name == f"{SCALE}{table}":
+            scale = rounded(values, rows)[1]
+            assert scale is not None
+            return scale
+        return rounded(values, rows)[0] if TABLE.fullmatch(shard.name) else values
+
+    shards = []
+    for name, tensor in wanted.items():
+        table = table_in(name)
+        shape, dtype = tensor.shape, tensor.dtype
+        if table in tables:
+            copies = shape[0] // tables[table]
+            shape = (copies * len(changed[table]), *shape[1:])
+            dtype = _TYPES.get(rows, dtype) if TABLE.fullmatch(name) else dtype
+        shards.append(whole_shard(name, shape, dtype))
+    for table, indices in changed.items():
+        shape = tuple(indices.shape)
+        shards.append(LocalShard(f"{INDICES}{table}", shape, (0,), indices, replicated=False))
+        if rows == "int8":
+            shards.append(whole_shard(f"{SCALE}{table}", shape, torch.float32))
+    base = Identity(name=first.name, digest=identity(a.manifest))
+    link = DeltaLink(
+        base=base,
+        previous=base,
+        number=1,
+        state=identity(b.manifest),
+        rows=rows,
+        optimizer_state=optimizer_state,
+        tables=tables,
+    )
+    made = write_folder(out, (b.folder, b.manifest), shards, read, link=link, advance=advance)
+    assert isinstance(made, DeltaManifest)
+    return made
+
+
+def _common(a: Base, b: Base, *, with_optimizer: bool) -> dict[str, SavedTensor]:
+    """The tensors of two checkpoints, which must be the same but for their values."""
+    start = ("model.", "optimizer.") if with_optimizer else ("model.",)
+    one, other = (
+        {name: t for name, t in base.manifest.tensors.items() if name.startswith(start)}
+        for base in (a, b)
+    )
+    if only := sorted(one.keys() ^ other.keys()):
+        raise CheckpointError(
+            f"{a.folder} and {b.folder} are of different models: only one has {only[0]}; a delta "
+            "can't add or remove tensors, publish the second in full"
+        )
+    tables = tables_of(b.manifest)
+    for name, tensor in other.items():
+        if kind(one[name]) != kind(tensor):
+            raise CheckpointError(
+                f"{name} is {kind(one[name])} in {a.folder}, {kind(tensor)} in {b.folder}; a delta "
+                "can't change shapes, publish the second in full"
+            )
+        table = table_in(name)
+        if table in tables and tensor.shape[0] % other[tables[table]].shape[0]:
+            raise CheckpointError(f"{name} of {b.folder} hasn't as many values for each row")
+    return other
+
+
+def _changed_rows(
+    readers: tuple[TensorReader, TensorReader],
+    wanted: dict[str, SavedTensor],
+    table: str,
+    num_embeddings: int,
+    advance: Advance,
+) -> torch.Tensor:
+    """The rows of a table that differ, int64 [K], ascending."""
+    changed = torch.zeros(num_embeddings, dtype=torch.bool)
+    for name in wanted:
+        if table_in(name) != table:
+            continue
+        for start, stop in readers[0].ranges(name):
+            one, other = (as_matrix(reader.rows(name, start, stop)) for reader in readers)
+            advance(one.nbytes + other.nbytes)
+            for x, y in zip(parts_of(one), parts_of(other), strict=True):
+                differ = (x.view(torch.uint8) != y.view(torch.uint8)).any(1).nonzero().squeeze(1)
+                changed[(start + differ) % num_embeddings] = True
+                start += len(x)
+    return changed.nonzero().squeeze(1)
+
+
+def _places(rows: torch.Tensor, num_embeddings: int, start: int, stop: int) -> torch.Tensor:
+    """Rows of the whole tensor that rows [start, stop) of the delta's are, ascending."""
+    places = torch.arange(start, stop)
+    return rows[places % len(rows)] + places.div(len(rows), rounding_mode="floor") * num_embeddings
+
+
+def _at(reader: TensorReader, saved: SavedTensor, name: str, places: torch.Tensor) -> torch.Tensor:
+    """Rows of a tensor, int64 ascending; only those parts are read that hold some."""
+    found = torch.empty((len(places), *saved.shape[1:]), dtype=saved.dtype)
+    for start, stop in _ranges(reader, name, places):
+        low, high = torch.searchsorted(places, torch.tensor([start, stop])).tolist()
+        if low < high:
+            found[low:high] = reader.rows(name, start, stop)[places[low:high] - start]
+    return found
+
+
+def _ranges(reader: TensorReader, name: str, places: torch.Tensor) -> Iterator[tuple[int, int]]:
+    if len(places):
+        yield from reader.ranges(name, int(places[0]), int(places[-1]) + 1)

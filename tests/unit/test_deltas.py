@@ -1,0 +1,357 @@
+"""Deltas of checkpoints made by hand: compared, applied, compacted; what doesn't fit is refused."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from fbgemm_gpu.split_table_batched_embeddings_ops_common import EmbeddingLocation, PoolingMode
+from fbgemm_gpu.split_table_batched_embeddings_ops_training import (
+    ComputeDevice,
+    SplitTableBatchedEmbeddingBagsCodegen,
+)
+
+from infnet_dist.checkpoint.cli.command import main
+from infnet_dist.checkpoint.files import DamagedError
+from infnet_dist.checkpoint.manifest import read_manifest
+from infnet_dist.checkpoint.reading import TensorReader
+from infnet_dist.config.run import parse_config
+from infnet_dist.deltas.applying import apply_deltas
+from infnet_dist.deltas.chain import newest_chain, prune_publications
+from infnet_dist.deltas.compacting import compact
+from infnet_dist.deltas.comparing import make_delta
+from infnet_dist.deltas.manifest import identity, read_delta
+from infnet_dist.deltas.reading import Delta
+from infnet_dist.deltas.rounding import restored, rounded
+from infnet_dist.deltas.tracking import _Kernel
+from infnet_dist.errors import CheckpointError, ConfigError
+from infnet_dist.io.filesystem import Folder
+from tests.checkpoints import STATE, TABLE, by_columns, by_rows, whole, write_checkpoint
+
+ROWS, WIDTH, SHARDS = 60, 8, 2
+
+
+def state_at(step: int) -> dict[str, torch.Tensor]:
+    """Tables and a dense part; each step changes rows 3 * step to 3 * step + 4 and all dense."""
+    generator = torch.Generator().manual_seed(0)
+    found = {
+        TABLE.format("item"): torch.randn(ROWS, WIDTH, generator=generator),
+        STATE.format("item"): torch.rand(ROWS, WIDTH, generator=generator),
+        TABLE.format("user"): torch.randn(ROWS, WIDTH, generator=generator).half(),
+        STATE.format("user"): torch.rand(SHARDS * ROWS, generator=generator),
+        TABLE.format("tag"): torch.randn(5, WIDTH, generator=generator),
+        "model.dense.weight": torch.randn(7, 3, generator=generator),
+        "optimizer.dense.weight.step": torch.tensor(0.0),
+    }
+    for n in range(1, step + 1):
+        rows = slice(3 * n, 3 * n + 4)
+        found[TABLE.format("item")][rows] += n
+        found[STATE.format("item")][rows] += n
+        found[TABLE.format("user")][rows] -= n
+        found[STATE.format("user")][ROWS + 3 * n] += 1  # of the second column shard alone
+        found["model.dense.weight"] += 1
+        found["optimizer.dense.weight.step"] += 1
+    return found
+
+
+def write(folder: Path, step: int, ranks: int = 1, *, columns: bool = False) -> Folder:
+    tensors = state_at(step)
+    cuts = {}
+    for name, tensor in tensors.items():
+        cuts[name] = by_rows(tensor, ranks) if ".tables." in name else whole(tensor)
+        if columns and name == TABLE.format("user"):
+            cuts[name] = by_columns(tensor, SHARDS)
+    return write_checkpoint(Folder(folder / f"by-{ranks}"), cuts, step=step, files={"x": "y"})
+
+
+@pytest.fixture
+def a(tmp_path: Path) -> Folder:
+    return write(tmp_path, 0)
+
+
+@pytest.fixture
+def b(tmp_path: Path) -> Folder:
+    return write(tmp_path, 1, 3)
+
+
+@pytest.fixture
+def c(tmp_path: Path) -> Folder:
+    return write(tmp_path, 2, 2, columns=True)
+
+
+def assert_same_tensors(found: Folder, step: int) -> None:
+    wanted, manifest = state_at(step), read_manifest(found)
+    assert manifest.tensors.keys() == wanted.keys()
+    assert manifest.progress.step == step
+    reader = TensorReader(found, manifest)
+    for name, value in wanted.items():
+        got = reader.rows(name, 0, value.shape[0] if value.shape else 1)
+        assert torch.equal(got.reshape(value.shape), value), name
+
+
+def test_the_difference_of_two_makes_up_the_second(a: Folder, b: Folder, tmp_path: Path) -> None:
+    made = make_delta(a, b, Folder(tmp_path / "delta"))
+    delta = Delta(Folder(tmp_path / "delta"))
+    assert delta.indices("item").tolist() == [3, 4, 5, 6]
+    assert delta.indices("user").tolist() == [3, 4, 5, 6]
+    assert delta.indices("tag").tolist() == []
+    assert made.changed_rows == 8
+    apply_deltas(a, [delta.folder], Folder(tmp_path / "full"))
+    assert_same_tensors(Folder(tmp_path / "full"), 1)
+
+
+def test_of_several_any_way_leads_to_the_same(
+    a: Folder, b: Folder, c: Folder, tmp_path: Path
+) -> None:
+    """At once, one after the other, and compacted."""
+    one, two, both, full = (Folder(tmp_path / name) for name in ("1", "2", "12", "full"))
+    make_delta(a, b, one)
+    make_delta(b, c, two)
+    apply_deltas(a, [one, two], full)
+    assert_same_tensors(full, 2)
+    apply_deltas(a, [one], Folder(tmp_path / "half"))
+    apply_deltas(Folder(tmp_path / "half"), [two], Folder(tmp_path / "later"))
+    assert_same_tensors(Folder(tmp_path / "later"), 2)
+    made = compact([one, two], both)
+    assert Delta(both).indices("item").tolist() == [3, 4, 5, 6, 7, 8, 9]
+    assert made.delta.state == identity(read_manifest(c))
+    apply_deltas(a, [both], Folder(tmp_path / "compacted"))
+    assert_same_tensors(Folder(tmp_path / "compacted"), 2)
+
+
+def test_a_delta_of_another_base_is_refused(
+    a: Folder, b: Folder, c: Folder, tmp_path: Path
+) -> None:
+    delta, full = Folder(tmp_path / "delta"), Folder(tmp_path / "full")
+    make_delta(b, c, delta)
+    wanted = identity(read_manifest(b))
+    with pytest.raises(CheckpointError, match=f"step-00000001.*{wanted}"):
+        apply_deltas(a, [delta], full)
+    assert not full.entries()
+
+
+def test_a_missing_link_is_named(a: Folder, b: Folder, c: Folder, tmp_path: Path) -> None:
+    d = write(tmp_path, 3)
+    links = [Folder(tmp_path / name) for name in ("1", "2", "3")]
+    for link, one, other in zip(links, (a, b, c), (b, c, d), strict=True):
+        make_delta(one, other, link)
+    with pytest.raises(CheckpointError, match="step-00000002"):
+        apply_deltas(a, [links[0], links[2]], Folder(tmp_path / "full"))
+    with pytest.raises(CheckpointError, match="step-00000002"):
+        compact([links[0], links[2]], Folder(tmp_path / "compacted"))
+
+
+@pytest.mark.parametrize("place", ["base", "delta"])
+def test_a_damaged_block_is_found(a: Folder, b: Folder, place: str, tmp_path: Path) -> None:
+    delta = Folder(tmp_path / "delta")
+    make_delta(a, b, delta)
+    folder = a if place == "base" else delta
+    path = next(Path(folder.url).glob("*.safetensors"))
+    content = bytearray(path.read_bytes())
+    content[-5] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(DamagedError, match=path.name):
+        apply_deltas(a, [delta], Folder(tmp_path / "full"))
+    assert "manifest.json" not in Folder(tmp_path / "full").entries()
+
+
+def test_models_that_differ_are_refused(a: Folder, tmp_path: Path) -> None:
+    more = state_at(1) | {TABLE.format("item"): torch.zeros(ROWS + 1, WIDTH)}
+    grown = write_checkpoint(
+        Folder(tmp_path / "grown"), {name: whole(value) for name, value in more.items()}
+    )
+    with pytest.raises(CheckpointError, match=r"item\.weight is 60 x 8 F32"):
+        make_delta(a, grown, Folder(tmp_path / "delta"))
+    less = {name: whole(value) for name, value in state_at(1).items() if "tag" not in name}
+    fewer = write_checkpoint(Folder(tmp_path / "fewer"), less)
+    with pytest.raises(CheckpointError, match="tag"):
+        make_delta(a, fewer, Folder(tmp_path / "delta"))
+
+
+def test_nothing_is_replaced(a: Folder, b: Folder, tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match="step-00000001 isn't empty"):
+        make_delta(a, b, b)
+    with pytest.raises(CheckpointError, match="another step"):
+        make_delta(a, b, Folder(tmp_path / "step-00000009"))
+
+
+def test_a_delta_is_no_checkpoint(a: Folder, b: Folder, tmp_path: Path) -> None:
+    delta = Folder(tmp_path / "delta")
+    make_delta(a, b, delta)
+    with pytest.raises(CheckpointError, match="infnet checkpoint apply"):
+        read_manifest(delta)
+    with pytest.raises(CheckpointError, match="expected a delta"):
+        read_delta(a)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"tables": {"item": 3, "user": ROWS, "tag": 5}},
+        {"tables": {"item": ROWS, "user": ROWS, "tag": 5, "other": 9}},
+        {"number": 0},
+    ],
+)
+def test_a_forged_manifest_is_refused(a: Folder, b: Folder, change: dict, tmp_path: Path) -> None:
+    import zlib
+
+    delta = Folder(tmp_path / "delta")
+    make_delta(a, b, delta)
+    raw = json.loads(delta.read("delta.json"))
+    raw.pop("crc32")
+    raw["delta"] |= change
+    text = json.dumps(raw, separators=(",", ":")).encode()
+    delta.put("delta.json", b'{"crc32":%d,%s' % (zlib.crc32(text), text[1:]))
+    with pytest.raises(CheckpointError, match=r"damaged delta\.json"):
+        read_delta(delta)
+
+
+def test_indices_out_of_order_are_damage(a: Folder, b: Folder, tmp_path: Path) -> None:
+    delta = Folder(tmp_path / "delta")
+    make_delta(a, b, delta)
+    opened = Delta(delta)
+    opened.reader.rows = lambda *_: torch.tensor([3, 5, 4, 6])  # type: ignore[method-assign]
+    with pytest.raises(DamagedError, match=r"indices\.tables\.item"):
+        opened.indices("item")
+
+
+@pytest.mark.parametrize("rows", ["fp16", "int8"])
+def test_rounded_rows_come_without_the_optimizer(
+    rows: str, a: Folder, b: Folder, tmp_path: Path
+) -> None:
+    with pytest.raises(CheckpointError, match="optimizer"):
+        make_delta(a, b, Folder(tmp_path / "delta"), rows=rows)
+    made = make_delta(a, b, Folder(tmp_path / "delta"), rows=rows, optimizer_state=False)
+    assert not made.is_exact
+    full = Folder(tmp_path / "full")
+    apply_deltas(a, [Folder(tmp_path / "delta")], full)
+    manifest = read_manifest(full)
+    assert all(name.startswith("model.") for name in manifest.tensors)
+    got = TensorReader(full, manifest).rows(TABLE.format("item"), 0, ROWS)
+    exact, before = state_at(1)[TABLE.format("item")], state_at(0)[TABLE.format("item")]
+    assert torch.equal(got[7:], before[7:]), "rows that didn't change aren't rounded"
+    assert 0 < (got - exact).abs().max() < 0.03
+    compact([Folder(tmp_path / "delta")], Folder(tmp_path / "compacted"))
+    apply_deltas(a, [Folder(tmp_path / "compacted")], Folder(tmp_path / "again"))
+    again = TensorReader(Folder(tmp_path / "again"), read_manifest(Folder(tmp_path / "again")))
+    assert torch.equal(again.rows(TABLE.format("item"), 0, ROWS), got)
+
+
+def test_int8_is_within_half_a_scale() -> None:
+    rows = torch.randn(50, 8) * torch.logspace(-6, 6, 50).unsqueeze(1)
+    rows[7] = 0
+    values, scale = rounded(rows, "int8")
+    assert values.dtype == torch.int8 and scale is not None
+    back = restored(values, scale, torch.float32)
+    assert ((back - rows).abs() <= scale.unsqueeze(1) * 0.5001).all()
+    assert torch.equal(back[7], rows[7])
+
+
+def test_rows_that_are_rounded_are_not_to_be_trained(tmp_path: Path) -> None:
+    raw = {"data": {"path": str(tmp_path)}, "publish": {"rows": "int8"}}
+    with pytest.raises(ConfigError, match="optimizer_state"):
+        parse_config(raw)
+
+
+def chain_of(folder: Path, kinds: str) -> Folder:
+    """Publications: f a full one, d a delta of the one before, x an interrupted one."""
+    before, published = Folder("none"), Folder(folder / "published")
+    for version, kind in enumerate(kinds, 1):
+        place = published / f"version-{version:08d}"
+        step = write(folder / f"of-{version}", version)
+        if kind == "f":
+            Path(place.parent.url).mkdir(exist_ok=True)
+            Path(step.url).rename(place.url)
+            before = place
+        elif kind == "d":
+            make_delta(before, step, place)
+            before = step
+        else:
+            place.put("rank-00000-00-0123abcd.safetensors", b"")
+    return published
+
+
+def names(chain: Iterator | list) -> str:
+    return "".join(one.folder.name[-1] for one in chain)
+
+
+def test_the_newest_chain(tmp_path: Path) -> None:
+    published = chain_of(tmp_path, "fdfddx")
+    assert names(newest_chain(published)) == "345"
+    (published / "version-00000004").put("delta.json", b"{")
+    assert names(newest_chain(published)) == "3", "ends before a damaged delta"
+    (published / "version-00000003").put("manifest.json", b"{")
+    assert names(newest_chain(published)) == "12", "the chain before"
+    assert newest_chain(Folder(tmp_path / "nowhere")) == []
+
+
+def test_old_chains_and_interrupted_publications_are_deleted(tmp_path: Path) -> None:
+    published = chain_of(tmp_path, "fdxfdfdx")
+    prune_publications(published, 2)
+    assert sorted(name[-1] for name in published.entries()) == ["4", "5", "6", "7", "8"]
+    assert names(newest_chain(published)) == "67"
+
+
+def test_the_commands(a: Folder, b: Folder, c: Folder, tmp_path: Path, capsys) -> None:
+    one, two, both, full = (str(tmp_path / name) for name in ("1", "2", "12", "full"))
+    assert main(["delta", a.url, b.url, "--out", one]) == 0
+    assert "8 changed rows of 125" in capsys.readouterr().out
+    assert main(["delta", b.url, c.url, "--out", two]) == 0
+    assert main(["compact", one, two, "--out", both]) == 0
+    assert main(["apply", a.url, both, "--out", full]) == 0
+    assert_same_tensors(Folder(full), 2)
+    assert main(["verify", full]) == 0
+    capsys.readouterr()
+    assert main(["apply", a.url, two, "--out", str(tmp_path / "wrong")]) == 1
+    assert identity(read_manifest(b)) in capsys.readouterr().err
+
+
+# ---- tracking
+
+TABLE_ROWS, FEATURES, BATCH = (50, 7, 1), [0, 0, 1, 2], 3
+
+
+def make_kernel() -> SplitTableBatchedEmbeddingBagsCodegen:
+    places = [(rows, 4, EmbeddingLocation.HOST, ComputeDevice.CPU) for rows in TABLE_ROWS]
+    return SplitTableBatchedEmbeddingBagsCodegen(
+        places, feature_table_map=FEATURES, pooling_mode=PoolingMode.SUM, learning_rate=0.1
+    )
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_all_rows_that_change_are_marked(seed: int) -> None:
+    kernel, generator = make_kernel(), torch.Generator().manual_seed(seed)
+    for weight in kernel.split_embedding_weights():
+        weight.uniform_(-1, 1)
+    tracked = _Kernel(kernel)
+    before = [weight.clone() for weight in kernel.split_embedding_weights()]
+    lengths = torch.randint(0, 3, (len(FEATURES) * BATCH,), generator=generator)
+    rows = torch.tensor([TABLE_ROWS[t] for t in FEATURES for _ in range(BATCH)])
+    ids = torch.rand(int(lengths.sum()), generator=generator) * rows.repeat_interleave(lengths)
+    ids = ids.long()
+    ids[0] = 10**6  # row 0 is read, and trained, in its place
+    offsets = torch.cat([torch.zeros(1, dtype=torch.int64), lengths.cumsum(0)])
+    kernel(indices=ids.clone(), offsets=offsets).sum().backward()
+    for number, (old, new) in enumerate(zip(before, kernel.split_embedding_weights(), strict=True)):
+        marked = tracked.part(tracked.marks, number)
+        assert torch.equal(marked, (old != new).any(1))
+    marks = tracked.take()
+    assert not tracked.marks.any()
+    tracked._mark_at_once(ids, offsets, None)
+    assert torch.equal(tracked.marks, marks), "as on GPUs"
+    tracked.marks.zero_()
+    tracked._mark_at_once(ids, offsets, [[1, 2], [3, 0], [2, 1], [0, 3]])
+    assert torch.equal(tracked.marks, marks)
+
+
+def test_an_evaluation_marks_nothing() -> None:
+    kernel = make_kernel()
+    tracked = _Kernel(kernel)
+    offsets = torch.arange(len(FEATURES) * BATCH + 1)
+    ids = torch.zeros(len(offsets) - 1, dtype=torch.int64)
+    with torch.no_grad():
+        kernel(indices=ids, offsets=offsets)
+    assert not tracked.marks.any()
+    kernel(indices=ids, offsets=offsets)
+    assert int(tracked.marks.sum()) == len(TABLE_ROWS)
