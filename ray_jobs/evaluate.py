@@ -43,7 +43,7 @@ _MAKES_MODEL = ("model", "tables", "data.features", "data.tasks", "data.crosses"
 # Keys that evaluation takes from the run file.
 _FROM_RUN_FILE = (
     *("run.folder", "run.name", "checkpoint.folder", "scaling", "sharding", "data.path"),
-    *("data.batch_size", "data.prefetch_batches", "data.max_bad_row_groups", "data.reader"),
+    *("data.batch_size", "data.valid_from", "data.prefetch_batches", "data.max_bad_row_groups", "data.reader"),
 )
 
 

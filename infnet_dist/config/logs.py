@@ -106,7 +106,11 @@ class LogsIngest(Section):
         description="first day (or time) of train; earlier rows are used in histories only; null: "
         "no limit",
     )
-    valid_from: Day = Field(description="first day (or time) of valid, e.g. 2026-05-04")
+    valid_from: Day | None = Field(
+        None,
+        description="first day (or time) of valid, e.g. 2026-05-04; null: all rows are train, and "
+        "data.valid_from divides them when they are read",
+    )
     test_from: Day | None = Field(
         None, description="first day (or time) of test; null: no test split"
     )
@@ -136,6 +140,8 @@ class LogsIngest(Section):
             raise ValueError("tasks: got none, expected at least one, or watch_time")
         self._check_names()
         self._check_columns()
+        if self.test_from is not None and self.valid_from is None:
+            raise ValueError("test_from needs valid_from; set both, or neither")
         starts = self.split_starts_ms
         if sorted(starts.values()) != list(starts.values()):
             raise ValueError("train_from, valid_from and test_from must be in ascending order")

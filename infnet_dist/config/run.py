@@ -20,6 +20,7 @@ from infnet_dist.config.optimizers import AdamWConfig, DenseOptimizerConfig, Sch
 from infnet_dist.config.overrides import apply_overrides
 from infnet_dist.config.publish import PublishConfig
 from infnet_dist.config.renamed import with_current_names
+from infnet_dist.config.roll import RollConfig
 from infnet_dist.config.tables import (
     SparseOptimizerConfig,
     TablesConfig,
@@ -28,7 +29,7 @@ from infnet_dist.config.tables import (
 )
 from infnet_dist.config.trainable import TrainableSection
 from infnet_dist.config.warm_start import InitFromConfig
-from infnet_dist.config.window import Window
+from infnet_dist.config.window import Time, Window
 from infnet_dist.errors import ConfigError
 from infnet_dist.io.parsing import (
     MalformedError,
@@ -85,6 +86,11 @@ class DataConfig(Section):
         None,
         description="rows of train that a run reads: `new`, the newest generation, or a section; "
         "null: all",
+    )
+    valid_from: Time | None = Field(
+        None,
+        description="first day or time of valid, in UTC unless it has an offset, or epoch ms: "
+        "divides the rows of train and valid anew; null: as ingest divided them",
     )
     replay_share: float = Field(
         0.0,
@@ -289,6 +295,7 @@ class Config(Section):
     scaling: ScalingConfig = ScalingConfig()
     tracking: TrackingConfig = TrackingConfig()
     publish: PublishConfig = PublishConfig()
+    roll: RollConfig = RollConfig()
 
     def table(self, name: str) -> TableSettings:
         """The settings of the table with this name."""

@@ -3,7 +3,7 @@
 from datetime import UTC, datetime, timedelta
 from typing import Annotated, Any
 
-from pydantic import BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field, model_validator
 
 from infnet_dist.config.model import Section
 
@@ -64,14 +64,12 @@ class WindowConfig(Section):
         Raises:
             ValueError: a value isn't a day or a time.
         """
-        first, last = _parsed("from", self.from_), _parsed("to", self.to)
-        return first[0] if first else None, last[1] if last else None
+        first = None if self.from_ is None else _parsed("from", self.from_)[0]
+        return first, None if self.to is None else _parsed("to", self.to)[1]
 
 
-def _parsed(key: str, value: int | str | None) -> tuple[int, int] | None:
+def _parsed(key: str, value: int | str) -> tuple[int, int]:
     """First and last epoch millisecond of a day or a time."""
-    if value is None:
-        return None
     if isinstance(value, int):
         return value, value
     try:
@@ -96,4 +94,21 @@ def _short_form(value: Any) -> Any:
     return value
 
 
+def _moment(value: Any) -> Any:
+    """Check a day or a time."""
+    if isinstance(value, int | str) and not isinstance(value, bool):
+        first_ms("valid_from", value)
+    return value
+
+
+def first_ms(key: str, value: int | str) -> int:
+    """First epoch millisecond of a day or a time.
+
+    Raises:
+        ValueError: it is neither.
+    """
+    return _parsed(key, value)[0]
+
+
+Time = Annotated[int | str, AfterValidator(_moment)]
 Window = Annotated[WindowConfig | None, BeforeValidator(_short_form)]

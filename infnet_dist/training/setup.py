@@ -12,6 +12,7 @@ import torch
 from infnet_dist.batch import RankingBatch
 from infnet_dist.checkpoint import DataOrder
 from infnet_dist.config.run import Config
+from infnet_dist.config.window import first_ms
 from infnet_dist.data.checks.footers import (
     check_columns,
     check_enough_rows,
@@ -24,6 +25,7 @@ from infnet_dist.data.part_files import part_opener
 from infnet_dist.data.reader import Reader
 from infnet_dist.data.statistics import sample_usage
 from infnet_dist.data.unknown_ids import UnknownIds, default_rates, unlearned_ids
+from infnet_dist.data.window.dividing import divide_at
 from infnet_dist.data.window.replay import REPLAY, Replay, replay_of
 from infnet_dist.data.window.selection import generations_of, select_window
 from infnet_dist.distributed.context import WorkerContext
@@ -42,7 +44,8 @@ def open_training_set(
 ) -> tuple[Manifest, Schema]:
     """Open a training set: its manifest, and the selected features and tasks, with crosses.
 
-    It reads no rows, so the driver calls it too.
+    It reads no rows, so the driver calls it too; only the times of parts that `data.valid_from`
+    divides.
 
     Args:
         config: the run.
@@ -51,7 +54,8 @@ def open_training_set(
         manifest: the set's, if it was read before.
 
     Raises:
-        DataError: missing or malformed set, or unknown names of features or tasks.
+        DataError: missing or malformed set, unknown names of features or tasks, or a split without
+            rows.
         ConfigError: unknown names of tables or tasks elsewhere in the config, or a cross that can't
             be made.
     """
@@ -69,6 +73,9 @@ def open_training_set(
         if manifest.source.get("source") != "petastorm" or config.data.reader == "petastorm":
             raise
         raise DataError(f"{error}; a Petastorm data set needs data.reader=petastorm") from None
+    if config.data.valid_from is not None:
+        at_ms = first_ms("data.valid_from", config.data.valid_from)
+        manifest = divide_at(config.data.path, manifest, at_ms)
     return manifest, schema
 
 

@@ -36,12 +36,17 @@ def cut_parts(
     def cut(part: Part) -> Part | None:
         assert part.time_range_ms is not None, "the caller has checked that times are known"
         first, last = part.time_range_ms
+        start, stop = times_ms
+        if isinstance(part, SelectedPart) and part.times_ms is not None:
+            start, stop = max(start, part.times_ms[0]), min(stop, part.times_ms[1])
         if first > times_ms[1] or last < times_ms[0]:
             return None
         if times_ms[0] <= first and last <= times_ms[1]:
             return part
-        counts = _counts(folder, part, times_ms, time_column)
-        return SelectedPart.within(part, times_ms, time_column, counts) if sum(counts) else None
+        counts = _counts(folder, part, (start, stop), time_column)
+        return (
+            SelectedPart.within(part, (start, stop), time_column, counts) if any(counts) else None
+        )
 
     with ThreadPoolExecutor(_AT_ONCE) as pool:
         return [part for part in pool.map(cut, parts) if part is not None]
@@ -54,7 +59,7 @@ def _counts(
     counts = []
     try:
         with open_checked(folder, part) as opened:
-            for index in range(len(part.row_groups)):
+            for index in range(len(part.rows_in_file)):
                 times = opened.read_group(index, [time_column])[time_column]
                 first, last = times_ms
                 inside = pc.and_(pc.greater_equal(times, first), pc.less_equal(times, last))

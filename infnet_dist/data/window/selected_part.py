@@ -40,9 +40,9 @@ class SelectedPart(Part):
     def within(
         cls, part: Part, times_ms: tuple[int, int], time_column: str, counts: Sequence[int]
     ) -> Self:
-        """The rows of a whole part within these times, `counts` of each row group."""
+        """The rows of a part within these times, `counts` of each row group."""
         update = {"rows": sum(counts), "row_groups": tuple(counts), "in_window": tuple(counts)}
-        cut = {"times_ms": times_ms, "time_column": time_column, "in_file": part.row_groups}
+        cut = {"times_ms": times_ms, "time_column": time_column, "in_file": part.rows_in_file}
         assert part.time_range_ms is not None, "parts without times aren't cut"
         first, last = part.time_range_ms
         times = {"time_range_ms": (max(first, times_ms[0]), min(last, times_ms[1]))}

@@ -39,15 +39,15 @@ def select_window(
     if window.new or window.generations is not None:
         chosen, older = _by_generation(manifest, window)
     else:
-        chosen, older = _by_time(folder, manifest, window)
-    splits = manifest.splits | {"train": _split_of(train, chosen)}
+        chosen, older = _bytime_text(folder, manifest, window)
+    splits = manifest.splits | {"train": split_of(train, chosen)}
     if replay:
         if not older:
             raise DataError(
                 "data.replay_share: no part of train is older than data.window; there "
                 f"{_listed(train.parts)}; choose a later window, or remove data.replay_share"
             )
-        splits[REPLAY] = _split_of(train, older)
+        splits[REPLAY] = split_of(train, older)
     return manifest.model_copy(update={"splits": splits})
 
 
@@ -115,18 +115,12 @@ def _by_generation(manifest: Manifest, window: WindowConfig) -> tuple[list[Part]
     return chosen, [part for part in parts if generation_of(part) < min(wanted)]
 
 
-def _by_time(
+def _bytime_text(
     folder: Path, manifest: Manifest, window: WindowConfig
 ) -> tuple[list[Part], list[Part]]:
     """The parts of the window, those partly in it cut, and the parts before it."""
     train = manifest.split("train")
-    for part in train.parts:
-        if part.time_range_ms is None:
-            raise DataError(
-                f"data.window: the times of {folder / part.file} are unknown, since it has none or "
-                "was written by an earlier version; select by generations, or ingest again into "
-                "another data.path"
-            )
+    check_times(folder, train.parts, "data.window")
     first, last = window.times_ms
     whole_first, whole_last = train.time_range_ms
     if window.last_days is not None:
@@ -141,7 +135,22 @@ def _by_time(
     return chosen, older
 
 
-def _split_of(train: Split, parts: Sequence[Part]) -> Split:
+def check_times(folder: Path, parts: Sequence[Part], key: str) -> None:
+    """Check that the times of all parts are known.
+
+    Raises:
+        DataError: those of one aren't; `key` needs them.
+    """
+    for part in parts:
+        if part.time_range_ms is None:
+            raise DataError(
+                f"{key}: the times of {folder / part.file} are unknown, since it has none or was "
+                "written by an earlier version; select by generations, or ingest again into "
+                "another data.path"
+            )
+
+
+def split_of(train: Split, parts: Sequence[Part]) -> Split:
     """A split with some parts of train; its label means are unknown."""
     ranges = [part.time_range_ms or train.time_range_ms for part in parts]
     return Split(
@@ -166,10 +175,11 @@ def _listed(parts: Sequence[Part]) -> str:
 
 
 def _range(times_ms: tuple[int, int]) -> str:
-    return f"{_time(times_ms[0])} to {_time(times_ms[1])} UTC"
+    return f"{time_text(times_ms[0])} to {time_text(times_ms[1])} UTC"
 
 
-def _time(time_ms: int) -> str:
+def time_text(time_ms: int) -> str:
+    """A time in UTC, in whole seconds."""
     try:
         return f"{datetime.fromtimestamp(time_ms / 1000, UTC):%Y-%m-%d %H:%M:%S}"
     except (OverflowError, ValueError, OSError):

@@ -108,7 +108,8 @@ def check_extension(config: LogsIngest, earlier: Manifest, folder: Path) -> None
 
 def pending_is_train(config: LogsIngest, earlier: Manifest) -> bool:
     """Whether all rows of the set are before `valid_from` of the config."""
-    return config.split_starts_ms["valid"] > _ingested(earlier).last_time_ms
+    valid_ms = config.split_starts_ms.get("valid")
+    return valid_ms is not None and valid_ms > _ingested(earlier).last_time_ms
 
 
 def time_text(time_ms: int) -> str:

@@ -55,6 +55,8 @@ class Calendar:
 
     def before_valid(self, times_ms: IntArray) -> npt.NDArray[np.bool_]:
         """Mask of the rows that are used for fitting: train and earlier, without the gap."""
+        if "valid" not in self.starts_ms:
+            return np.ones(len(times_ms), np.bool_)
         return times_ms < self.starts_ms["valid"] - self.gap_ms
 
     def known_until(self, times_ms: IntArray) -> IntArray:
