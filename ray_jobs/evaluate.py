@@ -43,7 +43,8 @@ _MAKES_MODEL = ("model", "tables", "data.features", "data.tasks", "data.crosses"
 # Keys that evaluation takes from the run file.
 _FROM_RUN_FILE = (
     *("run.folder", "run.name", "checkpoint.folder", "scaling", "sharding", "data.path"),
-    *("data.batch_size", "data.valid_from", "data.prefetch_batches", "data.max_bad_row_groups", "data.reader"),
+    *("data.batch_size", "data.prefetch_batches", "data.max_bad_row_groups", "data.reader"),
+    "data.valid_from",
 )
 
 
@@ -52,17 +53,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     arguments = parse("evaluate", argv)
     config = read_config(arguments)
     path = _checkpoint_of(config, arguments)
-    config = _with_model_of(config, _saved_config(path), arguments.overrides)
-    _check_set(config, path, arguments.split)
     output = arguments.output or _default_output(config, path, arguments.split)
     Folder(output.parent).check_target(output.name)
-    log.info("evaluating %s", path)
-    result = launch(
-        evaluate_checkpoint,
-        {"config": config, "path": path, "split": arguments.split},
-        config,
-        arguments.launcher,
-    )
+    result = evaluate_on(config, path, arguments.split, arguments.launcher, arguments.overrides)
     _print(result)
     if arguments.output is None:
         output = _unused(output, result)
@@ -71,6 +64,30 @@ def main(argv: Sequence[str] | None = None) -> None:
     except OSError as error:
         raise ConfigError(f"can't write {output} ({error.strerror}); set --output") from None
     log.info("written to %s", output)
+
+
+def evaluate_on(
+    config: Config, path: Folder, split: str, launcher: str, overrides: Sequence[str] = ()
+) -> dict[str, Any]:
+    """Evaluate a checkpoint on a split; see `evaluate_checkpoint` for the result.
+
+    Args:
+        config: the run file.
+        path: the checkpoint.
+        split: of the training set.
+        launcher: "ray" or "local".
+        overrides: keys of the run file that were set explicitly.
+
+    Raises:
+        UserError: the checkpoint is damaged, or its model can't read the training set.
+    """
+    config = _with_model_of(config, _saved_config(path), overrides)
+    _check_set(config, path, split)
+    log.info("evaluating %s", path)
+    result: dict[str, Any] = launch(
+        evaluate_checkpoint, {"config": config, "path": path, "split": split}, config, launcher
+    )
+    return result
 
 
 def _checkpoint_of(config: Config, arguments: argparse.Namespace) -> Folder:

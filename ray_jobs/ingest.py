@@ -32,12 +32,20 @@ _PROGRESS_S = 5.0
 def main(argv: Sequence[str] | None = None) -> None:
     """Make the training set unless it is up to date, then its report."""
     arguments = parse("ingest", argv)
-    config = read_config(arguments)
+    ingest(read_config(arguments), arguments.launcher)
+
+
+def ingest(config: Config, launcher: str) -> None:
+    """Bring the training set of a run file up to date, and write its report.
+
+    Raises:
+        UserError: the raw data or the settings are invalid; the set is unchanged.
+    """
     if config.ingest is None:
         raise ConfigError("the run file has no 'ingest:' section; see configs/smoke.yaml")
     start = time.monotonic()
     folder = config.data.path
-    with executor(arguments.launcher) as execute:
+    with executor(launcher) as execute:
         manifest = update_training_set(config.ingest, folder, execute, _Progress())
     if manifest is None:
         log.info("%s is up to date", folder)

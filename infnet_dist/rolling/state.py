@@ -42,8 +42,9 @@ class Generation(_Entry):
     Attributes:
         number: of the training set's generation.
         last_time_ms: time of its newest row.
-        train_rows: rows that the training set gained, by split as of then.
-        new_ids: ids that the tables gained, by table.
+        rows: that the training set gained.
+        num_embeddings: rows of each table in the training set.
+        new_ids: rows that each table gained.
         ids_only: whether only embedding tables are trained.
         before: metrics of the current model on the rows that it has never seen (progressive
             validation); empty for the first generation.
@@ -57,6 +58,7 @@ class Generation(_Entry):
     number: int
     last_time_ms: int
     rows: int
+    num_embeddings: dict[str, int] = Field(default_factory=dict)
     new_ids: dict[str, int] = Field(default_factory=dict)
     ids_only: bool = False
     before: Metrics | None = None
