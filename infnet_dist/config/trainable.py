@@ -46,10 +46,10 @@ def check_trainable(section: TrainableSection, names: Iterable[str]) -> None:
     known = tuple(names)
     _check_patterns(section.trainable, known)
     if not any(section.lr_factor(name) for name in known):
-        key = "training.ids_only is true and training.trainable" if section.ids_only else ""
+        frozen = "all tables, and training.ids_only the rest" if section.ids_only else "everything"
         raise ConfigError(
-            f"{key or 'training.trainable'} has the factor 0 for all tables and dense parameters, "
-            "so nothing would be trained; set one above 0"
+            f"training.trainable freezes {frozen}, so nothing would be trained; give a table a "
+            "factor above 0"
         )
 
 

@@ -8,6 +8,7 @@ from typing import get_args
 from infnet_dist.config.changes import flat
 from infnet_dist.config.run import Config, ScalingConfig
 from infnet_dist.config.tables import GPU_OPTIMIZERS, WITHOUT_DECAY, SparseOptimizerName
+from infnet_dist.config.trainable import matches
 from infnet_dist.data.manifest import Manifest
 from infnet_dist.errors import ConfigError
 from infnet_dist.lookups import Lookups
@@ -129,6 +130,9 @@ def without_effect(config: Config, manifest: Manifest, schema: Schema) -> Iterat
     for name in config.tables.overrides:
         if name not in tables and not any(fnmatchcase(table, name) for table in tables):
             yield f"tables.overrides.{name}: no selected feature reads such a table"
+    for pattern in config.training.trainable if config.training.ids_only else ():
+        if not any(matches(pattern, table) for table in tables):
+            yield f"training.trainable.{pattern}: training.ids_only freezes the dense part anyway"
     for name in config.training.task_weights:
         if name not in tasks:
             yield f"training.task_weights.{name}: this task isn't selected"

@@ -28,7 +28,7 @@ class FlatOptimizer(KeyedOptimizer):
         whole: the tensor; its gradient is `gradient`.
         gradient: of the last `gather`.
         optimizer: of the tensor.
-        is_frozen: whether the parameters are frozen; then no other method may be called.
+        is_frozen: whether the parameters are frozen; then it is never stepped.
     """
 
     def __init__(

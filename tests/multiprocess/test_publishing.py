@@ -1,5 +1,7 @@
 """Deltas of a model while it trains: base + deltas = the checkpoint, byte for byte."""
 
+import os
+import signal
 from collections.abc import Mapping, Sequence
 from itertools import count
 from pathlib import Path
@@ -28,8 +30,10 @@ from infnet_dist.errors import CheckpointError, ConfigError
 from infnet_dist.io.filesystem import Folder
 from infnet_dist.sharding.build import build_sharded_model
 from infnet_dist.training.step import EagerStep, PipelinedStep, Step, StepSettings
+from infnet_dist.training.trainer import train
 from tests.mixed import ROWS, SCHEMA, config_of, make_batch
 from tests.ranks import run_ranks
+from tests.runs import make_config, make_tiny_set
 
 ORDER = DataOrder(content_hash="x", seed=0, shuffle_rows=1)
 ROW_WISE = {name: "row_wise" for name in ROWS}
@@ -369,3 +373,40 @@ def disturbed(context: WorkerContext, *, config: Config, folder: Path) -> None:
     for publisher in (one, other):
         publisher.close()
     saver.close()
+
+
+def test_a_run_killed_in_mid_publish_resumes_and_continues_its_chain(tmp_path: Path) -> None:
+    """Rank 1 dies when its rows of version 3 are written; the checkpoint of step 6 is complete."""
+    data = make_tiny_set(tmp_path / "data", num_rows=1_000)
+    config = make_config(
+        data,
+        tmp_path,
+        checkpoint={"every_steps": 3, "keep_last": 99, "background": False},
+        training={"max_steps": 8},
+        publish={"folder": str(tmp_path / "published"), "every_steps": 2},
+    )
+    with pytest.raises(RuntimeError, match=r"worker 1 died \(exit code -9\)"):
+        run_ranks(die_in_publication, 2, config=config, run_folder=tmp_path)
+    published = Folder(tmp_path / "published")
+    assert [one.folder.name[-1] for one in newest_chain(published)] == ["1", "2"]
+    assert (tmp_path / "published" / "version-00000003").is_dir()
+    run_ranks(train, 2, config=config, run_folder=tmp_path)
+    chain = assert_chain_is(tmp_path, 8)
+    assert [one.folder.name[-1] for one in chain] == ["1", "2", "4"]
+    assert [one.manifest.progress.step for one in chain] == [2, 4, 8]
+    assert not (tmp_path / "published" / "version-00000003").exists()
+
+
+def die_in_publication(context: WorkerContext, *, config: Config, run_folder: Path) -> None:
+    from infnet_dist.deltas.publishing import FolderWriter
+
+    write_state = FolderWriter.write_state
+
+    def dying(writer: FolderWriter, folder: Folder, state: Any) -> Any:
+        if folder.name == "version-00000003" and context.rank:
+            writer._write_tensors(folder, state, "0123abcd")
+            os.kill(os.getpid(), signal.SIGKILL)
+        return write_state(writer, folder, state)
+
+    with mock.patch.object(FolderWriter, "write_state", dying):
+        train(context, config, run_folder=run_folder)

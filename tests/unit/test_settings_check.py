@@ -118,7 +118,12 @@ def test_settings_without_effect_are_named() -> None:
         data={"path": "/x", "batch_size": 10},
         scaling={"num_workers": 1},
         tables={"overrides": {"item": {}, "user": {}, "it*": {}, "us*": {}}},
-        training={"task_weights": {"click": 2, "like": 2}, "epochs": 2},
+        training={
+            "task_weights": {"click": 2, "like": 2},
+            "epochs": 2,
+            "ids_only": True,
+            "trainable": {"user": 2, "dense.tower": 0.5},
+        },
         schedule={"warmup_steps": 20},
         checkpoint={"every_steps": 50, "keep_every_steps": 75},
         ingest={"source": "kuairand", "path": "/elsewhere", "history_length": 9},
@@ -129,6 +134,7 @@ def test_settings_without_effect_are_named() -> None:
     assert [line.partition(":")[0] for line in found] == [
         "tables.overrides.item",
         "tables.overrides.it*",
+        "training.trainable.dense.tower",
         "training.task_weights.like",
         "schedule.warmup_steps",
         "checkpoint.keep_every_steps",
