@@ -108,6 +108,36 @@ def compare_options(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def roll_options(parser: argparse.ArgumentParser) -> None:
+    """Add the options of `infnet roll`."""
+    add_config(parser)
+    add_launcher(parser)
+    parser.add_argument(
+        "--every",
+        type=duration_s,
+        metavar="TIME",
+        help="look for new logs again after so long, e.g. 10m or 1h (default: once)",
+    )
+    parser.add_argument(
+        "--one-by-one",
+        action="store_true",
+        help="replay: a generation for each new file or folder below ingest.path, by name",
+    )
+    parser.add_argument(
+        "--until",
+        metavar="DAY",
+        help="with --one-by-one: stop once the training set reaches this day, e.g. 2026-05-08",
+    )
+
+
+def duration_s(text: str) -> float:
+    """Type of --every: seconds of a number with s, m, h or d."""
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)([smhd])", text)
+    if match is None or not float(match[1]):
+        raise argparse.ArgumentTypeError(f"{text!r}: expected a time such as 30s, 10m, 1h or 1d")
+    return float(match[1]) * {"s": 1, "m": 60, "h": 3600, "d": 86_400}[match[2]]
+
+
 def sync_options(parser: argparse.ArgumentParser) -> None:
     """Add the options of `infnet sync`."""
     parser.add_argument("run_folder", type=Path, metavar="RUN_FOLDER", help="folder of a run")

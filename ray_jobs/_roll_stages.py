@@ -151,7 +151,10 @@ class Stages:
             )
             checkpoint["init_from"] = InitFromConfig(source=start.checkpoint)
         return self._with(
-            data=data, checkpoint=checkpoint, training={"ids_only": ids_only}, publish={"folder": None}
+            data=data,
+            checkpoint=checkpoint,
+            training={"ids_only": ids_only},
+            publish={"folder": None},
         )
 
     def _with(self, **sections: Mapping[str, Any]) -> Config:

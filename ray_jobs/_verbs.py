@@ -12,6 +12,7 @@ from ray_jobs._options import (
     compare_options,
     evaluate_options,
     ingest_options,
+    roll_options,
     smoke_options,
     sync_options,
     train_options,
@@ -90,6 +91,12 @@ VERBS = {
         "evaluate a checkpoint on a split",
         "--config configs/smoke.yaml --run-id 20261122-111407 --split test",
         evaluate_options,
+    ),
+    "roll": Verb(
+        "ray_jobs.roll",
+        "the daily loop: ingest, evaluate, train, gate, publish",
+        "--config configs/daily.yaml --every 1h\n--config configs/daily.yaml --one-by-one",
+        roll_options,
     ),
     "compare": Verb(
         "ray_jobs.compare",

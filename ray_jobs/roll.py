@@ -19,8 +19,8 @@ from infnet_dist.config.run import Config
 from infnet_dist.config.window import first_ms
 from infnet_dist.data.manifest import MANIFEST, read_manifest
 from infnet_dist.errors import ConfigError
-from infnet_dist.ingest.logs.reading.files import list_files
 from infnet_dist.ingest.logs.extend import known_files
+from infnet_dist.ingest.logs.reading.files import list_files
 from infnet_dist.io.console import Line
 from infnet_dist.rolling.report import verdict, write_report
 from infnet_dist.rolling.state import Generation, RollState, metrics_of, read_state, write_state
@@ -37,11 +37,14 @@ def main(argv: Sequence[str] | None = None) -> None:
     arguments = parse("roll", argv)
     config = read_config(arguments)
     logs = check(config)
+    if arguments.until is not None and not arguments.one_by_one:
+        raise ConfigError("--until needs --one-by-one: what is new is ingested as a whole")
+    until_ms = None if arguments.until is None else _time_ms(arguments.until)
     folder = config.run.folder / config.run.name
     with held_by_driver(folder / "roll", config.scaling, submission_id()):
         while True:
             start = time.monotonic()
-            _roll_all(config, logs, folder, arguments)
+            _roll_all(config, logs, folder, arguments, until_ms)
             if arguments.every is None:
                 return
             wait_s = max(0.0, arguments.every - (time.monotonic() - start))
@@ -80,13 +83,16 @@ def check(config: Config) -> LogsIngest:
 
 
 def _roll_all(
-    config: Config, logs: LogsIngest, folder: Path, arguments: argparse.Namespace
+    config: Config,
+    logs: LogsIngest,
+    folder: Path,
+    arguments: argparse.Namespace,
+    until_ms: int | None,
 ) -> None:
     """Complete the generation that was begun, then roll all that is new."""
     stages = Stages(config, folder, arguments.launcher)
     stages.complete(read_state(folder))
     if arguments.one_by_one:
-        until_ms = None if arguments.until is None else first_ms("--until", arguments.until)
         for path in _new_sources(config, logs):
             newest = read_state(folder).newest
             if newest is not None and until_ms is not None and newest.last_time_ms >= until_ms:
@@ -95,6 +101,13 @@ def _roll_all(
             _roll_once(stages, one, folder)
     else:
         _roll_once(stages, config, folder)
+
+
+def _time_ms(text: str) -> int:
+    try:
+        return first_ms("--until", text)
+    except ValueError as error:
+        raise ConfigError(str(error)) from None
 
 
 def _new_sources(config: Config, logs: LogsIngest) -> Iterator[str]:

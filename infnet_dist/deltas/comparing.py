@@ -1,6 +1,7 @@
 """The delta between two checkpoints, found by comparing their bytes."""
 
 from collections.abc import Iterator
+from typing import NamedTuple
 
 import torch
 
@@ -27,7 +28,20 @@ from infnet_dist.deltas.rounding import rounded
 from infnet_dist.errors import CheckpointError
 from infnet_dist.io.filesystem import Folder
 
+
+class Link(NamedTuple):
+    """The place of a delta in a chain; see `DeltaLink`."""
+
+    base: Identity
+    previous: Identity
+    number: int
+
+
 _TYPES = {"fp16": torch.float16, "int8": torch.int8}
+
+
+class DifferentModelsError(CheckpointError):
+    """No delta leads from one checkpoint to the other: they have other tensors, or other shapes."""
 
 
 def make_delta(
@@ -38,13 +52,25 @@ def make_delta(
     *,
     rows: RowType = "fp32",
     optimizer_state: bool = True,
+    after: Link | None = None,
 ) -> DeltaManifest:
     """Write the delta that turns checkpoint `first` into `second`; of any world sizes and plans.
 
     A row is in it if a bit of it, or of its optimizer state, differs.
 
+    Args:
+        first: a checkpoint.
+        second: a later checkpoint of the same model.
+        out: a new folder.
+        advance: called with the bytes read and written.
+        rows: data type of the rows in the delta.
+        optimizer_state: whether it has the optimizers' state.
+        after: the end of a chain of publications, which has the state of `first`; None: the delta
+            is the first of a chain, whose base is `first`.
+
     Raises:
-        CheckpointError: they are of different models, or the delta would replace something.
+        DifferentModelsError: they are of different models.
+        CheckpointError: the delta would replace something.
         DamagedError: a block of one of them is damaged.
     """
     if rows != "fp32" and optimizer_state:
@@ -89,11 +115,12 @@ def make_delta(
         shards.append(LocalShard(f"{INDICES}{table}", shape, (0,), indices, replicated=False))
         if rows == "int8":
             shards.append(whole_shard(f"{SCALE}{table}", shape, torch.float32))
-    base = Identity(name=first.name, digest=identity(a.manifest))
+    own = Identity(name=first.name, digest=identity(a.manifest))
+    place = after or Link(base=own, previous=own, number=1)
     link = DeltaLink(
-        base=base,
-        previous=base,
-        number=1,
+        base=place.base,
+        previous=place.previous,
+        number=place.number,
         state=identity(b.manifest),
         rows=rows,
         optimizer_state=optimizer_state,
@@ -112,14 +139,14 @@ def _common(a: Base, b: Base, *, with_optimizer: bool) -> dict[str, SavedTensor]
         for base in (a, b)
     )
     if only := sorted(one.keys() ^ other.keys()):
-        raise CheckpointError(
+        raise DifferentModelsError(
             f"{a.folder} and {b.folder} are of different models: only one has {only[0]}; a delta "
             "can't add or remove tensors, publish the second in full"
         )
     tables = tables_of(b.manifest)
     for name, tensor in other.items():
         if kind(one[name]) != kind(tensor):
-            raise CheckpointError(
+            raise DifferentModelsError(
                 f"{name} is {kind(one[name])} in {a.folder}, {kind(tensor)} in {b.folder}; a delta "
                 "can't change shapes, publish the second in full"
             )
