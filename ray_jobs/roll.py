@@ -96,6 +96,7 @@ def _roll_all(
         for path in _new_sources(config, logs):
             newest = read_state(folder).newest
             if newest is not None and until_ms is not None and newest.last_time_ms >= until_ms:
+                log.info("the training set has reached %s (--until)", arguments.until)
                 return
             one = config.model_copy(update={"ingest": logs.model_copy(update={"path": path})})
             _roll_once(stages, one, folder)
