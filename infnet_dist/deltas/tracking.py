@@ -5,10 +5,7 @@ kernels are exact, weight decay included. The rows of a skipped step are marked 
 rows are a superset. Tables that no kernel updates (data-parallel ones, whose optimizer passes over
 all rows) aren't tracked: all their rows count as changed.
 
-TorchRec has a tracker as well (`torchrec.distributed.model_tracker`). It runs on CPUs, but keeps
-the ids of every batch, 8 bytes per lookup, until they are sorted and made unique; it finds a table
-by the name of the feature alone; it records evaluations too, and ids that the kernel replaces by 0.
-A byte per row costs the same whatever the number of steps, and can be saved with a checkpoint.
+docs/publish.md says why this isn't TorchRec's tracker (`torchrec.distributed.model_tracker`).
 """
 
 from collections.abc import Sequence

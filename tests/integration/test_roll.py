@@ -5,6 +5,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import pyarrow.parquet as pq
 import pytest
 import torch
 import yaml
@@ -161,8 +162,6 @@ def test_a_loop_that_is_killed_in_each_stage_is_as_one_that_isnt(
 def test_within_a_day_only_ids_are_trained(tmp_path: Path, logs: Path) -> None:
     """The dense part stays that of the day's first model; the next day starts from that one."""
     (tmp_path / "logs").mkdir()
-    import pyarrow.parquet as pq
-
     for number, day in enumerate(sorted(logs.iterdir())[:2]):
         table = pq.read_table(day).sort_by("time_ms")
         half = len(table) // 2
@@ -171,7 +170,7 @@ def test_within_a_day_only_ids_are_trained(tmp_path: Path, logs: Path) -> None:
     loop = Loop(
         tmp_path / "loop",
         tmp_path / "logs",
-        roll={"holdout_h": 4.0, "update": "ids_within_day"},
+        roll={"holdout_h": 4.0, "update": "ids_within_day", "keep": 4},
     )
     state = loop.run("--one-by-one")
     assert [one.ids_only for one in state.generations] == [False, True, False, True]

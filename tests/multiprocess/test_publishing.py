@@ -410,3 +410,13 @@ def die_in_publication(context: WorkerContext, *, config: Config, run_folder: Pa
 
     with mock.patch.object(FolderWriter, "write_state", dying):
         train(context, config, run_folder=run_folder)
+
+
+def test_a_run_publishes_by_the_clock_and_after_its_epoch(tmp_path: Path) -> None:
+    """All ranks agree on rank 0's clock a step later, so not in the first step."""
+    data = make_tiny_set(tmp_path / "data", num_rows=1_000)
+    publish = {"folder": str(tmp_path / "published"), "every_minutes": 1e-9}
+    config = make_config(data, tmp_path, training={"max_steps": 4}, publish=publish)
+    run_ranks(train, 2, config=config, run_folder=tmp_path)
+    chain = assert_chain_is(tmp_path, 4)
+    assert [one.manifest.progress.step for one in chain] == [2, 3, 4]
