@@ -7,6 +7,7 @@ along, without the data report. Prints the seconds of each, and of an ingest wit
 """
 
 import argparse
+import sys
 import tempfile
 import time
 from datetime import UTC, datetime
@@ -19,6 +20,7 @@ import pyarrow.parquet as pq
 from infnet_dist.config.logs import LogsIngest
 from infnet_dist.ingest.logs.pipeline import ingest_logs
 from infnet_dist.ingest.logs.stages.runner import one_by_one
+from infnet_dist.training.provenance import versions
 
 START_MS = 1_767_225_600_000  # 2026-01-01
 STEP_MS = 300  # between two rows
@@ -33,6 +35,8 @@ def main() -> None:
     parser.add_argument("--users", type=int, default=20_000)
     parser.add_argument("--items", type=int, default=20_000)
     options = parser.parse_args()
+    print(f"command: python benchmarks/small_additions.py {' '.join(sys.argv[1:])}")
+    print(f"versions: {versions()}")
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         (folder / "logs").mkdir()

@@ -1,6 +1,7 @@
 """Logs -> training set, against plain loops over all earlier rows."""
 
 import json
+import os
 from collections import Counter
 from itertools import pairwise
 from pathlib import Path
@@ -404,3 +405,56 @@ def test_histories_of_many_users(users, tmp_path, monkeypatch):
     found = [row for split in ("train", "valid") for row in read_split(tmp_path / "set", split)]
     names = list(expected[0])
     assert canonical(found, names) == canonical(expected, names)
+
+
+def generations(manifest):
+    return {
+        name: sorted({part.generation for part in split.parts})
+        for name, split in manifest.splits.items()
+    }
+
+
+def test_parts_have_generations_and_times(tmp_path):
+    """A generation of train stays as it is; rows of valid that become train are of that ingest."""
+    rows = sorted(make_rows(5), key=lambda row: row["time_ms"])
+    logs, folder = tmp_path / "logs", tmp_path / "set"
+    expected = [
+        {"train": [1], "valid": [1]},
+        {"train": [1, 2], "valid": [2]},
+        {"train": [1, 2, 3], "valid": [3]},
+    ]
+    cuts, before = (0, 150, 250, 400), {}
+    for number, wanted in enumerate(expected):
+        new = rows[cuts[number] : cuts[number + 1]]
+        write_logs(logs / str(number), new)
+        middle = new[len(new) // 2]["time_ms"] if number == 0 else new[0]["time_ms"]
+        moment = np.datetime64(middle, "ms").item().isoformat()
+        manifest = ingest(settings(logs, valid_from=moment), folder)
+        assert generations(manifest) == wanted
+        now = {part.file: part for part in manifest.splits["train"].parts}
+        assert before.items() <= now.items()
+        before = now
+        for split in manifest.splits.values():
+            for part in split.parts:
+                times = pq.read_table(folder / part.file, columns=["time_ms"])["time_ms"].to_numpy()
+                assert part.time_range_ms == (times.min(), times.max())
+
+
+def test_files_that_changed_a_moment_ago_wait(tmp_path):
+    rows = sorted(make_rows(1), key=lambda row: row["time_ms"])
+    logs, folder = tmp_path / "logs", tmp_path / "set"
+    write_logs(logs / "0", rows[:250], files=1)
+    waiting = settings(logs, valid_from="2026-01-02", min_age_s=1_000)
+    with pytest.raises(DataError, match=r"all 1 files .*min_age_s"):
+        ingest(waiting, folder)
+    ingest(settings(logs, valid_from="2026-01-02"), folder)
+    (half,) = write_logs(logs / "1", rows[250:], files=1).iterdir()
+    content = half.read_bytes()
+    half.write_bytes(content[: len(content) // 2])  # its writer is at work
+    assert ingest(waiting, folder) is None
+    half.write_bytes(content)
+    long_ago = half.stat().st_mtime - 2_000
+    os.utime(half, (long_ago, long_ago))
+    manifest = ingest(waiting, folder)
+    assert sum(split.rows for split in manifest.splits.values()) == len(rows)
+    assert ingest(waiting, folder) is None
