@@ -56,8 +56,8 @@ def check_same(
     if lines:
         raise CheckpointError(
             f"{folder} is of a model with another schema: {summary_of(lines)}; resume with the "
-            f"training set and the features of its training ({names}), or start a new run, which may "
-            "take the values of this one (checkpoint.init_from)"
+            f"training set and the features of its training ({names}), or start a new run from it "
+            "with checkpoint.init_from"
         )
 
 

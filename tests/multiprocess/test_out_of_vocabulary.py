@@ -101,7 +101,8 @@ def shares_by_hand(folder: Path) -> dict[str, float]:
     rows = [
         row for p in (folder / "valid").glob("*.parquet") for row in pq.read_table(p).to_pylist()
     ]
-    found = {"item": [row["item"] for row in rows]}
+    (column,) = (feature.column for feature in schema.categorical if feature.name == "item")
+    found = {"item": [row[column] for row in rows]}
     for sequence in schema.sequences:
         for attribute in sequence.attributes:
             if attribute.table == "item":
