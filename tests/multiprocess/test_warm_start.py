@@ -324,7 +324,7 @@ def test_what_is_refused(tiny_set: Path, tmp_path: Path, old: Path) -> None:
         (make_config(buckets, tmp_path, **SETTINGS), {}, ["duration", "25", "20", "exclude"]),
         (make_config(unrelated, tmp_path, **SETTINGS), {}, ["unrelated", "allow_other_data"]),
         (fits, {"exclude": ["*"]}, ["in common"]),
-        (fits, {"exclude": ["itme"]}, ["itme", "'item'"]),
+        (fits, {"exclude": ["itemm"]}, ["itemm", "'item'"]),
     ]
     checkpoint = str(old / "checkpoints" / "step-00000004")
     found = run_ranks(refusals, 2, folder=checkpoint, cases=[case[:2] for case in cases])
