@@ -21,6 +21,7 @@ def test_vocabularies_grow_from_day_to_day(tmp_path: Path) -> None:
         "ingest": settings(Path("logs"), valid_from="2026-01-02").model_dump(mode="json"),
         "data": {"path": "data", "batch_size": 64},
         "training": {"max_steps": 4},
+        "scaling": {"num_workers": 1},
         "tracking": {"wandb": "disabled"},
     }
     (tmp_path / "daily.yaml").write_text(yaml.safe_dump(config))
