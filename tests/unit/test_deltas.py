@@ -21,7 +21,7 @@ from infnet_dist.config.run import parse_config
 from infnet_dist.deltas.applying import apply_deltas
 from infnet_dist.deltas.chain import newest_chain, prune_publications
 from infnet_dist.deltas.compacting import compact
-from infnet_dist.deltas.comparing import make_delta
+from infnet_dist.deltas.comparing import DifferentModelsError, make_delta
 from infnet_dist.deltas.manifest import identity, read_delta
 from infnet_dist.deltas.reading import Delta
 from infnet_dist.deltas.rounding import restored, rounded
@@ -157,17 +157,27 @@ def test_a_damaged_block_is_found(a: Folder, b: Folder, place: str, tmp_path: Pa
     assert "manifest.json" not in Folder(tmp_path / "full").entries()
 
 
-def test_models_that_differ_are_refused(a: Folder, tmp_path: Path) -> None:
-    more = state_at(1) | {TABLE.format("item"): torch.zeros(ROWS + 1, WIDTH)}
-    grown = write_checkpoint(
-        Folder(tmp_path / "grown"), {name: whole(value) for name, value in more.items()}
-    )
-    with pytest.raises(CheckpointError, match=r"item\.weight is 60 x 8 F32"):
-        make_delta(a, grown, Folder(tmp_path / "delta"))
-    less = {name: whole(value) for name, value in state_at(1).items() if "tag" not in name}
-    fewer = write_checkpoint(Folder(tmp_path / "fewer"), less)
-    with pytest.raises(CheckpointError, match="tag"):
-        make_delta(a, fewer, Folder(tmp_path / "delta"))
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        ({TABLE.format("item"): torch.zeros(ROWS + 1, WIDTH)}, r"item\.momentum1 is 60 x 8 F32"),
+        ({STATE.format("item"): torch.zeros(ROWS, 1)}, r"item\.momentum1 is 60 x 8 F32"),
+        ({TABLE.format("tag"): torch.zeros(4, WIDTH)}, r"tag\.weight is 5 x 8 F32.*4 x 8 F32"),
+        ({TABLE.format("tag"): torch.zeros(6, WIDTH + 1)}, r"tag\.weight is 5 x 8 F32"),
+        ({TABLE.format("tag"): torch.zeros(6, WIDTH).half()}, r"tag\.weight is 5 x 8 F32"),
+        ({"model.dense.weight": torch.zeros(14, 3)}, r"dense\.weight is 7 x 3 F32"),
+        ({"model.dense.bias": torch.zeros(3)}, "dense.bias"),
+    ],
+    ids=["rows alone", "state", "fewer rows", "width", "type", "dense", "added"],
+)
+def test_models_that_differ_are_refused(
+    a: Folder, change: dict[str, torch.Tensor], named: str, tmp_path: Path
+) -> None:
+    """But for rows added to a table and to all of its optimizer state."""
+    other = {name: whole(value) for name, value in (state_at(1) | change).items()}
+    with pytest.raises(DifferentModelsError, match=named):
+        make_delta(a, write_checkpoint(Folder(tmp_path / "other"), other), Folder(tmp_path / "delta"))
+    assert not Folder(tmp_path / "delta").entries()
 
 
 def test_nothing_is_replaced(a: Folder, b: Folder, tmp_path: Path) -> None:
