@@ -3,6 +3,7 @@
 import json
 import zlib
 from collections.abc import Iterator
+from functools import partialmethod
 from pathlib import Path
 
 import pytest
@@ -13,12 +14,13 @@ from fbgemm_gpu.split_table_batched_embeddings_ops_training import (
     SplitTableBatchedEmbeddingBagsCodegen,
 )
 
+from infnet_dist.checkpoint import files
 from infnet_dist.checkpoint.cli.command import main
 from infnet_dist.checkpoint.files import DamagedError
 from infnet_dist.checkpoint.manifest import read_manifest
 from infnet_dist.checkpoint.reading import TensorReader
 from infnet_dist.config.run import parse_config
-from infnet_dist.deltas import comparing
+from infnet_dist.deltas import assembling, comparing
 from infnet_dist.deltas.applying import apply_deltas
 from infnet_dist.deltas.chain import newest_chain, prune_publications
 from infnet_dist.deltas.compacting import compact
@@ -29,6 +31,7 @@ from infnet_dist.deltas.rounding import restored, rounded
 from infnet_dist.deltas.tracking import _Kernel
 from infnet_dist.errors import CheckpointError, ConfigError
 from infnet_dist.io.filesystem import Folder
+from tests import checkpoints
 from tests.checkpoints import STATE, TABLE, by_columns, by_rows, whole, write_checkpoint
 
 ROWS, WIDTH, SHARDS = 60, 8, 2
@@ -249,6 +252,15 @@ def grown_at(step: int) -> dict[str, torch.Tensor]:
 
 
 @pytest.fixture
+def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Blocks of a few rows, so that tensors are read and written in many parts."""
+    for module in (files, assembling, checkpoints):
+        monkeypatch.setattr(module, "BLOCK_BYTES", 100)
+    ranges = partialmethod(TensorReader.ranges, most_bytes=150)
+    monkeypatch.setattr(TensorReader, "ranges", ranges)
+
+
+@pytest.fixture
 def grown(tmp_path: Path) -> list[Folder]:
     """Checkpoints of steps 0 to 3, of several ranks."""
     folder, found = Folder(tmp_path / "grown"), []
@@ -257,7 +269,10 @@ def grown(tmp_path: Path) -> list[Folder]:
             name: by_rows(tensor, 1 + step % 3) if ".tables." in name else whole(tensor)
             for name, tensor in grown_at(step).items()
         }
-        found.append(write_checkpoint(folder, cuts, step=step, files={"x": "y"}))
+        block_bytes = checkpoints.BLOCK_BYTES
+        found.append(
+            write_checkpoint(folder, cuts, step=step, files={"x": "y"}, block_bytes=block_bytes)
+        )
     return found
 
 
@@ -283,9 +298,12 @@ def test_rows_added_to_tables_are_in_the_delta(grown: list[Folder], tmp_path: Pa
     assert_grown(Folder(tmp_path / "full"), 1)
 
 
+@pytest.mark.usefixtures("small_blocks")
 def test_of_several_that_grow_any_way_leads_to_the_same(
     grown: list[Folder], tmp_path: Path
 ) -> None:
+    item = read_manifest(grown[0]).tensors[TABLE.format("item")].chunks[0]
+    assert len(item.crc32) == 20, "blocks of 3 rows"
     links = [Folder(tmp_path / str(n)) for n in (1, 2, 3)]
     for link, one, other in zip(links, grown, grown[1:], strict=False):
         make_delta(one, other, link)
