@@ -65,9 +65,7 @@ def apply_deltas(
         values = torch.empty((stop - start, *shard.shape[1:]), dtype=shard.tensor.dtype)
         if not whole:
             known, after = before[table], sizes[table]
-            fill_known(
-                values, partial(reader.rows, name), start, known=known, num_embeddings=after
-            )
+            fill_known(values, partial(reader.rows, name), start, known=known, num_embeddings=after)
         for layer in used:
             layer.overlay(values, name, start, sizes[table])
         return values

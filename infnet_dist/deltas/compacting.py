@@ -96,9 +96,7 @@ def _copies(layer: Delta, name: str, table: str) -> int:
     return layer.manifest.tensors[name].shape[0] // count if count else 1
 
 
-def _fill(
-    values: torch.Tensor, layer: Delta, name: str, rows: torch.Tensor, start: int
-) -> None:
+def _fill(values: torch.Tensor, layer: Delta, name: str, rows: torch.Tensor, start: int) -> None:
     """Replace those of rows [start, start + len(values)) of the result that a delta has."""
     own = _rows(layer, table_in(name) or "")
     if not len(own):

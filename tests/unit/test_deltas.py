@@ -4,6 +4,7 @@ import json
 import zlib
 from collections.abc import Iterator
 from functools import partialmethod
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -25,10 +26,10 @@ from infnet_dist.deltas.applying import apply_deltas
 from infnet_dist.deltas.chain import newest_chain, prune_publications
 from infnet_dist.deltas.compacting import compact
 from infnet_dist.deltas.comparing import DifferentModelsError, Link, make_delta
+from infnet_dist.deltas.live.tracking import _Kernel
 from infnet_dist.deltas.manifest import Identity, identity, read_delta
 from infnet_dist.deltas.reading import Delta
 from infnet_dist.deltas.rounding import restored, rounded
-from infnet_dist.deltas.tracking import _Kernel
 from infnet_dist.errors import CheckpointError, ConfigError
 from infnet_dist.io.filesystem import Folder
 from tests import checkpoints
@@ -180,7 +181,9 @@ def test_models_that_differ_are_refused(
     """But for rows added to a table and to all of its optimizer state."""
     other = {name: whole(value) for name, value in (state_at(1) | change).items()}
     with pytest.raises(DifferentModelsError, match=named):
-        make_delta(a, write_checkpoint(Folder(tmp_path / "other"), other), Folder(tmp_path / "delta"))
+        make_delta(
+            a, write_checkpoint(Folder(tmp_path / "other"), other), Folder(tmp_path / "delta")
+        )
     assert not Folder(tmp_path / "delta").entries()
 
 
@@ -337,7 +340,7 @@ def test_rows_added_to_tables_may_be_rounded(
             states = [grown_at(step)[name] for step in range(3)]
             wanted = torch.empty_like(states[-1])
             wanted[: len(states[0])] = states[0]
-            for before, after in zip(states, states[1:], strict=False):
+            for before, after in pairwise(states):
                 new = torch.ones(len(after), dtype=torch.bool)
                 new[: len(before)] = (after[: len(before)] != before).any(1)
                 written = restored(*rounded(after[new], rows), after.dtype)
@@ -368,9 +371,9 @@ def test_a_delta_that_lacks_new_rows_is_refused(
     links = [Folder(tmp_path / str(n)) for n in (1, 2)]
     for link, one, other in zip(links, grown, grown[1:], strict=False):
         make_delta(one, other, link)
-    with pytest.raises(CheckpointError, match="'item'.* 6 of the 7 "):
+    with pytest.raises(CheckpointError, match=r"'item'.* 6 of the 7 "):
         apply_deltas(grown[0], links, Folder(tmp_path / "full"))
-    with pytest.raises(CheckpointError, match="'item'.* 6 of the 7 "):
+    with pytest.raises(CheckpointError, match=r"'item'.* 6 of the 7 "):
         compact(links, Folder(tmp_path / "compacted"))
     assert not Folder(tmp_path / "full").entries()
 
@@ -388,7 +391,7 @@ def test_a_table_that_shrinks_along_a_chain_is_refused(
         lambda: apply_deltas(grown[0], [one, two], Folder(tmp_path / "full")),
         lambda: compact([one, two], Folder(tmp_path / "full")),
     ):
-        with pytest.raises(CheckpointError, match="'item' has 67 rows in .*, 74 before"):
+        with pytest.raises(CheckpointError, match=r"'item' has 67 rows in .*, 74 before"):
             refused()
 
 
