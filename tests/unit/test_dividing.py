@@ -1,6 +1,7 @@
 """Train and valid divided at a time (`data.valid_from`), against the times in the Parquet files."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -79,7 +80,8 @@ def test_a_part_is_cut_by_data_valid_from_and_then_by_a_window(
     window = WindowConfig.model_validate({"from": first, "to": last})
     manifest = select_window(folder, divided, window)
     there = times(folder, "train")
-    assert read(folder, manifest, "train") == [t for t in there if first <= t <= min(last, at_ms - 1)]
+    end = min(last, at_ms - 1)
+    assert read(folder, manifest, "train") == [t for t in there if first <= t <= end]
     assert read(folder, manifest, "valid") == [t for t in there if t >= at_ms]
 
 
@@ -118,7 +120,8 @@ def without_times(split: Split) -> Split:
 def test_a_set_without_valid_needs_data_valid_from(
     folders: dict[str, Path], tmp_path: Path
 ) -> None:
-    config = make_config(folders["whole"], tmp_path, data={"batch_size": 8}, tables={"overrides": {}})
+    sections: dict[str, Any] = {"data": {"batch_size": 8}, "tables": {"overrides": {}}}
+    config = make_config(folders["whole"], tmp_path, **sections)
     with pytest.raises(DataError, match=r"split 'valid'.*data\.valid_from"):
         open_for_training(config)
     with pytest.raises(DataError, match="unknown split 'test'") as found:
