@@ -1,14 +1,14 @@
 """Progressive AUC and cost of five ways to keep a model current, on logs that change every day.
 
     .venv/bin/python benchmarks/daily_loop.py [--days 10] [--rows-a-day 20000] [--drift 0.2]
-        [--born 0.05] [--set KEY=VALUE ...]
+        [--born 0.05] [--files-a-day 4] [--set KEY=VALUE ...]
 
 Synthetic logs are played day by day. Each day from the third on is scored by the model that would
 serve it: one that has seen no row of that day, but for `ids_within_day`, which is scored on each
-quarter of a day before it is updated on it.
+file of a day before it is updated on it.
 
     daily           infnet roll: from yesterday's model, on the new day
-    ids_within_day  as daily, and the tables alone three times within the day (logs every six hours)
+    ids_within_day  as daily, and the tables alone within the day (--files-a-day files of logs)
     all_days        from scratch each night, on all days so far
     last_3_days     from scratch each night, on the last three days
     never           trained on the first two days, never updated
@@ -58,7 +58,6 @@ from ray_jobs._supervise import train_with_restarts
 
 ROOT = Path(__file__).resolve().parents[1]
 TASK = "click"
-FILES_A_DAY = 4  # of ids_within_day
 FIRST_SCORED = 2  # days from 0
 SMALL = (
     "model={name: stack, token_dim: 16, sequence: {name: mean}, head: {name: linear}}",
@@ -98,6 +97,7 @@ def main() -> None:
     parser.add_argument("--rows-a-day", type=int, default=20_000)
     parser.add_argument("--drift", type=float, default=0.2)
     parser.add_argument("--born", type=float, default=0.05)
+    parser.add_argument("--files-a-day", type=int, default=4, help="of ids_within_day")
     parser.add_argument("--set", action="append", default=[])
     arguments = parser.parse_args()
     print(f"command: python benchmarks/daily_loop.py {' '.join(sys.argv[1:])}")
@@ -115,7 +115,7 @@ def main() -> None:
         folder = Path(temporary)
         files = write_daily_logs(world, folder / "logs")
         rows = read_rows(files)
-        served = play(folder, files, arguments.set)
+        served = play(folder, files, arguments.files_a_day, arguments.set)
         with local_process_group(
             0, 1, use_gpu=False, port=free_ports(1)[0], timeout_s=60.0
         ) as context:
@@ -140,7 +140,7 @@ def read_rows(files: Sequence[Path]) -> Rows:
 
 
 def play(
-    folder: Path, files: Sequence[Path], overrides: Sequence[str]
+    folder: Path, files: Sequence[Path], files_a_day: int, overrides: Sequence[str]
 ) -> dict[str, tuple[Config, list[Model]]]:
     """Train all models; by way, the config of its training set and its models in order."""
     daily = loop(folder / "daily", overrides)
@@ -148,10 +148,10 @@ def play(
     scratch: dict[str, list[Model]] = {"all_days": [], "last_3_days": []}
     for day, file in enumerate(files):
         start = time.perf_counter()
-        add(daily, [pq.read_table(file)], file.stem)
         table = pq.read_table(file)
-        size = -(-len(table) // FILES_A_DAY)
-        add(within, [table.slice(i * size, size) for i in range(FILES_A_DAY)], file.stem)
+        add(daily, [table], file.stem)
+        size = -(-len(table) // files_a_day)
+        add(within, [table.slice(i * size, size) for i in range(files_a_day)], file.stem)
         if FIRST_SCORED - 1 <= day < len(files) - 1:
             for way, window in (("all_days", None), ("last_3_days", WindowConfig(last_days=3))):
                 scratch[way].append(from_scratch(daily, f"{way}-{day + 1}", window))
