@@ -201,6 +201,9 @@ def _print(result: dict[str, Any]) -> None:
         cells = []
         for metric in metrics:
             key = f"{result['split']}/{metric}/{task}"
+            if key not in result["metrics"]:  # of another kind of task
+                cells.append("")
+                continue
             best = result["optimum"].get(key)
             cells.append(f"{result['metrics'][key]:.4f}" + (f" / {best:.4f}" if best else ""))
         table.add_row(task, *cells)

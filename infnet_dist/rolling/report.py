@@ -6,6 +6,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from infnet_dist.io.filesystem import Folder
 from infnet_dist.io.html import heading, page, paragraph, picture, table
@@ -56,6 +57,7 @@ def draw(state: RollState) -> Figure:
     rows_axis.legend(fontsize="small")
     for axis in axes[: len(kinds) + 1]:
         axis.set_xlabel("generation")
+        axis.xaxis.set_major_locator(MaxNLocator(integer=True))
     for axis in axes[len(kinds) + 1 :]:
         axis.set_visible(False)
     return figure

@@ -78,8 +78,11 @@ def _record(found: WarmStart, run_folder: Path) -> None:
         log.info(line)
 
 
-def dry_run(context: WorkerContext, config: Config, *, run_folder: Path) -> None:
+def dry_run(context: WorkerContext, config: Config, *, run_folder: Path) -> list[str]:
     """Log the plan and what a run would start from; trains and writes nothing.
+
+    Returns:
+        The lines.
 
     Raises:
         UserError: as in training.
@@ -102,3 +105,4 @@ def dry_run(context: WorkerContext, config: Config, *, run_folder: Path) -> None
         lines += found.lines()
     for line in lines if context.is_first else ():
         log.info(line)
+    return [str(line) for line in lines]

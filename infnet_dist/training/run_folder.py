@@ -69,7 +69,7 @@ def open_run_folder(
         config.tracking,
         folder=run_folder,
         run_id=wandb_id(config, run_folder),
-        settings=config.model_dump(mode="json") | _origin(run_folder),
+        settings=config.model_dump(mode="json") | init_settings(run_folder),
     )
 
 
@@ -91,7 +91,7 @@ def read_init(run_folder: Path) -> dict[str, Any] | None:
     return found
 
 
-def _origin(run_folder: Path) -> dict[str, Any]:
+def init_settings(run_folder: Path) -> dict[str, Any]:
     """The checkpoint from which a run started, for its settings in W&B."""
     found = read_init(run_folder)
     left_out = ("tensors", "notes")

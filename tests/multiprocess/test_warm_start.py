@@ -16,6 +16,8 @@ from infnet_dist.data.manifest import Ingested, read_manifest, write_manifest
 from infnet_dist.distributed.context import WorkerContext
 from infnet_dist.errors import CheckpointError, ConfigError
 from infnet_dist.io.filesystem import Folder
+from infnet_dist.training.initial_state import dry_run
+from infnet_dist.training.run_folder import init_settings
 from infnet_dist.training.setup import TrainingSetup
 from infnet_dist.training.trainer import train
 from infnet_dist.warm_start.start import warm_start
@@ -322,7 +324,7 @@ def test_what_is_refused(tiny_set: Path, tmp_path: Path, old: Path) -> None:
         (make_config(buckets, tmp_path, **SETTINGS), {}, ["duration", "25", "20", "exclude"]),
         (make_config(unrelated, tmp_path, **SETTINGS), {}, ["unrelated", "allow_other_data"]),
         (fits, {"exclude": ["*"]}, ["in common"]),
-        (fits, {"exclude": ["itme"]}, ["itme", "'item'"]),
+        (fits, {"exclude": ["itemm"]}, ["itemm", "'item'"]),
     ]
     checkpoint = str(old / "checkpoints" / "step-00000004")
     found = run_ranks(refusals, 2, folder=checkpoint, cases=[case[:2] for case in cases])
@@ -406,3 +408,32 @@ def test_a_damaged_checkpoint_leaves_the_run_folder_usable(
     assert not (run / "init.json").exists()
     config = config_from(tiny_set, old, "test", training={"max_steps": 2})
     assert run_ranks(train, 2, config=config, run_folder=run)[0]["steps"] == 2
+
+
+def test_a_dry_run_says_what_would_happen_and_writes_nothing(
+    tiny_set: Path, tmp_path: Path, old: Path
+) -> None:
+    run = tmp_path / "run"
+    config = config_from(tiny_set, old, {"source": "test/old", "exclude": ["tab"]})
+    lines = run_ranks(dry_run, 2, config=config, run_folder=run)[0]
+    assert any(line.split() == ["taken", "table", "item", "81", "x", "8"] for line in lines)
+    assert any(line.split()[:3] == ["new", "table", "tab"] for line in lines)
+    assert any("step-00000004" in line for line in lines) and not run.exists()
+    lines = run_ranks(dry_run, 1, config=make_config(tiny_set, tmp_path), run_folder=run)[0]
+    assert any("random values" in line for line in lines)
+    shutil.copytree(old, run)
+    lines = run_ranks(dry_run, 2, config=config, run_folder=run)[0]
+    assert any("step-00000004" in line and "ignored" in line for line in lines)
+
+
+def test_wandb_knows_the_source(tmp_path: Path) -> None:
+    """Also in later attempts, which have only the run folder."""
+    assert init_settings(tmp_path) == {}
+    recorded = {"requested": "a@best", "checkpoint": "/a", "step": 4, "tensors": [], "notes": []}
+    (tmp_path / "init.json").write_text(json.dumps(recorded))
+    assert init_settings(tmp_path) == {
+        "init": {"requested": "a@best", "checkpoint": "/a", "step": 4}
+    }
+    (tmp_path / "init.json").write_text("[")
+    with pytest.raises(CheckpointError, match=r"init\.json"):
+        init_settings(tmp_path)
