@@ -287,7 +287,8 @@ class Manifest(_Entry):
     def split(self, name: str) -> Split:
         """The split `name`; DataError names the ones that exist."""
         if name not in self.splits:
-            raise DataError(unknown_name("split", name, self.splits))
+            text = unknown_name("split", name, self.splits)
+            raise DataError(f"{text}; {_DIVIDE}" if name == "valid" else text)
         return self.splits[name]
 
 
@@ -365,4 +366,8 @@ def same_type(found: pa.DataType, expected: pa.DataType) -> bool:
     return bool(found == expected)
 
 
+_DIVIDE = (
+    "set data.valid_from, the first day or time of valid, to divide the rows of train when they "
+    "are read, or set ingest.valid_from and ingest into another data.path"
+)
 _MAKE_ONE = "make one with: infnet ingest --config CONFIG"

@@ -12,6 +12,7 @@ from tests.conftest import REPOSITORY
 TINY = {
     "checkpoint": "--gib 0.01 --repeats 1",
     "check": "--only sparse_arch --tolerance 1000",
+    "daily_loop": "--days 3 --rows-a-day 900 --files-a-day 2",
     "deltas": "--gib 0.01 --steps 2 --repeats 1",
     "encodings": "--rows 256 --repeats 1",
     "gpu_check": "--device cpu --only parity --json /dev/null",

@@ -27,6 +27,7 @@ LOCAL = "--launcher local"
 # Changes that make a documented run small; the tables are unchanged, so that plan files fit.
 SMALLER: dict[str, dict[str, Any]] = {
     "smoke.yaml": {"ingest": {"num_rows": 4_000}},
+    "daily.yaml": {"data": {"batch_size": 32}},
     "industrial.yaml": {"ingest": {"num_rows": 4_000}},
     "kuairand_pure.yaml": {"data": {"batch_size": 64}},
     "kuairand_logs.yaml": {"data": {"batch_size": 64}},
@@ -124,11 +125,12 @@ def runs(line: str) -> bool:
     """Whether a line is run here.
 
     Left out: benchmarks (test_benchmarks.py), make's targets (test_documented_commands.py), the
-    mention of a command in prose, what needs W&B's server (test_tracking.py), and what the fixtures
-    do: a Ray, the environment.
+    mention of a command in prose, what needs W&B's server (test_tracking.py), what never ends, and
+    what the fixtures do: a Ray, the environment.
     """
     left_out = (
-        r"make |source |ray start|infnet sync|.*(wandb|benchmarks/|COMMAND)|(python -m|infnet) \S+$"
+        r"make |source |ray start|infnet sync|.*(wandb|benchmarks/|COMMAND|--every)|"
+        r"(python -m|infnet) \S+$"
     )
     return not re.match(left_out, line)
 

@@ -23,12 +23,22 @@ from tests.unit.raw_logs import DAY_MS, START_MS, make_rows, settings, write_log
 ROWS = make_rows(7, rows=1_500, users=40, items=600, days=5)
 
 
-def add_day(folder: Path, day: int) -> Manifest:
-    """Ingest the logs of a day (from 1), which are valid; what was valid becomes train."""
+def write_day(folder: Path, day: int) -> None:
+    """Write the logs of a day (from 1)."""
     number = [(row["time_ms"] - START_MS) // DAY_MS + 1 for row in ROWS]
     rows = [row for row, found in zip(ROWS, number, strict=True) if found == day]
     write_logs(folder / "logs" / str(day), rows, files=1)
-    config = settings(folder / "logs", valid_from=f"2026-01-{day:02}")
+
+
+def add_day(folder: Path, day: int) -> Manifest:
+    """Ingest the logs of a day (from 1), which are valid; what was valid becomes train."""
+    return add_undivided(folder, day, valid_from=f"2026-01-{day:02}")
+
+
+def add_undivided(folder: Path, day: int, valid_from: str | None = None) -> Manifest:
+    """Ingest the logs of a day; without `valid_from` all rows are train."""
+    write_day(folder, day)
+    config = settings(folder / "logs", valid_from=valid_from)
     manifest = ingest_logs(config, folder / "set", one_by_one, lambda *_: None)
     assert manifest is not None
     return manifest
@@ -39,9 +49,7 @@ def three_days(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The first two days are of generation 1 in one ingest, the third is valid."""
     folder = tmp_path_factory.mktemp("data")
     for day in (1, 2):
-        number = [(row["time_ms"] - START_MS) // DAY_MS + 1 for row in ROWS]
-        rows = [row for row, found in zip(ROWS, number, strict=True) if found == day]
-        write_logs(folder / "logs" / str(day), rows, files=1)
+        write_day(folder, day)
     manifest = add_day(folder, 3)
     assert {part.generation for part in manifest.split("train").parts} == {1}
     return folder
@@ -113,3 +121,25 @@ def test_another_window_is_another_run(four_days: Path) -> None:
     other = config_of(four_days, window={"generations": [1]})
     with pytest.raises(CheckpointError, match=r"data\.window"):
         run_ranks(train, 1, config=other, run_folder=run)
+
+
+@pytest.mark.exhaustive
+@pytest.mark.parametrize("window", [None, {"from": "2026-01-02T06:00:00"}])
+def test_a_set_divided_as_it_is_read_resumes_although_logs_were_added(
+    tmp_path: Path, window: dict | None
+) -> None:
+    """Bit-identically in mid-epoch; at another time it would be another run."""
+    for day in (1, 2, 3):
+        before = add_undivided(tmp_path, day)
+    assert before.splits.keys() == {"train"}
+    config = config_of(tmp_path, valid_from="2026-01-03T12:00:00", window=window)
+    whole, run = tmp_path / "whole", tmp_path / "run"
+    run_ranks(train, 2, config=config, run_folder=whole)
+    with pytest.raises(RuntimeError, match="worker 1 died"):
+        run_ranks(die_at_step, 2, config=config, run_folder=run, step=6)
+    assert add_undivided(tmp_path, 4).split("train").rows > before.split("train").rows
+    other = config_of(tmp_path, valid_from="2026-01-03T18:00:00", window=window)
+    with pytest.raises(CheckpointError, match=r"data\.valid_from"):
+        run_ranks(train, 2, config=other, run_folder=run)
+    run_ranks(train, 2, config=config, run_folder=run)
+    assert_same(run, whole)

@@ -11,7 +11,7 @@ import torch
 
 from infnet_dist.config.run import dump_config
 from infnet_dist.data.manifest import read_manifest
-from infnet_dist.errors import CheckpointError, UserError
+from infnet_dist.errors import CheckpointError, DataError, UserError
 from infnet_dist.io.filesystem import Folder
 from ray_jobs import evaluate
 from tests.checkpoints import TABLE, whole, write_checkpoint
@@ -75,6 +75,19 @@ def other_set(place: Path, folder: Path, **rows: int) -> Path:
         table["num_embeddings"] = rows.get(table["name"], table["num_embeddings"])
     (folder / "manifest.json").write_text(json.dumps(raw))
     return folder
+
+
+def test_a_set_without_valid_needs_data_valid_from(place: Path, tmp_path: Path, run: Any) -> None:
+    path = other_set(place, tmp_path / "set")
+    raw = json.loads((path / "manifest.json").read_text())
+    train = raw["splits"]["train"]
+    raw["splits"] = {"train": train}
+    (path / "manifest.json").write_text(json.dumps(raw))
+    here = ["--set", f"data.path={path}"]
+    with pytest.raises(DataError, match=r"unknown split 'valid'.*data\.valid_from"):
+        run(*here)
+    (launched,) = run(*here, "--set", f"data.valid_from={train['time_range_ms'][1]}")
+    assert launched["config"].data.valid_from == train["time_range_ms"][1]
 
 
 def test_no_evaluation_takes_another_s_place(place: Path, tmp_path: Path, run: Any) -> None:

@@ -120,7 +120,7 @@ def _bytime_text(
 ) -> tuple[list[Part], list[Part]]:
     """The parts of the window, those partly in it cut, and the parts before it."""
     train = manifest.split("train")
-    check_times(folder, train.parts, "data.window")
+    check_times(folder, train.parts, "data.window", "select by generations, or ")
     first, last = window.times_ms
     whole_first, whole_last = train.time_range_ms
     if window.last_days is not None:
@@ -135,18 +135,23 @@ def _bytime_text(
     return chosen, older
 
 
-def check_times(folder: Path, parts: Sequence[Part], key: str) -> None:
+def check_times(folder: Path, parts: Sequence[Part], key: str, instead: str = "") -> None:
     """Check that the times of all parts are known.
 
+    Args:
+        folder: the training set.
+        parts: of any splits.
+        key: the key of the run file that needs them.
+        instead: another way out, for the message.
+
     Raises:
-        DataError: those of one aren't; `key` needs them.
+        DataError: those of one aren't.
     """
     for part in parts:
         if part.time_range_ms is None:
             raise DataError(
                 f"{key}: the times of {folder / part.file} are unknown, since it has none or was "
-                "written by an earlier version; select by generations, or ingest again into "
-                "another data.path"
+                f"written by an earlier version; {instead}ingest again into another data.path"
             )
 
 
