@@ -54,7 +54,7 @@ def apply_deltas(
     for layer in layers:
         _check_fits(opened, wanted, layer)
     reader = TensorReader(*opened)
-    before, sizes = (num_embeddings_of(one.manifest) for one in (opened, last))
+    before, sizes = num_embeddings_of(opened.manifest), last.num_embeddings
 
     def read(shard: LocalShard, start: int, stop: int) -> torch.Tensor:
         name, table = shard.name, table_in(shard.name)
@@ -90,7 +90,7 @@ def apply_deltas(
 
 def _check_fits(base: Base, wanted: dict[str, SavedTensor], delta: Delta) -> None:
     """Raise a CheckpointError unless a delta has all tensors of a base, of fitting shapes."""
-    before, sizes = (num_embeddings_of(one.manifest) for one in (base, delta))
+    before, sizes = num_embeddings_of(base.manifest), delta.num_embeddings
     for name, tensor in wanted.items():
         changed = delta.manifest.tensors.get(name)
         if changed is None:

@@ -9,7 +9,7 @@ from infnet_dist.checkpoint.shards import LocalShard
 from infnet_dist.deltas.assembling import check_output, whole_shard, write_folder
 from infnet_dist.deltas.manifest import INDICES, DeltaManifest, identity, table_in
 from infnet_dist.deltas.reading import Delta, check_chain
-from infnet_dist.deltas.table_rows import num_embeddings_of, pieces
+from infnet_dist.deltas.table_rows import pieces
 from infnet_dist.errors import CheckpointError
 from infnet_dist.io.filesystem import Folder
 
@@ -34,9 +34,11 @@ def compact(
     if len(types) > 1:
         raise CheckpointError(f"their rows are {' and '.join(types)}: apply them instead")
     with_optimizer = all(layer.manifest.delta.optimizer_state for layer in layers)
-    by_rows = {table for layer in layers for table in layer.manifest.delta.tables}
-    sizes = num_embeddings_of(last)
-    tables = {table: sizes[table] for table in by_rows}
+    tables = {
+        table: count
+        for table, count in layers[-1].num_embeddings.items()
+        if any(table in layer.manifest.delta.tables for layer in layers)
+    }
     rows = {table: _union(layers, table, count) for table, count in tables.items()}
 
     def read(shard: LocalShard, start: int, stop: int) -> torch.Tensor:
@@ -80,7 +82,7 @@ def _rows(layer: Delta, table: str) -> torch.Tensor:
     """The rows of a table that a delta changes: all, if it has the table as a whole."""
     if table in layer.manifest.delta.tables:
         return layer.indices(table)
-    return torch.arange(num_embeddings_of(layer.manifest)[table])
+    return torch.arange(layer.num_embeddings[table])
 
 
 def _union(layers: Sequence[Delta], table: str, num_embeddings: int) -> torch.Tensor:

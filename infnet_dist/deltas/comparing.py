@@ -82,13 +82,11 @@ def make_delta(
     wanted = _common(a, b, with_optimizer=optimizer_state)
     readers = TensorReader(*a), TensorReader(*b)
     before, tables = num_embeddings_of(a.manifest), _tables_by_row(b, wanted)
+    names: dict[str | None, list[str]] = {}
+    for name in wanted:
+        names.setdefault(table_in(name), []).append(name)
     changed = {
-        table: _changed_rows(
-            readers,
-            [name for name in wanted if table_in(name) == table],
-            (before[table], after),
-            advance,
-        )
+        table: _changed_rows(readers, names[table], (before[table], after), advance)
         for table, after in tables.items()
     }
 

@@ -31,11 +31,15 @@ class Delta:
     Args:
         folder: the delta.
         manifest: its manifest; read from the folder if it isn't given.
+
+    Attributes:
+        num_embeddings: number of rows by table in the state that it leads to.
     """
 
     def __init__(self, folder: Folder, manifest: DeltaManifest | None = None) -> None:
         self.folder = folder
         self.manifest = manifest or read_delta(folder)
+        self.num_embeddings = num_embeddings_of(self.manifest)
         self.reader = TensorReader(folder, self.manifest)
         self._indices: dict[str, torch.Tensor] = {}
 
@@ -70,7 +74,7 @@ class Delta:
         """
         table = table_in(name) or ""
         if not self.has_indices(name):
-            known = num_embeddings_of(self.manifest)[table]
+            known = self.num_embeddings[table]
             read = partial(self.values, name, dtype=values.dtype)
             fill_known(values, read, start, known=known, num_embeddings=num_embeddings)
             return
@@ -109,8 +113,8 @@ def check_chain(base: Base | None, deltas: Sequence[Delta]) -> None:
         deltas: in order, at least one.
 
     Raises:
-        CheckpointError: a delta is of another base, or one before it is missing, or a table has
-            fewer rows than before, or a delta lacks rows that are new in it.
+        CheckpointError: a delta is of another base, or one before it is missing; or a table is
+            missing or has fewer rows than before, or not all new rows of it are in the delta.
         DamagedError: indices are damaged.
     """
     first = deltas[0].manifest.delta
@@ -140,11 +144,13 @@ def _check_sizes(sizes: dict[str, int], deltas: Sequence[Delta]) -> None:
     """Check that tables only grow, and that each delta has all rows that are new in it.
 
     Args:
-        sizes: number of rows by table before the first delta; those of other tables aren't known.
+        sizes: number of rows by table before the first delta; empty if they aren't known.
         deltas: in order.
     """
     for delta in deltas:
-        later = num_embeddings_of(delta.manifest)
+        later = delta.num_embeddings
+        if missing := sorted(sizes.keys() - later.keys()):
+            raise CheckpointError(f"{delta.folder} lacks table {missing[0]!r}, which was before it")
         for table, after in later.items():
             before = sizes.get(table, after)
             if after < before:
@@ -161,4 +167,4 @@ def _check_sizes(sizes: dict[str, int], deltas: Sequence[Delta]) -> None:
                     f"but the delta holds only {new:,} of the {after - before:,} new ones; publish "
                     "that state in full"
                 )
-        sizes = sizes | later
+        sizes = later

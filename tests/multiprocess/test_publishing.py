@@ -270,7 +270,7 @@ def test_resumed_without_its_chain_it_publishes_in_full(tmp_path: Path) -> None:
 
 def test_resumed_after_another_run_added_rows_it_publishes_in_full(tmp_path: Path) -> None:
     """A delta of its smaller tables would not fit on those that the chain leads to."""
-    run(tmp_path, Attempt(1, steps=3, publish=(2,), save=(2, 3)))
+    run(tmp_path, Attempt(1, steps=3, publish=(2,), save=(2, 3), step=EagerStep))
     saved = Folder(tmp_path / "checkpoints" / "step-00000002")
     published = tmp_path / "published"
     cuts = {}
@@ -283,7 +283,7 @@ def test_resumed_after_another_run_added_rows_it_publishes_in_full(tmp_path: Pat
     own = Identity(name=full.folder.name, digest=identity(full.manifest))
     made = make_delta(saved, grown, Folder(published / "version-00000002"), after=Link(own, own, 1))
     assert made.delta.tables["item"] == ROWS["item"] + 1
-    found = run(tmp_path, Attempt(1, resume=3, steps=4, publish=(4,), save=(4,)))
+    found = run(tmp_path, Attempt(1, resume=3, steps=4, publish=(4,), save=(4,), step=EagerStep))
     assert not found["continued"]
     assert found["published"] == {"version-00000003": None}
     assert len(assert_chain_is(tmp_path, 4)) == 1
