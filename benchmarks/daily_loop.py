@@ -16,14 +16,18 @@ file of a day before it is updated on it.
 All train one epoch up to `roll.holdout_h` before the end of a day. The run file is
 configs/daily.yaml with a small model, one worker, and no gate. AUC of click: mean over the days of
 the AUC of each; also on the rows whose item was first seen on that day or the day before, and of
-the true probabilities (optimum). Costs are those of the nights whose models are scored.
+the true probabilities (optimum). Rows and seconds (of training steps alone) are those of the nights
+whose models are scored.
 """
 
 import argparse
+import json
 import math
+import os
+import shutil
+import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -49,12 +53,6 @@ from infnet_dist.rolling.state import read_state
 from infnet_dist.schema import Schema
 from infnet_dist.training.provenance import versions
 from infnet_dist.training.setup import TrainingSetup, open_training_set
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
-from ray_jobs import roll
-from ray_jobs._run_checks import check_run
-from ray_jobs._supervise import train_with_restarts
 
 ROOT = Path(__file__).resolve().parents[1]
 TASK = "click"
@@ -144,21 +142,31 @@ def play(
 ) -> dict[str, tuple[Config, list[Model]]]:
     """Train all models; by way, the config of its training set and its models in order."""
     daily = loop(folder / "daily", overrides)
-    within = loop(folder / "within", [*overrides, "roll.update=ids_within_day"])
-    scratch: dict[str, list[Model]] = {"all_days": [], "last_3_days": []}
+    all_days, last_3_days = list[Model](), list[Model]()
     for day, file in enumerate(files):
-        start = time.perf_counter()
-        table = pq.read_table(file)
-        add(daily, [table], file.stem)
-        size = -(-len(table) // files_a_day)
-        add(within, [table.slice(i * size, size) for i in range(files_a_day)], file.stem)
+        shutil.copy(file, folder / "daily" / "logs")
+        roll(daily)
         if FIRST_SCORED - 1 <= day < len(files) - 1:
-            for way, window in (("all_days", None), ("last_3_days", WindowConfig(last_days=3))):
-                scratch[way].append(from_scratch(daily, f"{way}-{day + 1}", window))
-        print(f"day {day + 1}: {time.perf_counter() - start:.0f} s", flush=True)
-    served = {"daily": (daily, rolled(daily)), "ids_within_day": (within, rolled(within))}
-    served |= {way: (daily, models) for way, models in scratch.items()}
-    return served | {"never": (daily, scratch["all_days"][:1])}
+            all_days.append(from_scratch(daily, f"all_days-{day + 1}"))
+            window = "data.window={last_days: 3}"
+            last_3_days.append(from_scratch(daily, f"last_3_days-{day + 1}", window))
+        print(f"played day {day + 1}", flush=True)
+    within = loop(folder / "within", [*overrides, "roll.update=ids_within_day"])
+    for file in files:
+        table = pq.read_table(file)
+        size = -(-len(table) // files_a_day)
+        for i in range(files_a_day):
+            path = folder / "within" / "logs" / f"{file.stem}-{i}.parquet"
+            pq.write_table(table.slice(i * size, size), path)
+    roll(within)
+    print("played all days within days", flush=True)
+    return {
+        "daily": (daily, rolled(daily)),
+        "ids_within_day": (within, rolled(within)),
+        "all_days": (daily, all_days),
+        "last_3_days": (daily, last_3_days),
+        "never": (daily, all_days[:1]),
+    }
 
 
 def loop(folder: Path, overrides: Sequence[str]) -> Config:
@@ -171,39 +179,53 @@ def loop(folder: Path, overrides: Sequence[str]) -> Config:
     return config
 
 
-def add(config: Config, tables: Sequence[pa.Table], name: str) -> None:
-    """Write the logs of a day and roll on."""
-    folder = config.run.folder.parent
-    for number, table in enumerate(tables):
-        pq.write_table(table, folder / "logs" / f"{name}-{number}.parquet")
-    arguments = ["--config", str(folder / "daily.yaml"), "--launcher", "local", "--one-by-one"]
-    roll.main(arguments)
+def roll(config: Config) -> None:
+    """Roll on, a generation for each new file."""
+    infnet(config, "roll", "--one-by-one")
 
 
 def rolled(config: Config) -> list[Model]:
     """The models of a daily loop."""
-    found = []
-    for one in read_state(config.run.folder / config.run.name).generations:
-        if one.model is not None:
-            path = one.model.checkpoint
-            rows = checkpoint.read_manifest(Folder(path)).progress.examples
-            found.append(Model(one.last_time_ms, path, rows, one.seconds["train"]))
-    return found
+    state = read_state(config.run.folder / config.run.name)
+    return [
+        trained(one.last_time_ms, Path(one.model.checkpoint).parents[1])
+        for one in state.generations
+        if one.model is not None
+    ]
 
 
-def from_scratch(config: Config, name: str, window: WindowConfig | None) -> Model:
+def from_scratch(config: Config, name: str, *overrides: str) -> Model:
     """A model of the days so far, or of a window of them, up to what `infnet roll` holds out."""
-    start = time.perf_counter()
     ingested = read_manifest(config.data.path).ingested
     assert ingested is not None
     held_out_ms = round(config.roll.holdout_h * 3_600_000)
-    update = {"valid_from": ingested.last_time_ms - held_out_ms + 1, "window": window}
-    config = config.model_copy(update={"data": config.data.model_copy(update=update)})
-    folder = config.run.folder / "scratch" / name
-    check_run(config, folder)
-    summary = train_with_restarts(config, folder, "local")
-    seconds = time.perf_counter() - start
-    return Model(ingested.last_time_ms, summary["checkpoint"], summary["examples"], seconds)
+    ours = ["run.name=scratch", f"data.valid_from={ingested.last_time_ms - held_out_ms + 1}"]
+    sets = [word for one in (*ours, *overrides) for word in ("--set", one)]
+    infnet(config, "train", "--run-id", name, *sets)
+    return trained(ingested.last_time_ms, config.run.folder / "scratch" / name)
+
+
+def trained(after_ms: int, run: Path) -> Model:
+    """The model of a run, which serves the rows after some time."""
+    found = json.loads((run / "summary.json").read_text())
+    return Model(after_ms, found["checkpoint"], found["examples"], found["train_seconds"])
+
+
+def infnet(config: Config, verb: str, *arguments: str) -> None:
+    """Run a verb of the `infnet` command without Ray."""
+    run_file = config.run.folder.parent / "daily.yaml"
+    words = ["-m", "ray_jobs", verb, "--config", str(run_file), "--launcher", "local", *arguments]
+    done = subprocess.run(
+        [sys.executable, *words],
+        cwd=ROOT,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        check=False,
+    )
+    if done.returncode:
+        raise SystemExit(done.stdout[-6_000:])
 
 
 # ---- scoring
@@ -231,11 +253,11 @@ def predict(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Logits and labels of the rows from one time to another, in the order of time."""
     folder = Folder(model.checkpoint)
-    trained = checkpoint.read_schema(folder, checkpoint.read_manifest(folder))
+    its_schema = checkpoint.read_schema(folder, checkpoint.read_manifest(folder))
     window = WindowConfig.model_validate({"from": first_ms, "to": last_ms})
 
     def open_rows(config: Config) -> tuple[Manifest, Schema]:
-        manifest, schema = open_training_set(config, trained)
+        manifest, schema = open_training_set(config, its_schema)
         return select_window(config.data.path, manifest, window), schema
 
     setup = TrainingSetup.open(

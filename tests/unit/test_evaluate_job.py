@@ -83,7 +83,7 @@ def test_a_set_without_valid_needs_data_valid_from(place: Path, tmp_path: Path, 
     train = raw["splits"]["train"]
     raw["splits"] = {"train": train}
     (path / "manifest.json").write_text(json.dumps(raw))
-    here = ["--set", f"data.path={path}"]
+    here = ["--set", f"data.path={path}", "--output", str(tmp_path / "result.json")]
     with pytest.raises(DataError, match=r"unknown split 'valid'.*data\.valid_from"):
         run(*here)
     (launched,) = run(*here, "--set", f"data.valid_from={train['time_range_ms'][1]}")
