@@ -27,8 +27,8 @@ from checkpoint import foreground, make_config, open_setup
 from infnet_dist.checkpoint import CheckpointMetadata, SavedProgress, Saver
 from infnet_dist.config.ingest import SyntheticIngest
 from infnet_dist.config.run import Config
-from infnet_dist.deltas.publishing import Publisher
-from infnet_dist.deltas.tracking import ChangedRows
+from infnet_dist.deltas.live.publishing import Publisher
+from infnet_dist.deltas.live.tracking import ChangedRows
 from infnet_dist.distributed.context import WorkerContext
 from infnet_dist.ingest.synthetic import make_training_set
 from infnet_dist.io.filesystem import Folder

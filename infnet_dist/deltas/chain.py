@@ -24,6 +24,10 @@ _VERSION = re.compile(r"version-(\d{8,12})")
 log = logging.getLogger("infnet_dist")
 
 
+class InterruptedChainError(CheckpointError):
+    """Another run published into the folder: the next publication must be a full one."""
+
+
 class Publication(NamedTuple):
     """A complete publication; a DeltaManifest makes it a delta."""
 

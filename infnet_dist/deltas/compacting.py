@@ -9,6 +9,7 @@ from infnet_dist.checkpoint.shards import LocalShard
 from infnet_dist.deltas.assembling import check_output, whole_shard, write_folder
 from infnet_dist.deltas.manifest import INDICES, DeltaManifest, identity, table_in
 from infnet_dist.deltas.reading import Delta, check_chain
+from infnet_dist.deltas.table_rows import pieces
 from infnet_dist.errors import CheckpointError
 from infnet_dist.io.filesystem import Folder
 
@@ -33,9 +34,11 @@ def compact(
     if len(types) > 1:
         raise CheckpointError(f"their rows are {' and '.join(types)}: apply them instead")
     with_optimizer = all(layer.manifest.delta.optimizer_state for layer in layers)
-    tables: dict[str, int] = {}
-    for layer in layers:
-        tables |= layer.manifest.delta.tables
+    tables = {
+        table: count
+        for table, count in layers[-1].num_embeddings.items()
+        if any(table in layer.manifest.delta.tables for layer in layers)
+    }
     rows = {table: _union(layers, table, count) for table, count in tables.items()}
 
     def read(shard: LocalShard, start: int, stop: int) -> torch.Tensor:
@@ -44,7 +47,7 @@ def compact(
             return layers[-1].reader.rows(shard.name, start, stop)
         values = torch.empty((stop - start, *shard.shape[1:]), dtype=shard.tensor.dtype)
         for layer in layers:
-            _fill(values, layer, shard.name, rows[table], tables[table], start)
+            _fill(values, layer, shard.name, rows[table], start)
         return values
 
     shards = []
@@ -53,7 +56,7 @@ def compact(
         if name.startswith(INDICES) or not (with_optimizer or not name.startswith("optimizer.")):
             continue
         if table in tables:
-            copies = max(_copies(layer, name, table, tables[table]) for layer in layers)
+            copies = max(_copies(layer, name, table) for layer in layers)
             shape = (copies * len(rows[table]), *shape[1:])
         shards.append(whole_shard(name, shape, tensor.dtype))
     for table, indices in rows.items():
@@ -75,49 +78,39 @@ def compact(
     return made
 
 
-def _rows(layer: Delta, table: str, num_embeddings: int) -> torch.Tensor:
+def _rows(layer: Delta, table: str) -> torch.Tensor:
     """The rows of a table that a delta changes: all, if it has the table as a whole."""
     if table in layer.manifest.delta.tables:
         return layer.indices(table)
-    return torch.arange(num_embeddings)
+    return torch.arange(layer.num_embeddings[table])
 
 
 def _union(layers: Sequence[Delta], table: str, num_embeddings: int) -> torch.Tensor:
     changed = torch.zeros(num_embeddings, dtype=torch.bool)
     for layer in layers:
-        changed[_rows(layer, table, num_embeddings)] = True
+        changed[_rows(layer, table)] = True
     return changed.nonzero().squeeze(1)
 
 
-def _copies(layer: Delta, name: str, table: str, num_embeddings: int) -> int:
+def _copies(layer: Delta, name: str, table: str) -> int:
     """How many values of a tensor belong to a row: one by column shard."""
-    count = len(_rows(layer, table, num_embeddings))
+    count = len(_rows(layer, table))
     return layer.manifest.tensors[name].shape[0] // count if count else 1
 
 
-def _fill(
-    values: torch.Tensor,
-    layer: Delta,
-    name: str,
-    rows: torch.Tensor,
-    num_embeddings: int,
-    start: int,
-) -> None:
+def _fill(values: torch.Tensor, layer: Delta, name: str, rows: torch.Tensor, start: int) -> None:
     """Replace those of rows [start, start + len(values)) of the result that a delta has."""
-    own = _rows(layer, table_in(name) or "", num_embeddings)
+    own = _rows(layer, table_in(name) or "")
     if not len(own):
         return
-    stop = start + len(values)
-    for copy in range(start // len(rows), -(-stop // len(rows))):
-        first = copy * len(rows)
-        low, high = max(start, first) - first, min(stop, first + len(rows)) - first
-        wanted = rows[low:high]
+    for piece in pieces(start, start + len(values), len(rows)):
+        wanted = rows[piece.start : piece.stop]
         places = torch.searchsorted(own, wanted).clamp(max=len(own) - 1)
         hit = own[places] == wanted
         if not hit.any():
             continue
         places = places[hit]
         begin, end = int(places[0]), int(places[-1]) + 1
-        read = layer.reader.rows(name, copy * len(own) + begin, copy * len(own) + end)
-        into = hit.nonzero().squeeze(1) + (first + low - start)
-        values[into] = read[places - begin]
+        first = piece.copy * len(own)
+        read = layer.reader.rows(name, first + begin, first + end)
+        values[hit.nonzero().squeeze(1) + piece.at] = read[places - begin]

@@ -1,12 +1,12 @@
 """The delta between two checkpoints, found by comparing their bytes."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import torch
 
 from infnet_dist.checkpoint.differences import kind
-from infnet_dist.checkpoint.inspection import Advance, as_matrix, parts_of, tables_of
+from infnet_dist.checkpoint.inspection import Advance, as_matrix, parts_of
 from infnet_dist.checkpoint.manifest import read_manifest
 from infnet_dist.checkpoint.reading import TensorReader
 from infnet_dist.checkpoint.saved_tensors import SavedTensor
@@ -25,6 +25,7 @@ from infnet_dist.deltas.manifest import (
 )
 from infnet_dist.deltas.reading import Base
 from infnet_dist.deltas.rounding import rounded
+from infnet_dist.deltas.table_rows import is_by_row, num_embeddings_of, pieces, resized
 from infnet_dist.errors import CheckpointError
 from infnet_dist.io.filesystem import Folder
 
@@ -41,7 +42,7 @@ _TYPES = {"fp16": torch.float16, "int8": torch.int8}
 
 
 class DifferentModelsError(CheckpointError):
-    """No delta leads from one checkpoint to the other: they have other tensors, or other shapes."""
+    """No delta leads from one checkpoint to the other: a tensor was added, removed or reshaped."""
 
 
 def make_delta(
@@ -56,7 +57,8 @@ def make_delta(
 ) -> DeltaManifest:
     """Write the delta that turns checkpoint `first` into `second`; of any world sizes and plans.
 
-    A row is in it if a bit of it, or of its optimizer state, differs.
+    A row is in it if a bit of it, or of its optimizer state, differs, or if it is new: tables may
+    have more rows in `second`. A table with a state that isn't by row is in it as a whole.
 
     Args:
         first: a checkpoint.
@@ -69,7 +71,7 @@ def make_delta(
             is the first of a chain, whose base is `first`.
 
     Raises:
-        DifferentModelsError: they are of different models.
+        DifferentModelsError: they are of different models, or a table has lost rows.
         CheckpointError: the delta would replace something.
         DamagedError: a block of one of them is damaged.
     """
@@ -79,12 +81,13 @@ def make_delta(
     check_output(out, b.manifest.progress.step)
     wanted = _common(a, b, with_optimizer=optimizer_state)
     readers = TensorReader(*a), TensorReader(*b)
-    tables = {
-        table: b.manifest.tensors[name].shape[0] for table, name in tables_of(b.manifest).items()
-    }
+    before, tables = num_embeddings_of(a.manifest), _tables_by_row(b, wanted)
+    names: dict[str | None, list[str]] = {}
+    for name in wanted:
+        names.setdefault(table_in(name), []).append(name)
     changed = {
-        table: _changed_rows(readers, wanted, table, rows_of_table, advance)
-        for table, rows_of_table in tables.items()
+        table: _changed_rows(readers, names[table], (before[table], after), advance)
+        for table, after in tables.items()
     }
 
     def read(shard: LocalShard, start: int, stop: int) -> torch.Tensor:
@@ -143,38 +146,60 @@ def _common(a: Base, b: Base, *, with_optimizer: bool) -> dict[str, SavedTensor]
             f"{a.folder} and {b.folder} are of different models: only one has {only[0]}; a delta "
             "can't add or remove tensors, publish the second in full"
         )
-    tables = tables_of(b.manifest)
+    before, after = (num_embeddings_of(base.manifest) for base in (a, b))
     for name, tensor in other.items():
-        if kind(one[name]) != kind(tensor):
+        shape, table = one[name].shape, table_in(name)
+        if table in before and table in after:
+            shape = resized(shape, before[table], max(before[table], after[table]))
+        if (shape, one[name].data_type) != (tensor.shape, tensor.data_type):
             raise DifferentModelsError(
                 f"{name} is {kind(one[name])} in {a.folder}, {kind(tensor)} in {b.folder}; a delta "
-                "can't change shapes, publish the second in full"
+                "can add rows to a table, but change no other shape or type: publish the second in "
+                "full"
             )
-        table = table_in(name)
-        if table in tables and tensor.shape[0] % other[tables[table]].shape[0]:
-            raise CheckpointError(f"{name} of {b.folder} hasn't as many values for each row")
     return other
+
+
+def _tables_by_row(base: Base, wanted: dict[str, SavedTensor]) -> dict[str, int]:
+    """The number of rows of the tables whose tensors all have values by row."""
+    sizes = num_embeddings_of(base.manifest)
+    others = {
+        table
+        for name, tensor in wanted.items()
+        if (table := table_in(name)) in sizes and not is_by_row(tensor.shape, sizes[table])
+    }
+    return {table: size for table, size in sizes.items() if table not in others}
 
 
 def _changed_rows(
     readers: tuple[TensorReader, TensorReader],
-    wanted: dict[str, SavedTensor],
-    table: str,
-    num_embeddings: int,
+    names: Sequence[str],
+    sizes: tuple[int, int],
     advance: Advance,
 ) -> torch.Tensor:
-    """The rows of a table that differ, int64 [K], ascending."""
-    changed = torch.zeros(num_embeddings, dtype=torch.bool)
-    for name in wanted:
-        if table_in(name) != table:
-            continue
+    """The rows of a table that differ or are new, int64 [K], ascending.
+
+    Args:
+        readers: of both checkpoints.
+        names: of the table's tensors.
+        sizes: number of its rows in both.
+        advance: called with the bytes read.
+    """
+    before, after = sizes
+    changed = torch.zeros(after, dtype=torch.bool)
+    changed[before:] = True
+    for name in names:
         for start, stop in readers[0].ranges(name):
-            one, other = (as_matrix(reader.rows(name, start, stop)) for reader in readers)
-            advance(one.nbytes + other.nbytes)
-            for x, y in zip(parts_of(one), parts_of(other), strict=True):
-                differ = (x.view(torch.uint8) != y.view(torch.uint8)).any(1).nonzero().squeeze(1)
-                changed[(start + differ) % num_embeddings] = True
-                start += len(x)
+            one = as_matrix(readers[0].rows(name, start, stop))
+            for piece in pieces(start, stop, before):
+                first, count = piece.copy * after + piece.start, piece.stop - piece.start
+                other = as_matrix(readers[1].rows(name, first, first + count))
+                mine, row = one[piece.at : piece.at + count], piece.start
+                advance(mine.nbytes + other.nbytes)
+                for x, y in zip(parts_of(mine), parts_of(other), strict=True):
+                    differ = (x.view(torch.uint8) != y.view(torch.uint8)).any(1)
+                    changed[row : row + len(x)] |= differ
+                    row += len(x)
     return changed.nonzero().squeeze(1)
 
 

@@ -49,7 +49,8 @@ class DeltaLink(Frozen):
             the last one that it replaces, of a compared one the second checkpoint.
         rows: data type of the rows; all but fp32 are rounded.
         optimizer_state: whether the optimizers' state is in it.
-        tables: by table with indices, its number of rows.
+        tables: by table with indices, its number of rows in the state that the delta leads to. If
+            that is more than before, all rows that are new are among the indices.
     """
 
     base: Identity

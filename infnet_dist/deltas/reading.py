@@ -1,6 +1,7 @@
 """Reads the rows of deltas, and checks that deltas fit on a base and on one another."""
 
 from collections.abc import Sequence
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -19,6 +20,7 @@ from infnet_dist.deltas.manifest import (
     table_in,
 )
 from infnet_dist.deltas.rounding import restored
+from infnet_dist.deltas.table_rows import fill_known, num_embeddings_of, pieces
 from infnet_dist.errors import CheckpointError
 from infnet_dist.io.filesystem import Folder
 
@@ -29,11 +31,15 @@ class Delta:
     Args:
         folder: the delta.
         manifest: its manifest; read from the folder if it isn't given.
+
+    Attributes:
+        num_embeddings: number of rows by table in the state that it leads to.
     """
 
     def __init__(self, folder: Folder, manifest: DeltaManifest | None = None) -> None:
         self.folder = folder
         self.manifest = manifest or read_delta(folder)
+        self.num_embeddings = num_embeddings_of(self.manifest)
         self.reader = TensorReader(folder, self.manifest)
         self._indices: dict[str, torch.Tensor] = {}
 
@@ -57,22 +63,29 @@ class Delta:
         """Whether it has only changed rows of a tensor."""
         return table_in(name) in self.manifest.delta.tables
 
-    def overlay(self, values: torch.Tensor, name: str, start: int) -> None:
-        """Replace what it changes among rows [start, start + len(values)) of a whole tensor."""
-        stop = start + len(values)
-        if not self.has_indices(name):
-            values.copy_(self.values(name, start, stop, values.dtype))
-            return
+    def overlay(self, values: torch.Tensor, name: str, start: int, num_embeddings: int) -> None:
+        """Replace what it changes among rows [start, start + len(values)) of a table's tensor.
+
+        Args:
+            values: to change.
+            name: of the tensor.
+            start: row of the tensor that `values` begins with.
+            num_embeddings: rows of the table there, not fewer than in this delta.
+        """
         table = table_in(name) or ""
-        indices, num_embeddings = self.indices(table), self.manifest.delta.tables[table]
-        for copy in range(start // num_embeddings, -(-stop // num_embeddings)):
-            first = copy * num_embeddings  # of a column shard's state
-            wanted = torch.tensor([start - first, stop - first])
+        if not self.has_indices(name):
+            known = self.num_embeddings[table]
+            read = partial(self.values, name, dtype=values.dtype)
+            fill_known(values, read, start, known=known, num_embeddings=num_embeddings)
+            return
+        indices = self.indices(table)
+        for piece in pieces(start, start + len(values), num_embeddings):
+            wanted = torch.tensor([piece.start, piece.stop])
             low, high = torch.searchsorted(indices, wanted).tolist()
             if low < high:
-                at = copy * len(indices)
-                changed = self.values(name, at + low, at + high, values.dtype)
-                values[indices[low:high] + (first - start)] = changed
+                first = piece.copy * len(indices)
+                changed = self.values(name, first + low, first + high, values.dtype)
+                values[indices[low:high] + (piece.at - piece.start)] = changed
 
     def values(self, name: str, start: int, stop: int, dtype: torch.dtype) -> torch.Tensor:
         """Rows [start, stop) of one of its tensors, in the type that they had."""
@@ -100,7 +113,9 @@ def check_chain(base: Base | None, deltas: Sequence[Delta]) -> None:
         deltas: in order, at least one.
 
     Raises:
-        CheckpointError: a delta is of another base, or one before it is missing.
+        CheckpointError: a delta is of another base, or one before it is missing; or a table is
+            missing or has fewer rows than before, or not all new rows of it are in the delta.
+        DamagedError: indices are damaged.
     """
     first = deltas[0].manifest.delta
     heads, states, place = {first.base.digest}, {first.previous.digest}, deltas[0].folder
@@ -122,3 +137,34 @@ def check_chain(base: Base | None, deltas: Sequence[Delta]) -> None:
                 f"but is preceded by {place}; pass {link.previous.name} before it"
             )
         states, place = states_of(delta.manifest), delta.folder
+    _check_sizes({} if base is None else num_embeddings_of(base.manifest), deltas)
+
+
+def _check_sizes(sizes: dict[str, int], deltas: Sequence[Delta]) -> None:
+    """Check that tables only grow, and that each delta has all rows that are new in it.
+
+    Args:
+        sizes: number of rows by table before the first delta; empty if they aren't known.
+        deltas: in order.
+    """
+    for delta in deltas:
+        later = delta.num_embeddings
+        if missing := sorted(sizes.keys() - later.keys()):
+            raise CheckpointError(f"{delta.folder} lacks table {missing[0]!r}, which was before it")
+        for table, after in later.items():
+            before = sizes.get(table, after)
+            if after < before:
+                raise CheckpointError(
+                    f"table {table!r} has {after:,} rows in {delta.folder}, {before:,} before it: "
+                    "a delta can't remove rows; publish that state in full"
+                )
+            if after == before or table not in delta.manifest.delta.tables:
+                continue
+            new = int((delta.indices(table) >= before).sum())
+            if new < after - before:
+                raise CheckpointError(
+                    f"table {table!r} has {after:,} rows in {delta.folder}, {before:,} before it, "
+                    f"but the delta holds only {new:,} of the {after - before:,} new ones; publish "
+                    "that state in full"
+                )
+        sizes = later

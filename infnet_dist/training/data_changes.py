@@ -119,8 +119,8 @@ def _differences(saved: DataOrder, now: DataOrder, *, content_only: bool, grew: 
         found.append(f"the training set has content {there} there, {here} here")
     elif saved.identity and saved.identity != now.identity:
         found.append(
-            "the selected rows (data.window, data.valid_from, data.replay_share), features or tasks, "
-            "or parts of the training set, changed under the same content hash"
+            "the selected rows (data.window, data.valid_from, data.replay_share), features or "
+            "tasks, or parts of the training set, changed under the same content hash"
         )
     if content_only:
         return found

@@ -5,8 +5,8 @@ import time
 
 from infnet_dist.checkpoint import CheckpointManifest, CheckpointMetadata, NotFiniteError, Saver
 from infnet_dist.config.publish import PublishConfig
-from infnet_dist.deltas.publishing import Publisher
-from infnet_dist.deltas.tracking import ChangedRows
+from infnet_dist.deltas.live.publishing import Publisher
+from infnet_dist.deltas.live.tracking import ChangedRows
 from infnet_dist.distributed import heartbeat
 from infnet_dist.errors import CheckpointError
 from infnet_dist.training.run_log import RunLog

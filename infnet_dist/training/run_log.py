@@ -8,7 +8,7 @@ import psutil
 from tqdm import tqdm
 
 from infnet_dist.checkpoint import SavedCheckpoint, SavedProgress, Throughput
-from infnet_dist.deltas.publishing import Published
+from infnet_dist.deltas.live.publishing import Published
 from infnet_dist.io.console import Line, show_progress
 from infnet_dist.io.filesystem import size_text
 from infnet_dist.planning.review.facts import facts

@@ -13,6 +13,7 @@ import yaml
 from infnet_dist.checkpoint import read_manifest
 from infnet_dist.checkpoint.reading import TensorReader
 from infnet_dist.config.ingest import SyntheticIngest
+from infnet_dist.deltas.applying import apply_deltas
 from infnet_dist.deltas.chain import newest_chain
 from infnet_dist.deltas.manifest import identity, states_of
 from infnet_dist.ingest.synthetic.daily import write_daily_logs
@@ -156,6 +157,12 @@ def test_a_loop_that_is_killed_in_each_stage_is_as_one_that_isnt(
     assert killed.current is not None
     current = read_manifest(Folder(killed.current.checkpoint))
     assert identity(current) in states_of(chain[-1].manifest)
+    assert len(chain) == 2, "the second day's items are new rows of a delta"
+    made_up = Folder(tmp_path / "made-up")
+    apply_deltas(chain[0].folder, [chain[1].folder], made_up)
+    ours, theirs = tensors(made_up.url), tensors(killed.current.checkpoint)
+    assert ours.keys() == theirs.keys()
+    assert all(torch.equal(ours[name], theirs[name]) for name in ours)
 
 
 @pytest.mark.exhaustive

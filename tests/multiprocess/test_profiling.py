@@ -123,7 +123,7 @@ def test_bytes_and_flops_are_those_counted_by_hand() -> None:
             phases.OUTPUT_DIST: (SENT_IDS[other] + owns * BATCH) * WIDTH * FLOAT32,
             phases.OUTPUT_DIST_BACKWARD: (SENT_IDS[rank] + (not owns) * BATCH) * WIDTH * FLOAT32,
             phases.ALL_REDUCE: parameters * FLOAT32,  # 2 (W - 1) / W is 1 for 2 ranks
-            phases.FLAGS: 3 * 4,
+            phases.FLAGS: 4 * 4,  # nonfinite loss, save, stop, publish
         }
         assert found["sent"] == sent
         tokens, head = 2 * BATCH * WIDTH * TOKEN, 2 * BATCH * TOKEN * TASKS

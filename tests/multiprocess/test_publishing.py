@@ -18,19 +18,20 @@ from infnet_dist.checkpoint.manifest import DataOrder
 from infnet_dist.checkpoint.reading import TensorReader
 from infnet_dist.config.run import Config
 from infnet_dist.deltas.applying import apply_deltas
-from infnet_dist.deltas.chain import newest_chain
+from infnet_dist.deltas.chain import InterruptedChainError, newest_chain
 from infnet_dist.deltas.compacting import compact
-from infnet_dist.deltas.comparing import make_delta
-from infnet_dist.deltas.manifest import DeltaManifest
-from infnet_dist.deltas.publishing import InterruptedChainError, Publisher
+from infnet_dist.deltas.comparing import Link, make_delta
+from infnet_dist.deltas.live.publishing import Publisher
+from infnet_dist.deltas.live.tracking import ChangedRows
+from infnet_dist.deltas.manifest import DeltaManifest, Identity, identity
 from infnet_dist.deltas.reading import Delta
-from infnet_dist.deltas.tracking import ChangedRows
 from infnet_dist.distributed.context import WorkerContext
 from infnet_dist.errors import CheckpointError, ConfigError
 from infnet_dist.io.filesystem import Folder
 from infnet_dist.sharding.build import build_sharded_model
 from infnet_dist.training.step import EagerStep, PipelinedStep, Step, StepSettings
 from infnet_dist.training.trainer import train
+from tests.checkpoints import whole, write_checkpoint
 from tests.mixed import ROWS, SCHEMA, config_of, make_batch
 from tests.ranks import run_ranks
 from tests.runs import make_config, make_tiny_set
@@ -267,6 +268,27 @@ def test_resumed_without_its_chain_it_publishes_in_full(tmp_path: Path) -> None:
     assert len(assert_chain_is(tmp_path, 4)) == 1
 
 
+def test_resumed_after_another_run_added_rows_it_publishes_in_full(tmp_path: Path) -> None:
+    """A delta of its smaller tables would not fit on those that the chain leads to."""
+    run(tmp_path, Attempt(1, steps=3, publish=(2,), save=(2, 3), step=EagerStep))
+    saved = Folder(tmp_path / "checkpoints" / "step-00000002")
+    published = tmp_path / "published"
+    cuts = {}
+    for name, value in model_of(saved).items():
+        more = value[-1:] if ".tables.item." in name else value[:0]
+        is_scalar = not read_manifest(saved).tensors[name].shape
+        cuts[name] = whole(value.squeeze() if is_scalar else torch.cat([value, more]))
+    grown = write_checkpoint(Folder(tmp_path / "grown"), cuts, step=3)
+    (full,) = newest_chain(Folder(published))
+    own = Identity(name=full.folder.name, digest=identity(full.manifest))
+    made = make_delta(saved, grown, Folder(published / "version-00000002"), after=Link(own, own, 1))
+    assert made.delta.tables["item"] == ROWS["item"] + 1
+    found = run(tmp_path, Attempt(1, resume=3, steps=4, publish=(4,), save=(4,), step=EagerStep))
+    assert not found["continued"]
+    assert found["published"] == {"version-00000003": None}
+    assert len(assert_chain_is(tmp_path, 4)) == 1
+
+
 def test_chains_end_and_old_ones_are_deleted(tmp_path: Path) -> None:
     attempt = Attempt(1, steps=7, publish=range(1, 8), save=(7,), step=EagerStep)
     found = run(tmp_path, attempt, max_chain=1, keep=2)
@@ -398,7 +420,7 @@ def test_a_run_killed_in_mid_publish_resumes_and_continues_its_chain(tmp_path: P
 
 
 def die_in_publication(context: WorkerContext, *, config: Config, run_folder: Path) -> None:
-    from infnet_dist.deltas.publishing import FolderWriter
+    from infnet_dist.deltas.live.publishing import FolderWriter
 
     write_state = FolderWriter.write_state
 

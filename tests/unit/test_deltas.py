@@ -3,6 +3,8 @@
 import json
 import zlib
 from collections.abc import Iterator
+from functools import partialmethod
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -13,21 +15,24 @@ from fbgemm_gpu.split_table_batched_embeddings_ops_training import (
     SplitTableBatchedEmbeddingBagsCodegen,
 )
 
+from infnet_dist.checkpoint import files
 from infnet_dist.checkpoint.cli.command import main
 from infnet_dist.checkpoint.files import DamagedError
 from infnet_dist.checkpoint.manifest import read_manifest
 from infnet_dist.checkpoint.reading import TensorReader
 from infnet_dist.config.run import parse_config
+from infnet_dist.deltas import assembling, comparing
 from infnet_dist.deltas.applying import apply_deltas
 from infnet_dist.deltas.chain import newest_chain, prune_publications
 from infnet_dist.deltas.compacting import compact
-from infnet_dist.deltas.comparing import make_delta
-from infnet_dist.deltas.manifest import identity, read_delta
+from infnet_dist.deltas.comparing import DifferentModelsError, Link, make_delta
+from infnet_dist.deltas.live.tracking import _Kernel
+from infnet_dist.deltas.manifest import Identity, identity, read_delta
 from infnet_dist.deltas.reading import Delta
 from infnet_dist.deltas.rounding import restored, rounded
-from infnet_dist.deltas.tracking import _Kernel
 from infnet_dist.errors import CheckpointError, ConfigError
 from infnet_dist.io.filesystem import Folder
+from tests import checkpoints
 from tests.checkpoints import STATE, TABLE, by_columns, by_rows, whole, write_checkpoint
 
 ROWS, WIDTH, SHARDS = 60, 8, 2
@@ -157,17 +162,29 @@ def test_a_damaged_block_is_found(a: Folder, b: Folder, place: str, tmp_path: Pa
     assert "manifest.json" not in Folder(tmp_path / "full").entries()
 
 
-def test_models_that_differ_are_refused(a: Folder, tmp_path: Path) -> None:
-    more = state_at(1) | {TABLE.format("item"): torch.zeros(ROWS + 1, WIDTH)}
-    grown = write_checkpoint(
-        Folder(tmp_path / "grown"), {name: whole(value) for name, value in more.items()}
-    )
-    with pytest.raises(CheckpointError, match=r"item\.weight is 60 x 8 F32"):
-        make_delta(a, grown, Folder(tmp_path / "delta"))
-    less = {name: whole(value) for name, value in state_at(1).items() if "tag" not in name}
-    fewer = write_checkpoint(Folder(tmp_path / "fewer"), less)
-    with pytest.raises(CheckpointError, match="tag"):
-        make_delta(a, fewer, Folder(tmp_path / "delta"))
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        ({TABLE.format("item"): torch.zeros(ROWS + 1, WIDTH)}, r"item\.momentum1 is 60 x 8 F32"),
+        ({STATE.format("item"): torch.zeros(ROWS, 1)}, r"item\.momentum1 is 60 x 8 F32"),
+        ({TABLE.format("tag"): torch.zeros(4, WIDTH)}, r"tag\.weight is 5 x 8 F32.*4 x 8 F32"),
+        ({TABLE.format("tag"): torch.zeros(6, WIDTH + 1)}, r"tag\.weight is 5 x 8 F32"),
+        ({TABLE.format("tag"): torch.zeros(6, WIDTH).half()}, r"tag\.weight is 5 x 8 F32"),
+        ({"model.dense.weight": torch.zeros(14, 3)}, r"dense\.weight is 7 x 3 F32"),
+        ({"model.dense.bias": torch.zeros(3)}, "dense.bias"),
+    ],
+    ids=["rows alone", "state", "fewer rows", "width", "type", "dense", "added"],
+)
+def test_models_that_differ_are_refused(
+    a: Folder, change: dict[str, torch.Tensor], named: str, tmp_path: Path
+) -> None:
+    """But for rows added to a table and to all of its optimizer state."""
+    other = {name: whole(value) for name, value in (state_at(1) | change).items()}
+    with pytest.raises(DifferentModelsError, match=named):
+        make_delta(
+            a, write_checkpoint(Folder(tmp_path / "other"), other), Folder(tmp_path / "delta")
+        )
+    assert not Folder(tmp_path / "delta").entries()
 
 
 def test_nothing_is_replaced(a: Folder, b: Folder, tmp_path: Path) -> None:
@@ -213,6 +230,194 @@ def test_indices_out_of_order_are_damage(a: Folder, b: Folder, tmp_path: Path) -
     opened.reader.rows = lambda *_: torch.tensor([3, 5, 4, 6])  # type: ignore[method-assign]
     with pytest.raises(DamagedError, match=r"indices\.tables\.item"):
         opened.indices("item")
+
+
+# ---- tables that grow
+
+
+def grown_at(step: int) -> dict[str, torch.Tensor]:
+    """As `state_at`; from step to step `item` gets 7 rows more, `user` 2, `tag` 1 at step 2."""
+    found = state_at(step)
+    generator = torch.Generator().manual_seed(1)
+    user = found[STATE.format("user")].reshape(SHARDS, ROWS)
+    for n in range(1, step + 1):
+        more = {"item": 7, "user": 2, "tag": n // 2}
+        for table, count in more.items():
+            rows = torch.randn(count, WIDTH, generator=generator)
+            name = TABLE.format(table)
+            found[name] = torch.cat([found[name], rows.to(found[name].dtype)])
+        state = torch.rand(7, WIDTH, generator=generator)
+        found[STATE.format("item")] = torch.cat([found[STATE.format("item")], state])
+        user = torch.cat([user, torch.rand(SHARDS, 2, generator=generator)], 1)
+        found[TABLE.format("item")][ROWS + 7 * n - 5] += step  # new rows change later, too
+    found[STATE.format("user")] = user.flatten()
+    return found
+
+
+@pytest.fixture
+def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Blocks of a few rows, so that tensors are read and written in many parts."""
+    for module in (files, assembling, checkpoints):
+        monkeypatch.setattr(module, "BLOCK_BYTES", 100)
+    ranges = partialmethod(TensorReader.ranges, most_bytes=150)
+    monkeypatch.setattr(TensorReader, "ranges", ranges)
+
+
+@pytest.fixture
+def grown(tmp_path: Path) -> list[Folder]:
+    """Checkpoints of steps 0 to 3, of several ranks."""
+    folder, found = Folder(tmp_path / "grown"), []
+    for step in range(4):
+        cuts = {
+            name: by_rows(tensor, 1 + step % 3) if ".tables." in name else whole(tensor)
+            for name, tensor in grown_at(step).items()
+        }
+        block_bytes = checkpoints.BLOCK_BYTES
+        found.append(
+            write_checkpoint(folder, cuts, step=step, files={"x": "y"}, block_bytes=block_bytes)
+        )
+    return found
+
+
+def assert_grown(found: Folder, step: int) -> None:
+    """It has the tensors that were written by hand, bit for bit."""
+    wanted, manifest = grown_at(step), read_manifest(found)
+    assert manifest.tensors.keys() == wanted.keys()
+    reader = TensorReader(found, manifest)
+    for name, value in wanted.items():
+        assert manifest.tensors[name].shape == value.shape, name
+        got = reader.rows(name, 0, value.shape[0] if value.shape else 1)
+        assert torch.equal(got.reshape(value.shape), value), name
+
+
+def test_rows_added_to_tables_are_in_the_delta(grown: list[Folder], tmp_path: Path) -> None:
+    made = make_delta(grown[0], grown[1], Folder(tmp_path / "delta"))
+    delta = Delta(Folder(tmp_path / "delta"))
+    assert made.delta.tables == {"item": ROWS + 7, "user": ROWS + 2, "tag": 5}
+    assert delta.indices("item").tolist() == [3, 4, 5, 6, *range(ROWS, ROWS + 7)]
+    assert delta.indices("user").tolist() == [3, 4, 5, 6, ROWS, ROWS + 1]
+    assert delta.indices("tag").tolist() == []
+    apply_deltas(grown[0], [delta.folder], Folder(tmp_path / "full"))
+    assert_grown(Folder(tmp_path / "full"), 1)
+
+
+@pytest.mark.usefixtures("small_blocks")
+def test_of_several_that_grow_any_way_leads_to_the_same(
+    grown: list[Folder], tmp_path: Path
+) -> None:
+    item = read_manifest(grown[0]).tensors[TABLE.format("item")].chunks[0]
+    assert len(item.crc32) == 20, "blocks of 3 rows"
+    links = [Folder(tmp_path / str(n)) for n in (1, 2, 3)]
+    for link, one, other in zip(links, grown, grown[1:], strict=False):
+        make_delta(one, other, link)
+    apply_deltas(grown[0], links, Folder(tmp_path / "full"))
+    assert_grown(Folder(tmp_path / "full"), 3)
+    both, all_three = Folder(tmp_path / "12"), Folder(tmp_path / "123")
+    compact(links[:2], both)
+    apply_deltas(grown[0], [both, links[2]], Folder(tmp_path / "from-both"))
+    assert_grown(Folder(tmp_path / "from-both"), 3)
+    made = compact([both, links[2]], all_three)
+    assert made.delta.tables == {"item": ROWS + 21, "user": ROWS + 6, "tag": 7}
+    apply_deltas(grown[0], [all_three], Folder(tmp_path / "compacted"))
+    assert_grown(Folder(tmp_path / "compacted"), 3)
+
+
+@pytest.mark.parametrize("rows", ["fp32", "fp16", "int8"])
+def test_rows_added_to_tables_may_be_rounded(
+    rows: str, grown: list[Folder], tmp_path: Path
+) -> None:
+    """Exactly as those of `rounded` and `restored`, applied one by one and compacted."""
+    links = [Folder(tmp_path / str(n)) for n in (1, 2)]
+    for link, one, other in zip(links, grown, grown[1:], strict=False):
+        make_delta(one, other, link, rows=rows, optimizer_state=False)
+    compact(links, Folder(tmp_path / "12"))
+    for number, chain in enumerate((links, [Folder(tmp_path / "12")])):
+        full = Folder(tmp_path / f"full-{number}")
+        apply_deltas(grown[0], chain, full)
+        reader = TensorReader(full, read_manifest(full))
+        for table in ("item", "user", "tag"):
+            name = TABLE.format(table)
+            states = [grown_at(step)[name] for step in range(3)]
+            wanted = torch.empty_like(states[-1])
+            wanted[: len(states[0])] = states[0]
+            for before, after in pairwise(states):
+                new = torch.ones(len(after), dtype=torch.bool)
+                new[: len(before)] = (after[: len(before)] != before).any(1)
+                written = restored(*rounded(after[new], rows), after.dtype)
+                wanted[: len(after)][new] = written
+            assert torch.equal(reader.rows(name, 0, len(wanted)), wanted), table
+            assert torch.equal(wanted, states[-1]) == (
+                rows == "fp32" or (rows == "fp16" and table == "user")
+            )
+
+
+def test_grown_deltas_in_another_order_are_refused(grown: list[Folder], tmp_path: Path) -> None:
+    links = [Folder(tmp_path / str(n)) for n in (1, 2)]
+    for link, one, other in zip(links, grown, grown[1:], strict=False):
+        make_delta(one, other, link)
+    with pytest.raises(CheckpointError, match="step-00000001"):
+        apply_deltas(grown[0], links[::-1], Folder(tmp_path / "full"))
+    with pytest.raises(CheckpointError, match="a delta of step-00000000"):
+        compact(links[::-1], Folder(tmp_path / "compacted"))
+    with pytest.raises(CheckpointError, match="step-00000001"):
+        apply_deltas(grown[0], links[1:], Folder(tmp_path / "full"))
+
+
+def test_a_delta_that_lacks_new_rows_is_refused(
+    grown: list[Folder], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    find = comparing._changed_rows
+    monkeypatch.setattr(comparing, "_changed_rows", lambda *given: find(*given)[:-1])
+    links = [Folder(tmp_path / str(n)) for n in (1, 2)]
+    for link, one, other in zip(links, grown, grown[1:], strict=False):
+        make_delta(one, other, link)
+    with pytest.raises(CheckpointError, match=r"'item'.* 6 of the 7 "):
+        apply_deltas(grown[0], links, Folder(tmp_path / "full"))
+    with pytest.raises(CheckpointError, match=r"'item'.* 6 of the 7 "):
+        compact(links, Folder(tmp_path / "compacted"))
+    assert not Folder(tmp_path / "full").entries()
+
+
+def test_a_table_that_shrinks_along_a_chain_is_refused(
+    grown: list[Folder], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a delta whose manifest says that it is of the one before."""
+    one, two = Folder(tmp_path / "1"), Folder(tmp_path / "2")
+    made = make_delta(grown[0], grown[2], one)
+    base = Identity(name="x", digest=identity(read_manifest(grown[0])))
+    previous = Identity(name="x", digest=identity(made))
+    make_delta(grown[0], grown[1], two, after=Link(base, previous, 2))
+    for refused in (
+        lambda: apply_deltas(grown[0], [one, two], Folder(tmp_path / "full")),
+        lambda: compact([one, two], Folder(tmp_path / "full")),
+    ):
+        with pytest.raises(CheckpointError, match=r"'item' has 67 rows in .*, 74 before"):
+            refused()
+
+
+def test_a_state_that_is_not_by_row_makes_its_table_whole(tmp_path: Path) -> None:
+    """As the count of steps of a data-parallel table's optimizer; the table grows all the same."""
+    count = "optimizer.tables.tag.step"
+    found = []
+    for step in range(3):
+        state = grown_at(step) | {count: torch.tensor(float(step))}
+        cuts = {name: whole(value) for name, value in state.items()}
+        found.append(write_checkpoint(Folder(tmp_path / "grown"), cuts, step=step))
+    links = [Folder(tmp_path / str(n)) for n in (1, 2)]
+    for link, one, other in zip(links, found, found[1:], strict=False):
+        made = make_delta(one, other, link)
+        assert made.delta.tables.keys() == {"item", "user"}
+    compact(links, Folder(tmp_path / "12"))
+    for name, chain in {"by-link": links, "compacted": [Folder(tmp_path / "12")]}.items():
+        apply_deltas(found[0], chain, Folder(tmp_path / name))
+        made_up = read_manifest(Folder(tmp_path / name))
+        assert {n: t.shape for n, t in made_up.tensors.items()} == {
+            n: t.shape for n, t in read_manifest(found[2]).tensors.items()
+        }
+        reader = TensorReader(Folder(tmp_path / name), made_up)
+        assert reader.rows(count, 0, 1).tolist() == [2.0]
+        tag = TABLE.format("tag")
+        assert torch.equal(reader.rows(tag, 0, 6), grown_at(2)[tag])
 
 
 @pytest.mark.parametrize("rows", ["fp16", "int8"])

@@ -250,7 +250,8 @@ def _add_delta(commands: Any) -> None:
         "delta",
         "the rows that changed between two checkpoints",
         "Compares all bytes of A and B, and writes the rows of B's tables that differ, with their "
-        "optimizer state, and B's dense part. A and the delta make up B (apply).",
+        "optimizer state, and B's dense part. B's tables may have more rows than A's: all of those "
+        "are written. A and the delta make up B (apply).",
         "delta runs/a/1/checkpoints/step-00005000 runs/a/1/checkpoints/step-00006000 --out delta",
     )
     command.add_argument("first", metavar="A", help=_CHECKPOINT)

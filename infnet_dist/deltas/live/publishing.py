@@ -6,45 +6,39 @@ from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 
-import torch
-
 from infnet_dist.checkpoint.files import DamagedError
 from infnet_dist.checkpoint.manifest import (
     CheckpointManifest,
     UnreadableError,
     dump_manifest,
 )
-from infnet_dist.checkpoint.reading import TensorReader
 from infnet_dist.checkpoint.saving import SnapshotMaker
 from infnet_dist.checkpoint.shards import LocalShard, ModelState
-from infnet_dist.checkpoint.snapshot import KernelTable, LiveState, Snapshot
+from infnet_dist.checkpoint.snapshot import LiveState, Snapshot
 from infnet_dist.checkpoint.step_folders import DELTA_MANIFEST, MANIFEST
-from infnet_dist.checkpoint.tensor_names import CHANGED, TABLE
+from infnet_dist.checkpoint.tensor_names import TABLE
 from infnet_dist.checkpoint.writable import as_checkpoint_error
 from infnet_dist.checkpoint.writing import CheckpointMetadata, FolderWriter, Written
 from infnet_dist.config.run import Config
 from infnet_dist.deltas.chain import (
+    InterruptedChainError,
     Publication,
     name_of_version,
-    newest_chain,
     prune_publications,
     version_of,
     versions,
 )
-from infnet_dist.deltas.layout import ChangedPart, DeltaState, changed_part
+from infnet_dist.deltas.live.layout import ChangedPart, DeltaState, changed_part
+from infnet_dist.deltas.live.resuming import continue_chain
+from infnet_dist.deltas.live.tracking import ChangedRows
 from infnet_dist.deltas.manifest import DeltaLink, DeltaManifest, Identity, identity, table_in
-from infnet_dist.deltas.reading import Delta
-from infnet_dist.deltas.tracking import ChangedRows
+from infnet_dist.deltas.reading import Base
 from infnet_dist.distributed.context import WorkerContext
-from infnet_dist.errors import CheckpointError, ConfigError
+from infnet_dist.errors import ConfigError
 from infnet_dist.io.filesystem import Folder
 from infnet_dist.sharding.build import ShardedModel
 
 log = logging.getLogger("infnet_dist")
-
-
-class InterruptedChainError(CheckpointError):
-    """Another run published into the folder: the next publication must be a full one."""
 
 
 @dataclass(frozen=True)
@@ -143,32 +137,18 @@ class Publisher:
     def resume(self, checkpoint: Folder, manifest: CheckpointManifest) -> bool:
         """Continue the chain after loading a checkpoint; returns whether that is possible.
 
-        The rows that may differ from the chain's end are those marked in the checkpoint, which
-        changed since the publication that it names, and those of the deltas after that one, which a
-        lost attempt may have published. If the chain no longer has that publication, the next
-        one is full.
+        If the chain no longer has the publication that the checkpoint names, the next one is full.
         """
+        shards = ModelState(self._sharded, with_optimizer=False).shards()
+        loaded = Base(checkpoint, manifest)
         try:
-            chain = self._context.on_first(lambda: newest_chain(self._folder))
-        except UnreadableError as error:
-            self._warn(error)
+            chain = continue_chain(self._folder, loaded, self._rows, shards, self._context)
+        except (UnreadableError, InterruptedChainError, DamagedError) as error:
+            if self._context.is_first:
+                log.warning("%s; the next publication is a full one", error)
             return False
-        at = [n for n, one in enumerate(chain) if identity(one.manifest) == manifest.published]
-        if not at:
-            return False
-        later = [
-            Delta(one.folder, one.manifest)
-            for one in chain[at[0] + 1 :]
-            if isinstance(one.manifest, DeltaManifest)
-        ]
-        reader = TensorReader(checkpoint, manifest)
-        try:
-            self._context.together(lambda: self._mark(reader, manifest, later))
-        except DamagedError as error:
-            self._warn(error)
-            return False
-        self._last = _end_of(chain)
-        return True
+        self._last = _end_of(chain) if chain else None
+        return bool(chain)
 
     def publish(self, metadata: CheckpointMetadata) -> None:
         """Begin to publish the state; on return the model may change again.
@@ -226,10 +206,6 @@ class Publisher:
         if state is not None:
             self._snapshots.detach(state)
 
-    def _warn(self, error: Exception) -> None:
-        if self._context.is_first:
-            log.warning("%s; the next publication is a full one", error)
-
     def _shards(self) -> list[LocalShard]:
         context = self._context
         return ModelState(self._sharded).shards_to_save(context.rank, context.world_size)
@@ -258,36 +234,6 @@ class Publisher:
             if shard.name.startswith(self._prefix)
         ]
         return _Changes(parts, whole)
-
-    def _mark(
-        self, reader: TensorReader, manifest: CheckpointManifest, later: Sequence[Delta]
-    ) -> None:
-        self._rows.clear()
-        tables, _ = self._rows.tables(ModelState(self._sharded, with_optimizer=False).shards())
-        for table in tables:
-            self._mark_table(table, reader, manifest, later)
-
-    def _mark_table(
-        self,
-        table: KernelTable,
-        reader: TensorReader,
-        manifest: CheckpointManifest,
-        later: Sequence[Delta],
-    ) -> None:
-        """Mark the rows of a shard that a checkpoint marks, or that deltas after it changed."""
-        (weight,) = (shard for shard in table.shards if TABLE.fullmatch(shard.name))
-        name, first, count = table_in(weight.name) or "", weight.offsets[0], len(weight.tensor)
-        saved = f"{CHANGED}{name}"
-        whole = saved not in manifest.tensors  # of a plan under which it wasn't tracked
-        marked = reader.rows(saved, first, first + count) if not whole else _all(count)
-        for delta in later:
-            if name not in delta.manifest.delta.tables:
-                marked = _all(count)
-                continue
-            indices = delta.indices(name)
-            here = indices[(indices >= first) & (indices < first + count)]
-            marked[here - first] = True
-        self._rows.load(table, marked)
 
     def _write(
         self,
@@ -371,10 +317,6 @@ class Publisher:
         if last is None:
             return ChainEnd(own, own, version, 0), size, None
         return ChainEnd(own, last.base, version, last.deltas + 1), size, changed
-
-
-def _all(count: int) -> torch.Tensor:
-    return torch.ones(count, dtype=torch.bool)
 
 
 def _end_of(chain: Sequence[Publication]) -> ChainEnd:

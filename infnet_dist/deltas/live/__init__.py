@@ -1,0 +1,1 @@
+"""Publications of a model while it trains: `tracking` marks rows, `publishing` writes them."""
