@@ -302,7 +302,7 @@ def report(rows: Rows, scores: dict[str, np.ndarray], served: dict[str, list[Mod
     for way, found in by_day.items():
         models = [m for m in served.get(way, []) if ends[0] < m.after_ms <= ends[1]]
         seconds = sum(model.seconds for model in models)
-        cost = f"{len(models)} | {sum(model.rows for model in models):,} | {seconds:.0f}"
+        cost = f"{len(models)} | {sum(model.rows for model in models):,} | {seconds:.1f}"
         change = _change(found, by_day["daily"])
         new = f"{of_new[way].mean():.4f} | {_change(of_new[way], of_new['daily'])}"
         print(f"| {way} | {cost if models else ' |  | '} | {found.mean():.4f} | {change} | {new} |")
