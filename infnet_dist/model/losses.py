@@ -22,7 +22,7 @@ class MultiTaskLoss(nn.Module):
     batch, a padded last one too, whichever rank reads it, and ranks needn't exchange their sums.
 
     A teacher adds w sum_k lambda_k T_k, where T_k is the BCE of its probabilities, over the same
-    rows with the same weights: soft targets at temperature 1 (Hinton et al. 2015, arXiv 1503.02531).
+    rows with the same weights: soft targets of temperature 1 (Hinton et al. 2015, 1503.02531).
 
     Args:
         task_weights: lambda by task, K floats.
