@@ -39,6 +39,8 @@ class RankingBatch(Pipelineable):
         group_B: int64, the user for gAUC.
         truth_BK: float32, P(label = 1) if known (synthetic logs), else NaN.
         rows: position of the rows in the epoch's order.
+        teacher_BK: float32, a teacher's P(label = 1), NaN for tasks that it doesn't have; None
+            without a teacher. The reader doesn't set it, a step does.
     """
 
     sparse_features: KeyedJaggedTensor
@@ -51,6 +53,7 @@ class RankingBatch(Pipelineable):
     group_B: torch.Tensor
     truth_BK: torch.Tensor
     rows: BatchRows
+    teacher_BK: torch.Tensor | None = None
 
     @property
     def num_rows(self) -> int:

@@ -27,6 +27,7 @@ from infnet_dist.config.tables import (
     TableSettings,
     table_settings,
 )
+from infnet_dist.config.teacher import TeacherConfig
 from infnet_dist.config.trainable import TrainableSection
 from infnet_dist.config.warm_start import InitFromConfig
 from infnet_dist.config.window import Time, Window
@@ -164,6 +165,11 @@ class TrainingConfig(TrainableSection):
     compile: bool = Field(
         False,
         description="compile tokens and tower for training by torch.compile; needs a C++ compiler",
+    )
+    teacher: TeacherConfig | None = Field(
+        None,
+        description="an older model whose scores the run learns beside the labels (distillation); "
+        "null: none",
     )
 
 
@@ -404,6 +410,9 @@ def _with_absolute_paths(config: Config) -> Config:
     if (init := config.checkpoint.init_from) and init.source.startswith("."):
         places["init_from"] = init.model_copy(update={"source": resolve_place(init.source)})
     update["checkpoint"] = config.checkpoint.model_copy(update=places)
+    if (teacher := config.training.teacher) and teacher.source.startswith("."):
+        teacher = teacher.model_copy(update={"source": resolve_place(teacher.source)})
+        update["training"] = config.training.model_copy(update={"teacher": teacher})
     if config.publish.folder is not None:
         folder = {"folder": resolve_place(config.publish.folder)}
         update["publish"] = config.publish.model_copy(update=folder)

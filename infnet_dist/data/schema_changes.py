@@ -90,6 +90,27 @@ def incompatibilities(
     return lines
 
 
+def missing_inputs(trained: Schema, here: Schema, grown: Container[str] = frozenset()) -> list[str]:
+    """The differences because of which a batch of `here` isn't an input of a model.
+
+    Unlike in `incompatibilities` the batch is made already: with these crosses, lengths of lists
+    and statistics. It may have other features, and another order.
+
+    Args:
+        trained: the schema of the model.
+        here: the selected features of the run whose batch it is.
+        grown: tables that may have gained rows (`grown_tables`).
+    """
+    lines = _list_changes("feature", _features(trained), _features(here), only_trained=True)
+    tables, known = _tables(trained), dict(_tables(here))
+    known |= {name: tables[name] for name in known.keys() & tables.keys() if name in grown}
+    lines += _list_changes("table", tables, known, only_trained=True)
+    for part in ("unweighted_keys", "weighted_keys"):  # where a feature is looked up
+        absent = set(getattr(trained, part)) - set(getattr(here, part))
+        lines += [f"{key!r} isn't among the {part}" for key in sorted(absent) if not lines]
+    return lines
+
+
 def adapt_schema(trained: Schema, here: Schema) -> AdaptedSchema:
     """The model's schema with the column names of `here`; there must be no `incompatibilities`.
 

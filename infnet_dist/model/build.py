@@ -65,7 +65,10 @@ def build_train_model(
         torch.manual_seed(config.run.seed)
         dense = _build_dense(config, lookups)
     watch_time = [task.kind == "watch_time" for task in schema.tasks]
-    loss = MultiTaskLoss(task_weights(config, schema), watch_time)
+    teacher = config.training.teacher
+    loss = MultiTaskLoss(
+        task_weights(config, schema), watch_time, teacher_weight=teacher.weight if teacher else 0.0
+    )
     return TrainModel(RankingModel(sparse, dense), loss)
 
 

@@ -21,28 +21,44 @@ class MultiTaskLoss(nn.Module):
     weights: since gradients are averaged over ranks, a real row then counts the same in every
     batch, a padded last one too, whichever rank reads it, and ranks needn't exchange their sums.
 
+    A teacher adds w sum_k lambda_k T_k, where T_k is the BCE of its probabilities, over the same
+    rows with the same weights: soft targets of temperature 1 (Hinton et al. 2015, 1503.02531).
+
     Args:
         task_weights: lambda by task, K floats.
         watch_time: whether each task is a watch time, K; None: none of them.
+        teacher_weight: w.
     """
 
     weight_K: torch.Tensor
     watch_time_K: torch.Tensor
 
     def __init__(
-        self, task_weights: Sequence[float], watch_time: Sequence[bool] | None = None
+        self,
+        task_weights: Sequence[float],
+        watch_time: Sequence[bool] | None = None,
+        *,
+        teacher_weight: float = 0.0,
     ) -> None:
         """Register the weights as buffers that aren't part of checkpoints."""
         super().__init__()
         kinds = torch.tensor(watch_time or [False] * len(task_weights))
         self._any_watch_time = bool(kinds.any())
+        self._teacher_weight = teacher_weight
         self.register_buffer("weight_K", torch.tensor(task_weights), persistent=False)
         self.register_buffer("watch_time_K", kinds, persistent=False)
 
     def forward(
-        self, logits_BK: torch.Tensor, labels_BK: torch.Tensor, weights_B: torch.Tensor
+        self,
+        logits_BK: torch.Tensor,
+        labels_BK: torch.Tensor,
+        weights_B: torch.Tensor,
+        teacher_BK: torch.Tensor | None = None,
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """The scalar loss, and the loss per task [K] before `task_weights`."""
+        """The scalar loss, and the loss against the labels per task [K] before `task_weights`.
+
+        `teacher_BK` as in `RankingBatch`; None adds nothing.
+        """
         known_BK = ~labels_BK.isnan()
         # Before any product, since NaN x 0 is NaN, in backward as well.
         labels_BK, logits_BK = labels_BK.nan_to_num(), logits_BK.where(known_BK, 0.0)
@@ -51,6 +67,12 @@ class MultiTaskLoss(nn.Module):
         if self._any_watch_time:
             total_BK = share_BK * torch.where(self.watch_time_K, 1 + labels_BK, 1.0)
         # BCE: y softplus(-z) + (1 - y) softplus(z), and softplus(-z) = softplus(z) - z.
-        loss_BK = total_BK * functional.softplus(logits_BK) - positive_BK * logits_BK
-        per_task_K = loss_BK.sum(0)
-        return per_task_K @ self.weight_K, per_task_K
+        softplus_BK = functional.softplus(logits_BK)
+        per_task_K = (total_BK * softplus_BK - positive_BK * logits_BK).sum(0)
+        loss = per_task_K @ self.weight_K
+        if teacher_BK is not None:
+            taught_BK = ~teacher_BK.isnan()
+            soft_BK = softplus_BK - teacher_BK.where(taught_BK, 0.0) * logits_BK
+            soft_BK = share_BK * taught_BK * soft_BK
+            loss = loss + self._teacher_weight * (soft_BK.sum(0) @ self.weight_K)
+        return loss, per_task_K

@@ -136,6 +136,8 @@ def without_effect(config: Config, manifest: Manifest, schema: Schema) -> Iterat
     for name in config.training.task_weights:
         if name not in tasks:
             yield f"training.task_weights.{name}: this task isn't selected"
+    if config.training.teacher is not None and not config.training.teacher.weight:
+        yield "training.teacher: its weight is 0, so it isn't loaded"
     steps, schedule = _total_steps(config, manifest), config.schedule
     warmup = max(schedule.of("sparse").warmup_steps, schedule.of("dense").warmup_steps)
     if warmup >= steps:

@@ -35,5 +35,5 @@ class TrainModel(nn.Module):
             batch.dense_BN,
             batch.time_gap_BL,
         )
-        loss, task_loss_K = self.loss(logits_BK, batch.labels_BK, batch.weights_B)
+        loss, task_loss_K = self.loss(logits_BK, batch.labels_BK, batch.weights_B, batch.teacher_BK)
         return loss, StepOutput(logits_BK.detach(), task_loss_K.detach())

@@ -136,6 +136,14 @@ class Topology(BaseModel):
             f"{whole * self.workers_per_node} or {(whole + 1) * self.workers_per_node}"
         )
 
+    def without(self, used: npt.NDArray[np.float64]) -> "Topology":
+        """The workers with less memory for tables, by these bytes per worker and tier [3]."""
+        shares = (self.reserve, self.reserve if self.device == "cpu" else self.ddr_reserve, 0.0)
+        gib = used * self.workers_per_node / _GIB / (1 - np.array(shares))
+        names = [f"{tier}_gib" for tier in TIERS]
+        left = {n: max(getattr(self, n) - g, 0.0) for n, g in zip(names, gib.tolist(), strict=True)}
+        return self.model_copy(update=left)
+
     @property
     def latency_ms(self) -> float:
         """Milliseconds of a collective of all workers, however few its bytes."""

@@ -118,6 +118,7 @@ def build_sharded_model(
     sample_usage: Callable[[], TableUsage] | None = None,
     *,
     for_training: bool = True,
+    beside: Plan | None = None,
 ) -> ShardedModel:
     """Build, plan, shard and initialise the model; every rank calls it.
 
@@ -128,6 +129,8 @@ def build_sharded_model(
         sample_usage: reads how the training set uses the tables; called on rank 0 where it plans.
         for_training: whether the model has the optimizers of `config`; without, also those that
             this device lacks may be configured.
+        beside: plan of another model on these workers, for whose tables memory is left; then the
+            plan has no optimizer state either, unlike that of an evaluation.
 
     Raises:
         PlanError: the plan file doesn't fit, or no plan can be made.
@@ -136,6 +139,8 @@ def build_sharded_model(
     planned = config
     if not for_training:
         config = _without_optimizers(config)
+    if beside is not None:
+        planned = config
     lookups = Lookups(schema, config)
     train_model = build_train_model(config, schema, table_device=torch.device("meta"))
     if for_training:
@@ -145,6 +150,8 @@ def build_sharded_model(
         context.together(lambda: compile_training(train_model.model.dense))
     apply_sparse_optimizers(train_model.model.sparse, lookups)
     topology = topology_of(context, config.sharding.topology)
+    if beside is not None:
+        topology = topology.without(beside.ranks.memory.max(axis=0))
     plan = context.on_first(lambda: get_plan(planned, schema, topology, sample_usage))
     check_plan_optimizers(plan, lookups)
     if (max_norm := config.sparse_optimizer.max_gradient_norm) is not None:

@@ -4,6 +4,7 @@
 config.yaml, versions.json, plan.json, plan.txt   of the newest attempt
 attempts/001/                           the same of each, and attempt.json: when it began, and where
 init.json                               what checkpoint.init_from took of which checkpoint
+teacher.json                            which checkpoint training.teacher named
 metrics.jsonl                           one line per log call; each step once, whatever happened
 summary.json, curves.png                once it has ended; of the attempt that trained last
 checkpoints/                            unless checkpoint.folder names another place
@@ -30,6 +31,7 @@ from infnet_dist.training.provenance import versions
 
 ATTEMPTS = "attempts"
 INIT = "init.json"
+TEACHER = "teacher.json"
 PLAN_TEXT = "plan.txt"
 log = logging.getLogger("infnet_dist")
 
@@ -73,13 +75,13 @@ def open_run_folder(
     )
 
 
-def read_init(run_folder: Path) -> dict[str, Any] | None:
-    """The content of `init.json`; None for a run that didn't start from a checkpoint.
+def read_init(run_folder: Path, name: str = INIT) -> dict[str, Any] | None:
+    """The content of `init.json`, or of `teacher.json`; None for a run that didn't have another's.
 
     Raises:
         CheckpointError: it is damaged.
     """
-    path = run_folder / INIT
+    path = run_folder / name
     if not path.is_file():
         return None
     try:

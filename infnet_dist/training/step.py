@@ -24,6 +24,7 @@ from infnet_dist.model.train_model import StepOutput, TrainModel
 from infnet_dist.sharding.build import ShardedModel
 from infnet_dist.sharding.optimizers import LearningRateFactors, set_learning_rates, set_step
 from infnet_dist.training.setup import TrainingSetup
+from infnet_dist.warm_start.teacher import Teacher
 
 
 class StepSettings(NamedTuple):
@@ -71,13 +72,22 @@ class Step(ABC):
         sharded: the model and its optimizers.
         context: this worker.
         seed: of the run.
+        teacher: gives batches its scores; None: none.
     """
 
-    def __init__(self, sharded: ShardedModel, context: WorkerContext, *, seed: int) -> None:
+    def __init__(
+        self,
+        sharded: ShardedModel,
+        context: WorkerContext,
+        *,
+        seed: int,
+        teacher: Teacher | None = None,
+    ) -> None:
         module = sharded.model.module
         assert isinstance(module, TrainModel)
         self._hook = module.model.sparse.pooling.register_forward_hook(self._guard)
         self._sharded, self._context, self._seed = sharded, context, seed
+        self._teacher = teacher
         self._next: Callable[[], StepSettings]
         self._settings: StepSettings
         self._flags: PendingFlags
@@ -117,6 +127,8 @@ class Step(ABC):
 
     def forward(self, batch: RankingBatch) -> tuple[torch.Tensor, StepResult]:
         """The loss to differentiate, and the step's result."""
+        if self._teacher is not None:
+            batch = self._teacher(batch, self._settings.step)
         loss, output = self._sharded.model(batch)
         self._flags = PendingFlags(
             loss,
@@ -220,8 +232,15 @@ class PipelinedStep(Step):
     See `torchrec.distributed.train_pipeline.TrainPipelineSparseDist`. It reads two batches ahead.
     """
 
-    def __init__(self, sharded: ShardedModel, context: WorkerContext, *, seed: int) -> None:
-        super().__init__(sharded, context, seed=seed)
+    def __init__(
+        self,
+        sharded: ShardedModel,
+        context: WorkerContext,
+        *,
+        seed: int,
+        teacher: Teacher | None = None,
+    ) -> None:
+        super().__init__(sharded, context, seed=seed, teacher=teacher)
         self._pipeline = _Pipeline(
             sharded.model,
             self,  # type: ignore[arg-type]  # its zero_grad and step are called
@@ -263,13 +282,13 @@ class _Pipeline(TrainPipelineSparseDist[RankingBatch, StepResult]):
         self.differentiate(losses)
 
 
-def make_step(setup: TrainingSetup) -> Step:
+def make_step(setup: TrainingSetup, teacher: Teacher | None = None) -> Step:
     """The step that `training.pipeline` asks for."""
     context, pipeline = setup.context, setup.config.training.pipeline
     overlaps = context.world_size > 1 or context.device.type == "cuda"
     pipelined = pipeline == "sparse_dist" or (pipeline == "auto" and overlaps)
     kind = PipelinedStep if pipelined else EagerStep
-    return kind(setup.sharded, context, seed=setup.config.run.seed)
+    return kind(setup.sharded, context, seed=setup.config.run.seed, teacher=teacher)
 
 
 def _generator(device: torch.device) -> torch.Generator:

@@ -48,7 +48,8 @@ from infnet_dist.training.run_folder import (
 from infnet_dist.training.run_lock import held_by_workers
 from infnet_dist.training.run_log import RunLog
 from infnet_dist.training.setup import TrainingSetup, open_for_training
-from infnet_dist.training.step import StepResult, StepSettings, make_step
+from infnet_dist.training.step import Step, StepResult, StepSettings, make_step
+from infnet_dist.training.teacher import open_teacher
 
 log = logging.getLogger("infnet_dist")
 
@@ -90,6 +91,7 @@ def train(
         if manifest is not None:
             _check_resumable(setup, manifest)
         start = initialise(setup, run_folder, manifest)
+        teacher = open_teacher(setup, run_folder, start.step, manifest)
         resumed = manifest is not None
         context.on_first(lambda: checkpoint.check_writable(folder, config, resumed=resumed))
         tracker = context.together(lambda: _open_tracker(setup, whole, run_folder, manifest))
@@ -97,7 +99,8 @@ def train(
         more = rows.shards if rows else list
         saver = Saver(folder, setup.sharded, config, context, damaged, more_shards=more)
         publications = open_publications(setup, rows, saver, manifest)
-        loop = _TrainingLoop(setup, manifest, start, tracker, saver, publications, shutdown)
+        step = make_step(setup, teacher)
+        loop = _TrainingLoop(setup, manifest, start, step, tracker, saver, publications, shutdown)
         try:
             with Watchdog(context, config.scaling.hang_timeout_s, verdict_file):
                 loop.run(run_folder)
@@ -139,6 +142,7 @@ class _TrainingLoop:
         setup: TrainingSetup,
         manifest: CheckpointManifest | None,
         start: SavedProgress,
+        step: Step,
         tracker: Tracker,
         saver: Saver,
         publications: Publications,
@@ -164,7 +168,7 @@ class _TrainingLoop:
         self._checkpoints = RunCheckpoints(saver, self._log, saved_step)
         self._publications = publications
         self._evaluated_step = saved_step if self._metrics else None
-        self._step = make_step(setup)
+        self._step = step
         self._unsettled: StepResult | None = None  # the last step, whose flags weren't read
         self._flags = ControlFlags()  # of the last step whose flags were read
         self._stopped = False

@@ -7,6 +7,7 @@ dense       the same of the dense part
 matching    what becomes of every tensor
 filling     reads the values into the model
 report      the result as a table and as JSON
+teacher     another model whose scores a run learns, with `teacher_inputs`, what it reads of a batch
 
 Bit for bit: a value that is taken is that of the checkpoint, under any plan and number of workers.
 """

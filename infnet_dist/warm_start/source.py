@@ -1,4 +1,4 @@
-"""Which checkpoint `checkpoint.init_from.source` names.
+"""Which checkpoint `checkpoint.init_from.source`, or that of a teacher, names.
 
 latest                      of the runs of this name under run.folder, that saved last
 latest/20261122-111407      one run
@@ -17,17 +17,17 @@ from infnet_dist.config.run import Config
 from infnet_dist.errors import CheckpointError
 from infnet_dist.io.filesystem import Folder
 
-_KEY = "checkpoint.init_from"
 _CHOICE = re.compile(r"(.+)@(newest|best|\d{1,12})")
 _RUN = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*(/[A-Za-z0-9][A-Za-z0-9._-]*)?")
 
 
-def find_checkpoint(source: str, config: Config) -> Folder:
+def find_checkpoint(source: str, config: Config, key: str = "checkpoint.init_from") -> Folder:
     """The folder of the one checkpoint that `source` names; its content isn't checked.
 
     Args:
         source: see above.
         config: the run that starts from it; gives the folder of runs.
+        key: of the source in the config, for messages.
 
     Raises:
         CheckpointError: there is no such run or checkpoint.
@@ -42,9 +42,9 @@ def find_checkpoint(source: str, config: Config) -> Folder:
             return _choose(checkpoints_folder(place), choice or "newest", config)
         return _choose(_checkpoints_of_run(place, config), choice or "newest", config)
     except OSError as error:
-        raise CheckpointError(f"{_KEY}: {Folder(place)} can't be listed: {error}") from None
+        raise CheckpointError(f"{key}: {Folder(place)} can't be listed: {error}") from None
     except CheckpointError as error:
-        raise CheckpointError(f"{_KEY}: {error}") from None
+        raise CheckpointError(f"{key}: {error}") from None
 
 
 def _one(folder: Folder, choice: str | None) -> Folder:

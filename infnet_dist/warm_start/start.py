@@ -35,8 +35,8 @@ _KEY = "checkpoint.init_from"
 log = logging.getLogger("infnet_dist")
 
 
-class _Origin(NamedTuple):
-    """The checkpoint, as rank 0 read it."""
+class Origin(NamedTuple):
+    """A checkpoint's description: manifest, schema and config, and the manifest's SHA-256."""
 
     manifest: CheckpointManifest
     lookups: Lookups
@@ -68,8 +68,9 @@ def warm_start(
         ConfigError: `exclude` matches nothing; on all ranks.
     """
     start = time.perf_counter()
-    origin = context.on_first(lambda: _open(folder))
-    context.together(lambda: _check_ids(folder, origin.manifest, data, options))
+    origin = context.on_first(lambda: read_origin(folder, _KEY))
+    if not options.allow_other_data:
+        context.together(lambda: check_ids(folder, origin.manifest, data, _KEY))
     now = sharded.lookups
     state = ModelState(sharded)
     shards = state.shards()
@@ -95,31 +96,38 @@ def warm_start(
     )
 
 
-def _open(folder: Folder) -> _Origin:
+def read_origin(folder: Folder, key: str) -> Origin:
+    """Read what describes a checkpoint; `key` of the config named it.
+
+    Raises:
+        CheckpointError: it is damaged, or has no schema or config.
+    """
     fault, found = with_retries(lambda: read_description(folder, with_optimizer=True))
     if found is None:
-        raise CheckpointError(f"{_KEY}: {fault}; name another checkpoint")
+        raise CheckpointError(f"{key}: {fault}; name another checkpoint")
     if found.schema is None or found.config is None:
         missing = "schema.json" if found.schema is None else "config.yaml"
         raise CheckpointError(
-            f"{_KEY}: {folder} has no {missing}, as it is of an earlier version; resume its run "
+            f"{key}: {folder} has no {missing}, as it is of an earlier version; resume its run "
             "with this version, which saves one"
         )
     digest = hashlib.sha256(folder.read(MANIFEST)).hexdigest()
-    return _Origin(found.manifest, Lookups(found.schema, found.config), digest)
+    return Origin(found.manifest, Lookups(found.schema, found.config), digest)
 
 
-def _check_ids(
-    folder: Folder, saved: CheckpointManifest, data: Manifest, options: InitFromConfig
-) -> None:
-    """Check that the ids of the training set are those that the checkpoint was trained on."""
+def check_ids(folder: Folder, saved: CheckpointManifest, data: Manifest, key: str) -> None:
+    """Check that the ids of the training set are those that the checkpoint was trained on.
+
+    Raises:
+        CheckpointError: it is another set; names the settings at `key`.
+    """
     before = saved.order.content_hash
-    if before == data.content_hash or data.grew_from(before) or options.allow_other_data:
+    if before == data.content_hash or data.grew_from(before):
         return
     raise CheckpointError(
-        f"{_KEY}: {folder} was trained on another training set (content {before[:12]}, here "
+        f"{key}: {folder} was trained on another training set (content {before[:12]}, here "
         f"{data.content_hash[:12]}), whose ids may mean something else; train on that set, or on "
-        f"it after logs were added, or set {_KEY}.allow_other_data=true if the ids are the same"
+        f"it after logs were added, or set {key}.allow_other_data=true if the ids are the same"
     )
 
 
