@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 
+import pytest
 import yaml
 
 from infnet_dist.data.manifest import read_manifest
@@ -15,6 +16,7 @@ CUT = 4_000
 LATE_ITEM = 7 * 40  # items from this one on are born after the first logs
 
 
+@pytest.mark.exhaustive
 def test_vocabularies_grow_from_day_to_day(tmp_path: Path) -> None:
     config = {
         "run": {"name": "daily"},

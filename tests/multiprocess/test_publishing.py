@@ -250,6 +250,7 @@ def test_resumed_it_publishes_what_changed_before_the_checkpoint(tmp_path: Path)
     assert len(assert_chain_is(tmp_path, 4)) == 2
 
 
+@pytest.mark.exhaustive
 def test_twice_resumed_from_a_checkpoint_that_a_lost_attempt_saved(tmp_path: Path) -> None:
     """The second attempt trains past the first one's links, saves, and dies unpublished."""
     run(tmp_path, FIRST)
@@ -268,6 +269,7 @@ def test_resumed_without_its_chain_it_publishes_in_full(tmp_path: Path) -> None:
     assert len(assert_chain_is(tmp_path, 4)) == 1
 
 
+@pytest.mark.exhaustive
 def test_resumed_after_another_run_added_rows_it_publishes_in_full(tmp_path: Path) -> None:
     """A delta of its smaller tables would not fit on those that the chain leads to."""
     run(tmp_path, Attempt(1, steps=3, publish=(2,), save=(2, 3), step=EagerStep))

@@ -186,6 +186,7 @@ def test_a_row_counts_by_its_weight_and_label() -> None:
     assert logits.grad is not None and logits.grad[1:].count_nonzero() == 0
 
 
+@pytest.mark.exhaustive
 def test_the_inputs_are_those_that_an_evaluation_reads(data: Path, tmp_path: Path) -> None:
     """Every key, column and bucket, also of ids that the vocabulary gained since."""
     grown = with_items(data, tmp_path / "grown", with_new)
@@ -225,6 +226,7 @@ def test_the_inputs_are_those_that_an_evaluation_reads(data: Path, tmp_path: Pat
     assert seen and batch.num_rows < 64, "new ids, and padding, were tested"
 
 
+@pytest.mark.exhaustive
 def test_without_weight_there_is_no_teacher(data: Path, old: Path, tmp_path: Path) -> None:
     off, none = (
         student(data, tmp_path, teacher) for teacher in ({"source": str(old), "weight": 0}, None)
@@ -259,6 +261,7 @@ def test_runs_are_exact_in_both_pipelines_and_after_a_resume(
     assert_same(stopped, pipelined)
 
 
+@pytest.mark.exhaustive
 def test_after_its_steps_only_labels_count(data: Path, old: Path, tmp_path: Path) -> None:
     """Until then as with a teacher in all steps, then as a run that resumes without one."""
     teacher = {"source": str(old), "steps": 4}

@@ -233,6 +233,7 @@ def test_a_partly_frozen_run_resumes_bit_identically(tiny_set: Path, tmp_path: P
     assert_same_but_for_a_line(tmp_path / "run", tmp_path / "whole", step=11)
 
 
+@pytest.mark.exhaustive
 def test_another_part_may_be_frozen_in_the_next_attempt(tiny_set: Path, tmp_path: Path) -> None:
     """What the second attempt freezes is as the first one left it, optimizer state and all."""
     run = tmp_path / "run"

@@ -249,6 +249,7 @@ def test_another_tower_over_the_old_tables(
     assert report["model.model.dense.tokens.item_norm.weight"][0] == "taken" and after[step] == 4
 
 
+@pytest.mark.exhaustive
 def test_an_average_begins_with_the_taken_weights(
     tiny_set: Path, tmp_path: Path, old: Path, saved: State
 ) -> None:
@@ -372,6 +373,7 @@ def test_a_run_that_began_so_resumes_from_itself_bit_identically(
     assert a.keys() == b.keys() and all(same(a[name], b[name]) for name in a)
 
 
+@pytest.mark.exhaustive
 def test_an_attempt_that_saved_nothing_begins_again_from_the_same_checkpoint(
     tiny_set: Path, tmp_path: Path, old: Path
 ) -> None:
