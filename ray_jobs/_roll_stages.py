@@ -21,7 +21,7 @@ from infnet_dist.deltas.offline import publish_checkpoint
 from infnet_dist.errors import DataError
 from infnet_dist.io.filesystem import Folder
 from infnet_dist.io.json_files import null_nonfinite
-from infnet_dist.rolling.gate import check_gate, failures
+from infnet_dist.rolling.gate import failures
 from infnet_dist.rolling.state import Generation, Metrics, Model, RollState, metrics_of, write_state
 from ray_jobs._cli import log
 from ray_jobs._run_checks import check_run
@@ -186,7 +186,6 @@ class Stages:
         assert newest.model is not None
         start, roll = time.monotonic(), self._config.roll
         candidate, incumbent = metrics_of(newest.candidate), metrics_of(newest.incumbent)
-        check_gate(roll, candidate)
         norm = self._largest_row(newest.model) if roll.max_row_norm is not None else None
         failed = failures(roll, candidate, incumbent, norm)
         update: dict[str, Any] = {}

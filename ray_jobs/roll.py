@@ -22,6 +22,7 @@ from infnet_dist.errors import ConfigError
 from infnet_dist.ingest.logs.extend import known_files
 from infnet_dist.ingest.logs.reading.files import list_files
 from infnet_dist.io.console import Line
+from infnet_dist.rolling.gate import check_gate
 from infnet_dist.rolling.report import verdict, write_report
 from infnet_dist.rolling.state import Generation, RollState, metrics_of, read_state, write_state
 from infnet_dist.training.run_lock import held_by_driver
@@ -79,6 +80,12 @@ def check(config: Config) -> LogsIngest:
             raise ConfigError(f"{key} is set; leave it out: infnet roll sets it")
     if config.training.ids_only:
         raise ConfigError("training.ids_only is set; use roll.update: ids_within_day instead")
+    trained = config.data.tasks or (*logs.tasks, "watch_time")
+    check_gate(
+        config.roll,
+        [task for task in logs.tasks if task in trained],
+        watch_time=logs.watch_time is not None and "watch_time" in trained,
+    )
     return logs
 
 

@@ -1,23 +1,30 @@
 """The gate: the conditions under which a trained model replaces the current one."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 from infnet_dist.config.roll import GateConfig, RollConfig
 from infnet_dist.errors import ConfigError, unknown_name
 from infnet_dist.evaluation.metrics import higher_is_better
 
+_OF_LABELS = ("auc", "gauc", "log_loss", "normalized_entropy", "calibration")
+_OF_WATCH_TIMES = ("r2", "mae_s")
 
-def check_gate(config: RollConfig, measured: Mapping[str, float]) -> None:
+
+def check_gate(config: RollConfig, binary_tasks: Iterable[str], watch_time: bool) -> None:
     """Check that every metric of the gate is measured.
 
     Args:
         config: the section.
-        measured: metrics by metric/task.
+        binary_tasks: names of the trained tasks with labels.
+        watch_time: whether watch times are trained.
 
     Raises:
         ConfigError: one isn't.
     """
+    measured = {f"{metric}/{task}" for task in binary_tasks for metric in _OF_LABELS}
+    if watch_time:
+        measured |= {f"{metric}/watch_time" for metric in _OF_WATCH_TIMES}
     for condition in config.gate:
         if condition.metric not in measured:
             raise ConfigError(f"roll.gate: {unknown_name('metric', condition.metric, measured)}")

@@ -62,7 +62,10 @@ def test_the_largest_row_is_limited() -> None:
 
 def test_a_metric_that_isnt_measured_is_refused() -> None:
     with pytest.raises(ConfigError, match=r"auc/clik.*did you mean 'auc/click'"):
-        check_gate(gate(metric="auc/clik", min=0.5), {"auc/click": 0.7, "auc/like": 0.7})
+        check_gate(gate(metric="auc/clik", min=0.5), ["click", "like"], watch_time=False)
+    with pytest.raises(ConfigError, match="r2/watch_time"):
+        check_gate(gate(metric="r2/watch_time", min=0.5), ["click"], watch_time=False)
+    check_gate(gate(metric="r2/watch_time", min=0.5), ["click"], watch_time=True)
 
 
 @pytest.mark.parametrize(
@@ -118,6 +121,7 @@ def daily(**changes: Any) -> dict[str, Any]:
         ({"data__valid_from": "2026-05-04"}, "data.valid_from"),
         ({"checkpoint__init_from": "other"}, "checkpoint.init_from"),
         ({"training__ids_only": True}, "roll.update"),
+        ({"roll__gate": [{"metric": "auc/click", "min": 0.5}]}, "roll.gate"),  # its task is c
     ],
 )
 def test_what_the_loop_sets_itself_is_refused(changes: dict[str, Any], key: str) -> None:
