@@ -174,9 +174,9 @@ COLUMNS = {"user": "column_wise", "item": "column_wise", "topic": "column_wise"}
     "attempt",
     [
         Attempt(2, MIXED),
-        Attempt(1, MIXED, step=EagerStep),
+        pytest.param(Attempt(1, MIXED, step=EagerStep), marks=pytest.mark.exhaustive),
         Attempt(2, COLUMNS),
-        Attempt(3, {"place": "table_wise"}),
+        pytest.param(Attempt(3, {"place": "table_wise"}), marks=pytest.mark.exhaustive),
         Attempt(2, MIXED, spoilt=2),
     ],
     ids=["mixed", "one worker", "columns", "three workers", "skipped batch"],
@@ -226,7 +226,14 @@ def no_marks(rows: ChangedRows) -> dict[int, torch.Tensor]:
 FIRST = Attempt(2, MIXED, steps=6, publish=(2, 4, 6), save=(3, 5))
 
 
-@pytest.mark.parametrize("ranks", [1, 2, 3])
+@pytest.mark.parametrize(
+    "ranks",
+    [
+        pytest.param(1, marks=pytest.mark.exhaustive),
+        pytest.param(2, marks=pytest.mark.exhaustive),
+        3,
+    ],
+)
 def test_resumed_it_continues_the_chain_after_links_of_a_lost_attempt(
     ranks: int, tmp_path: Path
 ) -> None:

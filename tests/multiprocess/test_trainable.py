@@ -222,6 +222,7 @@ def tiny_set(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_tiny_set(tmp_path_factory.mktemp("data") / "tiny")
 
 
+@pytest.mark.exhaustive
 def test_a_partly_frozen_run_resumes_bit_identically(tiny_set: Path, tmp_path: Path) -> None:
     training = {"log_every_steps": 7, "trainable": {"dense.tower": 0.5, "*blocks.0*": 0, "item": 0}}
     dense = {"ema_decay": 0.8, "weight_decay": 0.1}
