@@ -125,10 +125,11 @@ def _new_sources(config: Config, logs: LogsIngest) -> Iterator[str]:
     root = logs.path.rstrip("/")
     found = dict[str, None]()
     for file in sorted(file.path for file in list_files(logs, known_files(earlier)).files):
+        if file in known:
+            continue
         if not file.startswith(f"{root}/"):
             raise ConfigError(f"--one-by-one needs a folder as ingest.path, got {logs.path}")
-        if file not in known:
-            found[f"{root}/{file.removeprefix(f'{root}/').partition('/')[0]}"] = None
+        found[f"{root}/{file.removeprefix(f'{root}/').partition('/')[0]}"] = None
     yield from found
 
 
