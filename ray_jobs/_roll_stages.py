@@ -16,9 +16,8 @@ from infnet_dist.config.warm_start import InitFromConfig
 from infnet_dist.config.window import WindowConfig
 from infnet_dist.data.manifest import read_manifest
 from infnet_dist.data.window.dividing import divide_at
-from infnet_dist.data.window.selection import select_window
+from infnet_dist.data.window.selection import EmptyWindowError, select_window
 from infnet_dist.deltas.offline import publish_checkpoint
-from infnet_dist.errors import DataError
 from infnet_dist.io.filesystem import Folder
 from infnet_dist.io.json_files import null_nonfinite
 from infnet_dist.rolling.gate import failures
@@ -168,11 +167,11 @@ class Stages:
     def _window_rows(self, config: Config) -> int:
         """Number of rows that a run with this window would train on."""
         folder = config.data.path
+        divided = divide_at(folder, read_manifest(folder), self._valid_from_ms)
         try:
-            divided = divide_at(folder, read_manifest(folder), self._valid_from_ms)
             return select_window(folder, divided, config.data.window).split("train").rows
-        except DataError:
-            return 0  # the run itself would say so; here it means that more logs are needed
+        except EmptyWindowError:
+            return 0
 
     @property
     def _step_rows(self) -> int:

@@ -6,7 +6,7 @@
 
 Each generation is what one ingest added. The current model is evaluated on it before any model has
 seen it; then a model is trained from the current one, and replaces it if it passes the gate. Killed
-at any moment, the same command goes on. docs/daily.md.
+at any moment, the same command continues: docs/daily.md.
 """
 
 import argparse

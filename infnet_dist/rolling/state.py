@@ -1,4 +1,4 @@
-"""`roll.json`: what `infnet roll` has done, so that the same command goes on after any kill.
+"""`roll.json`: what `infnet roll` has done, so that the same command continues after any kill.
 
 A generation is written down before its first stage and after each one: a stage that isn't written
 down is run again, and has the same result.

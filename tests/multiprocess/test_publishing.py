@@ -48,7 +48,7 @@ class Attempt(NamedTuple):
         types: sharding types where they aren't row-wise.
         resume: step of the checkpoint to load.
         steps: to train; after which of them to publish, and to save a checkpoint.
-        spoilt: step whose loss isn't finite.
+        nonfinite_step: step whose loss isn't finite.
     """
 
     ranks: int
@@ -57,7 +57,7 @@ class Attempt(NamedTuple):
     steps: int = 4
     publish: Sequence[int] = (1, 2, 4)
     save: Sequence[int] = (1, 2, 4)
-    spoilt: int | None = None
+    nonfinite_step: int | None = None
     step: type[Step] = PipelinedStep
 
 
@@ -97,8 +97,8 @@ def train_and_publish(
         continued = publisher.resume(place, manifest)
     numbers = count(begun)
     batches = [make_batch(100 * n + context.rank) for n in range(begun, attempt.steps)]
-    if attempt.spoilt is not None:
-        batches[attempt.spoilt - begun].vectors_BV[:, :] = torch.inf
+    if attempt.nonfinite_step is not None:
+        batches[attempt.nonfinite_step - begun].vectors_BV[:, :] = torch.inf
     step = attempt.step(sharded, context, seed=0)
     published: dict[str, int | None] = {}
     skipped = []
@@ -177,14 +177,16 @@ COLUMNS = {"user": "column_wise", "item": "column_wise", "topic": "column_wise"}
         pytest.param(Attempt(1, MIXED, step=EagerStep), marks=pytest.mark.exhaustive),
         Attempt(2, COLUMNS),
         pytest.param(Attempt(3, {"place": "table_wise"}), marks=pytest.mark.exhaustive),
-        Attempt(2, MIXED, spoilt=2),
+        Attempt(2, MIXED, nonfinite_step=2),
     ],
     ids=["mixed", "one worker", "columns", "three workers", "skipped batch"],
 )
 def test_base_and_deltas_are_the_checkpoint(attempt: Attempt, tmp_path: Path) -> None:
     """Bags, sequences, all sharding types, all optimizers of CPUs."""
     found = run(tmp_path, attempt)
-    assert found["skipped"] == ([attempt.spoilt + 1] if attempt.spoilt is not None else [])
+    assert found["skipped"] == (
+        [attempt.nonfinite_step + 1] if attempt.nonfinite_step is not None else []
+    )
     chain = assert_chain_is(tmp_path, 4)
     assert [type(one.manifest) is DeltaManifest for one in chain] == [False, True, True]
     one = Folder(tmp_path / "compacted")

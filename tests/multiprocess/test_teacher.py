@@ -386,7 +386,7 @@ def test_a_teacher_without_room_is_refused(
     monkeypatch.setattr(
         Topology, "without", lambda self, used: self.model_copy(update={"ddr_gib": 0.001})
     )
-    with pytest.raises(PlanError, match=r"^training\.teacher: the teacher doesn't fit beside"):
+    with pytest.raises(PlanError, match=r"training\.teacher"):
         run_ranks(train, 1, config=student(data, tmp_path, str(old)), run_folder=tmp_path / "run")
 
 

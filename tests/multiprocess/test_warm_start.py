@@ -405,7 +405,7 @@ def test_a_damaged_checkpoint_leaves_the_run_folder_usable(
     content[-9] ^= 1
     path.write_bytes(content)
     config, run = config_from(tiny_set, old, str(checkpoint)), tmp_path / "run"
-    with pytest.raises(CheckpointError, match=r"checkpoint\.init_from.*checksum.*safetensors"):
+    with pytest.raises(CheckpointError, match=r"checkpoint\.init_from.*safetensors"):
         run_ranks(train, 2, config=config, run_folder=run)
     assert not (run / "init.json").exists()
     config = config_from(tiny_set, old, "test", training={"max_steps": 2})

@@ -104,7 +104,7 @@ def test_parts_of_earlier_versions(folder: Path) -> None:
     old = with_parts(read_manifest(folder), generation=[None] * 5, time_range_ms=[None] * 5)
     assert sorted(read(folder, selected(folder, old, new=True))) == list(range(100))
     for window in ({"last_days": 1.0}, {"from": 3}):
-        with pytest.raises(DataError, match=r"part-00000\.parquet are unknown.*ingest again"):
+        with pytest.raises(DataError, match=r"part-00000\.parquet"):
             selected(folder, old, **window)
     extended = old.model_copy(update={"ingested": ingested(2)})
     with pytest.raises(DataError, match="earlier version"):
@@ -121,7 +121,7 @@ def ingested(generation: int) -> Ingested:
 def test_generations_that_overlap_in_time_are_refused(folder: Path) -> None:
     ranges = [(0, 19), (20, 50), (40, 59), (60, 79), (80, 99)]
     overlapping = with_parts(read_manifest(folder), time_range_ms=ranges)
-    with pytest.raises(DataError, match=r"generations 1 and 2 .*1970-01-01 00:00:00 to"):
+    with pytest.raises(DataError, match=r"generations 1 and 2 "):
         selected(folder, overlapping, new=True)
 
 

@@ -15,6 +15,10 @@ _DAY_MS = 86_400_000
 _MOST_LISTED = 20  # generations in a message
 
 
+class EmptyWindowError(DataError):
+    """Train has no rows in a time window."""
+
+
 def select_window(
     folder: Path, manifest: Manifest, window: WindowConfig | None, *, replay: bool = False
 ) -> Manifest:
@@ -29,6 +33,7 @@ def select_window(
         replay: whether to add the split REPLAY, the parts of train that are older than the window.
 
     Raises:
+        EmptyWindowError: no rows are in a time window.
         DataError: the window has no rows, or what it selects by is unknown or ambiguous; or there
             are no older parts.
     """
@@ -128,7 +133,7 @@ def _bytime_text(
     times_ms = (whole_first if first is None else first, whole_last if last is None else last)
     chosen = cut_parts(folder, train.parts, times_ms, manifest.schema_.time_column)
     if not chosen:
-        raise DataError(
+        raise EmptyWindowError(
             f"data.window: train has no rows in {_range(times_ms)}; there {_listed(train.parts)}"
         )
     older = [p for p in train.parts if p.time_range_ms and p.time_range_ms[1] < times_ms[0]]

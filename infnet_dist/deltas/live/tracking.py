@@ -1,4 +1,4 @@
-"""Tracks which rows of the tables may have changed, by what the lookup kernels are told.
+"""Tracks which rows of the tables may have changed: those that the kernels look up.
 
 A kernel's update changes no row that its lookup didn't name, whatever the optimizer: fbgemm's
 kernels are exact, weight decay included. The rows of a skipped step are marked too, so the marked
