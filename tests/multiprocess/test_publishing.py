@@ -338,7 +338,7 @@ def test_int8_needs_whole_rows(tmp_path: Path) -> None:
         run(tmp_path, Attempt(2, COLUMNS), rows="int8", optimizer_state=False)
 
 
-def test_a_failed_publication_is_made_up_for(tmp_path: Path) -> None:
+def test_a_failed_publication_is_applied_for(tmp_path: Path) -> None:
     """The disk is full at one publication, or the process is killed before its manifest."""
     config = config_for(MIXED, tmp_path)
     left = run_ranks(fail_once, 2, config=config, folder=tmp_path)[0]

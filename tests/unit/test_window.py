@@ -11,7 +11,12 @@ from infnet_dist.data.checks.footers import check_split
 from infnet_dist.data.manifest import Ingested, Manifest, read_manifest, write_manifest
 from infnet_dist.data.reader import Reader
 from infnet_dist.data.window.replay import REPLAY, replay_of
-from infnet_dist.data.window.selection import generations_of, select_window, window_text
+from infnet_dist.data.window.selection import (
+    EmptyWindowError,
+    generations_of,
+    select_window,
+    window_text,
+)
 from infnet_dist.errors import DataError
 from tests.unit.test_reader import SCHEMA, make_set, rows_of
 
@@ -97,6 +102,18 @@ def test_without_a_window_nothing_changes(folder: Path) -> None:
 def test_a_window_without_rows_names_what_exists(folder: Path, window: dict, names: str) -> None:
     with pytest.raises(DataError, match=names):
         selected(folder, **window)
+
+
+def test_a_part_that_cant_be_read_is_no_empty_window(folder: Path) -> None:
+    """The daily loop waits for more logs where a window is empty, and only there."""
+    with pytest.raises(EmptyWindowError):
+        selected(folder, **{"from": 100})
+    part = read_manifest(folder).split("train").parts[0]
+    path = folder / part.file
+    path.write_bytes(path.read_bytes()[:20])
+    with pytest.raises(DataError, match=part.file) as refused:
+        selected(folder, **{"from": 3, "to": 5})
+    assert not isinstance(refused.value, EmptyWindowError)
 
 
 def test_parts_of_earlier_versions(folder: Path) -> None:
