@@ -1,5 +1,6 @@
 """Windows of train and replay: which rows are read, against the numbers of the rows."""
 
+import shutil
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -104,15 +105,16 @@ def test_a_window_without_rows_names_what_exists(folder: Path, window: dict, nam
         selected(folder, **window)
 
 
-def test_a_part_that_cant_be_read_is_no_empty_window(folder: Path) -> None:
+def test_a_part_that_cant_be_read_is_no_empty_window(folder: Path, tmp_path: Path) -> None:
     """The daily loop waits for more logs where a window is empty, and only there."""
     with pytest.raises(EmptyWindowError):
         selected(folder, **{"from": 100})
-    part = read_manifest(folder).split("train").parts[0]
-    path = folder / part.file
-    path.write_bytes(path.read_bytes()[:20])
+    damaged = tmp_path / "damaged"
+    shutil.copytree(folder, damaged)
+    part = read_manifest(damaged).split("train").parts[0]
+    (damaged / part.file).write_bytes((damaged / part.file).read_bytes()[:20])
     with pytest.raises(DataError, match=part.file) as refused:
-        selected(folder, **{"from": 3, "to": 5})
+        selected(damaged, **{"from": 3, "to": 5})
     assert not isinstance(refused.value, EmptyWindowError)
 
 
