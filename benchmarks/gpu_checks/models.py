@@ -125,7 +125,7 @@ def _stack(sequence: str, interaction: str, head: str) -> Callable[[Sizes], nn.M
 
 
 # Every part of every tower at least once.
-TOWERS: Mapping[str, Callable[[Sizes], nn.Module]] = {
+TOWERS: dict[str, Callable[[Sizes], nn.Module]] = {
     "infnet": _complete(INFNet),
     "infnet_paper": _complete(INFNetPaper),
     "onetrans": _complete(OneTrans),
@@ -135,6 +135,11 @@ TOWERS: Mapping[str, Callable[[Sizes], nn.Module]] = {
     "hstu+rankmixer+shared_bottom": _stack("hstu", "rankmixer", "shared_bottom"),
     "mean+wukong+linear": _stack("mean", "wukong", "linear"),
     "mean+dcn+linear": _stack("mean", "dcn", "linear"),
+}
+# Whole models of papers, for comparisons of cost.
+PLAIN: dict[str, Callable[[Sizes], nn.Module]] = {
+    "din+deep+linear": _stack("din", "deep", "linear"),
+    "hstu+deep+linear": _stack("hstu", "deep", "linear"),
 }
 
 
@@ -154,7 +159,7 @@ def make_dense(tower: str, sizes: Sizes, *, bf16: bool = False) -> DenseArch:
     )
     return DenseArch(
         tokens,
-        TOWERS[tower](sizes),
+        (TOWERS | PLAIN)[tower](sizes),
         first_order=FirstOrder(sizes.fields * sizes.width + DENSE, TASKS),
         entire_space=EntireSpace([None, 0, None]),
         bf16=bf16,

@@ -31,6 +31,7 @@ TINY = {
     "recovery": "--repeats 1",
     "small_additions": "--rows 2000 --additions 2 --added-rows 300 --users 50 --items 50",
     "sparse_arch": "--cases many --batch-size 8 --steps 1 --repeats 1",
+    "tower_cost": "--fields 2 --lengths 4 --token-dim 8 --batch-size 2 --repeats 1",
     "train_step": "--steps 60 --repeats 1 --set ingest.num_rows=20000",
     "unknown_ids": "--rows 4000 --seeds 1 --rates null",
 }
