@@ -3,7 +3,7 @@
 Letters: B batch, L history items, N dense features, K tasks.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
