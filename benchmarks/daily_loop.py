@@ -1,11 +1,13 @@
 """Progressive AUC and cost of five ways to keep a model current, on logs that change every day.
 
-    .venv/bin/python benchmarks/daily_loop.py [--days 10] [--rows-a-day 20000] [--drift 0.2]
-        [--born 0.05] [--files-a-day 4] [--set KEY=VALUE ...]
+    .venv/bin/python benchmarks/daily_loop.py [--logs synthetic] [--days 10] [--rows-a-day 20000]
+        [--drift 0.2] [--born 0.05] [--files-a-day 4] [--set KEY=VALUE ...]
+    .venv/bin/python benchmarks/daily_loop.py --logs kuairand
 
-Synthetic logs are played day by day. Each day from the third on is scored by the model that would
-serve it: one that has seen no row of that day, but for `ids_within_day`, which is scored on each
-file of a day before it is updated on it.
+Synthetic logs, or the KuaiRand slice in $INFNET_SHARED (its rows that repeat a user, video and time
+left out, and times that several rows have made distinct), are played day by day. Each day from the
+third on is scored by the model that would serve it: one that has seen no row of that day, but for
+`ids_within_day`, which is scored on each file of a day before it is updated on it.
 
     daily           infnet roll: from yesterday's model, on the new day
     ids_within_day  as daily, and the tables alone within the day (--files-a-day files of logs)
@@ -14,10 +16,10 @@ file of a day before it is updated on it.
     never           trained on the first two days, never updated
 
 All train one epoch up to `roll.holdout_h` before the end of a day. The run file is
-configs/daily.yaml with a small model, one worker, and no gate. AUC of click: mean over the days of
-the AUC of each; also on the rows whose item was first seen on that day or the day before, and of
-the true probabilities (optimum). Rows and seconds (of training steps alone) are those of the nights
-whose models are scored.
+configs/daily.yaml or configs/kuairand_logs.yaml with a small model, one worker, and no gate. AUC of
+click: mean over the days of the AUC of each; also on the rows whose item was first seen on that day
+or the day before, and of the true probabilities (optimum) where they are known. Rows and seconds
+(of training steps alone) are those of the nights whose models are scored.
 """
 
 import argparse
@@ -55,6 +57,8 @@ from infnet_dist.training.provenance import versions
 from infnet_dist.training.setup import TrainingSetup, open_training_set
 
 ROOT = Path(__file__).resolve().parents[1]
+SLICE = Path(os.environ.get("INFNET_SHARED", ROOT.parent / "shared")) / "data/kuairand_pure_slice"
+BEIJING_MS = 8 * 3_600_000
 TASK = "click"
 FIRST_SCORED = 2  # days from 0
 SMALL = (
@@ -84,13 +88,23 @@ class Rows(NamedTuple):
     times_ms: np.ndarray
     days: np.ndarray
     labels: np.ndarray
-    truth: np.ndarray
+    truth: np.ndarray | None
     new: np.ndarray  # the item was first seen on the same day or the day before
+
+
+class Logs(NamedTuple):
+    """Logs to play: a file per day, their rows, and the settings that read them."""
+
+    files: Sequence[Path]
+    rows: Rows
+    run_file: str
+    overrides: Sequence[str]
 
 
 def main() -> None:
     """Play the days, score the models, print a table of the ways and one of the days."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--logs", choices=("synthetic", "kuairand"), default="synthetic")
     parser.add_argument("--days", type=int, default=10)
     parser.add_argument("--rows-a-day", type=int, default=20_000)
     parser.add_argument("--drift", type=float, default=0.2)
@@ -100,6 +114,26 @@ def main() -> None:
     arguments = parser.parse_args()
     print(f"command: python benchmarks/daily_loop.py {' '.join(sys.argv[1:])}")
     print(f"versions: {versions()}", flush=True)
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary)
+        make = synthetic_logs if arguments.logs == "synthetic" else kuairand_logs
+        logs = make(folder / "logs", arguments)
+        rows = logs.rows
+        served = play(folder, logs, arguments.files_a_day, arguments.set)
+        with local_process_group(
+            0, 1, use_gpu=False, port=free_ports(1)[0], timeout_s=60.0
+        ) as context:
+            scores = {way: score(context, *served[way], rows) for way in served}
+    if rows.truth is not None:
+        scores["optimum"] = rows.truth
+    report(rows, scores, {way: found for way, (_, found) in served.items()})
+
+
+# ---- logs
+
+
+def synthetic_logs(folder: Path, arguments: argparse.Namespace) -> Logs:
+    """Logs with drift and items that are born daily."""
     world = SyntheticIngest(
         source="synthetic",
         num_rows=arguments.rows_a_day * arguments.days,
@@ -109,39 +143,61 @@ def main() -> None:
         drift=arguments.drift,
         items_born_daily=arguments.born,
     )
-    with tempfile.TemporaryDirectory() as temporary:
-        folder = Path(temporary)
-        files = write_daily_logs(world, folder / "logs")
-        rows = read_rows(files)
-        served = play(folder, files, arguments.files_a_day, arguments.set)
-        with local_process_group(
-            0, 1, use_gpu=False, port=free_ports(1)[0], timeout_s=60.0
-        ) as context:
-            scores = {way: score(context, *served[way], rows) for way in served}
-    report(
-        rows, scores | {"optimum": rows.truth}, {way: found for way, (_, found) in served.items()}
-    )
-
-
-def read_rows(files: Sequence[Path]) -> Rows:
-    """The rows of the logs, with what is known of them."""
+    files = write_daily_logs(world, folder)
     columns = ["time_ms", "item_id", TASK, f"truth_{TASK}"]
     table = pa.concat_tables([pq.read_table(file, columns=columns) for file in files])
     times, items, labels, truth = (table[name].to_numpy() for name in columns)
-    assert (np.diff(times) > 0).all(), "a time names a row"
-    days = days_of(times)
+    rows = Rows(times, days_of(times), labels, truth, are_new(items, days_of(times)))
+    return Logs(files, rows, "daily.yaml", ())
+
+
+def kuairand_logs(folder: Path, arguments: argparse.Namespace) -> Logs:
+    """The slice of KuaiRand-Pure, by days in Beijing; each row has a time of its own."""
+    folder.mkdir()
+    files = [SLICE / f"interactions_{split}.parquet" for split in ("train", "valid")]
+    table = pa.concat_tables([pq.read_table(file) for file in files]).to_pandas()
+    table = table.drop_duplicates(["user_id", "video_id", "time_ms"]).sort_values("time_ms")
+    table = table.head(arguments.rows_a_day * arguments.days)
+    places = np.arange(len(table))  # a row is at least 1 ms later than the one before
+    times = np.maximum.accumulate(table["time_ms"].to_numpy() - places) + places
+    table["time_ms"] = times
+    days = (times + BEIJING_MS) // 86_400_000
+    days = np.maximum(days - days[0] - 1, 0)  # the first day has 141 rows: part of the second
+    found = []
+    for day, rows_of_day in table.groupby(days):
+        found.append(folder / f"day-{day:02d}.parquet")
+        rows_of_day.to_parquet(found[-1], index=False)
+    items, labels = table["video_id"].to_numpy(), table["is_click"].to_numpy()
+    overrides = [
+        *(f"ingest.joins.{name}.path={SLICE / name}.parquet" for name in ("videos", "users")),
+        "ingest.valid_from=null",
+        "tables.unknown_id_rate=0.02",
+        "roll.holdout_h=2",
+    ]
+    return Logs(
+        found,
+        Rows(times, days, labels, None, are_new(items, days)),
+        "kuairand_logs.yaml",
+        overrides,
+    )
+
+
+def are_new(items: np.ndarray, days: np.ndarray) -> np.ndarray:
+    """Whether the item of each row was first seen on the day of the row or the day before."""
     _, first, inverse = np.unique(items, return_index=True, return_inverse=True)
-    return Rows(times, days, labels, truth, days - days[first][inverse] <= 1)
+    new: np.ndarray = days - days[first][inverse] <= 1
+    return new
 
 
 # ---- playing
 
 
 def play(
-    folder: Path, files: Sequence[Path], files_a_day: int, overrides: Sequence[str]
+    folder: Path, logs: Logs, files_a_day: int, overrides: Sequence[str]
 ) -> dict[str, tuple[Config, list[Model]]]:
     """Train all models; by way, the config of its training set and its models in order."""
-    daily = loop(folder / "daily", overrides)
+    files, overrides = logs.files, [*logs.overrides, *overrides]
+    daily = loop(folder / "daily", logs.run_file, overrides)
     all_days, last_3_days = list[Model](), list[Model]()
     for day, file in enumerate(files):
         shutil.copy(file, folder / "daily" / "logs")
@@ -151,7 +207,7 @@ def play(
             window = "data.window={last_days: 3}"
             last_3_days.append(from_scratch(daily, f"last_3_days-{day + 1}", window))
         print(f"played day {day + 1}", flush=True)
-    within = loop(folder / "within", [*overrides, "roll.update=ids_within_day"])
+    within = loop(folder / "within", logs.run_file, [*overrides, "roll.update=ids_within_day"])
     for file in files:
         table = pq.read_table(file)
         size = -(-len(table) // files_a_day)
@@ -169,11 +225,11 @@ def play(
     }
 
 
-def loop(folder: Path, overrides: Sequence[str]) -> Config:
+def loop(folder: Path, run_file: str, overrides: Sequence[str]) -> Config:
     """The run file of a daily loop in a folder of its own."""
     places = {"run.folder": "runs", "data.path": "set", "ingest.path": "logs"}
     ours = [f"{key}={folder / name}" for key, name in places.items()]
-    config = load_config(ROOT / "configs" / "daily.yaml", [*SMALL, *ours, *overrides])
+    config = load_config(ROOT / "configs" / run_file, [*SMALL, *ours, *overrides])
     (folder / "logs").mkdir(parents=True)
     (folder / "daily.yaml").write_text(dump_config(config))
     return config

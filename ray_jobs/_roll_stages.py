@@ -111,7 +111,7 @@ class Stages:
         ids_only = self._trains_ids_only()
         start = self._state.current if ids_only else self._state.whole
         config = self._run_config(start, ids_only=ids_only)
-        if start is not None and (rows := self._window_rows(config)) < self._step_rows:
+        if (rows := self._window_rows(config)) < self._step_rows:
             log.warning(
                 "generation %s isn't trained on: its window has %s rows, fewer than one step; the "
                 "next generation includes them",
@@ -167,8 +167,8 @@ class Stages:
     def _window_rows(self, config: Config) -> int:
         """Number of rows that a run with this window would train on."""
         folder = config.data.path
-        divided = divide_at(folder, read_manifest(folder), self._valid_from_ms)
         try:
+            divided = divide_at(folder, read_manifest(folder), self._valid_from_ms)
             return select_window(folder, divided, config.data.window).split("train").rows
         except EmptyWindowError:
             return 0

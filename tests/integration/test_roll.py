@@ -115,6 +115,25 @@ def test_every_day_is_scored_before_it_is_trained_on(tmp_path: Path, logs: Path)
     assert trained == pytest.approx(expected, rel=0.05)
 
 
+@pytest.mark.exhaustive
+def test_too_few_rows_wait_for_more(tmp_path: Path, logs: Path) -> None:
+    """All rows of the first file are held out: no model, but no error that would stay either."""
+    day = pq.read_table(min(logs.iterdir()))
+    (tmp_path / "logs").mkdir()
+    pq.write_table(day.slice(0, 50), tmp_path / "logs" / "0.parquet")
+    loop = Loop(tmp_path / "loop", tmp_path / "logs")
+    (one,) = loop.run().generations
+    assert one.model is None and one.failed and one.rows == 50
+
+    pq.write_table(day.slice(50), tmp_path / "logs" / "1.parquet")
+    state = loop.run()
+    two = state.generations[-1]
+    assert two.rows == len(day) - 50 and two.model is not None and state.current == two.model
+    trained = read_manifest(Folder(two.model.checkpoint)).progress.examples
+    times = day["time_ms"].to_numpy()
+    assert trained == (times <= two.model.trained_until_ms).sum() > 50, "also rows of the first"
+
+
 class _KilledError(Exception):
     pass
 

@@ -4,8 +4,7 @@ from pathlib import Path
 
 from infnet_dist.data.manifest import Manifest
 from infnet_dist.data.window.cuts import cut_parts
-from infnet_dist.data.window.selection import check_times, split_of, time_text
-from infnet_dist.errors import DataError
+from infnet_dist.data.window.selection import EmptyWindowError, check_times, split_of, time_text
 
 
 def divide_at(folder: Path, manifest: Manifest, at_ms: int) -> Manifest:
@@ -17,7 +16,8 @@ def divide_at(folder: Path, manifest: Manifest, at_ms: int) -> Manifest:
         at_ms: epoch milliseconds.
 
     Raises:
-        DataError: one of the splits would have no rows, or the times of a part are unknown.
+        EmptyWindowError: one of the splits would have no rows.
+        DataError: the times of a part are unknown.
     """
     train = manifest.split("train")
     there = [train, *([manifest.splits["valid"]] if "valid" in manifest.splits else [])]
@@ -29,7 +29,7 @@ def divide_at(folder: Path, manifest: Manifest, at_ms: int) -> Manifest:
     for name, times_ms in (("train", (first, at_ms - 1)), ("valid", (at_ms, last))):
         found = cut_parts(folder, parts, times_ms, manifest.schema_.time_column)
         if not found:
-            raise DataError(
+            raise EmptyWindowError(
                 f"data.valid_from is {time_text(at_ms)}, which leaves no rows for {name}: those of "
                 f"{' and '.join(['train', 'valid'][: len(there)])} are from {time_text(first)} to "
                 f"{time_text(last)} UTC; choose a time between them"

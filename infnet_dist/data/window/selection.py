@@ -16,7 +16,7 @@ _MOST_LISTED = 20  # generations in a message
 
 
 class EmptyWindowError(DataError):
-    """Train has no rows in a time window."""
+    """A split has no rows in a time window."""
 
 
 def select_window(
