@@ -79,45 +79,7 @@ def make_delta(
         raise CheckpointError(f"rows of {rows} are rounded: leave the optimizer state out")
     a, b = Base(first, read_manifest(first)), Base(second, read_manifest(second))
     check_output(out, b.manifest.progress.step)
-    wanted = _common(a, b, with_optimizer=optimizer_state)
-    readers = TensorReader(*a), TensorReader(*b)
-    before, tables = num_embeddings_of(a.manifest), _tables_by_row(b, wanted)
-    names: dict[str | None, list[str]] = {}
-    for name in wanted:
-        names.setdefault(table_in(name), []).append(name)
-    changed = {
-        table: _changed_rows(readers, names[table], (before[table], after), advance)
-        for table, after in tables.items()
-    }
-
-    def read(shard: LocalShard, start: int, stop: int) -> torch.Tensor:
-        table = table_in(shard.name)
-        if table is None or table not in changed:
-            return readers[1].rows(shard.name, start, stop)
-        name = shard.name if shard.name in wanted else f"model.tables.{table}.weight"
-        values = _at(
-            readers[1], wanted[name], name, _places(changed[table], tables[table], start, stop)
-        )
-        if shard.name == f"{SCALE}{table}":
-            scale = rounded(values, rows)[1]
-            assert scale is not None
-            return scale
-        return rounded(values, rows)[0] if TABLE.fullmatch(shard.name) else values
-
-    shards = []
-    for name, tensor in wanted.items():
-        table = table_in(name)
-        shape, dtype = tensor.shape, tensor.dtype
-        if table in tables:
-            copies = shape[0] // tables[table]
-            shape = (copies * len(changed[table]), *shape[1:])
-            dtype = _TYPES.get(rows, dtype) if TABLE.fullmatch(name) else dtype
-        shards.append(whole_shard(name, shape, dtype))
-    for table, indices in changed.items():
-        shape = tuple(indices.shape)
-        shards.append(LocalShard(f"{INDICES}{table}", shape, (0,), indices, replicated=False))
-        if rows == "int8":
-            shards.append(whole_shard(f"{SCALE}{table}", shape, torch.float32))
+    changes = _Changes(a, b, _common(a, b, with_optimizer=optimizer_state), rows, advance)
     own = Identity(name=first.name, digest=identity(a.manifest))
     place = after or Link(base=own, previous=own, number=1)
     link = DeltaLink(
@@ -127,11 +89,90 @@ def make_delta(
         state=identity(b.manifest),
         rows=rows,
         optimizer_state=optimizer_state,
-        tables=tables,
+        tables=changes.num_embeddings,
     )
-    made = write_folder(out, (b.folder, b.manifest), shards, read, link=link, advance=advance)
+    made = write_folder(
+        out, (b.folder, b.manifest), changes.shards(), changes.read, link=link, advance=advance
+    )
     assert isinstance(made, DeltaManifest)
     return made
+
+
+class _Changes:
+    """What differs between two checkpoints, and how a delta stores it.
+
+    Args:
+        first: the earlier checkpoint.
+        second: the later one.
+        wanted: the tensors of the delta, as in `second`.
+        row_type: data type of the rows in the delta.
+        advance: called with the bytes read.
+
+    Attributes:
+        num_embeddings: number of rows in `second` of the tables that the delta has by row.
+    """
+
+    def __init__(
+        self,
+        first: Base,
+        second: Base,
+        wanted: dict[str, SavedTensor],
+        row_type: RowType,
+        advance: Advance,
+    ) -> None:
+        self._wanted, self._row_type = wanted, row_type
+        self._reader = TensorReader(*second)
+        self.num_embeddings = _tables_by_row(second, wanted)
+        readers, before = (TensorReader(*first), self._reader), num_embeddings_of(first.manifest)
+        self._rows = {
+            table: _changed_rows(
+                readers,
+                [name for name in wanted if table_in(name) == table],
+                (before[table], after),
+                advance,
+            )
+            for table, after in self.num_embeddings.items()
+        }
+
+    def shards(self) -> list[LocalShard]:
+        """The tensors of the delta, without their values but for the indices of changed rows."""
+        shards = [
+            whole_shard(name, *self._shape_and_type(name, tensor))
+            for name, tensor in self._wanted.items()
+        ]
+        for table, rows in self._rows.items():
+            shape = tuple(rows.shape)
+            shards.append(LocalShard(f"{INDICES}{table}", shape, (0,), rows, replicated=False))
+            if self._row_type == "int8":
+                shards.append(whole_shard(f"{SCALE}{table}", shape, torch.float32))
+        return shards
+
+    def _shape_and_type(
+        self, name: str, tensor: SavedTensor
+    ) -> tuple[tuple[int, ...], torch.dtype]:
+        table = table_in(name)
+        if table is None or table not in self._rows:
+            return tensor.shape, tensor.dtype
+        copies = tensor.shape[0] // self.num_embeddings[table]
+        shape = (copies * len(self._rows[table]), *tensor.shape[1:])
+        is_rounded = TABLE.fullmatch(name) is not None and self._row_type in _TYPES
+        return shape, _TYPES[self._row_type] if is_rounded else tensor.dtype
+
+    def read(self, shard: LocalShard, start: int, stop: int) -> torch.Tensor:
+        """Rows [start, stop) of a tensor of the delta."""
+        table = table_in(shard.name)
+        if table is None or table not in self._rows:
+            return self._reader.rows(shard.name, start, stop)
+        name = shard.name if shard.name in self._wanted else f"model.tables.{table}.weight"
+        places = _places(self._rows[table], self.num_embeddings[table], start, stop)
+        values = _at(self._reader, self._wanted[name], name, places)
+        if not TABLE.fullmatch(name):
+            return values
+        rows, scale = rounded(values, self._row_type)
+        if shard.name == name:
+            return rows
+        assert scale is not None  # the shard is the scale of int8 rows
+        return scale
 
 
 def _common(a: Base, b: Base, *, with_optimizer: bool) -> dict[str, SavedTensor]:
