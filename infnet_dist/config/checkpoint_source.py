@@ -26,4 +26,9 @@ class CheckpointSource(Section):
     @model_validator(mode="before")
     @classmethod
     def _from_text(cls, value: Any) -> Any:
-        return {"source": value} if isinstance(value, str) else value
+        if isinstance(value, str):
+            return {"source": value}
+        if not isinstance(value, dict):
+            return value
+        # After a "before" validator pydantic no longer knows that lists come from JSON.
+        return {key: tuple(v) if isinstance(v, list) else v for key, v in value.items()}

@@ -1,7 +1,5 @@
 """The `checkpoint.init_from` section: a new run starts from another run's checkpoint."""
 
-from typing import Annotated
-
 from pydantic import Field
 
 from infnet_dist.config.checkpoint_source import CheckpointSource
@@ -18,7 +16,7 @@ class InitFromConfig(CheckpointSource):
         description="count steps from the checkpoint's on, so that warm-up isn't repeated; "
         "training.max_steps then includes the earlier steps",
     )
-    exclude: Annotated[tuple[str, ...], Field(strict=False)] = Field(
+    exclude: tuple[str, ...] = Field(
         (),
         description="names or patterns of tables and of parameters, e.g. `user` or "
         "`model.dense.*`, that start fresh",

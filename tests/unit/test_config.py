@@ -242,6 +242,21 @@ def test_round_trip(tmp_path: Path):
     assert set(yaml.safe_load(text)) == set(Config.model_fields)
 
 
+@pytest.mark.parametrize("exclude", [[], ["user", "item"]])
+def test_a_named_checkpoint_may_be_text_or_a_section(exclude: list[str]):
+    section = {"source": "./old", "exclude": exclude}
+    config = parse_config(
+        {**LEAST, "checkpoint": {"init_from": section}, "training": {"teacher": "./old"}}
+    )
+    assert config.checkpoint.init_from is not None and config.training.teacher is not None
+    assert config.checkpoint.init_from.exclude == tuple(exclude)
+    assert config.training.teacher.source == "./old"
+    assert parse_config(yaml.safe_load(dump_config(config))) == config
+    assert "expected a list" in complaint(
+        checkpoint={"init_from": {"source": "./old", "exclude": "user"}}
+    )
+
+
 def test_config_is_frozen():
     config = parse_config(LEAST)
     with pytest.raises(ValidationError):
