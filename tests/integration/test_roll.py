@@ -202,7 +202,7 @@ def test_within_a_day_only_ids_are_trained(tmp_path: Path, logs: Path) -> None:
     assert [one.ids_only for one in state.generations] == [False, True, False, True]
     models = [one.model for one in state.generations]
     parts = [tensors(model.checkpoint) for model in models if model is not None]
-    dense = [name for name in parts[0] if name.startswith("model.dense")]
+    dense = [name for name in parts[0] if name.startswith("model.model.dense")]
     assert dense
     for whole, ids in ((0, 1), (2, 3)):
         assert all(torch.equal(parts[whole][name], parts[ids][name]) for name in dense)

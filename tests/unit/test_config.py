@@ -250,7 +250,7 @@ def test_a_named_checkpoint_may_be_text_or_a_section(exclude: list[str]):
     )
     assert config.checkpoint.init_from is not None and config.training.teacher is not None
     assert config.checkpoint.init_from.exclude == tuple(exclude)
-    assert config.training.teacher.source == "./old"
+    assert Path(config.training.teacher.source).name == "old"
     assert parse_config(yaml.safe_load(dump_config(config))) == config
     assert "expected a list" in complaint(
         checkpoint={"init_from": {"source": "./old", "exclude": "user"}}
