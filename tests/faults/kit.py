@@ -80,7 +80,7 @@ class Job:
         settings: dict[str, Any] = {
             "training": {"log_every_steps": 7},
             "checkpoint": {"every_steps": 10, "keep_last": 99},
-            "scaling": {"num_workers": 2, "hang_timeout_s": 6.0},
+            "scaling": {"num_workers": 2, "hang_timeout_s": 60.0},
             "model": {"dropout": 0.2},
         }
         for section, values in changes.items():

@@ -44,7 +44,7 @@ def test_a_worker_that_dies(tmp_path: Path, data: Path, undisturbed: Job, fault:
 @pytest.mark.parametrize("workers", [3, 4])
 def test_more_than_two_workers(tmp_path: Path, data: Path, workers: int) -> None:
     """Sums over two workers are the same in any order; over more it must be the same order."""
-    scaling = {"num_workers": workers, "hang_timeout_s": 6.0}
+    scaling = {"num_workers": workers}
     whole, job = (Job(tmp_path / name, data, scaling=scaling) for name in ("whole", "run"))
     whole.check(whole.run())
     ended = job.run(Fault("backward", rank=1, step=5), Fault("step", "sigterm", rank=2, step=13))
@@ -74,9 +74,9 @@ def test_too_many_deaths_without_a_new_checkpoint(tmp_path: Path, data: Path) ->
 @MATRIX
 @pytest.mark.parametrize("action", ["sleep", "stop"])
 def test_a_worker_that_hangs(tmp_path: Path, data: Path, undisturbed: Job, action: str) -> None:
-    job = Job(tmp_path, data)
+    job = Job(tmp_path, data, scaling={"hang_timeout_s": 12.0})
     ended = job.run(Fault("step", action, rank=1, step=25))
-    job.check(ended, says=r"rank 1 .*step 2[45]\b.*\b6 s")
+    job.check(ended, says=r"rank 1 .*step 2[45]\b.*\b12 s")
     assert len(ended.restarts) == 1
     job.assert_same(undisturbed)
 

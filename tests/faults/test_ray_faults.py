@@ -57,10 +57,10 @@ def test_a_worker_that_dies(tmp_path: Path, data: Path, undisturbed: Job, ray: L
 
 
 def test_a_worker_that_hangs(tmp_path: Path, data: Path, undisturbed: Job, ray: LocalRay) -> None:
-    job = Job(tmp_path, data)
+    job = Job(tmp_path, data, scaling={"hang_timeout_s": 20.0})
     fault = Fault("step", "sleep", rank=0, step=25)
     ended = start_on_ray(job, ray.environ, ray.address, fault).wait()
-    job.check(ended, says=r"rank 0 .*step 25\b.*\b6 s")
+    job.check(ended, says=r"rank 0 .*step 25\b.*\b20 s")
     assert len(ended.restarts) == 1
     job.assert_same(undisturbed)
 
