@@ -84,6 +84,7 @@ class PartReader:
                 steps -= 1
                 is_last = done == part.rows
                 yield PredictionBatch(batch, part, places, self._count(batch), is_last)
+        next(found, None)  # ends the last file, which is compared with its state before
         for _ in range(steps):
             batch = self._collated(self._in_order(_no_rows(self._schema)), 0)
             yield PredictionBatch(batch, None, None, self._count(batch), False)
@@ -118,7 +119,7 @@ class PartReader:
             yield concatenate(taken), pa.concat_tables(places)
 
     def _decode(self, group: InputGroup, read: InputRows) -> Columns:
-        where = f"{self._source.files[group.file].name}, row group {group.index}"
+        where = f"{self._source.files[group.file].name}, row group {group.number}"
         try:
             return decode(read.features, self._schema, where)
         except DataError as error:

@@ -85,9 +85,9 @@ class FileSource:
             file, asked = self.files[number], list(together)
             tables = read(filesystem, path_of(root, file.name), file, asked, columns)
             for group, table in zip(asked, tables, strict=True):
-                where = f"{file.name}, row group {group.index}"
+                where = f"{file.name}, row group {group.number}"
                 features = prepare(table, self.schema, where)
-                start = sum(file.row_groups[: group.index])
+                start = sum(file.row_groups[: group.number])
                 numbers = pa.array(np.arange(start, start + group.rows))
                 yield InputRows(features, key_columns(table, self.key_types), numbers)
 
@@ -105,7 +105,7 @@ class FileSource:
             (name, arrow_type(self.schema, name) if name in needed else pa.string())
             for name in columns
         ]
-        left = {group.index for group in groups}
+        left = {group.number for group in groups}
         with _readable(file.name), _unchanged(filesystem, path, file.name):
             for index, block in enumerate(read_texts(filesystem, path, columns, _CSV, file.name)):
                 if index >= len(file.row_groups) or len(block) != file.row_groups[index]:
@@ -234,8 +234,8 @@ def _parquet_groups(
                 raise _changed(file.name)
             opened = pq.ParquetFile(source, page_checksum_verification=True)
             for group in groups:
-                where = f"row group {group.index} of {file.name}"
-                table = opened.read_row_group(group.index, columns=columns, use_threads=False)
+                where = f"row group {group.number} of {file.name}"
+                table = opened.read_row_group(group.number, columns=columns, use_threads=False)
                 if any(len(column) != group.rows for column in table.columns):
                     raise DataError(f"{where} hasn't the {group.rows} rows that its footer says")
                 yield table

@@ -29,10 +29,10 @@ class InputFile(NamedTuple):
 
 
 class InputGroup(NamedTuple):
-    """A row group of an input: index of its file, its index there, and its number of rows."""
+    """A row group of an input: number of its file, its number there, and its number of rows."""
 
     file: int
-    index: int
+    number: int
     rows: int
 
 

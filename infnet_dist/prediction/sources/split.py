@@ -68,9 +68,9 @@ class SplitSource:
             try:
                 with open_checked(self.folder, part, open_part) as opened:
                     for group in together:
-                        where = f"row group {group.index} of {self.folder / part.file}"
-                        table = opened.read_group(group.index, columns, number=_NUMBER)
-                        numbers = table.column(_NUMBER).to_numpy() + starts[group.index]
+                        where = f"row group {group.number} of {self.folder / part.file}"
+                        table = opened.read_group(group.number, columns, number=_NUMBER)
+                        numbers = table.column(_NUMBER).to_numpy() + starts[group.number]
                         features = table.select(list(self.schema.columns))
                         keys = key_columns(table, self.key_types)
                         yield InputRows(features, keys, pa.array(numbers))
