@@ -4,7 +4,6 @@ import os
 import shutil
 import signal
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -47,18 +46,25 @@ class Trained:
     def __init__(self, folder: Path, data: Path, /, **changes: Any) -> None:
         self.data, self.run = data, folder / "test" / "run"
         training = {"max_steps": 20}
-        self.config = make_config(data, folder, training=training, **changes)
+        saving = {"every_steps": 10, "keep_last": 2}
+        self.config = make_config(data, folder, training=training, checkpoint=saving, **changes)
         run_ranks(train, 2, config=self.config, run_folder=self.run)
         self.path = Folder(self.run / "checkpoints" / "step-00000020")
 
-    def begin(self, output: Path, config: Config | None = None, **asked: Any) -> PredictionJob:
+    def begin(
+        self,
+        output: Path,
+        config: Config | None = None,
+        path: Folder | None = None,
+        **asked: Any,
+    ) -> PredictionJob:
         config = config or self.config
         manifest, schema = open_training_set(config)
         asked = {"rows_per_part": 1} | asked
         if "place" not in asked:
             asked = {"split": "valid"} | asked
         request = PredictionRequest(output=Folder(output), **asked)
-        return begin_job(config, self.path, request, schema, manifest)
+        return begin_job(config, path or self.path, request, schema, manifest)
 
     def predict(self, output: Path, workers: int = 2, **asked: Any) -> dict[str, Any]:
         job = self.begin(output, **asked)
@@ -309,9 +315,8 @@ def test_csv(flat: Trained, tmp_path: Path, ending: str) -> None:
     schema = open_training_set(flat.config)[1]
     columns = [f.column for f in (*schema.categorical, *schema.dense)]
     rows = flat.valid()
-    table = rows.select(columns).append_column(
-        "note", pa.array([f"row, {i}" for i in range(len(rows))])
-    )
+    notes = [f"row, {i}" for i in range(len(rows))]
+    table = rows.select(columns).append_column("note", pa.array(notes))
     path = tmp_path / f"rows{ending}"
     options = pa.csv.WriteOptions(delimiter="\t" if "tsv" in ending else ",")
     with pa.output_stream(path, compression="gzip" if ending.endswith(".gz") else None) as out:
@@ -435,14 +440,10 @@ def test_a_resume_after_a_change_is_refused(model: Trained, one_file: Path, tmp_
             model.begin(output, **asked | change)
         for word in [*named, "--overwrite", str(output)]:
             assert word in str(caught.value)
-    other = Trained.__new__(Trained)
-    other.__dict__ = model.__dict__ | {"path": Folder(tmp_path / "step-00000020")}
-    shutil.copytree(model.path.url, tmp_path / "step-00000020")
-    other.begin(output, **asked)  # a copy is the same checkpoint
-    manifest = tmp_path / "step-00000020" / "manifest.json"
-    manifest.write_text(manifest.read_text() + " ")
-    with pytest.raises(UserError, match=r"checkpoint.*--overwrite"):
-        other.begin(output, **asked)
+    shutil.copytree(model.path.url, tmp_path / "copy")
+    model.begin(output, path=Folder(tmp_path / "copy"), **asked)  # the same checkpoint
+    with pytest.raises(UserError, match=r"step-00000010.*--overwrite"):
+        model.begin(output, path=model.path.parent / "step-00000010", **asked)
     changed(one_file, "user_id", 3)
     with pytest.raises(UserError, match=r"rows\.parquet.*--overwrite"):
         model.begin(output, **asked)
@@ -522,7 +523,7 @@ def test_a_larger_batch_than_the_input(model: Trained, scored: Path, tmp_path: P
     config = model.config.model_copy(update={"data": reading})
     job = model.begin(tmp_path / "scores", config, rows_per_part=None)
     assert len(job.parts) == 1
-    run_ranks(predict, 2, config=config, path=model.path, job=replace(job))
+    run_ranks(predict, 2, config=config, path=model.path, job=job)
     np.testing.assert_allclose(
         read(tmp_path / "scores")["like"], read(scored)["like"], rtol=0, atol=1e-6
     )
