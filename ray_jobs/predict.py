@@ -7,7 +7,7 @@
 The input is a split of the training set, or prepared rows: Parquet, or CSV where the model reads no
 lists, in the columns of the training set. Labels aren't needed. The output is Parquet parts with
 the key columns, the place of each row in the input and a score per task, in the order of the input;
-`prediction.json`, written last, says that they are complete. The same command resumes.
+`_prediction.json`, written last, says that they are complete. The same command resumes.
 """
 
 from collections.abc import Iterator, Sequence

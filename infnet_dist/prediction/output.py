@@ -2,7 +2,7 @@
 
 my_scores/
 part-000000.parquet   each part appears when it is complete
-prediction.json       written last: a folder without it isn't complete
+_prediction.json      written last: a folder without it isn't complete
 .prediction.json      until then: what the prediction is of, so that the same command resumes
 """
 
@@ -23,7 +23,7 @@ from infnet_dist.prediction.identity import Identity
 from infnet_dist.prediction.layout import OutputPart
 from infnet_dist.prediction.part_writer import SUMMARY, PartSummary
 
-COMPLETE, BEGUN = "prediction.json", ".prediction.json"
+COMPLETE, BEGUN = "_prediction.json", ".prediction.json"
 _IDENTITY = "identity"
 _OURS = re.compile(r"part-\d{6}\.parquet|\.part-\d{6}\.parquet\.partial")
 _LOCKS = (".driver.lock", ".driver.json")
@@ -128,7 +128,7 @@ def finished_parts(
 def finish(
     output: Folder, identity: Identity, parts: Sequence[OutputPart], tables: dict[str, str]
 ) -> dict[str, Any]:
-    """Check that all parts are there, and write `prediction.json`.
+    """Check that all parts are there, and write `_prediction.json`.
 
     Args:
         output: the folder.

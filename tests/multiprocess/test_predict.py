@@ -222,7 +222,7 @@ def test_a_killed_worker_and_the_same_command_again(
     assert len(job.left) == len(job.parts) > 8
     with pytest.raises(WorkerLostError):
         run_ranks(killed_after, 2, config=model.config, path=model.path, job=job, parts=2)
-    assert not (output / "prediction.json").exists()
+    assert not (output / "_prediction.json").exists()
     (output / ".part-000001.parquet.partial").write_bytes(b"what a killed worker leaves")
     before = contents(output)
     assert 2 <= len(before) < len(job.parts)
@@ -246,7 +246,7 @@ def test_a_damaged_part_is_written_again(model: Trained, scored: Path, tmp_path:
         tmp_path / "scores", logits=True, keys={"time": "time_ms", "user_key": "user_id"}
     )
     assert [part.number for part in job.left] == [3]
-    assert not (tmp_path / "scores" / "prediction.json").exists()
+    assert not (tmp_path / "scores" / "_prediction.json").exists()
     model.finish(job)
     assert contents(tmp_path / "scores") == contents(scored)
 
@@ -397,7 +397,7 @@ def test_a_value_that_the_model_cannot_read_is_named(
         model.predict(tmp_path / "scores", 1, place=str(one_file))
     for word in [*named, repr(column)]:
         assert word in str(caught.value)
-    assert not (tmp_path / "scores" / "prediction.json").exists()
+    assert not (tmp_path / "scores" / "_prediction.json").exists()
 
 
 def test_a_row_group_that_cannot_be_read_is_named(
@@ -457,7 +457,7 @@ def test_an_overwritten_prediction_leaves_no_old_part(model: Trained, tmp_path: 
     output = tmp_path / "scores"
     model.predict(output, 1)
     job = model.begin(output, rows_per_part=1_000_000, overwrite=True)
-    assert not contents(output) and not (output / "prediction.json").exists()
+    assert not contents(output) and not (output / "_prediction.json").exists()
     model.finish(job, 1)
     assert list(contents(output)) == ["part-000000.parquet"]
 
@@ -468,7 +468,7 @@ def test_a_folder_of_something_else_is_left_alone(model: Trained, tmp_path: Path
         with pytest.raises(UserError, match=r"notes\.txt"):
             model.begin(tmp_path, overwrite=overwrite)
     (tmp_path / "notes.txt").unlink()
-    (tmp_path / "prediction.json").write_text('{"identity": {"files": 7}}')
+    (tmp_path / "_prediction.json").write_text('{"identity": {"files": 7}}')
     with pytest.raises(UserError, match="choose another"):
         model.begin(tmp_path, overwrite=True)
 
