@@ -167,6 +167,23 @@ def test_every_row_names_its_place(model: Trained, scored: Path) -> None:
     assert list(found) == expected
 
 
+def test_rows_within_times_name_their_place(model: Trained, tmp_path: Path) -> None:
+    """With data.valid_from, which divides row groups, valid has some rows of train's files."""
+    times = pq.read_table(model.data / "train" / "part-00000.parquet")["time_ms"].to_pylist()
+    first = sorted(times)[-17]
+    reading = model.config.data.model_copy(update={"valid_from": first})
+    config = model.config.model_copy(update={"data": reading})
+    job = model.begin(tmp_path / "scores", config, keys={"time": "time_ms"}, rows_per_part=500)
+    run_ranks(predict, 2, config=config, path=model.path, job=job)
+    table, stored = read(tmp_path / "scores"), dict[str, list[int]]()
+    assert len(set(table["source_file"].to_pylist())) > 2
+    columns = (table[name].to_pylist() for name in ("source_file", "source_row", "time"))
+    for file, row, time in zip(*columns, strict=True):
+        if file not in stored:
+            stored[file] = pq.read_table(model.data / file)["time_ms"].to_pylist()
+        assert stored[file][row] == time >= first
+
+
 def test_metrics_of_the_scores_are_those_of_an_evaluation(model: Trained, scored: Path) -> None:
     metrics = run_ranks(
         evaluate_checkpoint, 2, config=model.config, path=model.path, split="valid"
