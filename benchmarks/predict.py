@@ -120,7 +120,6 @@ def measure(worker: Any, workers: int, **given: Any) -> dict[str, float]:
     return {"rows": rows, "rate": rows / seconds, "gib": max(one["gib"] for one in found)}
 
 
-@torch.no_grad()
 def evaluation(context: WorkerContext, *, config: Config, path: Folder) -> dict[str, float]:
     """The loop of an evaluation of train."""
     setup = TrainingSetup.open(config, context, splits=["train"], for_training=False)
@@ -130,15 +129,16 @@ def evaluation(context: WorkerContext, *, config: Config, path: Folder) -> dict[
     reader = setup.reader("train", shuffle=False)
     context.barrier()
     start = time.monotonic()
-    for batch, _ in stream(reader.batches(), context.device):
-        _, output = model(batch)
-        state.update(
-            output.logits_BK,
-            batch.labels_BK,
-            truth_BK=batch.truth_BK,
-            group_B=batch.group_B,
-            weights_B=batch.weights_B,
-        )
+    with torch.no_grad():
+        for batch, _ in stream(reader.batches(), context.device):
+            _, output = model(batch)
+            state.update(
+                output.logits_BK,
+                batch.labels_BK,
+                truth_BK=batch.truth_BK,
+                group_B=batch.group_B,
+                weights_B=batch.weights_B,
+            )
     context.barrier()
     return {"rows": reader.rows, "seconds": time.monotonic() - start, "gib": peak_gib()}
 
