@@ -82,6 +82,40 @@ def evaluate_options(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def predict_options(parser: argparse.ArgumentParser) -> None:
+    """Add the options of `infnet predict`."""
+    add_config(parser)
+    add_launcher(parser)
+    what = parser.add_mutually_exclusive_group(required=True)
+    what.add_argument("--input", metavar="PATH", help="file, folder or URL of prepared rows")
+    what.add_argument("--split", metavar="NAME", help="split of the training set")
+    where = parser.add_mutually_exclusive_group()
+    where.add_argument("--run-id", type=run_id, help="a run's folder name (default: the newest)")
+    where.add_argument("--checkpoint", help="a checkpoint folder or URL")
+    parser.add_argument(
+        "--output", metavar="FOLDER", required=True, help="folder or URL of the prediction"
+    )
+    parser.add_argument(
+        "--keys",
+        metavar="COLUMN",
+        nargs="+",
+        default=[],
+        help="columns of the input to copy to the output; NAME=COLUMN renames one",
+    )
+    parser.add_argument("--tasks", metavar="TASK", nargs="+", help="tasks to score (default: all)")
+    parser.add_argument("--logits", action="store_true", help="also write the logit of each task")
+    parser.add_argument(
+        "--rows-per-part",
+        type=positive,
+        metavar="N",
+        help="write parts of at least N rows, and whole row groups of the input (default: by its "
+        "size, at most 1,000,000)",
+    )
+    parser.add_argument(
+        "--overwrite", action="store_true", help="replace another prediction in the folder"
+    )
+
+
 def benchmark_options(parser: argparse.ArgumentParser) -> None:
     """Add the options of `infnet benchmark`."""
     add_config(parser)

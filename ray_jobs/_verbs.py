@@ -12,6 +12,7 @@ from ray_jobs._options import (
     compare_options,
     evaluate_options,
     ingest_options,
+    predict_options,
     roll_options,
     smoke_options,
     sync_options,
@@ -91,6 +92,13 @@ VERBS = {
         "evaluate a checkpoint on a split",
         "--config configs/smoke.yaml --run-id 20261122-111407 --split test",
         evaluate_options,
+    ),
+    "predict": Verb(
+        "ray_jobs.predict",
+        "score the rows of a file or a split with a checkpoint",
+        "--config configs/smoke.yaml --split test --output scores/test --keys user_id\n"
+        "--config configs/smoke.yaml --input rows.parquet --output scores/rows --logits",
+        predict_options,
     ),
     "roll": Verb(
         "ray_jobs.roll",

@@ -11,7 +11,6 @@ evaluation-<split>-<step>.json, by default beside the run's summary. An existing
 another result of the same step gets a number.
 """
 
-import argparse
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,40 +18,23 @@ from typing import Any
 
 from rich.table import Table
 
-from infnet_dist import checkpoint
-from infnet_dist.checkpoint.discovery import open_checkpoint
-from infnet_dist.checkpoint.inspection import read_plain
-from infnet_dist.config.changes import changes
-from infnet_dist.config.overrides import covers, key_of
-from infnet_dist.config.run import Config, config_of_text
-from infnet_dist.data.manifest import read_manifest
-from infnet_dist.data.schema_changes import adapt_schema, summary_of
-from infnet_dist.errors import CheckpointError, ConfigError
+from infnet_dist.config.run import Config
+from infnet_dist.errors import ConfigError
 from infnet_dist.io.console import wide_console
 from infnet_dist.io.filesystem import Folder
 from infnet_dist.io.json_files import dump_json, write_json
-from infnet_dist.io.paths import resolve_place
-from infnet_dist.training.data_changes import warning_of_other_data
-from infnet_dist.training.evaluation import check_readable_set, evaluate_checkpoint
-from infnet_dist.training.setup import open_training_set
-from ray_jobs._cli import log, newest_checkpoint, read_config, run_main
+from infnet_dist.training.evaluation import evaluate_checkpoint
+from ray_jobs._cli import log, read_config, run_main
 from ray_jobs._launch import launch
+from ray_jobs._saved_model import checkpoint_of, open_readable_set, saved_config, with_model_of
 from ray_jobs._verbs import parse
-
-_MAKES_MODEL = ("model", "tables", "data.features", "data.tasks", "data.crosses")
-# Keys that evaluation takes from the run file.
-_FROM_RUN_FILE = (
-    *("run.folder", "run.name", "checkpoint.folder", "scaling", "sharding", "data.path"),
-    *("data.batch_size", "data.prefetch_batches", "data.max_bad_row_groups", "data.reader"),
-    "data.valid_from",
-)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Find the checkpoint, evaluate it, write and print the result."""
     arguments = parse("evaluate", argv)
     config = read_config(arguments)
-    path = _checkpoint_of(config, arguments)
+    path = checkpoint_of(config, arguments)
     output = arguments.output or _default_output(config, path, arguments.split)
     Folder(output.parent).check_target(output.name)
     result = evaluate_on(config, path, arguments.split, arguments.launcher, arguments.overrides)
@@ -81,83 +63,13 @@ def evaluate_on(
     Raises:
         UserError: the checkpoint is damaged, or its model can't read the training set.
     """
-    config = _with_model_of(config, _saved_config(path), overrides)
-    _check_set(config, path, split)
+    config = with_model_of(config, saved_config(path), overrides, "evaluate")
+    open_readable_set(config, path)[0].split(split)
     log.info("evaluating %s", path)
     result: dict[str, Any] = launch(
         evaluate_checkpoint, {"config": config, "path": path, "split": split}, config, launcher
     )
     return result
-
-
-def _checkpoint_of(config: Config, arguments: argparse.Namespace) -> Folder:
-    """The checkpoint of --checkpoint, or the newest of a run."""
-    if not arguments.checkpoint:
-        return newest_checkpoint(config, arguments.run_id)
-    try:
-        return open_checkpoint(resolve_place(arguments.checkpoint))[0]
-    except CheckpointError as error:
-        raise CheckpointError(f"{error}; --run-id takes the newest of a run") from None
-
-
-def _check_set(config: Config, path: Folder, split: str) -> None:
-    """Check that the checkpoint's model can read the training set, and log how the set differs.
-
-    Raises:
-        CheckpointError: it is damaged, or its model can't; names features, tables and tasks.
-        DataError: the training set is malformed, or has no such split.
-    """
-    saved = checkpoint.read_manifest(path)
-    trained = checkpoint.read_schema(path, saved)
-    manifest = read_manifest(config.data.path)
-    check_readable_set(path, config, saved, trained, manifest)
-    here = manifest.schema_
-    manifest, _ = open_training_set(config, trained)
-    manifest.split(split)
-    if trained is not None and (notes := adapt_schema(trained, here).notes):
-        log.info(
-            "the training set differs; the model's own settings are used: %s", summary_of(notes)
-        )
-    if warning := warning_of_other_data(saved, manifest):
-        log.warning("%s: %s", config.data.path, warning)
-
-
-def _saved_config(folder: Folder) -> Config:
-    """The config that a checkpoint was saved with."""
-    content = read_plain(folder, checkpoint.read_manifest(folder), "config.yaml")
-    if content is None:
-        raise CheckpointError(f"{folder} has no config.yaml, which describes its model")
-    return config_of_text(content.decode(), source=f"{folder}/config.yaml")
-
-
-def _with_model_of(config: Config, saved: Config, overrides: Sequence[str]) -> Config:
-    """The config with the checkpoint's settings of the model.
-
-    Raises:
-        ConfigError: --set of a key that evaluation takes from the checkpoint or doesn't use, to
-            another value than the checkpoint's.
-    """
-    keys = [key_of(override) for override in overrides]
-    for key, (theirs, ours) in changes(saved, config).items():
-        if any(covers(here, key) for here in _FROM_RUN_FILE):
-            continue
-        if any(covers(one, key) for one in keys):
-            raise ConfigError(
-                f"--set {key}: got {ours}, but the checkpoint was trained with {theirs}, and "
-                "evaluate takes this key from the checkpoint; leave it out"
-            )
-        if any(covers(part, key) for part in _MAKES_MODEL):
-            log.warning(
-                "%s is %s as in the checkpoint, not %s as in the run file", key, theirs, ours
-            )
-    data = {key: getattr(saved.data, key) for key in ("features", "tasks", "crosses")}
-    return config.model_copy(
-        update={
-            "model": saved.model,
-            "tables": saved.tables,
-            "data": config.data.model_copy(update=data),
-        }
-    )
 
 
 def _default_output(config: Config, folder: Folder, split: str) -> Path:

@@ -11,22 +11,20 @@ the cores of this machine. New files of such logs are added to the set; a killed
 import time
 from collections.abc import Sequence
 
-from tqdm import tqdm
-
 from infnet_dist.config.run import Config
 from infnet_dist.data.manifest import Manifest, read_manifest
 from infnet_dist.errors import ConfigError
 from infnet_dist.ingest.sources import update_training_set
-from infnet_dist.io.console import Line, show_progress
+from infnet_dist.io.console import Line
 from infnet_dist.io.contrib import load_contrib
 from infnet_dist.io.paths import make_writable
+from infnet_dist.io.progress import ProgressLines
 from infnet_dist.tracking.tracker import send_report
 from ray_jobs._cli import log, new_run_id, read_config, run_main
 from ray_jobs._tasks import executor
 from ray_jobs._verbs import parse
 
 # The processes of tasks import this module too, so imports that need torch are inside functions.
-_PROGRESS_S = 5.0
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -46,7 +44,7 @@ def ingest(config: Config, launcher: str) -> None:
     start = time.monotonic()
     folder = config.data.path
     with executor(launcher) as execute:
-        manifest = update_training_set(config.ingest, folder, execute, _Progress())
+        manifest = update_training_set(config.ingest, folder, execute, ProgressLines("ingest"))
     if manifest is None:
         log.info("%s is up to date", folder)
     else:
@@ -90,29 +88,6 @@ def _describe(config: Config, made: Manifest | None) -> None:
         pages=[report],
     )
     log.info("report: %s%s", report, f"; W&B: {place}" if place else "")
-
-
-class _Progress:
-    """Shows the progress of a stage; without a terminal, as a line every few seconds."""
-
-    def __init__(self) -> None:
-        self._stage = "ingest"
-        self._first, self._start = 0, time.monotonic()
-        self._last = self._start
-
-    def __call__(self, stage: str, unit: str, done: int, total: int) -> None:
-        if show_progress(stage, unit, done, total):
-            return
-        now = time.monotonic()
-        if stage != self._stage:
-            self._stage, self._first, self._start, self._last = stage, done, now, now
-        if now - self._last < _PROGRESS_S and done < total:
-            return
-        self._last = now
-        rate = (done - self._first) / max(now - self._start, 1e-9)
-        left = tqdm.format_interval((total - done) / max(rate, 1e-9))
-        counts = f"{done:,}/{total:,} {unit}  {rate:,.0f} {unit}/s"
-        log.info("%s: %s  %s left", stage, counts, left)
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Literal, Protocol, Self
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
@@ -100,11 +101,18 @@ class OpenedPart:
     _source: pa.NativeFile
     _state: tuple[int, int]
 
-    def read_group(self, index: int, columns: Sequence[str]) -> pa.Table:
+    def read_group(
+        self, index: int, columns: Sequence[str], *, number: str | None = None
+    ) -> pa.Table:
         """The rows of a row group that are read, with their number checked against the manifest.
 
         The footer is checked before decoding, since memory is allocated by it, and the decoded
         rows after, since a file may hold fewer rows than its footer says.
+
+        Args:
+            index: of the row group.
+            columns: their names.
+            number: name of one more column, int64: the number of each row in the row group.
 
         Raises:
             UnreadableError: the row group has another number of rows.
@@ -127,6 +135,8 @@ class OpenedPart:
             raise UnreadableError(
                 f"{where} contains {len(table)} rows, its footer says {rows}; ingest again"
             )
+        if number is not None:
+            table = table.append_column(number, pa.array(np.arange(rows)))
         return self._part.select(table, index)
 
 

@@ -57,7 +57,7 @@ class Holder:
 
 @contextmanager
 def held_by_driver(folder: Path, scaling: ScalingConfig, job: str | None = None) -> Iterator[None]:
-    """Exclude other drivers from a run, or from a comparison's folder.
+    """Exclude other drivers from the folder of a run, a comparison or a prediction.
 
     A holder without a heartbeat may be on a lost node: its end is awaited.
 
@@ -72,7 +72,7 @@ def held_by_driver(folder: Path, scaling: ScalingConfig, job: str | None = None)
     """
     lock, record = FileLock(folder / ".driver.lock"), folder / ".driver.json"
     me = Holder(socket.gethostname(), os.getpid(), f"{datetime.now(UTC):%Y-%m-%d %H:%M:%S}", job)
-    make_writable(folder, "INFNET_ROOT, run.folder, run.name or --run-id")
+    make_writable(folder, "INFNET_ROOT, run.folder, run.name, --run-id or --output")
     _take(lock, folder, record, me, scaling.hang_timeout_s + _END_S)
     record.write_text(json.dumps(asdict(me)))
     ended = threading.Event()
@@ -133,7 +133,7 @@ def _taken(folder: Path, holder: Holder | None, silent_s: float | None = None) -
     silence = f" (no heartbeat for {silent_s:.0f} s)" if silent_s else ""
     return UserError(
         f"{folder} is in use by {holder or 'an unknown process'}{silence}; wait for its end, stop "
-        "it, or set another --run-id or run.name"
+        "it, or set another --run-id, run.name or --output"
     )
 
 

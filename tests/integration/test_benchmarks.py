@@ -26,6 +26,7 @@ TINY = {
     "planning_scaling": "--ranks 1 --steps 2 --repeats 1 --batch-size 8",
     "precision": "--models mean+dcn+linear --fields 2 --lengths 3 --token-dim 8 --batch-size 4 "
     "--steps 1 --repeats 1",
+    "predict": "--rows 4000 --copies 2 --batch-size 64 --repeats 1",
     "reader": "--rows 4000 --batch-size 256 --repeats 1 --items 3 --row-group-rows 1000 "
     "--systems bare ours loader petastorm",
     "recovery": "--repeats 1",

@@ -13,6 +13,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 import yaml
+from sklearn.metrics import roc_auc_score
 
 from infnet_dist.config.run import load_config
 from infnet_dist.data.manifest import read_manifest
@@ -92,6 +93,51 @@ def test_evaluate_repeats_the_metrics_of_training(run: Path) -> None:
     assert evaluation["rows"] == 400
     assert evaluation["metrics"] == pytest.approx(summary["metrics"], abs=1e-6, nan_ok=True)
     assert evaluation["optimum"]["valid/auc/click"] > evaluation["metrics"]["valid/auc/click"]
+
+
+def predicted(folder: Path) -> pa.Table:
+    """All parts of a prediction, as pyarrow reads a folder."""
+    assert json.loads((folder / "_prediction.json").read_text())["rows"] == 400
+    return pq.read_table(folder)
+
+
+def test_predict_scores_as_evaluate(run: Path, root: Path) -> None:
+    """A split, and a copy of its files where no training set is; the same command again."""
+    config = ["--config", str(root / "small.yaml"), "--logits", "--keys", "label=click"]
+    of_split = [*config, "--split", "valid", "--output", "scores/split"]
+    assert run_here(root, "predict", *of_split)[0] == 0
+    table = predicted(root / "scores" / "split")
+    metrics = json.loads(evaluation_of(run).read_text())["metrics"]
+    auc = roc_auc_score(table["label"].to_numpy(), table["click_logit"].to_numpy())
+    assert auc == pytest.approx(metrics["valid/auc/click"], abs=1e-9)
+    shutil.copytree(root / "data" / "small" / "valid", root / "rows")
+    code, _ = run_here(
+        root,
+        "predict",
+        *(*config, "--input", "rows", "--output", "scores/rows"),
+        *("--set", "data.path=data/none", "--set", "scaling.num_workers=1"),
+    )
+    assert code == 0
+    other = predicted(root / "scores" / "rows")
+    assert other["source_file"].to_pylist() == ["part-00000.parquet"] * 400
+    assert other["label"].equals(table["label"])
+    assert other["like"].to_pylist() == pytest.approx(table["like"].to_pylist(), abs=1e-6)
+    written = {p.name: p.stat().st_mtime_ns for p in (root / "scores/split").glob("part-*")}
+    assert run_here(root, "predict", *of_split)[0] == 0
+    again = {p.name: p.stat().st_mtime_ns for p in (root / "scores/split").glob("part-*")}
+    assert again == written, "finished parts are kept"
+    code, line = run_here(root, "predict", *of_split, "--tasks", "like")
+    assert code == 1 and "--overwrite" in line
+
+
+@pytest.mark.exhaustive
+def test_predict_on_ray(ray: LocalRay, run: Path, root: Path) -> None:
+    arguments = ["--config", str(root / "small.yaml"), "--split", "test", "--logits"]
+    done = submit(ray, root, "predict", *arguments, "--output", "scores/ray")
+    assert done.returncode == 0, done.stdout
+    assert run_here(root, "predict", *arguments, "--output", "scores/here")[0] == 0
+    on_ray, here = (predicted(root / "scores" / name) for name in ("ray", "here"))
+    assert on_ray.equals(here)
 
 
 @pytest.mark.exhaustive

@@ -14,7 +14,8 @@ from infnet_dist.errors import ConfigError
 from infnet_dist.model.build import build_train_model
 from infnet_dist.model.settings_check import check_settings, without_effect
 from infnet_dist.schema import CategoricalFeature, Schema, Table, Task
-from ray_jobs import evaluate, train
+from ray_jobs import train
+from ray_jobs._saved_model import with_model_of
 
 SCHEMA = Schema(
     tables=(Table(name="item", num_embeddings=10), Table(name="user", num_embeddings=10)),
@@ -180,7 +181,7 @@ TRAINED: dict[str, Any] = {
 )
 def test_evaluate_refuses_settings_that_it_would_ignore(override: str, sections: dict) -> None:
     with pytest.raises(ConfigError, match=rf"--set {override.split('=')[0]}".replace(".", r"\.")):
-        evaluate._with_model_of(run(**(TRAINED | sections)), run(**TRAINED), [override])
+        with_model_of(run(**(TRAINED | sections)), run(**TRAINED), [override], "evaluate")
 
 
 def test_evaluate_accepts_settings_that_agree_and_its_own(
@@ -192,7 +193,7 @@ def test_evaluate_accepts_settings_that_agree_and_its_own(
     }
     overrides = ["tables.embedding_dim=64", "data.path=/y", "data.batch_size=9"]
     overrides += ["scaling={num_workers: 1}"]
-    found = evaluate._with_model_of(run(**(TRAINED | own)), run(**TRAINED), overrides)
+    found = with_model_of(run(**(TRAINED | own)), run(**TRAINED), overrides, "evaluate")
     assert (found.data.path, found.scaling.num_workers) == (Path("/y"), 1)
     assert found.tables.embedding_dim == 64
     assert not caplog.records
@@ -202,7 +203,7 @@ def test_evaluate_logs_where_the_run_file_differs(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     caplog.set_level(logging.WARNING, logger="infnet_dist")
-    found = evaluate._with_model_of(run(training={"epochs": 9}), run(**TRAINED), [])
+    found = with_model_of(run(training={"epochs": 9}), run(**TRAINED), [], "evaluate")
     assert (found.tables.embedding_dim, found.model.num_blocks) == (64, 3)
     assert found.data.tasks == ("click",)
     named = {record.args[0] for record in caplog.records if isinstance(record.args, tuple)}

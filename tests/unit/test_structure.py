@@ -30,6 +30,7 @@ ORDER = [
     "rolling",
     "tracking",
     "training",
+    "prediction",
     "profiling",
     "comparison",
     "contrib",

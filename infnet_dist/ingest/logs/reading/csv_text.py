@@ -1,6 +1,7 @@
 """Reads CSV files of logs and side tables: every field as bytes, which should be UTF-8."""
 
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.csv
@@ -42,14 +43,8 @@ def read_texts(
         DataError: a column is missing or appears twice; or the first line isn't UTF-8.
         OSError, pa.ArrowException: the file is corrupt.
     """
-    by_name = "\t" if _ending(path).endswith(_TAB) else ","
-    delimiter = csv.delimiter or by_name
-    layout = {
-        "read_options": pa.csv.ReadOptions(block_size=BLOCK_BYTES),
-        "parse_options": pa.csv.ParseOptions(delimiter=delimiter, newlines_in_values=True),
-    }
-    with filesystem.open_input_file(path) as file:
-        names = _names(pa.csv.open_csv(open_text(file, path), **layout).schema, shown or path)
+    delimiter, layout = _layout(path, csv)
+    names = read_names(filesystem, path, csv, shown)
     if len(names) == 1 and len(wanted) > 1 and names[0] not in wanted:
         raise DataError(
             f"{shown or path}: the first line contains no {delimiter!r}, expected columns "
@@ -64,6 +59,29 @@ def read_texts(
     )
     with filesystem.open_input_file(path) as file:
         yield from pa.csv.open_csv(open_text(file, path), convert_options=options, **layout)
+
+
+def read_names(
+    filesystem: pa.fs.FileSystem, path: str, csv: CsvFormat, shown: str | None = None
+) -> list[str]:
+    """The names of the columns, from the first line; arguments as of `read_texts`.
+
+    Raises:
+        DataError: the first line isn't UTF-8.
+        OSError, pa.ArrowException: the file is empty or corrupt.
+    """
+    with filesystem.open_input_file(path) as file:
+        schema = pa.csv.open_csv(open_text(file, path), **_layout(path, csv)[1]).schema
+    return _names(schema, shown or path)
+
+
+def _layout(path: str, csv: CsvFormat) -> tuple[str, dict[str, Any]]:
+    """The delimiter, and the options of Arrow's reader."""
+    delimiter = csv.delimiter or ("\t" if _ending(path).endswith(_TAB) else ",")
+    return delimiter, {
+        "read_options": pa.csv.ReadOptions(block_size=BLOCK_BYTES),
+        "parse_options": pa.csv.ParseOptions(delimiter=delimiter, newlines_in_values=True),
+    }
 
 
 def _names(schema: pa.Schema, shown: str) -> list[str]:

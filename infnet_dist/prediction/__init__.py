@@ -1,0 +1,1 @@
+"""Predictions: a checkpoint and a file of prepared rows -> Parquet with a score per task."""
