@@ -83,6 +83,10 @@ MADE = {
         "data/industrial",
         "python -m ray_jobs.ingest --config configs/industrial.yaml",
     ),
+    "--topology cluster.json": (
+        "cluster.json",
+        "python -m ray_jobs plan calibrate --output cluster.json",
+    ),
     "runs/smoke/first": ("runs/smoke/first", FIRST_RUN),
     "--run-id first": ("runs/smoke/first", FIRST_RUN),
     "compare_conflict": (
