@@ -201,8 +201,8 @@ class ShardingConfig(Section):
     )
     topology: Path | None = Field(
         None,
-        description="topology file whose costs an automatic plan is made with, e.g. of infnet plan "
-        "calibrate; null: that of the GPU, or cpu",
+        description="topology (file or name) whose costs an automatic plan is made with, e.g. of "
+        "infnet plan calibrate; null: that of the GPU, or cpu",
     )
 
 
@@ -416,9 +416,12 @@ def _with_absolute_paths(config: Config) -> Config:
     if config.publish.folder is not None:
         folder = {"folder": resolve_place(config.publish.folder)}
         update["publish"] = config.publish.model_copy(update=folder)
-    if config.sharding.plan != "auto":  # plans are kept with the code, not with the data
-        plan = config.sharding.plan.absolute()
-        update["sharding"] = config.sharding.model_copy(update={"plan": plan})
+    files: dict[str, Path] = {}  # plans and topologies are kept with the code, not with the data
+    if config.sharding.plan != "auto":
+        files["plan"] = config.sharding.plan.absolute()
+    if (topology := config.sharding.topology) and topology.suffix:  # otherwise it is a name
+        files["topology"] = topology.absolute()
+    update["sharding"] = config.sharding.model_copy(update=files)
     return config.model_copy(update=update)
 
 

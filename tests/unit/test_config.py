@@ -257,6 +257,20 @@ def test_a_named_checkpoint_may_be_text_or_a_section(exclude: list[str]):
     )
 
 
+def test_plans_and_topologies_are_absolute_and_names_are_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """Workers of Ray have another current folder."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv(ROOT_VARIABLE, "/elsewhere")
+    files = {"plan": "plans/a.json", "topology": "cluster.json"}
+    sharding = parse_config({**LEAST, "sharding": files}).sharding
+    assert sharding.plan == tmp_path / "plans/a.json"
+    assert sharding.topology == tmp_path / "cluster.json"
+    named = parse_config({**LEAST, "sharding": {"topology": "h100x8"}}).sharding
+    assert named.topology == Path("h100x8") and named.plan == "auto"
+
+
 def test_config_is_frozen():
     config = parse_config(LEAST)
     with pytest.raises(ValidationError):
