@@ -42,7 +42,11 @@ MODELS = {  # in place of a comparison's
     "infnet": {"name": "infnet", "token_dim": 8},
 }
 # What a reader fills in.
+STEPS = "runs/test/first/checkpoints/step-000000"
 FILLED_IN = {
+    "A B": f"{STEPS}24 {STEPS}32",
+    "B C": f"{STEPS}32 {STEPS}38",
+    "apply A": f"apply {STEPS}24",
     "/data/ranking": ".",
     "TABLES.yaml": "sharding_plans/tables/industrial.yaml",
     "CPU_PLAN": "cpu_plan.json",
