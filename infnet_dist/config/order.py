@@ -18,7 +18,7 @@ KindValue = Annotated[int, Field(strict=True)] | str
 class LinearFusion(Section):
     """The sum of w p over the tasks."""
 
-    formula: Literal["linear"] = "linear"
+    formula: Literal["linear"]
     weights: Weights = Field(description="weight w by task, or by the name of the completion rate")
 
 
