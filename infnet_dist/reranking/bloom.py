@@ -51,18 +51,22 @@ class BloomFilter:
 
     def contains(self, values: Array) -> Array:
         """Mask [n]: False where a value was certainly not added."""
-        byte_NH, bit_NH = self._places(values)
-        return (self.bits[byte_NH] & bit_NH != 0).all(axis=1)
+        return self.contains_at(self.places(values))
+
+    def contains_at(self, places: tuple[Array, Array]) -> Array:
+        """As `contains`, of values whose `places` are known; equal filters have equal ones."""
+        byte_NH, bit_NH = places
+        return (self.bits[byte_NH] & bit_NH).all(axis=1)
 
     def add(self, values: Array) -> None:
         """Add values [n]; those that it claims to contain aren't counted again."""
         values = np.unique(checked_ids(values))
         new = values[~self.contains(values)]
-        byte_NH, bit_NH = self._places(new)
+        byte_NH, bit_NH = self.places(new)
         np.bitwise_or.at(self.bits, byte_NH.ravel(), bit_NH.ravel())
         self.count += len(new)
 
-    def _places(self, values: Array) -> tuple[Array, Array]:
+    def places(self, values: Array) -> tuple[Array, Array]:
         """Byte and bit of each hash of each value, [n, hashes]."""
         values = checked_ids(values)
         first, step = splitmix64(values, self._seed), splitmix64(values, self._seed + 1)

@@ -7,6 +7,7 @@ filters, so that the rate of each stays as stated.
 
 import struct
 import zlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -78,10 +79,11 @@ class ExposureFilter:
         self._filters = [(d, one) for d, one in self._filters if d >= day - self.settings.days]
         waiting = np.unique(checked_ids(item_ids))
         while True:
-            waiting = waiting[~self._contained(waiting, day)]
+            today = [one for d, one in self._filters if d == day]
+            waiting = waiting[~self._contained(waiting, today)]
             if not len(waiting):
                 return
-            if not self._filters or self._filters[-1][0] < day or self._filters[-1][1].is_full:
+            if not today or today[-1].is_full:
                 self._filters.append((day, self.settings.new_filter(self._seed)))
             newest = self._filters[-1][1]
             newest.add(waiting[: newest.capacity - newest.count])
@@ -91,23 +93,23 @@ class ExposureFilter:
 
         An item that was shown within the last `days` days is always among them.
         """
-        item_ids, found = checked_ids(item_ids), np.zeros(len(item_ids), bool)
-        for day, one in self._filters:
-            if day >= _day(now_s) - self.settings.days:
-                found |= one.contains(item_ids)
-        return found
+        since = _day(now_s) - self.settings.days
+        return self._contained(item_ids, [one for day, one in self._filters if day >= since])
 
     def false_positive_rate(self, now_s: float) -> float:
         """Expected share of the items never shown that count as shown at a time."""
-        live = [one for day, one in self._filters if day >= _day(now_s) - self.settings.days]
+        since = _day(now_s) - self.settings.days
+        live = [one for day, one in self._filters if day >= since]
         return float(1 - np.prod([1 - one.false_positive_rate for one in live]))
 
-    def _contained(self, item_ids: Array, day: int) -> Array:
-        """Mask of the items that the filters of a day contain."""
+    def _contained(self, item_ids: Array, filters: Sequence[BloomFilter]) -> Array:
+        """Mask of the items that one of the filters contains."""
+        item_ids = checked_ids(item_ids)
         found = np.zeros(len(item_ids), bool)
-        for of_day, one in self._filters:
-            if of_day == day:
-                found |= one.contains(item_ids)
+        if filters:
+            places = filters[0].places(item_ids)  # all filters are equal but for their bits
+            for one in filters:
+                found |= one.contains_at(places)
         return found
 
     def to_bytes(self) -> bytes:

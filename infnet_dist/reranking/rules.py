@@ -127,39 +127,47 @@ class RuleState:
         """Mask [n] of the candidates that may come next, some of `remaining` (bool [n])."""
         mask = remaining
         for counter in self._counters:
-            narrowed = mask & counter.allowed()
+            narrowed = mask & counter.allowed_N
             if narrowed.any():
                 mask = narrowed
         return mask
 
     def add(self, chosen: int) -> tuple[str, ...]:
         """Choose a candidate; the rules that it breaks."""
-        broken = tuple(str(c.rule) for c in self._counters if not c.allowed()[chosen])
+        broken = tuple(str(c.rule) for c in self._counters if not c.allowed_N[chosen])
         for counter in self._counters:
             counter.add(chosen)
         return broken
 
 
 class _Counter:
-    """Counts the kinds within the reach of one rule."""
+    """Counts the kinds within the reach of one rule.
+
+    Attributes:
+        allowed_N: mask of the candidates that obey the rule at the next position.
+    """
 
     def __init__(self, rule: Rule, values: Array, num_candidates: int) -> None:
         self.rule = rule
         self._kinds_N = _kinds(rule, values, num_candidates)
         self._counts = np.zeros(self._kinds_N.max(initial=-1) + 2, np.int64)  # last: no kind
-        self._near: list[int] = []  # kinds of all results so far
-
-    def allowed(self) -> Array:
-        """Mask [n] of the candidates that obey the rule at the next position."""
-        if len(self._near) >= self.rule.ends:
-            return np.ones(len(self._kinds_N), bool)
-        return (self._counts < self.rule.at_most)[self._kinds_N] | (self._kinds_N < 0)
+        self._chosen: list[int] = []  # kinds of all results so far
+        self.allowed_N = self._allowed()
 
     def add(self, chosen: int) -> None:
-        self._near.append(int(self._kinds_N[chosen]))
-        self._counts[self._near[-1]] += 1
-        if len(self._near) > self.rule.reach:
-            self._counts[self._near[-1 - self.rule.reach]] -= 1
+        """Choose a candidate."""
+        self._chosen.append(int(self._kinds_N[chosen]))
+        self._counts[self._chosen[-1]] += 1
+        if len(self._chosen) > self.rule.reach:
+            self._counts[self._chosen[-1 - self.rule.reach]] -= 1
+        self.allowed_N = self._allowed()
+
+    def _allowed(self) -> Array:
+        if len(self._chosen) >= self.rule.ends:
+            return np.ones(len(self._kinds_N), bool)
+        allowed_K = self._counts < self.rule.at_most
+        allowed_K[-1] = True
+        return allowed_K[self._kinds_N]
 
 
 def _kinds(rule: Rule, values: Array, num_candidates: int) -> Array:
