@@ -17,8 +17,15 @@ def divide_at(folder: Path, manifest: Manifest, at_ms: int) -> Manifest:
         at_ms: epoch milliseconds.
 
     Raises:
-        DataError: one of the splits would have no rows, or the times of a part are unknown.
+        DataError: one of the splits would have no rows, the times of a part are unknown, or the
+            negative rows of train are a sample.
     """
+    if manifest.ingested is not None and (sampled := manifest.ingested.negatives) is not None:
+        raise DataError(
+            f"data.valid_from: {folder} has {sampled.share:g} of the negative rows of train, and "
+            "all of those of valid (ingest.negatives), so they can't be divided anew; remove "
+            "data.valid_from, or ingest without negatives"
+        )
     train = manifest.split("train")
     there = [train, *([manifest.splits["valid"]] if "valid" in manifest.splits else [])]
     parts = [part for split in there for part in split.parts]
