@@ -56,7 +56,7 @@ class BloomFilter:
     def contains_at(self, places: tuple[Array, Array]) -> Array:
         """As `contains`, of values whose `places` are known; equal filters have equal ones."""
         byte_NH, bit_NH = places
-        return (self.bits[byte_NH] & bit_NH).all(axis=1)
+        return (self.bits[byte_NH] & bit_NH != 0).all(axis=1)
 
     def add(self, values: Array) -> None:
         """Add values [n]; those that it claims to contain aren't counted again."""

@@ -262,7 +262,7 @@ def test_a_section_becomes_a_rule(section: dict[str, Any], expected: Any) -> Non
 @pytest.mark.parametrize(
     ("change", "key"),
     [
-        ({"fusion": {"formula": "linaer", "weights": {"click": 1}}}, "linear"),
+        ({"fusion": {"formula": "sum", "weights": {"click": 1}}}, "linear"),
         ({"fusion": {"formula": "linear", "weights": {}}}, "weights"),
         ({"fusion": {"formula": "powers", "factors": {"click": {"exponent": -1}}}}, "offset"),
         ({"fusion": {"formula": "price", "rates": {"click": -1}}}, "rates"),
