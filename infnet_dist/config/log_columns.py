@@ -189,6 +189,17 @@ class CounterFeature(Section):
     )
 
 
+class Negatives(Section):
+    """The share of the negative rows of train that is kept; valid and test keep all rows."""
+
+    task: str = Field(
+        min_length=1,
+        description="binary task; its negative rows are those with a label of 0 for it, and for "
+        "all other tasks 0 or unknown",
+    )
+    share: float = Field(gt=0, lt=1, description="share of them that is kept")
+
+
 class Check(Section):
     """Conditions on the values of a column; rows that violate them are quarantined."""
 

@@ -18,6 +18,7 @@ from infnet_dist.config.log_columns import (
     IdTable,
     Join,
     ListColumn,
+    Negatives,
     TimeColumn,
     VectorColumn,
 )
@@ -114,6 +115,11 @@ class LogsIngest(Section):
     test_from: Day | None = Field(
         None, description="first day (or time) of test; null: no test split"
     )
+    negatives: Negatives | None = Field(
+        None,
+        description="sample the rows of train without any positive label; statistics, histories "
+        "and counters use all rows; needs valid_from; null: all rows",
+    )
     gap_h: float = Field(
         0.0, ge=0, le=MAX_HOURS, description="hours before valid and before test that are left out"
     )
@@ -142,12 +148,24 @@ class LogsIngest(Section):
         self._check_columns()
         if self.test_from is not None and self.valid_from is None:
             raise ValueError("test_from needs valid_from; set both, or neither")
+        self._check_negatives()
         starts = self.split_starts_ms
         if sorted(starts.values()) != list(starts.values()):
             raise ValueError("train_from, valid_from and test_from must be in ascending order")
         if self.refresh == "daily" and not (self.behaviours or self.counters):
             raise ValueError("refresh: daily has no effect without behaviours or counters")
         return self
+
+    def _check_negatives(self) -> None:
+        if self.negatives is None:
+            return
+        if self.negatives.task not in self.tasks:
+            message = unknown_name("binary task", self.negatives.task, self.tasks)
+            raise ValueError(f"negatives.task: {message}")
+        if self.valid_from is None:
+            raise ValueError(
+                "negatives needs valid_from: rows that are divided later would be sampled in valid"
+            )
 
     def _check_names(self) -> None:
         for name, count in Counter(self._feature_names()).items():

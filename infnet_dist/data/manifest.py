@@ -16,7 +16,14 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from infnet_dist.config.limits import MAX_GROUP_ROWS, MAX_TABLE_ROWS
 from infnet_dist.errors import DataError, unknown_name
-from infnet_dist.io.parsing import MalformedError, check_plain, checked, first_error, parse_json
+from infnet_dist.io.parsing import (
+    MalformedError,
+    Name,
+    check_plain,
+    checked,
+    first_error,
+    parse_json,
+)
 from infnet_dist.schema import Schema
 
 MANIFEST = "manifest.json"
@@ -130,6 +137,23 @@ class HashedTable(_Entry):
     unseen: float = 0.0
 
 
+class SampledNegatives(_Entry):
+    """The share of the negative rows of train that was kept; valid and test have all their rows.
+
+    Rows with a label of 0 for the task, and no other label, are in train with probability `share`:
+    predictions of models trained on it are to be corrected
+    (`infnet_dist.reranking.calibration.negatives`).
+
+    Attributes:
+        contradicting: rows of train with another label although that of the task is 0; all are
+            kept, and the correction is exact only without them.
+    """
+
+    task: Name
+    share: float = Field(gt=0, lt=1)
+    contradicting: Count = 0
+
+
 class LogFile(_Entry):
     """A log file at the time when it was ingested."""
 
@@ -149,7 +173,9 @@ class Ingested(_Entry):
         unreadable: files that the last ingest skipped, with reasons; the next ingest tries again.
         quarantined: bad rows of all ingests by reason; a row may have several.
         bad_rows: number of bad rows; None (earlier versions): each row has one reason.
-        left_out: rows of all ingests before train ("early") and in gaps ("left_out").
+        left_out: rows of all ingests before train ("early"), in gaps ("left_out"), and negative
+            ones of train that weren't sampled ("negatives").
+        negatives: how negative rows of train were sampled; None: all are kept.
         hashed: statistics by hashed or raw table.
         grew_from: content hash of the training set before each ingest that added to it.
     """
@@ -162,6 +188,7 @@ class Ingested(_Entry):
     quarantined: dict[str, Count]
     bad_rows: Count | None = None
     left_out: dict[str, Count]
+    negatives: SampledNegatives | None = None
     hashed: dict[str, HashedTable] = Field(default_factory=dict)
     grew_from: tuple[str, ...] = ()
 

@@ -30,6 +30,7 @@ TINY = {
     "reader": "--rows 4000 --batch-size 256 --repeats 1 --items 3 --row-group-rows 1000 "
     "--systems bare ours loader petastorm",
     "recovery": "--repeats 1",
+    "reranking": "--candidates 30 --results 5 --dims 4 --repeats 3 --limit-ms 60000",
     "small_additions": "--rows 2000 --additions 2 --added-rows 300 --users 50 --items 50",
     "sparse_arch": "--cases many --batch-size 8 --steps 1 --repeats 1",
     "tower_cost": "--fields 2 --lengths 4 --token-dim 8 --batch-size 2 --repeats 1",

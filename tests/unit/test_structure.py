@@ -24,6 +24,7 @@ ORDER = [
     "planning",
     "sharding",
     "evaluation",
+    "reranking",
     "checkpoint",
     "warm_start",
     "deltas",

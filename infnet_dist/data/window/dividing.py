@@ -5,6 +5,7 @@ from pathlib import Path
 from infnet_dist.data.manifest import Manifest
 from infnet_dist.data.window.cuts import cut_parts
 from infnet_dist.data.window.selection import EmptyWindowError, check_times, split_of, time_text
+from infnet_dist.errors import DataError
 
 
 def divide_at(folder: Path, manifest: Manifest, at_ms: int) -> Manifest:
@@ -17,8 +18,14 @@ def divide_at(folder: Path, manifest: Manifest, at_ms: int) -> Manifest:
 
     Raises:
         EmptyWindowError: one of the splits would have no rows.
-        DataError: the times of a part are unknown.
+        DataError: the times of a part are unknown, or the negative rows of train are a sample.
     """
+    if manifest.ingested is not None and (sampled := manifest.ingested.negatives) is not None:
+        raise DataError(
+            f"data.valid_from: {folder} has {sampled.share:g} of the negative rows of train, and "
+            "all of those of valid (ingest.negatives), so they can't be divided anew; remove "
+            "data.valid_from, or ingest without negatives"
+        )
     train = manifest.split("train")
     there = [train, *([manifest.splits["valid"]] if "valid" in manifest.splits else [])]
     parts = [part for split in there for part in split.parts]

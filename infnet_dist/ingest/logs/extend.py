@@ -99,6 +99,12 @@ def check_extension(config: LogsIngest, earlier: Manifest, folder: Path) -> None
                 "splits; keep the earlier value, or choose one later than that by at least "
                 f"ingest.gap_h ({config.gap_h:g} h)"
             )
+    if "valid" in moved and config.negatives is not None:
+        raise DataError(
+            "ingest.valid_from: rows of valid have all their negatives and would become rows of "
+            "train, of whose negatives ingest.negatives keeps a share; keep the earlier value, or "
+            "ingest all logs into another data.path"
+        )
     if moved == ["test"] and "test" in before:
         raise DataError(
             "ingest.test_from: existing rows of test would precede new rows of valid; change "

@@ -31,7 +31,7 @@ import pyarrow as pa
 import pyarrow.fs
 
 from infnet_dist.config.logs import LogsIngest
-from infnet_dist.data.manifest import Ingested, Manifest
+from infnet_dist.data.manifest import Ingested, Manifest, SampledNegatives
 from infnet_dist.errors import DataError
 from infnet_dist.ingest.coverage import warn_of_joins, warn_of_unknown
 from infnet_dist.ingest.listing import Listing, log_left_out
@@ -56,7 +56,7 @@ from infnet_dist.ingest.logs.quarantine import count_bad_rows
 from infnet_dist.ingest.logs.reading.files import find_fragments, list_files
 from infnet_dist.ingest.logs.reading.id_types import find_id_types
 from infnet_dist.ingest.logs.reading.rules import make_rules
-from infnet_dist.ingest.logs.splits import SPLITS
+from infnet_dist.ingest.logs.splits import OTHERS, SPLITS
 from infnet_dist.ingest.logs.stages.assemble import assemble
 from infnet_dist.ingest.logs.stages.count import count_events
 from infnet_dist.ingest.logs.stages.deduplicate import Deduplicated, deduplicate
@@ -212,7 +212,8 @@ def _run_stages(context: IngestContext, new: Listing) -> StagedSet | None:
         unreadable=partitioned.unreadable,
         quarantined=quarantined,
         bad_rows=num_bad,
-        left_out={name: rows[name] for name in ("early", "left_out")},
+        left_out={name: rows[name] for name in OTHERS},
+        negatives=_sampled_negatives(config, deduplicated),
         hashed=fit_hashed_tables(context, deduplicated),
     )
     return StagedSet(
@@ -251,7 +252,7 @@ def _rows_by_split(
     context: IngestContext, partitioned: Partitioned, deduplicated: Deduplicated
 ) -> dict[str, int]:
     totals = np.sum([outcome["splits"] for outcome in deduplicated.outcomes], axis=0)
-    rows = dict(zip((*SPLITS, "early", "left_out"), map(int, totals), strict=True))
+    rows = dict(zip((*SPLITS, *OTHERS), map(int, totals), strict=True))
     for split in {"train"} | context.calendar.starts_ms.keys():
         if not rows[split] + _existing_rows(context, split):
             covered = " to ".join(map(time_text, partitioned.times_ms))
@@ -260,6 +261,21 @@ def _rows_by_split(
                 "ingest.train_from, ingest.valid_from or ingest.test_from"
             )
     return rows
+
+
+def _sampled_negatives(config: LogsIngest, deduplicated: Deduplicated) -> SampledNegatives | None:
+    if config.negatives is None:
+        return None
+    task, share = config.negatives.task, config.negatives.share
+    number = sum(outcome["contradicting"] for outcome in deduplicated.outcomes)
+    if number:
+        log.warning(
+            "%s rows of train have another label although that of %s is 0; all are kept, so the "
+            "correction of predictions for ingest.negatives is only approximate",
+            f"{number:,}",
+            task,
+        )
+    return SampledNegatives(task=task, share=share, contradicting=number)
 
 
 def _existing_rows(context: IngestContext, split: str) -> int:
@@ -282,6 +298,7 @@ def _with_earlier(ingested: Ingested, earlier: Manifest | None) -> Ingested:
     if earlier is not None and before is not None:
         update["files"] = (*before.files, *ingested.files)
         update["bad_rows"] = before.num_bad + ingested.num_bad
+        update["negatives"] = before.negatives  # no row of train is added to a set that has them
         update["grew_from"] = (*before.grew_from, earlier.content_hash)
     return ingested.model_copy(update=update)
 

@@ -10,6 +10,8 @@ from infnet_dist.config.logs import LogsIngest
 IntArray = npt.NDArray[np.int64]
 SPLITS = ("train", "valid", "test")
 EARLY, LEFT_OUT = 3, 4  # before train; in the gap before valid or test
+NEGATIVE = 5  # of train, left out by `ingest.negatives`
+OTHERS = ("early", "left_out", "negatives")  # names of the codes after SPLITS
 _HOUR_MS = 3_600_000
 _DAY_MS = 24 * _HOUR_MS
 

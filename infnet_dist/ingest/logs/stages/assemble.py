@@ -28,6 +28,7 @@ from infnet_dist.ingest.logs.encoding.features import (
 )
 from infnet_dist.ingest.logs.encoding.hashing import buckets_of
 from infnet_dist.ingest.logs.encoding.vocabulary import Encoder
+from infnet_dist.ingest.logs.negatives import splits_of
 from infnet_dist.ingest.logs.splits import SPLITS, Calendar
 from infnet_dist.ingest.logs.stages.deduplicate import Deduplicated
 from infnet_dist.ingest.logs.stages.shuffle_files import BucketWriter, read_bucket
@@ -118,8 +119,7 @@ class AssemblePartition:
         """Number of rows written."""
         config = self.config
         rows = read_bucket([self.rows], 0, 1)
-        times = rows[config.time.column].to_numpy()
-        splits = Calendar.of(config).splits(times)
+        splits = splits_of(config, rows)
         encoders = make_encoders(config, self.vocabularies)
         made = _Columns(config, self.schema, rows, encoders, self._read_counts(len(rows)))
         if self.state is not None:

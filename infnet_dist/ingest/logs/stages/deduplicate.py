@@ -22,7 +22,8 @@ from infnet_dist.data.hashing import splitmix64
 from infnet_dist.ingest.logs.context import IngestContext
 from infnet_dist.ingest.logs.encoding.hashing import combined, counting_bucket, keys
 from infnet_dist.ingest.logs.encoding.sketch import HashArray, occurrences, smallest_hashes
-from infnet_dist.ingest.logs.splits import LEFT_OUT, Calendar
+from infnet_dist.ingest.logs.negatives import contradicting, splits_of
+from infnet_dist.ingest.logs.splits import OTHERS, SPLITS, Calendar
 from infnet_dist.ingest.logs.stages.partition import Partitioned
 from infnet_dist.ingest.logs.stages.runner import Outcome
 from infnet_dist.ingest.logs.stages.shuffle_files import BucketWriter, read_bucket
@@ -130,12 +131,13 @@ class DeduplicatePartition:
         self._sample(rows, learned)
         for by in counter_groups(config):
             self._write_events(rows, by, calendar)
-        splits = np.bincount(calendar.splits(times)[new], minlength=LEFT_OUT + 1)
+        splits = np.bincount(splits_of(config, rows)[new], minlength=len(SPLITS) + len(OTHERS))
         return {
             "rows": int(new.sum()),
             "duplicates": duplicates,
             "examples": {DUPLICATE: example} if example else {},
             "splits": splits.tolist(),
+            "contradicting": int((contradicting(config, rows) & new).sum()),
         } | self._watch_time(rows, learned)
 
     def _without_duplicates(self, rows: pa.Table) -> tuple[pa.Table, int, str]:

@@ -1,0 +1,1 @@
+"""Predictions of the candidates of a request -> their order; needs numpy alone."""

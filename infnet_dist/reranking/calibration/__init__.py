@@ -1,0 +1,1 @@
+"""Logits -> probabilities that agree with how often the labels are 1."""
