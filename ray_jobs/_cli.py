@@ -12,6 +12,7 @@ from infnet_dist.config.run import Config, load_config
 from infnet_dist.errors import CheckpointError, UserError
 from infnet_dist.io.console import end_progress, set_up_logging
 from infnet_dist.io.filesystem import Folder
+from infnet_dist.io.paths import resolve_place
 from ray_jobs._cluster import disconnect
 
 log = logging.getLogger("infnet_dist")
@@ -53,6 +54,22 @@ def newest_checkpoint(config: Config, run: str | None) -> Folder:
         where = checkpoint_folder(config, runs / run) if run else all_runs
         raise CheckpointError(f"no complete checkpoint in {where}; train first")
     return max(complete, key=lambda folder: folder.modified_ns(MANIFEST))
+
+
+def checkpoint_of(config: Config, arguments: argparse.Namespace) -> Folder:
+    """The checkpoint of --checkpoint, or the newest of a run.
+
+    Raises:
+        CheckpointError: there is none, or --checkpoint is a folder of several.
+    """
+    from infnet_dist.checkpoint.discovery import open_checkpoint
+
+    if not arguments.checkpoint:
+        return newest_checkpoint(config, arguments.run_id)
+    try:
+        return open_checkpoint(resolve_place(arguments.checkpoint))[0]
+    except CheckpointError as error:
+        raise CheckpointError(f"{error}; --run-id takes the newest of a run") from None
 
 
 def run_main(

@@ -11,6 +11,7 @@ from ray_jobs._options import (
     benchmark_options,
     compare_options,
     evaluate_options,
+    export_options,
     ingest_options,
     roll_options,
     smoke_options,
@@ -91,6 +92,12 @@ VERBS = {
         "evaluate a checkpoint on a split",
         "--config configs/smoke.yaml --run-id 20261122-111407 --split test",
         evaluate_options,
+    ),
+    "export": Verb(
+        "ray_jobs.export",
+        "export a checkpoint to a bundle for serving; needs no Ray",
+        "--config configs/smoke.yaml --out bundle --tables int8 --check",
+        export_options,
     ),
     "roll": Verb(
         "ray_jobs.roll",

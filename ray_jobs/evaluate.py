@@ -11,7 +11,6 @@ evaluation-<split>-<step>.json, by default beside the run's summary. An existing
 another result of the same step gets a number.
 """
 
-import argparse
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -20,7 +19,6 @@ from typing import Any
 from rich.table import Table
 
 from infnet_dist import checkpoint
-from infnet_dist.checkpoint.discovery import open_checkpoint
 from infnet_dist.checkpoint.inspection import read_plain
 from infnet_dist.config.changes import changes
 from infnet_dist.config.overrides import covers, key_of
@@ -31,11 +29,10 @@ from infnet_dist.errors import CheckpointError, ConfigError
 from infnet_dist.io.console import wide_console
 from infnet_dist.io.filesystem import Folder
 from infnet_dist.io.json_files import dump_json, write_json
-from infnet_dist.io.paths import resolve_place
 from infnet_dist.training.data_changes import warning_of_other_data
 from infnet_dist.training.evaluation import check_readable_set, evaluate_checkpoint
 from infnet_dist.training.setup import open_training_set
-from ray_jobs._cli import log, newest_checkpoint, read_config, run_main
+from ray_jobs._cli import checkpoint_of, log, read_config, run_main
 from ray_jobs._launch import launch
 from ray_jobs._verbs import parse
 
@@ -52,7 +49,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Find the checkpoint, evaluate it, write and print the result."""
     arguments = parse("evaluate", argv)
     config = read_config(arguments)
-    path = _checkpoint_of(config, arguments)
+    path = checkpoint_of(config, arguments)
     output = arguments.output or _default_output(config, path, arguments.split)
     Folder(output.parent).check_target(output.name)
     result = evaluate_on(config, path, arguments.split, arguments.launcher, arguments.overrides)
@@ -88,16 +85,6 @@ def evaluate_on(
         evaluate_checkpoint, {"config": config, "path": path, "split": split}, config, launcher
     )
     return result
-
-
-def _checkpoint_of(config: Config, arguments: argparse.Namespace) -> Folder:
-    """The checkpoint of --checkpoint, or the newest of a run."""
-    if not arguments.checkpoint:
-        return newest_checkpoint(config, arguments.run_id)
-    try:
-        return open_checkpoint(resolve_place(arguments.checkpoint))[0]
-    except CheckpointError as error:
-        raise CheckpointError(f"{error}; --run-id takes the newest of a run") from None
 
 
 def _check_set(config: Config, path: Folder, split: str) -> None:

@@ -86,9 +86,10 @@ class GatedHistory(NamedTuple):
     def read(self, block: HubBlock, query_NQD: torch.Tensor) -> torch.Tensor:
         """Multi-head attention of projected queries, [N, Q, D]; 0 without any item."""
         assert self.vector_NJD is not None and self.weight_NJL is not None
+        project = block.key_value["S"]
+        assert isinstance(project, nn.Linear)
         key_hdD, value_hdD = (
-            weight.unflatten(0, (block.num_heads, -1))
-            for weight in block.key_value["S"].weight.chunk(2)
+            weight.unflatten(0, (block.num_heads, -1)) for weight in project.weight.chunk(2)
         )
         count, num_queries, dim = query_NQD.shape
         query_NQhd = query_NQD.unflatten(2, (block.num_heads, -1))

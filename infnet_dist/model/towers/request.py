@@ -37,9 +37,9 @@ class AnyRequest(nn.Module):
         task_NKD: torch.Tensor,
     ) -> torch.Tensor:
         """Logits [N, K]; `user` is empty for models without history."""
-        history = _copies(user, categorical_NMD)
+        sequence_NLD, mask_NL = _copies(user, categorical_NMD)
         logits_NK: torch.Tensor = self.tower(
-            Tokens(categorical_NMD, *history, target_NFD, task_NKD)
+            Tokens(categorical_NMD, sequence_NLD, mask_NL, target_NFD, task_NKD)
         )
         return logits_NK
 
@@ -69,8 +69,10 @@ class StackRequest(AnyRequest):
             summary_NFD = user[0].expand(categorical_NMD.shape[0], -1, -1)
             return self.tower.logits(categorical_NMD, summary_NFD)
         one_history = isinstance(self.tower.sequence, DIN) and user
-        history = user if one_history else _copies(user, categorical_NMD)
-        summary_NFD = self.tower.sequence(Tokens(categorical_NMD, *history, target_NFD, task_NKD))
+        sequence_BLD, mask_BL = user if one_history else _copies(user, categorical_NMD)
+        summary_NFD = self.tower.sequence(
+            Tokens(categorical_NMD, sequence_BLD, mask_BL, target_NFD, task_NKD)
+        )
         return self.tower.logits(categorical_NMD, summary_NFD)
 
 
