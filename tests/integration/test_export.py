@@ -13,6 +13,7 @@ import torch
 
 from infnet_dist.checkpoint.manifest import read_manifest as read_checkpoint
 from infnet_dist.checkpoint.reading import TensorReader
+from infnet_dist.config.model import InfnetConfig, ModelSection, NoneConfig, StackConfig
 from infnet_dist.errors import BundleError, RequestError, UserError
 from infnet_dist.io.filesystem import Folder
 from infnet_dist.serving.bundle import Bundle
@@ -36,11 +37,20 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     )
 
 
-def trained(data: Path, runs: Path, run_id: str, workers: int, **changes: Any) -> Folder:
+def trained(
+    data: Path,
+    runs: Path,
+    run_id: str,
+    workers: int,
+    model: ModelSection | None = None,
+    **changes: Any,
+) -> Folder:
     """The checkpoint of a short run."""
     config = make_config(
         data, runs, **{"data": {"crosses": CROSSES}, "training": {"max_steps": 20}, **changes}
     )
+    if model is not None:
+        config = config.model_copy(update={"model": model})
     run = runs / "test" / run_id
     (summary, *_) = run_ranks(train, workers, config=config, run_folder=run)
     return Folder(summary["checkpoint"])
@@ -48,7 +58,7 @@ def trained(data: Path, runs: Path, run_id: str, workers: int, **changes: Any) -
 
 @pytest.fixture(scope="module")
 def checkpoint(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Folder:
-    """Of two workers, with an average of the weights and an fp16 table."""
+    """Of two workers, with an average of the weights."""
     return trained(
         data,
         tmp_path_factory.mktemp("runs"),
@@ -85,7 +95,9 @@ def test_narrow_tables_cost_little(
     export_bundle(checkpoint, tmp_path / "bundle", data_type)  # type: ignore[arg-type]
     result = check_bundle(tmp_path / "bundle", checkpoint, data, "valid", 300)
     assert result.fault(data_type) is None and result.fault("fp32") is not None
-    assert result.aucs and all(one - other <= 0.0005 for one, other in result.aucs.values())
+    assert result.largest_difference < {"fp16": 1e-3, "int8": 2e-2}[data_type]
+    # A pair of rows of this small set that change places makes 1e-4 to 1e-3.
+    assert result.aucs and all(abs(one - other) < 0.005 for one, other in result.aucs.values())
 
 
 def test_rows_are_those_of_the_checkpoint(bundle_folder: Path, checkpoint: Folder) -> None:
@@ -101,20 +113,18 @@ def test_rows_are_those_of_the_checkpoint(bundle_folder: Path, checkpoint: Folde
 @pytest.mark.parametrize(
     "model",
     [
-        {"name": "infnet", "history_reads": "user", "first_order": True},
-        {"name": "infnet", "conditional_on": {"like": "click"}},
-        {"name": "stack", "sequence": {"name": "none"}, "head": {"name": "mmoe"}},
+        InfnetConfig(token_dim=8, num_hubs=2, history_reads="user", first_order=True),
+        StackConfig(
+            name="stack",
+            token_dim=8,
+            sequence=NoneConfig(name="none"),
+            conditional_on={"like": "click"},
+        ),
     ],
-    ids=["user", "conditional", "without-history"],
+    ids=["user", "without-history"],
 )
-def test_other_models(model: dict[str, Any], data: Path, tmp_path: Path) -> None:
-    found = trained(
-        data,
-        tmp_path / "runs",
-        "one",
-        1,
-        model={**model, "num_hubs": 2} if model["name"] == "infnet" else model,
-    )
+def test_other_models(model: ModelSection, data: Path, tmp_path: Path) -> None:
+    found = trained(data, tmp_path / "runs", "one", 1, model)
     export_bundle(found, tmp_path / "bundle", "fp32")
     result = check_bundle(tmp_path / "bundle", found, data, "valid", 60)
     assert result.fault("fp32") is None, result
@@ -123,15 +133,25 @@ def test_other_models(model: dict[str, Any], data: Path, tmp_path: Path) -> None
 # ---------------------------------------------------------------------------- with torch alone
 
 ALONE = """
+import importlib.machinery
 import sys
 class Blocked:
-    def find_spec(self, name, path=None, target=None):
-        if name.split(".")[0] in {"pydantic", "pyarrow", "torchrec", "fbgemm_gpu", "ray", "yaml",
-                                  "fsspec", "pandas", "rich", "tqdm"}:
-            raise ImportError(f"{name} is blocked")
+    def find_spec(self, name, path=None, target=None):  # torch asks for specs of some of them
+        if name in {"pydantic", "pyarrow", "torchrec", "fbgemm_gpu", "ray", "yaml", "fsspec",
+                    "pandas", "rich", "tqdm"}:
+            return importlib.machinery.ModuleSpec(name, self)
+    def create_module(self, spec):
+        raise ImportError(f"{spec.name} is blocked")
+    def exec_module(self, module): ...
 sys.meta_path.insert(0, Blocked())
 import json
 from infnet_dist.serving.bundle import Bundle
+try:
+    import pyarrow
+except ImportError:
+    pass
+else:
+    raise AssertionError("nothing is blocked")
 folder = sys.argv[1]
 example = json.load(open(f"{folder}/example_request.json"))
 scores = Bundle.open(folder).score(example["request"])
@@ -217,7 +237,7 @@ def test_bad_requests_are_refused(bundle_folder: Path, request_: dict[str, Any])
         (changed(request_, "candidates", itm=items), "itm.*item"),
         (changed(request_, "user", item=3), "'item'.*user and candidates"),
         (changed(request_, "candidates", item=items[:-1]), "values for"),
-        (changed(request_, "candidates", item=[80, *items[1:]]), "'item'.*80.*79"),
+        (changed(request_, "candidates", item=[81, *items[1:]]), "'item'.*81.*80"),
         (changed(request_, "candidates", item=[-1, *items[1:]]), "'item'.*-1"),
         (changed(request_, "candidates", item=["a", *items[1:]]), "'item'.*integer"),
         (changed(request_, "candidates", item=[0.5, *items[1:]]), "'item'.*integer"),
@@ -225,7 +245,7 @@ def test_bad_requests_are_refused(bundle_folder: Path, request_: dict[str, Any])
         (changed(request_, "candidates", content=[[1.0]] * 5), "'content'.*4 numbers"),
         (changed(request_, "user", **{history: {attribute: [1]}}), history),
         (changed(request_, "user", **{history: [1, 2]}), history),
-        ({"user": user, "candidates": {}}, "candidates"),
+        ({"user": user, "candidates": {}}, "lacks.*'item'"),
         (
             {
                 "user": user,
