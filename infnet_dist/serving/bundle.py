@@ -91,7 +91,7 @@ class Bundle:
         prepared = self._reader.read(request)
         user = list(self._user(*self._history(prepared))) if self._user is not None else []
         fields = [self._embeddings(field, prepared) for field in self.manifest.fields]
-        count = prepared.count
+        count = prepared.num_candidates
         vectors_NV = _side_by_side([*prepared.vectors.values()], count)
         dense_NN = _side_by_side([one.unsqueeze(1) for one in prepared.dense.values()], count)
         logits = []
@@ -109,7 +109,7 @@ class Bundle:
         ids = prepared.fields[field.name]
         rows = self._tables[field.table].lookup(ids.values)
         pooled_BE = rows if field.kind == "single" else pool(rows, ids, field.pooling)
-        return pooled_BE.expand(prepared.count, -1)
+        return pooled_BE.expand(prepared.num_candidates, -1)
 
     def _history(
         self, prepared: Prepared

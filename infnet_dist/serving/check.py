@@ -86,7 +86,8 @@ def check_bundle(
     origin = read_origin(checkpoint, "infnet export --check")
     schema = origin.lookups.schema
     model = load_model(checkpoint, origin)
-    pairs, shared = [], 0.0
+    pairs: list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]] = []
+    shared = 0.0
     for batch, left in _batches(origin, data_path, split, num_rows):
         theirs_BK = model(batch)[1].logits_BK[: batch.num_rows][:left]
         rows = BatchRequests(batch, bundle.manifest, schema)

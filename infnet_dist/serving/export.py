@@ -86,7 +86,7 @@ def _write_table(
     tensor = table_tensor(origin.manifest, table.name)
     rows, width = origin.manifest.tensors[tensor].shape
     per_shard = max(1, shard_bytes // row_bytes(data_type, width))
-    shards = []
+    shards: list[Shard] = []
     for first in range(0, rows, per_shard):
         end = min(first + per_shard, rows)
         shard = Shard(f"table-{number:03d}-{len(shards):05d}.bin", first, end - first)
@@ -100,7 +100,7 @@ def _write_table(
                         f"table {table.name!r}, rows {start:,} to {stop - 1:,}: {error}; export "
                         "with --tables fp32, or from another checkpoint"
                     ) from None
-                write_all(file, memoryview(stored.contiguous().numpy()))
+                write_all(file, stored.contiguous().numpy().data)
     return StoredTable(table.name, rows, width, data_type, tuple(shards))
 
 

@@ -187,9 +187,10 @@ def _parse(raw: dict[str, Any]) -> BundleManifest:
         ),
         "files": lambda one: StoredFile(**one),
     }
-    return BundleManifest(
-        **{name: tuple(map(many[name], raw[name])) if name in many else raw[name] for name in raw}
-    )
+    made: dict[str, Any] = {
+        name: tuple(map(many[name], raw[name])) if name in many else raw[name] for name in raw
+    }
+    return BundleManifest(**made)
 
 
 def sha256_of(path: Path) -> str:

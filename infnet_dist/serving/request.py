@@ -36,14 +36,14 @@ class Prepared(NamedTuple):
     """A checked request.
 
     Attributes:
-        count: number of candidates N.
+        num_candidates: N.
         fields: ids by field.
         vectors: float32 [B, dim] by vector, NaN where it is null.
         dense: float32 [B] by standardised dense feature.
         histories: int64 ids [l] by behaviour and attribute; `TIME_GAP` are buckets.
     """
 
-    count: int
+    num_candidates: int
     fields: dict[str, Ids]
     vectors: dict[str, torch.Tensor]
     dense: dict[str, torch.Tensor]

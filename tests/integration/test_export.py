@@ -88,6 +88,7 @@ def test_a_bundle_scores_as_the_model(bundle_folder: Path, checkpoint: Folder, d
     assert result.largest_difference > 0 or result.shared_difference >= 0
 
 
+@pytest.mark.exhaustive  # the command's test exports int8
 @pytest.mark.parametrize("data_type", ["fp16", "int8"])
 def test_narrow_tables_cost_little(
     data_type: str, checkpoint: Folder, data: Path, tmp_path: Path
@@ -209,10 +210,11 @@ def test_an_export_is_complete_or_absent(
     with pytest.raises(UserError, match="there"):
         export_bundle(checkpoint, tmp_path / "there", "fp32")
 
-    def fail(*_: Any) -> None:
+    def fail(folder: Path, *_: Any) -> None:
+        (folder / "user.pt2").write_bytes(b"a part")
         raise OSError("the disk is full")
 
-    monkeypatch.setattr("infnet_dist.serving.export.write_example", fail)
+    monkeypatch.setattr("infnet_dist.serving.export.write_programs", fail)
     with pytest.raises(OSError, match="full"):
         export_bundle(checkpoint, tmp_path / "new", "fp32")
     assert [path.name for path in tmp_path.iterdir()] == ["there"]
@@ -259,9 +261,7 @@ def test_bad_requests_are_refused(bundle_folder: Path, request_: dict[str, Any])
     for request, message in wrong:
         with pytest.raises(RequestError, match=message):
             bundle.score(request)
-    assert set(bundle.score(request_)) == {"click", "like", "long_view"} | set(
-        bundle.score(request_)
-    )
+    assert {"click", "like"} < set(bundle.score(request_))
 
 
 def test_the_newest_items_of_a_long_history_are_kept(
