@@ -29,6 +29,7 @@ TINY = {
     "reader": "--rows 4000 --batch-size 256 --repeats 1 --items 3 --row-group-rows 1000 "
     "--systems bare ours loader petastorm",
     "recovery": "--repeats 1",
+    "serving_model": "--cases 6x8 --requests 1 --warm-up 0 --chunk-rows 4 --fields 4 --token-dim 8",
     "small_additions": "--rows 2000 --additions 2 --added-rows 300 --users 50 --items 50",
     "sparse_arch": "--cases many --batch-size 8 --steps 1 --repeats 1",
     "train_step": "--steps 60 --repeats 1 --set ingest.num_rows=20000",
