@@ -61,7 +61,7 @@ def test_shards_make_up_a_table(per_shard: int, tmp_path: Path) -> None:
     ids = torch.tensor([8, 0, 0, 3, 5, 4])
     assert torch.equal(table.lookup(ids), rows[ids])
     assert table.lookup(ids[:0]).shape == (0, 5)
-    with pytest.raises(BundleError, match="'t'.*10 rows"):
+    with pytest.raises(BundleError, match=r"'t'.*10 rows"):
         MappedTable(tmp_path, StoredTable("t", 10, 5, "fp32", tuple(shards)))
 
 
