@@ -81,6 +81,8 @@ ABLATED = [
     ("task_tokens",),
     ("homogeneous_flow",),
     ("heterogeneous_flow",),
+    ("heterogeneous_flow", "target_hubs"),
+    ("homogeneous_flow", "interaction"),
 ]
 
 
