@@ -27,6 +27,14 @@ class CheckpointError(UserError):
     """A checkpoint is missing, incomplete, or of another model."""
 
 
+class BundleError(UserError):
+    """A bundle for serving is missing, incomplete or damaged."""
+
+
+class RequestError(UserError):
+    """A request to score candidates is malformed, or asks for more than is allowed."""
+
+
 def unknown_name(kind: str, got: str, known: Iterable[str]) -> str:
     """Message for an unknown name, with the nearest known one.
 

@@ -116,6 +116,30 @@ def predict_options(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def export_options(parser: argparse.ArgumentParser) -> None:
+    """Add the options of `infnet export`."""
+    add_config(parser)
+    where = parser.add_mutually_exclusive_group()
+    where.add_argument("--run-id", type=run_id, help="a run's folder name (default: the newest)")
+    where.add_argument("--checkpoint", help="a checkpoint folder or URL")
+    parser.add_argument("--out", type=Path, required=True, help="folder of the bundle, a new one")
+    parser.add_argument(
+        "--tables",
+        choices=("fp32", "fp16", "int8"),
+        default="fp32",
+        help="data type of the rows; int8 has a scale per row (default: fp32)",
+    )
+    parser.add_argument(
+        "--check",
+        action="store_true",
+        help="then compare the bundle with the model on rows of a split",
+    )
+    parser.add_argument("--split", default="valid", help="split of --check (default: valid)")
+    parser.add_argument(
+        "--check-rows", type=positive, default=2000, help="rows of --check (default: 2000)"
+    )
+
+
 def benchmark_options(parser: argparse.ArgumentParser) -> None:
     """Add the options of `infnet benchmark`."""
     add_config(parser)

@@ -1,4 +1,4 @@
-"""The model of a checkpoint, for the jobs that only read it: evaluate and predict."""
+"""The model of a checkpoint, for the jobs that only read it: evaluate, predict and export."""
 
 import argparse
 from collections.abc import Sequence
@@ -30,7 +30,11 @@ _FROM_RUN_FILE = (
 
 
 def checkpoint_of(config: Config, arguments: argparse.Namespace) -> Folder:
-    """The checkpoint of --checkpoint, or the newest of a run."""
+    """The checkpoint of --checkpoint, or the newest of a run.
+
+    Raises:
+        CheckpointError: there is none, or --checkpoint is a folder of several.
+    """
     if not arguments.checkpoint:
         return newest_checkpoint(config, arguments.run_id)
     try:

@@ -11,6 +11,7 @@ from ray_jobs._options import (
     benchmark_options,
     compare_options,
     evaluate_options,
+    export_options,
     ingest_options,
     predict_options,
     roll_options,
@@ -99,6 +100,12 @@ VERBS = {
         "--config configs/smoke.yaml --split test --output scores/test --keys user_id\n"
         "--config configs/smoke.yaml --input rows.parquet --output scores/rows --logits",
         predict_options,
+    ),
+    "export": Verb(
+        "ray_jobs.export",
+        "export a checkpoint to a bundle for serving; needs no Ray",
+        "--config configs/smoke.yaml --out bundle --tables int8 --check",
+        export_options,
     ),
     "roll": Verb(
         "ray_jobs.roll",

@@ -47,6 +47,11 @@ class InfnetConfig(ModelSection):
     num_shared_tasks: int = Field(2, ge=0, description="number of shared task tokens n_s")
     num_heads: int = Field(2, ge=1, description="number of attention heads; must divide token_dim")
     ablate: tuple[InfnetPart, ...] = Field((), description="parts that are left out, for ablations")
+    history_reads: Literal["all", "user"] = Field(
+        "all",
+        description="what updates the history's tokens. all: every hub of the history; user: those "
+        "that read the history alone, so that a request computes it once for all candidates",
+    )
 
 
 class InfnetPaperConfig(ModelSection):

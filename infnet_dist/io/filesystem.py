@@ -4,6 +4,7 @@ import errno
 import os
 import shutil
 import stat
+import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -233,6 +234,36 @@ def published(path: Path) -> Iterator[Path]:
     except BaseException:
         with suppress(OSError):
             partial.unlink()
+        raise
+    _sync_folder(str(path.parent))
+
+
+@contextmanager
+def published_folder(path: Path) -> Iterator[Path]:
+    """A new folder beside `path` to fill; synced and renamed to `path` at the end.
+
+    So `path` is complete or absent. The new folder is deleted on failure.
+
+    Raises:
+        UserError: `path` exists, or can't be made.
+    """
+    if path.exists():
+        raise UserError(f"{path} already exists; name another folder, or delete it first")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial = Path(tempfile.mkdtemp(prefix=f".{path.name}.partial-", dir=path.parent))
+    except OSError as error:
+        raise UserError(f"{path} can't be made ({error.strerror}); name another folder") from None
+    try:
+        partial.chmod(0o755)  # mkdtemp allows its owner alone
+        yield partial
+        for file in partial.iterdir():
+            with open(file, "rb") as opened:
+                os.fsync(opened.fileno())
+        _sync_folder(str(partial))
+        os.rename(partial, path)
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
         raise
     _sync_folder(str(path.parent))
 

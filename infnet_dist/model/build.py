@@ -63,7 +63,7 @@ def build_train_model(
     sparse = SparseArch(lookups, device=table_device)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.run.seed)
-        dense = _build_dense(config, lookups)
+        dense = build_dense(config, lookups)
     watch_time = [task.kind == "watch_time" for task in schema.tasks]
     teacher = config.training.teacher
     loss = MultiTaskLoss(
@@ -75,17 +75,17 @@ def build_train_model(
 def dense_shapes(config: Config, schema: Schema) -> dict[str, tuple[int, ...]]:
     """Shapes of the dense part's tensors, by name in a `TrainModel`."""
     with torch.random.fork_rng(devices=[]):  # on the CPU: buffers can't be made on "meta"
-        dense = _build_dense(config, Lookups(schema, config))
+        dense = build_dense(config, Lookups(schema, config))
     return {f"model.dense.{name}": tuple(t.shape) for name, t in dense.state_dict().items()}
 
 
-def _build_dense(config: Config, lookups: Lookups) -> DenseArch:
+def build_dense(config: Config, lookups: Lookups) -> DenseArch:
     """Tokens, tower and heads; random draws are made in this order."""
     options, schema = config.model, lookups.schema
     num_tasks = len(schema.tasks)
     vector_dims = [vector.dim for vector in schema.vectors]
     field_widths = [field.width for field in lookups.fields] + vector_dims
-    sequences = _sequences_read(options, schema)
+    sequences = sequences_read(options, schema)
     tokens = _build_tokens(config, lookups, field_widths, sequences)
     tower = build_tower(
         options,
@@ -106,7 +106,8 @@ def _build_dense(config: Config, lookups: Lookups) -> DenseArch:
     )
 
 
-def _sequences_read(options: ModelConfig, schema: Schema) -> Sequence[SequenceFeature]:
+def sequences_read(options: ModelConfig, schema: Schema) -> Sequence[SequenceFeature]:
+    """The behaviours that the model reads: all, or none."""
     ignores_history = isinstance(options, StackConfig) and options.sequence.name == "none"
     return () if ignores_history else schema.sequences
 

@@ -85,14 +85,24 @@ class DenseArch(nn.Module):
         time_gap_BL: torch.Tensor | None,
     ) -> torch.Tensor:
         """Logits [B, K], float32."""
-        fields = embeddings.fields
-        if self.vectors is not None:
-            fields = fields + self.vectors(vectors_BV)
+        fields = self.with_vectors(embeddings.fields, vectors_BV)
         with bf16_autocast(dense_BN.device) if self.bf16 and self.training else nullcontext():
             tokens = self.tokens(
                 fields, embeddings.sequences, embeddings.masks, dense_BN, time_gap_BL
             )
             logits_BK: torch.Tensor = self.tower(tokens).float()
+        return self.completed(logits_BK, fields, dense_BN)
+
+    def with_vectors(
+        self, fields: list[torch.Tensor], vectors_BV: torch.Tensor
+    ) -> list[torch.Tensor]:
+        """The embeddings of all fields, then the vectors, which are fields as well."""
+        return fields if self.vectors is None else fields + self.vectors(vectors_BV)
+
+    def completed(
+        self, logits_BK: torch.Tensor, fields: Sequence[torch.Tensor], dense_BN: torch.Tensor
+    ) -> torch.Tensor:
+        """The tower's logits with the parts that aren't the tower's."""
         if self.first_order is not None:
             logits_BK = logits_BK + self.first_order(fields, dense_BN)
         if self.entire_space is not None:

@@ -13,6 +13,7 @@ from torchrec.sparse.jagged_tensor import JaggedTensor, KeyedJaggedTensor, Keyed
 
 from infnet_dist.config.tables import DataType as DataTypeName
 from infnet_dist.lookups import Home, Lookups, TableLookups
+from infnet_dist.model.pooling import item_mask, num_ids, total_weight
 from infnet_dist.model.tokens import SparseEmbeddings
 from infnet_dist.schema import sequence_keys
 
@@ -123,16 +124,18 @@ class Pooling(nn.Module):
                 sums[key] = self._pool(rows[key], weights, key)
             sum_BE = _narrow(sums[key].float(), field.width)
             if field.pooling == "mean":
-                sum_BE = sum_BE / (counts[key] if weights is None else _total_weight(weights))
+                sum_BE = sum_BE / (
+                    counts[key]
+                    if weights is None
+                    else total_weight(weights.weights(), weights.lengths())
+                )
             fields.append(sum_BE)
         sequences, masks = [], []
         for length, attributes in self._sequences:
             first = rows[attributes[0][0]]
             values = [_narrow(rows[key].values(), width) for key, width in attributes]
             sequences.append(_pad(torch.cat(values, dim=-1), first, length))
-            lengths_B = first.lengths()
-            places_L = torch.arange(length, device=lengths_B.device)
-            masks.append(places_L < lengths_B.unsqueeze(1))
+            masks.append(item_mask(first.lengths(), length))
         return SparseEmbeddings(fields, sequences, masks)
 
     def _pool(self, rows: JaggedTensor, weights: JaggedTensor | None, key: str) -> torch.Tensor:
@@ -152,14 +155,8 @@ def _narrow(rows: torch.Tensor, width: int) -> torch.Tensor:
 def _num_ids(features: KeyedJaggedTensor) -> dict[str, torch.Tensor]:
     """Number of ids per row by key, float32 [B, 1]; 1 where there are none."""
     keys = features.keys()
-    count_FB1 = features.lengths().view(len(keys), features.stride(), 1).float().clamp(min=1.0)
+    count_FB1 = num_ids(features.lengths().view(len(keys), features.stride()))
     return dict(zip(keys, count_FB1.unbind(), strict=True))
-
-
-def _total_weight(bags: JaggedTensor) -> torch.Tensor:
-    """Sum of the weights per row, [B, 1]; 1 where it is 0, as the weighted sum is."""
-    total_B = torch.segment_reduce(bags.weights(), "sum", lengths=bags.lengths(), initial=0)
-    return total_B.where(total_B > 0, 1.0).unsqueeze(1)
 
 
 def _pad(values: torch.Tensor, jagged: JaggedTensor, length: int) -> torch.Tensor:

@@ -157,21 +157,31 @@ class TokenArch(nn.Module):
             dense_BN: standardised dense features.
             time_gap_BL: buckets, of any integer type, 0 where padded; None: all are 0.
         """
-        categorical_BMD = self._field_tokens(fields, dense_BN)
-        task_BKD = self._expanded_task_tokens(categorical_BMD)
+        categorical_BMD = self.field_tokens(fields, dense_BN)
+        task_BKD = self.task_tokens(categorical_BMD)
         if self.item_norm is None:
-            nothing_B0D = categorical_BMD.new_zeros(len(categorical_BMD), 0, self.token_dim)
+            nothing_B0D = categorical_BMD[:, :0]
             mask_B0 = torch.zeros(
                 nothing_B0D.shape[:2], dtype=torch.bool, device=nothing_B0D.device
             )
             return Tokens(categorical_BMD, nothing_B0D, mask_B0, nothing_B0D, task_BKD)
-        mask_BL = torch.cat(list(masks), dim=1)
-        sequence_BLD = self.dropout(self.item_norm(self._history(sequences, time_gap_BL)))
-        sequence_BLD = sequence_BLD.masked_fill(~mask_BL.unsqueeze(-1), 0.0)
-        target_BFD = self.dropout(self.item_norm(self._targets(fields)))
+        sequence_BLD, mask_BL = self.history_tokens(sequences, masks, time_gap_BL)
+        target_BFD = self.target_tokens(fields)
         return Tokens(categorical_BMD, sequence_BLD, mask_BL, target_BFD, task_BKD)
 
-    def _field_tokens(self, fields: Sequence[torch.Tensor], dense_BN: torch.Tensor) -> torch.Tensor:
+    def history_tokens(
+        self,
+        sequences: Sequence[torch.Tensor],
+        masks: Sequence[torch.Tensor],
+        time_gap_BL: torch.Tensor | None,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Tokens [B, L, D] and mask [B, L] of all behaviours, of which there is at least one."""
+        assert self.item_norm is not None
+        mask_BL = torch.cat(list(masks), dim=1)
+        sequence_BLD = self.dropout(self.item_norm(self._history(sequences, time_gap_BL)))
+        return sequence_BLD.masked_fill(~mask_BL.unsqueeze(-1), 0.0), mask_BL
+
+    def field_tokens(self, fields: Sequence[torch.Tensor], dense_BN: torch.Tensor) -> torch.Tensor:
         """One token per field, and one for all dense features, [B, M, D]."""
         projected_BMD = self.fields(fields)
         if self.numbers is not None:
@@ -179,11 +189,11 @@ class TokenArch(nn.Module):
         token_BMD: torch.Tensor = self.dropout(self.field_norm(projected_BMD))
         return token_BMD
 
-    def _expanded_task_tokens(self, like_BMD: torch.Tensor) -> torch.Tensor:
+    def task_tokens(self, like_BMD: torch.Tensor) -> torch.Tensor:
         """The task tokens for each row, [B, K, D]; K is 0 where there are none."""
         if self.task_KD is None:
-            return like_BMD.new_zeros(len(like_BMD), 0, self.token_dim)
-        return self.task_KD.expand(len(like_BMD), -1, -1)
+            return like_BMD[:, :0]
+        return self.task_KD.expand(like_BMD.shape[0], -1, -1)  # len() isn't traced by export
 
     def _history(
         self, sequences: Sequence[torch.Tensor], time_gap_BL: torch.Tensor | None
@@ -198,6 +208,12 @@ class TokenArch(nn.Module):
         gap_BLD: torch.Tensor = self.time_gap(time_gap_BL.int())
         return item_BLD + self.position_LD + gap_BLD
 
+    def target_tokens(self, fields: Sequence[torch.Tensor]) -> torch.Tensor:
+        """The candidate as an item of each behaviour, [B, F, D]; there is at least one."""
+        assert self.item_norm is not None
+        target_BFD: torch.Tensor = self.dropout(self.item_norm(self._targets(fields)))
+        return target_BFD
+
     def _targets(self, fields: Sequence[torch.Tensor]) -> torch.Tensor:
         """The candidate as an item of each behaviour, by that behaviour's projection, [B, F, D]."""
         targets = []
@@ -205,7 +221,7 @@ class TokenArch(nn.Module):
             self.items, self.target_fields, self.item_widths, strict=True
         ):
             attributes = [
-                fields[0].new_zeros(len(fields[0]), width) if place is None else fields[place]
+                fields[0].new_zeros(fields[0].shape[0], width) if place is None else fields[place]
                 for place, width in zip(places, widths, strict=True)
             ]
             targets.append(project(torch.cat(attributes, dim=1)))

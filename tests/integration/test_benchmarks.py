@@ -31,6 +31,7 @@ TINY = {
     "--systems bare ours loader petastorm",
     "recovery": "--repeats 1",
     "reranking": "--candidates 30 --results 5 --dims 4 --repeats 3 --limit-ms 60000",
+    "serving_model": "--cases 6x8 --requests 1 --warm-up 0 --chunk-rows 4 --fields 4 --token-dim 8",
     "small_additions": "--rows 2000 --additions 2 --added-rows 300 --users 50 --items 50",
     "sparse_arch": "--cases many --batch-size 8 --steps 1 --repeats 1",
     "tower_cost": "--fields 2 --lengths 4 --token-dim 8 --batch-size 2 --repeats 1",

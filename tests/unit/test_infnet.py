@@ -1,5 +1,7 @@
 """INFNet v2 (hubs) and its additions against loops that follow docs/infnet.md, section 3."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -48,9 +50,13 @@ def first_hubs(w: Weights, c: Case, sample: Sample, tasks: Row) -> dict[str, Row
         mean = total / count if count else total
         hubs["S"].append(mlp(w, f"hubs.behaviours.{a}", mean))
         start += length
-    if "target_hubs" not in c.ablate:
-        hubs["S"] += sample.targets
     names = ["C", "S", "T"] if c.lengths else ["C", "T"]
+    if "target_hubs" not in c.ablate:
+        if c.history_reads == "all":
+            hubs["S"] += sample.targets
+        elif c.lengths and "interaction" not in c.ablate:
+            hubs["X"] = sample.targets
+            names.insert(2, "X")
     return {g: [layer_norm(w, f"hubs.norm.{g}", hub) for hub in hubs[g]] for g in names}
 
 
@@ -61,7 +67,8 @@ def block(
     name, names, last = f"blocks.{n}", list(hubs), n + 1 == c.blocks
     keys: dict[str, Row] = {}
     values: dict[str, Row] = {}
-    for j in names:
+    sources = [j for j in names if j != "X"]
+    for j in sources:
         kept = [x for i, x in enumerate(groups[j]) if j != "S" or valid[i]]
         both = [project(w, f"{name}.key_value.{j}", token) for token in kept]
         keys[j], values[j] = [kv[: c.dim] for kv in both], [kv[c.dim :] for kv in both]
@@ -70,14 +77,16 @@ def block(
         if last and (g == "C" or (g == "S" and "interaction" in c.ablate)):
             continue
         own = "heterogeneous_flow" in c.ablate and g != "T"
+        own |= g == "S" and c.history_reads == "user"
+        reads = [g if g != "X" else "S"] if own else sources
         updated = []
         for hub in hubs[g]:
             query = project(w, f"{name}.query.{g}", hub)
-            parts = [attend(query, keys[j], values[j], c.heads) for j in ([g] if own else names)]
+            parts = [attend(query, keys[j], values[j], c.heads) for j in reads]
             mixed = project(w, f"{name}.mix.{g}", np.concatenate(parts))
             updated.append(layer_norm(w, f"{name}.hub_norm.{g}", hub + mixed))
         new_hubs[g] = updated
-        if "homogeneous_flow" in c.ablate or (last and g != "T"):
+        if "homogeneous_flow" in c.ablate or (last and g != "T") or g == "X":
             continue
         gate = mlp(w, f"{name}.gate.{g}", np.concatenate(updated))
         alpha, beta = gate[: c.dim], gate[c.dim :]
@@ -105,7 +114,7 @@ def reference(w: Weights, c: Case, sample: Sample) -> list[float]:
         if "task_hubs" not in c.ablate:
             read.append(hubs["T"][own])
         if "interaction" not in c.ablate:
-            met = [*sample.fields, *hubs.get("S", []), *hubs["T"]]
+            met = [*sample.fields, *hubs.get("S", []), *hubs.get("X", []), *hubs["T"]]
             read.append(wukong(w, "interaction.", met, num_fm=8))
         logits.append(float(mlp(w, f"heads.heads.{k}", np.concatenate(read))[0]))
     return logits
@@ -120,6 +129,18 @@ def test_logits_match_the_loops(case: Case) -> None:
 @pytest.mark.parametrize("ablate", ABLATIONS, ids=" ".join)
 def test_without_a_part_logits_match_the_loops(ablate: tuple[str, ...], lengths: tuple) -> None:
     check_logits(infnet, Case(ablate=ablate, lengths=lengths, blocks=3), reference)
+
+
+@pytest.mark.parametrize("ablate", [(), *ABLATIONS], ids=" ".join)
+def test_history_reads_user_matches_the_loops(ablate: tuple[str, ...]) -> None:
+    check_logits(infnet, Case(ablate=ablate, history_reads="user", blocks=3), reference)
+
+
+@pytest.mark.parametrize(
+    "case", [Case(lengths=()), Case(lengths=(5,)), Case(masks="empty")], ids=str
+)
+def test_history_reads_user_of_other_sizes(case: Case) -> None:
+    check_logits(infnet, replace(case, history_reads="user"), reference)
 
 
 def test_every_part_that_a_run_file_may_name_is_tried() -> None:

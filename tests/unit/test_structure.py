@@ -32,6 +32,7 @@ ORDER = [
     "tracking",
     "training",
     "prediction",
+    "serving",
     "profiling",
     "comparison",
     "contrib",
@@ -129,6 +130,24 @@ def test_towers_are_innocent():
         or name.startswith("torch.distributed")
     ]
     assert not wrong, f"towers import torch, tokens and one another alone: {wrong}"
+
+
+def test_bundles_are_read_with_torch_and_numpy_alone():
+    """What `serving.bundle` imports, and what that imports; test_serving_light.py runs it."""
+    waiting, seen = ["infnet_dist.serving.bundle"], set()
+    while waiting:
+        path = PACKAGE.parent.joinpath(*waiting.pop().split(".")).with_suffix(".py")
+        if path in seen:
+            continue
+        seen.add(path)
+        for line, name in imports(path):
+            if ours(name) is not None:
+                waiting.append(name.rpartition(".")[0])
+            else:
+                top = name.split(".")[0]
+                light = {"torch", "numpy", *sys.stdlib_module_names}
+                assert top in light, f"{place(path, line)} imports {name}"
+    assert len(seen) > 4
 
 
 def test_doctor_needs_nothing():

@@ -37,6 +37,7 @@ class Case:
     shared: int = 2
     masks: str = "random"
     ablate: tuple[str, ...] = ()
+    history_reads: str = "all"
 
     def __str__(self) -> str:
         lengths = "+".join(map(str, self.lengths)) or "0"
@@ -44,6 +45,7 @@ class Case:
             f"B{self.batch}-L{lengths}-K{self.tasks}-h{self.heads}-N{self.blocks}"
             f"-M{self.fields}-D{self.dim}-n{self.hubs}-s{self.shared}-{self.masks}"
             + "".join(f"-no_{part}" for part in self.ablate)
+            + ("" if self.history_reads == "all" else f"-reads_{self.history_reads}")
         )
 
 
@@ -61,7 +63,13 @@ def infnet(c: Case) -> INFNet:
         num_shared_tasks=c.shared,
         num_hubs=c.hubs,
         ablate=c.ablate,
+        history_reads=c.history_reads,
     )
+
+
+def user_infnet(c: Case) -> INFNet:
+    """Whose history tokens don't depend on the candidate."""
+    return infnet(replace(c, history_reads="user"))
 
 
 def printed_infnet(c: Case) -> INFNet:
@@ -134,6 +142,7 @@ def stack(sequence: str, interaction: str, head: str) -> "Constructor":
 Constructor = Callable[[Case], torch.nn.Module]
 TASK_AWARE: dict[str, Constructor] = {
     "infnet": infnet,
+    "user_infnet": user_infnet,
     "printed_infnet": printed_infnet,
     "infnet_paper": infnet_paper,
     "transformer": transformer,

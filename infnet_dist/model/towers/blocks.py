@@ -79,8 +79,12 @@ class MeanPooling(nn.Module):
         """[B, F, D]."""
         if not tokens.target_BFD.shape[1]:
             return tokens.target_BFD
-        valid_BL = tokens.mask_BL.to(tokens.sequence_BLD.dtype)
-        total_BFD = torch.einsum("bl,bld,lf->bfd", valid_BL, tokens.sequence_BLD, self.behaviour_LF)
+        return self.mean(tokens.sequence_BLD, tokens.mask_BL)
+
+    def mean(self, sequence_BLD: torch.Tensor, mask_BL: torch.Tensor) -> torch.Tensor:
+        """[B, F, D], F at least 1."""
+        valid_BL = mask_BL.to(sequence_BLD.dtype)
+        total_BFD = torch.einsum("bl,bld,lf->bfd", valid_BL, sequence_BLD, self.behaviour_LF)
         return total_BFD / (valid_BL @ self.behaviour_LF).clamp(min=1).unsqueeze(-1)
 
 

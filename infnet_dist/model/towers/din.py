@@ -37,10 +37,11 @@ class DIN(nn.Module):
         )
 
     def forward(self, tokens: Tokens) -> torch.Tensor:
-        """[B, F, D]; 0 for an empty history."""
+        """[B, F, D]; 0 for an empty history. One history (batch size 1) serves all candidates."""
         if not self.sequence_lengths:
             return tokens.target_BFD
-        items = tokens.sequence_BLD.split(self.sequence_lengths, dim=1)
+        batch = tokens.target_BFD.shape[0]
+        items = tokens.sequence_BLD.expand(batch, -1, -1).split(self.sequence_lengths, dim=1)
         masks = tokens.mask_BL.split(self.sequence_lengths, dim=1)
         summaries = []
         for f, (item_BLD, mask_BL) in enumerate(zip(items, masks, strict=True)):

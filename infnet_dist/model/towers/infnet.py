@@ -17,13 +17,14 @@ Letters: B batch, M fields, L history tokens, F behaviours, K tasks, D width, H 
 """
 
 from collections.abc import Collection, Mapping, Sequence
-from typing import NamedTuple
+from typing import Literal
 
 import torch
 from torch import nn
 
 from infnet_dist.model.tokens import Tokens
-from infnet_dist.model.towers.blocks import MeanPooling, TaskHeads, attend, mlp
+from infnet_dist.model.towers.blocks import MeanPooling, TaskHeads, mlp
+from infnet_dist.model.towers.hub_block import Flow, HubBlock
 from infnet_dist.model.towers.wukong import Wukong
 
 
@@ -43,6 +44,10 @@ class INFNet(nn.Module):
             homogeneous_flow: hubs don't broadcast (so nothing reads C's); heterogeneous_flow: hubs
             of C and S read only their own group (those of T, which the heads depend on, read every
             group).
+        history_reads: "all": the hubs of S, the candidate's among them, update its tokens. "user":
+            only the means do, and they read S alone. Then no history token depends on the
+            candidate, so that a request computes them once; the target hubs, group "X", still
+            read every group.
     """
 
     def __init__(
@@ -57,10 +62,12 @@ class INFNet(nn.Module):
         num_shared_tasks: int = 2,
         num_heads: int = 2,
         ablate: Collection[str] = (),
+        history_reads: Literal["all", "user"] = "all",
     ) -> None:
         super().__init__()
         assert num_blocks >= 2, "with one block nothing reads C's hubs"
         self.ablate = frozenset(ablate)
+        self.history_reads = history_reads
         self.num_tasks = num_tasks
         num_hubs_by_group = self._count_hubs(num_hubs, len(sequence_lengths), num_shared_tasks)
         self.hubs = Hubs(
@@ -69,7 +76,7 @@ class INFNet(nn.Module):
             token_dim,
             num_hubs,
             num_shared_tasks,
-            targets="target_hubs" not in self.ablate,
+            targets=self._group_of_targets,
         )
         self.blocks = nn.ModuleList(
             HubBlock(num_hubs_by_group, token_dim, num_heads, flow)
@@ -85,23 +92,36 @@ class INFNet(nn.Module):
         self, num_hubs: int, num_behaviours: int, num_shared_tasks: int
     ) -> dict[str, int]:
         """The number of hubs of each group that exists."""
-        per_behaviour = 1 if "target_hubs" in self.ablate else 2  # the mean, and the candidate
         num_task_tokens = 1 if "task_tokens" in self.ablate else self.num_tasks
         counts = {"C": num_hubs}
         if num_behaviours:
-            counts["S"] = num_behaviours * per_behaviour
+            counts["S"] = num_behaviours  # the means
+            if (group := self._group_of_targets) is not None:
+                counts[group] = counts.get(group, 0) + num_behaviours
         return counts | {"T": num_task_tokens + num_shared_tasks}
 
-    def _flows(self, groups: Sequence[str], num_blocks: int) -> list["Flow"]:
+    @property
+    def _group_of_targets(self) -> str | None:
+        """The group whose hubs the candidate joins; None: it is no hub."""
+        if "target_hubs" in self.ablate:
+            return None
+        if self.history_reads == "all":
+            return "S"
+        return None if "interaction" in self.ablate else "X"  # the only part that reads hubs of X
+
+    def _flows(self, receivers: Sequence[str], num_blocks: int) -> list[Flow]:
         """Which hubs read what in each block; the last block updates only what is read after it."""
-        reads = {g: groups for g in groups}
+        groups = [g for g in receivers if g != "X"]  # those that have tokens
+        reads = {g: groups for g in receivers}
         if "heterogeneous_flow" in self.ablate:
-            reads |= {g: [g] for g in groups if g != "T"}
+            reads |= {g: ["S" if g == "X" else g] for g in receivers if g != "T"}
+        if "S" in groups and self.history_reads == "user":
+            reads["S"] = ["S"]
         gated, last_gated = groups, ["T"]
         if "homogeneous_flow" in self.ablate:
             gated, last_gated = [], []
-        read_last = {"T"} if "interaction" in self.ablate else {"S", "T"}
-        last_reads = {g: reads[g] for g in groups if g in read_last}
+        read_last = {"T"} if "interaction" in self.ablate else {"S", "X", "T"}
+        last_reads = {g: reads[g] for g in receivers if g in read_last}
         return [Flow(reads, gated)] * (num_blocks - 1) + [Flow(last_reads, last_gated)]
 
     def _head_dim(self, token_dim: int) -> int:
@@ -118,11 +138,23 @@ class INFNet(nn.Module):
         groups = {"C": tokens.categorical_BMD, "S": tokens.sequence_BLD, "T": task_BKD}
         for block in self.blocks:
             groups, hubs = block(groups, hubs, tokens.mask_BL)
-        logits_BK: torch.Tensor = self.heads(self._head_inputs(tokens, groups["T"], hubs))
+        return self.logits(tokens.categorical_BMD, groups["T"], hubs)
+
+    def logits(
+        self,
+        categorical_BMD: torch.Tensor,
+        task_BkD: torch.Tensor,
+        hubs: Mapping[str, torch.Tensor],
+    ) -> torch.Tensor:
+        """Logits [B, K] of the first C, and the last T and hubs."""
+        logits_BK: torch.Tensor = self.heads(self._head_inputs(categorical_BMD, task_BkD, hubs))
         return logits_BK
 
     def _head_inputs(
-        self, tokens: Tokens, task_BkD: torch.Tensor, hubs: Mapping[str, torch.Tensor]
+        self,
+        categorical_BMD: torch.Tensor,
+        task_BkD: torch.Tensor,
+        hubs: Mapping[str, torch.Tensor],
     ) -> torch.Tensor:
         """Input of each head, [B, K, in_dim]; k is 1 where all tasks share one token, else K."""
         parts = [task_BkD]
@@ -131,7 +163,7 @@ class INFNet(nn.Module):
             parts.append(hubs["T"][:, :num_task_tokens])
         if self.interaction is not None:
             others = [hubs[g] for g in hubs if g != "C"]
-            mixed_BX = self.interaction(torch.cat([tokens.categorical_BMD, *others], dim=1))
+            mixed_BX = self.interaction(torch.cat([categorical_BMD, *others], dim=1))
             parts.append(mixed_BX.unsqueeze(1).expand(-1, num_task_tokens, -1))
         return torch.cat(parts, dim=-1).expand(-1, self.num_tasks, -1)
 
@@ -147,9 +179,12 @@ class Hubs(nn.Module):
         num_hubs: int,
         num_shared_tasks: int,
         *,
-        targets: bool,
+        targets: str | None,
     ) -> None:
-        """MLPs for C and for each behaviour of S, learned tokens for T, and their norms."""
+        """MLPs for C and for each behaviour of S, learned tokens for T, and their norms.
+
+        `targets`: the group whose hubs the candidate joins; None: it is no hub.
+        """
         super().__init__()
         self.token_dim = token_dim
         self.targets = targets
@@ -158,7 +193,9 @@ class Hubs(nn.Module):
             mlp(token_dim, token_dim, token_dim) for _ in sequence_lengths
         )
         self.shared_ND = nn.Parameter(torch.randn(num_shared_tasks, token_dim) * token_dim**-0.5)
-        groups = "CST" if sequence_lengths else "CT"
+        groups = list("CST" if sequence_lengths else "CT")
+        if sequence_lengths and targets == "X":
+            groups.insert(2, "X")
         self.norm = nn.ModuleDict({g: nn.LayerNorm(token_dim) for g in groups})
         self.pooling = MeanPooling(sequence_lengths=sequence_lengths, token_dim=token_dim)
 
@@ -170,130 +207,39 @@ class Hubs(nn.Module):
         Then a LayerNorm each (our choice: without it the first queries are near 0, attention
         starts out uniform, and learning to match candidate and history takes longer).
         """
-        hubs = {"C": self._categorical_hubs(tokens.categorical_BMD)}
+        hubs = {"C": self.of_fields(tokens.categorical_BMD)}
         if self.behaviours:
-            hubs["S"] = self._sequence_hubs(tokens)
-        shared_BnD = self.shared_ND.expand(len(task_BKD), -1, -1)
-        hubs["T"] = torch.cat([task_BKD, shared_BnD], dim=1)
-        return {g: self.norm[g](hub_BHD) for g, hub_BHD in hubs.items()}
+            hubs["S"] = self.of_history(tokens.sequence_BLD, tokens.mask_BL)
+            hubs = self.with_targets(hubs, tokens.target_BFD)
+        return hubs | {"T": self.of_tasks(task_BKD)}
 
-    def _categorical_hubs(self, categorical_BMD: torch.Tensor) -> torch.Tensor:
+    def of_fields(self, categorical_BMD: torch.Tensor) -> torch.Tensor:
         """reshape(MLP(vec C)), [B, n_c, D]."""
         hub_BX: torch.Tensor = self.categorical(categorical_BMD.flatten(1))
-        return hub_BX.unflatten(1, (-1, self.token_dim))
+        return self._normed("C", hub_BX.unflatten(1, (-1, self.token_dim)))
 
-    def _sequence_hubs(self, tokens: Tokens) -> torch.Tensor:
-        """An MLP of each behaviour's mean, then the candidate as its item, [B, F or 2F, D]."""
-        mean_BFD = self.pooling(tokens)
+    def of_history(self, sequence_BLD: torch.Tensor, mask_BL: torch.Tensor) -> torch.Tensor:
+        """An MLP of each behaviour's mean, [B, F, D]."""
+        mean_BFD = self.pooling.mean(sequence_BLD, mask_BL)
         hubs = [make_hub(mean_BFD[:, f]) for f, make_hub in enumerate(self.behaviours)]
-        hub_BFD = torch.stack(hubs, dim=1)
-        return torch.cat([hub_BFD, tokens.target_BFD], dim=1) if self.targets else hub_BFD
+        return self._normed("S", torch.stack(hubs, dim=1))
 
-
-class Flow(NamedTuple):
-    """Which groups a block updates.
-
-    Attributes:
-        reads: for each group whose hubs are updated, the groups whose tokens these hubs read.
-        gated: the groups whose tokens are updated by their hubs, all of them keys of `reads`.
-    """
-
-    reads: Mapping[str, Sequence[str]]
-    gated: Sequence[str]
-
-
-class HubBlock(nn.Module):
-    """Aggregate, then broadcast.
-
-    aggregate  Z_gj = MHA(W_Qg H_g, W_Kj X_j, W_Vj X_j) for all groups j, the own one included;
-               H_g <- LN(H_g + W_g [Z_gC ; Z_gS ; Z_gT])
-    broadcast  (alpha_g, beta_g) = MLP_g(vec H_g);  X_g <- LN(X_g + X_g * sigmoid(alpha_g) + beta_g)
-
-    Keys and values are projected once per group, and the hubs of all receivers, the keys of
-    `flow.reads`, read them in one attention call.
-
-    Args:
-        num_hubs_by_group: hubs of each group.
-        token_dim: D.
-        num_heads: attention heads.
-        flow: which groups read which, and whose tokens are gated.
-    """
-
-    def __init__(
-        self,
-        num_hubs_by_group: Mapping[str, int],
-        token_dim: int,
-        num_heads: int,
-        flow: Flow,
-    ) -> None:
-        super().__init__()
-        self.reads = flow.reads
-        self.num_hubs = {g: num_hubs_by_group[g] for g in flow.reads}
-        self.num_heads = num_heads
-        receivers = list(flow.reads)
-        sources = list(dict.fromkeys(j for groups in flow.reads.values() for j in groups))
-        self.key_value = _linears(sources, token_dim, 2 * token_dim)
-        self.query = _linears(receivers, token_dim, token_dim)
-        for weight in (*self.query.parameters(), *self.key_value.parameters()):
-            for part in weight.split(token_dim):  # queries, keys and values of unit variance
-                nn.init.xavier_uniform_(part)
-        self.mix = nn.ModuleDict(
-            {
-                g: nn.Linear(len(groups) * token_dim, token_dim, bias=False)
-                for g, groups in flow.reads.items()
-            }
-        )
-        self.hub_norm = nn.ModuleDict({g: nn.LayerNorm(token_dim) for g in receivers})
-        self.gate = nn.ModuleDict(
-            {g: mlp(self.num_hubs[g] * token_dim, token_dim, 2 * token_dim) for g in flow.gated}
-        )
-        self.token_norm = nn.ModuleDict({g: nn.LayerNorm(token_dim) for g in flow.gated})
-
-    def forward(
-        self,
-        groups: dict[str, torch.Tensor],
-        hubs: dict[str, torch.Tensor],
-        mask_BL: torch.Tensor,
-    ) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
-        """The tokens and hubs of all groups, updated; `mask_BL` leaves padded history out."""
-        hubs = hubs | self._aggregate(groups, hubs, mask_BL)
-        return groups | self._broadcast(groups, hubs), hubs
-
-    def _aggregate(
-        self,
-        groups: Mapping[str, torch.Tensor],
-        hubs: Mapping[str, torch.Tensor],
-        mask_BL: torch.Tensor,
+    def with_targets(
+        self, hubs: Mapping[str, torch.Tensor], target_BFD: torch.Tensor
     ) -> dict[str, torch.Tensor]:
-        """The new hubs of each receiver, [B, hubs, D]."""
-        query_BHD = torch.cat([self.query[g](hubs[g]) for g in self.reads], dim=1)
-        read: dict[str, dict[str, torch.Tensor]] = {}  # by source, then receiver
-        for j, project in self.key_value.items():
-            key_BND, value_BND = project(groups[j]).chunk(2, dim=-1)
-            mask_BN = mask_BL if j == "S" else None
-            all_BHD = attend(
-                query_BHD, key_BND, value_BND, num_heads=self.num_heads, mask_BN=mask_BN
-            )
-            parts = all_BHD.split(list(self.num_hubs.values()), dim=1)
-            read[j] = dict(zip(self.reads, parts, strict=True))
-        new = {}
-        for g, sources in self.reads.items():
-            read_BHZ = torch.cat([read[j][g] for j in sources], dim=-1)
-            new[g] = self.hub_norm[g](hubs[g] + self.mix[g](read_BHZ))
-        return new
+        """The hubs with the candidate as an item of each behaviour, in the group of `targets`."""
+        if self.targets is None:
+            return dict(hubs)
+        target_BFD = self._normed(self.targets, target_BFD)
+        if self.targets == "X":
+            return {**hubs, "X": target_BFD}
+        return {**hubs, "S": torch.cat([hubs["S"], target_BFD], dim=1)}
 
-    def _broadcast(
-        self, groups: Mapping[str, torch.Tensor], hubs: Mapping[str, torch.Tensor]
-    ) -> dict[str, torch.Tensor]:
-        """The new tokens of each gated group, [B, tokens, D]."""
-        new = {}
-        for g, gate in self.gate.items():
-            alpha_BD, beta_BD = gate(hubs[g].flatten(1)).chunk(2, dim=-1)
-            gate_B1D, shift_B1D = torch.sigmoid(alpha_BD).unsqueeze(1), beta_BD.unsqueeze(1)
-            new[g] = self.token_norm[g](groups[g] + groups[g] * gate_B1D + shift_B1D)
-        return new
+    def of_tasks(self, task_BKD: torch.Tensor) -> torch.Tensor:
+        """[T ; shared], [B, K + n_s, D]."""
+        shared_BnD = self.shared_ND.expand(task_BKD.shape[0], -1, -1)
+        return self._normed("T", torch.cat([task_BKD, shared_BnD], dim=1))
 
-
-def _linears(groups: Sequence[str], in_dim: int, out_dim: int) -> nn.ModuleDict:
-    """One linear map without bias per group."""
-    return nn.ModuleDict({g: nn.Linear(in_dim, out_dim, bias=False) for g in groups})
+    def _normed(self, group: str, hub_BHD: torch.Tensor) -> torch.Tensor:
+        normed_BHD: torch.Tensor = self.norm[group](hub_BHD)
+        return normed_BHD

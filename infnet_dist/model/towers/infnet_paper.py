@@ -80,7 +80,7 @@ class INFNetPaper(nn.Module):
             items_BLD = self.sequence_proxies(tokens.sequence_BLD)
             items_BLD = items_BLD.masked_fill(~tokens.mask_BL.unsqueeze(-1), 0.0)
             proxies["S"] = torch.einsum("bld,lf->bfd", items_BLD, self.behaviour_LF)
-        proxies["T"] = self.shared_ND.expand(len(tokens.task_BKD), -1, -1)
+        proxies["T"] = self.shared_ND.expand(tokens.task_BKD.shape[0], -1, -1)
         return proxies
 
 

@@ -73,7 +73,7 @@ class OneTrans(nn.Module):
         """Each behaviour, oldest item first, then its separator: [B, S, D], and the mask [B, S]."""
         if self.separator_FD is None:
             return tokens.sequence_BLD, tokens.mask_BL
-        batch = len(tokens.mask_BL)
+        batch = tokens.mask_BL.shape[0]
         items = tokens.sequence_BLD.split(self.sequence_lengths, dim=1)
         masks = tokens.mask_BL.split(self.sequence_lengths, dim=1)
         parts, valid = [], []

@@ -68,6 +68,10 @@ class Stack(nn.Module):
 
     def forward(self, tokens: Tokens) -> torch.Tensor:
         """Logits [B, K]."""
-        token_BND = torch.cat([tokens.categorical_BMD, self.sequence(tokens)], dim=1)
+        return self.logits(tokens.categorical_BMD, self.sequence(tokens))
+
+    def logits(self, categorical_BMD: torch.Tensor, summary_BFD: torch.Tensor) -> torch.Tensor:
+        """Logits [B, K] of the fields and the summaries of the history."""
+        token_BND = torch.cat([categorical_BMD, summary_BFD], dim=1)
         logits_BK: torch.Tensor = self.head(self.interaction(token_BND))
         return logits_BK

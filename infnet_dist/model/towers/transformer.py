@@ -61,7 +61,7 @@ class Transformer(nn.Module):
             groups.append(tokens.sequence_BLD)
         token_BND = torch.cat([x + kind for x, kind in zip(groups, self.kind_D, strict=True)], 1)
         num_fields, num_tasks = tokens.categorical_BMD.shape[1], tokens.task_BKD.shape[1]
-        always_BX = tokens.mask_BL.new_ones(len(token_BND), num_fields + num_tasks)
+        always_BX = tokens.mask_BL.new_ones(token_BND.shape[0], num_fields + num_tasks)
         padded_BN = ~torch.cat([always_BX, tokens.mask_BL], dim=1)
         out_BND = self.encoder(token_BND, src_key_padding_mask=padded_BN)
         logits_BK: torch.Tensor = self.heads(
