@@ -39,10 +39,14 @@ def spoiled_set(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+PATIENT = {"hang_timeout_s": 1_500.0}
+
+
 def config_of(data: Path, folder: Path, /, **changes: Any) -> Config:
     training = {"max_skipped_steps": 1, "log_every_steps": 7} | changes.pop("training", {})
     linear = changes.pop("linear", False)
-    config = make_config(data, folder, training=training, **changes)
+    # A first step compiles, which takes minutes on a busy machine.
+    config = make_config(data, folder, training=training, scaling=PATIENT, **changes)
     return config.model_validate(config.model_dump() | {"model": LINEAR}) if linear else config
 
 
