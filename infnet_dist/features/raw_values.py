@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from infnet_dist.errors import DataError
-from infnet_dist.features.text_keys import text_keys
+from infnet_dist.features.hashing import text_keys
 
 IntArray = npt.NDArray[np.int64]
 BoolArray = npt.NDArray[np.bool_]
@@ -155,7 +155,7 @@ class Column:
         """The values as an array of one of these kinds of types; None if they are objects."""
         if not isinstance(self.values, np.ndarray) or self.values.dtype.kind == "O":
             return None
-        if self.values.dtype.kind not in kinds and len(self.values):
+        if len(self.values) and (self.values.dtype.kind not in kinds or self.values.ndim != 1):
             raise self.error(0, expected)
         return self.values
 

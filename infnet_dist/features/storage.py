@@ -1,8 +1,8 @@
 """`transforms.json` and the key maps beside it, in one folder that can be copied as a whole.
 
-    transforms/g0001/transforms.json
-    transforms/g0001/table-000.keys.npy    int64, ascending
-    transforms/g0001/table-000.ids.npy     int32 (int64 from 2**31 ids on)
+transforms/g0001/transforms.json
+transforms/g0001/table-000.keys.npy    int64, ascending
+transforms/g0001/table-000.ids.npy     int32 (int64 from 2**31 ids on)
 """
 
 import json
@@ -15,7 +15,7 @@ import numpy as np
 
 from infnet_dist.errors import DataError
 from infnet_dist.features.definition import Definition, KeyMapFiles, parse, plain
-from infnet_dist.features.key_map import KeyMap, key_map_files, sha256
+from infnet_dist.features.ids import KeyMap, key_map_files, sha256
 from infnet_dist.features.transforms import Transforms
 
 TRANSFORMS = "transforms.json"
@@ -71,7 +71,7 @@ def load_transforms(
 def _read(path: Path) -> Definition:
     try:
         if path.stat().st_size > _MAX_BYTES:
-            raise DataError(f"{path} exceeds {_MAX_BYTES} bytes; {_AGAIN}")
+            raise DataError(f"exceeds {_MAX_BYTES} bytes; {_AGAIN}")
         value = json.loads(path.read_bytes(), parse_constant=_refuse, object_pairs_hook=_once)
         return parse(value)
     except OSError as error:
