@@ -15,8 +15,8 @@ import numpy as np
 
 from infnet_dist.errors import DataError
 from infnet_dist.features.definition import Definition, KeyMapFiles, parse, plain
-from infnet_dist.features.ids import KeyMap, key_map_files, sha256
-from infnet_dist.features.transforms import Transforms
+from infnet_dist.features.ids import IdEncoder, KeyMap, key_map_files, sha256
+from infnet_dist.features.transforms import Transforms, make_encoder
 
 TRANSFORMS = "transforms.json"
 _MAX_BYTES = 2**28
@@ -40,6 +40,21 @@ def save_transforms(folder: Path, definition: Definition) -> Path:
     partial.write_text(json.dumps(plain(definition), indent=1, allow_nan=False) + "\n")
     partial.replace(path)
     return path
+
+
+def encoders_of(definition: Definition, folder: Path) -> dict[str, IdEncoder]:
+    """Encoders by table for long columns, from the key maps that `save_key_map` has just written.
+
+    Raises:
+        DataError: a key map can't be read.
+    """
+    return {
+        name: make_encoder(
+            table,
+            None if table.key_map is None else KeyMap.load(folder / table.key_map.stem, direct=True),
+        )
+        for name, table in definition.tables.items()
+    }
 
 
 def load_transforms(

@@ -55,7 +55,7 @@ class Transforms:
         self.definition = definition
         self._key_maps = key_maps
         self._encoders: dict[str, IdEncoder] = {
-            name: _encoder(table, key_maps.get(name)) for name, table in definition.tables.items()
+            name: make_encoder(table, key_maps.get(name)) for name, table in definition.tables.items()
         }
 
     def select(self, keys: Iterable[str]) -> "Transforms":
@@ -156,7 +156,8 @@ class Transforms:
         return list(dict.fromkeys(found))
 
 
-def _encoder(table: IdTable, key_map: KeyMap | None) -> IdEncoder:
+def make_encoder(table: IdTable, key_map: KeyMap | None) -> IdEncoder:
+    """The encoder of a table; the key map is that of its vocabulary, if it has one."""
     if table.encoding == "vocabulary":
         assert key_map is not None
         return VocabularyEncoder(key_map)
