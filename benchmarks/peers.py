@@ -52,8 +52,8 @@ import pyarrow.parquet as pq
 from peer_runners.common import Data, Rows, save
 
 from infnet_dist.config.run import load_config
-from infnet_dist.features.numbers import bucketise
 from infnet_dist.data.manifest import MANIFEST, Manifest, read_manifest, write_manifest
+from infnet_dist.features.numbers import bucketise
 from infnet_dist.io.paths import ROOT_VARIABLE, resolve_path
 from infnet_dist.schema import Schema, SequenceFeature
 from infnet_dist.training.provenance import versions

@@ -153,8 +153,7 @@ def _ids(columns: dict[str, pa.Array], schema: Schema) -> list[Array]:
     """Ids of each field: categorical, bucketised, crosses."""
     given = {f.name: columns[f.column].to_numpy() for f in schema.categorical}
     given |= {
-        f.name: bucketise(_floats(columns[f.column]), f.boundaries or ())
-        for f in schema.bucketised
+        f.name: bucketise(_floats(columns[f.column]), f.boundaries or ()) for f in schema.bucketised
     }
     ids = [_in_range(given[f.name], schema.table(f.table)) for f in schema.categorical]
     ids += [given[f.name] for f in schema.bucketised]

@@ -51,7 +51,9 @@ def encoders_of(definition: Definition, folder: Path) -> dict[str, IdEncoder]:
     return {
         name: make_encoder(
             table,
-            None if table.key_map is None else KeyMap.load(folder / table.key_map.stem, direct=True),
+            None
+            if table.key_map is None
+            else KeyMap.load(folder / table.key_map.stem, direct=True),
         )
         for name, table in definition.tables.items()
     }

@@ -55,7 +55,8 @@ class Transforms:
         self.definition = definition
         self._key_maps = key_maps
         self._encoders: dict[str, IdEncoder] = {
-            name: make_encoder(table, key_maps.get(name)) for name, table in definition.tables.items()
+            name: make_encoder(table, key_maps.get(name))
+            for name, table in definition.tables.items()
         }
 
     def select(self, keys: Iterable[str]) -> "Transforms":

@@ -8,11 +8,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+from infnet_dist.data.crosses import cross_ids
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
 from infnet_dist.batch import RankingBatch
 from infnet_dist.data.checks.footers import check_columns, check_split
-from infnet_dist.data.crosses import cross_ids
 from infnet_dist.data.decode import decode
 from infnet_dist.data.hashing import hashed_rows, splitmix64
 from infnet_dist.data.manifest import Manifest

@@ -18,6 +18,7 @@ ORDER = [
     "config",
     "lookups",
     "distributed",
+    "features",
     "data",
     "ingest",
     "model",
