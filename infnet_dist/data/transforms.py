@@ -68,7 +68,5 @@ def open_transforms(folder: str | Path, manifest: Manifest) -> Transforms:
         )
     path = Path(folder) / stored.file
     if sha256(path) != stored.sha256:
-        raise DataError(
-            f"{path} isn't the file that the manifest names; restore it, or ingest again"
-        )
+        raise DataError(f"{path} isn't the one that the manifest names; restore it or ingest again")
     return load_transforms(path.parent)

@@ -1,7 +1,8 @@
 """Keys of values -> ids of a table: by a vocabulary, by hash, unchanged, or ids already.
 
-A key is an integer itself or the hash of a text (`hashing.text_keys`); nulls are given by a mask. Id 0
-means null or unknown in every table. A vocabulary is two arrays on disk: ascending keys, their ids.
+A key is an integer itself or the hash of a text (`hashing.text_keys`); nulls are given by a mask.
+Id 0 means null or unknown in every table. A vocabulary is two arrays on disk: keys in ascending
+order, and their ids.
 """
 
 import hashlib

@@ -48,15 +48,12 @@ def encoders_of(definition: Definition, folder: Path) -> dict[str, IdEncoder]:
     Raises:
         DataError: a key map can't be read.
     """
-    return {
-        name: make_encoder(
-            table,
-            None
-            if table.key_map is None
-            else KeyMap.load(folder / table.key_map.stem, direct=True),
-        )
-        for name, table in definition.tables.items()
-    }
+    found = {}
+    for name, table in definition.tables.items():
+        files = table.key_map
+        key_map = KeyMap.load(folder / files.stem, direct=True) if files is not None else None
+        found[name] = make_encoder(table, key_map)
+    return found
 
 
 def load_transforms(

@@ -130,6 +130,20 @@ def test_towers_are_innocent():
     assert not wrong, f"towers import torch, tokens and one another alone: {wrong}"
 
 
+def test_features_need_numpy_alone():
+    """A server that encodes requests has nothing else; torch is in one module."""
+    allowed = {"numpy", *sys.stdlib_module_names}
+    wrong = [
+        f"{place(path, line)} imports {name}"
+        for path in (PACKAGE / "features").glob("*.py")
+        for line, name in imports(path)
+        if name.split(".")[0] not in allowed
+        and not name.startswith(("infnet_dist.features.", "infnet_dist.errors."))
+        and not (path.stem == "torch_backend" and name.split(".")[0] == "torch")
+    ]
+    assert not wrong, wrong
+
+
 def test_doctor_needs_nothing():
     allowed = {"rich", *sys.stdlib_module_names}
     doctor = PACKAGE / "tools" / "doctor.py"

@@ -38,10 +38,9 @@ def prepared_definition(schema: Schema) -> Definition:
     for vector in schema.vectors:
         add(vector.column, "floats", VectorColumn(vector.column, vector.dim))
     for dense in schema.dense:
-        null = "keep" if dense.boundaries is not None else "error"
-        add(dense.column, "float", NumberColumn(dense.column, null))
-    read = {f.table for f in (*schema.categorical, *schema.bags)}
-    read |= {a.table for sequence in schema.sequences for a in sequence.attributes}
+        number = NumberColumn(dense.column, null="error" if dense.boundaries is None else "keep")
+        add(dense.column, "float", number)
+    read = {column.table for column in columns.values() if isinstance(column, IdColumn | IdsColumn)}
     return Definition(
         generation=1,
         raw=raw,

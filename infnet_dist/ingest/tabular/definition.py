@@ -58,7 +58,8 @@ def make_definition(
         columns[weights_name(name)] = WeightsColumn(weights, name, cut)
     for name, vector in config.vectors.items():
         columns[name] = VectorColumn(name, vector.dim)
-    used = {c.raw for c in columns.values() if isinstance(c.raw, str)}
+    used = {*(encoder.name for encoder in encoders), *config.vectors}
+    used |= {*config.weight_columns.values()}
     raw: dict[str, RawType] = {n: RAW_TYPES[kind] for n, kind in kinds.items() if n in used}
     return Definition(
         generation=1,

@@ -2,8 +2,8 @@
 
 A vocabulary is a Parquet file sorted by value, with the columns `value`, `id` (0: too rare, or the
 table is full), `count` (in train) and `pending` (in valid and test, added to `count` when their
-days belong to train). Each ingest writes a new version; later versions keep earlier ids. Encoders, here and in serving,
-read its key map (`infnet_dist.features.ids`).
+days belong to train). Each ingest writes a new version; later versions keep earlier ids. Encoders,
+here and in serving, read its key map (`infnet_dist.features.ids`).
 """
 
 from dataclasses import asdict, dataclass
