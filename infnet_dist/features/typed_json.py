@@ -38,7 +38,7 @@ def _typed(value: Any, hint: Any, where: str) -> Any:
         return _instance(value, kinds[kind], where)
     if origin is Literal and isinstance(value, str) and value in inner:
         return value
-    if origin is tuple and isinstance(value, list):
+    if origin is tuple and isinstance(value, list | tuple):
         return tuple(_typed(v, inner[0], f"{where}[{i}]") for i, v in enumerate(value))
     if origin is dict and isinstance(value, dict):
         return {k: _typed(v, inner[1], f"{where}.{k}") for k, v in value.items()}
