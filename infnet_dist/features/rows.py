@@ -105,7 +105,7 @@ class RawRows:
             case HistoryActions():
                 history = self._history(column.behaviour)
                 flags = [history.columns[raw].flags() for raw in column.raw]
-                return history.lists(action_codes(flags, len(history.kept)))
+                return history.lists(action_codes(flags, len(history.kept)).astype(np.int64))
             case HistoryGaps():
                 history = self._history(column.behaviour)
                 return Lists(history.gap_s, history.lengths)
