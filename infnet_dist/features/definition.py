@@ -29,6 +29,10 @@ class KeyMapFiles:
     values: int
     sha256: tuple[str, ...]
 
+    def __post_init__(self) -> None:
+        if len(self.sha256) != 2:
+            raise DataError(f"sha256 has {len(self.sha256)} hashes, expected 2")
+
 
 @dataclass(frozen=True)
 class IdTable:

@@ -114,11 +114,11 @@ def _load(folder: Path, files: KeyMapFiles, verify: bool) -> KeyMap:
         raise DataError(f"{folder / TRANSFORMS}: {files.stem[:60]!r} can't be the name of a file")
     stem = folder / files.stem
     if verify:
-        for path, expected in zip(key_map_files(stem), files.sha256, strict=False):
+        for path, expected in zip(key_map_files(stem), files.sha256, strict=True):
             if sha256(path) != expected:
                 raise DataError(f"{path} is damaged: its hash isn't that of {TRANSFORMS}; {_AGAIN}")
     key_map = KeyMap.load(stem)
-    if len(key_map) != files.values or len(files.sha256) != 2:
+    if len(key_map) != files.values:
         raise DataError(f"{stem}: {len(key_map)} values, expected {files.values}; {_AGAIN}")
     if verify and np.any(key_map.keys[1:] <= key_map.keys[:-1]):
         raise DataError(f"{stem}: keys aren't ascending; {_AGAIN}")

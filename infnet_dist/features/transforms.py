@@ -1,6 +1,6 @@
 """Raw rows -> the arrays that the reader makes of the training set's columns, by a definition."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
 from typing import Any
@@ -117,6 +117,7 @@ class Transforms:
         made: dict[str, Values] = {}
         ids: dict[str, IntArray] = {}  # of crosses: before raw ids are hashed
         inputs = self.definition.inputs
+        _check_parallel(inputs, prepared)
         for one in inputs:
             if isinstance(one, CrossInput):
                 continue
@@ -134,7 +135,6 @@ class Transforms:
         for one in inputs:
             if isinstance(one, CrossInput):
                 made[one.key] = cross_ids([ids[key] for key in one.of], one.num_embeddings)
-        _check_parallel(made)
         return {one.key: made[one.key] for one in inputs}
 
     def _check_names(self, columns: Mapping[str, Any], prepared: Mapping[str, Any]) -> None:
@@ -181,13 +181,11 @@ def _read_lists(lists: Lists, one: Input) -> Values:
     return Lists(values, lengths)
 
 
-def _check_parallel(made: Mapping[str, Values]) -> None:
+def _check_parallel(inputs: Sequence[Input], prepared: Mapping[str, Values]) -> None:
     """Check that the lists of a feature, as `click.item` and `click`, have equal lengths."""
-    first: dict[str, tuple[str, Lists]] = {}
-    for key, values in made.items():
-        if isinstance(values, Lists):
-            other, lists = first.setdefault(key.partition(".")[0], (key, values))
-            check_parallel(
-                Column(other, lists.values, lists.lengths),
-                Column(key, values.values, values.lengths),
-            )
+    first: dict[str, Column] = {}
+    for one in inputs:
+        found = None if isinstance(one, CrossInput) else prepared[one.column]
+        if isinstance(found, Lists):
+            column = Column(one.key, found.values, found.lengths)
+            check_parallel(first.setdefault(one.key.partition(".")[0], column), column)
