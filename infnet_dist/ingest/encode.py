@@ -28,7 +28,7 @@ class Vocabulary:
         self.key_map, self.encoder = key_map, VocabularyEncoder(key_map)
 
     @classmethod
-    def fit(cls, values: pa.Array) -> "Vocabulary":
+    def fit(cls, values: pa.Array | pa.ChunkedArray) -> "Vocabulary":
         """The vocabulary of all values except null, integers or texts."""
         distinct = pc.drop_null(pc.unique(values))
         found = keys(distinct.take(pc.array_sort_indices(distinct)))
@@ -39,8 +39,10 @@ class Vocabulary:
         """Number of rows of a table for these ids, including row 0."""
         return len(self.key_map) + 1
 
-    def encode(self, values: pa.Array) -> IntArray:
+    def encode(self, values: pa.Array | pa.ChunkedArray) -> IntArray:
         """Ids of `values`, 0 for null and unknown values; int64 [n]."""
+        if isinstance(values, pa.ChunkedArray):
+            values = values.combine_chunks()
         return self.encoder(keys(values), nulls(values))
 
 
