@@ -32,6 +32,7 @@ TINY = {
     "small_additions": "--rows 2000 --additions 2 --added-rows 300 --users 50 --items 50",
     "sparse_arch": "--cases many --batch-size 8 --steps 1 --repeats 1",
     "train_step": "--steps 60 --repeats 1 --set ingest.num_rows=20000",
+    "transforms": "--values 2000 --repeats 1",
     "unknown_ids": "--rows 4000 --seeds 1 --rates null",
 }
 BENCHMARKS = sorted((REPOSITORY / "benchmarks").glob("*.py"))
