@@ -52,8 +52,8 @@ import pyarrow.parquet as pq
 from peer_runners.common import Data, Rows, save
 
 from infnet_dist.config.run import load_config
-from infnet_dist.data.decode import bucketise
 from infnet_dist.data.manifest import MANIFEST, Manifest, read_manifest, write_manifest
+from infnet_dist.features.numbers import bucketise
 from infnet_dist.io.paths import ROOT_VARIABLE, resolve_path
 from infnet_dist.schema import Schema, SequenceFeature
 from infnet_dist.training.provenance import versions
@@ -202,7 +202,10 @@ def rows_of(table: pa.Table, schema: Schema) -> Rows:
         if columns[task.column].null_count:
             sys.exit(f"labels of task {task.name!r} are unknown in some rows: the peers need all")
     fields = [columns[f.column].to_numpy() for f in schema.categorical]
-    fields += [bucketise(columns[f.column], f) for f in schema.bucketised]
+    fields += [
+        bucketise(columns[f.column].to_numpy(zero_copy_only=False), f.boundaries)
+        for f in schema.bucketised
+    ]
     histories = [
         padded(columns[attribute.column], sequence.max_length)
         for sequence in schema.sequences

@@ -25,7 +25,7 @@ from collections.abc import Callable
 import numpy as np
 import torch
 
-from infnet_dist.data.decode import NUM_TIME_GAP_BUCKETS
+from infnet_dist.features.numbers import NUM_TIME_GAP_BUCKETS
 from infnet_dist.model.dense import DenseArch
 from infnet_dist.model.request import CandidateArch, UserArch
 from infnet_dist.model.tokens import SparseEmbeddings, TokenArch

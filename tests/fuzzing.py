@@ -48,6 +48,9 @@ from infnet_dist.data.epoch_order import (
 )
 from infnet_dist.data.manifest import arrow_type, read_manifest
 from infnet_dist.errors import CheckpointError, UserError
+from infnet_dist.features.definition import parse, plain
+from infnet_dist.features.storage import load_transforms
+from infnet_dist.ingest.synthetic.definition import prepared_definition
 from infnet_dist.io.filesystem import Folder
 from infnet_dist.io.parsing import MalformedError, parse_json
 from infnet_dist.planning.checks import differences
@@ -131,6 +134,15 @@ def _read_set(content: bytes) -> None:
         _deal(split.rows, ())
 
 
+def _read_transforms(content: bytes) -> None:
+    folder = _FILE.with_name("transforms")
+    folder.mkdir(exist_ok=True)
+    (folder / "transforms.json").write_bytes(content)
+    transforms = load_transforms(folder)
+    assert parse(plain(transforms.definition)) == transforms.definition
+    assert transforms.columns.keys() <= transforms.definition.columns.keys()
+
+
 def _read_checkpoint(content: bytes) -> None:
     folder = _FILE.with_name("checkpoint")
     (folder / "manifest.json").write_bytes(content)
@@ -200,6 +212,7 @@ def parsers() -> dict[str, Parser]:
     training_set = _FILE.with_name("set")
     make_set(training_set, 40, rows_per_part=20, row_group_rows=7)
     described = json.loads((training_set / "manifest.json").read_text())
+    transforms = prepared_definition(read_manifest(training_set).schema_)
     cuts = {"model.a": by_rows(torch.ones(10, 4), 2), "model.b": whole(torch.zeros(3))}
     saved = write_checkpoint(Folder(_FILE.with_name("saved")), cuts, metrics={"valid/auc/a": 0.5})
     shutil.copytree(saved.url, _FILE.with_name("checkpoint"), dirs_exist_ok=True)
@@ -213,6 +226,7 @@ def parsers() -> dict[str, Parser]:
         "override": Parser(own, tuple(text.encode() for text in overrides), _read_override),
         "plan": Parser(own, tuple(json.loads(dump_plan(p)) for p in plans), _read_plan, _json),
         "training_set": Parser(own, (described,), _read_set, _json),
+        "transforms": Parser(own, (plain(transforms),), _read_transforms, _json),
         "checkpoint": Parser((CheckpointError,), (checkpoint,), _read_checkpoint, _sealed),
         "position": Parser((MalformedError, ValidationError), (position,), _read_position, _json),
         "unischema": Parser((pickle.UnpicklingError,), tuple(_unischemas()), load_unischema),

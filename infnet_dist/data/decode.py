@@ -12,20 +12,18 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from infnet_dist.data.checks.values import check_types, check_values
-from infnet_dist.data.crosses import cross_ids
-from infnet_dist.data.hashing import hashed_rows
 from infnet_dist.errors import DataError
+from infnet_dist.features.hashing import cross_ids, known_ids, raw_rows
+from infnet_dist.features.lists import cut
+from infnet_dist.features.numbers import bucketise, standardise, time_gap_buckets
 from infnet_dist.schema import (
     BagFeature,
-    DenseFeature,
     Schema,
     SequenceFeature,
     Table,
     VectorFeature,
     sequence_key,
 )
-
-NUM_TIME_GAP_BUCKETS = 32
 
 Array = npt.NDArray[Any]
 FloatArray = npt.NDArray[np.float32]
@@ -48,7 +46,7 @@ class Lists:
 
     def first(self, count: int) -> "Lists":
         """The first `count` items of each list; of a history, the newest."""
-        return Lists(self.starts, self.lengths.clip(max=count), self.values)
+        return Lists(self.starts, cut(self.lengths, count), self.values)
 
 
 @dataclass(frozen=True)
@@ -118,7 +116,6 @@ def decode(table: pa.Table, schema: Schema, where: str) -> Columns:
     check_types(table.schema, schema, where)
     columns = {name: _one_array(table.column(name)) for name in schema.columns}
     check_values(columns, schema, where)
-    centred = [_floats(columns[f.column]) - np.float32(f.mean) for f in schema.standardised]
     labels = [_floats(columns[task.column]) for task in schema.tasks]
     unknown = np.full(len(table), np.nan, np.float32)
     truth = [
@@ -127,7 +124,9 @@ def decode(table: pa.Table, schema: Schema, where: str) -> Columns:
     ]
     scalars = {
         "ids": _ids(columns, schema),
-        "dense": [x / np.float32(f.std) for x, f in zip(centred, schema.standardised, strict=True)],
+        "dense": [
+            standardise(_floats(columns[f.column]), f.mean, f.std) for f in schema.standardised
+        ],
         "labels": [
             label / np.float32(task.mean_ms) if task.kind == "watch_time" else label
             for label, task in zip(labels, schema.tasks, strict=True)
@@ -153,7 +152,9 @@ def decode(table: pa.Table, schema: Schema, where: str) -> Columns:
 def _ids(columns: dict[str, pa.Array], schema: Schema) -> list[Array]:
     """Ids of each field: categorical, bucketised, crosses."""
     given = {f.name: columns[f.column].to_numpy() for f in schema.categorical}
-    given |= {f.name: bucketise(columns[f.column], f) for f in schema.bucketised}
+    given |= {
+        f.name: bucketise(_floats(columns[f.column]), f.boundaries or ()) for f in schema.bucketised
+    }
     ids = [_in_range(given[f.name], schema.table(f.table)) for f in schema.categorical]
     ids += [given[f.name] for f in schema.bucketised]
     given |= {f.name: _known(given[f.name], schema.table(f.table)) for f in schema.categorical}
@@ -165,26 +166,12 @@ def _ids(columns: dict[str, pa.Array], schema: Schema) -> list[Array]:
 
 def _in_range(ids: IntArray, table: Table) -> IntArray:
     """Rows of the table: ids as they are, or raw ids hashed; 0 stays 0, unknown."""
-    return np.where(ids == 0, 0, hashed_rows(ids, table.num_embeddings)) if table.raw else ids
+    return raw_rows(ids, table.num_embeddings) if table.raw else ids
 
 
 def _known(ids: IntArray, table: Table) -> IntArray:
     """The ids, with 0 for those that a trained model doesn't know; so is a cross with them."""
-    return ids if table.num_ids is None else np.where(ids < table.num_embeddings, ids, 0)
-
-
-def bucketise(column: pa.Array, feature: DenseFeature) -> IntArray:
-    """Ids of a dense column: 0 for null, 1 + i where boundaries[i - 1] <= value < boundaries[i]."""
-    assert feature.boundaries is not None
-    values = column.to_numpy(zero_copy_only=False)
-    buckets = 1 + np.searchsorted(np.asarray(feature.boundaries), values, side="right")
-    return np.where(np.isnan(values), 0, buckets).astype(np.int64)
-
-
-def time_gap_bucket(gap_s: IntArray) -> IntArray:
-    """Powers of two of a gap in seconds: 1 for 1 s, 2 for 2-3 s, 3 for 4-7 s, ...; at most 31."""
-    buckets = 1 + np.log2(np.maximum(gap_s, 1)).astype(np.int64)
-    return np.minimum(buckets, NUM_TIME_GAP_BUCKETS - 1)
+    return ids if table.num_ids is None else known_ids(ids, table.num_embeddings)
 
 
 def _bag(
@@ -227,7 +214,7 @@ def _behaviour(
         _check_parallel(one, other, (first, second), where)
     if sequence.time_gap_column is not None:
         gaps = lists[sequence.name]
-        lists[sequence.name] = replace(gaps, values=time_gap_bucket(gaps.values))
+        lists[sequence.name] = replace(gaps, values=time_gap_buckets(gaps.values))
     return {key: entry.first(sequence.max_length) for key, entry in lists.items()}
 
 

@@ -250,13 +250,24 @@ class Statistics(_Entry):
     drift: dict[str, float]
 
 
+class TransformsFile(_Entry):
+    """The file that says how raw rows become those of the set (`infnet_dist.features`), its hash.
+
+    `file` is relative to the training set's folder.
+    """
+
+    file: Annotated[str, Field(pattern=r"^transforms/g\d{4,10}/transforms\.json$")]
+    sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+
+
 class Manifest(_Entry):
     """The contents of a training set.
 
     `source` is the resolved ingest section that it was made with. `content_hash` covers the schema
     and the footers of all parts. `files_left_out` has the reason by path for files beside the raw
     files that weren't read. `raw_files` are the raw files, relative to the source's path (those of
-    logs are in `ingested`).
+    logs are in `ingested`). `transforms` is None in sets of earlier versions and of sources whose
+    rows are made in other ways; it isn't part of the content hash.
     """
 
     format_version: int = FORMAT_VERSION
@@ -269,6 +280,7 @@ class Manifest(_Entry):
     statistics: Statistics | None = None
     files_left_out: dict[str, str] = Field(default_factory=dict)
     raw_files: tuple[LogFile, ...] = ()
+    transforms: TransformsFile | None = None
 
     @model_validator(mode="after")
     def _check(self) -> Self:

@@ -14,8 +14,9 @@ import numpy.typing as npt
 import torch
 
 from infnet_dist.batch import BatchRows
-from infnet_dist.data.hashing import splitmix64, stable_seed
+from infnet_dist.data.hashing import stable_seed
 from infnet_dist.data.manifest import Manifest
+from infnet_dist.features.hashing import splitmix64
 from infnet_dist.schema import Schema, TableFeature, sequence_key
 
 IntArray = npt.NDArray[np.int64]

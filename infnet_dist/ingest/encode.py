@@ -4,42 +4,46 @@ Row 0 of every table is for null and for values that don't occur in the training
 value in valid is looked up in the row that new values get in production.
 """
 
-from dataclasses import dataclass
-
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from infnet_dist.features.ids import KeyMap, VocabularyEncoder
+from infnet_dist.ingest.convert.keys import keys, nulls
+
 IntArray = npt.NDArray[np.int64]
 FloatArray = npt.NDArray[np.float64]
 
 
-@dataclass(frozen=True)
 class Vocabulary:
     """Ids of the values in the training window: 1 + their position in sorted order.
 
     Attributes:
-        values: the distinct values, ascending, without null.
+        key_map: ids by key of the values.
+        encoder: keys -> ids.
     """
 
-    values: pa.Array
+    def __init__(self, key_map: KeyMap) -> None:
+        self.key_map, self.encoder = key_map, VocabularyEncoder(key_map)
 
     @classmethod
-    def fit(cls, values: pa.Array) -> "Vocabulary":
-        """The vocabulary of all values except null."""
+    def fit(cls, values: pa.Array | pa.ChunkedArray) -> "Vocabulary":
+        """The vocabulary of all values except null, integers or texts."""
         distinct = pc.drop_null(pc.unique(values))
-        return cls(distinct.take(pc.array_sort_indices(distinct)))
+        found = keys(distinct.take(pc.array_sort_indices(distinct)))
+        return cls(KeyMap.of(found, np.arange(1, len(found) + 1), direct=True))
 
     @property
     def num_embeddings(self) -> int:
         """Number of rows of a table for these ids, including row 0."""
-        return len(self.values) + 1
+        return len(self.key_map) + 1
 
-    def encode(self, values: pa.Array) -> IntArray:
+    def encode(self, values: pa.Array | pa.ChunkedArray) -> IntArray:
         """Ids of `values`, 0 for null and unknown values; int64 [n]."""
-        found = pc.fill_null(pc.index_in(values, value_set=self.values, skip_nulls=True), -1)
-        return found.to_numpy(zero_copy_only=False).astype(np.int64) + 1
+        if isinstance(values, pa.ChunkedArray):
+            values = values.combine_chunks()
+        return self.encoder(keys(values), nulls(values))
 
 
 def quantile_boundaries(values: FloatArray, num_buckets: int) -> tuple[float, ...]:

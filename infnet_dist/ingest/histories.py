@@ -7,6 +7,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from infnet_dist.errors import DataError
+from infnet_dist.features.numbers import gap_seconds
 
 IntArray = npt.NDArray[np.int64]
 _TIME_BITS = 43  # milliseconds since the epoch fit until the year 2248
@@ -78,8 +79,8 @@ def newest_before(
     offsets = np.concatenate([[0], np.cumsum(lengths)])
     # From stop - 1 down: item i of all rows is item i - offset of its row.
     events = np.repeat(stop - 1 + offsets[:-1], lengths) - np.arange(offsets[-1])
-    gap_ms = np.repeat(times_ms, lengths) - event_times_ms[events]
-    return Picked(offsets, events, np.maximum(gap_ms // 1000, 1))
+    gap_s = gap_seconds(np.repeat(times_ms, lengths), event_times_ms[events])
+    return Picked(offsets, events, gap_s)
 
 
 class HistoryBuilder:

@@ -18,8 +18,8 @@ from infnet_dist.config.model import (
     StackConfig,
 )
 from infnet_dist.config.run import Config
-from infnet_dist.data.decode import NUM_TIME_GAP_BUCKETS
 from infnet_dist.errors import ConfigError, unknown_name
+from infnet_dist.features.numbers import NUM_TIME_GAP_BUCKETS
 from infnet_dist.lookups import Lookups
 from infnet_dist.model.dense import DenseArch, FirstOrder, Vectors
 from infnet_dist.model.losses import MultiTaskLoss

@@ -8,8 +8,8 @@ import math
 
 import numpy as np
 
-from infnet_dist.data.hashing import splitmix64
 from infnet_dist.errors import DataError
+from infnet_dist.features.hashing import splitmix64
 from infnet_dist.reranking.calibration.calibrators import Array
 
 

@@ -6,8 +6,8 @@ from pathlib import Path
 
 from infnet_dist.checkpoint.inspection import table_tensor
 from infnet_dist.checkpoint.reading import TensorReader
-from infnet_dist.data.decode import NUM_TIME_GAP_BUCKETS
 from infnet_dist.errors import CheckpointError, ConfigError
+from infnet_dist.features.numbers import NUM_TIME_GAP_BUCKETS
 from infnet_dist.io.filesystem import Folder, published_folder, write_all
 from infnet_dist.lookups import Lookups, TableLookups
 from infnet_dist.model.build import sequences_read

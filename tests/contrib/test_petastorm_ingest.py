@@ -17,11 +17,11 @@ from infnet_dist.contrib.petastorm.part import PetastormPart
 from infnet_dist.contrib.petastorm.part_file import PetastormFile
 from infnet_dist.contrib.petastorm.source import make_training_set
 from infnet_dist.data.checks.footers import check_split
-from infnet_dist.data.hashing import hashed_rows
 from infnet_dist.data.manifest import MANIFEST, read_manifest
 from infnet_dist.data.part_files import part_opener
 from infnet_dist.data.reader import Reader
 from infnet_dist.errors import ConfigError, DataError
+from infnet_dist.features.hashing import hashed_rows
 from infnet_dist.ingest.logs.pipeline import ingest_logs
 from infnet_dist.ingest.logs.stages.runner import one_by_one
 from infnet_dist.ingest.writing.existing import training_set_is_current

@@ -36,6 +36,7 @@ TINY = {
     "sparse_arch": "--cases many --batch-size 8 --steps 1 --repeats 1",
     "tower_cost": "--fields 2 --lengths 4 --token-dim 8 --batch-size 2 --repeats 1",
     "train_step": "--steps 60 --repeats 1 --set ingest.num_rows=20000",
+    "transforms": "--values 2000 --repeats 1",
     "unknown_ids": "--rows 4000 --seeds 1 --rates null",
 }
 BENCHMARKS = sorted((REPOSITORY / "benchmarks").glob("*.py"))

@@ -12,15 +12,14 @@ from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
 from infnet_dist.batch import RankingBatch
 from infnet_dist.data.checks.footers import check_columns, check_split
-from infnet_dist.data.crosses import cross_ids
 from infnet_dist.data.decode import decode
-from infnet_dist.data.hashing import hashed_rows, splitmix64
 from infnet_dist.data.manifest import Manifest
 from infnet_dist.data.part_files import part_opener
 from infnet_dist.data.reader import Reader
 from infnet_dist.data.statistics import sample_usage
 from infnet_dist.data.unknown_ids import UnknownIds
 from infnet_dist.errors import ConfigError, DataError
+from infnet_dist.features.hashing import cross_ids, hashed_rows, splitmix64
 from infnet_dist.ingest.report import write_report
 from infnet_dist.ingest.writing.writer import TrainingSetWriter
 from infnet_dist.schema import (

@@ -6,7 +6,16 @@ import pytest
 
 from tests.fuzzing import Parser, attempt, corpus, parsers, try_many
 
-NAMES = ["config", "override", "plan", "training_set", "checkpoint", "position", "unischema"]
+NAMES = [
+    "config",
+    "override",
+    "plan",
+    "training_set",
+    "transforms",
+    "checkpoint",
+    "position",
+    "unischema",
+]
 every = functools.cache(parsers)
 
 

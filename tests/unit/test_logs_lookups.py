@@ -11,10 +11,10 @@ from pydantic import ValidationError
 
 from infnet_dist.config.logs import LogsIngest
 from infnet_dist.data.checks.footers import check_split
-from infnet_dist.data.hashing import hashed_rows
 from infnet_dist.data.manifest import read_manifest
 from infnet_dist.data.reader import Reader
 from infnet_dist.errors import ConfigError, DataError
+from infnet_dist.features.hashing import hashed_rows
 from infnet_dist.ingest.logs.pipeline import ingest_logs
 from infnet_dist.ingest.logs.reading.files import fragments, list_files
 from infnet_dist.ingest.logs.reading.fragments import read_chunks

@@ -12,12 +12,13 @@ import torch
 
 from infnet_dist.batch import RankingBatch
 from infnet_dist.data.checks.footers import check_split
-from infnet_dist.data.decode import Columns, decode, time_gap_bucket
+from infnet_dist.data.decode import Columns, decode
 from infnet_dist.data.manifest import Manifest
 from infnet_dist.data.prefetch import prefetch
 from infnet_dist.data.reader import Reader
 from infnet_dist.data.row_views import RowShuffler
 from infnet_dist.errors import DataError
+from infnet_dist.features.numbers import time_gap_buckets
 from infnet_dist.ingest.writing.writer import TrainingSetWriter
 from infnet_dist.schema import (
     CategoricalFeature,
@@ -181,7 +182,7 @@ def test_collated_values(tmp_path: Path) -> None:
     items = [10, 20, 21, 30, 31, 32, 40, 41, 42, 50, 51, 52, 70]
     assert keys["click.row"].values().tolist() == items
     assert keys["click.author"].values().tolist() == [i % 50 for i in keys["click.row"].values()]
-    gaps = time_gap_bucket(np.array([11, 21, 22]))
+    gaps = time_gap_buckets(np.array([11, 21, 22]))
     assert first.time_gap_BL[1].tolist() == [gaps[0], 0, 0]
     assert first.time_gap_BL[2].tolist() == [gaps[1], gaps[2], 0]
     torch.testing.assert_close(first.dense_BN[:, 0], (torch.arange(8) - 10.0) / 2.0)
@@ -267,7 +268,7 @@ def test_each_row_group_is_decoded_once_however_many_pieces_are_left(
 
 def test_time_gap_buckets() -> None:
     gaps = np.array([1, 2, 3, 4, 7, 8, 2**29, 2**30, 2**40])
-    assert time_gap_bucket(gaps).tolist() == [1, 2, 2, 3, 3, 4, 30, 31, 31]
+    assert time_gap_buckets(gaps).tolist() == [1, 2, 2, 3, 3, 4, 30, 31, 31]
 
 
 def test_damaged_part_names_the_file(tmp_path: Path) -> None:

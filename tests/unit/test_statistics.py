@@ -7,16 +7,17 @@ import pyarrow as pa
 import pytest
 
 from infnet_dist.config.log_columns import IdTable
-from infnet_dist.data.hashing import hashed_rows, splitmix64
 from infnet_dist.data.manifest import read_manifest
 from infnet_dist.data.statistics import sample_usage
-from infnet_dist.ingest.logs.encoding.hashing import keys
+from infnet_dist.features.hashing import hashed_rows, splitmix64
+from infnet_dist.features.ids import KeyMap, VocabularyEncoder
+from infnet_dist.ingest.convert.keys import keys, nulls
 from infnet_dist.ingest.logs.encoding.sketch import (
     colliding_share,
     estimate_distinct,
     smallest_hashes,
 )
-from infnet_dist.ingest.logs.encoding.vocabulary import MergeCounts, VocabularyEncoder
+from infnet_dist.ingest.logs.encoding.vocabulary import MergeCounts
 from infnet_dist.ingest.logs.pipeline import ingest_logs
 from infnet_dist.ingest.logs.stages.deduplicate import COUNTS
 from infnet_dist.ingest.logs.stages.runner import one_by_one
@@ -142,15 +143,17 @@ def test_encoders_against_a_dictionary(kind, tmp_path):
         previous=None,
         pending_is_train=False,
         out=tmp_path / "v.parquet",
-        compiled=tmp_path / "v.arrow",
+        transforms=tmp_path,
     )
     merge.run()
     often = sorted(((-n, v) for v, n in counted.items() if n >= 3))[:99]
     ids = {v: i + 1 for i, (_, v) in enumerate(often)}
     asked = [*values, *(["new", None] if kind == "text" else [7**30 % 2**62, -9, None])]
     kind_of = pa.large_string() if kind == "text" else pa.int64()
-    found = VocabularyEncoder(tmp_path / "v.arrow")(pa.array(asked, kind_of))
-    assert found.tolist() == [ids.get(v, 0) for v in asked]
+    column = pa.array(asked, kind_of)
+    for direct in (True, False):
+        encode = VocabularyEncoder(KeyMap.load(tmp_path / "table-000", direct=direct))
+        assert encode(keys(column), nulls(column)).tolist() == [ids.get(v, 0) for v in asked]
 
 
 def test_buckets_come_back_in_order(tmp_path):

@@ -18,6 +18,7 @@ ORDER = [
     "config",
     "lookups",
     "distributed",
+    "features",
     "data",
     "ingest",
     "model",
@@ -148,6 +149,20 @@ def test_bundles_are_read_with_torch_and_numpy_alone():
                 light = {"torch", "numpy", *sys.stdlib_module_names}
                 assert top in light, f"{place(path, line)} imports {name}"
     assert len(seen) > 4
+
+
+def test_features_need_numpy_alone():
+    """A server that encodes requests has nothing else; torch is in one module."""
+    allowed = {"numpy", *sys.stdlib_module_names}
+    wrong = [
+        f"{place(path, line)} imports {name}"
+        for path in (PACKAGE / "features").glob("*.py")
+        for line, name in imports(path)
+        if name.split(".")[0] not in allowed
+        and not name.startswith(("infnet_dist.features.", "infnet_dist.errors."))
+        and not (path.stem == "torch_backend" and name.split(".")[0] == "torch")
+    ]
+    assert not wrong, wrong
 
 
 def test_doctor_needs_nothing():

@@ -12,9 +12,9 @@ from sklearn.metrics import roc_auc_score
 
 from infnet_dist.config.ingest import SyntheticIngest
 from infnet_dist.data.checks.footers import check_split
-from infnet_dist.data.crosses import cross_ids
 from infnet_dist.data.manifest import MANIFEST, read_manifest, write_manifest
 from infnet_dist.errors import DataError
+from infnet_dist.features.hashing import cross_ids
 from infnet_dist.ingest.synthetic import make_training_set
 from infnet_dist.ingest.synthetic.population import BASE_RATES, build_world
 from infnet_dist.ingest.synthetic.signals import CityAndDevice, Content, Interests, Tags

@@ -21,6 +21,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from infnet_dist.features.definition import RawType
 from infnet_dist.ingest.convert.arrays import (
     Mask,
     UnfitColumnError,
@@ -53,6 +54,18 @@ TYPES: dict[str, pa.DataType] = {
     "floats": pa.list_(pa.float32()),
     "flag": pa.int8(),
     "watch_time": pa.int64(),
+}
+# Types of converted values, when they are given to `features`.
+RAW_TYPES: dict[Kind, RawType] = {
+    "int": "integer",
+    "text": "text",
+    "ints": "integers",
+    "texts": "texts",
+    "float": "float",
+    "floats": "floats",
+    "flag": "flag",
+    "time": "integer",
+    "watch_time": "integer",
 }
 EXPECTED: dict[str, str] = {
     "time": "a time (a timestamp, a date, a number, or text of a number or of ISO 8601)",

@@ -5,6 +5,14 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from infnet_dist.features.numbers import (
+    DAY_MS,
+    EARLIEST_MS,
+    FAR_MS,
+    LATEST_MS,
+    PER_S,
+    to_milliseconds,
+)
 from infnet_dist.ingest.convert.arrays import (
     Mask,
     UnfitColumnError,
@@ -16,11 +24,6 @@ from infnet_dist.ingest.convert.arrays import (
 )
 from infnet_dist.ingest.convert.ids import to_integers
 
-EARLIEST_MS, LATEST_MS = 631_152_000_000, 4_102_444_800_000  # 1990 and 2100
-# Times beyond it are out of range anyway; it bounds products with 1,000 and 86,400,000.
-_FAR_MS = 2**62
-_PER_S = {"s": 1, "ms": 1_000, "us": 1_000_000, "ns": 1_000_000_000}
-_DAY_MS = 86_400_000
 _NUMBER = r"^[+-]?(\d+\.\d*|\.\d+|\d+)([eE][+-]?\d+)?$"
 _ISO = (
     r"^(?P<day>\d{4}-\d{2}-\d{2})"
@@ -49,7 +52,7 @@ def to_times(values: pa.Array, unit: str) -> tuple[pa.Array, Mask]:
         if pa.types.is_date64(values.type):
             return values.cast(pa.int64()), nothing
         days = values.cast(pa.int32()).cast(pa.int64())
-        return pc.multiply(days, _DAY_MS), nothing
+        return pc.multiply(days, DAY_MS), nothing
     if kind == "text":
         return _of_texts(values, unit)
     if kind == "float" and not pa.types.is_float64(values.type):
@@ -58,7 +61,7 @@ def to_times(values: pa.Array, unit: str) -> tuple[pa.Array, Mask]:
         return _of_floats(values.cast(pa.float64()), unit)
     integers, unfit = to_integers(values)
     if pa.types.is_uint64(values.type):  # the upper half of uint64 has become negative
-        integers = pc.if_else(pc.less(integers, 0), _FAR_MS, integers)
+        integers = pc.if_else(pc.less(integers, 0), FAR_MS, integers)
     return _scaled(integers, unit), unfit
 
 
@@ -66,29 +69,24 @@ def fits_as(times_ms: IntArray, unit: str) -> dict[str, Mask]:
     """By other unit, the mask of times that would be between 1990 and 2100 in that unit."""
     return {
         other: (scaled >= EARLIEST_MS) & (scaled < LATEST_MS)
-        for other, per_s in _PER_S.items()
+        for other, per_s in PER_S.items()
         if other != unit
-        for scaled in [times_ms.astype(np.float64) * (_PER_S[unit] / per_s)]
+        for scaled in [times_ms.astype(np.float64) * (PER_S[unit] / per_s)]
     }
 
 
 def _scaled(values: pa.Array, unit: str) -> pa.Array:
     """Integers of a unit as milliseconds, rounded down; too large values stay out of range."""
-    if unit == "s":
-        bound = _FAR_MS // 1_000
-        near = pc.max_element_wise(values, pa.scalar(-bound), skip_nulls=False)
-        return pc.multiply(pc.min_element_wise(near, pa.scalar(bound), skip_nulls=False), 1_000)
-    divisor = _PER_S[unit] // 1_000
-    whole = pc.fill_null(values, 0).to_numpy() // divisor
-    return pa.array(whole, mask=mask(pc.is_null(values)))
+    scaled = to_milliseconds(pc.fill_null(values, 0).to_numpy(), unit)
+    return pa.array(scaled, mask=mask(pc.is_null(values)))
 
 
 def _of_floats(values: pa.Array, unit: str) -> tuple[pa.Array, Mask]:
     """Round to microseconds first: 1.001 s is 1,001 ms, though the float is slightly less."""
     floats = pc.fill_null(values, np.nan).to_numpy(zero_copy_only=False)
-    micros = np.round(floats * (1_000_000 / _PER_S[unit]))
+    micros = np.round(floats * (1_000_000 / PER_S[unit]))
     null, unfit = np.isnan(floats), np.isinf(floats)
-    bound = float(_FAR_MS // 1_000)
+    bound = float(FAR_MS // 1_000)
     whole = np.clip(np.where(null | unfit, 0, micros), -bound, bound).astype(np.int64) // 1_000
     # Clipped values are still out of range: 2**62 // 1,000 us is the year 148,000.
     return pa.array(whole, mask=null | unfit), unfit

@@ -11,6 +11,7 @@ from infnet_dist.ingest.logs.extend import pending_is_train
 from infnet_dist.ingest.logs.splits import Calendar
 from infnet_dist.ingest.logs.stages.runner import StageRunner
 from infnet_dist.ingest.logs.task_sizes import TaskSizes
+from infnet_dist.ingest.writing.transforms import transforms_folder
 
 
 @dataclass(frozen=True)
@@ -75,6 +76,11 @@ class IngestContext:
     def state(self) -> Path:
         """Folder of the state that later ingests need."""
         return self.staged / "state" / self.generation_name
+
+    @property
+    def transforms(self) -> Path:
+        """Folder of the transforms of this ingest: `transforms.json` and key maps."""
+        return transforms_folder(self.staged, self.generation)
 
     def file(self, stage: str, name: str) -> Path:
         """A file that a stage writes for later ones; its folder is created."""

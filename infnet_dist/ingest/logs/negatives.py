@@ -10,8 +10,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from infnet_dist.config.logs import LogsIngest
-from infnet_dist.data.hashing import splitmix64
-from infnet_dist.ingest.logs.encoding.hashing import combined, keys
+from infnet_dist.features.hashing import splitmix64
+from infnet_dist.ingest.convert.keys import keys
+from infnet_dist.ingest.logs.encoding.hashing import combined
 from infnet_dist.ingest.logs.splits import NEGATIVE, SPLITS, Calendar
 
 BoolArray = npt.NDArray[np.bool_]

@@ -13,6 +13,7 @@ my_set/
 manifest.json              written last
 train/ valid/ test/        parts; those of later ingests lie beside the first ones
 vocabulary/<table>/        one version per ingest
+transforms/<ingest>/       how raw rows become those of the set, for serving
 quarantine/                bad rows with their reasons, by ingest
 state/                     for adding later logs
 report.html                the data report, with plots
@@ -37,6 +38,7 @@ from infnet_dist.ingest.coverage import warn_of_joins, warn_of_unknown
 from infnet_dist.ingest.listing import Listing, log_left_out
 from infnet_dist.ingest.lock import exclusive
 from infnet_dist.ingest.logs.context import IngestContext
+from infnet_dist.ingest.logs.encoding.definition import make_definition
 from infnet_dist.ingest.logs.encoding.features import make_schema
 from infnet_dist.ingest.logs.extend import (
     check_extension,
@@ -67,6 +69,7 @@ from infnet_dist.ingest.logs.stages.shuffle import write_parts
 from infnet_dist.ingest.logs.task_sizes import num_tasks
 from infnet_dist.ingest.logs.work_plan import check_side_tables, side_tables, work_plan
 from infnet_dist.ingest.writing.target import resolve_target
+from infnet_dist.ingest.writing.transforms import write_transforms
 from infnet_dist.io.filesystem import open_filesystem, published
 from infnet_dist.io.urls import without_secrets
 from infnet_dist.schema import DenseFeature
@@ -185,8 +188,11 @@ def _run_stages(context: IngestContext, new: Listing) -> StagedSet | None:
     )
     rows = _rows_by_split(context, partitioned, deduplicated)
 
-    num_ids, vocabularies = fit_vocabularies(context, rules, deduplicated)
+    num_ids, key_maps = fit_vocabularies(context, rules, deduplicated)
     schema = fit_schema(context, deduplicated, num_ids)
+    definition = make_definition(
+        config, schema, kinds=rules.kinds, key_maps=key_maps, generation=context.generation
+    )
     last_ms = partitioned.times_ms[1]
     boundary_ms = int(context.calendar.known_until(np.array([last_ms + 1]))[0])
 
@@ -197,7 +203,7 @@ def _run_stages(context: IngestContext, new: Listing) -> StagedSet | None:
         deduplicated,
         schema=schema,
         counts=counts,
-        vocabularies=vocabularies,
+        definition=definition,
         num_parts=num_parts,
         boundary_ms=boundary_ms,
         num_rows=sum(rows.values()),
@@ -225,6 +231,7 @@ def _run_stages(context: IngestContext, new: Listing) -> StagedSet | None:
         earlier=context.earlier,
         pending_is_train=context.pending_is_train,
         files_left_out=new.left_out,
+        transforms=write_transforms(context.staged, definition),
     )
 
 

@@ -7,7 +7,14 @@ from pathlib import Path
 from typing import Any
 
 from infnet_dist import __version__
-from infnet_dist.data.manifest import Ingested, Manifest, Split, read_manifest, write_manifest
+from infnet_dist.data.manifest import (
+    Ingested,
+    Manifest,
+    Split,
+    TransformsFile,
+    read_manifest,
+    write_manifest,
+)
 from infnet_dist.data.statistics import sample_statistics
 from infnet_dist.ingest.writing.parts import (
     PartSummary,
@@ -32,6 +39,7 @@ class StagedSet:
         earlier: manifest of the existing set; None for a new one.
         pending_is_train: whether all rows of the existing set belong to train now.
         files_left_out: reasons by path of files that weren't read.
+        transforms: the manifest's entry for the transforms.
     """
 
     folder: Path
@@ -42,6 +50,7 @@ class StagedSet:
     earlier: Manifest | None
     pending_is_train: bool
     files_left_out: dict[str, str]
+    transforms: TransformsFile
 
 
 def write_staged_manifest(staged: StagedSet, work: Path) -> None:
@@ -58,6 +67,7 @@ def write_staged_manifest(staged: StagedSet, work: Path) -> None:
         content_hash=digest,
         ingested=staged.ingested,
         files_left_out=staged.files_left_out,
+        transforms=staged.transforms,
     )
     if staged.earlier is None:
         manifest = _with_statistics(manifest, staged.folder)
@@ -84,7 +94,7 @@ def publish(work: Path, folder: Path) -> Manifest:
     else:
         _move_in(staged, folder)
         write_manifest(folder, _with_statistics(manifest, folder))
-        _remove_old_state(folder, manifest.ingested.generation)
+        _remove_old(folder, manifest.ingested.generation)
     shutil.rmtree(work)
     return read_manifest(folder)
 
@@ -97,7 +107,8 @@ def remove_unnamed(folder: Path, manifest: Manifest) -> None:
     for path in folder.glob("*/*.parquet"):
         if str(path.relative_to(folder)) not in named:
             path.unlink()
-    for path in [*folder.glob("state/*"), *folder.glob("quarantine/*")]:
+    by_ingest = ("state/*", "quarantine/*", "transforms/*")
+    for path in [path for pattern in by_ingest for path in folder.glob(pattern)]:
         if path.name not in known:
             shutil.rmtree(path)
     for path in folder.glob("vocabulary/*/*.parquet"):
@@ -130,13 +141,18 @@ def _moved(split: Split, generation: int) -> Split:
 
 
 def _move_in(staged: Path, folder: Path) -> None:
-    for path in sorted(staged.rglob("*.parquet")):
+    for path in sorted([*staged.rglob("*.parquet"), *staged.glob("transforms/*/*")]):
         target = folder / path.relative_to(staged)
         target.parent.mkdir(parents=True, exist_ok=True)
         path.replace(target)
 
 
-def _remove_old_state(folder: Path, generation: int) -> None:
+def _remove_old(folder: Path, generation: int) -> None:
+    """Remove earlier state, and transforms but the last ones, which may be in use."""
+    current, last = (f"g{number:04d}" for number in (generation, generation - 1))
     for path in (folder / "state").iterdir():
-        if path.name != f"g{generation:04d}":
+        if path.name != current:
+            shutil.rmtree(path)
+    for path in (folder / "transforms").iterdir():
+        if path.name not in (current, last):
             shutil.rmtree(path)

@@ -6,6 +6,7 @@ import numpy as np
 import numpy.typing as npt
 
 from infnet_dist.config.logs import LogsIngest
+from infnet_dist.features.numbers import known_until
 
 IntArray = npt.NDArray[np.int64]
 SPLITS = ("train", "valid", "test")
@@ -13,7 +14,6 @@ EARLY, LEFT_OUT = 3, 4  # before train; in the gap before valid or test
 NEGATIVE = 5  # of train, left out by `ingest.negatives`
 OTHERS = ("early", "left_out", "negatives")  # names of the codes after SPLITS
 _HOUR_MS = 3_600_000
-_DAY_MS = 24 * _HOUR_MS
 
 
 @dataclass(frozen=True)
@@ -63,6 +63,4 @@ class Calendar:
 
     def known_until(self, times_ms: IntArray) -> IntArray:
         """Cutoffs of rows with these times: they see only events strictly before."""
-        if not self.daily:
-            return times_ms
-        return (times_ms + self.offset_ms) // _DAY_MS * _DAY_MS - self.offset_ms
+        return known_until(times_ms, daily=self.daily, offset_ms=self.offset_ms)

@@ -7,6 +7,7 @@ from infnet_dist import __version__
 from infnet_dist.config.logs import LogsIngest
 from infnet_dist.data.manifest import LogFile, Manifest
 from infnet_dist.errors import DataError
+from infnet_dist.features.definition import FORMAT_VERSION
 from infnet_dist.ingest.logs.reading.fragments import file_at
 
 
@@ -25,6 +26,7 @@ def work_plan(config: LogsIngest, files: Sequence[LogFile], earlier: Manifest | 
             "side_tables": {name: file.model_dump() for name, file in sides.items()},
             "earlier": earlier.content_hash if earlier is not None else None,
             "code_version": __version__,
+            "transforms": FORMAT_VERSION,
         },
         indent=1,
     )

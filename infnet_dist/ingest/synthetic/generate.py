@@ -20,6 +20,7 @@ import pyarrow as pa
 from infnet_dist.config.ingest import SyntheticIngest
 from infnet_dist.data.manifest import Manifest
 from infnet_dist.ingest.histories import HistoryBuilder
+from infnet_dist.ingest.synthetic.definition import prepared_definition
 from infnet_dist.ingest.synthetic.population import build_world
 from infnet_dist.ingest.synthetic.signals import sample_weights
 from infnet_dist.ingest.synthetic.world import (
@@ -81,7 +82,8 @@ def make_training_set(
             done += chunk.num_rows
             if progress is not None:
                 progress(done, config.num_rows)
-        return writer.publish(_schema(config, window, world))
+        schema = _schema(config, window, world)
+        return writer.publish(schema, definition=prepared_definition(schema))
 
 
 def split_rows(config: SyntheticIngest) -> dict[str, int]:

@@ -11,6 +11,7 @@ import pyarrow.compute as pc
 
 from infnet_dist.config.ingest import BagColumn, TabularIngest
 from infnet_dist.errors import DataError
+from infnet_dist.features.lists import cut, first_items
 from infnet_dist.ingest.convert.arrays import list_items
 from infnet_dist.ingest.encode import Vocabulary, float_column, quantile_boundaries
 from infnet_dist.ingest.tabular.columns import Columns, Source, weights_name
@@ -89,7 +90,7 @@ class Bag:
 
     def encode(self, values: pa.Array) -> pa.Array:
         """The ids of the first items."""
-        items, lengths = list_items(first_items(values, self.column.max_length))
+        items, lengths = first_of(values, self.column.max_length)
         return as_lists(pa.array(self.vocabulary.encode(items)), lengths)
 
 
@@ -115,9 +116,13 @@ class Dense:
         return float_column(_as_floats(values))
 
 
-def first_items(lists: pa.Array, max_length: int) -> pa.Array:
-    """The lists without the items after the first `max_length`."""
-    return pc.list_slice(lists, 0, max_length)
+def first_of(lists: pa.Array, max_length: int) -> tuple[pa.Array, npt.NDArray[np.int64]]:
+    """The first `max_length` items of each list, and the number of them."""
+    items, lengths = list_items(lists)
+    kept = first_items(lengths, max_length)
+    if kept.all():
+        return items, lengths
+    return items.filter(pa.array(kept)), cut(lengths, max_length)
 
 
 def as_lists(items: pa.Array, lengths: npt.NDArray[np.int64]) -> pa.ListArray:
@@ -149,7 +154,7 @@ def fit_encoders(config: TabularIngest, train: Source, columns: Columns) -> list
 def _fit(config: TabularIngest, name: str, kind: str, chunks: Sequence[pa.Array]) -> Encoder:
     if name in config.bags:
         column = config.bags[name]
-        items = [list_items(first_items(chunk, column.max_length))[0] for chunk in chunks]
+        items = [first_of(chunk, column.max_length)[0] for chunk in chunks]
         return Bag(name, Vocabulary.fit(pa.chunked_array(items).combine_chunks()), column)
     values = pa.chunked_array(chunks).combine_chunks()
     if kind == "float":

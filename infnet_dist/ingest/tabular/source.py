@@ -19,10 +19,11 @@ from infnet_dist.errors import DataError, unknown_name
 from infnet_dist.ingest.column_names import is_free
 from infnet_dist.ingest.convert.arrays import as_vectors, list_items
 from infnet_dist.ingest.tabular.columns import Columns, Source, kind_of_column, weights_name
+from infnet_dist.ingest.tabular.definition import make_definition
 from infnet_dist.ingest.tabular.encoders import (
     Encoder,
     as_lists,
-    first_items,
+    first_of,
     fit_encoders,
 )
 from infnet_dist.ingest.tabular.split_files import check_alike, split_files
@@ -82,7 +83,9 @@ def make_training_set(
                     progress(done, total)
             least = 1.0 if split == "train" else _DRIFT
             _warn_of_unknown(split, {n: c / source.rows for n, c in unknown.items()}, least)
-        return writer.publish(_schema(config, features), left_out)
+        schema = _schema(config, features)
+        definition = make_definition(config, schema, features, columns.kinds, writer.transforms)
+        return writer.publish(schema, left_out, definition)
 
 
 def _check_columns(config: TabularIngest, sources: dict[str, Source]) -> dict[str, str]:
@@ -161,8 +164,8 @@ def _weights_and_vectors(
 ) -> dict[str, pa.Array]:
     found: dict[str, pa.Array] = {}
     for name, column in config.weight_columns.items():
-        weights = first_items(chunk[column], config.bags[name].max_length)
-        found[weights_name(name)] = as_lists(*list_items(weights))
+        weights = first_of(chunk[column], config.bags[name].max_length)
+        found[weights_name(name)] = as_lists(*weights)
     for name, vector in config.vectors.items():
         found[name] = as_vectors(chunk[name], vector.dim)
     if config.sample_weight:

@@ -16,9 +16,11 @@ from infnet_dist import __version__
 from infnet_dist.data.manifest import Manifest, Split, write_manifest
 from infnet_dist.data.statistics import sample_statistics
 from infnet_dist.errors import DataError
+from infnet_dist.features.definition import Definition
 from infnet_dist.ingest.writing.parts import PartWriter, content_hash, make_split, summarise
 from infnet_dist.ingest.writing.raw_state import raw_state
 from infnet_dist.ingest.writing.target import publish_folder, resolve_target
+from infnet_dist.ingest.writing.transforms import transforms_folder, write_transforms
 from infnet_dist.schema import Schema
 
 _NONE: Mapping[str, str] = MappingProxyType({})
@@ -86,8 +88,26 @@ class TrainingSetWriter:
             )
         self._splits[split].write(table)
 
-    def publish(self, schema: Schema, files_left_out: Mapping[str, str] = _NONE) -> Manifest:
-        """Check the columns against `schema`, write the manifest, rename the folder."""
+    @property
+    def transforms(self) -> Path:
+        """Folder for key maps that the definition given to `publish` names; it is created."""
+        folder = transforms_folder(self._partial)
+        folder.mkdir(parents=True, exist_ok=True)
+        return folder
+
+    def publish(
+        self,
+        schema: Schema,
+        files_left_out: Mapping[str, str] = _NONE,
+        definition: Definition | None = None,
+    ) -> Manifest:
+        """Check the columns against `schema`, write the manifest, rename the folder.
+
+        Args:
+            schema: features, tables and tasks.
+            files_left_out: reasons by path of files that weren't read.
+            definition: how raw rows become those of the set; None: unknown.
+        """
         for split in self._splits.values():
             split.close()
         if not self._splits or any(split.is_empty for split in self._splits.values()):
@@ -103,6 +123,7 @@ class TrainingSetWriter:
             content_hash=content_hash(self._partial, schema, splits),
             files_left_out=dict(files_left_out),
             raw_files=self._raw_files,
+            transforms=definition and write_transforms(self._partial, definition),
         )
         statistics = sample_statistics(self._partial, manifest)
         manifest = manifest.model_copy(update={"statistics": statistics})

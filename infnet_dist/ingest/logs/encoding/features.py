@@ -3,7 +3,6 @@
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
@@ -12,14 +11,9 @@ import pyarrow as pa
 from infnet_dist.config.log_columns import Behaviour, DenseColumn
 from infnet_dist.config.logs import LogsIngest
 from infnet_dist.errors import ConfigError, DataError
+from infnet_dist.features.numbers import COUNT_BOUNDARIES
 from infnet_dist.ingest.column_names import is_free
 from infnet_dist.ingest.encode import quantile_boundaries
-from infnet_dist.ingest.logs.encoding.vocabulary import (
-    Encoder,
-    HashEncoder,
-    RawEncoder,
-    VocabularyEncoder,
-)
 from infnet_dist.schema import (
     BagFeature,
     CategoricalFeature,
@@ -34,8 +28,6 @@ from infnet_dist.schema import (
 
 FloatArray = npt.NDArray[np.float64]
 GROUP, TIME, WEIGHT = "group", "time_ms", "sample_weight"
-# Buckets of counts: 0, 1, 2, 3-4, 5-8, ... Boundaries are between two integers.
-COUNT_BOUNDARIES = tuple([0.5, 1.5] + [2.0**i + 0.5 for i in range(1, 21)])
 
 
 @dataclass(frozen=True)
@@ -64,26 +56,6 @@ def item_features(config: LogsIngest, behaviour: Behaviour) -> list[IdFeature]:
 def actions_table(behaviour: str) -> str:
     """Name of the table of the actions of a behaviour: 1 plus one bit per action."""
     return f"{behaviour}_actions"
-
-
-def make_encoders(config: LogsIngest, vocabularies: Mapping[str, Path]) -> dict[str, Encoder]:
-    """Encoders by table.
-
-    Args:
-        config: contains the encoding of each table.
-        vocabularies: compiled vocabulary by table.
-    """
-    encoders: dict[str, Encoder] = {}
-    for name in config.table_names:
-        table = config.table(name)
-        if table.encoding == "vocabulary":
-            encoders[name] = VocabularyEncoder(vocabularies[name])
-        elif table.encoding == "hash":
-            assert table.num_embeddings is not None
-            encoders[name] = HashEncoder(table.num_embeddings)
-        else:
-            encoders[name] = RawEncoder()
-    return encoders
 
 
 def fit_dense(config: LogsIngest, sample: pa.Table) -> tuple[DenseFeature, ...]:

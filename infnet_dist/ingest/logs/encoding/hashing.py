@@ -1,25 +1,11 @@
-"""64-bit keys of values, equal on every machine, and the buckets that they belong to."""
+"""Keys of several columns at once, and the buckets that tasks divide keys into."""
 
 import numpy as np
 import numpy.typing as npt
-import pandas as pd
-import pyarrow as pa
-import pyarrow.compute as pc
 
-from infnet_dist.data.hashing import splitmix64
+from infnet_dist.features.hashing import splitmix64
 
 IntArray = npt.NDArray[np.int64]
-
-
-def keys(values: pa.Array) -> IntArray:
-    """Integers unchanged, texts by hash, null as -1; int64 [n]."""
-    if pa.types.is_integer(values.type):
-        return pc.fill_null(values, -1).to_numpy().astype(np.int64)
-    encoded = values.dictionary_encode()
-    texts = encoded.dictionary.to_numpy(zero_copy_only=False).astype(object)
-    hashes = pd.util.hash_array(texts, categorize=False).view(np.int64)
-    hashes = np.append(hashes, -1)  # of null
-    return hashes[pc.fill_null(encoded.indices, len(texts)).to_numpy()]
 
 
 def combined(columns: list[IntArray]) -> IntArray:

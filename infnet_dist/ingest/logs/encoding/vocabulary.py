@@ -1,13 +1,14 @@
-"""Values -> ids: by a vocabulary that keeps existing ids as it grows, by hash, or unchanged.
+"""Vocabularies that keep existing ids as they grow.
 
 A vocabulary is a Parquet file sorted by value, with the columns `value`, `id` (0: too rare, or the
 table is full), `count` (in train) and `pending` (in valid and test, added to `count` when their
-days belong to train). Each ingest writes a new version; later versions keep earlier ids.
+days belong to train). Each ingest writes a new version; later versions keep earlier ids. Encoders,
+here and in serving, read its key map (`infnet_dist.features.ids`).
 """
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -16,16 +17,16 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from infnet_dist.config.log_columns import IdTable
-from infnet_dist.data.hashing import hashed_rows
 from infnet_dist.errors import DataError
+from infnet_dist.features.ids import KeyMap
+from infnet_dist.features.storage import save_key_map
 from infnet_dist.ingest.convert.arrays import mask
 from infnet_dist.ingest.convert.ids import to_join_keys
-from infnet_dist.ingest.logs.encoding.hashing import keys
+from infnet_dist.ingest.convert.keys import keys
 from infnet_dist.ingest.logs.stages.shuffle_files import read_bucket
 from infnet_dist.io.filesystem import published
 
 IntArray = npt.NDArray[np.int64]
-_COMPACT = 4  # maximum entries of a lookup array per value: 4 bytes each, a value has 16
 
 
 @dataclass(frozen=True)
@@ -40,7 +41,7 @@ class MergeCounts:
         previous: the previous version; None if there is none.
         pending_is_train: whether earlier rows of valid and test belong to train now.
         out: file of the new version.
-        compiled: file that encoders map into memory.
+        transforms: folder of the key map.
     """
 
     table: IdTable
@@ -52,10 +53,10 @@ class MergeCounts:
     previous: Path | None
     pending_is_train: bool
     out: Path
-    compiled: Path
+    transforms: Path
 
     def run(self) -> dict[str, Any]:
-        """Numbers of values and of ids.
+        """Number of ids, and the files of the key map.
 
         Raises:
             DataError: two texts may be one integer, and the config doesn't declare the type.
@@ -71,8 +72,9 @@ class MergeCounts:
         with published(self.out) as path:
             pq.write_table(merged, path, compression="zstd")
         known = merged.filter(pc.greater(merged["id"], 0))
-        _compile(known, self.compiled)
-        return {"values": len(merged), "ids": len(known)}
+        key_map = KeyMap.of(keys(known["value"].combine_chunks()), known["id"].to_numpy())
+        files = save_key_map(self.transforms, self.number, key_map)
+        return {"ids": len(known), "key_map": asdict(files)}
 
     def _previous(self, schema: pa.Schema) -> pa.Table:
         if self.previous is None:
@@ -120,86 +122,3 @@ def _summed(found: pa.Table, previous: pa.Table) -> pa.Table:
     merged = pa.concat_tables([found, previous]).group_by("value").aggregate(wanted)
     merged = merged.select(["value", "id_max", "count_sum", "pending_sum"])
     return merged.rename_columns(["value", "id", "count", "pending"]).sort_by("value")
-
-
-class Encoder(Protocol):
-    """Values of a table's columns -> ids."""
-
-    def __call__(self, values: pa.Array, seed: int = 0) -> IntArray:
-        """Ids of values, int64 [n]; 0 for null or unknown. `seed` selects the hash function."""
-        ...
-
-
-def _compile(known: pa.Table, path: Path) -> None:
-    """Write the keys of all values with an id, ascending, and the ids."""
-    found = keys(known["value"].combine_chunks())
-    order = np.argsort(found)
-    assert np.all(np.diff(found[order]) != 0), "two texts of a vocabulary have the same 64-bit hash"
-    table = pa.table({"key": found[order], "id": known["id"].to_numpy()[order]})
-    with published(path) as temporary, pa.OSFile(str(temporary), "wb") as sink:
-        with pa.ipc.new_file(sink, table.schema) as writer:
-            writer.write_table(table)
-
-
-class VocabularyEncoder:
-    """Ids of a vocabulary, from a `compiled` file."""
-
-    def __init__(self, path: Path) -> None:
-        batches = pa.ipc.open_file(pa.memory_map(str(path))).read_all().combine_chunks()
-        self._keys, self._ids = (batches[name].to_numpy() for name in ("key", "id"))
-        self._lookup = self._lookup_array()
-
-    def __call__(self, values: pa.Array, seed: int = 0) -> IntArray:
-        """As `Encoder`; the seed has no effect."""
-        wanted = keys(values)
-        if self._lookup is not None:
-            inside = (wanted >= 0) & (wanted < len(self._lookup))
-            ids = self._lookup[np.where(inside, wanted, 0)].astype(np.int64)
-            ids[~inside] = 0
-        else:
-            ids = self._searched(wanted)
-        if values.null_count:
-            ids[pc.is_null(values).to_numpy(zero_copy_only=False)] = 0
-        return ids
-
-    def _lookup_array(self) -> npt.NDArray[np.int32] | None:
-        """Ids indexed by key, if this array isn't larger than the vocabulary."""
-        if not len(self._keys) or self._keys[0] < 0:
-            return None
-        if self._keys[-1] > _COMPACT * len(self._keys) + (1 << 16) or len(self._keys) >= 2**31:
-            return None
-        lookup = np.zeros(int(self._keys[-1]) + 1, np.int32)
-        lookup[self._keys] = self._ids
-        return lookup
-
-    def _searched(self, wanted: IntArray) -> IntArray:
-        """Binary search of the distinct keys in ascending order."""
-        if not len(self._keys):
-            return np.zeros(len(wanted), np.int64)
-        distinct, back = np.unique(wanted, return_inverse=True)
-        place = np.minimum(np.searchsorted(self._keys, distinct), len(self._keys) - 1)
-        return np.where(self._keys[place] == distinct, self._ids[place], 0)[back]
-
-
-@dataclass(frozen=True)
-class HashEncoder:
-    """Hashes values to rows 1 to num_embeddings - 1."""
-
-    num_embeddings: int
-
-    def __call__(self, values: pa.Array, seed: int = 0) -> IntArray:
-        """As `Encoder`."""
-        ids = hashed_rows(keys(values), self.num_embeddings, seed)
-        ids[pc.is_null(values).to_numpy(zero_copy_only=False)] = 0
-        return ids
-
-
-@dataclass(frozen=True)
-class RawEncoder:
-    """Keeps integers, hashes texts to 64 bits; the reader hashes both to rows."""
-
-    def __call__(self, values: pa.Array, seed: int = 0) -> IntArray:
-        """As `Encoder`; the seed has no effect."""
-        ids = keys(values)
-        null = pc.is_null(values).to_numpy(zero_copy_only=False)
-        return np.where(null, 0, ids)

@@ -20,6 +20,7 @@ import pyarrow.compute as pc
 
 from infnet_dist.config.log_columns import Check
 from infnet_dist.errors import DataError
+from infnet_dist.features.numbers import EARLIEST_MS, LATEST_MS
 from infnet_dist.ingest.convert.arrays import (
     Mask,
     UnfitColumnError,
@@ -31,7 +32,7 @@ from infnet_dist.ingest.convert.arrays import (
     shown,
 )
 from infnet_dist.ingest.convert.kinds import EXPECTED, Kind, convert
-from infnet_dist.ingest.convert.times import EARLIEST_MS, LATEST_MS, fits_as
+from infnet_dist.ingest.convert.times import fits_as
 from infnet_dist.ingest.logs.reading.id_types import Spellings, add_spellings
 from infnet_dist.ingest.logs.reading.rules import Rules, allowed_values
 

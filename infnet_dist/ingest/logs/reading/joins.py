@@ -19,8 +19,8 @@ from infnet_dist.errors import DataError
 from infnet_dist.ingest.column_names import check_columns
 from infnet_dist.ingest.convert.arrays import UnfitColumnError, family, mask, plain
 from infnet_dist.ingest.convert.ids import PLAIN_INTEGER, to_integers, to_join_keys, to_texts
+from infnet_dist.ingest.convert.keys import keys
 from infnet_dist.ingest.convert.kinds import accepts
-from infnet_dist.ingest.logs.encoding.hashing import keys
 from infnet_dist.ingest.logs.reading.csv_text import is_csv, read_texts
 from infnet_dist.ingest.logs.reading.fragments import reason
 from infnet_dist.io.filesystem import open_filesystem

@@ -13,7 +13,13 @@ import pyarrow.parquet as pq
 
 from infnet_dist.config.log_columns import Behaviour
 from infnet_dist.config.logs import LogsIngest
-from infnet_dist.data.hashing import splitmix64
+from infnet_dist.features.definition import Definition
+from infnet_dist.features.hashing import splitmix64
+from infnet_dist.features.ids import IdEncoder
+from infnet_dist.features.lists import action_codes, cut, first_items
+from infnet_dist.features.storage import encoders_of
+from infnet_dist.ingest.convert.arrays import list_items
+from infnet_dist.ingest.convert.keys import keys, nulls
 from infnet_dist.ingest.encode import float_column
 from infnet_dist.ingest.histories import Packing, Picked, newest_before
 from infnet_dist.ingest.logs.context import IngestContext
@@ -23,11 +29,9 @@ from infnet_dist.ingest.logs.encoding.features import (
     WEIGHT,
     id_features,
     item_features,
-    make_encoders,
     weights_name,
 )
 from infnet_dist.ingest.logs.encoding.hashing import buckets_of
-from infnet_dist.ingest.logs.encoding.vocabulary import Encoder
 from infnet_dist.ingest.logs.negatives import splits_of
 from infnet_dist.ingest.logs.splits import SPLITS, Calendar
 from infnet_dist.ingest.logs.stages.deduplicate import Deduplicated
@@ -46,7 +50,7 @@ def assemble(
     *,
     schema: Schema,
     counts: tuple[tuple[Path, ...], ...],
-    vocabularies: Mapping[str, Path],
+    definition: Definition,
     num_parts: Mapping[str, int],
     boundary_ms: int,
     num_rows: int,
@@ -58,7 +62,7 @@ def assemble(
         deduplicated: result of stage deduplicate.
         schema: schema of the training set.
         counts: files of stage count, by group of counters.
-        vocabularies: compiled vocabulary by table.
+        definition: the transforms; their key maps are in the folder of the context.
         num_parts: number of parts by split.
         boundary_ms: the state keeps all rows from this time on, and the newest events before it.
         num_rows: number of rows in all partitions.
@@ -72,7 +76,8 @@ def assemble(
             num_partitions=num_partitions,
             rows=rows,
             counts=counts,
-            vocabularies=vocabularies,
+            definition=definition,
+            transforms=context.transforms,
             num_parts=num_parts,
             rows_per_chunk=context.sizes.chunk,
             boundary_ms=boundary_ms,
@@ -94,7 +99,8 @@ class AssemblePartition:
         schema: schema of the training set.
         rows: file of the sorted rows of the partition.
         counts: files of stage count, by group of counters.
-        vocabularies: compiled vocabulary by table.
+        definition: the transforms.
+        transforms: folder of their key maps.
         num_parts: number of parts by split.
         rows_per_chunk: number of rows that are made at once.
         boundary_ms: the state keeps all rows from this time on, and the newest events before it.
@@ -108,7 +114,8 @@ class AssemblePartition:
     num_partitions: int
     rows: Path
     counts: tuple[tuple[Path, ...], ...]
-    vocabularies: Mapping[str, Path]
+    definition: Definition
+    transforms: Path
     num_parts: Mapping[str, int]
     rows_per_chunk: int
     boundary_ms: int
@@ -120,7 +127,7 @@ class AssemblePartition:
         config = self.config
         rows = read_bucket([self.rows], 0, 1)
         splits = splits_of(config, rows)
-        encoders = make_encoders(config, self.vocabularies)
+        encoders = encoders_of(self.definition, self.transforms)
         made = _Columns(config, self.schema, rows, encoders, self._read_counts(len(rows)))
         if self.state is not None:
             self._keep_state(rows, made)
@@ -178,7 +185,7 @@ class _Columns:
         config: LogsIngest,
         schema: Schema,
         rows: pa.Table,
-        encoders: Mapping[str, Encoder],
+        encoders: Mapping[str, IdEncoder],
         counts: Mapping[str, npt.NDArray[np.float32]],
     ) -> None:
         self._config, self._schema, self._rows = config, schema, rows
@@ -241,7 +248,7 @@ class _Columns:
 
     def _encoded(self, column: str, table: str, seed: int) -> npt.NDArray:
         values = self._rows[column].combine_chunks()
-        return self._narrow(self._encoders[table](values, seed), table)
+        return self._narrow(self._encoders[table](keys(values), nulls(values), seed), table)
 
     def _narrow(self, ids: IntArray, table: str) -> npt.NDArray:
         """As int32 if all ids of the table fit: half the bytes to pass on."""
@@ -268,9 +275,10 @@ class _Columns:
     def _list(self, name: str, take: pa.Array) -> dict[str, pa.Array]:
         column = self._config.lists[name]
         items, offsets = self._items(name, column.max_length, take)
+        item_keys, null = keys(items), nulls(items)
         made = {}
         for feature in id_features(self._config, name, column.table):
-            ids = self._encoders[column.table](items, feature.seed)
+            ids = self._encoders[column.table](item_keys, null, feature.seed)
             ids = pa.array(self._narrow(ids, column.table))
             made[feature.name] = pa.ListArray.from_arrays(offsets, ids)
         if column.weights is not None:
@@ -280,9 +288,11 @@ class _Columns:
 
     def _items(self, name: str, max_length: int, take: pa.Array) -> tuple[pa.Array, pa.Array]:
         """The first items of the lists of a column, and their offsets; none for null."""
-        lists = pc.list_slice(self._rows[name].combine_chunks().take(take), 0, max_length)
-        lengths = pc.fill_null(pc.list_value_length(lists), 0).to_numpy()
-        return lists.flatten(), _offsets(np.concatenate([[0], np.cumsum(lengths)]))
+        items, lengths = list_items(self._rows[name].combine_chunks().take(take))
+        kept = first_items(lengths, max_length)
+        if not kept.all():
+            items, lengths = items.filter(pa.array(kept)), cut(lengths, max_length)
+        return items, _offsets(np.concatenate([[0], np.cumsum(lengths)]))
 
     def _history(self, name: str, behaviour: Behaviour, chosen: IntArray) -> dict[str, pa.Array]:
         events = self._events[name]
@@ -312,11 +322,8 @@ class _Columns:
         )
 
     def _action_codes(self, behaviour: Behaviour) -> npt.NDArray[np.int32]:
-        """1 plus one bit per action, for each row."""
-        actions = np.ones(len(self._rows), np.int32)
-        for i, name in enumerate(behaviour.actions):
-            actions += self._flag(name).astype(np.int32) << i
-        return actions
+        """The actions of each row."""
+        return action_codes([self._flag(name) for name in behaviour.actions], len(self._rows))
 
 
 def _offsets(offsets: IntArray) -> pa.Array:

@@ -18,9 +18,10 @@ import pyarrow.parquet as pq
 
 from infnet_dist.config.log_columns import CounterFeature
 from infnet_dist.config.logs import LogsIngest
-from infnet_dist.data.hashing import splitmix64
+from infnet_dist.features.hashing import splitmix64
+from infnet_dist.ingest.convert.keys import keys
 from infnet_dist.ingest.logs.context import IngestContext
-from infnet_dist.ingest.logs.encoding.hashing import combined, counting_bucket, keys
+from infnet_dist.ingest.logs.encoding.hashing import combined, counting_bucket
 from infnet_dist.ingest.logs.encoding.sketch import HashArray, occurrences, smallest_hashes
 from infnet_dist.ingest.logs.negatives import contradicting, splits_of
 from infnet_dist.ingest.logs.splits import OTHERS, SPLITS, Calendar

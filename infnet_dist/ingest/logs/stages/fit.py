@@ -1,13 +1,14 @@
 """Stage fit: vocabularies, boundaries and means from the rows before valid; then the schema."""
 
 from collections.abc import Mapping
-from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from infnet_dist.data.manifest import HashedTable
+from infnet_dist.features.definition import KeyMapFiles
+from infnet_dist.features.typed_json import typed
 from infnet_dist.ingest.logs.context import IngestContext
 from infnet_dist.ingest.logs.encoding.features import fit_dense, make_schema
 from infnet_dist.ingest.logs.encoding.sketch import (
@@ -25,9 +26,10 @@ from infnet_dist.schema import Schema
 
 def fit_vocabularies(
     context: IngestContext, rules: Rules, deduplicated: Deduplicated
-) -> tuple[dict[str, int], dict[str, Path]]:
-    """Number of ids and compiled vocabulary, by table with a vocabulary."""
+) -> tuple[dict[str, int], dict[str, KeyMapFiles]]:
+    """Number of ids and files of the key map, by table with a vocabulary."""
     config, tasks = context.config, {}
+    context.transforms.mkdir(parents=True, exist_ok=True)
     for number, name in enumerate(config.table_names):
         if config.table(name).encoding != "vocabulary":
             continue
@@ -43,12 +45,16 @@ def fit_vocabularies(
             previous=context.last_vocabulary(name),
             pending_is_train=context.pending_is_train,
             out=context.staged / "vocabulary" / name / f"{context.generation_name}.parquet",
-            compiled=context.file("fit", f"{name}.vocabulary"),
+            transforms=context.transforms,
         )
         tasks[name].out.parent.mkdir(parents=True, exist_ok=True)
     outcomes = context.runner.run("fit", tasks)
     ids = {name: outcome["ids"] for name, outcome in zip(tasks, outcomes, strict=True)}
-    return ids, {name: task.compiled for name, task in tasks.items()}
+    key_maps = {
+        name: typed(outcome["key_map"], KeyMapFiles)
+        for name, outcome in zip(tasks, outcomes, strict=True)
+    }
+    return ids, key_maps
 
 
 def fit_hashed_tables(context: IngestContext, deduplicated: Deduplicated) -> dict[str, HashedTable]:

@@ -13,10 +13,11 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from infnet_dist.config.logs import LogsIngest
-from infnet_dist.data.hashing import splitmix64
 from infnet_dist.errors import DataError
+from infnet_dist.features.hashing import splitmix64
+from infnet_dist.ingest.convert.keys import keys
 from infnet_dist.ingest.logs.context import IngestContext
-from infnet_dist.ingest.logs.encoding.hashing import buckets_of, keys
+from infnet_dist.ingest.logs.encoding.hashing import buckets_of
 from infnet_dist.ingest.logs.reading.clean import Cleaner
 from infnet_dist.ingest.logs.reading.fragments import (
     Fragment,
