@@ -134,7 +134,7 @@ def test_towers_are_innocent():
 
 
 def test_bundles_are_read_with_torch_and_numpy_alone():
-    """What `serving.bundle` imports, and what that imports; test_serving_light.py runs it."""
+    """What `serving.bundle` imports, and what that imports; test_export.py runs it."""
     waiting, seen = ["infnet_dist.serving.bundle"], set()
     while waiting:
         path = PACKAGE.parent.joinpath(*waiting.pop().split(".")).with_suffix(".py")
