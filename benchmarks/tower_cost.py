@@ -1,7 +1,7 @@
 """What tokens and tower cost by the length of the history: INFNet, full attention, DIN.
 
     .venv/bin/python benchmarks/tower_cost.py [--fields 100] [--lengths 500 2000 4000]
-        [--token-dim 64] [--batch-size 8] [--repeats 5]
+        [--token-dim 64] [--batch-size 32] [--repeats 5] [--models infnet transformer ...]
 
 Forward and backward of the dense part alone, on one CPU core (OMP_NUM_THREADS=1) and random inputs:
 two behaviours of half the length each. DIN is its paper's model: target attention, an MLP, and a
@@ -16,7 +16,7 @@ import platform
 import statistics
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import partial
 
 import torch
@@ -34,8 +34,9 @@ def main() -> None:
     parser.add_argument("--fields", type=int, default=100)
     parser.add_argument("--lengths", type=int, nargs="+", default=[500, 2000, 4000])
     parser.add_argument("--token-dim", type=int, default=64)
-    parser.add_argument("--batch-size", type=int, default=8)
+    parser.add_argument("--batch-size", type=int, default=32)
     parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--models", nargs="+", choices=MODELS, default=MODELS[:3])
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     print("command:", "python", *sys.argv)
@@ -45,16 +46,17 @@ def main() -> None:
     print("|---|---|---|---|---|---|")
     for length in arguments.lengths:
         sizes = Sizes(arguments.fields, (length // 2, length - length // 2), arguments.token_dim)
-        compare(sizes, arguments.batch_size, arguments.repeats)
+        models = dict.fromkeys([MODELS[0], *arguments.models])
+        compare(models, sizes, arguments.batch_size, arguments.repeats)
 
 
-def compare(sizes: Sizes, batch_size: int, repeats: int) -> None:
+def compare(models: Iterable[str], sizes: Sizes, batch_size: int, repeats: int) -> None:
     """Print a line per model."""
     inputs = make_inputs(sizes, batch_size).to(CPU)
     steps: dict[str, Callable[[], object]] = {
-        model: partial(forward_backward, make_dense(model, sizes), inputs) for model in MODELS
+        model: partial(forward_backward, make_dense(model, sizes), inputs) for model in models
     }
-    taken: dict[str, list[float]] = {model: [] for model in MODELS}
+    taken: dict[str, list[float]] = {model: [] for model in steps}
     for repeat in range(repeats + 1):  # the first only warms up
         for model, step in steps.items():
             start = time.process_time()
