@@ -87,16 +87,16 @@ def variants(
     inputs: Inputs, arguments: argparse.Namespace
 ) -> dict[str, Callable[[], torch.Tensor]]:
     """By name, a function that scores the request."""
-    told, untold = (
+    plain, independent = (  # whether the history depends on the candidate
         make_dense(inputs, arguments.fields, arguments.token_dim, reads)
         for reads in ("all", "user")
     )
     chunk = arguments.chunk_rows
     return {
-        "naive": lambda: repeated(told, inputs, inputs.count),
-        "chunks": lambda: repeated(told, inputs, chunk),
-        "once": once(told, inputs, chunk),
-        "user": once(untold, inputs, chunk),
+        "naive": lambda: repeated(plain, inputs, inputs.count),
+        "chunks": lambda: repeated(plain, inputs, chunk),
+        "once": once(plain, inputs, chunk),
+        "user": once(independent, inputs, chunk),
     }
 
 

@@ -2,7 +2,7 @@
 
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple, TypeVar
 
 from tqdm import tqdm
@@ -157,6 +157,17 @@ def fill_faults(fill: Callable[[], int]) -> tuple[str, int]:
         return str(error), 0
     except OSError as error:
         raise UnreadableError(f"can't read a checkpoint: {error}") from error
+
+
+def fill_alone(reader: TensorReader, shards: Sequence[LocalShard]) -> None:
+    """Fill tensors of this process, without other ranks.
+
+    Raises:
+        CheckpointError: the checkpoint is damaged, or the storage failed for a while.
+    """
+    fault, _ = with_retries(lambda: fill_faults(lambda: reader.fill(shards)))
+    if fault:
+        raise CheckpointError(fault)
 
 
 def with_retries(read: Callable[[], T]) -> T:

@@ -48,8 +48,8 @@ class KeyMap:
         keys, ids = keys[order], ids[order]
         if np.any(keys[1:] == keys[:-1]):
             raise DataError(
-                "two values of a vocabulary have the same 64-bit hash, so they can't be told "
-                "apart; change the text of one of them, or encode the table by hash"
+                "two values of a vocabulary have the same 64-bit hash, so they would "
+                "get one id; change the text of one of them, or encode the table by hash"
             )
         small = int(ids.max(initial=0)) < 2**31
         return cls(keys, ids.astype(np.int32 if small else np.int64), direct=direct)

@@ -75,7 +75,7 @@ def _predict_parts(
     module = sharded.model.module
     assert isinstance(module, TrainModel)
     model = module.model.eval()
-    scores = Scores(job.schema.tasks, job.identity.tasks).to(context.device)
+    scores = Scores(job.schema.tasks, job.identity.tasks)
     batch_size = config.data.batch_size
     shared = shares(job.left, context.world_size, batch_size)
     steps, rows = num_steps(shared, batch_size), sum(part.rows for part in job.left)

@@ -6,9 +6,9 @@ p of a task is a probability, or seconds of watch time; `completion` may be anot
 """
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Protocol
 
 import numpy as np
 
@@ -16,27 +16,31 @@ from infnet_dist.errors import ConfigError, DataError, unknown_name
 from infnet_dist.reranking.calibration.calibrators import Array
 
 
-class Formula(Protocol):
+class Formula(ABC):
     """A fusion formula."""
 
     @property
+    @abstractmethod
     def inputs(self) -> tuple[str, ...]:
         """Names of the values that it combines."""
 
     @property
     def probabilities(self) -> tuple[str, ...]:
         """Those that must be probabilities, not watch times."""
+        return ()
 
     @property
     def columns(self) -> tuple[str, ...]:
         """Names of the candidates' columns that it reads."""
+        return ()
 
+    @abstractmethod
     def score(self, values: Mapping[str, Array], columns: Mapping[str, Array]) -> Array:
         """Scores float64 [n] from values [n] and columns [n]."""
 
 
 @dataclass(frozen=True)
-class Linear:
+class Linear(Formula):
     """sum_k w_k p_k."""
 
     weights: Mapping[str, float]
@@ -49,23 +53,13 @@ class Linear:
         """See `Formula`."""
         return tuple(self.weights)
 
-    @property
-    def probabilities(self) -> tuple[str, ...]:
-        """See `Formula`."""
-        return ()
-
-    @property
-    def columns(self) -> tuple[str, ...]:
-        """See `Formula`."""
-        return ()
-
     def score(self, values: Mapping[str, Array], columns: Mapping[str, Array]) -> Array:
         """See `Formula`."""
         return _weighted_sum(self.weights, values)
 
 
 @dataclass(frozen=True)
-class ClickTimes:
+class ClickTimes(Formula):
     """p_click (1 + sum_k w_k p_k), where p_k are rates after the click."""
 
     click: str
@@ -83,11 +77,6 @@ class ClickTimes:
     def probabilities(self) -> tuple[str, ...]:
         """See `Formula`."""
         return (self.click,)
-
-    @property
-    def columns(self) -> tuple[str, ...]:
-        """See `Formula`."""
-        return ()
 
     def score(self, values: Mapping[str, Array], columns: Mapping[str, Array]) -> Array:
         """See `Formula`."""
@@ -119,7 +108,7 @@ class Power:
 
 
 @dataclass(frozen=True)
-class Powers:
+class Powers(Formula):
     """prod_k (b_k + w_k p_k)^a_k.
 
     b = 0, w = 1 is a product of powers of the predictions; b = 1 is the product of (1 + w p)^a of
@@ -137,16 +126,6 @@ class Powers:
         """See `Formula`."""
         return tuple(self.factors)
 
-    @property
-    def probabilities(self) -> tuple[str, ...]:
-        """See `Formula`."""
-        return ()
-
-    @property
-    def columns(self) -> tuple[str, ...]:
-        """See `Formula`."""
-        return ()
-
     def score(self, values: Mapping[str, Array], columns: Mapping[str, Array]) -> Array:
         """See `Formula`."""
         return _product(
@@ -156,7 +135,7 @@ class Powers:
 
 
 @dataclass(frozen=True)
-class Price:
+class Price(Formula):
     """prod_k p_k^a_k price^a of e-commerce: p_click p_buy price is the expected revenue.
 
     Attributes:

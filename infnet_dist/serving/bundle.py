@@ -16,6 +16,7 @@ from torch.nn import functional
 
 from infnet_dist.errors import BundleError
 from infnet_dist.model.pooling import item_mask, num_ids, total_weight
+from infnet_dist.model.scores import scores_of
 from infnet_dist.serving.manifest import (
     CANDIDATES,
     TIME_GAP,
@@ -81,8 +82,8 @@ class Bundle:
         logits_NK = self.logits(request)
         found = {}
         for task, logits_N in zip(self.manifest.tasks, logits_NK.unbind(1), strict=True):
-            binary = task.kind == "binary"
-            found[task.name] = logits_N.sigmoid() if binary else logits_N.exp() * task.mean_ms
+            mean_ms = task.mean_ms if task.kind == "watch_time" else None
+            found[task.name] = scores_of(logits_N, mean_ms)
         return {name: scores_N.numpy() for name, scores_N in found.items()}
 
     @torch.no_grad()

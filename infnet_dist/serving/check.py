@@ -16,12 +16,11 @@ import numpy as np
 import torch
 
 from infnet_dist.batch import RankingBatch
-from infnet_dist.checkpoint.loading import fill_faults, with_retries
+from infnet_dist.checkpoint.loading import fill_alone
 from infnet_dist.checkpoint.reading import TensorReader
 from infnet_dist.checkpoint.shards import LocalShard
 from infnet_dist.data.part_files import part_opener
 from infnet_dist.data.reader import Reader
-from infnet_dist.errors import CheckpointError
 from infnet_dist.evaluation.metrics import auc
 from infnet_dist.io.filesystem import Folder
 from infnet_dist.lookups import table_of
@@ -121,10 +120,7 @@ def load_model(checkpoint: Folder, origin: Origin) -> TrainModel:
             name = f"model.{name}"
         shape = tuple(tensor.shape)
         shards.append(LocalShard(name, shape, (0,) * len(shape), tensor.detach(), replicated=True))
-    reader = TensorReader(checkpoint, origin.manifest)
-    fault, _ = with_retries(lambda: fill_faults(lambda: reader.fill(shards)))
-    if fault:
-        raise CheckpointError(fault)
+    fill_alone(TensorReader(checkpoint, origin.manifest), shards)
     return model
 
 

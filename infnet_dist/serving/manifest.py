@@ -1,4 +1,4 @@
-"""manifest.json of a bundle: what it looks up, its files and their hashes; standard library alone.
+"""manifest.json of a bundle: what it looks up, its files and their hashes; needs numpy alone.
 
 A bundle is a folder:
 
@@ -12,12 +12,13 @@ A bundle is a folder:
 import hashlib
 import json
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from infnet_dist.errors import BundleError
+from infnet_dist.errors import BundleError, DataError
+from infnet_dist.features.typed_json import typed
 
 MANIFEST = "manifest.json"
 USER, CANDIDATES = "user.pt2", "candidates.pt2"
@@ -25,7 +26,6 @@ TIME_GAP = "time_gap_bucket"  # key of the time gaps among the attributes of a h
 DataType = Literal["fp32", "fp16", "int8"]
 _FORMAT = 1
 _FILE = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]*")
-_PART_BYTES = 2**20
 
 
 @dataclass(frozen=True)
@@ -164,42 +164,19 @@ def read_manifest(folder: Path) -> BundleManifest:
             f"bundle {folder} has format version {version}, expected {_FORMAT}; export it again"
         )
     try:
-        manifest = _parse(raw)
-    except (TypeError, ValueError, KeyError):
-        raise _damaged(folder, "fields are missing or unknown") from None
+        manifest = typed(raw, BundleManifest)
+    except DataError as error:
+        raise _damaged(folder, str(error)) from None
     for name in (file.name for file in manifest.files):
         if not _FILE.fullmatch(name):
             raise _damaged(folder, f"{name[:100]!r} is no name of a file")
     return manifest
 
 
-def _parse(raw: dict[str, Any]) -> BundleManifest:
-    many: dict[str, Callable[[Any], Any]] = {
-        "tasks": lambda one: ScoredTask(**one),
-        "fields": lambda one: Field(**one),
-        "vectors": lambda one: Vector(**one),
-        "dense": str,
-        "behaviours": lambda one: Behaviour(
-            **{**one, "attributes": tuple(Attribute(**a) for a in one["attributes"])}
-        ),
-        "tables": lambda one: StoredTable(
-            **{**one, "shards": tuple(Shard(**shard) for shard in one["shards"])}
-        ),
-        "files": lambda one: StoredFile(**one),
-    }
-    made: dict[str, Any] = {
-        name: tuple(map(many[name], raw[name])) if name in many else raw[name] for name in raw
-    }
-    return BundleManifest(**made)
-
-
 def sha256_of(path: Path) -> str:
     """SHA-256 of a file."""
-    digest = hashlib.sha256()
     with open(path, "rb") as file:
-        while part := file.read(_PART_BYTES):
-            digest.update(part)
-    return digest.hexdigest()
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def check_files(folder: Path, manifest: BundleManifest, *, content: bool = True) -> None:

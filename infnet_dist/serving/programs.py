@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from torch.export import Dim
 
-from infnet_dist.checkpoint.loading import fill_faults, with_retries
+from infnet_dist.checkpoint.loading import fill_alone
 from infnet_dist.checkpoint.manifest import CheckpointManifest
 from infnet_dist.checkpoint.reading import TensorReader
 from infnet_dist.checkpoint.shards import LocalShard
@@ -45,9 +45,7 @@ def load_dense(reader: TensorReader, manifest: CheckpointManifest, lookups: Look
         LocalShard(_PREFIX + name, tuple(t.shape), (0,) * t.ndim, t.detach(), replicated=True)
         for name, t in state.items()
     ]
-    fault, _ = with_retries(lambda: fill_faults(lambda: reader.fill(shards)))
-    if fault:
-        raise CheckpointError(fault)
+    fill_alone(reader, shards)
     return dense.eval()
 
 

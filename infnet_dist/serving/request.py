@@ -155,8 +155,8 @@ class RequestReader:
         if length > behaviour.max_length and behaviour.name not in self._cut:
             self._cut.add(behaviour.name)
             log.warning(
-                "%s has %d items, the model reads %d: the newest, which come first, are kept (said "
-                "once)",
+                "%s has %d items, the model reads the newest %d, which come first; later requests "
+                "aren't reported",
                 *(place, length, behaviour.max_length),
             )
         found = {name: ids[: behaviour.max_length] for name, ids in found.items()}
