@@ -16,7 +16,7 @@ from infnet_dist.io.filesystem import size_text
 from infnet_dist.serving.check import EXPECTED_AUC_LOSS, CheckResult, check_bundle
 from infnet_dist.serving.export import export_bundle
 from ray_jobs._cli import log, read_config, run_main
-from ray_jobs._saved_model import checkpoint_of
+from ray_jobs._saved_model import checkpoint_of, open_readable_set, saved_config, with_model_of
 from ray_jobs._verbs import parse
 
 
@@ -25,6 +25,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     arguments = parse("export", argv)
     config = read_config(arguments)
     folder = checkpoint_of(config, arguments)
+    if arguments.check:  # before the work
+        of_model = with_model_of(config, saved_config(folder), arguments.overrides, "export")
+        open_readable_set(of_model, folder)[0].split(arguments.split)
     log.info("exporting %s", folder)
     manifest = export_bundle(folder, arguments.out, arguments.tables)
     size = size_text(sum(file.size for file in manifest.files))

@@ -202,7 +202,7 @@ def _integers(value: Any, place: str) -> torch.Tensor:
     if not len(array):
         return torch.empty(0, dtype=torch.int64)
     if array.dtype.kind not in "iu" or array.dtype == np.uint64:
-        raise RequestError(f"{place}: expected integer ids, got {array[0]!r}"[:200])
+        raise RequestError(f"{place}: expected integer ids, got {array.tolist()[0]!r}"[:200])
     return torch.from_numpy(array.astype(np.int64))
 
 

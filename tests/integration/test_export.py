@@ -14,7 +14,7 @@ import torch
 from infnet_dist.checkpoint.manifest import read_manifest as read_checkpoint
 from infnet_dist.checkpoint.reading import TensorReader
 from infnet_dist.config.model import InfnetConfig, ModelSection, NoneConfig, StackConfig
-from infnet_dist.errors import BundleError, RequestError, UserError
+from infnet_dist.errors import BundleError, DataError, RequestError, UserError
 from infnet_dist.io.filesystem import Folder
 from infnet_dist.serving.bundle import Bundle
 from infnet_dist.serving.check import check_bundle
@@ -306,3 +306,6 @@ def test_the_command_exports_and_checks(
     card = json.loads((tmp_path / "b" / "model_card.json").read_text())
     assert card["step"] == 20 and card["data_type_of_tables"] == "int8" and card["metrics"]
     assert "## Metrics" in (tmp_path / "b" / "model_card.md").read_text()
+    with pytest.raises(DataError, match="'nope'"):
+        main([*arguments, "--out", str(tmp_path / "c"), "--check", "--split", "nope"])
+    assert not (tmp_path / "c").exists(), "refused before the export"
